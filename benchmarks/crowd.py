@@ -128,7 +128,7 @@ async def _live_tasks(field: Field, in_flight: int) -> int:
     block = "backend_configs.openai"
     settings = {"base_url": field.fast, "model_name": "bench", "concurrency": in_flight}
     configuration = Configuration.load(
-        backend="openai", assignments=[f"{block}.{key}={value}" for key, value in settings.items()]
+        backend="openai", assignments={f"{block}.{key}": value for key, value in settings.items()}
     )
     service = Service(configuration)
     others = len(asyncio.all_tasks())

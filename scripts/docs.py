@@ -6,10 +6,12 @@ A test compares them.
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.loading import Configuration
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.options import pages
-from promptmill.options.table import groups
+from promptmill.options.option import Option, sentence, spelled
+from promptmill.options.table import groups, options
 from promptmill.server.listed_tools import rare_names
 from promptmill.server.mcp_app import create_server
 from promptmill.service.service import Service
@@ -139,8 +141,10 @@ def providers() -> str:
     """Return docs/providers.md."""
     rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
     for profile in PROFILES:
-        url = f"`{profile.base_url}`" if profile.base_url else "yours, as `base_url`"
-        rows.append(f"| `{profile.name}` | {url} | {f'`{profile.key_env}`' if profile.key_env else 'none needed'} |")
+        url = f"`{profile.site.base_url}`" if profile.site.base_url else "yours, as `base_url`"
+        rows.append(
+            f"| `{profile.name}` | {url} | {f'`{profile.site.key_env}`' if profile.site.key_env else 'none needed'} |"
+        )
     return _page(
         [
             "# A provider, with your key",
@@ -195,11 +199,11 @@ def provider_rows() -> str:
         cells = [
             f"`{profile.name}`",
             f"`{profile.dialect}`",
-            _THINKING[profile.thinking],
-            _JSON[profile.json_form],
-            "yes" if profile.images == "url" else "no",
+            _THINKING[profile.thinking.switch],
+            _JSON[profile.json.form],
+            "yes" if profile.images.from_web else "no",
         ]
-        cells += [", ".join(f"`{name}`" for name in sorted(profile.refused)), profile.page]
+        cells += [", ".join(f"`{name}`" for name in sorted(profile.parameters.refused)), profile.site.page]
         rows.append(f"| {' | '.join(cells)} |")
     return _page(
         [
@@ -241,15 +245,83 @@ def names() -> str:
     row = "| the file for the answers |"
     before, line, after = page.partition(row)
     first, _, rest = after.partition("\n")
-    return f"{before}{line}{first}\n{pages.names(groups())}\n{rest.partition(NEXT)[1]}{rest.partition(NEXT)[2]}"
+    rows = "".join(_row(option) for group in groups() for option in group.options)
+    return f"{before}{line}{first}\n{rows}\n{rest.partition(NEXT)[1]}{rest.partition(NEXT)[2]}"
+
+
+def _row(option: Option) -> str:
+    flags = [] if option.flag is None else [str(option.name_on("flag")), *option.flag.name.split()[:-1]]
+    within = option.argument.within if option.argument is not None else ""
+    cells = [
+        spelled(option.words, None, options()),
+        *([f"`{name}`" for name in part if name] for part in (flags, [within or option.name_on("argument")])),
+        [f"`{name}`" for name in [option.name_on("keyword")] if name],
+        [f"`{key}`" for key in option.keys],
+    ]
+    return f"| {' | '.join(cell if isinstance(cell, str) else ', '.join(cell) for cell in cells)} |\n".replace(
+        "  ", " "
+    )
 
 
 def keywords() -> str:
-    """Return the module with Python's keywords."""
-    return pages.keywords(groups())
+    """Return the module with Python's keywords, with a class for each group name."""
+    named, classes = options(), dict[str, list[str]]()
+    for group in groups():
+        for option in group.options:
+            if option.keyword is not None:
+                words = sentence(option.words_on("keyword", named))
+                lines = classes.setdefault(group.name, [])
+                lines += [f"    {option.name_on('keyword')}: {_annotation(option)}", *_documented(words)]
+    parts = [KEYWORDS_HEAD]
+    for name, lines in classes.items():
+        parts += [f'\n\nclass {_class_of(name)}(TypedDict, total=False):\n    """Options: {name}."""\n\n', *lines]
+    bases = "".join(f"    {_class_of(name)},\n" for name in classes)
+    words = "The options of a call. None has the same effect as omitting the option."
+    return "".join([*parts, f'\n\nclass BulkOptions(\n{bases}    total=False,\n):\n    """{words}"""\n'])
+
+
+def _class_of(name: str) -> str:
+    return f"{name.title().replace('_', '')}Options"
+
+
+def _documented(words: str) -> Iterator[str]:
+    lines = textwrap.wrap(words, 120 - len('    """"""'), break_long_words=False, break_on_hyphens=False)
+    text = "\n    ".join(lines).replace('"', '\\"')
+    yield f'\n    """{text}"""\n'
+
+
+def _annotation(option: Option) -> str:
+    if option.keyword is not None and option.keyword.type:
+        return option.keyword.type
+    name = _source_of(option.type)
+    return name if option.default is not None else f"{name} | None"
+
+
+def _source_of(kind: object) -> str:
+    """Return a type as Python source."""
+    if typing.get_origin(kind) is typing.Literal:
+        values = ", ".join(map(json.dumps, typing.get_args(kind)))
+        return f"Literal[{values}]"
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " | ".join(map(_source_of, typing.get_args(kind)))
+    if kind is types.NoneType:
+        return "None"
+    return MODULES.sub("", kind.__name__ if type(kind) is type else str(kind))
 
 
 NEXT = "`system_prompt` has this name"
+MODULES = re.compile(r"\b(?:typing|collections\.abc|pathlib)\.")
+KEYWORDS_HEAD = '''\
+"""The keywords of `promptmill.bulk` and its variants, for editors. Written by `scripts/docs.py` from the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from promptmill.answers.schema import AnswerType
+'''
 SKILL_HEAD = """\
 ---
 name: promptmill

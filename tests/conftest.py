@@ -52,7 +52,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound="Closes")
 _LOCAL_NAMES = {"localhost", "", None}
 _FOREIGN = ("_API_KEY", "_proxy", "_PROXY", "_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_ENDS_S = 10.0
+_ENDS_S = 60.0
 _IN_MEMORY = Path("/dev/shm")  # of Linux
 _ROOM = 4 << 30
 _TEST = itertools.count()

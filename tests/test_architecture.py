@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 from mcp import Client, StdioServerParameters
 
+from promptmill.core.feature import features
+from waiting import PATIENCE_S
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "promptmill"
 
+IN_FEATURES = "promptmill.features."
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 HEAVY |= {"openvino", "openvino_genai"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.
@@ -92,7 +96,9 @@ def test_nothing_heavy_is_imported_at_the_top_of_a_file():
 )
 def test_a_fresh_interpreter_imports_nothing_heavy(entry):
     code = f"import sys, {entry}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert not set(loaded.stdout.split()) & (HEAVY - {"rich"}), "fastmcp itself brings rich"
     assert "promptmill" in loaded.stdout.split()
 
@@ -103,13 +109,17 @@ def test_a_fresh_interpreter_imports_nothing_heavy(entry):
 )
 def test_our_side_of_a_backend_imports_nothing_heavy(entry):
     code = f"import sys, {entry}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert not set(loaded.stdout.split()) & HEAVY
 
 
 def test_the_options_of_a_command_are_known_without_a_large_import():
     code = "import sys; from promptmill.cli import main; main.parser_of(['serve']); print(*sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     large = {"asyncio", "fastmcp", "mcp", "mcp_types", "orjson", "pydantic", "rich", "yaml"}
     assert not set(loaded.stdout.split()) & large, "import them where they are used"
 
@@ -164,7 +174,7 @@ def _makes_orders(file: Path) -> bool:
 
 def test_importing_prints_nothing():
     code = "import promptmill.server, promptmill.server.process, promptmill.cli.generate"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=PATIENCE_S)
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
@@ -176,6 +186,20 @@ def test_the_names_of_the_wire_live_and_die_in_the_server():
         "cli.generate",
         "core.wording",  # what people call them
     }
+
+
+def test_a_feature_imports_only_the_features_that_it_needs():
+    for name, feature in features().items():
+        own = [file for module, file in MODULES.items() if f"{module}.".startswith(f"features.{name}.")]
+        imported = {each.split(".")[2] for file in own for each in _imports(file) if each.startswith(IN_FEATURES)}
+        assert imported <= {name, *feature.needs}
+
+
+def test_no_code_compares_the_name_of_a_backend():
+    """A backend's record has the facts that differ. UltraRAG's parameters name one before there is a record."""
+    named = re.compile(r"""\bbackend\b\S* (?:[!=]=|in \{) ?"(?:openai|vllm|hf|openvino)""")
+    users = {module for module, file in MODULES.items() if named.search(file.read_text(encoding="utf-8"))}
+    assert users <= {"features.ultrarag.parameters"}
 
 
 def test_only_the_command_line_names_its_options():

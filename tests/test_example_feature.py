@@ -96,5 +96,5 @@ def test_a_package_and_a_feature_cannot_both_plan_a_job(run, tmp_path, upstream)
     both = run(*asked, "--choices", "x,y", "--votes", "3", code=2)
     assert "--long-to" in both
     assert "--votes" in both
-    assert "a job has one plan" in both
+    assert "cannot be used with --long-to" in both
     assert not upstream.seen

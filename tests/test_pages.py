@@ -143,3 +143,14 @@ def test_the_page_on_ultrarag_counts_what_is_compared(monkeypatch):
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.webp")), ids=lambda path: path.stem)
 def test_a_screenshot_is_small(picture):
     assert picture.stat().st_size < 150_000
+
+
+def test_the_figures_of_both_readmes_are_those_measured():
+    evidence = ROOT.joinpath("tests", "backends", "openai", "evidence.jsonl").read_text(encoding="utf-8")
+    measured = ROOT.joinpath("docs", "performance.md").read_text(encoding="utf-8")
+    ratios = [re.search(rf"\| {number} in flight, 50 ms.* \| ([\d.]+) \(", measured) for number in ("256", "1,024")]
+    figures = [str(len(evidence.splitlines())), *(ratio[1] for ratio in ratios if ratio)]
+    assert len(figures) == 3
+    for name in ("README.md", "README.zh-CN.md"):
+        text = ROOT.joinpath(name).read_text(encoding="utf-8")
+        assert [figure for figure in figures if figure not in text] == [], name

@@ -315,7 +315,7 @@ def _billed(upstream, factor=1.0):
         ({}, reset(), {"retries": 5}),
         ({}, truncated(), {"retries": 5}),
         ({}, then_close(truncated(0)), {"retries": 5}),
-        ({}, hang(), {"item_timeout": 1}),
+        ({}, hang(), {"item_timeout": 3}),
         *[({}, status(code), {"retries": 3}) for code in (502, 504, 520)],
         ({}, html(), {"retries": 3}),
         ({}, html(502), {"retries": 3}),

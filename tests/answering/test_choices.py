@@ -73,6 +73,9 @@ async def test_a_choice_in_another_form_is_repaired(ask, upstream, written):
         (["36893488147419103233", "0"], '{"answer": 36893488147419103233}'),
         (["[]", "{}"], "[]"),
         (['{"a": 1}', "b"], '{"a": 1}'),
+        (["ne\u0301gatif", "positif"], "n\u00e9gatif"),
+        (["n\u00e9gatif", "positif"], "Ne\u0301gatif."),
+        (["正面", "负面"], "正面。"),
     ],
 )
 def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):

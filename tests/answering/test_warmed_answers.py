@@ -55,7 +55,7 @@ async def test_others_are_held_until_the_first_is_answered():
 
 
 async def test_large_requests_that_wait_keep_their_places(monkeypatch):
-    monkeypatch.setattr(warmed, "_MOST_HELD", 2 * 5000)
+    monkeypatch.setattr(warmed, "MOST_WARMED", 2 * 5000)
     endpoint, call = Endpoint(), Call()
     answers = WarmedAnswers(endpoint.answer)
     tasks = [asyncio.ensure_future(answers.answer(request(n), call)) for n in range(6)]

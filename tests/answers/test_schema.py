@@ -143,7 +143,7 @@ def test_a_list_whose_numbers_go_on_behind_it_is_not_repaired(text):
 @pytest.mark.parametrize("behind", ['{"total": 12}', "total: 12", "- **Total:** 12", '"total" = 12'])
 def test_an_object_with_a_field_behind_it_is_not_repaired(behind):
     schema = {"type": "object", "properties": {"city": {}, "total": {}}, "required": ["city"]}
-    assert compile_schema(schema).check(f'{{"city": "Rome"}}\n{behind}').problem.startswith("the field 'total' stands")
+    assert compile_schema(schema).check(f'{{"city": "Rome"}}\n{behind}').problem.startswith("the field 'total' follows")
 
 
 def test_a_number_in_a_code_fence_that_its_text_denies_is_not_the_answer():
@@ -193,6 +193,24 @@ def test_a_no_about_something_else_denies_nothing(city, text):
 def test_an_answer_of_many_brackets_is_read_in_time_in_proportion_to_its_length(city):
     assert city.check("[a " * 100_000).problem
     assert city.check("{'a " * 100_000).problem
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"$\frac{a}{\beta}$", r"$\frac{a}{\beta}$"),
+        (r"$\\frac{a}{\\beta}$", r"$\frac{a}{\beta}$"),
+        (r"\\\frac", r"\\frac"),
+        (r"page 1\fPage 2\n\b", "page 1\fPage 2\n\b"),
+    ],
+)
+def test_latex_with_one_backslash_is_no_control_character(written, read):
+    text = f'{{"formula": "{written}"}}'
+    schema = compile_schema({"type": "object", "properties": {"formula": {"type": "string"}}, "required": ["formula"]})
+    checked = schema.check(text)
+    assert (json.loads(checked.text), checked.problem) == ({"formula": read}, "")
+    assert checked.repaired is (checked.text != text)
+    assert schema.is_soon_valid(text) is not checked.repaired
 
 
 def test_nothing_is_repaired_in_an_answer_that_was_cut_off(city):

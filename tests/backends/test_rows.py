@@ -184,7 +184,8 @@ def test_cells_of_a_table_hold_numbers_and_json_as_text():
     [
         ({"temperature": "hot"}, "line 7: temperature: "),
         ({"top_p": 7}, "line 7: top_p: "),
-        ({"n": 2}, "line 7: n requests several answers"),
+        ({"temperature": True}, "line 7: temperature: should be a number, not true or false"),
+        ({"n": 2}, "line 7: `n` is above 1"),
         ({"tools": "[{"}, "line 7: tools is not valid JSON"),
         ({"system": 5}, "line 7: system is a number"),
         ({"model": "other"}, "line 7 names a model other than the loaded one"),

@@ -6,7 +6,8 @@ import pytest
 
 from promptmill.cli.bulk import add_options
 from promptmill.cli.main import main
-from promptmill.cli.options import Parser, configuration_of
+from promptmill.cli.options import configuration_of
+from promptmill.cli.parser import Parser
 from replies import answer, from_request, status
 
 
@@ -14,13 +15,9 @@ from replies import answer, from_request, status
 def job(upstream, tmp_path):
     """Arguments of a job of five rows."""
     block = {"model_name": "m", "base_url": upstream.url, "base_delay": 0.01}
-    config = {
-        "backend": "openai",
-        "backend_configs": {"openai": block},
-        "sampling_params": {"max_tokens": 20, "temperature": 0},
-        "price": {"input": 10.0, "output": 100.0},
-    }
-    (tmp_path / "p.yaml").write_text(json.dumps(config))
+    sampling = {"max_tokens": 20, "temperature": 0}
+    config = {"backend": "openai", "backend_configs": {"openai": block}, "sampling_params": sampling}
+    (tmp_path / "p.yaml").write_text(json.dumps(config | {"price": {"input": 10.0, "output": 100.0}}))
     rows = tmp_path / "in.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"prompt {number}"}) + "\n" for number in range(5)))
     return ["bulk", str(rows), str(tmp_path / "out.jsonl"), "--config", str(tmp_path / "p.yaml"), "--json"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
 
 import pytest
 import yaml
 from pydantic import SecretStr
 
-from promptmill.config.loading import HTTP_DEFAULTS, Configuration, Overrides
+from promptmill.config.loading import HTTP_DEFAULTS, Configuration, Overrides, assigned
 from promptmill.config.parameter_file import FILE_NAME, _Loader, find
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
@@ -60,9 +62,9 @@ def write(tmp_path):
     return written
 
 
-def _problem(file, **options) -> str:
+def _problem(file, *assignments: str, environ: Any = MappingProxyType({})) -> str:
     with pytest.raises(PromptmillError) as caught:
-        Configuration.load(file, environ=options.pop("environ", {}), **options)
+        Configuration.load(file, assignments=assigned(assignments), environ=environ)
     assert caught.value.code is Code.INVALID_CONFIG
     return str(caught.value).removeprefix(f"{file}: ")
 
@@ -123,15 +125,17 @@ def test_an_empty_file_is_said_with_what_fills_it(write):
 def test_what_set_brings_is_not_blamed_on_the_file(write):
     file = write("backend: hf")
     for assignment, said in (
-        ("temperature=0", "`assignments`: temperature belongs below sampling_params: sampling_params.temperature=…"),
-        ("backend_configs.openai.concurency=8", "`assignments`: backend_configs.openai.concurency: unknown key"),
+        ("temperature=0", "`settings`: temperature belongs below sampling_params: sampling_params.temperature=…"),
+        ("backend_configs.openai.concurency=8", "`settings`: backend_configs.openai.concurency: unknown key"),
     ):
         with pytest.raises(PromptmillError) as caught:
-            Configuration.load(file, assignments=[assignment], environ={})
+            Configuration.load(file, assignments=assigned([assignment]), environ={})
         assert str(caught.value).startswith(said)
     with pytest.raises(PromptmillError) as caught:
-        Configuration.load(write("bakend: hf"), assignments=["backend_configs.openai.concurrency=8"], environ={})
-    assert "assignments" not in str(caught.value)
+        Configuration.load(write("bakend: hf"), assignments={"backend_configs.openai.concurrency": 8}, environ={})
+    assert "settings" not in str(caught.value)
+    with pytest.raises(PromptmillError, match=r"^`settings`: 1: unknown key"):
+        Configuration.load(write("backend: hf"), assignments={cast("str", 1): 2}, environ={})
 
 
 @pytest.mark.parametrize("name", ["sk-proj-abc", "sk-abc123", "gsk_0123456789abcdefghij", "$OPENAI_API_KEY"])
@@ -251,6 +255,20 @@ def test_an_unknown_key_is_an_error_with_its_path_and_the_nearest_known_one(writ
     ("content", "path", "said"),
     [
         ("backend: 5", "backend", "not a number"),
+        ("backend: [vllm]", "backend", "should be text, not a list of 1"),
+        ("backend: false", "backend", "should be text, not true or false"),
+        ("backend: ${NOT_SET}", "backend", "the environment variable NOT_SET is not set"),
+        ("models: {small: {backend: {vllm: 1}}}", "models.small.backend", "should be text"),
+        ("models: {small: {backend: [vllm], hf: {}}}", "models.small.backend", "should be text, not a list of 1"),
+        ("models: {small: {backend: 1, hf: {}}}", "models.small.backend", "should be text, not a number"),
+        ("models: {small: {backend: '${NOT_SET}', hf: {}}}", "models.small", "NOT_SET is not set"),
+        (
+            "models: {small: {hf: {}, sampling_params: 3}}",
+            "models.small.sampling_params",
+            "should hold keys and values",
+        ),
+        ("models: {small: {hf: {}, sampling_params: '${NOT_SET}'}}", "models.small", "NOT_SET is not set"),
+        ("sampling_params: [1]\nmodels: {small: {hf: {}}}", "sampling_params", "should hold keys and values"),
         ("backend_configs: [1]", "backend_configs", 'not a list of 1; remove the "- "'),
         ("backend_configs: {openai: text}", "backend_configs.openai", "should hold keys and values, not a text"),
         ("backend_configs: {openai: {concurrency: lots}}", "backend_configs.openai.concurrency", "not a text"),
@@ -351,11 +369,52 @@ def test_a_variable_of_a_block_that_is_not_used_may_be_missing(write, block):
 def test_assignments_lie_over_the_file(write):
     file = write("backend: hf\nbackend_configs: {openai: {concurrency: 2, retries: 2}}")
     assignments = ["backend_configs.openai.concurrency=9", "sampling_params.stop=[a, b]", "system_prompt=be brief"]
-    plan = Configuration.load(file, assignments=assignments, backend="openai", environ={}).plan
+    plan = Configuration.load(file, assignments=assigned(assignments), backend="openai", environ={}).plan
     assert plan.backend == "openai"
     assert (plan.settings.backend_configs.openai.concurrency, plan.settings.backend_configs.openai.retries) == (9, 2)
     assert plan.settings.sampling_params.stop == ["a", "b"]
     assert plan.settings.system_prompt == "be brief"
+
+
+def test_an_assigned_mapping_leaves_the_options_beside_it(write):
+    values: dict[tuple[str, ...], Any] = {("sampling_params", "seed"): 3, ("sampling_params", "temperature"): 0.9}
+    plan = Configuration.load(
+        write("sampling_params: {top_p: 0.5}"),
+        assignments={"sampling_params": {"temperature": 0.2}, "models": {}, "backend_configs.openai": {}},
+        values=lambda _: values,
+        environ={},
+    ).plan
+    assert plan.settings.sampling_params.given() == {"seed": 3, "temperature": 0.2}
+    plan = Configuration.load(
+        write("backend: openai"),
+        assignments={"backend_configs": {"openai": {"rpm": 60}}},
+        values=lambda _: {("backend_configs", "openai", "model_name"): "m"},
+        environ={},
+    ).plan
+    assert (plan.settings.backend_configs.openai.rpm, plan.model) == (60, "m")
+
+
+def test_the_last_assignment_of_a_key_counts_where_it_stands(write):
+    assignments = ["sampling_params.seed=1", "sampling_params={seed: 2, top_k: 3}", "sampling_params.seed=4"]
+    plan = Configuration.load(write("backend: hf"), assignments=assigned(assignments), environ={}).plan
+    assert plan.settings.sampling_params.given() == {"seed": 4, "top_k": 3}
+
+
+@pytest.mark.parametrize("key", ["extra_params: {x: 1}", "price: {input: 1, output: 2}"])
+def test_a_key_that_no_model_uses_is_an_error(write, key):
+    models = "models: {m: {openai: {base_url: 'http://a/v1', model_name: m}}}"
+    name = key.partition(":")[0]
+    assert (
+        _problem(write(f"{models}\n{key}")) == f"{name}: no model uses it, because each has its own: models.m.{name}."
+    )
+    assert Configuration.load(write(f"backend: hf\n{models}\n{key}"), environ={}).names == ("default", "m")
+
+
+def test_an_assigned_sampling_parameter_applies_to_all_models(write):
+    file = write("models: {m: {hf: {}, sampling_params: {temperature: 0.7, max_tokens: 9}}}")
+    configuration = Configuration.load(file, assignments={"sampling_params.temperature": 0.2}, environ={})
+    sampling = configuration.plan_of("m").settings.sampling_params
+    assert (sampling.temperature, sampling.max_tokens) == (0.2, 9)
 
 
 @pytest.mark.parametrize(
@@ -369,10 +428,12 @@ def test_assignments_lie_over_the_file(write):
         ("extra_params={a: 1, a: 2}", "the key a occurs twice"),
         ("sampling_params.temperature=2024-13-45", "sampling_params.temperature: should be a number"),
         ("extra_params=" + "[" * 3000, "nested too deeply"),
+        ("extra_params=&a [*a]", "`settings` is nested too deeply."),
+        ("nope=", "nope: unknown key"),
     ],
 )
 def test_an_assignment_that_cannot_work_is_an_error(write, assignment, said):
-    assert said in _problem(write("backend: hf"), assignments=[assignment])
+    assert said in _problem(write("backend: hf"), assignment)
 
 
 # What a call lays over it

@@ -140,7 +140,7 @@ def test_an_address_that_is_set_in_full_counts_beside_a_provider():
     configuration = Configuration.load(
         Path("parameter.yaml"),
         content={"backend": "openai", "backend_configs": {"openai": CORP}},
-        assignments=["backend_configs.openai.base_url=http://b/v1"],
+        assignments={"backend_configs.openai.base_url": "http://b/v1"},
         values=lambda raw: resolved_config.settings_of(
             raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={}
         ),

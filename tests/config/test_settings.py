@@ -153,6 +153,12 @@ def test_a_boolean_is_not_a_number(name, value):
         OpenAISettings.model_validate({name: value})
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_k", "seed", "max_tokens", "n"])
+def test_a_boolean_is_not_a_number_of_the_sampling(name):
+    with pytest.raises(ValidationError, match="should be a number, not true or false"):
+        Settings.model_validate({"sampling_params": {name: True}})
+
+
 def test_a_key_without_a_value_keeps_its_default():
     block = OpenAISettings.model_validate({"retries": None, "headers": None, "base_url": None, "rpm": None})
     assert (block.retries, block.headers, block.base_url, block.rpm) == (5, {}, [], None)

@@ -9,6 +9,7 @@ import pytest
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, Format
+from waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
 def test_no_code_of_a_feature_is_imported_to_list_them():
     code = f"import os, sys; os.environ['{WITHOUT}'] = ''; from promptmill.core import feature; feature.features(); "
     code += "print(*(name for name in sys.modules if name.startswith('promptmill.features.') and name.count('.') > 2))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.split() == []
 
 

@@ -55,7 +55,7 @@ def test_typed_parts_are_texts_and_images_in_order():
         }
     )
     assert message.content == (TextPart("a"), ImagePart("http://h/x.png", "low"), ImagePart("y.png"))
-    assert [image.source for image in message.images] == ["http://h/x.png", "y.png"]
+    assert [image.source for image in Conversation((message,)).images] == ["http://h/x.png", "y.png"]
 
 
 @pytest.mark.parametrize(

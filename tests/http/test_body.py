@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from promptmill.http.app import _ValueCount
@@ -23,6 +23,7 @@ def _separators(value):
     return 0
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=VALUES, size=st.integers(1, 9))
 def test_what_stands_in_texts_does_not_count(value, size):
     body = json.dumps(value, ensure_ascii=False).encode()

@@ -17,7 +17,7 @@ from served import VERSION, Served, messages
 from server_process import written
 from sure import sure
 from talk import text
-from waiting import eventually, until
+from waiting import PATIENCE_S, eventually, until
 
 pytestmark = pytest.mark.http
 BOTH = pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28 and 2025-11-25
@@ -139,7 +139,7 @@ async def test_a_program_with_an_agent_string_of_its_own_loses_no_answer(server,
 
     upstream.reply = late(2.2, answer("y" * 100_000))
     async with (
-        httpx2.AsyncClient(headers={"User-Agent": "my-app/1.0"}, timeout=60) as http_client,
+        httpx2.AsyncClient(headers={"User-Agent": "my-app/1.0"}, timeout=PATIENCE_S) as http_client,
         streamable_http_client(server.url, http_client=http_client) as streams,
         ClientSession(*streams) as session,
     ):
@@ -214,7 +214,7 @@ class _Hanging:
     """A call that waits for its answer on a connection of its own."""
 
     def __init__(self, server, headers, message):
-        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
         self.connection.request("POST", "/mcp", json.dumps(message), headers)
         self.answer: bytes | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -225,7 +225,7 @@ class _Hanging:
             self.answer = self.connection.getresponse().read()
 
     def wait(self):
-        self._reader.join(30)
+        self._reader.join(PATIENCE_S)
         return messages(sure(self.answer))[-1]
 
     def drop(self):

@@ -18,7 +18,7 @@ from replies import by_prompt, hang
 from served import BEARER, TOKEN, Served, messages
 from server_process import written
 from upstream import self_signed
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.http
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
@@ -74,7 +74,7 @@ def test_busy_it_leaves_at_once_and_running_calls_keep_what_is_answered(upstream
         thread = _calling(server.session(), "a", "hang", "b", answers=answers)
         eventually(lambda: upstream.in_flight == 1 and len(upstream.seen) == 3)
         _ends(server, how)
-        thread.join(10)
+        thread.join(PATIENCE_S)
         eventually(lambda: not upstream.in_flight)
     result = answers[0]["result"]["structuredContent"]
     assert result["ans_ls"] == ["echo: a", "", "echo: b"]
@@ -97,7 +97,7 @@ def test_killed_it_leaves_its_port(upstream, tmp_path):
     with Served(config) as server:
         server.session()
         server.end("SIGKILL")
-        server.process.wait(10)
+        server.process.wait(PATIENCE_S)
         with Served(config, listen=f"127.0.0.1:{server.port}") as again:
             assert again.session().answers("x") == ["echo: x"]
 
@@ -159,9 +159,9 @@ def test_a_port_in_use_is_exit_code_two(serve):
         (["--http", "127.0.0.1:0", "--trust-client"], "--trust-client"),
         (["--http", "127.0.0.1:0", "--tls-key", "k"], "needs --tls-cert PATH as well"),
         (["--http", "127.0.0.1:0", "--tls-cert", "/no/such/file"], "/no/such/file cannot be used (No such file"),
-        (["--token-env", "X"], "--token-env: goes with --http"),
-        (["--max-body", "1M"], "--max-body: goes with --http"),
-        (["--allowed-host", "x"], "--allowed-host: goes with --http"),
+        (["--token-env", "X"], "--token-env needs --http"),
+        (["--max-body", "1M"], "--max-body needs --http"),
+        (["--allowed-host", "x"], "--allowed-host needs --http"),
     ],
 )
 def test_options_that_cannot_work_are_exit_code_two(serve, options, said):
@@ -239,7 +239,7 @@ def test_children_do_not_inherit_the_token(upstream, tmp_path):
         env={"PROMPTMILL_HTTP_TOKEN": TOKEN, "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert done.stdout == "False\n"

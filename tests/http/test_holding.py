@@ -16,7 +16,7 @@ from promptmill.service.service import Service
 from promptmill.system.memory import Memory
 from replies import answer, by_prompt, hang
 from served import VERSION
-from waiting import until
+from waiting import PATIENCE_S, until
 
 MB = 1 << 20
 ROOMY = Memory(MB).hold()
@@ -73,7 +73,7 @@ async def _said(port, *pieces, pause_s=0.0):
         if not reading.done():
             writer.write(piece)
             await asyncio.sleep(pause_s)
-    await asyncio.wait_for(reading, 20)
+    await asyncio.wait_for(reading, PATIENCE_S)
     writer.close()
     return bytes(said)
 

@@ -11,7 +11,7 @@ import pytest
 from promptmill.http.sessions import LostCalls
 from replies import answer
 from served import messages
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 HEADERS = {
     "Content-Type": "application/json",
@@ -32,7 +32,7 @@ def _body(prompt, number=1):
 
 
 def _sent(server, body):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     connection.request("POST", "/mcp", body, HEADERS)
     return connection
 
@@ -64,7 +64,7 @@ def test_the_same_request_after_a_lost_connection_is_paid_for_once(server, upstr
     first.sock.shutdown(socket.SHUT_WR)
     while first.sock.recv(65536):  # until the server has closed the connection
         pass
-    other = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    other = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     other.request("GET", "/other")  # once this is answered, all tasks know that the connection is gone
     other.getresponse().read()
     threading.Timer(0.3, gate.set).start()

@@ -19,7 +19,7 @@ import pytest
 from replies import answer, hang
 from served import BEARER, TOKEN, Served
 from server_process import written
-from waiting import eventually, until
+from waiting import PATIENCE_S, eventually, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = "mill.example.com"
@@ -70,7 +70,7 @@ class _Proxy:
     def ask(self, method: str, path: str, host: str = NAME, **more) -> httpx2.Response:
         headers = BEARER | {"Host": host}
         url = f"https://127.0.0.1:{self.port}{path}"
-        with httpx2.Client(verify=self._tls, timeout=60) as client:
+        with httpx2.Client(verify=self._tls, timeout=PATIENCE_S) as client:
             return client.request(method, url, headers=headers, extensions={"sni_hostname": NAME}, **more)
 
 

@@ -12,7 +12,7 @@ from mcp_types import jsonrpc_message_adapter
 from promptmill.http.sessions import Events, SessionEvents
 from replies import answer
 from served import messages
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 _RESPONSE = jsonrpc_message_adapter.validate_python({"jsonrpc": "2.0", "id": 1, "result": {}})
 _PROGRESS = jsonrpc_message_adapter.validate_python(
@@ -23,7 +23,7 @@ _ID = re.compile(rb"^id: (\S+)", re.MULTILINE)
 
 def _posted(server, session, message):
     """Send a request and break its connection after the first event; return that event's id."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     connection.request("POST", "/mcp", json.dumps(message), session.headers)
     response = connection.getresponse()
     said = b""
@@ -41,7 +41,7 @@ def _call(*prompts):
 
 def _resumed(server, session, event_id):
     """Ask for what came after an event; return the messages up to the first response."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     connection.request("GET", "/mcp", headers=session.headers | {"Last-Event-ID": event_id})
     response = connection.getresponse()
     assert response.status == 200

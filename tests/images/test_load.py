@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.images.load import ImageRules, is_web, load_image
+from promptmill.images.load import ImageRules, _to_eight_bits, is_web, load_image
 from promptmill.system.call_files import FileRule
 
 ANYWHERE = ImageRules()
@@ -130,6 +130,14 @@ def test_four_ink_colours_become_three_lights(tmp_path):
     assert _like(image.getpixel((5, 10)), (255, 0, 0))
 
 
+@pytest.mark.parametrize("darkest", [-100, 100, 100_000])
+def test_whole_numbers_of_32_bits_are_shown_from_the_darkest_to_the_lightest(darkest):
+    image = Image.new("I", (3, 1))
+    for x in range(3):
+        image.putpixel((x, 0), darkest + 51 * x)
+    assert list(_to_eight_bits(image).tobytes()) == [0, 127, 255]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_to_eight_not_clipped(tmp_path, kind):
     image = Image.new("I;16", (3, 1))
@@ -181,6 +189,32 @@ def test_transparency_is_kept(tmp_path):
     path = tmp_path / "glass.tiff"
     path.write_bytes(_bytes(image, "TIFF"))
     assert _open(load_image(str(path), ANYWHERE).data).tobytes()[3] == 0
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("WEBP", "RGBA")])
+def test_a_server_whose_decoder_may_ignore_transparency_gets_white_behind_it(tmp_path, kind, mode):
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    image.putpixel((1, 1), (0, 0, 0, 255))
+    if mode == "P":
+        image = image.quantize(4)
+    path = tmp_path / "ink"
+    path.write_bytes(_bytes(image if mode == "P" else image.convert(mode), kind, lossless=True))
+    rules = ImageRules.of(ANYWHERE.files, ANYWHERE.max_pixels, types=frozenset({"image/png", "image/jpeg"}))
+    loaded = _open(load_image(str(path), rules).data)
+    assert (loaded.mode, loaded.getpixel((1, 1)), loaded.getpixel((2, 2))) == ("RGB", (0, 0, 0), (255, 255, 255))
+
+
+def test_a_png_with_16_bits_per_colour_gets_8(tmp_path):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    pixels = zlib.compress(b"\0" + struct.pack(">6H", 60_000, 0, 0, 0, 60_000, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    loaded = load_image(str(path), ANYWHERE).data
+    assert loaded[24] == 8
+    assert _open(loaded).getpixel((0, 0)) == (234, 0, 0)
 
 
 # Ways in

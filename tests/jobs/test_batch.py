@@ -101,7 +101,7 @@ def test_a_custom_id_that_stands_there_twice_is_told(bench):
     ]
     found = bench.succeed()
     said = "2 line(s) repeat the `custom_id` of an earlier one, line 3 that of line 1 first"
-    assert found["warnings"] == [f"{said}: their answers are told apart by their order alone."]
+    assert found["warnings"] == [f"{said}: only the order of their answers tells them apart."]
     assert [row["response"]["body"]["choices"][0]["message"]["content"] for row in bench.answers()] == [
         f"echo: {prompt}" for prompt in "abcd"
     ]

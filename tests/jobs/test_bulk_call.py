@@ -22,11 +22,10 @@ import promptmill
 from fakes import KEY
 from pdf_files import pdf_of_texts
 from promptmill.cli import bulk
-from promptmill.cli.options import Parser
+from promptmill.cli.parser import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.door import OpenJob
-from promptmill.jobs.manage import bulk_result
 from promptmill.options.keywords import BulkOptions
 from replies import answer, by_prompt, choose, status
 from upstream import Upstream
@@ -38,6 +37,18 @@ def options(upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     upstream.reply = answer()
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "state"))
     return {"model": "m", "base_url": upstream.url, "api_key": KEY, "progress": False}
+
+
+def test_a_model_of_the_settings_is_chosen_by_its_name(options, upstream):
+    block = {key: options.pop(key) for key in ("base_url", "api_key")}
+    models = {name: {"openai": {**block, "model_name": f"{name}-1"}} for name in ("small", "strong")}
+    options["settings"] = {"models": models}
+    with pytest.raises(PromptmillError, match="there is no model 'm'; models here: default, small, strong"):
+        promptmill.bulk(["a"], **options)
+    with pytest.raises(PromptmillError, match=r"price of strong-1 is not known; .*settings={'models.strong.price': "):
+        promptmill.bulk(["a"], max_cost=1, **options | {"model": "strong"})
+    promptmill.bulk(["a"], **options | {"model": "strong"})
+    assert [seen.json["model"] for seen in upstream.seen] == ["strong-1"]
 
 
 def kept(tmp_path: Path) -> list[Path]:
@@ -143,6 +154,32 @@ def test_a_note_names_the_arguments_of_python(options, tmp_path):
         promptmill.bulk(tmp_path / "a.pdf", prompt="Extract.", **options)
 
 
+@pytest.mark.parametrize("way", ["bulk", "bulk_async", "stream", "in a loop"])
+def test_a_warning_is_at_the_line_of_the_program(options, tmp_path, way):
+    pdf_of_texts(tmp_path / "a.pdf", ["Invoice 1"])
+    rows, options = tmp_path / "a.pdf", {**options, "prompt": "Extract."}
+
+    async def in_a_loop() -> Any:
+        return await promptmill.bulk_async(rows, **options) if way == "bulk_async" else promptmill.bulk(rows, **options)
+
+    def program() -> Any:
+        match way:
+            case "bulk":
+                return promptmill.bulk(rows, **options)
+            case "stream":
+                return list(promptmill.stream(rows, **options))
+        return asyncio.run(in_a_loop())
+
+    with pytest.warns(UserWarning, match="PDFs: 1 page sent as text") as found:
+        program()
+    assert {Path(each.filename) for each in found} == {Path(__file__)}
+
+
+def test_an_element_of_a_list_is_a_row_in_errors(options):
+    result = promptmill.bulk([{"prompt": "a"}, {"prompt": "b", "top_p": 7}], **options)
+    assert result.rows[1]["error"]["message"].startswith("row 2: top_p: ")
+
+
 def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options, tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(600)))
@@ -196,6 +233,18 @@ def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called
     streamed = sorted(promptmill.stream(rows, answer_column="reply", **options), key=lambda row: row["row_1"])
     assert [(row["row_1"], row["reply"]) for row in streamed] == [(1, "echo: a"), (2, "echo: b")]
     assert {name: streamed[0][name] for name in rows[0]} == rows[0]
+
+
+async def test_an_endpoint_of_one_model_needs_no_model(options, upstream):
+    upstream.models = ["only"]
+    del options["model"]
+    assert promptmill.bulk(["a"], **options).answers == ["echo: a"]
+    assert (await promptmill.bulk_async(["b"], **options)).answers == ["echo: b"]
+    assert [row["answer"] for row in promptmill.stream(["c"], **options)] == ["echo: c"]
+    assert {seen.json["model"] for seen in upstream.seen if seen.method == "POST"} == {"only"}
+    upstream.models = ["one", "other"]
+    with pytest.raises(PromptmillError, match=r"has one, other: name one of them \(`model`\)"):
+        promptmill.bulk(["d"], **options)
 
 
 def test_data_for_a_template_sets_nothing_unless_it_is_to(options, upstream):
@@ -313,7 +362,9 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters():
         (["a"], {"prompt": "Say"}, "`prompt` names no column"),
         ([{"question": "a"}], {}, "or name it with `prompt_column='question'`"),
         (["a"], {"temperature": "hot"}, "`temperature`"),
+        (["a"], {"temperature": True}, "`temperature` should be a number, not true or false"),
         (["a"], {"limit": "ten"}, "`limit`"),
+        (["a"], {"limit": True}, "`limit` should be a number, not true or false"),
         (["a"], {"max_failures": "few"}, "`max_failures` 'few' is neither"),
         (["a"], {"concurrency": 0}, "`concurrency`"),
         pytest.param(["a"], {"num_gpus": 1}, "`num_gpus`", marks=pytest.mark.features("ray")),
@@ -325,8 +376,38 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters():
         ("What is the capital of France?", {}, "send a list to have it answered: [text]"),
         (["a"], {"again": "some"}, "`again` should be 'failed', 'truncated' or 'all'"),
         (["a"], {"limit": 0}, "`limit` should be greater than or equal to 1"),
+        (["a"], {"limit": 10**30}, "`limit` should be less than or equal to"),
+        (["a"], {"sample": 10**30}, "`sample` should be less than or equal to"),
+        pytest.param(["a"], {"split": 0}, "`split` is 0; write tokens, 50 to", marks=pytest.mark.features("documents")),
+        pytest.param(["a"], {"split": 10**30}, "write tokens, 50 to 16777216", marks=pytest.mark.features("documents")),
         (["a"], {"provider": "opnai", "base_url": None}, "`provider`: unknown provider; did you mean openai?"),
         (["a"], {"max_cost": 1}, "`max_cost`: the price of m is not known; give it"),
+        (["a"], {"prompt": []}, "`prompt` is a list; send texts in it."),
+        (["a"], {"prompt": ["a", 1]}, "`prompt` is a list; send texts in it."),
+        (["a"], {"prompt": 5}, "`prompt` is a number"),
+        (["a"], {"model": 5}, "`model` is a number"),
+        (["a"], {"settings": 5}, "`settings` is a number"),
+        (["a"], {"settings": "backend=hf"}, "`settings` is a text"),
+        (["a"], {"backend": ["hf"]}, "`backend` is a list of 1"),
+        (["a"], {"config": 5}, "`config` is a number"),
+        (["a"], {"state": 5}, "`state` is a number"),
+        (["a"], {"state": "a\0b"}, "`state` has a NUL or half of a surrogate pair"),
+        (["a"], {"state": "a\ud800"}, "`state` has a NUL or half of a surrogate pair"),
+        (["a"], {"output": "a\0b.csv"}, "`output` has a NUL"),
+        ("a\0b.csv", {}, "`rows` has a NUL"),
+        ([Path("a\0b.csv")], {}, "`rows` has a NUL"),
+        pytest.param(["a"], {"sure": {1: 2}}, "`sure` has no field 1; it has", marks=pytest.mark.features("labels")),
+        (["a"], {"tier": 5}, "`tier` is a number"),
+        (["a"], {"tier": "x"}, "`tier` should be 'default', 'flex' or 'priority'."),
+        (["a"], {"schema": True}, "`schema` is true or false; give a JSON Schema"),
+        (["a"], {"schema": int}, "`schema` is"),
+        (["a"], {"schema": {1: 2}}, "`schema` has a number as a key"),
+        (["a"], {"output": 5}, "`output` is a number"),
+        (["a"], {"fields": []}, "'' is no field"),
+        (["a"], {"fields": {"a,b": str}}, "'a,b' is no name of a field"),
+        (["a"], {"fields": {"a": object}}, "a has no type"),
+        (["a"], {"fields": {"a": "money"}}, "There is no type 'money'"),
+        *((rows, {}, "rows") for rows in (b"one prompt", {"prompt": "a"}, 7, [5])),
     ],
 )
 def test_an_error_is_one_line_with_the_names_of_the_arguments(options, rows, given, said):
@@ -345,6 +426,13 @@ def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options, t
     promptmill.bulk(["a"], output, temperature=0, **options)
     with pytest.raises(PromptmillError, match=r"`again='all'` asks all rows again; `keep=True` keeps"):
         promptmill.bulk(["a"], output, temperature=1, **options)
+
+
+def test_a_result_counts_no_skipped_row_as_answered_and_the_answers_of_each_model(options):
+    rows = [{"prompt": text} for text in ("a", "", "b")]
+    assert "<BulkResult: 2 rows answered" in repr(promptmill.bulk(rows, skip_empty=True, **options))
+    several = promptmill.bulk(rows, skip_empty=True, **options | {"model": ["small", "good"]})
+    assert "<BulkResult: 4 answers" in repr(several)
 
 
 def test_a_result_in_a_notebook_is_escaped_and_asks_nothing_of_the_network(options, upstream):
@@ -383,15 +471,9 @@ def test_progress_in_a_notebook_is_shown_below_the_cell(options, monkeypatch):
     assert len(shown) == seen
 
 
-@pytest.mark.parametrize("rows", [b"one prompt", {"prompt": "a"}, 7, [5]])
-def test_what_is_no_list_of_rows_is_refused(rows):
-    with pytest.raises(PromptmillError, match="rows"):
-        list(bulk_result.lines_of(rows))
-
-
 def test_a_shard_is_one_of_files_with_an_output(options, upstream, tmp_path):
     for output in (None, tmp_path / "out.jsonl"):
-        with pytest.raises(PromptmillError, match=r"`shard` goes with (`output`|files and folders)"):
+        with pytest.raises(PromptmillError, match=r"`shard` (needs `output`|works only for files and folders)"):
             promptmill.bulk(["a", "b"], output, shard="1/2", **options)
     assert not upstream.seen
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
@@ -406,26 +488,6 @@ def test_an_unknown_option_is_named(options):
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature") as caught:
         promptmill.bulk(["a"], temprature=1, **options)  # type: ignore[call-arg]
     assert isinstance(caught.value, PromptmillError)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"prompt": []}, "`prompt` is a list; send texts in it."),
-        ({"prompt": ["a", 1]}, "`prompt` is a list; send texts in it."),
-        ({"prompt": 5}, "`prompt` is a number"),
-        ({"model": 5}, "`model` is a number"),
-        ({"settings": 5}, "`settings` is a number"),
-        ({"output": 5}, "`output` is a number"),
-        ({"fields": []}, "'' is no field"),
-        ({"fields": {"a,b": str}}, "'a,b' is no name of a field"),
-        ({"fields": {"a": object}}, "a has no type"),
-        ({"fields": {"a": "money"}}, "There is no type 'money'"),
-    ],
-)
-def test_every_wrong_value_is_a_promptmill_error(options, wrong, said):
-    with pytest.raises(PromptmillError, match=re.escape(said)):
-        promptmill.bulk(["a"], **{**options, **wrong})
 
 
 def test_a_list_of_prompts_is_several_prompts_named_by_their_texts(options, upstream):

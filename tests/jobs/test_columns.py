@@ -14,6 +14,7 @@ from promptmill.jobs.columns import OURS
 from promptmill.jobs.inputs.any_format import objects_in
 from replies import answer
 from tables import read_rows, write_rows
+from waiting import PATIENCE_S
 
 GIVEN: dict[str, Any] = {
     "answer": "72",
@@ -139,7 +140,7 @@ def test_answers_in_a_pipe_have_the_names_of_the_file(bench):
     bench.write([{"prompt": "a"}, {"prompt": "b", "answer": 1}])
     command = bench.command()
     command[command.index(str(bench.output))] = "-"
-    done = subprocess.run(command, cwd=bench.path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=bench.path, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert [json.loads(line)["answer_1"] for line in done.stdout.splitlines()] == ["echo: a", "echo: b"]
 
 

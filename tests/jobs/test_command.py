@@ -15,7 +15,7 @@ import pytest
 from forked import ran
 from half_done import answers
 from replies import answer, choose, late, raw, status
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 LOST = 32 + 64  # in flight at a kill, and not written yet
 
@@ -47,6 +47,7 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
         (["--answer-column", "error"], "error is the name of another column"),
         (["--max-failures", "few"], "'few' is neither"),
         (["--shard", "3/2"], "3 is more than 2"),
+        (["--backend", "opnai"], "there is no backend opnai; did you mean openai?"),
         (["--prompt", "Say {{prompt}}", "--prompt-column", "prompt"], "not allowed with"),
     ],
 )
@@ -54,6 +55,13 @@ def test_validate_refuses_what_the_job_refuses(bench, options, said):
     bench.prompts(2)
     for checked in ([], ["--dry-run"]):
         assert said in bench.fail(*options, *checked)
+
+
+def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
+    bench.write([{"prompt": text} for text in ("abc", "abcdefg", "", "")])
+    price = ("--set", "price={input: 1000000, output: 1}", "--skip-empty")
+    found = json.loads(bench.run("--dry-run", "--json", *price).stdout)
+    assert (found["estimated_prompt_tokens"], found["estimated_cost"]) == (3, pytest.approx(3.0))
 
 
 def test_validate_counts_repeated_ids_within_the_limit(bench):
@@ -293,7 +301,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench):
             shown += data
     except OSError:
         pass
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     assert b"rows/s" in shown
     assert b"in flight" in shown
     assert b"left" in shown
@@ -317,7 +325,7 @@ def test_jobs_lists_shows_and_cancels(bench):
     cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
     eventually(lambda: bench.upstream.in_flight == 0)
-    assert process.wait(5) == 1
+    assert process.wait(PATIENCE_S) == 1
     assert "in.jsonl → out.jsonl: cancelled after " in bench.jobs(job_id).stdout
     assert f"job {job_id} was not running" in bench.jobs(job_id, "--cancel").stderr
     assert bench.jobs("no-such-job").returncode == 2

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs.store import status
 from replies import answer, late
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 PRICE = ("--set", "price={input: 0, output: 1000000}", "--max-tokens", "10")
 
@@ -38,6 +39,14 @@ def is_paused(bench: Any) -> bool:
     return bool(status.get("paused")) and not status["in_flight"]
 
 
+def test_a_job_that_ends_while_its_status_is_read_is_not_called_interrupted(bench):
+    bench.prompts(2)
+    bench.succeed()
+    spec, last = bench.folder.spec_and_status()
+    found = status.of(bench.folder, spec, last | {"state": "running", "done": 1, "waiting": "for a slot"})
+    assert (found["state"], found["done"], "waiting" in found) == ("finished", 2, False)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_pause_survives_a_kill(bench):
     process = running(bench, rows=600)
@@ -50,7 +59,7 @@ def test_a_pause_survives_a_kill(bench):
     eventually(lambda: bench.folder.status.get("alive", True) and is_paused(bench))
     assert len(bench.upstream.seen) == sent
     steer(bench, "--unpause")
-    again.communicate(timeout=60)
+    again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0
     assert len(bench.upstream.seen) == 600
 
@@ -62,7 +71,7 @@ def test_fewer_and_more_requests_are_in_flight(bench):
     bench.upstream.peak = 0
     steer(bench, "--set", "concurrency=32")
     eventually(lambda: bench.upstream.peak > 8)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
 
@@ -70,7 +79,7 @@ def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench):
     process = running(bench, *PRICE, rows=600)
     spent = bench.folder.status.get("cost") or 0.0
     steer(bench, "--set", f"max_cost={spent + 100}")
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75
     status = bench.folder.status
     assert status["cost"] <= max(spent + 100, 10 * len(bench.upstream.seen))
@@ -120,7 +129,7 @@ def test_the_board_shows_running_jobs_until_ctrl_c(bench):
     while "paused" not in board.stdout.readline():
         pass
     board.send_signal(signal.SIGINT)
-    _, said = board.communicate(timeout=60)
+    _, said = board.communicate(timeout=PATIENCE_S)
     assert board.returncode == 0
     assert not said
     assert process.poll() is None, "the job runs on"

@@ -1,12 +1,16 @@
 """Mails, web pages and Word documents: their text is sent, without MIME, base64 and tags."""
 
 import base64
+import io
 import os
 import zipfile
 from email.message import EmailMessage
 
 import docx
 import pytest
+from docx.opc.packuri import PackURI
+from docx.opc.part import Part
+from docx.oxml import parse_xml
 
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs import documents
@@ -94,6 +98,188 @@ def test_no_word_document_and_one_that_unpacks_to_too_much_are_refused(tmp_path,
         packed.writestr("word/document.xml", b"0" * (2 << 20))
     with pytest.raises(PromptmillError, match="unpacks to more than 1 MiB"):
         word_text((tmp_path / "bomb.docx").read_bytes())
+
+
+def _in(charset, text, encoding, kind="plain"):
+    head = f"Content-Type: text/{kind}; charset={charset}\nContent-Transfer-Encoding: 8bit\n\n"
+    return head.encode() + text.encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("Subject: x\n\nGröße 10 €".encode(), "Größe 10 €"),
+        ("Subject: x\n\nGröße 10 €".encode("cp1252"), "Größe 10 €"),
+        (_in("us-ascii", "Größe 10 €", "utf-8"), "Größe 10 €"),
+        (_in("utf-8", "Größe 10 €", "cp1252"), "Größe 10 €"),
+        (_in("iso-8859-1", "10 € “net”", "cp1252"), "10 € “net”"),
+        (_in("gb2312", "朱镕基 €", "gb18030"), "朱镕基 €"),
+        (_in("ks_c_5601-1987", "한국 똠", "cp949"), "한국 똠"),
+        (_in("windows-874", "สวัสดี", "cp874"), "สวัสดี"),
+        (_in("iso-2022-jp", "日本", "iso2022_jp"), "日本"),
+        (_in("utf-16le", "中文", "utf-16-le"), "中文"),
+        (_in("us-ascii", "<meta charset=windows-1251><p>Привет", "cp1251", "html"), "Привет"),
+    ],
+)
+def test_a_mail_with_no_or_a_wrong_charset_is_read_as_mailers_read_it(data, text):
+    assert mail_text(data).partition("\n\n")[2] == text
+
+
+def _mixed(*parts, kind="mixed"):
+    return b"\n".join(
+        [
+            f"Content-Type: multipart/{kind}; boundary=cut\n".encode(),
+            *(b"--cut\n" + part for part in parts),
+            b"--cut--\n",
+        ]
+    )
+
+
+def test_a_mail_is_all_of_its_texts_in_their_order():
+    plain, page = b"Content-Type: text/plain\n\n", b"Content-Type: text/html\n\n"
+    picture = b"Content-Type: image/png\nContent-Disposition: inline; filename=b.png\n\nxx"
+    listing = b"Content-Type: text/plain\nContent-Disposition: inline; filename=c.txt\n\nof a file"
+    mail = _mixed(plain + b"Please see", picture, plain + b"and pay 42", listing)
+    assert mail_text(mail) == "Attachments: b.png, c.txt\n\nPlease see\n\nand pay 42"
+    assert mail_text(_mixed(page + b"<p>The order", plain + b"A list's footer")) == "\n\nThe order\n\nA list's footer"
+    assert mail_text(_mixed(plain + b" \n", page + b"<p>The text", kind="alternative")) == "\n\nThe text"
+    assert mail_text(_mixed(page + b"<p>Hello", plain + b"Hello", kind="alternative")) == "\n\nHello"
+    assert mail_text(_mixed(picture, page + b"<p>Hello", kind="related; start=x")).startswith(
+        "Attachments: b.png, text/html"
+    )
+    shown = _mixed(page + b"<p>Hello", picture, kind="related").replace(b"cut", b"inner")
+    assert mail_text(shown) == "Attachments: b.png\n\nHello"
+    both = _mixed(plain + b"Hello", shown, kind="alternative")
+    assert mail_text(both) == "\n\nHello", "a picture of a page that is not read"
+    assert mail_text(b"21\nSubject: a\n\nText 1\n\n\n<?xml version='1.0'?><plist/>") == "Subject: a\n\nText 1"
+    assert mail_text("\ufeffSubject: =?iso-8859-1?Q?10_=80?=\n\n1".encode()) == "Subject: 10 €\n\n1"
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("\ufeff<p>Größe</p>".encode("utf-16-le"), "Größe"),
+        ("<meta charset=iso-8859-1><p>10 €".encode("cp1252"), "10 €"),
+        ("<meta charset=shift_jis><p>①㈱".encode("cp932"), "①㈱"),
+        ('<?xml version="1.0" encoding="iso-8859-2"?><p>ąž</p>'.encode("iso-8859-2"), "ąž"),
+        ("<meta charset=utf-8><p>Größe, Füße".encode() + b"\xff", "Größe, Füße�"),
+        (b"<meta charset=utf-16><p>a", "a"),
+        (b"<meta charset=utf-7><p>1+ANw-", "1+ANw-"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_browsers_take(data, text):
+    assert page_text(data) == text
+
+
+def test_numbers_of_a_page_keep_their_place_and_meaning():
+    assert page_text(b"<table><tr><th><th>a<th>b<tr><td>x<td><td>5</table>") == "\ta\tb\nx\t\t5"
+    spans = "<tr><td colspan=2>ab<td>c<tr><td rowspan=2>r<td>1<td>2<tr><td>3<td>4<tr><td>5<td>6"
+    assert page_text(f"<table>{spans}</table>".encode()) == "ab\t\tc\nr\t1\t2\n\t3\t4\n5\t6"
+    assert page_text(b"<table><tr><td>\n<p>a</p>\n<td><p>b</p></td><tr><td><p>c<td>d</table>") == "a\tb\n\nc\td"
+    assert page_text(b"<table><tr><td>a<td><table><tr><td>i</table><td>c</table>").endswith("c")
+    assert page_text(b"10<sup>2</sup> m, 19<sup><b>99</b></sup>, the 1<sup>st</sup> 5") == "10² m, 19⁹⁹, the 1st 5"
+    assert page_text(b"<p>10<sup>2<p>12</p><table><tr><td>5<sup>3<td>7</table>") == "10²\n\n12\n\n5³\t7"
+    items = page_text(b"<ol start=3><li>a<li value=7>b<ul><li>c</ul><li>d</ol>")
+    assert " ".join(items.split()) == "3. a 7. b - c 8. d"
+    assert page_text(b"Donau&shy;dampf") == "Donaudampf"
+
+
+def _word(*bodies, **parts):
+    """Return a Word document with this XML in its body, and parts such as footnotes."""
+    main = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    document = docx.Document()
+    for body in bodies:
+        name, rest = body[1:].split(">", 1)
+        document.element.body.insert(len(document.element.body) - 1, parse_xml(f"<{name} {main}>{rest}"))
+    for one in [one for one in document.part.rels.values() if one.reltype.endswith(tuple(parts or ["-"]))]:
+        del document.part.rels[one.rId]
+    for name, body in parts.items():
+        kind = f"application/vnd.openxmlformats-officedocument.wordprocessingml.{name}+xml"
+        part = Part(PackURI(f"/word/{name}.xml"), kind, f"<w:{name} {main}>{body}</w:{name}>".encode())
+        document.part.relate_to(part, f"http://schemas.openxmlformats.org/officeDocument/2006/relationships/{name}")
+    document.save(data := io.BytesIO())
+    return data.getvalue()
+
+
+def _run(text, properties=""):
+    return f"<w:r>{properties and f'<w:rPr>{properties}</w:rPr>'}<w:t xml:space='preserve'>{text}</w:t></w:r>"
+
+
+def test_a_word_document_is_what_word_shows():
+    deleted = "<w:del><w:r><w:delText>10</w:delText></w:r></w:del>"
+    changed = f"<w:p>{_run('fee ')}{deleted}<w:ins>{_run('20')}</w:ins><w:smartTag>{_run(' EUR')}</w:smartTag></w:p>"
+    form = f"<w:p>{_run('Name: ')}<w:sdt><w:sdtPr/><w:sdtContent>{_run('Ann')}</w:sdtContent></w:sdt></w:p>"
+    field = f"<w:p><w:fldSimple w:instr='DATE'>{_run('2 March')}</w:fldSimple><w:r><w:sym w:char='F0FE'/></w:r></w:p>"
+    above = _run("2", "<w:vertAlign w:val='superscript'/>")
+    raised = f"<w:p>{_run('10')}{above}{_run('no', '<w:vanish/>')}</w:p>"
+    noted = f"<w:p>{_run('Block')}<w:r><w:footnoteReference w:id='1'/></w:r></w:p>"
+    block = f"<w:sdt><w:sdtContent>{noted}</w:sdtContent></w:sdt>"
+    note = f"<w:footnote w:id='0' w:type='separator'/><w:footnote w:id='1'><w:p>{_run('but not B')}</w:p></w:footnote>"
+    text = word_text(_word(changed, form, field, raised, block, footnotes=note))
+    assert text.split("\n") == [
+        *("fee 20 EUR", "Name: Ann", "2 March☑", "10²", "Block[footnote 1]", "[footnote 1] but not B"),
+    ]
+
+
+def test_cells_of_a_word_document_are_in_their_columns_and_its_letterhead_is_read():
+    document = docx.Document()
+    document.sections[0].header.paragraphs[0].text = "Invoice 7"
+    document.sections[0].footer.paragraphs[0].text = "IBAN DE1"
+    table = document.add_table(3, 3)
+    for at, cell in enumerate(each for row in table.rows for each in row.cells):
+        cell.text = f"c{at}"
+    table.cell(0, 1).text = table.cell(2, 0).text = ""
+    table.cell(0, 0).merge(table.cell(0, 1))
+    table.cell(1, 0).merge(table.cell(2, 0))
+    table.cell(2, 2).add_table(1, 2).cell(0, 1).text = "inner"
+    document.save(data := io.BytesIO())
+    assert word_text(data.getvalue()) == "Invoice 7\nc0\t\tc2\nc3\tc4\tc5\n\tc7\tc8\n\tinner\nIBAN DE1"
+
+
+def test_a_word_document_with_wrong_numbers_in_its_xml_is_read():
+    spans = ("<w:gridSpan w:val='2.0'/>", "<w:gridSpan/>", "<w:gridSpan w:val='0'/>", "<w:gridSpan w:val='9999999'/>")
+    cells = "".join(f"<w:tc><w:tcPr>{span}</w:tcPr><w:p>{_run('a')}</w:p></w:tc>" for span in spans)
+    assert word_text(_word(f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>")) == "a\ta\ta\ta"
+    level = "<w:lvl><w:start w:val='x'/><w:numFmt w:val='decimal'/><w:lvlText w:val='%1.'/></w:lvl>"
+    change = "<w:lvlOverride><w:startOverride w:val='y'/></w:lvlOverride>"
+    kind = f"<w:abstractNum w:abstractNumId='5'>{level}</w:abstractNum>"
+    lists = f"{kind}<w:num w:numId='7'><w:abstractNumId w:val='5'/>{change}</w:num><w:num w:numId='8'/>"
+    assert word_text(_word(_list(7, "a", "z"), _list(7, "b"), _list(8, "c"), numbering=lists)) == "1. a\n2. b\nc"
+
+
+def test_white_space_around_a_word_document_is_left_out():
+    hidden = _run("no", "<w:vanish w:val='off'/>")
+    assert word_text(_word(f"<w:p>{_run('  a')}</w:p>", f"<w:p>{hidden}{_run(' b  ')}</w:p>")) == "a\nno b"
+
+
+def _list(name, text, at=None):
+    """Return a paragraph of a list."""
+    level = "" if at is None else f"<w:ilvl w:val='{at}'/>"
+    return f"<w:p><w:pPr><w:numPr>{level}<w:numId w:val='{name}'/></w:numPr></w:pPr>{_run(text)}</w:p>"
+
+
+def test_the_numbers_of_lists_are_those_that_word_computes():
+    levels = "".join(
+        f"<w:lvl w:ilvl='{at}'><w:start w:val='{start}'/><w:numFmt w:val='{form}'/><w:lvlText w:val='{text}'/></w:lvl>"
+        for at, (start, form, text) in enumerate(
+            [(3, "decimal", "§ %1"), (1, "lowerLetter", "%1.%2)"), (9, "upperRoman", "(%3)"), (1, "bullet", "o")]
+        )
+    )
+    begun = "<w:num w:numId='8'><w:abstractNumId w:val='5'/><w:lvlOverride w:ilvl='0'><w:startOverride w:val='1'/>"
+    lists = (
+        f"<w:abstractNum w:abstractNumId='5'>{levels}</w:abstractNum><w:num w:numId='7'><w:abstractNumId w:val='5'/>"
+    )
+    lists += f"</w:num>{begun}</w:lvlOverride></w:num>"
+    items = [_list(7, "a", 0), _list(7, "b", 1), _list(7, "c", 1), _list(7, "d", 2), _list(7, "e", 3), _list(7, "f", 0)]
+    items += [_list(7, "g", 1), _list(8, "h"), _list(7, "i"), _list(0, "j"), _list(99, "k")]
+    expected = ["§ 3 a", "3.a) b", "3.b) c", "(IX) d", "- e", "§ 4 f", "4.a) g", "§ 1 h", "§ 2 i", "j", "k"]
+    assert word_text(_word(*items, numbering=lists)).split("\n") == expected
+    document = docx.Document()
+    for style in ("List Number", "List Number", "List Bullet", "Normal", "List Number"):
+        document.add_paragraph(style, style=style)
+    document.save(data := io.BytesIO())
+    numbered = ["1. List Number", "2. List Number", "- List Bullet", "Normal", "3. List Number"]
+    assert word_text(data.getvalue()).split("\n") == numbered
 
 
 def test_a_folder_of_documents_is_asked_about_their_texts(bench):

@@ -46,7 +46,7 @@ def test_files_are_named_by_absolute_paths_and_shown_as_written(opened, tmp_path
         assert (job.source, job.loose) == (None, None)
         assert job.order.inputs == (tmp_path / "in.jsonl",)
         assert job.order.output == tmp_path / "out.jsonl"
-        assert (job.order.shown.input, job.order.limits.rows) == ("in.jsonl", 1)
+        assert (job.order.shown.input, job.order.limits.limit) == ("in.jsonl", 1)
         found = job.validate()
     assert (found["rows"], found["invalid"]) == (1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"], "no job was made"

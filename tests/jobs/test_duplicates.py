@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from promptmill.backends.protocol import Completion, Usage
-from promptmill.jobs.run.copies import Copies, Duplicates
+from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round, join_of
@@ -41,7 +41,7 @@ def test_a_copied_answer_costs_nothing_and_what_it_replaces_still_counts(store):
     duplicates = Duplicates(store, bench.spec, lambda *_: True)
     duplicates.prepare(copying)
     copies: list[int] = []
-    Copies(store, lambda: bench.spec, 3).copy(copying, duplicates, copies.extend)
+    bench.job_rounds(order_of(dedupe=True), duplicates).copy(copying, copies.extend)
     assert copies == [1, 2]
     records = store.sound_records()
     assert [(one.text, one.attempts, one.prompt_tokens, one.latency_s, one.round) for one in records] == [

@@ -34,6 +34,11 @@ def test_a_table_in_another_encoding_is_refused_with_its_name_and_read_with_it(b
     assert {seen.prompt for seen in bench.upstream.seen} == {"鞋子的尺码太小了", "{很好}"}
 
 
+def test_an_empty_name_of_an_encoding_is_none(bench):
+    bench.prompts(1)
+    assert bench.run("--encoding", "").returncode == 0
+
+
 @pytest.mark.parametrize("name", ["in.txt", "in.csv", "in.tsv"])
 def test_what_excel_calls_unicode_text_is_read_as_the_table_that_it_is(bench, name):
     bench.input, bench.output = bench.path / name, bench.path / "out.csv"

@@ -50,6 +50,16 @@ def test_fields_are_carried_through_byte_for_byte_in_input_order(bench):
     ]
 
 
+def test_an_element_of_an_array_is_a_row_in_errors(bench):
+    bench.input = bench.path / "in.json"
+    bench.input.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b", "top_p": 7}, 3], indent=1))
+    assert bench.run("--dry-run", "--json").stdout.count("row 2: top_p: ") == 1
+    bench.run()
+    said = [row["error"]["message"] for row in bench.answers()[1:]]
+    assert said[0].startswith("row 2: top_p: ")
+    assert said[1] == "row 3 is a number. Write a list of objects."
+
+
 def test_a_malformed_line_fails_alone_with_its_number(bench):
     bench.write(['{"prompt": "a"}', '{"prompt": ', '{"prompt": "c"}', "[]", '{"prompt": true}'])
     result = bench.run("--json")
@@ -284,7 +294,9 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
     [
         ("in.doc", "out.jsonl", "The input file in.doc ends with '.doc'"),
         ("in", "out.jsonl", "has no suffix"),
-        ("in.jsonl", "out.doc", ".db#TABLE, .duckdb#TABLE, unlike out.doc."),
+        pytest.param(
+            *("in.jsonl", "out.doc", ".db#TABLE, .duckdb#TABLE, unlike out.doc."), marks=pytest.mark.features("duckdb")
+        ),
         (
             "in.jsonl",
             "out.txt",
@@ -307,6 +319,7 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(bench, source, t
     assert not bench.upstream.seen
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json"])
 @pytest.mark.parametrize(
     ("column", "said"),
     [
@@ -314,8 +327,10 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(bench, source, t
         (None, "Rename question to `prompt` in the file, or name it with --prompt-column question."),
     ],
 )
-def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(bench, column, said):
-    bench.write(['{"question": "why", "no": 1}', '{"question": "how", "no": 2}'])
+def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(bench, name, column, said):
+    rows = ['{"question": "why", "no": 1}', '{"question": "how", "no": 2}']
+    bench.input = bench.path / name
+    bench.write(rows if name == "in.jsonl" else ["[", ",\n".join(rows), "]"])
     assert said in bench.fail(*([] if column is None else ["--prompt-column", column]))
     assert not bench.output.exists()
     assert not list(bench.path.glob(".promptmill"))
@@ -325,7 +340,7 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(be
 def test_an_object_around_the_list_of_rows_is_told_before_a_job_begins(bench, options):
     bench.input = bench.path / "in.json"
     bench.input.write_text('{"data": [{"prompt": "a"}]}')
-    assert "rows are in the list 'data': save that list alone" in bench.fail(*options)
+    assert "rows are in the list 'data': save only that list" in bench.fail(*options)
     assert not bench.output.exists()
 
 
@@ -374,6 +389,16 @@ def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench, encoding
     written = bench.output.read_bytes()
     assert written.startswith(codecs.BOM_UTF8) == (encoding != "utf-16-le")  # which has no mark itself
     assert "5 €;“tea”;echo: “tea” 5 €" in written.decode()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_table_keeps_the_ends_of_its_lines(bench, end, suffix):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / f"out{suffix}"
+    bench.input.write_bytes(end.join(['prompt,"two\nlines"', '"a\nb",1', "c,2", ""]).encode())
+    bench.succeed()
+    written = bench.output.read_bytes()
+    assert written.count(b"\r") == written.count(b"\r\n") == (3 if end == "\r\n" else 0)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

@@ -141,7 +141,11 @@ def test_an_empty_row_of_a_sheet_has_no_columns(book, row, said):
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [("3", "its line 3, with the columns, is empty"), ("99", "its line 99"), ("0", "--header-row should be greater")],
+    [
+        ("3", "its line 3, with the columns, is empty"),
+        ("99", "its line 99"),
+        ("0", "--header-row: '0' must be at least 1"),
+    ],
 )
 def test_a_line_without_columns_is_refused(report, row, said):
     assert said in " ".join(report.fail("--prompt", "{{text}}", "--header-row", row).split())
@@ -149,7 +153,7 @@ def test_a_line_without_columns_is_refused(report, row, said):
 
 def test_other_formats_have_no_header_row(bench):
     bench.prompts(1)
-    assert "--header-row goes with CSV, TSV and workbooks, not with jsonl." in " ".join(
+    assert "--header-row works only for CSV, TSV and workbooks, not for jsonl." in " ".join(
         bench.fail("--header-row", "2").split()
     )
 

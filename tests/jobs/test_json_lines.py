@@ -76,8 +76,8 @@ def test_an_empty_array_has_no_rows(ingested, tmp_path, text):
         ('[{"prompt": "a"}]\n[{"prompt": "b"}]', "there is more text after its end at character 19"),
         ('[{"prompt": "a"},', "ends too early|Expecting value"),
         ('[{"prompt": nonsense, "and": "much more behind it"}]', "at character 13"),
-        ('{\n "rows": [\n  {"prompt": "a"}\n ]\n}', "holds one JSON object; save the list in 'rows' alone"),
-        ('{\n "rows": []\n}', "holds one JSON object; write an array of rows"),
+        ('{\n "rows": [\n  {"prompt": "a"}\n ]\n}', "is one JSON object; save only its list 'rows'"),
+        ('{\n "rows": []\n}', "is one JSON object; write an array of rows"),
     ],
 )
 def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested, tmp_path, text, said):

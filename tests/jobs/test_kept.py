@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from replies import answer, by_prompt, choose, late, status
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 
@@ -66,7 +66,7 @@ def test_failed_rows_are_not_done_again_into_an_output_of_fewer_rows(bench):
     bench.prompts(20)
     bench.fail(code=1)
     made, sent = bench.output.read_bytes(), len(bench.upstream.seen)
-    assert "holds more rows than --limit 5 asks for" in bench.fail("--again", "failed", "--limit", "5")
+    assert "has more rows than --limit 5; writing it" in bench.fail("--again", "failed", "--limit", "5")
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, sent)
     bench.upstream.reply = answer()
     bench.succeed("--again", "failed")
@@ -80,7 +80,7 @@ def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench):
     bench.fail(code=1)
     made = bench.output.read_bytes()
     assert bench.run("--again", "failed", killed_at="merging").returncode == -signal.SIGKILL
-    assert "holds more rows than --limit 5 asks for" in bench.fail("--limit", "5")
+    assert "has more rows than --limit 5; writing it" in bench.fail("--limit", "5")
     assert bench.output.read_bytes() == made
     bench.fail(code=1)
     assert len(bench.answers()) == 20
@@ -176,7 +176,7 @@ os.fsync = slow
     process = patched(bench, patch)
     eventually((bench.path / "written").exists)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=10)
+    said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143, said
     assert not bench.output.exists()
     assert not list(bench.path.glob(".*.partial"))

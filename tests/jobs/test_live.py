@@ -92,7 +92,7 @@ async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows):
     world = World(rows.store)
     sink = world.sink()
     assert await keys(world.source(rows, sink)) == [at for at in range(10_000) if at not in {5, 6}]
-    await sink.aclose()
+    await sink.commits.aclose()
     (record,) = rows.store.sound_records()
     assert (record.row, record.code, record.text[:6]) == (6, Code.INVALID_INPUT, "line 7")
 
@@ -131,7 +131,7 @@ async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows):
     found = await keys(world.source(rows, sink, targets=targets, among=range(5)))
     assert found == [0, SLOT, SLOT + 1, 2, 3, SLOT + 3, 4, SLOT + 4]
     assert len(await keys(world.source(rows, sink, targets=targets))) == 2 * 9998 - 2
-    await sink.aclose()
+    await sink.commits.aclose()
     assert [(record.row, record.slot, record.settings) for record in rows.store.records(where="code IS NOT NULL")] == [
         (6, 0, 0),
         (6, 1, 7),
@@ -165,14 +165,14 @@ async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(rows, monk
 
     world, found = World(rows.store), asyncio.Event()
     sink = world.sink()
-    sink.on_error = found.set
+    sink.commits.on_error = found.set
     monkeypatch.setattr(world.store, "write", damaged)
     await put(sink, 0, Completion("a"))
-    await sink.aclose()
+    await sink.commits.aclose()
     await asyncio.sleep(0)
     assert found.is_set()
     assert not await returns(sink, 1, Completion("b"))
-    assert (type(sink.error), world.counts.done) == (DamagedError, 0)
+    assert (type(sink.commits.error), world.counts.done) == (DamagedError, 0)
     monkeypatch.setattr(world.store, "read", damaged)
     source = world.source(rows, sink)
     with pytest.raises(DamagedError):
@@ -196,7 +196,7 @@ async def test_large_rows_are_in_flight_only_up_to_some_bytes(ingested, tmp_path
     await put(sink, 2, Completion("c"))
     assert [request.key for request in await source.take(10)] == [4]
     await source.aclose()
-    await sink.aclose()
+    await sink.commits.aclose()
 
 
 async def put(sink: StoreSink, row: int, outcome: Outcome) -> None:
@@ -234,7 +234,7 @@ async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_onl
     assert await returns(sink, 0, failure(Code.BUDGET, 0))
     assert await returns(sink, 1, replace(failure(Code.BUDGET, 2), cost=0.5))
     assert await returns(sink, 2, Completion("answer"))
-    await sink.aclose()
+    await sink.commits.aclose()
     refused, answered = world.store.record(1), world.store.record(2)
     assert refused is not None
     assert refused.outcome().cost == 0.5
@@ -278,14 +278,14 @@ async def test_only_what_is_the_rows_own_fault_is_recorded(world, code, attempts
     sink = world.sink()
     error = await refusal(sink, 0, failure(code, attempts))
     assert getattr(error, "code", None) == (None if recorded else code)
-    await sink.aclose()
+    await sink.commits.aclose()
     assert (world.counts.done, world.counts.failed) == ((1, 1) if recorded else (0, 0))
 
 
 async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world):
     sink = world.sink()
     await put(sink, 0, failure(Code.UNREACHABLE, 3))
-    await sink.aclose()
+    await sink.commits.aclose()
     again, later = world.sink(), world.sink()
     again.taken[0] = later.taken[0] = taken(3)
     assert not await returns(again, 0, failure(Code.UNREACHABLE, 3))
@@ -308,7 +308,7 @@ async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path
     await asyncio.gather(*(put(sink, row, Completion(f"answer {row}")) for row in range(40)))
     assert world.counts.done == 40
     assert len(world.store.sound_records()) == 40
-    await sink.aclose()
+    await sink.commits.aclose()
     assert sum(commits) == 40
     assert len(commits) <= 3
     world.store.close()
@@ -319,7 +319,7 @@ async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(wor
     for key in (3, SLOT + 3):
         sink.taken[key] = taken()._replace(n=3, slot=key // SLOT, asked=bytes([key // SLOT] * 16))
         await put(sink, key, Completion("a"))
-    await sink.aclose()
+    await sink.commits.aclose()
     found = [(one.row, one.slot, one.asked, one.settings, one.round) for one in world.store.sound_records()]
     assert found == [(3, 0, bytes(16), 1, 5), (3, 1, bytes([1] * 16), 2, 5)]
     assert not sink.taken
@@ -328,10 +328,10 @@ async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(wor
 async def test_an_answer_that_is_replaced_is_kept_as_spare(world):
     sink = world.sink()
     await put(sink, 0, Completion("old"))
-    await sink.aclose()
+    await sink.commits.aclose()
     sink.taken[0] = taken(answered=True)
     await put(sink, 0, Completion("new"))
-    await sink.aclose()
+    await sink.commits.aclose()
     assert [record.text for record in world.store.sound_records()] == ["new"]
     assert world.store.read("SELECT text FROM spare") == [("old",)]
 
@@ -343,8 +343,8 @@ async def test_a_database_that_cannot_be_written_stops_the_job(world, monkeypatc
     monkeypatch.setattr(world.store, "write", write)
     sink = world.sink()
     assert await returns(sink, 0, Completion("a"))
-    await sink.aclose()
+    await sink.commits.aclose()
     await asyncio.sleep(0)
     assert not await returns(sink, 1, Completion("b"))
-    assert isinstance(sink.error, PromptmillError)
-    assert (sink.error.code, world.counts.done) == (Code.STORAGE, 0)
+    assert isinstance(sink.commits.error, PromptmillError)
+    assert (sink.commits.error.code, world.counts.done) == (Code.STORAGE, 0)

@@ -13,7 +13,7 @@ from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs.template import template_of
 from replies import answer, late, status
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 
 def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench):
@@ -45,7 +45,7 @@ def test_a_broken_line_is_mended_and_asked_alone_and_counted_once(bench):
     bench.write(['{"prompt": "a"}', '{"prompt": "b"', '{"prompt": "c"}'])
     said = bench.fail(code=1)
     assert "line 2 is not valid JSON" in said
-    assert "correct these rows in in.jsonl and run the same command: it sends them alone" in said
+    assert "correct these rows in in.jsonl and run the same command: it sends only them" in said
     assert "--again failed" not in said
     bench.write([{"prompt": name} for name in "abc"])
     assert bench.succeed()["requests"] == len(bench.upstream.seen) == 3
@@ -186,7 +186,7 @@ def test_an_input_that_is_edited_while_the_job_runs_counts_for_the_next_run(benc
     process = bench.start()
     eventually(lambda: len(bench.records()) > 50)
     bench.write([{"prompt": f"other {at}"} for at in range(300)])
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)]
     said = " ".join(bench.fail().split())
@@ -236,7 +236,7 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench):
     process = bench.start()
     eventually(lambda: len(bench.records()) > 10)
     shutil.rmtree(bench.folder.path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     said = (out + err).replace("\n", " ")
     assert "was removed" in said
     assert "Run the job again; it begins anew" in " ".join(said.split())
@@ -247,11 +247,11 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--input-format", "csv"], "--input-format goes with `-` as INPUT alone"),
-        (["--output-format", "csv"], "--output-format: goes with `-` as OUTPUT alone"),
-        pytest.param(["--replicas", "3"], "--replicas goes with --ray ADDRESS.", marks=pytest.mark.features("ray")),
-        (["--max-cost", "-1"], "--max-cost: '-1' must be at least 0"),
-        (["--max-cost", "nan"], "--max-cost: 'nan' must be at least 0"),
+        (["--input-format", "csv"], "--input-format works only for standard input (`-`)"),
+        (["--output-format", "csv"], "--output-format works only if OUTPUT is `-`"),
+        pytest.param(["--replicas", "3"], "--replicas needs --ray ADDRESS.", marks=pytest.mark.features("ray")),
+        (["--max-cost", "-1"], "--max-cost: '-1' is out of range; write a number from 0 on"),
+        (["--max-cost", "nan"], "--max-cost: 'nan' is out of range"),
         (["--max-cost", "1", "--max-tokens", "5"], "--max-cost: the price of test-model is not known"),
     ],
 )
@@ -262,22 +262,22 @@ def test_an_option_that_cannot_take_effect_is_refused_by_its_name(bench, argumen
 
 def test_rows_on_stdin_are_no_files_to_choose_from(bench):
     bench.input = Path("-")
-    assert "--each goes with files and folders of this machine." in bench.fail("--each", "line")
+    assert "--each works only for files and folders of this machine; these rows" in bench.fail("--each", "line")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["out.jsonl", "--all"], "--all: goes with --export FILE, or without JOB."),
-        (["out.jsonl", "--rows", "--cancel"], "--rows: goes without --cancel."),
-        (["out.jsonl", "--cancel", "--failed"], "--cancel: goes without --failed."),
-        (["out.jsonl", "--full"], "--full: goes with --rows alone."),
-        (["out.jsonl", "--cache"], "--cache: is the cache of all jobs; leave out JOB."),
-        (["--clear"], "--clear: goes with --cache alone."),
-        (["--rows"], "--rows: needs a job, its output or a file of rows"),
-        (["--join"], "--join: needs the output"),
-        (["--unfinished"], "--unfinished: goes with --prune AGE alone."),
-        (["out.jsonl", "--prune", "7d"], "--prune: forgets all jobs older than AGE; leave out JOB."),
+        (["out.jsonl", "--all"], "--all lists all jobs; omit JOB, or add --export."),
+        (["out.jsonl", "--rows", "--cancel"], "--rows cannot be used with --cancel;"),
+        (["out.jsonl", "--cancel", "--failed"], "--cancel cannot be used with --failed;"),
+        (["out.jsonl", "--full"], "--full needs --rows."),
+        (["out.jsonl", "--cache"], "--cache is the cache of all jobs; leave JOB out."),
+        (["--clear"], "--clear needs --cache."),
+        (["--rows"], "--rows needs a job, its output or a file of rows"),
+        (["--join"], "--join needs the output"),
+        (["--unfinished"], "--unfinished needs --prune AGE."),
+        (["out.jsonl", "--prune", "7d"], "--prune applies to all jobs older than AGE; leave JOB out."),
         (["--follow"], "name the job to follow; `promptmill jobs` lists them."),
     ],
 )

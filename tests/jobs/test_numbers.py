@@ -23,6 +23,13 @@ def test_whole_numbers_beyond_64_bits_are_sent_and_kept_as_they_are(bench):
     assert bench.output.read_text().startswith(line[:-1])
 
 
+@pytest.mark.parametrize("more", ["", f', "id": {_ID}'])
+def test_a_number_beyond_every_float_is_sent_as_its_text(bench, more):
+    bench.input.write_text(f'{{"x": 1E400, "list": [-1e999, 2]{more}}}\n')
+    bench.succeed("--prompt", "{{x}} {{list}}")
+    assert bench.answers()[0]["answer"] == 'echo: 1E400 ["-1e999",2]'
+
+
 @pytest.mark.parametrize("column", [None, "x"])
 def test_a_prompt_may_be_a_whole_number_beyond_64_bits(bench, column):
     bench.input.write_text(f'{{"{column or "prompt"}": {_LARGE}}}\n')

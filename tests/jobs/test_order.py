@@ -70,10 +70,14 @@ def test_an_order_and_a_job_are_read_as_they_were_stored():
         inputs=(Path("/in"),),
         output=Path("/out"),
         reading=Reading(sql="SELECT 1"),
-        limits=Limits(rows=3, dedupe=True),
+        limits=Limits(limit=3, dedupe=True),
         shown=Shown(reason="judge", command=["compare"]),
     )
     assert JobOrder.model_validate(order.model_dump(mode="json")) == order
     spec = spec_of("csv").model_copy(update={"origin": Origin(owner="me", working_folder=Path("/work"))})
     spec = spec.with_input(style=Style(";", has_bom=True))
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_the_limit_of_an_order_of_an_older_version_is_read():
+    assert JobOrder.model_validate({"inputs": ["/in"], "output": "/out", "limits": {"rows": 3}}).limits.limit == 3

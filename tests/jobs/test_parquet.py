@@ -25,6 +25,7 @@ from promptmill.jobs.inputs.parquet import ParquetTable
 
 NANOSECOND = 1_700_000_000_123_456_789
 NESTED = pa.struct([("at", pa.timestamp("ns")), ("took", pa.list_(pa.duration("ns"))), ("x", pa.float64())])
+_TWO = pa.list_(pa.float32(), 2)
 COLUMNS: dict[str, Any] = {
     "texts": pa.array(["a", None, ""]),
     "large texts": pa.array(["a", None, ""], pa.large_string()),
@@ -33,7 +34,7 @@ COLUMNS: dict[str, Any] = {
     "small numbers": pa.array([-1, None, 127], pa.int8()),
     "large numbers": pa.array([2**64 - 1, None, 0], pa.uint64()),
     "fractions": pa.array([math.nan, None, -math.inf]),
-    "short fractions": pa.array([1.5, None, math.inf], pa.float32()),
+    "short fractions": pa.array([19.99, None, math.inf], pa.float32()),
     "decimals": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal(-2)], pa.decimal128(9, 2)),
     "booleans": pa.array([True, None, False]),
     "days": pa.array([dt.date(2024, 2, 29), None, dt.date(1, 1, 1)]),
@@ -47,6 +48,7 @@ COLUMNS: dict[str, Any] = {
     "lists of times": pa.array([[NANOSECOND, None], None, [0]], pa.large_list(pa.timestamp("ns", "UTC"))),
     "lists of times of day": pa.array([[1], None, []], pa.list_(pa.time64("ns"))),
     "lists of two": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2)),
+    "vectors": pa.array([[0.1, math.inf], None, [0, None]], _TWO),
     "objects": pa.array([{"at": NANOSECOND, "took": [1, None], "x": math.nan}, None, {"at": None}], NESTED),
     "maps": pa.array([[("a", math.nan)], None, []], pa.map_(pa.string(), pa.float64())),
     "nothing": pa.nulls(3),
@@ -59,6 +61,16 @@ def test_a_column_of_any_type_is_the_same_in_the_output(ingested, tmp_path, name
     (tmp_path / "out.parquet").write_bytes(ingested("in.parquet").write("out.parquet"))
     before, after = (parquet.read_table(tmp_path / f"{file}.parquet").column("column") for file in ("in", "out"))
     assert (after.type, str(after.to_pylist())) == (before.type, str(before.to_pylist()))
+
+
+def test_a_fraction_of_32_bits_is_sent_as_other_programs_show_it(tmp_path):
+    parquet.write_table(pa.table({"price": pa.array([19.99, 0.1, math.nan], pa.float32())}), tmp_path / "in.parquet")
+    assert [text_of(row["price"]) for row in objects_in(tmp_path / "in.parquet")] == ["19.99", "0.1", ""]
+    inner = pa.array(
+        [[{"x": 19.99, "of": [0.1, None]}], None], pa.list_(pa.struct([("x", pa.float32()), ("of", _TWO)]))
+    )
+    parquet.write_table(pa.table({"vector": inner}), tmp_path / "in.parquet")
+    assert [row["vector"] for row in objects_in(tmp_path / "in.parquet")] == [[{"x": 19.99, "of": [0.1, None]}], None]
 
 
 _WITHOUT_PANDAS = """
@@ -74,6 +86,24 @@ sys.meta_path.insert(0, Missing())
 from promptmill.jobs.inputs.any_format import objects_in
 print(json.dumps([row["at"] for row in objects_in(Path(sys.argv[1]))]))
 """
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_infinity_is_a_text_in_json(ingested, tmp_path, suffix):
+    table = pa.table({"prompt": ["a", "b", "c", "d"], "x": [math.inf, -math.inf, math.nan, 1.5]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    (tmp_path / f"out.{suffix}").write_bytes(ingested("in.parquet").write(f"out.{suffix}"))
+    assert [row["x"] for row in objects_in(tmp_path / f"out.{suffix}")] == ["Infinity", "-Infinity", None, 1.5]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_infinity_in_a_list_is_a_text(ingested, tmp_path, suffix):
+    table = pa.table({"prompt": ["a"], "x": [[math.inf, 1.5]], "y": [{"z": [-math.inf]}]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    (tmp_path / f"out.{suffix}").write_bytes(ingested("in.parquet").write(f"out.{suffix}"))
+    (row,) = objects_in(tmp_path / f"out.{suffix}")
+    x, y = (json.loads(row[name]) if suffix == "csv" else row[name] for name in "xy")
+    assert (x, y) == (["Infinity", 1.5], {"z": ["-Infinity"]})
 
 
 def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested, tmp_path):

@@ -17,7 +17,7 @@ from forked import started
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.status import read as status_of
 from replies import answer, by_prompt, late, status
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 
 def piped(bench: Any, data: bytes, *arguments: str, source: str = "-", target: str = "-") -> Any:
@@ -25,7 +25,7 @@ def piped(bench: Any, data: bytes, *arguments: str, source: str = "-", target: s
     command, state = command_of(bench, arguments, source, target)
     pipe = subprocess.PIPE
     with started(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=bench.path, env=state) as process:
-        out, err = process.communicate(data, timeout=60)
+        out, err = process.communicate(data, timeout=PATIENCE_S)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -126,7 +126,7 @@ def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench, out
         may_end.set()
         rest = process.stdout.read()
         seen += unpack.decompress(rest) if output_format.endswith("gz") else rest
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         may_end.set()
         process.kill()
@@ -167,7 +167,7 @@ def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench):
         process.stdout.close()
         may_end.set()
         said = process.stderr.read()
-        process.wait(60)
+        process.wait(PATIENCE_S)
     finally:
         may_end.set()
         process.kill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from promptmill.jobs.run.planning import Situation, next_round, resent
@@ -155,7 +155,7 @@ def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(tmp
     whole.store.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     questions=some.lists(some.sampled_from("atfpq-"), max_size=8),
     orders=some.lists(

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from fastmcp.exceptions import ToolError
 
+from fakes import openai_configuration
 from job_specs import spec_of
 from promptmill.config.loading import Configuration
 from promptmill.core import feature
@@ -19,6 +21,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED, Round
 from promptmill.jobs.store.spec import JobSpec, Plan, plan_of
 from promptmill.options.table import Again
+from promptmill.service.service import Service
 from replies import answer, choose
 from rounds_bench import order_of
 
@@ -30,6 +33,10 @@ class LongAgain(Plan):
 
     name: ClassVar[str] = "long"
     rules: ClassVar[Mapping[str, str]] = {"long": f"({ANSWERED} AND length(text) > 500 AND {_IS_NEW})"}
+
+    @property
+    def named_models(self) -> frozenset[str]:
+        return frozenset({"large"})
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
         yield from super().next(first, again)
@@ -64,6 +71,26 @@ def test_a_round_may_go_to_a_model_of_its_own(bench):
     sent = [(seen.json["model"], seen.prompt) for seen in bench.upstream.seen]
     assert sorted(sent[:2]) == [("test-model", "long"), ("test-model", "short")]
     assert sent[2:] == [("large", "long"), ("test-model", "all long"), ("large", "all long")]
+
+
+@pytest.mark.usefixtures("long_again")
+def test_a_round_may_not_go_to_a_model_that_its_plan_does_not_name(bench, monkeypatch):
+    monkeypatch.setattr(LongAgain, "named_models", frozenset())
+    bench.upstream.reply = answer("x" * 600)
+    bench.prompts(1)
+    with pytest.raises(RuntimeError, match="a round of the plan long names large, `named_models` does not"):
+        bench.run("--max-failures", "9")
+    assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model"]
+
+
+@pytest.mark.usefixtures("long_again")
+async def test_a_call_may_not_ask_a_model_that_only_a_plan_names_and_the_client_may_not_use(bench, tools):
+    bench.prompts(1)
+    limited = {**openai_configuration(bench.upstream.url)._raw, "client_limits": {"models": ["default"]}}
+    async with tools(Service(Configuration(limited))) as call:
+        with pytest.raises(ToolError, match="there is no model 'large'"):
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", max_failures="9")
+    assert not bench.upstream.seen
 
 
 def test_rounds_of_a_plan_follow_those_of_the_order_that_send_each_question_once():

@@ -119,6 +119,14 @@ def test_the_time_left_is_right_before_and_after_an_outage(timed, clock):
     assert timed.seconds == 3700, "the time of the whole run"
 
 
+@pytest.mark.parametrize(("rate", "shown"), [(0.0, "0.0"), (0.04, "0.04"), (0.25, "0.2"), (1234.5, "1,234.5")])
+def test_a_slow_job_has_a_rate_that_is_not_0(timed, clock, rate, shown):
+    clock.run(timed, 1)
+    known = timed.as_dict()
+    known["rows_per_second"] = rate
+    assert f"{shown} rows/s" in status_words.parts(known)
+
+
 def test_the_last_rows_name_for_what_they_wait(timed, clock):
     timed.counts.done = 1_991
     for _ in range(100):

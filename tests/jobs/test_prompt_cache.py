@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import promptmill
 from prompt_cache import PromptCache
 from promptmill.jobs.store.status_words import summary
+from replies import choose, completion
 from sure import sure
-from upstream import Upstream
+from upstream import Reply, Seen, Upstream
 
 PROMPT = "Answer from this document:\n{{document}}\n\nQuestion: {{question}}"
 PROVIDERS = ("openai", "anthropic")
@@ -43,6 +45,33 @@ def asked(
 def share_read(cache: PromptCache, upstream: Upstream, texts: list[str]) -> float:
     """Return the part of the tokens of documents that came from the cache."""
     return cache.read / (len([seen for seen in upstream.seen if seen.json]) * len(texts[0]) / 4)
+
+
+@pytest.mark.parametrize("models", [["small", "strong"], ["strong", "small"], ["small"]])
+def test_what_the_cache_saved_is_at_the_price_of_each_model(tmp_path, models):
+    usage = {"prompt_tokens": 1000, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 900}}
+
+    def reply(seen: Seen) -> Reply:
+        body = json.dumps(completion(seen, "a", {}, {}) | {"usage": usage}).encode()
+        return lambda exchange: exchange.respond(200, {}, body)
+
+    prices = {"small": 1.0, "strong": 100.0}
+    with Upstream() as upstream:
+        upstream.reply = choose(reply)
+        block = {"base_url": upstream.url, "api_key": "k"}
+        settings = {
+            "models": {
+                name: {
+                    "openai": block | {"model_name": name},
+                    "price": {"input": price, "cached_input": price / 10, "output": price},
+                }
+                for name, price in prices.items()
+            }
+        }
+        given = {"model": models, "state": tmp_path, "progress": False}
+        found = promptmill.bulk([f"row {n}" for n in range(10)], settings=settings, **given).status
+    assert found["cache_saved"] == pytest.approx(sum(10 * 900 * 0.9e-6 * prices[name] for name in models))
+    assert found["cost"] == pytest.approx(sum(10 * (100 + 90 + 1) * 1e-6 * prices[name] for name in models))
 
 
 @pytest.mark.parametrize("order", ["grouped", "mixed"])

@@ -32,6 +32,14 @@ def _prompts(bench: Any) -> list[str]:
         ("{{a}}", {"a": "{{b}} {% raw %}"}, "{{b}} {% raw %}"),
         ("{{a}}\n", {"a": "x"}, "x\n"),
         ("{{prompt|upper}}", {"prompt": "x"}, "X"),
+        ("{{a ~ ' ' ~ b}}{{ a ~ c }}", {"a": "Ann", "b": None, "c": True}, "Ann Anntrue"),
+        (
+            "{{a|join(', ')}}; {{b|join('/', attribute='c')}}",
+            {"a": ["x", True, [1]], "b": [{"c": None}, {"c": 1}]},
+            "x, true, [1]; /1",
+        ),
+        ("{{a|tojson}} {{a|tojson(indent=1)}}", {"a": ["<ü> & 'b'"]}, "[\"<ü> & 'b'\"] [\n \"<ü> & 'b'\"\n]"),
+        ("{{a|map('upper')|tojson}} {{b.items()|tojson}}", {"a": ["x"], "b": {"c": 1}}, '["X"] [["c", 1]]'),
     ],
 )
 def test_a_row_is_written_into_the_template(text, row, prompt):
@@ -129,6 +137,12 @@ def test_a_place_that_is_the_name_of_a_column_means_the_column(text, column):
     made = template_of(text, [column, "mail", "a", "row"])
     row = {column: "tea", "mail": 5, "a": 7}
     assert made.render(row).replace(" ", "") == "Saytea"
+
+
+@pytest.mark.parametrize(("one", "other"), [("te\u0301xt", "t\u00e9xt"), ("\ufb01", "fi"), ("\uff41", "a")])
+def test_columns_whose_names_differ_in_their_unicode_form_alone_are_apart(one, other):
+    template = template_of(f"{{{{{one}}}}} {{{{{other}|upper}}}}", [one, other])
+    assert template.render({one: "first", other: "second"}) == "first SECOND"
 
 
 def test_a_prompt_of_a_million_pipes_and_a_thousand_columns_is_looked_at_in_proportion_to_its_length():

@@ -13,6 +13,7 @@ import pytest
 
 from promptmill.cli import bulk
 from replies import answer
+from waiting import PATIENCE_S
 
 boto3 = pytest.importorskip("boto3")
 server = pytest.importorskip("moto.server")
@@ -181,5 +182,5 @@ def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatc
             twice.set()
 
     with bulk._patient("s3://data/a", say):
-        assert twice.wait(30)
+        assert twice.wait(PATIENCE_S)
     assert all("still waiting for s3://data/a" in text for text in said)

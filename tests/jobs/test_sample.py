@@ -33,9 +33,9 @@ def test_a_sample_is_answered_and_a_run_without_it_does_the_rest(bench, form):
 def test_a_sample_never_takes_the_place_of_more_rows(bench):
     bench.prompts(30)
     bench.succeed()
-    assert "holds more rows than --sample 5, and would lose them" in bench.fail("--sample", "5")
+    assert "has more rows than --sample 5; writing it would delete the rest" in bench.fail("--sample", "5")
     assert len(bench.answers()) == 30
-    assert "--sample goes without --limit" in bench.fail("--sample", "5", "--limit", "5")
+    assert "--sample cannot be used with --limit" in bench.fail("--sample", "5", "--limit", "5")
 
 
 def test_a_sample_of_all_rows_is_all_rows(bench):
@@ -46,4 +46,4 @@ def test_a_sample_of_all_rows_is_all_rows(bench):
 
 async def test_a_call_that_has_no_shards_is_told_about_the_limit_alone(talk):
     said = await talk.error("bulk_generate", prompts=["a", "b"], sample=1, limit=1)
-    assert said == "`sample` goes without `limit`."
+    assert said == "`sample` cannot be used with `limit`; leave one of them out."

@@ -6,7 +6,7 @@ import pytest
 
 import promptmill
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs.short_forms import answer_forms, labels_of, schema_of_fields
+from promptmill.jobs.inputs.short_forms import answer_forms, labels_of, named_schema, schema_of_fields
 from replies import answer
 
 
@@ -65,6 +65,46 @@ def test_a_first_label_is_not_taken_for_the_name_of_a_column(tmp_path, text):
         labels_of(tmp_path / "labels.csv")
 
 
+@pytest.mark.parametrize(
+    "text", ['{"good": "It praises.", "bad": ""}', '["good", "bad"]', ' [ "good","bad" ]', '"good",bad', "good, bad"]
+)
+def test_labels_may_be_json_text(text):
+    labels = labels_of(text)
+    assert labels.texts == ["good", "bad"]
+    assert labels.definitions == ("The labels:\n- good: It praises.\n- bad" if "praises" in text else "")
+
+
+def test_labels_that_begin_as_json_are_not_divided_at_commas():
+    with pytest.raises(PromptmillError, match=r"The choices cannot be read: it is not JSON: .*closing bracket"):
+        labels_of('{"good": "It praises.", "bad": "It complains."')
+    with pytest.raises(PromptmillError, match="at least two different texts"):
+        labels_of('{"good": "It praises.", "good": "It complains."}')
+    with pytest.raises(PromptmillError, match="The choices cannot be read: it is nested too deeply"):
+        labels_of('["a", ' + "[" * 100_000)
+    assert labels_of("[a],[b]").texts == ["[a]", "[b]"]
+
+
+@pytest.mark.parametrize("definition", ['{"x": "y"}', '["l"]', "true"])
+def test_a_definition_is_text(definition):
+    with pytest.raises(PromptmillError, match="The definition of the choice good should be text"):
+        labels_of(f'{{"good": {definition}, "bad": ""}}')
+
+
+def test_a_label_that_is_null_is_no_label_none(tmp_path):
+    (tmp_path / "labels.json").write_text('[{"label": null}, {"label": "good"}, {"label": "bad"}]')
+    with pytest.raises(PromptmillError, match="at least two different texts"):
+        labels_of(tmp_path / "labels.json")
+
+
+def test_a_schema_may_be_json_text():
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    assert named_schema(json.dumps(schema)) == schema
+    with pytest.raises(PromptmillError, match=r"The schema cannot be read: it is not JSON"):
+        named_schema('{"type": "object"')
+    with pytest.raises(PromptmillError, match=r"The schema .*objekt"):
+        named_schema('{"type": "objekt"}')
+
+
 def test_a_list_of_labels_has_no_definitions(tmp_path):
     (tmp_path / "labels.txt").write_text("good\nbad\n")
     assert labels_of(tmp_path / "labels.txt") == labels_of("good, bad") == (["good", "bad"], "")
@@ -89,7 +129,7 @@ def test_several_labels_may_be_the_answer(bench):
     bench.upstream.reply = answer('{"labels": ["good", "new"]}')
     bench.succeed("--prompt", "{{text}}", "--choices", "good,bad,new", "--choices-many")
     assert bench.answers()[0]["answer"] == {"labels": ["good", "new"]}
-    assert "--choices-many goes with --choices" in bench.fail("--prompt", "{{text}}", "--choices-many")
+    assert "--choices-many needs --choices" in bench.fail("--prompt", "{{text}}", "--choices-many")
 
 
 def test_an_empty_schema_is_none(bench):
@@ -103,9 +143,9 @@ def test_an_empty_schema_is_none(bench):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"fields": "name", "schema": {"type": "object"}}, "`schema` goes without `fields`"),
-        ({"choices": ["a", "b"], "schema": {"type": "object"}}, "`choices` goes without `schema`"),
-        ({"each": "line"}, "`each` goes with files and folders"),
+        ({"fields": "name", "schema": {"type": "object"}}, "`schema` cannot be used with `fields`"),
+        ({"choices": ["a", "b"], "schema": {"type": "object"}}, "`choices` cannot be used with `schema`"),
+        ({"each": "line"}, "`each` works only for files and folders"),
     ],
 )
 def test_an_option_in_python_that_cannot_take_effect_is_refused(options, said):

@@ -12,7 +12,7 @@ import pytest
 
 from forked import started
 from replies import answer, choose, late, status
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 
 def shown(bench: Any, *arguments: str, code: int = 0) -> str:
@@ -134,7 +134,7 @@ def test_a_terminal_gets_a_pager_and_no_control_sequences(bench):
             text += data
     except OSError:
         pass
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE_S) == 0
     os.close(ours)
     lines = text.decode().splitlines()
     assert len(lines) > 20

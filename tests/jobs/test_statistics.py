@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.store import statistics
+from promptmill.jobs.store import statistics, status_words
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import record_of
 
@@ -65,6 +65,38 @@ def test_a_field_with_many_values_after_few_is_not_counted(store):
     texts += [json.dumps({"a": f"other {at}", "b": 1}) for at in range(20)]
     fill(store, *map(Completion, texts))
     assert statistics.results(store, by_field=True)["fields"] == {"b": {"min": 0, "max": 2, "mean": 1.0}}
+
+
+def test_a_value_that_a_list_repeats_counts_once_for_its_row(store):
+    fill(store, *(Completion(json.dumps({"tags": tags})) for tags in (["a", "a", "b"], ["a"], [])))
+    found = statistics.results(store, by_field=True)["fields"]
+    assert found == {"tags": {"values": {"a": 2, "b": 1}, "is_list": True}}
+
+
+def test_the_mean_of_large_numbers_lies_between_the_least_and_the_largest(store):
+    fill(store, *(Completion(json.dumps({"amount": amount})) for amount in (10252, 10254, 10256)))
+    found = statistics.results(store, by_field=True)["fields"]["amount"]
+    assert found == {"min": 10252, "max": 10256, "mean": 10254.0}
+    assert status_words.span(found) == "10,252\N{EN DASH}10,256, mean 10,254"
+    assert status_words.span({"min": 1234567, "max": 1234569, "mean": 1234568.0}) == (
+        "1,234,567\N{EN DASH}1,234,569, mean 1,234,568"
+    )
+
+
+def test_an_answer_of_line_breaks_is_empty_before_and_after_a_restart(store):
+    outcomes = [Completion("\n \n"), Completion(" "), Completion("a")]
+    fill(store, *outcomes)
+    running = statistics.JobCounts()
+    for outcome in outcomes:
+        running.count(outcome)
+    assert (statistics.counts(store).empty, running.empty) == (2, 2)
+
+
+def test_rows_that_are_left_out_are_no_failures_of_a_slot(store):
+    empty = Failure(PromptmillError(Code.EMPTY_PROMPT, "The row has no prompt."))
+    fill(store, ANSWER, FAILURE, empty)
+    assert statistics.slots(store) == {0: (1, 2)}
+    assert statistics.slots(store, skips_empty=True) == {0: (1, 1)}
 
 
 def test_counts_of_a_database_from_elsewhere_are_numbers(store):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
@@ -51,6 +50,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import record_of
+from promptmill.server import tool_calls
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 from replies import answer, by_prompt, choose, hang, late
@@ -79,22 +79,21 @@ async def lock_of(bench: Any) -> Lock:
     return taken[0]
 
 
-@pytest.mark.processes
 async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
-    rows = bench.prompts(120)
+    rows = bench.prompts(40)
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert started["state"] in {"starting", "running"}
         assert started["alive"]
         job_id = started["job_id"]
         found = await ended(call, job_id, "finished")
-        assert (found["done"], found["failed"], found["total"]) == (120, 0, 120)
-        page = await call("bulk_status", read="all", job_id=job_id, offset=100, limit=15)
-        assert [row["id"] for row in page["rows"]] == [row["id"] for row in rows[100:115]]
-        assert page["rows"][0]["answer"] == "echo: prompt 100"
+        assert (found["done"], found["failed"], found["total"]) == (40, 0, 40)
+        page = await call("bulk_status", read="all", job_id=job_id, offset=20, limit=15)
+        assert [row["id"] for row in page["rows"]] == [row["id"] for row in rows[20:35]]
+        assert page["rows"][0]["answer"] == "echo: prompt 20"
         assert "prompt" not in page["rows"][0], "the client has that"
-        assert page["next_offset"] == 115
-        last = await call("bulk_status", read="all", job_id=job_id, offset=115)
+        assert page["next_offset"] == 35
+        last = await call("bulk_status", read="all", job_id=job_id, offset=35)
         assert (len(last["rows"]), last["next_offset"]) == (5, None)
         assert (await call("bulk_status", read="all", job_id=job_id, offset=5000))["rows"] == []
         again = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
@@ -102,12 +101,8 @@ async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
         assert [job["job_id"] for job in (await call("bulk_status"))["jobs"]] == [job_id]
         assert (await call("bulk_status", job_id="out.jsonl"))["job_id"] == job_id
         assert (await call("bulk_status", read="all", job_id="out.jsonl", limit=1))["job_id"] == job_id
-        with pytest.raises(ToolError, match=r"There is no job 'in\.jsonl'"):
-            await call("bulk_status", job_id="in.jsonl")
-        with pytest.raises(ToolError, match="There is no job"):  # looked up, it would say which accounts exist
-            await call("bulk_status", job_id="~nobody-of-that-name")
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
-    assert len(bench.upstream.seen) == 120
+    assert len(bench.upstream.seen) == 40
 
 
 @pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "again": "all"}])
@@ -136,30 +131,6 @@ async def test_jobs_of_clients_share_the_servers_budget(bench, tools, again):
             await until(lambda: not budget.set_aside)
         assert budget.spent == pytest.approx(len(bench.upstream.seen) * 0.02)
         assert 0.4 < budget.spent <= 0.5
-
-
-async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench, tools):
-    bench.prompts(3)
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    block = {"base_url": bench.upstream.url, "model_name": "small", "api_key": "k"}
-    named = {"fast": {"openai": block, "price": {"input": 0, "output": 1_000_000}}}
-    bench.upstream.reply = answer('{"a": 1}')
-    configuration = Configuration(
-        {"backend": "openai", "backend_configs": {"openai": {**block, "model_name": "big"}}, "models": named}
-    )
-    files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-    async with tools(Service(configuration)) as call:
-        asked: dict[str, Any] = {"model": "fast", "sampling_params": {"temperature": 0, "max_tokens": 5}}
-        started = await call("bulk_generate", **files, **asked, schema=schema, max_cost=100)
-        found = await ended(call, started["job_id"], "finished")
-        assert (found["done"], found["failed"], found["cost"]) == (3, 0, 6)
-        with pytest.raises(ToolError, match="there is no model 'slow'"):
-            await call("bulk_generate", **files, model="slow")
-        with pytest.raises(ToolError, match="schema is not a usable JSON Schema"):
-            await call("bulk_generate", **files, schema={"type": ["wrong"]})
-    for seen in bench.upstream.seen:
-        assert (seen.json["model"], seen.json["temperature"], seen.json["max_tokens"]) == ("small", 0, 5)
-        assert seen.json["response_format"]["json_schema"]["schema"]["required"] == ["a"]
 
 
 async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools):
@@ -194,12 +165,10 @@ def priced(bench: Any) -> Service:
     return Service(Configuration({**openai_configuration(bench.upstream.url)._raw, **more}))
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced, mode):
+async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced):
     asked: list[str] = []
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-    async with tools(priced, mode=mode, elicitation_handler=asked_of(asked, "accept", agree=True)) as call:
+    async with tools(priced, elicitation_handler=asked_of(asked, "accept", agree=True)) as call:
         job_id = (await call("bulk_generate", **files, limit=2))["job_id"]
         await ended(call, job_id, "finished")
         assert not asked, "six dollars at most"
@@ -213,12 +182,12 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
     assert len(bench.answers()) == 5
 
 
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-@pytest.mark.parametrize("answered", [("accept", {"agree": False}), ("accept", {}), ("decline", {}), ("cancel", {})])
-async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced, mode, answered):
+@pytest.mark.parametrize(
+    ("action", "content"), [("accept", {"agree": False}), ("accept", {}), ("decline", {}), ("cancel", {})]
+)
+async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced, action, content):
     asked: list[str] = []
-    action, content = answered
-    async with tools(priced, mode=mode, elicitation_handler=asked_of(asked, action, **content)) as call:
+    async with tools(priced, elicitation_handler=asked_of(asked, action, **content)) as call:
         with pytest.raises(ToolError, match=r"The user did not agree .* costs about \$0.00, at most \$15.00; nothing"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert (await call("bulk_status"))["jobs"] == []
@@ -228,7 +197,7 @@ async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced,
 
 async def test_a_client_that_cannot_ask_its_user_starts_jobs_as_before(bench, tools, priced):
     async with tools(priced) as call:
-        (await ran(call))["job_id"]
+        await ran(call)
     assert len(bench.answers()) == 5
 
 
@@ -266,6 +235,19 @@ async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench, tools
     assert (behind["rows"], behind["next_offset"]) == ([], None)
 
 
+async def test_whole_numbers_that_javascript_would_round_are_texts_in_a_page(bench, tools):
+    bench.upstream.reply = answer('{"order":1915883588174806058}')
+    bench.write([{"id": 2**53 + 1, "prompt": "a"}, {"id": 2**53 - 1, "prompt": "b", "more": [10**30]}])
+    schema = {"type": "object", "properties": {"order": {"type": "integer"}}}
+    async with tools() as call:
+        job_id = (await ran(call, schema=schema))["job_id"]
+        rows = (await call("bulk_status", read="all", job_id=job_id, with_input=True))["rows"]
+    assert [row["id"] for row in rows] == ["9007199254740993", 2**53 - 1]
+    assert rows[1]["more"] == [f"{10**30}"]
+    assert [row["answer"] for row in rows] == ['{"order":1915883588174806058}'] * 2
+    assert [row["id"] for row in bench.answers()] == [2**53 + 1, 2**53 - 1]
+
+
 async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench, tools):
     """Codex cuts what exceeds 10,000 bytes out of the middle of a result."""
     bench.upstream.reply = answer("x" * 2000)
@@ -296,7 +278,7 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(be
 
 async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
-    bench.prompts(2000)
+    bench.prompts(400)
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         page = await polled(
@@ -313,7 +295,7 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
         bench.upstream.reply = answer()
         await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         await ended(call, job_id, "finished")
-    assert len(bench.answers()) == 2000
+    assert len(bench.answers()) == 400
     assert not bench.output.with_name("cancel").exists()
 
 
@@ -380,81 +362,17 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     (await lock_of(bench)).release()
 
 
-async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
-    bench.prompts(2)
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "in.jsonl").write_text('{"prompt": "secret"}\n')
-    (bench.path / "link.jsonl").symlink_to(outside / "in.jsonl")
-    (bench.path / "folder").symlink_to(outside)
-    (bench.path / "mine.txt").write_text("x")
-    bench.output.write_text("precious")
-    async with tools() as call:
-        for source, target, said in [
-            (str(outside / "in.jsonl"), "o.jsonl", "input_file is outside"),
-            ("link.jsonl", "o.jsonl", "input_file is outside"),
-            ("../outside/in.jsonl", "o.jsonl", "input_file is outside"),
-            ("folder/in.jsonl", "o.jsonl", "input_file is outside"),
-            ("in.jsonl", str(outside / "o.jsonl"), "output_file is outside"),
-            ("in.jsonl", "folder/o.jsonl", "output_file is outside"),
-            ("in.jsonl", "mine.txt", "use one of .jsonl"),
-            ("in.jsonl", "mine.db#t", "output_file is a .db file; use one of .jsonl"),
-            ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
-            ("in.jsonl", "out.jsonl", "is not this job's own output"),
-            ("gone.jsonl", "o.jsonl", "There is no input file"),
-            ("in.jsonl", ".", "output_file is a folder or a pattern; name a file"),
-            ("in.jsonl\0", "o.jsonl", "not a usable path"),
-            ("x" * 300 + ".jsonl", "o.jsonl", "The name xxx.* is too long"),
-            ("in.jsonl", "x" * 300 + ".jsonl", "The name xxx.* is too long"),
-            ("in.jsonl", "x" * 240 + ".jsonl", "is too long; use a shorter one, as the job's own files"),
-            ("in.jsonl", "x/" * 3000 + "o.jsonl", "output_file has 6,007 characters; no path is that long"),
-            ("x/" * 1_000_000 + "in.jsonl", "o.jsonl", "input_file has 2,000,008 characters; no path is that long"),
-        ]:
-            for again in (None, "all"):
-                with pytest.raises(ToolError, match=said):
-                    await call("bulk_generate", input_file=source, output_file=target, again=again)
-        assert (await call("bulk_status"))["jobs"] == []
-        with pytest.raises(ToolError, match="no job"):
-            await call("bulk_status", read="all", job_id="../../../etc")
-    assert bench.output.read_text() == "precious"
-    assert not bench.upstream.seen
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"offset": -1}, "offset: should be at least 0."),
-        ({"limit": 0}, "limit: should be at least 1."),
-        ({"limit": 1001}, "limit: should be at most 1000."),
-        ({"limit": "many"}, "limit: should be a whole number, not a text."),
-        ({"limit": 2.5}, "limit: should be a whole number."),
-    ],
-)
-async def test_a_page_that_cannot_be_is_refused_in_words(tools, arguments, said):
-    async with tools() as call:
-        with pytest.raises(ToolError) as refused:
-            await call("bulk_status", read="all", job_id="x", **arguments)
-        assert str(refused.value) == said
-
-
-async def test_an_unknown_choice_of_rows_names_the_choices(tools):
-    async with tools() as call:
-        with pytest.raises(ToolError) as refused:
-            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="bogus")
-        assert str(refused.value) == "again: should be 'failed', 'truncated' or 'all'."
-
-
 async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench, tools):
     bench.upstream.reply = late(0.05, answer())
-    bench.prompts(600)
-    await asyncio.to_thread(bench.half_done, answers(0, 100))
+    bench.prompts(300)
+    await asyncio.to_thread(bench.half_done, answers(0, 50))
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        await polled(lambda: call("bulk_status", job_id=started["job_id"]), lambda found: found.get("done", 0) >= 300)
+        await polled(lambda: call("bulk_status", job_id=started["job_id"]), lambda found: found.get("done", 0) >= 150)
         await call("bulk_status", action="cancel", job_id=started["job_id"])
     bench.succeed(apart=True)  # a process of its own, because a loop runs here
-    assert len(bench.upstream.seen) <= 500 + 64
-    assert len(bench.answers()) == 600
+    assert len(bench.upstream.seen) <= 250 + 64
+    assert len(bench.answers()) == 300
 
 
 async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench, tools):
@@ -477,16 +395,6 @@ async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench, tools):
         assert found["columns"] == {"answer": "reply", "row": "row_1"}
         assert bench.answers()[0]["reply"] == "echo: a"
     assert len(bench.upstream.seen) == 2
-
-
-async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench, tools):
-    from replies import status
-
-    bench.upstream.reply = status(401, "Incorrect API key provided")
-    bench.prompts(5)
-    async with tools() as call:
-        found = await ran(call, "stopped")
-        assert "401" in found["reason"]
 
 
 class Echo(FakeBackend):
@@ -555,7 +463,7 @@ async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(ben
     bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
 
     async with tools(_local()) as call:
-        (await ran(call))["job_id"]
+        await ran(call)
     assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
 
 
@@ -683,7 +591,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench):
     bench.upstream.reply = late(0.1, answer())
-    bench.prompts(600)
+    bench.prompts(300)
     _, _, command, *rest = bench.command(api_key="very-secret-key-0123456789", api_key_env="MINE_API_KEY")
     config = rest[rest.index("--config") + 1]
     named = ("OPENAI_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "PROMPTMILL_HTTP_TOKEN")
@@ -710,7 +618,7 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     assert bench.status()["alive"]
     eventually(lambda: bench.status()["state"] == "finished")
     eventually(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
-    assert len(bench.answers()) == len(bench.upstream.seen) == 600
+    assert len(bench.answers()) == len(bench.upstream.seen) == 300
     assert bench.upstream.seen[0].headers["authorization"] == "Bearer very-secret-key-0123456789"
     log = bench.folder.log.read_text()
     assert f"{job_id}: finished" in log
@@ -784,21 +692,6 @@ async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench, tool
     assert not bench.upstream.seen
 
 
-async def test_rows_of_a_file_are_asked_with_a_template(bench, tools):
-    (bench.path / "in.csv").write_text("text,stars\ngood,5\nbad,1\n")
-    files = {"input_file": "in.csv", "output_file": "out.csv"}
-    async with tools() as call:
-        job = await call(
-            "bulk_generate", **files, prompt="Rate: {{text}} {{stars}}", choices=["echo: Rate: good 5", "no"]
-        )
-        await ended(call, job["job_id"], "finished")
-        rows = (await call("bulk_status", read="answers", job_id=job["job_id"]))["rows"]
-        assert [row["answer"] for row in rows] == ["echo: Rate: good 5"]
-        job = await ran(call, input_file="in.csv", output_file="2.csv", prompt_column="text")
-        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
-        assert [row["answer"] for row in rows] == ["echo: good", "echo: bad"]
-
-
 async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
     prompts = ["a", {"prompt": "b", "id": 7}, [{"role": "user", "content": "c"}]]
     async with tools() as call:
@@ -811,106 +704,13 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
         ]
         assert (await call("bulk_generate", prompts=prompts))["message"] == "The job is finished already."
         assert len(bench.upstream.seen) == 3
-        await ran(call, prompts=["x"], prompt="Rate: {{text}}", output_file="out.jsonl")
-        assert [row["answer"] for row in bench.answers()] == ["echo: Rate: x"]
+        nurse = {"role": "nurse", "content": "cares", "text": "y"}  # columns, and no message
+        await ran(call, prompts=["x", nurse], prompt="Rate: {{text}}", output_file="out.jsonl")
+        assert [row["answer"] for row in bench.answers()] == ["echo: Rate: x", "echo: Rate: y"]
         assert len((await call("bulk_status"))["jobs"]) == 2
-    async with (
-        tools() as call
-    ):  # another client, to which the answers that are in no file of its folders are not listed
+    async with tools() as call:  # another client: answers that are in no file of its folders are not listed
         assert [Path(found["output_file"]).name for found in (await call("bulk_status"))["jobs"]] == ["out.jsonl"]
         assert len((await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]) == 3
-
-
-async def test_a_row_may_have_a_column_called_role(bench, tools):
-    async with tools() as call:
-        rows = [{"role": "engineer", "content": "builds"}, {"role": "nurse", "content": "cares"}]
-        found = await ran(call, prompts=rows, prompt="What does {{role}} do?")
-        page = await call("bulk_status", read="all", job_id=found["job_id"])
-    assert [row["answer"] for row in page["rows"]] == ["echo: What does engineer do?", "echo: What does nurse do?"]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({}, "Give one of `input_file`, `prompts` and `files`."),
-        ({"input_file": "in.jsonl", "prompts": ["a"]}, "Give one of `input_file`, `prompts` and `files`."),
-        ({"input_file": "in.jsonl"}, "`output_file` is missing"),
-        (
-            {"input_file": "hf://datasets/acme/mails", "output_file": "out.csv"},
-            "input_file is a URL; a call reads and writes files of this machine alone",
-        ),
-        (
-            {"input_file": "in.jsonl", "output_file": "hf://datasets/ada/labels"},
-            "output_file is a URL; a call reads and writes files of this machine alone",
-        ),
-        ({"files": ["*.md"]}, "The files need a `prompt`"),
-        ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
-        ({"files": ".env", "prompt": "{{content}}"}, "`files`: .env is hidden"),
-        ({"files": ["server.key"], "prompt": "{{content}}"}, "server.key may hold secrets"),
-        ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md does not exist"),
-        ({"files": ["*.md"], "prompt": "{{content}}"}, "No file to send"),
-        (
-            {"files": ["/etc/hosts"], "prompt": "{{content}}"},
-            "outside the folders that agents may use (`allowed_roots`",
-        ),
-        ({"files": ["/etc/*"], "prompt": "{{content}}"}, "outside the folders that agents may use (`allowed_roots`"),
-        ({"files": ["*/../../*"], "prompt": "{{content}}"}, "has `..` behind a pattern"),
-        ({"files": ["../*"], "prompt": "{{content}}"}, "outside the folders that agents may use (`allowed_roots`"),
-        ({"prompts": []}, "`prompts` is an empty list"),
-        ({"prompts": [7]}, "prompts[0] is a number"),
-        ({"prompts": ["a"], "prompt": "Say"}, "`prompt` names no column"),
-        ({"prompts": ["a"], "prompt": "{{text}}", "prompt_column": "text"}, "goes without `prompt_column`"),
-        ({"prompts": [{"question": "a"}]}, '`prompt_column: "question"`'),
-        ({"prompts": ["a"], "max_failures": "few"}, "`max_failures` 'few'"),
-        ({"prompts": ["a"], "model": []}, "`model` is an empty list"),
-        ({"prompts": ["a"], "model": ["a", 7]}, "model[1]: should be text, not a number."),
-        ({"prompts": ["a"], "model": 7}, "model is a number; send a text or a list."),
-        ({"prompts": ["a"], "choices": []}, "The choices"),
-        ({"prompts": ["a"], "choices": {"a": 5}}, "choices.a: should be text, not a number."),
-        ({"prompts": ["a"], "fields": 7}, "fields is a number; send a text or true or false."),
-        ({"prompts": ["a"], "fields": ""}, "'' is no field"),
-        ({"prompts": ["a"], "prompt": {}}, "`prompt` is an empty object"),
-        ({"prompts": ["a"], "prompt": {"x" * 201: "{{text}}"}}, "`prompt`: a name has printable characters"),
-        ({"prompts": ["a"], "model": ["a", "b\0"]}, "`model`: a name has printable characters"),
-        ({"prompts": ["a"], "prompt": {"x": 7}}, "prompt.x: should be text, not a number."),
-        ({"prompts": ["a"], "prompt": {str(at): "{{text}}" for at in range(101)}}, "at most 100 are possible"),
-        ({"prompts": ["a"], "sample": 0}, "sample: should be at least 1"),
-        ({"prompts": ["a"], "sample": 1, "limit": 1}, "`sample` goes without `limit`"),
-        ({"prompts": ["a"], "from_job": "gone-0123456789"}, "There is no job 'gone-0123456789'"),
-        ({"prompts": ["a"], "each": "line"}, "`each` goes with `files`"),
-        ({"files": ["*.md"], "each": "row"}, "each: should be 'file' or 'line'"),
-        ({"files": ["in.jsonl"], "each": "line"}, "`output_file` is missing"),
-        ({"files": ["*.md"], "each": "line", "output_file": "o.csv"}, "No file to send"),
-        ({"files": ["*.md"], "each": "line", "pdf": "text"}, '`pdf` goes without `each: "line"`'),
-        ({"prompts": ["a"], "encoding": "cp1252"}, "`encoding` goes with `input_file` or `files`"),
-        ({"input_file": "in.csv", "output_file": "o.csv", "encoding": "utf-9"}, "`encoding`: 'utf-9' is no encoding"),
-        ({"prompts": ["a"], "sql": "select 1"}, "`sql` goes with `input_file`"),
-        ({"input_file": "in.jsonl", "output_file": "o.csv", "sql": "select 1"}, "`sql` goes with a database"),
-        ({"prompts": ["a"], "choices_many": True}, "`choices_many` goes with `choices`"),
-        ({"prompts": ["a"], "fields": "amount:money"}, "There is no type 'money'"),
-        ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` goes without `fields`"),
-        ({"prompts": ["a"], "fields": "amount", "schema": {"type": "object"}}, "`schema` goes without `fields`"),
-        ({"prompts": ["a"], "skip_empty": "perhaps"}, "skip_empty: should be true or false"),
-    ],
-)
-async def test_errors_name_the_arguments_of_the_tool(bench, tools, given, said):
-    bench.prompts(1)
-    async with tools() as call:
-        with pytest.raises(ToolError) as caught:
-            await call("bulk_generate", **given)
-    assert said in str(caught.value)
-    assert "--" not in str(caught.value)
-
-
-async def test_the_error_of_another_encoding_names_the_argument_that_reads_it(bench, tools):
-    (bench.path / "in.csv").write_bytes(b"question,caf\xe9\na,b\n")
-    files = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{question}} {{caf\xe9}}"}
-    async with tools() as call:
-        for validate in (False, True):
-            with pytest.raises(ToolError, match=r'is not UTF-8 text.*`encoding: "cp1252"`'):
-                await call("bulk_generate", **files, validate=validate)
-        await ran(call, **files, encoding="cp1252")
-    assert [seen.prompt for seen in bench.upstream.seen] == ["a b"]
 
 
 async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
@@ -939,25 +739,6 @@ async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     assert all("Replace it with the answers?" in message for message in asked)
 
 
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ({"answer_column": "a" * 201}, "`answer_column` has 201 characters"),  # each row of the output repeats it
-        ({"image_column": "nowhere"}, "`image_column`: the input has no column 'nowhere'"),
-    ],
-)
-async def test_a_wrong_column_is_refused_by_the_arguments_name(tools, asked, said):
-    async with tools() as call:
-        with pytest.raises(ToolError, match=said):
-            await call("bulk_generate", prompts=[{"text": "x"}], prompt="{{text}}", **asked)
-
-
-async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench, tools):
-    async with tools() as call:
-        with pytest.raises(ToolError, match="no path is that long"):
-            await call("bulk_generate", files=["*" + "?" * 5000], prompt="{{content}}")
-
-
 async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(bench, tools):
     bench.write([{"prompt": text * 600, "row": "mine"} for text in "ab"])
     async with tools() as call:
@@ -966,22 +747,6 @@ async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(
         assert ([row["row_1"] for row in page["rows"]], page["next_offset"]) == ([1], 1)
         last = await call("bulk_status", read="all", job_id=bench.output.name, offset=1)
         assert [row["row_1"] for row in last["rows"]] == [2]
-
-
-async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
-    pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
-    async with tools() as call:
-        job = await call("bulk_generate", files=["*.pdf"], prompt="Extract.")
-        assert job["pdf"] == "PDFs: 2 pages sent as text; `pdf` (text or images) chooses"
-        await ended(call, job["job_id"], "finished")
-        job = await call("bulk_generate", files=["a.pdf"], prompt="Extract.", pdf="images")
-        assert "pdf" not in job
-        await ended(call, job["job_id"], "finished")
-        with pytest.raises(ToolError, match='`pdf: "images"`, the prompt has no'):
-            await call("bulk_generate", files=["a.pdf"], prompt="{{content}}", pdf="images")
-    asked = [seen.json["messages"][-1]["content"] for seen in bench.upstream.seen]
-    assert asked[0] == "Extract.\n\nInvoice 1\n\f\nTotal 10"
-    assert [part["type"] for part in asked[1]].count("image_url") == 2
 
 
 async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
@@ -996,13 +761,6 @@ async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
         job = await call("bulk_generate", **asked, each="file")
         assert warning in job["raw"]
         await ended(call, job["job_id"], "finished")
-
-
-async def test_the_text_of_a_pdf_with_a_key_is_not_sent(bench, tools):
-    pdf_of_texts(bench.path / "a.pdf", ["password: hunter2Zq81xTy"])
-    async with tools() as call:
-        with pytest.raises(ToolError, match="may hold secrets"):
-            await call("bulk_generate", files=["a.pdf"], prompt="{{content}}")
 
 
 async def test_files_are_asked_one_by_one_without_their_content_in_any_result(bench, tools):
@@ -1068,14 +826,53 @@ async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_con
     assert "base64" not in json.dumps(page)
 
 
-async def test_a_column_of_images_is_sent_with_a_prompt(bench, tools):
-    pixel = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-    (bench.path / "in.csv").write_text(f'picture\n"data:image/gif;base64,{pixel}"\n')
+async def test_fields_and_several_choices_are_objects_in_the_output(bench, tools):
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"fields": "amount:number,paid:boolean"}, {"amount": 9.5, "paid": True}),
+        ({"choices": ["a", "b", "c"], "choices_many": True}, {"labels": ["b", "a"]}),
+    ]
     async with tools() as call:
-        asked = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "Describe the picture."}
-        await ran(call, **asked, image_column="picture")
-    (content,) = (seen.json["messages"][-1]["content"] for seen in bench.upstream.seen)
-    assert [part["type"] for part in content] == ["text", "image_url"]
+        for at, (given, answered) in enumerate(asked):
+            bench.output = bench.path / f"out{at}.jsonl"
+            bench.upstream.reply = answer(json.dumps(answered))
+            job = await ran(call, prompts=["Invoice 1"], output_file=bench.output.name, **given)
+            assert bench.answers()[0]["answer"] == answered
+            (row,) = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
+            assert json.loads(row["answer"]) == answered
+            sent = bench.upstream.seen[at].json["response_format"]["json_schema"]["schema"]["properties"]
+            assert sent.keys() == answered.keys()
+
+
+async def test_rows_without_a_prompt_are_skipped_if_the_call_says_so(bench, tools):
+    async with tools() as call:
+        job = await ran(call, prompts=["a", {"prompt": ""}, "b"], skip_empty=True)
+        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
+    assert (job["failed"], job["skipped"]) == (0, 1)
+    assert [row["answer"] for row in rows] == ["echo: a", "echo: b"]
+    assert len(bench.upstream.seen) == 2
+
+
+async def test_the_pages_of_a_pdf_are_sent_as_images(bench, tools):
+    pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
+    async with tools() as call:
+        job = await ran(call, files=["a.pdf"], prompt="Extract.", pdf="images")
+        (row,) = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
+    (seen,) = bench.upstream.seen
+    kinds = [part["type"] for part in seen.json["messages"][-1]["content"]]
+    assert (kinds.count("image_url"), row["error"]) == (2, None)
+
+
+@pytest.mark.parametrize("asked", [{"prompts": ["a"]}, {"files": ["a.txt"], "prompt": "{{content}}"}])
+async def test_equal_rows_of_two_sessions_are_two_jobs(bench, tools, asked, monkeypatch):
+    """No client learns from the state of a job what another one asked."""
+    (bench.path / "a.txt").write_text("a")
+    service, jobs = Service(openai_configuration(bench.upstream.url), is_shared=True), set()
+    for session in ("one", "other"):
+        monkeypatch.setattr(tool_calls, "session_of", lambda _, session=session: session)
+        async with tools(service) as call:
+            jobs.add((await ran(call, **asked))["job_id"])
+            assert (await call("bulk_generate", **asked))["message"] == "The job is finished already."
+    assert len(jobs) == 2
 
 
 async def test_a_server_runs_a_limited_number_of_jobs(tools, monkeypatch):
@@ -1126,28 +923,20 @@ _TABLE = {"input_file": "in.csv", "output_file": "out.csv"}
 @pytest.mark.parametrize("models", [["test-model", "other"], ["fast", "good"]])
 async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, models):
     """Models of the endpoint, and models of the configuration, each under the call's own sampling."""
-    block = openai_configuration(table.upstream.url)._raw["backend_configs"]["openai"]
+    raw = openai_configuration(table.upstream.url)._raw
+    block = raw["backend_configs"]["openai"]
     named = {name: {"openai": {**block, "model_name": name}, "sampling_params": {"seed": 3}} for name in models}
-    raw = {"backend": "openai", "backend_configs": {"openai": block}}
     configuration = Configuration({**raw, **({"models": named} if "fast" in models else {})})
     prompts = {"short": "Short: {{text}}", "long": "Long: {{text}}"}
     async with tools(Service(configuration)) as call:
         found = await ran(call, **_TABLE, model=models, prompt=prompts, limit=2, sampling_params={"temperature": 0})
         assert (found["done"], found["failed"]) == (8, 0)
         page = await call("bulk_status", read="all", job_id=found["job_id"], with_input=True)
-    asked = {(row["variant"], row["answer"]) for row in page["rows"]}
+    asked = {(row["variant"], row["model"], row["answer"]) for row in page["rows"]}
     names = [(model, prompt) for model in models for prompt in prompts]
-    assert asked == {(f"{model}/{prompt}", f"{model} {prompt.capitalize()}:") for model, prompt in names}
+    assert asked == {(f"{model}/{prompt}", model, f"{model} {prompt.capitalize()}:") for model, prompt in names}
     assert {seen.json["temperature"] for seen in table.upstream.seen} == {0}
     assert {seen.json.get("seed") for seen in table.upstream.seen} == ({3} if "fast" in models else {None})
-
-
-@pytest.mark.parametrize("text", ['{"task": "label", "text": "{{text}}"}', "[{{text}}]", '["{{text}}"]'])
-async def test_a_json_text_names_several_models_and_is_one_prompt(table, tools, text):
-    async with tools() as call:
-        await ran(call, **_TABLE, model='["a", "b"]', prompt=text, limit=1)
-    asked = {(seen.json["model"], seen.prompt) for seen in table.upstream.seen}
-    assert asked == {(model, text.replace("{{text}}", "row 0")) for model in "ab"}
 
 
 async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, tools):
@@ -1186,50 +975,6 @@ async def test_the_estimate_of_a_grid_counts_every_model_and_prompt(table, tools
     assert both["estimated_prompt_tokens"] == 4 * one["estimated_prompt_tokens"]
     assert both["estimated_cost"] == pytest.approx(4 * one["estimated_cost"])
     assert not table.upstream.seen
-
-
-async def test_a_sample_comes_first_and_the_others_later(table, tools):
-    async with tools() as call:
-        assert (await ran(call, **_TABLE, prompt="A {{text}}", sample=3))["done"] == 3
-        assert (await ran(call, **_TABLE, prompt="A {{text}}"))["done"] == 10
-    assert len(table.upstream.seen) == 10
-
-
-async def test_the_answers_of_another_job_count(table, tools):
-    async with tools() as call:
-        first = await ran(call, **_TABLE, prompt="A {{text}}", limit=4)
-        other = {"input_file": "in.csv", "output_file": "other.csv", "prompt": "A {{text}}"}
-        assert (await ran(call, **other, from_job=first["job_id"]))["done"] == 10
-    assert len(table.upstream.seen) == 10
-
-
-async def test_empty_rows_are_left_out_or_fail(bench, tools):
-    async with tools() as call:
-        rows = [{"prompt": "a"}, {"prompt": ""}]
-        found = await ran(call, prompts=rows)
-        (failed,) = (await call("bulk_status", read="failed", job_id=found["job_id"]))["rows"]
-        assert "leave such rows out" in failed["error"]["message"]
-        found = await ran(call, prompts=rows, skip_empty=True)
-        assert found["failed"] == 0
-        assert len((await call("bulk_status", read="all", job_id=found["job_id"]))["rows"]) == 1
-
-
-async def test_several_labels_definitions_and_fields_are_forms_of_an_answer(table, tools):
-    table.upstream.reply = answer('{"labels": ["a"]}')
-    asked = {**_TABLE, "prompt": "A {{text}}", "limit": 1}
-    async with tools() as call:
-        await ran(call, **asked, choices={"a": "the first", "b": ""}, choices_many=True)
-        (row,) = (await call("bulk_status", read="all", job_id="out.csv"))["rows"]
-        assert json.loads(row["answer"]) == {"labels": ["a"]}
-        system, _ = table.upstream.seen[0].json["messages"]
-        assert system["content"] == "The labels:\n- a: the first\n- b"
-        table.upstream.reply = answer('{"customer": "Ada", "amount": 3}')
-        asked["output_file"] = "fields.csv"
-        await ran(call, **asked, fields="customer,amount:number")
-        asked["output_file"] = "texts.csv"
-        await ran(call, **asked, schema={"type": "object"}, fields=False)
-    assert pd.read_csv(table.path / "fields.csv")[["customer", "amount"]].to_numpy().tolist() == [["Ada", 3]]
-    assert list(pd.read_csv(table.path / "texts.csv"))[:2] == ["text", "answer"]
 
 
 async def test_the_rows_of_a_folder_s_files_are_asked_one_by_one(bench, tools):
@@ -1292,33 +1037,11 @@ _MAILS = {"input_file": "mails.db", "output_file": "out.csv", "prompt": "A {{bod
 
 
 @pytest.mark.processes
-async def test_a_query_and_a_table_of_a_database_are_rows(mails, tools):
+async def test_the_rows_of_a_query_are_asked(mails, tools):
     async with tools() as call:
         found = await ran(call, **_MAILS, sql="select id, body from inbox where id > 1")
-        assert found["done"] == 2
-        found = await ran(call, **_MAILS | {"input_file": "mails.db#inbox", "output_file": "all.csv"})
-        assert found["done"] == 4
-    assert mails.upstream.attempts["A mail 3"] == 2
-
-
-@pytest.mark.parametrize(
-    ("query", "said"),
-    [
-        ("attach 'other.db' as other", "`sql` reads mails.db alone"),
-        ("vacuum into 'copy.db'", "`sql` reads mails.db alone"),
-        ("insert into inbox values (9, 'x') returning *", "readonly database"),
-        ("drop table inbox", "readonly database"),
-        ("select * from nowhere", "no such table: nowhere"),
-        ("selec", "syntax error"),
-    ],
-)
-async def test_a_query_reads_its_database_and_nothing_else(mails, tools, query, said):
-    for validate in (False, True):
-        async with tools() as call:
-            with pytest.raises(ToolError, match=said):
-                await call("bulk_generate", **_MAILS, sql=query, validate=validate)
-    assert {path.name for path in mails.path.glob("*.db")} == {"mails.db"}
-    assert not mails.upstream.seen
+    assert found["done"] == 2
+    assert {*mails.upstream.attempts} == {"A mail 2", "A mail 3"}
 
 
 @pytest.mark.parametrize(
@@ -1372,25 +1095,3 @@ async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkey
         job = await call("bulk_generate", **_MAILS, sql="select body from inbox")
         assert steps == ["_check_columns", "read_input"]
         await ended(call, job["job_id"], "finished")
-
-
-async def test_a_query_that_computes_for_ever_ends(mails, tools, monkeypatch):
-    monkeypatch.setattr(detached, "done_apart", _refusing)
-    endless = "with recursive n(x) as (select 1 union all select x + 1 from n) select max(x) from n"
-    async with tools() as call:
-        with pytest.raises(ToolError, match="cannot be read: it computed for too long"):
-            await call("bulk_generate", **_MAILS, sql=endless)
-
-
-async def _refusing(call: Any, name: str, *_: Any, **__: Any) -> Any:
-    """Stand in for the process that reads a query: only it may, with its limit on computing."""
-    del call
-    raise input_error(f"{name} cannot be read: it computed for too long.")
-
-
-async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):
-    bench.prompts(1)
-    async with tools() as call:
-        job = await ran(call, model=["one", "two"])
-        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
-    assert [(row["model"], row["variant"]) for row in rows] == [("one", "one"), ("two", "two")]

@@ -128,6 +128,15 @@ def test_a_sheet_that_another_program_wrote_is_read_as_it_shows_it(suffix):
     assert rows[1]["mail body"] == "two\nlines"
 
 
+def test_a_duration_of_more_than_a_day_in_an_ods_is_read_as_one_of_excel(tmp_path):
+    with zipfile.ZipFile(_DATA / "libre.ods") as before, zipfile.ZipFile(tmp_path / "in.ods", "w") as after:
+        for name in before.namelist():
+            data = before.read(name)
+            time = b'office:value-type="time" office:time-value="PT30H05M09S"'
+            after.writestr(name, data.replace(b'office:value-type="float" office:value="2.5"', time))
+    assert [row["amount"] for row in objects_in(tmp_path / "in.ods")] == [3, "30:05:09", 1_000_000]
+
+
 def test_a_sheet_of_pandas_is_read(tmp_path):
     times = pd.to_datetime(["2026-01-05 00:00", "2026-01-06 07:08"])
     frame = pd.DataFrame({"a": [1, None], "when": times, "ok": [True, False]})
@@ -197,7 +206,7 @@ def test_a_correction_in_the_workbook_of_the_answers_follows_the_remedy(bench, b
     changed["Mails"].append([3, None])
     changed.save(book)
     said = bench.fail(*_PROMPT, code=1)
-    assert "run the same command with --overwrite: it sends them alone" in " ".join(said.split())
+    assert "run the same command with --overwrite: it sends only them" in " ".join(said.split())
     changed = openpyxl.load_workbook(book)
     changed["Mails"].cell(changed["Mails"].max_row, 2, "wine")
     changed.save(book)
@@ -291,7 +300,8 @@ def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench):
         return answer("x")
 
     bench.upstream.reply = choose(make)
-    assert "mails.db#labels was made by another program meanwhile" in " ".join(bench.fail(*_PROMPT).split())
+    said = " ".join(bench.fail(*_PROMPT).split())
+    assert f"Another program made {bench.path / 'mails.db'}#labels during the job; move it away" in said
     with sqlite3.connect(database) as connection:
         assert [name for _, name, *_ in connection.execute("PRAGMA table_info(labels)")] == ["precious"]
 
@@ -302,7 +312,7 @@ def test_a_workbook_that_is_saved_while_a_part_of_it_is_written_is_not_replaced(
     partial.write_bytes(b"a copy of the book, and the sheet")
     copied = members.stamp_in(book, "")
     book.write_bytes(b"saved by a user")
-    with pytest.raises(PromptmillError, match="was changed by another program meanwhile; run the job again"):
+    with pytest.raises(PromptmillError, match=r"Another program changed \S+ during the job; repeat the command"):
         output.publish(partial, target, may_replace=True, copied=copied)
     assert book.read_bytes() == b"saved by a user"
 
@@ -329,7 +339,7 @@ def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path, b
     partial, target = tmp_path / "partial", book.with_name("book.xlsx#Notes")
     partial.write_bytes(b"a copy of the book, and the sheet")
     before = book.read_bytes()
-    with pytest.raises(PromptmillError, match="Notes was made by another program meanwhile"):
+    with pytest.raises(PromptmillError, match=r"Another program made .*Notes"):
         output.publish(partial, target, may_replace=False, copied=members.stamp_in(book, ""))
     assert book.read_bytes() == before
 
@@ -363,7 +373,7 @@ def test_rows_that_are_in_the_log_of_a_database_alone_are_new(bench):
         ("mails.db", [], "mails.db has the tables inbox, other; name one of them: 'mails.db#inbox'"),
         ("mails.db#inbx", [], "mails.db has no table 'inbx'; did you mean inbox?"),
         ("mails.db", ["--sql", "SELECT nosuch FROM inbox"], "mails.db cannot be read: no such column: nosuch"),
-        ("mails.db#inbox", ["--sql", "SELECT id FROM inbox"], "--sql goes with a database, without a table"),
+        ("mails.db#inbox", ["--sql", "SELECT id FROM inbox"], "--sql needs the name of a database without a table"),
         ("mails.db", ["--sql", "create temp table q as select 1"], "--sql is one query, such as: select id, body"),
         ("mails.db", ["--sql", "-- nothing"], "--sql is one query"),
         ("mails.db", ["--sql", "select 1; select 2"], "--sql is one query"),

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from promptmill.cli.options import option_of
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Named, PromptmillError
 from promptmill.jobs.manage.bulk_keywords import argument_of as keyword_of
+from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.server.bulk_tools import _argument_of
 
@@ -23,34 +24,34 @@ def needs(feature: str, options: dict[str, Any], said: str) -> Any:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        needs("labels", {"agree": 0.9}, "--agree goes with --sure MODEL."),
-        needs("batches", {"poll": "1m"}, "--poll goes with --batch."),
-        needs("ray", {"num_gpus": 2}, "--num-gpus goes with --ray ADDRESS."),
-        ({"choices_many": True}, "--choices-many goes with --choices."),
-        ({"choices": ["a"], "schema": {"type": "object"}}, "--choices goes without --schema."),
-        ({"choices": ["a"], "fields": "amount"}, "--choices goes without --fields."),
-        ({"sample": 5, "limit": 5}, "--sample goes without --limit."),
-        ({"shard": "1/2", "limit": 5, "output": "o"}, "--shard goes without --limit."),
-        ({"shard": "1/2", "model": ["a", "b"], "output": "o"}, "--shard goes without several models."),
-        needs("labels", SURE | {"prompt": {"a": "x", "b": "y"}}, "--sure goes without several prompts."),
-        needs("labels", SURE | {"again": "all"}, "--sure goes without --again all: name another output"),
+        needs("labels", {"agree": 0.9}, "--agree needs --sure MODEL."),
+        needs("batches", {"poll": "1m"}, "--poll needs --batch."),
+        needs("ray", {"num_gpus": 2}, "--num-gpus needs --ray ADDRESS."),
+        ({"choices_many": True}, "--choices-many needs --choices."),
+        ({"choices": ["a"], "schema": {"type": "object"}}, "--choices cannot be used with --schema; leave one of"),
+        ({"choices": ["a"], "fields": "amount"}, "--choices cannot be used with --fields; "),
+        ({"sample": 5, "limit": 5}, "--sample cannot be used with --limit; "),
+        ({"shard": "1/2", "limit": 5, "output": "o"}, "--shard cannot be used with --limit; "),
+        ({"shard": "1/2", "model": ["a", "b"], "output": "o"}, "--shard cannot be used with several models; name one."),
+        needs("labels", SURE | {"prompt": {"a": "x", "b": "y"}}, "--sure cannot be used with several prompts; write"),
+        needs("labels", SURE | {"again": "all"}, "--sure cannot be used with --again all; name another output"),
         needs(
             "labels",
             SURE | {"gold": "label", "recall": {"a": 0.9}},
-            "--gold goes without --recall: its promise",
+            "--gold cannot be used with --recall: it promises",
         ),
         needs(
             "labels",
             SURE | {"student": True, "model": "cheap"},
-            "--student goes without --model: it takes",
+            "--student cannot be used with --model: the student takes",
         ),
-        needs("labels", {"votes": 3, "dedupe": True}, "--votes goes without --dedupe."),
+        needs("labels", {"votes": 3, "dedupe": True}, "--votes cannot be used with --dedupe; "),
         needs(
             "report",
             {"report": "r.html", "validate": True},
-            "--report goes without --dry-run; `promptmill jobs JOB --html`",
+            "--report cannot be used with --dry-run, which sends nothing",
         ),
-        ({"prompt": "a", "prompt_column": "b"}, "--prompt goes without --prompt-column; name the column in the"),
+        ({"prompt": "a", "prompt_column": "b"}, "--prompt cannot be used with --prompt-column; name the column in the"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, said):
@@ -81,14 +82,26 @@ def test_each_face_spells_the_options_and_the_sources_in_its_own_way():
         return caught.value.worded(name).rstrip()
 
     nested = {"sure": {"model": "strong", "second": "b", "votes": 3}}
-    why = ": both say which labels are sure."
-    assert said("flag", option_of, nested) == f"--second goes without --votes{why}"
-    assert said("argument", _argument_of, nested) == f"`sure.second` goes without `votes`{why}"
-    assert said("keyword", keyword_of, nested) == f"`second` goes without `votes`{why}"
+    why = ": both decide which labels are sure."
+    assert said("flag", option_of, nested) == f"--second cannot be used with --votes{why}"
+    assert said("argument", _argument_of, nested) == f"`sure.second` cannot be used with `votes`{why}"
+    assert said("keyword", keyword_of, nested) == f"`second` cannot be used with `votes`{why}"
     each = {"each": "line"}
-    assert said("flag", option_of, each, "stdin") == "--each goes with files and folders of this machine."
-    assert said("argument", _argument_of, each, "values") == "`each` goes with `files`."
-    assert said("keyword", keyword_of, each, "values") == "`each` goes with files and folders."
+    only, place = " works only for files and folders", "; these rows come from"
+    assert said("flag", option_of, each, "stdin") == f"--each{only} of this machine{place} standard input (`-`)."
+    assert said("argument", _argument_of, each, "values") == f"`each` works only for `files`{place} `prompts`."
+    assert said("keyword", keyword_of, each, "values") == f"`each`{only}{place} a list or a table."
     assert said("argument", _argument_of, {"encoding": "cp1252"}, "values") == (
-        "`encoding` goes with `input_file` or `files`."
+        f"`encoding` works only for `input_file` or `files`{place} `prompts`."
     )
+
+
+def test_each_field_of_an_error_is_an_argument_of_the_tool_or_none():
+    for name, option in table.options().items():
+        spelled = option.name_on("argument")
+        assert _argument_of(Named(name)) == (None if spelled is None else f"`{spelled}`"), name
+    assert _argument_of(Named("again", "all")) == '`again: "all"`'
+    assert _argument_of(Named("temperature")) == "`sampling_params.temperature`"
+    assert _argument_of(Named("prompts")) == "`prompts`"
+    assert _argument_of(Named("status")) == "bulk_status"
+    assert _argument_of(Named("backend_configs.openai.rpm")) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pydoc
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,16 +13,17 @@ from fastmcp.exceptions import ToolError
 
 import promptmill
 from promptmill.cli import bulk
-from promptmill.cli.options import Parser
+from promptmill.cli.parser import Parser
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Feature
-from promptmill.options import pages, table
+from promptmill.options import table
 from promptmill.options.option import Flag, Group, Option, spelled
 from promptmill.server import create_server
 from promptmill.service.service import Service
 
-SHUFFLE = Option("shuffle", int, "rows in an order drawn from this seed; goes with {limit}", flag=Flag(metavar="SEED"))
+PAGES = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "docs.py"))["PAGES"]
+TURNED = Option("test_seed", int, "rows in an order drawn from this seed; goes with {limit}", flag=Flag(metavar="SEED"))
 
 
 def _parser() -> Parser:
@@ -48,7 +51,7 @@ def test_no_name_stands_for_two_options():
 def test_rules_name_options_of_the_table():
     known = table.options()
     for option in known.values():
-        rules = {named.field for named in option.goes_with} | {other.name for other in option.goes_without}
+        rules = {named.field for named in option.needs} | {other.name for other in option.excludes}
         assert rules <= known.keys() | {"output"}, option.name
         assert {*option.rows} <= table.ROWS.keys(), option.name
 
@@ -64,32 +67,39 @@ def test_a_face_spells_an_option_in_its_own_way():
 
 
 def test_an_option_that_is_added_to_the_table_appears_on_every_face(monkeypatch):
-    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [SHUFFLE])))
-    assert _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"]).shuffle == 7
-    assert "the order of rows:\n  --shuffle SEED" in _parser().format_help()
+    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [TURNED])))
+    assert _parser().parse_args(["a.csv", "b.csv", "--test-seed", "7"]).test_seed == 7
+    assert "the order of rows:\n  --test-seed SEED" in _parser().format_help()
     assert "goes with --limit" in " ".join(_parser().format_help().split())
-    module = pages.keywords(table.groups())
+    module = PAGES["../src/promptmill/options/keywords.py"]()
     assert "class OrderOptions(TypedDict, total=False):" in module
-    assert "    shuffle: int | None\n" in module
-    assert "| `--shuffle` | `shuffle` | `shuffle` | |" in pages.names(table.groups())
-    assert "`shuffle`: rows in an order drawn from this seed; goes with `limit`." in pages.listing(table.groups())
+    assert "    test_seed: int | None\n" in module
+    assert "| `--test-seed` | `test_seed` | `test_seed` | |" in PAGES["names.md"]()
+    assert "`test_seed`: rows in an order drawn from this seed; goes with `limit`." in table.listing()
 
 
 async def test_an_option_that_is_added_to_the_table_is_a_key_of_the_tools_options(monkeypatch):
-    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [SHUFFLE])))
+    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [TURNED])))
     async with Client(create_server(Service(Configuration({})))) as client:
         (tool,) = [each for each in await client.list_tools() if each.name == "bulk_generate"]
-    assert "shuffle" in tool.input_schema["properties"]["options"]["description"]
+    assert "test_seed" in tool.input_schema["properties"]["options"]["description"]
 
 
 def test_the_options_of_a_feature_join_the_table_under_its_name(monkeypatch):
     feature = Feature(words="rows in another order", options=f"{__name__}:OPTIONS")
     monkeypatch.setattr(table, "features", lambda: {"order": feature})
     assert table.groups()[-1] == Group("order", "order: rows in another order", OPTIONS)
-    assert _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"]).shuffle == 7
+    assert _parser().parse_args(["a.csv", "b.csv", "--test-seed", "7"]).test_seed == 7
 
 
-OPTIONS = (SHUFFLE,)
+OPTIONS = (TURNED,)
+
+
+def test_two_features_with_the_same_option_are_told(monkeypatch):
+    feature = Feature(words="rows in another order", options=f"{__name__}:OPTIONS")
+    monkeypatch.setattr(table, "features", lambda: {"order": feature, "turns": feature})
+    with pytest.raises(PromptmillError, match="test_seed of turns is already one of order; PROMPTMILL_WITHOUT=turns"):
+        table.groups()
 
 
 def test_the_help_fits_on_a_screen_and_the_long_one_has_every_option(capsys, monkeypatch):
@@ -117,16 +127,16 @@ def test_the_help_of_python_has_every_keyword():
 
 def test_an_option_of_a_hidden_feature_is_refused_with_its_feature(monkeypatch, capsys):
     monkeypatch.setattr(table, "hidden", lambda: {"order": Feature(words="", options=f"{__name__}:OPTIONS")})
-    options: Any = {"shuffle": 7}
-    with pytest.raises(PromptmillError, match="`shuffle` needs the feature order, which is hidden here"):
+    options: Any = {"test_seed": 7}
+    with pytest.raises(PromptmillError, match="`test_seed` needs the feature order, which is hidden here"):
         promptmill.bulk(["a"], **options)
     with pytest.raises(SystemExit):
-        _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"])
-    assert "--shuffle needs the feature order, which is hidden here" in capsys.readouterr().err
+        _parser().parse_args(["a.csv", "b.csv", "--test-seed", "7"])
+    assert "--test-seed needs the feature order, which is hidden here" in capsys.readouterr().err
 
 
 async def test_a_tool_names_the_hidden_feature_of_an_argument(monkeypatch):
     monkeypatch.setattr(table, "hidden", lambda: {"order": Feature(words="", options=f"{__name__}:OPTIONS")})
     async with Client(create_server(Service(Configuration({})))) as client:
-        with pytest.raises(ToolError, match="shuffle is not an argument of this tool: it needs the feature order"):
-            await client.call_tool("bulk_generate", {"prompts": ["a"], "shuffle": 7})
+        with pytest.raises(ToolError, match="test_seed is not an argument of this tool: it needs the feature order"):
+            await client.call_tool("bulk_generate", {"prompts": ["a"], "test_seed": 7})

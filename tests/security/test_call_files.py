@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from fakes import KEY
 from ingested import Ingested
+from planted import HARMLESS, ROWS, SECRET, VENDOR_KEY, plant
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
@@ -26,44 +27,11 @@ from server_process import written
 from talk import serving, text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
-SECRET = "hunter2-the-secret"
-ROWS = f"text\n{SECRET}\n"
-VENDOR_KEY = "sk-proj-0123456789abcdefghij"
-NAMES = {
-    **dict.fromkeys((".env", ".env.csv", ".bashrc", ".npmrc", ".hidden/notes.txt", ".codex/session.jsonl"), SECRET),
-    **dict.fromkeys(("prod.env", "prod.env.csv", "id_rsa", "server.key", "tls.pem", "terraform.tfstate"), SECRET),
-    **dict.fromkeys(("credentials.json", "passwords.csv", "Chrome Passwords.csv", "bitwarden_export_2026.csv"), SECRET),
-    **dict.fromkeys(("secrets/prod.txt", "api_keys.tsv", "token.txt", "github_token.txt", "cookies.txt"), SECRET),
-    **dict.fromkeys(("parameter.yaml", "PARAMETER.YML", "parameter.yaml.bak", "sub/parameter.yaml"), SECRET),
-    "settings.py": f"SECRET_KEY = '{SECRET}'",
-    "docker-compose.yml": f"services:\n  db:\n    environment:\n      POSTGRES_PASSWORD: {SECRET}\n",
-    "mcp.json": json.dumps({"mcpServers": {"x": {"env": {"GITHUB_TOKEN": SECRET}}}}),
-    "appsettings.json": json.dumps({"ConnectionStrings": {"Default": f"Server=db;User Id=sa;Password={SECRET};"}}),
-    "database.yml": f"production:\n  password: {SECRET}\n",
-    "wp.php": f"define('DB_PASSWORD', '{SECRET}');",
-    "pip.conf": f"[global]\nindex-url = https://me:{SECRET}@host.example/simple\n",
-    "maven.xml": f"<server><password>{SECRET}</password></server>",
-    "application.properties": f"spring.datasource.password={SECRET}\n",
-    "main.tf": f'resource "x" "y" {{\n  password = "{SECRET}"\n}}\n',
-    "run.sh": f"export DB_PASSWORD={SECRET}\n",
-    "deploy.key.txt": f"-----BEGIN OPENSSH PRIVATE KEY-----\n{SECRET}\n",
-    "notes.txt": f"The key is {KEY}. {SECRET}",
-    "notes16.txt": "",
-    "curl.md": f"curl -H 'Authorization: Bearer abcdef0123456789' # {SECRET}",
-    "vendor.py": f"client = Client('{VENDOR_KEY}')  # {SECRET}",
-    "k8s.yaml": f"apiVersion: v1\nkind: Secret\nstringData:\n  x: {SECRET}\n",
-}
-"""Files of which none may be sent, with their contents."""
-HARMLESS = {"readme.md": "Read me.", "src/app.py": "token = request.token\n", "data.csv": "text\nfine\n"}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    path = tmp_path / "project"
-    for name, content in {**NAMES, **HARMLESS}.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(content)
-    (path / "notes16.txt").write_text(f"The key is {KEY}. {SECRET}", encoding="utf-16")
+    path = plant(tmp_path / "project")
     monkeypatch.chdir(path)
     return path
 
@@ -89,40 +57,6 @@ def _sent(upstream):
 # Names and folders
 
 
-@pytest.mark.rule("F26")
-@pytest.mark.parametrize("name", ["hf://datasets/acme/mails", "s3://bucket/a.csv", "postgres://h/d", "http://h/a.csv"])
-@pytest.mark.parametrize("argument", ["input_file", "output_file"])
-async def test_a_call_names_no_url(folder, outcome, upstream, name, argument):
-    (folder / "in.csv").write_text("text\ntea\n")
-    given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}", argument: name}
-    assert f"{argument} is a URL" in str(await outcome(**given))
-    assert not upstream.seen
-
-
-@pytest.mark.rule("F26")
-@pytest.mark.parametrize(
-    ("argument", "name"),
-    [
-        pytest.param("input_file", "data.duckdb", marks=pytest.mark.features("duckdb")),
-        pytest.param("input_file", "data.duckdb#t", marks=pytest.mark.features("duckdb")),
-        pytest.param("output_file", "data.duckdb", marks=pytest.mark.features("duckdb")),
-        pytest.param("output_file", "data.duckdb#t", marks=pytest.mark.features("duckdb")),
-        ("output_file", "data.db#t"),
-    ],
-)
-async def test_a_call_names_no_database_of_duckdb_and_writes_none(folder, outcome, upstream, name, argument):
-    (folder / "in.csv").write_text("text\ntea\n")
-    given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}", argument: name}
-    assert "use one of .jsonl, .csv, .tsv, .parquet, .xlsx" in str(await outcome(**given))
-    assert not upstream.seen
-
-
-@pytest.mark.rule("F26")
-async def test_no_call_has_a_query(folder, outcome):
-    given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}"}
-    assert "sql" in str(await outcome(**given, sql="select content from read_text('/etc/passwd')"))
-
-
 @pytest.mark.rule("F21")
 @pytest.mark.rule("F22")
 async def test_a_pattern_over_everything_sends_no_secret_and_names_what_it_leaves_out(folder, outcome, upstream):
@@ -135,64 +69,6 @@ async def test_a_pattern_over_everything_sends_no_secret_and_names_what_it_leave
     )
     assert int(count) > 20
     assert "docker-compose.yml" in names
-
-
-@pytest.mark.rule("F21")
-@pytest.mark.rule("F22")
-@pytest.mark.parametrize("name", sorted(NAMES))
-async def test_no_such_file_is_sent_when_it_is_named_itself(folder, outcome, upstream, name):
-    found = await outcome(files=[name], prompt="{{content}}")
-    assert isinstance(found, str), found
-    assert SECRET not in found
-    assert not upstream.seen
-
-
-@pytest.mark.rule("F21")
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(".env.csv", ".claude/session.jsonl", "a/.git/x.csv", "prod.env.csv", "Chrome Passwords.csv", "secrets/a.csv"),
-        *("passwords.jsonl", "lastpass_export.csv.gz", "api_keys.tsv", "parameter.yaml.csv", "./a/../.env.csv"),
-    ],
-)
-async def test_a_file_of_rows_is_no_input_and_no_output_under_such_a_name(folder, outcome, upstream, name):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = ROWS.encode() if ".jsonl" not in name else json.dumps({"text": SECRET}).encode()
-    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    read = await outcome(input_file=name, output_file="out.jsonl", prompt="{{text}}")
-    path.unlink()
-    before = sorted(folder.rglob("*"))
-    planted = await outcome(input_file="data.csv", output_file=name, prompt="{{text}}")
-    for said in (read, planted):
-        assert isinstance(said, str), said
-        assert "is hidden" in said or "may hold secrets" in said or "belongs to promptmill" in said
-        assert SECRET not in said
-    assert sorted(folder.rglob("*")) == before
-    assert not upstream.seen
-
-
-@pytest.mark.rule("F21")
-@posix
-@pytest.mark.parametrize("target", [".env.csv", "prod.env.csv", "passwords.csv", ".hidden"])
-async def test_a_link_is_as_secret_as_its_target(folder, outcome, upstream, target):
-    (folder / "link.csv").symlink_to(folder / target)
-    (folder / "link").symlink_to(folder / target)
-    if target == ".hidden":
-        (folder / ".hidden" / "in.csv").write_text(ROWS)
-    inner = "link/in.csv" if target == ".hidden" else "link.csv"
-    (folder / ".named").symlink_to(folder / "readme.md")
-    for asked in (
-        {"input_file": inner, "output_file": "out.csv"},
-        {"files": ["link", inner]},
-        {"files": ["link*"]},
-        {"files": [".named"]},
-        {"input_file": "data.csv", "output_file": inner},
-    ):
-        said = await outcome(**asked, prompt="{{content}}" if "files" in asked else "{{text}}")
-        assert isinstance(said, str), (asked, said)
-        assert SECRET not in said
-    assert not upstream.seen
 
 
 @pytest.mark.rule("F21")
@@ -369,7 +245,7 @@ async def test_no_row_of_a_file_with_a_key_is_sent(folder, outcome, upstream, na
     for more in ({}, {"validate": True}, {"limit": 1}):
         found = await outcome(input_file=name, output_file="out.jsonl", prompt="{{text}}", **more)
         said = found if isinstance(found, str) else found["reason"]
-        assert f"{name} may hold secrets" in said
+        assert f"{name} may hold secrets" in said, found
         assert secret not in said
     assert not upstream.seen
 
@@ -391,29 +267,6 @@ async def test_a_key_behind_the_beginning_of_a_large_file_stops_its_job_before_t
     found = await outcome(input_file=name, output_file="out.jsonl", prompt="{{text}}", limit=5)
     assert (found["state"], found["done"]) == ("stopped", 0)
     assert "may hold secrets: a key of this server in row 6000" in found["reason"]
-    assert not upstream.seen
-
-
-@pytest.mark.rule("F22")
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("export.csv", "name,url,username,password\nmail,https://m.example,me,hunter2\n"),
-        ("export.jsonl", '{"login": {"username": "me", "password": "hunter2"}}\n'),
-        ("export.parquet", ""),
-    ],
-)
-async def test_what_a_password_manager_exports_is_not_sent_under_a_harmless_name(
-    folder, outcome, upstream, name, content
-):
-    if content:
-        (folder / name).write_text(content)
-    else:
-        _table(folder / name, {"login": [{"username": "me", "password": "hunter2"}]})
-    found = await outcome(input_file=name, output_file="out.jsonl", prompt="{{ row }}")
-    assert isinstance(found, str)
-    assert "may hold secrets: its column 'password'" in found
-    assert "hunter2" not in found
     assert not upstream.seen
 
 
@@ -482,26 +335,6 @@ def test_a_key_is_found_in_other_encodings(tmp_path, encoding):
     path.write_bytes(f"text\n{KEY}\n".encode(encoding))
     with pytest.raises(PromptmillError, match="a key of this server"):
         check_beginning(InputFiles([Part(path)]), rule)
-
-
-@pytest.mark.rule("F22")
-@pytest.mark.parametrize("encoding", ["cp037", "cp500", "utf-7", "utf-16-le", "utf-32-be", "punycode"])
-@pytest.mark.parametrize("more", [{"files": ["notes.txt"], "prompt": "{{content}}"}, {"input_file": "keys.csv"}])
-async def test_no_encoding_of_a_call_hides_a_key(folder, outcome, upstream, encoding, more):
-    (folder / "keys.csv").write_text(f"text\n{VENDOR_KEY}\n")
-    given = {"prompt": "{{text}}", "output_file": "out.csv", **more}
-    assert "is not for calls; a call takes utf-16" in str(await outcome(**given, encoding=encoding))
-    assert not upstream.seen
-
-
-@pytest.mark.rule("F22")
-@pytest.mark.parametrize("encoding", ["utf-16", "U32"])
-async def test_text_of_ascii_is_no_utf_16_of_a_call(folder, outcome, upstream, encoding):
-    (folder / "keys.csv").write_text("text\n" + "fine\n" * 1_000_000 + f"{VENDOR_KEY}\n")
-    given = {"prompt": "{{text}}", "output_file": "out.csv", "input_file": "keys.csv"}
-    assert "keys.csv has no byte-order mark" in str(await outcome(**given, encoding=encoding))
-    assert "may hold secrets" in str(await outcome(files=["notes.txt"], prompt="{{content}}", encoding=encoding))
-    assert not upstream.seen
 
 
 @pytest.mark.rule("F22")
@@ -632,7 +465,7 @@ async def test_a_relative_name_is_below_the_only_root_of_a_server_that_a_desktop
             ("../in.csv", "is outside"),
             (str(tmp_path / "in.csv"), "is outside"),
             (".env.csv", "is hidden"),
-            ("a\0.csv", "not a usable path"),
+            ("a\0.csv", "an invalid path"),
         ):
             assert problem in await talk.error("bulk_generate", input_file=name, **asked)
             assert problem in await talk.error("bulk_generate", files=[name], prompt="{{content}}")

@@ -13,7 +13,7 @@ from everyday import everyday
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.backends.engines.host import ENGINE_ARGUMENTS, check_arguments, trusts_remote_code
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.loading import Configuration, Overrides, assigned
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from talk import sent, serving, text
@@ -164,24 +164,26 @@ def test_the_operators_trust_is_for_what_the_operator_named(called, trusted):
     assert trusts_remote_code(configuration.overlaid(Overrides("vllm", {"vllm": called}))) is trusted
 
 
+FOREIGN_ARGUMENTS = [
+    *(("spec_model", "os.system"), ("spec_method", "custom_class"), ("spec_tokens", 1)),
+    *(("speculative_config", {"model": "evil.Class"}), ("worker_cls", "evil.Worker"), ("hf_overrides", {})),
+    *(("load_format", "pt"), ("logits_processors", ["evil:Processor"]), ("kv_transfer_config", {})),
+    *(("reasoning_parser_plugin", "/tmp/evil.py"), ("what_a_later_vllm_adds", 1), ("config_format", "evil")),
+    *(("download_dir", "/tmp"), ("generation_config", "/etc"), ("model", "evil/model"), ("Max_Model_Len", 5)),
+    ("lora_modules", {"a": "/home/other/adapter"}),
+]
+
+
 @pytest.mark.rule("C7")
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("spec_model", "os.system"), ("spec_method", "custom_class"), ("spec_tokens", 1)),
-        *(("speculative_config", {"model": "evil.Class"}), ("worker_cls", "evil.Worker"), ("hf_overrides", {})),
-        *(("load_format", "pt"), ("logits_processors", ["evil:Processor"]), ("kv_transfer_config", {})),
-        *(("reasoning_parser_plugin", "/tmp/evil.py"), ("what_a_later_vllm_adds", 1), ("config_format", "evil")),
-        *(("download_dir", "/tmp"), ("generation_config", "/etc"), ("model", "evil/model"), ("Max_Model_Len", 5)),
-        ("lora_modules", {"a": "/home/other/adapter"}),
-    ],
-)
-async def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones(name, value):
+async def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones():
     async with serving(Configuration({"backend": "vllm"})) as talk:
-        block = {"model_name_or_path": "some/model", name: value}
-        said = text(await talk.init("vllm", backend_configs={"vllm": block}))
-    assert said.startswith(f"backend_configs.vllm.{name}: a call may not set this")
-    assert "--trust-client" in said
+        for name, value in FOREIGN_ARGUMENTS:
+            block = {"model_name_or_path": "some/model", name: value}
+            said = await talk.error(
+                "generation_init", backend="vllm", backend_configs={"vllm": block}, sampling_params={}
+            )
+            assert said.startswith(f"backend_configs.vllm.{name}: a call may not set this")
+            assert "--trust-client" in said
 
 
 @pytest.mark.rule("C7")
@@ -197,6 +199,7 @@ def test_a_call_may_repeat_what_the_operator_said_and_a_trusted_one_may_say_all(
 
 
 @pytest.mark.rule("C8")
+@pytest.mark.features("ultrarag")
 @pytest.mark.parametrize(
     ("command", "trusted"),
     everyday([("script", True), ("mcp", False), ("fastmcp", False)], ("script", True), ("fastmcp", False)),
@@ -236,7 +239,7 @@ def test_no_tag_of_yaml_makes_an_object(tmp_path, tag):
     with pytest.raises(PromptmillError, match="not valid YAML"):
         Configuration.load(file)
     with pytest.raises(PromptmillError):
-        Configuration.load(file, assignments=[f"backend={tag}"])
+        Configuration.load(file, assignments=assigned([f"backend={tag}"]))
 
 
 @pytest.mark.rule("C5")

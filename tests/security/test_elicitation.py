@@ -18,12 +18,13 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.jobs.inputs.whole_files import WholeFiles
-from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.server import create_server
 from promptmill.server.elicitation import Questions
 from promptmill.service.service import Service
 from replies import answer, status
 from talk import Talk, codes, serving, text
+from waiting import PATIENCE_S
 
 PRICE = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 1}}
 """Each answer costs two dollars, its highest cost is one."""
@@ -212,7 +213,7 @@ async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder,
 
     def slowly(self):
         reading.set()
-        goes_on.wait(10)
+        goes_on.wait(PATIENCE_S)
         yield from real(self)
 
     monkeypatch.setattr(WholeFiles, "lines", slowly)

@@ -22,7 +22,7 @@ from replies import answer, by_prompt, hang, late
 from served import BEARER, TOKEN, Served, messages
 from server_process import written
 from upstream import Upstream
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
@@ -184,7 +184,7 @@ def test_a_body_beyond_the_limit_is_refused_and_not_held(server):
 def test_what_two_readers_could_read_differently_is_no_request(server, framing):
     head = f"POST /healthz HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
     hidden = "0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
         connection.sendall((head + hidden).encode("latin-1"))
         said = b""
         with contextlib.suppress(OSError):

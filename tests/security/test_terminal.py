@@ -12,6 +12,7 @@ import pytest
 from forked import started
 from promptmill.cli.terminal import say
 from replies import answer, status
+from waiting import PATIENCE_S
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt.exe\rgone"
 
@@ -42,7 +43,7 @@ def test_on_a_terminal_nothing_of_an_answer_or_error_is_a_command(upstream, tmp_
             if not piece:
                 break
             shown += piece
-    process.wait(10)
+    process.wait(PATIENCE_S)
     os.close(ours)
     text = shown.decode()
     assert "owned" in text

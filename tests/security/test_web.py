@@ -3,10 +3,16 @@
 import base64
 import io
 import socket
+import ssl
 
 import pytest
+from multidict import CIMultiDict
 from PIL import Image
+from yarl import URL
 
+from promptmill.backends.openai.failures import PrivateAddressError
+from promptmill.backends.openai.route import Route
+from promptmill.backends.openai.session import Session
 from promptmill.core.errors import PromptmillError
 from promptmill.images import fetch as webimages
 from promptmill.images.fetch import ImageFetcher, is_public
@@ -78,22 +84,37 @@ async def test_no_spelling_of_this_machine_is_connected_to(fetch, upstream, spel
     assert not upstream.connections
 
 
-@pytest.mark.rule("W2")
-async def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to(fetch, upstream, monkeypatch):
+def resolving(monkeypatch, *answers):
+    """Let each look-up of a name find the next of `answers`, a list of addresses; return the names looked up."""
     asked = []
 
-    class Rebinding:
+    class Resolver:
+        def __init__(self, **_):
+            pass
+
         async def resolve(self, host, port=0, family=socket.AF_INET):
             asked.append(host)
-            found = "8.8.8.8" if len(asked) == 1 else "127.0.0.1"
-            return [{"hostname": host, "host": found, "port": port, "family": family, "proto": 0, "flags": 0}]
+            some = {"hostname": host, "port": port, "proto": 0, "flags": 0}
+            kinds = {True: socket.AF_INET6, False: socket.AF_INET}
+            return [{**some, "host": one, "family": kinds[":" in one]} for one in answers[len(asked) - 1]]
 
         async def close(self):
             pass
 
-    monkeypatch.setattr(webimages, "ThreadedResolver", Rebinding)
-    connected = []
-    monkeypatch.setattr(webimages, "_socket_to", lambda address: connected.append(address[4][0]) or _no_socket())
+    monkeypatch.setattr("aiohttp.connector.DefaultResolver", Resolver)
+    return asked
+
+
+@pytest.mark.rule("W2")
+async def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_to(fetch, upstream, monkeypatch):
+    asked, connected, real = resolving(monkeypatch, ["8.8.8.8"], ["127.0.0.1"]), [], webimages.public_socket
+
+    def without_network(address):
+        real(address).close()
+        connected.append(address[4][0])
+        raise OSError("a test's network")
+
+    monkeypatch.setattr(webimages, "public_socket", without_network)
     await fetch(f"http://rebinding.example:{upstream.port}/a.png")
     assert connected == ["8.8.8.8"], "what was looked up is what is connected to: nobody asks twice"
     assert len(asked) == 1
@@ -102,15 +123,27 @@ async def test_a_name_that_changes_its_address_is_checked_where_it_is_connected_
     assert not connected
 
 
-def _no_socket():
-    raise OSError("a test's network")
+@pytest.mark.rule("W2")
+async def test_a_name_with_several_inner_addresses_is_refused_as_such(fetch, monkeypatch):
+    resolving(monkeypatch, ["127.0.0.1", "10.0.0.1", "::1"])
+    assert "from several.example: it is not a public" in str(await fetch("http://several.example/a.png"))
+
+
+@pytest.mark.rule("W2")
+async def test_a_file_of_a_batch_comes_from_no_name_with_several_inner_addresses(closing, monkeypatch):
+    resolving(monkeypatch, ["127.0.0.1", "10.0.0.1", "::1"])
+    session = closing(Session(4, 5.0, 5.0, ssl.create_default_context()))
+    route = Route(URL("http://several.example/f"), CIMultiDict(), None)
+    with pytest.raises(PrivateAddressError, match=r"several\.example"):
+        async with session.exchange(route, "GET", only_public=True):
+            pass
 
 
 @pytest.mark.rule("W2")
 def test_even_a_resolver_that_lies_gets_no_socket_to_this_machine():
     for place in ("127.0.0.1", "169.254.169.254", "::1"):
-        with pytest.raises(PromptmillError):
-            webimages._socket_to((socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, 80)))
+        with pytest.raises(webimages.NotPublicError):
+            webimages.public_socket((socket.AF_INET, socket.SOCK_STREAM, 6, "", (place, 80)))
 
 
 @pytest.mark.rule("W3")

@@ -24,6 +24,7 @@ from fuzzing import CASES, SEED, TRACE
 from piped import Piped
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from waiting import PATIENCE_S
 
 _AT_ONCE = 20
 QUIET = settings(
@@ -398,7 +399,7 @@ def test_any_lines_leave_the_server_right_and_every_request_answered_once(upstre
         for name in asked:
             _only(server, name)
         server.end("EOF")
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         said = server.said()
     assert len(asked) > number // 10
     assert not TRACE.search(said), said[-3000:]

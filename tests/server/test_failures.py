@@ -104,6 +104,7 @@ async def test_a_name_that_nobody_knows_is_said_and_is_ours(serve):
 # Time
 
 
+@pytest.mark.simulated
 async def test_a_call_that_takes_too_long_returns_what_is_done(serve, upstream):
     upstream.reply = by_prompt({"slow": hang()})
     async with serve(top={"call_timeout": 1.5}) as talk:

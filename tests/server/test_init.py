@@ -134,6 +134,7 @@ async def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments
         ("generate", {"prompt_ls": 3}, "prompt_ls is a number; send a list."),
         ("generate", {"prompt_ls": {"a": 1}}, "prompt_ls[0] is an object with the keys 'a'. Send"),
         ("generate", {"prompt_ls": ["x"], "system_prompt": 3}, "system_prompt: should be text, not a number."),
+        ("generate", {"prompt_ls": ["x"], "max_cost": [1]}, "max_cost is a list of 1; send a number."),
         (
             "generate",
             {"prompt_ls": ["x"], "temperature": 0},

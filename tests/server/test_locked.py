@@ -63,5 +63,5 @@ def test_serve_locked_is_how_to_start_one(upstream, tmp_path):
 async def test_only_the_named_tools_are_served(upstream):
     server = create_server(Service(openai_configuration(upstream.url)), tools=["generate", "bulk_status"])
     assert [tool.name for tool in await server.list_tools()] == ["generate", "bulk_status"]
-    with pytest.raises(PromptmillError, match=r"tools: did you mean generate\?"):
+    with pytest.raises(PromptmillError, match=r"tools: there is no tool 'generat'; did you mean generate\?"):
         create_server(Service(openai_configuration(upstream.url)), tools=["generat"])

@@ -26,7 +26,7 @@ from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
 from talk import Talk, codes, serving, text
-from waiting import eventually, until
+from waiting import PATIENCE_S, eventually, until
 
 LIMIT = {"max_call_s": 3}  # two seconds of work
 
@@ -193,6 +193,7 @@ async def test_an_action_ends_the_rest_and_another_resumes_it(serve, upstream):
     assert [(row["index"], row["answer"]) for row in rows] == [(0, "echo: a"), (1, "echo: stuck"), (2, "echo: b")]
 
 
+@pytest.mark.simulated
 async def test_call_timeout_ends_a_call_before_the_limit_and_never_its_job(serve, upstream):
     upstream.reply = late(2.0, answer())
     async with serve(top={"max_call_s": 60, "call_timeout": 0.3}) as talk:
@@ -388,7 +389,7 @@ def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upst
         job_id = result["structuredContent"]["job_id"]
         eventually(lambda: server.result(server.call("bulk_status", job_id=job_id))["structuredContent"]["done"])
         server.end("EOF")
-        assert server.process.wait(30) == 0
+        assert server.process.wait(PATIENCE_S) == 0
     job = JobFolders.from_environ().find(job_id)
     left = job_status.read(job)
     assert (left["state"], left["done"], left["alive"]) == ("interrupted", 1, False)

@@ -195,7 +195,7 @@ async def test_rare_arguments_are_keys_of_options_which_the_skill_lists(talk, to
     ("sent", "problem"),
     [
         ({"options": {"dedup": True}}, "did you mean dedupe"),
-        ({"validate": True, "options": {"validate": True}}, "`validate` stands in `options`, too"),
+        ({"validate": True, "options": {"validate": True}}, "`validate` is also in `options`"),
         ({"options": ["dedupe"]}, "`options` is an object"),
         ({"options": {"dedupe": "perhaps"}}, "dedupe"),
     ],

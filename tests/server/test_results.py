@@ -8,10 +8,12 @@ from mcp_types import Implementation
 
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
+from promptmill.server import tool_calls
 from replies import by_prompt, late, raw, status
-from served import Served, messages
+from served import ServedHere, messages
 from server_process import written
 from talk import serving, text
+from waiting import PATIENCE_S
 
 LONG = 'line "one"\n' * 1000
 
@@ -185,7 +187,7 @@ def _over_http(session, number, *prompts, progress):
 @pytest.fixture
 def served(upstream, tmp_path):
     upstream.reply = raw(_body("x" * 100_000))
-    with Served(written(tmp_path, upstream.url), environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
+    with ServedHere(written(tmp_path, upstream.url), environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
         yield server
 
 
@@ -193,7 +195,8 @@ FEW = "abcdefghijkl"
 ALL = ["x" * 100_000] * 12
 
 
-def test_over_http_a_fast_call_or_one_without_progress_has_no_limit(served):
+def test_over_http_a_fast_call_or_one_without_progress_has_no_limit(served, monkeypatch):
+    monkeypatch.setattr(tool_calls, "_FAST_S", PATIENCE_S)  # however busy the machine is
     many = [f"{'long prompt ' * 40}{number}" for number in range(12)]
     session = served.session({"User-Agent": "python-httpx2/2.16"})
     for number, (prompts, progress) in enumerate([(FEW, False), (FEW, True), (many, False), (many, True)]):

@@ -130,7 +130,7 @@ def test_a_wrong_configuration_ends_it_even_when_somebody_spoke_to_it_already(tm
     file.write_text("bakend: openai")
     with Piped(file) as server:
         numbers = [server.request("initialize"), server.request("tools/list")]
-        assert server.process.wait(60) == 2
+        assert server.process.wait(PATIENCE_S) == 2
         assert [server.found(number) for number in numbers] == [None, None]
         assert "backend" in server.said()
 
@@ -305,7 +305,9 @@ def test_a_signal_after_an_answer_leaves_time_for_the_request_that_follows_it(co
 @posix
 async def test_a_signal_while_fastmcps_client_reads_its_first_answers_leaves_them_to_it(config, upstream):
     upstream.reply = answer("x" * 3_000_000)
-    command = ["-m", "promptmill", "serve", "--access-log", "--config", str(config())]
+    patient = f"from promptmill.server import process; process._CLOSE_S = {PATIENCE_S}"  # both sides may be held up
+    code = f"import sys; from promptmill.cli.main import main; {patient}; sys.exit(main(sys.argv[1:]))"
+    command = ["-c", code, "serve", "--access-log", "--config", str(config())]
     with tempfile.TemporaryFile("w+") as log:
         transport = StdioTransport(sys.executable, command, keep_alive=False, log_file=log)
         async with Client(transport) as client:
@@ -379,7 +381,7 @@ async def test_a_short_message_does_not_show_that_the_client_reads():
 def test_a_client_that_reads_nothing_does_not_hold_up_the_end(config, upstream):
     with _writing_a_large_answer(config, upstream) as server:
         server.terminate()
-        assert server.wait(2) == CODES["SIGTERM"]
+        assert server.wait(PATIENCE_S) == CODES["SIGTERM"]
 
 
 @posix

@@ -9,6 +9,7 @@ from piped import Piped
 from replies import by_prompt, status
 from served import Served
 from server_process import written
+from waiting import PATIENCE_S
 
 LINE = re.compile(
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<level>\w+) promptmill\.calls: (?P<text>.*) seconds=\d+\.\d{3}$",
@@ -33,7 +34,7 @@ def _called(server):
     server.result(server.call("multimodal_generate", prompt_ls=["x"], multimodal_path=[]))
     server.result(server.call("no such\ntool"))
     server.end("EOF")
-    server.process.wait(30)
+    server.process.wait(PATIENCE_S)
     return [(found["level"], found["text"]) for found in LINE.finditer(server.said().replace("\r\n", "\n"))]
 
 
@@ -67,7 +68,7 @@ def test_with_access_log_over_http_every_request_is_a_line_too(upstream, tmp_pat
         assert server.session().answers("x") == ["echo: x"]
         assert server.ask("GET", "/nowhere").status == 404
         server.end("SIGTERM")
-        server.process.wait(30)
+        server.process.wait(PATIENCE_S)
         said = server.said()
     (line,) = LINE.finditer(said.replace("\r\n", "\n"))
     assert re.fullmatch(r"tool=generate client=[\w-]+/\S+@127\.0\.0\.1 code=ok items=1 failed=0", line["text"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from promptmill.backends.openai import discovery
 from promptmill.backends.openai.discovery import _ollama_url, choose
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.protocol import Call, Choice, Facts
@@ -15,6 +16,13 @@ from promptmill.service import choosing
 from promptmill.service.service import Service
 from replies import late
 from talk import serving
+from waiting import PATIENCE_S
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """Let servers answer as late as on a busy machine."""
+    monkeypatch.setattr(discovery, "_LOCAL_S", PATIENCE_S)
 
 
 def auto(**block):
@@ -24,7 +32,8 @@ def auto(**block):
 
 def row(name, upstream, *, public=False):
     """The row of a server or provider, at `upstream`."""
-    return replace(profile_named(name), base_url=upstream.url, more_hosts=(), public=public)
+    profile = profile_named(name)
+    return replace(profile, site=replace(profile.site, base_url=upstream.url, more_hosts=(), public=public))
 
 
 async def test_a_server_that_runs_here_is_chosen_with_its_model(upstream):

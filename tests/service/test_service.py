@@ -222,6 +222,7 @@ async def test_the_system_prompt_of_a_call_goes_before_the_configured_one(closin
     assert second.conversation.messages[0].content == "of the call"
 
 
+@pytest.mark.simulated
 async def test_after_the_deadline_the_rest_are_errors_and_what_is_done_stays(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop, call_timeout=0.1))
@@ -234,6 +235,7 @@ async def test_after_the_deadline_the_rest_are_errors_and_what_is_done_stays(clo
     assert await _ask(service, "slow") == ["first: slow"]
 
 
+@pytest.mark.simulated
 async def test_the_deadline_counts_loading_too_and_leaves_it_going(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop, call_timeout=0.05))

@@ -1,16 +1,17 @@
-"""The names of all features of promptmill, as pyproject.toml has them: a folder may be missing."""
+"""The names of all features of promptmill: those of its folders, and those whose budgets pyproject.toml has."""
 
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import promptmill
 from promptmill.core.feature import features
 
 _SETTINGS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-_CONTRACTS = _SETTINGS["tool"]["importlinter"]["contracts"]
-(_LAYERS,) = (each["layers"] for each in _CONTRACTS if each.get("containers") == ["promptmill.features"])
-ALL_FEATURES = frozenset(name for layer in _LAYERS for name in layer.split(" | "))
+_ROOMS = _SETTINGS["tool"]["promptmill"]["rooms"]
+_FOLDERS = {path.parent.name for path in Path(promptmill.__file__).parent.glob("features/*/__init__.py")}
+ALL_FEATURES = frozenset(name.removeprefix("features/") for name in _ROOMS if "features/" in name) - {"*"} | _FOLDERS
 
 
 def need(*names: str) -> None:

@@ -35,7 +35,7 @@ from replies import answer, late
 from upstream import Upstream
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
-QUICK = {"base_delay": 0.01, "max_delay": 0.1, "retries": 3, "timeout": [2, 5], "patience": 2, "concurrency": 32}
+QUICK = {"base_delay": 0.01, "max_delay": 0.1, "retries": 3, "timeout": [30, 60], "patience": 2, "concurrency": 32}
 
 
 class Bench:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from promptmill.backends.engines import embedded_model
+from promptmill.system.state import cache_folder
 
 
 def save(folder: Path, kind: str = "Llama", template: str | None = None, *, pad: bool = True, **config: Any) -> None:
@@ -55,7 +55,7 @@ def taught(template: str, lessons: list[tuple[str, str]], marks: list[str]) -> P
 
     lesson = json.dumps([transformers.__version__, template, lessons, marks])
     recipe = hashlib.sha256(Path(__file__).read_bytes() + lesson.encode()).hexdigest()[:16]
-    folder = embedded_model.cache_folder() / f"byte-model-{recipe}"
+    folder = cache_folder() / f"byte-model-{recipe}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="byte-model-") as scratch:

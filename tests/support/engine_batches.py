@@ -52,7 +52,7 @@ def check_chats(client: openai.OpenAI) -> None:
     assert {own: (each["status_code"], each["body"]["error"]["param"]) for own, each in errors.items()} == {
         "left out": (400, "reasoning_effort"),
         "refused": (400, "audio"),
-        "too long": (400, None),
+        "too long": (400, "messages"),
     }
     assert errors["too long"]["body"]["error"]["code"] == "context_length_exceeded"
 

@@ -82,7 +82,7 @@ def openai_configuration(base_url: str | list[str], **block: Any) -> Configurati
         "base_delay": 0.01,
         "max_delay": 0.05,
         "retries": 3,
-        "timeout": [2, 5],
+        "timeout": [30, 60],
         "patience": 20,
     }
     return Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": base_url, **quick, **block}}})

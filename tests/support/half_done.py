@@ -30,7 +30,7 @@ def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
         try:
             if (files := job.unread()) is not None:
                 job.reading(files)(Work(), job.folder)
-                job.load()
+                job.spec = job.folder.known_spec()
             store, again = job.folder.store, job.order.earlier.again
             asked = {row.n: row.asked for row in store.rows()}
             reason = "first" if again is None else f"again {again}"

@@ -21,7 +21,7 @@ _MODULES = {
     "pooled_cache": ("PooledCache", "is_of_columns", "plain_cache"),
     "sampler": ("Penalties", "SamplerState", "choose"),
     "schedule": ("Capacity", "Schedule", "capacity_for"),
-    "sequence": ("RunningSequence",),
+    "sequence": ("RunningSequence", "SequenceBuilder"),
     "vision": ("ImageInputs",),
 }
 

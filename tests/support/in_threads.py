@@ -26,7 +26,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.system import frames, runtime
 
 T = TypeVar("T")
-_ENDS_S = 10.0
+_ENDS_S = 60.0
 
 
 class _Pipe(io.BytesIO):
@@ -90,11 +90,11 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let `detached` start no process; at the end, end the runners that are left."""
     running: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
 
-    async def until_ended(runner: Runner) -> tuple[Any, PromptmillError | None, bool]:
-        task = asyncio.ensure_future(runner.run())
+    async def until_ended(*given: Any) -> tuple[Any, PromptmillError | None, bool]:
+        task = asyncio.ensure_future((runner := Runner(*given)).run())
         running[task] = asyncio.get_running_loop()
         try:
-            return await task, runner.error, False
+            return await task, runner.progress.error, False
         finally:
             del running[task]
 

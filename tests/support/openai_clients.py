@@ -14,7 +14,7 @@ from openai.types import Batch, FileObject
 
 from served import TOKEN, Asked, Served
 from server_process import written
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 CHAT = "/v1/chat/completions"
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -34,7 +34,7 @@ def servers(folder: Path, url: str, kind: Callable[..., Any] = Served) -> Iterat
 
 def client_of(server: Asked, token: str = TOKEN, **options: Any) -> openai.OpenAI:
     """Return a client that repeats nothing, unless `options` say so."""
-    given = {"timeout": 20, "max_retries": 0} | options
+    given = {"timeout": PATIENCE_S, "max_retries": 0} | options
     return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=token, **given)
 
 

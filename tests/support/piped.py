@@ -46,7 +46,7 @@ class Piped(ServerProcess):
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self._reader.join(5)
+        self._reader.join(PATIENCE_S)
         self.errors.close()
         assert not self.strays, f"not JSON-RPC on stdout: {self.strays[:3]}"
 

@@ -12,7 +12,7 @@ from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.run.admission import _last_round
-from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
 from promptmill.jobs.run.steps import Change
@@ -80,13 +80,17 @@ class RoundsBench:
             rounds.end(self.store)
         return made
 
-    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, JobRounds | None]]:
-        """Yield the rounds of a run, those that copy with the job's rounds."""
+    def job_rounds(self, order: JobOrder, duplicates: Duplicates | None) -> JobRounds:
+        """Return the rounds of a run."""
         change = Change(None, order.earlier, _last_round(self.store, order))
         folder = SimpleNamespace(store=self.store)
         job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=folder, plan=None)
+        return JobRounds(job, duplicates)
+
+    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, JobRounds | None]]:
+        """Yield the rounds of a run, those that copy with the job's rounds."""
         duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.limits.dedupe else None
-        job_rounds = JobRounds(job, duplicates)
+        job_rounds = self.job_rounds(order, duplicates)
         for _ in range(20):
             if (round_ := job_rounds.next()) is None:
                 return

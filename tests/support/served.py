@@ -84,7 +84,7 @@ class Asked:
         finally:
             connection.close()
 
-    def raw(self, data: bytes, timeout_s: float = 10) -> bytes:
+    def raw(self, data: bytes, timeout_s: float = PATIENCE_S) -> bytes:
         """Send bytes; return what comes back until it closes, falls silent for `timeout_s`, or has said all."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s) as connection:
             with contextlib.suppress(OSError):  # it may answer and close before it has read all

@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 from PIL import Image
 
-from promptmill.backends.engines import embedded_model
+from promptmill.system.state import cache_folder
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -53,7 +53,7 @@ def tiny_vlm() -> Path:
     import transformers
 
     recipe = hashlib.sha256(Path(__file__).read_bytes() + transformers.__version__.encode()).hexdigest()[:16]
-    folder = embedded_model.cache_folder() / f"tiny-vlm-{recipe}"
+    folder = cache_folder() / f"tiny-vlm-{recipe}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     wrong = ""
     with filelock.FileLock(f"{folder}.lock"):  # one process of a run trains it, the others wait

@@ -34,7 +34,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 try:
     from uvloop import new_event_loop
@@ -331,7 +331,7 @@ class Upstream:
             self._loop.run_until_complete(self._end_tasks())
         else:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(5)
+            self._thread.join(PATIENCE_S)
         assert not self.problems, f"a reply of the upstream failed: {self.problems[0]!r}"
 
     def begin_anew(self) -> None:
@@ -411,7 +411,7 @@ class Upstream:
         elif self._thread in {None, threading.current_thread()}:
             self.spawn(work)
         else:
-            asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
+            asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
 
     async def _leave(self, seconds: float | None, *, dropping: bool = False) -> None:
         if self._listener is not None:

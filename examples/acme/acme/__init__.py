@@ -1,5 +1,4 @@
-"""YAML files as inputs and outputs of `promptmill bulk`, a command that shows the fields of one, and an option that
-asks rows with long answers again at another model."""
+"""YAML files as inputs and outputs, a command that lists their fields, and an option for rows with long answers."""
 
 from promptmill.core.feature import Command, Feature, Format, PlanEntry
 

@@ -27,6 +27,10 @@ class LongAgain(Plan):
         del models
         return cls(model=options["long_to"]) if options.get("long_to") else None
 
+    @property
+    def named_models(self) -> frozenset[str]:
+        return frozenset({self.model})
+
     def next(self, first: Round, again: Any) -> Iterator[Round]:
         """Yield the rounds of an ordinary job, then one of long answers."""
         yield from super().next(first, again)

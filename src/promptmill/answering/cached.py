@@ -29,14 +29,15 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import orjson
 
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Outcome, Usage
+from promptmill.backends.outcome_data import outcome_data, outcome_of
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
@@ -44,6 +45,7 @@ from promptmill.core.request import Request
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules, load_image
 from promptmill.system.safe_open import home_expanded, make_private
+from promptmill.system.state import cache_folder
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -51,7 +53,7 @@ Copied = TypeVar("Copied", Completion, Outcome)
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
-_READ_AT_ONCE = 32  # answers, of at most `LONGEST_ANSWER` bytes, that are read and delivered together
+_READ_AT_ONCE = 32  # max answers, each of at most `LONGEST_ANSWER` bytes, that are read together
 _DELETE_OLDEST = """
 DELETE FROM answers
 WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers)))
@@ -124,7 +126,7 @@ class CachedAnswers:
             return await self._lead(place, request, call, began)
         if _serves(answer := await self._flights.result(place, call), request):
             return self._copied(answer, request, call, began)
-        # the first request failed: the others are sent together, because they would otherwise fail one after another
+        # the first request failed: the others are sent at once, because one after another, each would fail
         return await self._following(request, call)
 
     async def _lead(self, place: tuple[Call | None, bytes], request: Request, call: Call, began: float) -> Outcome:
@@ -156,10 +158,10 @@ class CachedAnswers:
         """Return the cache key of a request; None if its answer must not be cached."""
         sources = [image.source for image in request.conversation.images]
         if any(images.is_web(source) for source in sources):
-            return None  # the image at a URL may change
+            return None  # no digest: the image at a URL may change
         try:
             context = [self._of_plan, call.facts.keep_raw]
-            if self._is_shared:  # the price is part of the report
+            if self._is_shared:  # the tier is part of the question, because the reply's price depends on it
                 context.append(request.extra.get("service_tier"))
             asked = _request_digest(request, *context)
             files = [source for source in sources if not images.is_data(source)]
@@ -204,7 +206,7 @@ class _Batches:
     def keep(self, key: bytes, answer: Completion, warn: _Warn) -> None:
         """Queue an answer for writing unless it is too large. `warn` is called with the error of a broken cache."""
         try:
-            packed = _packed(answer)
+            packed = orjson.dumps(outcome_data(answer))
         except TypeError:  # a value that JSON cannot represent
             return
         if len(packed) > LONGEST_ANSWER:
@@ -369,57 +371,22 @@ def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((5, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
-
-
-def _packed(answer: Completion) -> bytes:
-    return orjson.dumps(
-        (
-            answer.text,
-            answer.finish_reason,
-            answer.reasoning,
-            [dict(call) for call in answer.tool_calls],
-            answer.logprobs,
-            answer.top_choices,
-            answer.details,
-            answer.answers,
-            answer.warnings,
-            astuple(answer.usage),
-            answer.tier,
-        )
-    )
+    return orjson.dumps((6, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _unpacked(data: bytes) -> Completion | None:
     try:
-        text, finish_reason, reasoning, tool_calls, logprobs, top_choices, details, *rest = orjson.loads(data)
-        answers, warnings, usage, tier = rest
+        answer = outcome_of(*orjson.loads(data))
     except (ValueError, TypeError):
         return None
-    return Completion(
-        text,
-        finish_reason,
-        reasoning=reasoning,
-        tool_calls=tuple(tool_calls),
-        logprobs=logprobs,
-        top_choices=top_choices,
-        details=details,
-        answers=tuple(answers),
-        warnings=tuple(warnings),
-        usage=Usage(*usage),
-        tier=tier,
-    )
+    return answer if isinstance(answer, Completion) else None
 
 
 def path_of(wanted: Literal[True] | str) -> Path:
     """Return the file for the configuration's `cache`; `true` and `all` mean a file in promptmill's cache folder."""
     if wanted is not True and wanted != "all":
         return home_expanded(wanted)
-    if named := os.environ.get("PROMPTMILL_CACHE"):
-        return home_expanded(named) / "answers" / FILE_NAME
-    import platformdirs
-
-    return platformdirs.user_cache_path("promptmill") / "answers" / FILE_NAME
+    return cache_folder() / "answers" / FILE_NAME
 
 
 class AnswerCache:
@@ -435,7 +402,7 @@ class AnswerCache:
         try:
             _make_private(path)
             self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-            # synchronous: an answer lost in a power failure is simply requested again
+            # `synchronous` is off, because an answer that a power failure loses is simply requested again
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None

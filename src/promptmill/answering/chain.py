@@ -45,7 +45,7 @@ from promptmill.core.request import (
 T = TypeVar("T")
 _OURS = frozenset({"reasoning", "choices"})  # promptmill itself applies these, for every backend
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
-_LONG = 1 << 16  # characters; in longer texts, a thread searches for reasoning marks
+_LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 
 
 class Chain:
@@ -81,10 +81,10 @@ class Chain:
             self._price = price
             answer = BudgetedAnswers(answer, plan, price, self._budget).answer
         elif self._budget is not None:
-            raise unknown_price(plan.model)
+            raise unknown_price(plan)
         self._structured = _StructuredAnswers(answer, plan)
         answer = _SeveralAnswers(self._structured.answer, plain=answer).answer
-        if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
+        if plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe:
             answer = SameRequests(answer).answer
         self.answer = answer if self._is_shared else await self._with_cache(answer)
         await self._backend.load(report)
@@ -101,9 +101,9 @@ class Chain:
     def enter(self, call: protocol.Call) -> protocol.Share:
         """Record that a call starts. Raises `PromptmillError` (`invalid_config` for a budget without a price)."""
         if call.ledger.budget is not None and self._price is None:
-            raise unknown_price(self._plan.model)
+            raise unknown_price(self._plan)
         if call.exchange is not None and self._price is not None and self._price.batch is None:
-            raise unknown_batch_price(self._plan.model)
+            raise unknown_batch_price(self._plan)
         share = self._backend.enter(call)
         if self._price is not None:
             call.counts.cost = call.counts.cost or 0.0
@@ -117,7 +117,7 @@ class Chain:
     async def leave(self, call: protocol.Call) -> None:
         """Record that a call has ended, with no answer in flight."""
         await self._backend.leave(call)
-        if self._cached is not None:  # so that the next process finds the answers
+        if self._cached is not None:  # flushed, so that the next process finds the answers
             await asyncio.shield(self._cached.flush())
 
     async def aclose(self) -> None:
@@ -193,7 +193,7 @@ class _SeveralAnswers:
     async def _each(self, request: Request, n: int, call: protocol.Call) -> protocol.Outcome:
         def one(place: int) -> Awaitable[protocol.Outcome]:
             sampling = self._single_sampling(request.sampling, place)
-            earlier = 0 if place else request.attempts  # counted only once, because the attempts are added
+            earlier = 0 if place else request.attempts  # the earlier attempts count once, in the sum
             return self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
 
         return _joined(await together([functools.partial(one, place) for place in range(n)], call), call)
@@ -210,7 +210,7 @@ def once(
 ) -> T:
     """Return the cached result of `make` in `made`: one object for equal `sampling` and `place`."""
     if (id(sampling), place) not in made:
-        if len(made) >= MOST_KEPT:  # each row may have different parameters
+        if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
             made.clear()
         made[id(sampling), place] = sampling, make()
     return made[id(sampling), place][1]
@@ -246,7 +246,7 @@ def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.
     failed = [outcome for outcome in found if isinstance(outcome, protocol.Failure)]
     answers = [outcome for outcome in found if isinstance(outcome, protocol.Completion)]
     out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
-    if out_of_budget is not None or not answers:  # with a larger budget, the item is sent again
+    if out_of_budget is not None or not answers:  # one failure for all: a larger budget sends the item again
         failure = out_of_budget or failed[0]
         return replace(failure, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
     if failed:

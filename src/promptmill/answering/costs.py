@@ -33,11 +33,11 @@ _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at 
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
 # most Qwen-VL's count for the largest (16,384; others count less, even for a photo of 12 million pixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
-_PER_COMPLAINT = 512  # the turns that a second attempt adds to the invalid answer
+_PER_COMPLAINT = 512  # max tokens of the turns that a second attempt adds to the invalid answer
 # gpt-4o-mini counts 2,833 tokens, and 5,667 for each of up to eight tiles, so that an image costs the same as with
 # gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
-_BYTES_PER_TOKEN = 4  # for English text; less accurate for other scripts
+_BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 _BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
 # Names of the number of answers, which some endpoints support and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
@@ -50,7 +50,7 @@ _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the p
 # OpenAI and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
 _RESERVES = "The budget has room for few requests at a time"
-_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit, in average answers
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
 _BATCH = Tiers(BATCH)
 
 
@@ -121,7 +121,7 @@ class BudgetedAnswers:
         tier = self._tiers(request, call).charged()
         most = worst_case(request, self._model)
         usages = [most]
-        if request.shared is not None:  # it may be written to the provider's cache, which may cost more
+        if request.shared is not None:  # writing the shared beginning to the provider's cache may cost more
             an_hour = most.prompt_tokens if call.exchange is not None else 0
             usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
         return most, max(price.cost(usage, one) for usage in usages for one in self._served_at(tier))
@@ -279,22 +279,22 @@ class _BudgetAccount(Account):
         await full.changed()
 
 
-def unknown_price(model: str) -> PromptmillError:
+def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
     """Return the error for a budget on a model whose price is unknown."""
     return config_error(
         "max_cost",
-        f"the price of {model or 'this model'} is not known; give it per million tokens, such as ",
-        Named("price", {"input": 1, "output": 2}),
+        f"the price of {plan.model or 'this model'} is not known; give it per million tokens, such as ",
+        Named(plan.key("price"), {"input": 1, "output": 2}),
         f"; or install the list of prices: {command_for('prices')}.",
     )
 
 
-def unknown_batch_price(model: str) -> PromptmillError:
+def unknown_batch_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
     """Return the error for a batch whose price is unknown."""
     return config_error(
-        "price",
-        f"what a request to {model or 'this model'} costs in a batch is not known; give it as a part of the price: ",
-        Named("price", {"input": 1, "output": 2, "batch": 0.5}),
+        plan.key("price"),
+        f"the price of {plan.model or 'this model'} in a batch is not known; give it as a part of the live price: ",
+        Named(plan.key("price"), {"input": 1, "output": 2, "batch": 0.5}),
         ".",
     )
 
@@ -324,7 +324,7 @@ def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Pric
 
 
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
-    """Return the estimated cost of the requests' prompts, and the highest cost of the requests; None if unknown.
+    """Return the estimated cost of all prompts, and the highest cost of all requests together; each None if unknown.
 
     The highest cost is also None if answers have no limit. It does not include failed attempts.
     """
@@ -365,7 +365,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
         limits.append(sampling.max_tokens)
     bounds = [limit for limit in limits if limit is not None]
     answers, models = 1, [model]
-    if extra:  # most requests have no own parameters
+    if extra:  # skipped for most requests, which have no own parameters
         bounds += [_largest(extra, resolved_config.OTHER_LIMIT)] if bounds else []
         answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
         models += resolved_config.named_models(extra)
@@ -420,7 +420,7 @@ def _prompt_size(request: Request, per_image: int) -> int:
             if isinstance(part, TextPart):
                 size += len(part.text.encode("utf-8", "replace"))
             else:
-                size += per_image  # audio has no upper bound
+                size += per_image  # an image; audio has no upper bound, so a budget refuses it
     form = request.sampling.response_format
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 

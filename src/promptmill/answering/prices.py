@@ -25,7 +25,7 @@ TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
 DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
-_LONG_CONTEXT = 100_000  # tokens; several models charge more above a certain length, which is always larger
+_LONG_CONTEXT = 100_000  # tokens; providers that charge more for long prompts do so from a larger length on
 # The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 BATCH = "batch"
@@ -45,7 +45,7 @@ def even(factor: float) -> Factors:
     return Factors(factor, factor, factor)
 
 
-# The prices of tiers if only the standard price is known: OpenAI's for most models. `fast` is a later name.
+# The prices of tiers if only the standard price is known: OpenAI's for most models. `fast` is a newer `priority`.
 _TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
 _STANDARD = even(1.0)
 _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
@@ -54,7 +54,7 @@ _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "f
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
     """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
     name = model.rpartition("/")[2]
-    if name.startswith("ft:"):  # an organisation and an id follow
+    if name.startswith("ft:"):  # a fine-tuned model: an organisation and an id follow
         name = ":".join(name.split(":")[:2])
     found: dict[str, Factors] = {}
     for tier, rows in _table().get(provider, {}).items():
@@ -241,7 +241,7 @@ class _DearestPrice:
 
 
 def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
-    """Return the cost of the total usage of many equal rows; no prompt counts as long."""
+    """Return the cost of `rows` rows that share `usage` equally, so that their sum is not priced as a long prompt."""
     counts = astuple(usage)
     each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
     return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
@@ -265,7 +265,7 @@ class Tiers(NamedTuple):
         A discount applies only if the request or the operator named it. The request's own discount applies only if the
         answer reports it, because endpoints without tiers ignore the parameter and bill the standard price.
         """
-        if self.requested == BATCH:  # whatever tier the reply reports
+        if self.requested == BATCH:  # the tier that the reply reports does not count
             return BATCH
         tier = served or self.requested
         is_named = tier in self if served else tier == self.operators

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 
 from promptmill.backends.protocol import Answer, Call, Failure, Outcome
+from promptmill.core.bounds import MOST_WARMED
 from promptmill.core.request import Request, Shared
 
-_KEPT_S = 240.0  # after the last use; providers keep a beginning for at least five minutes
-_LONGEST_WAIT_S = 60.0  # a slow or repeated first request delays the others no longer than this
+_KEPT_S = 240.0  # after the last use; shorter than the five minutes for which every provider keeps a beginning
+_LONGEST_WAIT_S = 60.0  # bound: the others wait no longer for a first request that is slow or repeated
 _MOST_FAILURES = 3
 _MOST_KNOWN = 4096
-_MOST_HELD = 16 << 20
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class WarmedAnswers:
     @contextlib.contextmanager
     def _waiting(self, call: Call, shared: Shared) -> Iterator[None]:
         """Let another request use the place of a held request, unless all held requests together are too large."""
-        if self._held + shared.characters > _MOST_HELD:
+        if self._held + shared.characters > MOST_WARMED:
             yield
             return
         self._held += shared.characters

@@ -18,9 +18,9 @@ from promptmill.answers.schema import AnswerSchema, Checked
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.system import frames, subprocesses
 
-# Of processor time, which does not depend on other load. A check takes 0.001 s, a repair of 128 KiB 0.2 s.
+# The limit of processor time, which other load does not change. A check takes 0.001 s, a repair of 128 KiB 0.2 s.
 _CHECK_S = 1.0
-_REPLY_S = 10.0  # of wall time
+_REPLY_S = 10.0  # the limit of wall time
 _MEMORY = 1 << 30
 
 
@@ -79,7 +79,7 @@ def _unchecked(_: frames.Frame, error: Exception) -> frames.Frame:
 def main() -> None:
     """Serve the parent process."""
     subprocesses.end_with_parent()
-    # the import time does not count for a check
+    # imported before the clock starts: the import time does not count for a check
     modules = ("jsonschema_rs", "json_repair")
     subprocesses.serve_parent(_checked, _unchecked, modules, memory=_MEMORY, computing_s=_CHECK_S)
 

@@ -116,7 +116,7 @@ _UNMARKED = re.compile(
     + r"|(?:assistant)?(?:analysis|commentary)(?=[^ \t:,.;()-])|assistantfinal"
 )
 _MARKS = (*CHANNEL_MARKS, *TAGS)
-_MARK_LENGTH = max(map(len, _MARKS))  # of the longest one
+_MARK_LENGTH = max(map(len, _MARKS))
 _BLANK = "\ufeff \t\r\n"
 _OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
 _PROSE = re.compile(r"(?<=\w) $")

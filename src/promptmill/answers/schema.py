@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT, MOST_UNREADABLE
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import is_longer
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, composed
 from promptmill.core.wording import close_matches, shape
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AnswerType: TypeAlias = "JsonObject | type[BaseModel]"
 """A JSON Schema, or a pydantic class whose instances the answers become."""
 
-_LONG_NUMBER = re.compile(r"[0-9]{32}")  # a comparison with an integer of thousands of digits takes a millisecond
+_LONG_NUMBER = re.compile(r"[0-9]{32}")  # comparing an integer of thousands of digits takes a millisecond
 # Keywords with which a check's time, or a compiled schema's memory, exceeds a product of two lengths.
 _ANY_TIME = re.compile(
     r'"(?:\$ref|\$dynamicRef|\$recursiveRef|pattern|patternProperties|uniqueItems|multipleOf|unevaluated\w+)"'
@@ -38,12 +38,12 @@ _ANY_TIME = re.compile(
 # Length of the schema times length of the answer: up to this product, the event loop checks it within 10 ms.
 _SOON = 16 << 20
 _READING = 256  # parsing an answer takes as long as checking it against a schema of this length
-_KEPT = MOST_KEPT // 4  # a compiled schema takes thirty times the memory of its text
+_KEPT = MOST_KEPT // 4  # max schemas in the cache; a compiled schema takes thirty times the memory of its text
 _SHOWN = 60
-# `fancy-regex` supports lookaround (used in pydantic's `Decimal` patterns); the limit stops endless matching
+# bound on the matching of `fancy-regex`, which supports lookaround (as in the patterns of pydantic's `Decimal`)
 _BACKTRACKS = 10_000
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
-# names in other languages
+# names of types in programming languages
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
@@ -70,11 +70,13 @@ _AN_OBJECT: JsonObject = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
 _CHOICE = "answer"  # the field of the JSON object that holds a choice
-_AROUND_CHOICE = " \t\r\n\"'`*_.\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis, a final stop
+_AROUND_CHOICE = " \t\r\n\"'`*_.\u3002\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis and full stops
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
+# LaTeX with one backslash, which JSON reads as a form feed or a backspace: `\frac`, `\beta`. No text means a backspace.
+_LATEX = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=f(?:rac|orall|box|lat|rown)|b[A-Za-z])")
 # A repair may change only these marks of JSON, never a word, a number or a bracket.
 _MARKS = re.compile(r"[\s\"'`:,\\]+")
 _OPENING, _BRACKET, _PARTNERS = re.compile(r"[{\[]"), re.compile(r"[{}\[\]]"), {"{": "}", "[": "]"}
@@ -101,10 +103,10 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
-_LEAD = " \t\r\n:\uff1a"  # between a sentence and the value that it introduces, which may be in a code fence
+_LEAD = " \t\r\n:\uff1a"  # what may stand between a sentence and the value that it introduces
 _SAME_SENTENCE = re.compile(r"[^.!?。\n]*")
 _AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"
-_NEAR = 300  # characters around a value that are searched for negation: about a sentence
+_NEAR = 300  # characters around a value in which a negation is searched for: about a sentence
 
 
 class Checked(NamedTuple):
@@ -131,7 +133,7 @@ class AnswerSchema:
     def is_soon_valid(self, text: str) -> bool:
         """Return whether `text` satisfies the schema; False if the check would take more than some milliseconds."""
         work = max(len(self.content), _READING) * len(text)
-        if self._quick is None or work > _SOON or _LONG_NUMBER.search(text):
+        if self._quick is None or work > _SOON or _LONG_NUMBER.search(text) or _LATEX.search(text):
             return False
         try:
             return bool(self._quick.is_valid(_read_json(text)))
@@ -149,6 +151,9 @@ class AnswerSchema:
         A repair is made only if it is beyond doubt (see `_candidates`), and never if the answer is not `complete`. This
         may take any time and memory: see `Checker`.
         """
+        if (with_latex := _LATEX.sub(r"\1\\\\", text)) != text:
+            checked = self.check(with_latex, complete=complete)
+            return Checked(text, checked.problem) if checked.problem else checked._replace(repaired=True)
         try:
             value = _read_json(text)
         except ValueError:
@@ -184,7 +189,7 @@ class AnswerSchema:
         fields = json.loads(self.content).get("properties", {})
         for name in fields if isinstance(value, dict) else ():
             if name not in value and re.search(_FIELD_BEHIND.format(re.escape(name)), behind):
-                raise _DoubtError(f"the field {name!r:.40} stands behind the JSON object")
+                raise _DoubtError(f"the field {name!r:.40} follows the JSON object")
 
     def _problem(self, value: Any) -> str:
         problems = []
@@ -242,7 +247,7 @@ def _compiled(content: str) -> AnswerSchema:
 
 
 def _validator_of(schema: Any) -> Any:
-    import jsonschema_rs  # the import takes 20 ms
+    import jsonschema_rs  # imported on use: it takes 20 ms
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS)
     return jsonschema_rs.validator_for(schema, offline=True, mask="it", pattern_options=options)
@@ -276,6 +281,8 @@ def _check_patterns(patterns: list[str]) -> None:
 
 def why_no_schema(schema: JsonObject) -> str:
     """Return the problem if `schema` is an example answer or has a misspelt keyword; `""` otherwise."""
+    if strange := [name for name in schema if not isinstance(name, str)]:
+        return f"has {shape(strange[0])} as a key; keys are texts."
     if not _is_example(schema):
         return _misspelt(schema)
     name = f"{next(iter(schema)):.40}"
@@ -291,7 +298,7 @@ def _misspelt(schema: JsonObject) -> str:
 
     JSON Schema ignores unknown keywords, so the misspelt schema would be valid, and every answer or none would match.
     """
-    # skipped for very many names, because the comparison takes time
+    # only 50, because the comparison of names takes time
     for path, name, known in itertools.islice(_unknown(schema), 50):
         if near := close_matches(name, itertools.islice(known, 50), 1, _ALIKE):
             return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"
@@ -366,7 +373,7 @@ def why_not_json(error: json.JSONDecodeError) -> str:
         before, rest = f"{before},", rest[1:].lstrip()
     what = error.msg[:1].lower() + error.msg[1:]
     if not rest:
-        what = "it ends too early; is a closing bracket missing?"
+        what = "it ends too early, perhaps without a closing bracket"
     elif before.endswith(",") and rest[0] in "}]":
         what = f"remove the comma before the {rest[0]}"
     elif rest[0] == "'":
@@ -399,7 +406,7 @@ class Choices:
 
     @property
     def endings(self) -> list[str]:
-        """The texts that complete `OPENING` to an answer, which is a JSON object."""
+        """For each choice, the rest of the answer (a JSON object) after `OPENING`."""
         return [*self._endings.values()]
 
     def chosen(self, answer: str, *, complete: bool = True) -> str:
@@ -413,7 +420,7 @@ class Choices:
         fenced = {piece for piece, *_ in _fenced(answer)}
         text = (fenced.pop() if len(fenced) == 1 else answer).strip()
         value: Any = text
-        if text not in self._choices:  # `true`, `1.5` and `{}` may be choices
+        if text not in self._choices:  # tested first, because `true`, `1.5` and `{}` may be choices
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
         if isinstance(value, dict):
@@ -444,15 +451,15 @@ class Choices:
         return f"is none of the choices {shown}; it {f'begins with {start!r}' if start else 'is empty'}"
 
 
-@functools.lru_cache(maxsize=MOST_KEPT)  # rows with their own parameters may have equal choices
+@functools.lru_cache(maxsize=MOST_KEPT)  # cached, because rows with their own parameters may have equal choices
 def choices_of(texts: tuple[str, ...]) -> Choices:
     """Return the choices `texts`."""
     return Choices(texts)
 
 
 def _bare(text: str) -> str:
-    """Return a choice without quotes, emphasis, final stop and case."""
-    return " ".join(text.strip(_AROUND_CHOICE).split()).casefold() or text
+    """Return a choice without quotes, emphasis, final stop and case, in one Unicode form."""
+    return " ".join(composed(text).strip(_AROUND_CHOICE).split()).casefold() or text
 
 
 def asking_for(schema: JsonObject) -> JsonDict:
@@ -471,6 +478,8 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
         raise input_error(Named("choices"), " and ", Named("schema"), " exclude each other; give one of them.")
     if isinstance(answer_schema, Mapping) and (wrong := why_no_schema(answer_schema)):
         raise input_error(Named("schema"), f" {wrong}")
+    if not isinstance(answer_schema, Mapping) and not hasattr(answer_schema, "model_json_schema"):
+        raise input_error(Named("schema"), f" is {shape(answer_schema)}; give a JSON Schema, or a class of pydantic.")
     schema = json_schema_of(answer_schema)
     compile_schema(schema)
     return {**options, "response_format": asking_for(schema)}
@@ -507,13 +516,13 @@ class SchemaCache:
     def __init__(self) -> None:
         # by identity: a call's items share the object, which is kept alive so that its id is not reused
         self._by_id: dict[int, tuple[JsonObject, asyncio.Task[AnswerSchema] | None]] = {}
-        self._turn = asyncio.Lock()  # several concurrent compilations in threads would slow the event loop
+        self._turn = asyncio.Lock()  # one compilation at a time: several in threads would slow the event loop
 
     async def of(self, wanted: JsonObject) -> AnswerSchema | None:
         """Return the compiled schema of `wanted`; None if it does not request JSON. Raises like `compile_schema`."""
         known = self._by_id.get(id(wanted))
         if known is None:
-            if len(self._by_id) >= _KEPT:  # each row may have its own schema
+            if len(self._by_id) >= _KEPT:  # cleared, because each row may have its own schema
                 self._by_id.clear()
             schema = schema_of(wanted)
             compiling = None if schema is None else asyncio.ensure_future(self._compiled(schema))
@@ -592,7 +601,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
         try:
             value, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
-            is_prose = not _JSON_LIKE.match(text, start)  # for example [sic]
+            is_prose = not _JSON_LIKE.match(text, start)  # prose in brackets, for example [sic]
             ends = _ends_of_groups(text) if ends is None else ends
             end = ends.get(start, start + 1)
             value = _mended(text[start:end]) if start in ends else None
@@ -604,7 +613,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
             following = _OPENING.search(text, end)
             behind = text[end : following.start() if following else len(text)].lstrip(" \t\r\n,}]")
             if _GOES_ON.match(text, end) or _AND_MORE.match(text, end) or _CLOSING.search(behind):
-                raise _DoubtError("it goes on after the end of a JSON value")
+                raise _DoubtError("it continues after the end of a JSON value")
         if value is not None:
             yield value, start, end
 

@@ -226,7 +226,7 @@ class Sink(Protocol):
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Receive the outcome of `key`, once per key. Return an awaitable to slow the caller down (back-pressure).
 
-        Raises `PromptmillError` if it accepts no further outcomes. It has accepted this outcome.
+        Raises `PromptmillError` if it accepts this outcome but no further ones.
         """
         ...
 
@@ -532,9 +532,10 @@ class Call:
                 "thinking off by `enable_thinking: false`."
             )
 
-    def sending(self, request: Request) -> None:
-        """Count a request that is about to be sent."""
+    def sending(self, request: Request, *, again: bool = False) -> None:
+        """Count a request that is about to be sent. `again`: an earlier attempt at its item has failed."""
         self.counts.requests += 1
+        self.counts.retries += again
         if request.account is not None or self.ledger.journal is not None:
             self.ledger.sent(request)
 
@@ -594,7 +595,7 @@ class Stoppable:
         self._tasks.discard(task)
         if task in self._stopped:
             self._stopped.discard(task)
-            if task.uncancel() == 0:  # otherwise the caller would also be cancelled
+            if task.uncancel() == 0:  # or the caller would be cancelled, too
                 assert self._reason is not None
                 raise self._reason from None
 
@@ -619,6 +620,20 @@ class Share(Protocol):
         ...
 
 
+def fair_parts(whole: int, wanted: Sequence[int]) -> list[int]:
+    """Divide `whole` places: each gets the places it wants, up to an equal share (max-min fairness).
+
+    >>> fair_parts(10, [2, 50, 50])
+    [2, 4, 4]
+    """
+    parts, left = [0] * len(wanted), whole
+    modest_first = sorted(range(len(wanted)), key=wanted.__getitem__)
+    for position, at in enumerate(modest_first):
+        parts[at] = min(wanted[at], -(-left // (len(wanted) - position)))
+        left -= parts[at]
+    return parts
+
+
 class FixedShare:
     """A call's share of a backend that takes `most` requests at a time and never holds requests."""
 
@@ -630,7 +645,7 @@ class FixedShare:
         """Do nothing: the share does not depend on the number of items."""
 
     def idle(self) -> None:
-        """Do nothing: no item waits for others."""
+        """Do nothing: this share holds no items."""
 
 
 Answer: TypeAlias = Callable[[Request, Call], Awaitable[Outcome]]

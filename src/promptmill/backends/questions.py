@@ -28,7 +28,7 @@ from promptmill.core.values import JsonDict, JsonObject, json_text, loads, plain
 
 PROMPT = Named("prompt")
 NOT_UTF8 = "is not UTF-8 text."
-_APART = b"\x1f"  # never occurs in JSON, because texts would escape it
+_APART = b"\x1f"  # separates questions in a line; JSON never contains it, because texts escape it
 # Programs write a missing value in CSV or TSV as an empty cell or as one of these texts.
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
 _PLACE = re.compile(r"\{\{\s*(?:(?P<name>[^\W\d]\w*)|row\[(?P<quote>[\"'])(?P<column>[^\"'\\{}]+)(?P=quote)\])\s*\}\}")
@@ -77,7 +77,7 @@ class PlainTemplate:
         >>> PlainTemplate.of("Classify: {{text}}").render({"text": "Great!"})
         'Classify: Great!'
         """
-        text = re.sub(r"\r\n?", "\n", text)  # as in Jinja
+        text = re.sub(r"\r\n?", "\n", text)  # one form of line ends, as in Jinja
         parts, end = list[str](), 0
         for place in _PLACE.finditer(text):
             parts += [text[end : place.start()], place["name"] or place["column"]]
@@ -152,7 +152,7 @@ class Questions:
     fields: tuple[str, ...] = ()
     """The fields, in addition to the prompt, that belong to the question: settings and images."""
     column: str | None = None
-    """The name of the column that is used as `prompt`, for messages."""
+    """The name of the column that is used as `prompt`, for error messages."""
     image_column: str | None = None
     are_texts: bool = False
     """Whether all cells are texts. Then lists are given as JSON, and empty settings are ignored."""
@@ -171,7 +171,7 @@ class Questions:
             return value if self.template is None or not isinstance(value, dict) else self.of(value)
         values = loads(cells)
         question = self.of({name: values[at] for at, name in self.columns})
-        are_texts = all(type(value) is str for value in question.values())
+        are_texts = {*map(type, question.values())} <= {str}
         return question if are_texts else rows.load(question_json(question), where)
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
@@ -236,7 +236,7 @@ class Questions:
         if what := rows.emptiness(value):
             raise PromptmillError(Code.EMPTY_PROMPT, f"its {column} is {what}.")
         if isinstance(value, str) and value.lstrip().startswith("["):
-            with contextlib.suppress(orjson.JSONDecodeError):  # otherwise the text is the name of a file
+            with contextlib.suppress(orjson.JSONDecodeError):  # a text that is not JSON is the name of a file
                 return orjson.loads(value)
         return value
 
@@ -256,7 +256,7 @@ class RowRequests:
         """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) with its name."""
         if line is None:
             where = self.reader.checked(n, cells)
-            request = self.reader.request_of(n, self.questions.asked(cells, where), attempts)
+            request = self.reader.request_of(n, self.questions.asked(cells, where), where, attempts)
         else:
             request = self.reader.request(n, question_of(line, self.prompt), attempts)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
@@ -304,7 +304,7 @@ def question_json(question: JsonObject) -> bytes:
 def _json(question: JsonObject, default: Callable[[object], float | str]) -> bytes:
     try:
         return orjson.dumps(question, default)
-    except TypeError:  # also for a number beyond 64 bits
+    except TypeError:  # also raised for a number beyond 64 bits
         return json.dumps(question, default=default, separators=(",", ":")).encode()
 
 
@@ -324,7 +324,7 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
     for name, cell in row.items():
         value = cell
         if rows.is_null(value) and (name != "prompt" or has_messages):
-            continue  # if both columns exist, the messages may be the question
+            continue  # left out, because the messages may be the question
         if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
             try:
                 value = read_json(value)

@@ -132,9 +132,9 @@ def providers() -> list[Listed]:
     return [
         Listed(
             profile.name,
-            profile.base_url,
-            profile.key_env,
-            bool(os.environ.get(profile.key_env, "").strip()),
+            profile.site.base_url,
+            profile.site.key_env,
+            bool(os.environ.get(profile.site.key_env, "").strip()),
             profile.batch is not None and profile.batch.is_open,
             None if profile.batch is None else profile.batch.discount,
         )
@@ -180,7 +180,7 @@ def prompt_cache_of(plan: ResolvedConfig) -> str:
         return ""
     try:
         return next((profile.prompt_cache for profile in _profiles(plan) if profile.prompt_cache), "")
-    except PromptmillError:  # an unknown provider or a missing URL, which the endpoint reports
+    except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
         return ""
 
 

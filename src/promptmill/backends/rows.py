@@ -5,8 +5,8 @@
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters (see `NAMES`); other fields are ignored |
 | `batch` | a line of a Batch file in OpenAI's format, see `batch_lines` |
 | `table` | the question of a CSV or Parquet row, as `{field: value}` |
-| `messages` | `{"messages", "sampling", "extra"}`: promptmill's own request; the last two are omitted if shared |
-| `messages` | `{"path", "extra"}`: a request for a path other than chats; or `{"problem"}` |
+| `messages` | promptmill's own request, `{"messages", "sampling", "extra"}`, without what all rows share; |
+| | `{"path", "extra"}` for a path other than chats; or `{"problem"}` |
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -37,9 +36,9 @@ from promptmill.core.request import (
     replacing_choices,
     required_of,
 )
-from promptmill.core.values import JsonDict, JsonObject, json_text, plain_text, read_json
+from promptmill.core.values import JsonDict, JsonObject, as_float, json_text, plain_text, read_json
 from promptmill.core.wording import shape
-from promptmill.images.load import from_folder, is_data
+from promptmill.images.load import from_folder, is_bare_base64, is_data
 
 PROBLEM = "promptmill:problem"
 """The only field of an unusable row's line; its value is the reason."""
@@ -49,16 +48,17 @@ BOM = b"\xef\xbb\xbf"
 AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf-8 IN > OUT"
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
+_WHOLE_REQUESTS = frozenset({"batch", "messages"})
 _LONG = 32 * 1024
 _OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
-# Some tools write these fields on every line. `stream` changes how an answer is sent, not the answer.
+# Left out of a line's parameters. Some tools write these fields on every line; `stream` does not change the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Asked: TypeAlias = tuple[Conversation, Sampling, JsonObject]
-# `reasoning` is also a field of answers, and an output may be the input of another run; `choices` is often data.
+# Not from rows: `reasoning` is also a field of answers, which may be another run's input; `choices` is often data.
 _ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n", "choices"}
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
@@ -71,9 +71,6 @@ CONTENT = frozenset({"prompt", "messages", *IMAGES})
 """The fields of `NAMES` that form the prompt."""
 SETTINGS = NAMES - CONTENT
 """The other fields of `NAMES`: model, sampling, system prompt, …"""
-# The first bytes of images in base64. Shorter texts are paths.
-_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]*={0,2}", re.ASCII)
-_SHORTEST_BASE64 = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +117,8 @@ class RowReader:
     models: Mapping[str, RowReader] = field(default_factory=dict)
     """The readers for rows that name another model, by the model's name."""
     limits: RowLimits = RowLimits()
+    has_lines: bool = True
+    """Whether a row of JSON is a line in messages, and not an element of a list."""
     required: frozenset[str] = frozenset()
     """The parameters of `sampling` and `extra` that a backend must not leave out."""
 
@@ -129,25 +128,25 @@ class RowReader:
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row` (from 0). Raises as `request_of` does."""
-        return self.request_of(row, load(line, self.checked(row, line)), attempts)
+        where = self.checked(row, line)
+        return self.request_of(row, load(line, where), where, attempts)
 
     def checked(self, row: int, line: bytes) -> str:
         """Return the name of line `row`. Raises `PromptmillError` (`invalid_input`) if it may have too many values."""
-        where = place(self.kind, row)
+        where = place(self.kind, row, has_lines=self.has_lines)
         if self.limits.values is not None and may_exceed(self.limits.values, line):
             raise input_error(f"{where} may hold more than {self.limits.values:,} values.")
         return where
 
-    def request_of(self, row: int, value: Any, attempts: int = 0) -> Request:
-        """Return the request of the JSON value of line `row`.
+    def request_of(self, row: int, value: Any, where: str, attempts: int) -> Request:
+        """Return the request of the JSON value of line `row`, whose name is `where`.
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) that names the line.
         """
-        where = place(self.kind, row)
         if not isinstance(value, dict):
-            raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
-        other = self._other_request(value, where)
-        if other is not None:
+            todo = "one JSON object per line" if self.has_lines else "a list of objects"
+            raise input_error(f"{where} is {shape(value)}. Write {todo}.")
+        if self.kind in _WHOLE_REQUESTS and (other := self._other_request(value, where)) is not None:
             body = self._limited_body(other, where)
             return Request(row, _NO_CONVERSATION, _NO_SAMPLING, body, attempts, other.path)
         conversation, sampling, extra = self._read(value, where)
@@ -167,8 +166,8 @@ class RowReader:
         if self.models and (other := self._named_model(row)) is not None:
             conversation, sampling, extra = self.models[other]._read(row, where)
             return conversation, sampling, {**extra, "model": other}
-        is_plain = self.kind in {"jsonl", "table"}
-        conversation, sampling, extra = self._plain_row(row, where) if is_plain else self._whole_request(row, where)
+        read = self._whole_request if self.kind in _WHOLE_REQUESTS else self._plain_row
+        conversation, sampling, extra = read(row, where)
         if folders := self.images.folders:
             conversation = conversation.with_sources(lambda source: from_folder(source, folders))
         if self.kind != "messages":  # the messages of a call were already checked
@@ -177,7 +176,8 @@ class RowReader:
 
     def _limited(self, sampling: Sampling, extra: JsonObject, where: str) -> Sampling:
         """Return a row's sampling within `client_limits`. Raises `PromptmillError` if the row exceeds them."""
-        self._check_models(extra, where)
+        if self.limits.models is not None:
+            self._check_models(extra, self.limits.models, where)
         most = self.limits.tokens
         if most is None:
             return sampling
@@ -192,7 +192,8 @@ class RowReader:
     def _limited_body(self, line: BatchLine, where: str) -> JsonObject:
         """Return the body of a request that is not a chat, within `client_limits`."""
         body, most = line.body, self.limits.tokens
-        self._check_models(body, where)
+        if self.limits.models is not None:
+            self._check_models(body, self.limits.models, where)
         if most is None:
             return body
         _check_tokens({name: body[name] for name in body.keys() & TOKEN_LIMITS}, most, where)
@@ -200,22 +201,17 @@ class RowReader:
         name = batch_lines.TOKEN_LIMITS.get(line.path)
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
-    def _check_models(self, extra: JsonObject, where: str) -> None:
-        if self.limits.models is None:
-            return
-        named = {*named_models(extra)} - {*named_models(self.extra)}  # the configuration's names are the operator's
-        if self.limits.models >= named:
-            return
-        known = ", ".join(sorted(self.limits.models))
-        raise input_error(
-            f"{where}: there is no model {min(named - self.limits.models)[:60]!r}; models here: {known:.500}."
-        )
+    def _check_models(self, extra: JsonObject, allowed: frozenset[str], where: str) -> None:
+        # the configuration's names are the operator's
+        if unknown := {*named_models(extra)} - {*named_models(self.extra)} - allowed:
+            known = ", ".join(sorted(allowed))
+            raise input_error(f"{where}: there is no model {min(unknown)[:60]!r}; models here: {known:.500}.")
 
     def _other_request(self, row: JsonObject, where: str) -> BatchLine | None:
         """Return the request of a row that is not a chat; None for a chat or an unreadable row."""
-        if self.kind == "messages" and "path" in row:
-            return BatchLine(row["path"], row["extra"])
-        if self.kind != "batch" or not self.limits.paths:
+        if self.kind == "messages":
+            return BatchLine(row["path"], row["extra"]) if "path" in row else None
+        if not self.limits.paths:
             return None
         try:
             asked = batch_lines.read(row, where)
@@ -268,14 +264,14 @@ class RowReader:
         return name if isinstance(name, str) and name in self.models else None
 
 
-def place(kind: str, row: int) -> str:
+def place(kind: str, row: int, *, has_lines: bool = True) -> str:
     """Return the name of row `row` (from 0) in messages, counted from 1: `line 7` or `row 7`, by kind."""
-    return f"{row_word(kind)} {row + 1}"
+    return f"{row_word(kind, has_lines=has_lines)} {row + 1}"
 
 
-def row_word(kind: str) -> str:
-    """Return the word for a row in files of this kind."""
-    return "row" if kind == "table" else "line"
+def row_word(kind: str, *, has_lines: bool = True) -> str:
+    """Return the word for a row of this kind. `has_lines`: see `RowReader`."""
+    return "line" if kind != "table" and has_lines else "row"
 
 
 def may_exceed(most: int, line: bytes) -> bool:
@@ -293,7 +289,7 @@ def digest(
     """
     if line.startswith(_NOT_ASKED):
         return None
-    if kind == "table":  # the line contains only the question, with its fields in order
+    if kind == "table":  # a table's line contains only the question, with its fields in order
         return hashlib.blake2b(line, digest_size=16).digest()
     if len(line) > _LONG:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
@@ -340,8 +336,8 @@ def load(line: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         reason = error.msg
     try:
-        # accepts NaN, unlike orjson; given text, because it would guess UTF-16 for some bytes
-        return json.loads(line.decode())
+        # accepts NaN and 1E400, unlike orjson; decoded first, because from bytes it would guess UTF-16
+        return json.loads(line.decode(), parse_float=as_float)
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
     except (ValueError, RecursionError):
@@ -375,12 +371,13 @@ def _check_limits(body: JsonObject, most: int, where: str) -> None:
 
 def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Conversation:
     """Return the conversation of a row. `column`: the original name of the prompt's or messages' field."""
-    prompt, messages, sources = row.get("prompt"), row.get("messages"), _own_images(row, where)
+    prompt, messages = row.get("prompt"), row.get("messages")
+    sources = [source for name in IMAGES if name in row for source in _sources(row[name], f"{where}: {name}")]
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
         raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: its {column or 'prompt'} is {what}.")
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
         prompt = str(prompt)
-    elif messages is None and _are_messages(prompt):  # the user chose a column with conversations
+    elif messages is None and _are_messages(prompt):  # the column that the user chose has conversations
         prompt, messages = None, prompt
     if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
         messages = _read_messages(messages, where)
@@ -417,7 +414,7 @@ def _batch(row: JsonObject, where: str) -> Asked:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
         able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only {able} can run /v1{path}.", "")
+        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only {able} can run /v1{path}.", "Leave this line out.")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES}
     if not isinstance(own.get("reasoning"), str):  # OpenRouter's reasoning is an object
@@ -445,7 +442,7 @@ def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[Jso
     if given.get("n", 1) not in {1, "1"}:
         raise PromptmillError(
             Code.UNSUPPORTED,
-            f"{where}: n requests several answers.",
+            f"{where}: `n` is above 1, which a row may not set.",
             "Set `sampling_params: {n: …}` for all rows, or rename the column if it means something else.",
         )
     body = {name: _structured(name, given[name], where) for name in _ROW_BODY & given.keys()}
@@ -476,12 +473,8 @@ def _own_system_prompt(row: JsonObject, where: str) -> str:
     return ""
 
 
-def _own_images(row: JsonObject, where: str) -> list[str]:
-    """Return the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
-    return [source for name in IMAGES if name in row for source in _sources(row[name], f"{where}: {name}")]
-
-
 def _sources(value: Any, where: str) -> Iterator[str]:
+    """Yield the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
     if value is None or value in ("", []):
         return
     if isinstance(value, list):
@@ -492,21 +485,13 @@ def _sources(value: Any, where: str) -> Iterator[str]:
         return
     match value:
         case str():
-            yield f"data:;base64,{_joined(value)}" if _is_base64(value) else value
+            yield f"data:;base64,{value}" if is_bare_base64(value) else value
         case {"bytes": str(data)} if data:  # the form of the library `datasets`
-            yield data if is_data(data) else f"data:;base64,{_joined(data)}"
+            yield data if is_data(data) else f"data:;base64,{data}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
             yield path
         case _:
             raise input_error(f"{where} is {shape(value)}; send a path, a URL, base64, or a list of those.")
-
-
-def _is_base64(text: str) -> bool:
-    return len(text) >= _SHORTEST_BASE64 and _BASE64.fullmatch(text) is not None
-
-
-def _joined(text: str) -> str:
-    return text if text.isalnum() else re.sub(r"\s+", "", text)
 
 
 def _structured(name: str, value: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,23 @@ import orjson
 from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
-from promptmill.cli.job_run import decided, remembered_command, run, warn_of_input
-from promptmill.cli.options import Parser, add_table, refuse, text_of
+from promptmill.cli.job_run import remembered_command, run, warn_of_input
+from promptmill.cli.options import text_of
+from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
 from promptmill.jobs import members
-from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
+from promptmill.jobs.door import OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
-from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
+from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output, is_elsewhere
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
-from promptmill.jobs.inputs.remote_files import RemoteOutput, is_elsewhere
+from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
@@ -47,7 +47,7 @@ from promptmill.options.table import groups
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
-_LINES_SHOWN, _LINE_SHOWN = 6, 300  # lines of each prompt, and their characters: three prompts fit on a screen
+_LINES_SHOWN, _LINE_SHOWN = 6, 300  # lines shown of a prompt, and characters of a line: three prompts fit on a screen
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 
 
@@ -57,14 +57,14 @@ def add_options(bulk: Parser) -> None:
         "input",
         nargs="+",
         metavar="INPUT",
-        help="files, folders, patterns, URLs: .csv, .xlsx#SHEET, .parquet, .jsonl, .db#TABLE, .pdf, …; -; none with "
-        "--sql whose query names its files",
+        help="files, folders, patterns or URLs: .csv, .xlsx#SHEET, .parquet, .jsonl, .db#TABLE, .pdf, …; - for "
+        "standard input; none with --sql if the query names the files",
     )
-    bulk.add_argument("output", metavar="OUTPUT", help="written at once when all rows are done, in order; or -")
+    bulk.add_argument("output", metavar="OUTPUT", help="the answers, written in order at the end; or -")
     for group in groups():
         if any(option.flag is not None for option in group.options):
             add_table(bulk.add_argument_group(group.heading), group.options, several=True)
-    bulk.replaces_first("--sql")
+    bulk.replaces_first = "--sql"
     options_ = [option for group in groups() for option in group.options]
     bulk.shorten([str(each.name_on("flag")) for each in options_ if each.flag is not None and each.flag.is_common])
     bulk.show_examples(
@@ -82,7 +82,7 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
     for prompt in prompts:
         named = _NAMED.fullmatch(prompt)
         if named is None or named[1] in found:
-            why = "needs a name" if named is None else f"has the name {named[1]} twice"
+            why = " needs a name" if named is None else f" has the name {named[1]} twice"
             raise config_error(
                 "--prompt", f"{why}; several are written NAME=TEXT, such as 'short=Classify: {{{{text}}}}'."
             )
@@ -103,9 +103,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if not arguments.validate:
         registry.check_key(configuration.plan)
     command, folders = remembered_command(arguments.given, configuration), JobFolders.from_environ()
-    output, values, telling = arguments.output, _read_options(arguments), _telling(arguments)
+    output, values, tell = arguments.output, _read_options(arguments), partial(_tell, quiet=arguments.quiet)
+    telling = Telling(tell, tell, partial(_patient, tell=tell))
     if output == "-":
-        _check_printed(arguments)
+        format_of_output(printed := _printed_name(arguments), "")
+        check_installed(printed)
         output, configuration = None, decided(configuration)
     with contextlib.ExitStack() as opened:
         try:
@@ -129,7 +131,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             print_status(job.detach(warn_of_input), as_json=arguments.json)
             return OK
         code = run(arguments, configuration, job)
-        return code if job.remote is None else _delivered(job.remote, code, folders, arguments)
+        return code if job.remote is None else _delivered(job.remote, code, folders, tell)
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:
@@ -156,11 +158,11 @@ def _check(arguments: argparse.Namespace) -> None:
     names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_elsewhere(name)]
     later = arguments.detach or arguments.validate
     refuse(
-        (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
-        (is_elsewhere(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
-        ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --dry-run and --shard."),
-        ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
-        (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
+        (local and len(local) < len(arguments.input), "INPUT", "has files and URLs; name only one of the two."),
+        (is_elsewhere(arguments.output) and arguments.detach, "--detach", "needs a file as OUTPUT, not a URL."),
+        ("-" in names and (later or arguments.shard), "`-`", "cannot be used with --detach, --dry-run or --shard."),
+        ("-" in local and arguments.input[1:], "`-`", "(standard input) must be the only INPUT."),
+        (arguments.output_format and arguments.output != "-", "--output-format", "works only if OUTPUT is `-`."),
     )
     check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
 
@@ -180,12 +182,6 @@ def _printed_name(arguments: argparse.Namespace) -> Path:
     return Path(f"answers.{arguments.output_format.lstrip('.') or 'jsonl'}")
 
 
-def _check_printed(arguments: argparse.Namespace) -> None:
-    name = _printed_name(arguments)
-    format_of_output(name, "")
-    check_installed(name)
-
-
 def _printed(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, folder: Folder) -> int:
     """Run a job whose answers are printed to standard output in the order of the input. Returns as `run` does.
 
@@ -200,7 +196,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
             if not live.has_written:
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
                     spec = folder.spec_in(store)
-                    rows = answered_rows(store, spec, every_answer, 0, end_of(store, job.order.limits.rows))
+                    rows = answered_rows(store, spec, every_answer, 0, end_of(store, job.order.limits.limit))
                     write_rows(content, Form([store], spec, format_of_output(name, spec.input.format)), rows)
             out.flush()
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -224,7 +220,8 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
         say(
             f"{found['rows']} rows, {found['invalid']} of them invalid{skipped}, {found['images']} images, "
-            f"about {found['estimated_prompt_tokens']:,} prompt tokens without {_left_out(found)}",
+            f"about {found['estimated_prompt_tokens']:,} prompt tokens without "
+            f"{'images and ' if found['images'] else ''}what the chat template adds",
             wrap=True,
         )
         if (cost := found.get("estimated_cost")) is not None:
@@ -235,10 +232,11 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
                 most = found["batch_most_cost"]
                 answers = "" if most is None else f", at most {dollars(most)} with the answers"
                 say(f"by batch about {dollars(by_batch)} for the prompts{answers}")
-        elif _is_paid(plan):
+        elif any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan)):
+            key = plan.key("price")
             say(
-                f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "
-                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
+                f"no price is known for {plan.model or 'the model'}: `{key}:` in the configuration, or --set "
+                f"'{key}={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
         if words := job.order.plan.estimate_words(found):
@@ -253,35 +251,18 @@ def _shortened(prompt: str) -> str:
     return "\n".join([*(cut(line, _LINE_SHOWN) for line in lines[:_LINES_SHOWN]), *more])
 
 
-def _left_out(found: Mapping[str, object]) -> str:
-    return "images and what the chat template adds" if found["images"] else "what the chat template adds"
+def _tell(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        print(f"promptmill: {text}", file=sys.stderr, flush=True)
 
 
-def _is_paid(plan: ResolvedConfig) -> bool:
-    return any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan))
-
-
-def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
-
-    def tell(text: str) -> None:
-        if not arguments.quiet:
-            print(f"promptmill: {text}", file=sys.stderr, flush=True)
-
-    return tell
-
-
-def _telling(arguments: argparse.Namespace) -> Telling:
-    tell = _teller(arguments)
-    return Telling(tell, tell, partial(_patient, tell=tell))
-
-
-def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: argparse.Namespace) -> int:
+def _delivered(output: RemoteOutput, code: int, folders: JobFolders, tell: Say) -> int:
     made = folders.of(output.local).result
     if made is None or not made.finished or not made.is_still(members.stamp(output.local)):
         return code
     try:
-        with _patient(redact(str(output.url)), _teller(arguments)):
-            output.deliver(folders.of(output.local), _teller(arguments))
+        with _patient(redact(str(output.url)), tell):
+            output.deliver(folders.of(output.local), tell)
     except PromptmillError as error:
         complain(f"{error} The same command writes it again.")
         return TRY_AGAIN
@@ -289,7 +270,7 @@ def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: 
 
 
 @contextlib.contextmanager
-def _patient(url: str, tell: Callable[[str], None]) -> Iterator[None]:
+def _patient(url: str, tell: Say) -> Iterator[None]:
     """Report every few seconds that the store of `url` has not answered: its library may retry silently for minutes."""
     over, began = threading.Event(), time.monotonic()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from promptmill.cli.options import Parser
+from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import say
 
 SHELLS = {
@@ -22,7 +22,7 @@ SHELLS = {
 }
 """The commands that install the script, by shell."""
 
-_PATHS = ("input", "output", "image")  # arguments that are a path, but may also be a URL or `-`
+_PATHS = ("input", "output", "image")  # arguments that complete paths, although they may also be a URL or `-`
 _LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}
 
 

@@ -17,7 +17,8 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text, system_prompt_of
+from promptmill.cli.options import add_answer_form, add_shared, note_once, stdin_text, system_prompt_of
+from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls

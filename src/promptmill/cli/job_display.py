@@ -26,11 +26,11 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.status_record import Status
 
-_GO_ON = "  go on with the same command; what is answered is kept"
+_GO_ON = "  the same command resumes the job; its answers are kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
-_WIDE = 1000  # columns if a program reads the output: nothing is shortened
-_PATH = "output"  # the column for programs; a terminal shows the names in "files"
+_WIDE = 1000  # columns of a table for a program: nothing is shortened
+_PATH = "output"  # a column for programs; a terminal shows the name in the column "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
 _UNITS = {"rows": " rows", "failed": " failed"}
@@ -59,7 +59,7 @@ def print_status(
         say(orjson.dumps(found).decode(), stream)
         return
     examples = {} if folder is None else status.examples(folder)
-    if folder is not None and "results" not in found:  # the results are counted when the output is written
+    if folder is not None and "results" not in found:  # counted with the output
         found["results"] = status.results(folder)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
@@ -76,9 +76,9 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     state = os.environ.get("PROMPTMILL_STATE")
     job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
     return [
-        "  what is answered is kept; go on with the same command, or by",
+        "  answers are kept; resume with the same command, or with",
         f"{job} --resume",
-        "  write the answers so far by",
+        "  write the answers so far with",
         f"{job} --export FILE",
     ]
 
@@ -95,13 +95,13 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
     lines, name = [], Path(found["input_file"]).name
     if any(READS_IMAGES in text for text in examples.values()):
         return ["  -m NAME --keep --again failed sends the failed rows to a model that reads images"]
-    if Code.INVALID_IMAGE in errors:  # the row stays the same if the image it names is corrected
+    if Code.INVALID_IMAGE in errors:  # correcting the image that a row names does not change the row
         lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
     elif not errors.keys() <= _OF_THE_FILE:
         lines.append("  --again failed sends the failed rows again")
     if errors.keys() & _OF_THE_FILE:
         again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
-        lines.append(f"  correct these rows in {name} and run {again}: it sends them alone")
+        lines.append(f"  correct these rows in {name} and run {again}: it sends only them")
     if Code.EMPTY_PROMPT in errors:
         lines.append("  --skip-empty leaves empty rows out of the output")
     if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
@@ -150,12 +150,12 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
         told: set[str] = set()
 
         def watch(progress: Progress) -> None:
-            # a run may take hours, and its summary is last
+            # at once, because a run may take hours, and its summary is last
             notes = [f"note: {warning}" for warning in progress.stats.warnings if f"note: {warning}" not in told]
             told.update(notes)
             for text in [*status_words.news(progress, told), *notes]:
                 bars.console.print(without_controls(text), highlight=False, markup=False)
-            done = progress.output.written if progress.state == states.MERGING else progress.counts.done
+            done = progress.written if progress.state == states.MERGING else progress.counts.done
             said = _line(progress, max(20, bars.console.width - SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)
 
@@ -193,7 +193,7 @@ def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
     while len(names) > 1 and sum(widths[name] + _GAP for name in names) - _GAP > console.width:
         names.pop()
     left = [name for name in _COLUMNS if name not in {*names, _PATH}]
-    left = [] if left == ["begun"] else left  # not worth a line
+    left = [] if left == ["begun"] else left  # this column alone is not worth a line
     lines = [Text((" " * _GAP).join(_aligned(name, name, widths) for name in names).rstrip(), "bold")]
     for row in every:
         line = Text()

@@ -22,6 +22,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.feature import features, part
 from promptmill.core.wording import counted
 from promptmill.jobs import door
+from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs import files as input_files
@@ -131,7 +132,8 @@ def _run(
     is_step: bool,
 ) -> int:
     """Run a job like `run`. Raises `ChangedError`."""
-    configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
+    configuration = door.decided(configuration)
+    as_json, on_stderr = arguments.json, live is not None or is_step
     job = replace(opened, models=configuration).admit()
     quiet = getattr(arguments, "quiet", False)
     if not quiet:
@@ -158,7 +160,7 @@ def _run(
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
-            if job.folder.batches:  # the provider answers them anyway
+            if job.folder.batches:  # the job does not fail: the provider continues its batches
                 code = TRY_AGAIN
                 return code
             raise
@@ -178,13 +180,6 @@ def _run(
         if job.folder.database.exists():
             _call_features(EndedJob(arguments, job.folder, on_stderr, code))
         job.close()
-
-
-def decided(configuration: Configuration) -> Configuration:
-    """Return the configuration with its backend and model resolved, because both are part of a job."""
-    if not configuration.plan.is_open:
-        return configuration
-    return runtime.run(choosing.decided(configuration))
 
 
 def warn_of_input(job: Job) -> None:
@@ -251,7 +246,7 @@ def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration
 
 def _kept(job: Job) -> str:
     """Return a sentence if the output has more rows than this order requests, else `""`."""
-    result, limit = job.folder.result, job.order.limits.rows
+    result, limit = job.folder.result, job.order.limits.limit
     if limit is None or result is None or result.limit == limit:
         return ""
     rows = "all rows" if result.limit is None else counted(result.limit, "row")
@@ -259,9 +254,13 @@ def _kept(job: Job) -> str:
 
 
 def _call_features(ended: EndedJob) -> None:
+    spec, shows = ended.folder.spec, ended.code is not None and not ended.on_stderr and not ended.arguments.json
     for feature in features().values():
-        if feature.after_job:
-            part(feature.after_job)(ended)
+        for option, function in feature.after_job.items():
+            if getattr(ended.arguments, option, None):
+                part(function)(ended)
+        if feature.variants and shows and spec is not None and spec.is_grid and spec.output.format:
+            part(feature.variants)(spec.output.path, (spec.output.names or {}).get(VARIANT, VARIANT))
 
 
 async def _job_run(
@@ -274,4 +273,5 @@ async def _job_run(
 ) -> tuple[RunStatus, PromptmillError | None, bool]:
     async with contextlib.aclosing(job.service(configuration)) as service:
         with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
-            return await door.until_signal(job, service, Hooks(watch=watch, live=live))
+            hooks = Hooks(watch) if live is None else Hooks(watch, recorded=live.recorded, live=live)
+            return await door.until_signal(job, service, hooks)

@@ -18,7 +18,8 @@ from promptmill.cli.bulk import remembered
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.job_run import run
 from promptmill.cli.listings import show_cache
-from promptmill.cli.options import Parser, add_shared, configuration_of, refuse
+from promptmill.cli.options import add_shared, configuration_of
+from promptmill.cli.parser import Parser, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
 from promptmill.core.feature import JobAction, features, part
@@ -41,18 +42,20 @@ _ACTIONS = (
 )
 """The actions; a command has at most one of them."""
 _LIVE = ("concurrency", "max_cost")
-_NEWEST = 20  # jobs in the list
-_WATCH_S = 2.0  # a poll takes some milliseconds, and the board may use one percent of a core
+_NEWEST = 20  # jobs that the list shows
+_WATCH_S = 2.0  # seconds between polls: a poll takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # polls between two checks for new jobs
 _LINE_EVERY_S = 5.0
 
 
 def add_options(jobs: Parser) -> None:
     """Add the options of the command."""
-    jobs.add_argument("job_id", nargs="?", metavar="JOB", help="one job, or its output; the newest 20 without it")
-    looking = jobs.add_argument_group("look", "without any action: show how far jobs are")
-    looking.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
-    looking.add_argument("--watch", action="store_true", help="a board of all running jobs, until Ctrl-C")
+    jobs.add_argument(
+        "job_id", nargs="?", metavar="JOB", help="the id of a job, or its output; without it the newest 20 jobs"
+    )
+    looking = jobs.add_argument_group("look", "without an action: show the progress of jobs")
+    looking.add_argument("--follow", action="store_true", help="show the progress of a job until it ends")
+    looking.add_argument("--watch", action="store_true", help="a live table of all running jobs, until Ctrl-C")
     show.add_options(looking)
     looking.add_argument(
         "--failed",
@@ -63,20 +66,22 @@ def add_options(jobs: Parser) -> None:
         part(action.options)(looking)
     acting = jobs.add_argument_group("act on a job")
     acting.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
-    acting.add_argument("--resume", action="store_true", help="go on with the job, here")
-    acting.add_argument("--retry-failed", action="store_true", help="send the rows that failed again, here")
+    acting.add_argument("--resume", action="store_true", help="resume the job in this terminal")
+    acting.add_argument("--retry-failed", action="store_true", help="send the failed rows again, in this terminal")
     acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
     acting.add_argument("--unpause", action="store_true", help="send rows again")
-    acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
+    acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers so far to FILE")
     acting.add_argument("--join", action="store_true", help="write OUTPUT from the parts that `bulk --shard I/N` made")
-    acting.add_argument("--overwrite", action="store_true", help="with --join: replace OUTPUT, if it is there")
+    acting.add_argument("--overwrite", action="store_true", help="with --join: replace OUTPUT if it exists")
     every = jobs.add_argument_group("all jobs")
     every.add_argument("--all", action="store_true", help="list all jobs; with --export: also rows without an answer")
-    every.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (30m, 12h, 7d, 2w)")
-    every.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
+    every.add_argument(
+        "--prune", metavar="AGE", help="delete finished jobs older than AGE (30m, 12h, 7d, 2w); outputs stay"
+    )
+    every.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could be resumed")
     every.add_argument("--cache", action="store_true", help="show the size of the cache of answers")
-    every.add_argument("--clear", action="store_true", help="with --cache: forget all of its answers")
-    jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    every.add_argument("--clear", action="store_true", help="with --cache: delete all of its answers")
+    jobs.add_argument("--state", type=Path, metavar="DIR", help="the folder of jobs, as for bulk")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     add_shared(jobs)
     jobs.show_examples(
@@ -94,14 +99,14 @@ def add_options(jobs: Parser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     job_id, is_pruned, shows_rows = arguments.job_id, arguments.prune is not None, arguments.rows is not None
     refuse(
-        (arguments.all and arguments.export is None and job_id, "--all", "goes with --export FILE, or without JOB."),
-        (arguments.unfinished and not is_pruned, "--unfinished", "goes with --prune AGE alone."),
-        (is_pruned and job_id, "--prune", "forgets all jobs older than AGE; leave out JOB."),
-        (arguments.full and not shows_rows, "--full", "goes with --rows alone."),
-        (arguments.seed is not None and not shows_rows, "--seed", "goes with --rows alone."),
-        (arguments.overwrite and not arguments.join, "--overwrite", "goes with --join alone."),
-        (arguments.clear and not arguments.cache, "--clear", "goes with --cache alone."),
-        (arguments.cache and job_id, "--cache", "is the cache of all jobs; leave out JOB."),
+        (arguments.all and arguments.export is None and job_id, "--all", "lists all jobs; omit JOB, or add --export."),
+        (arguments.unfinished and not is_pruned, "--unfinished", "needs --prune AGE."),
+        (is_pruned and job_id, "--prune", "applies to all jobs older than AGE; leave JOB out."),
+        (arguments.full and not shows_rows, "--full", "needs --rows."),
+        (arguments.seed is not None and not shows_rows, "--seed", "needs --rows."),
+        (arguments.overwrite and not arguments.join, "--overwrite", "needs --join."),
+        (arguments.clear and not arguments.cache, "--clear", "needs --cache."),
+        (arguments.cache and job_id, "--cache", "is the cache of all jobs; leave JOB out."),
     )
     _check_actions(arguments)
     if is_pruned:
@@ -161,7 +166,7 @@ def _check_actions(arguments: argparse.Namespace) -> None:
         asked.append("failed")
     if asked[1:]:
         first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
-        raise config_error(first, f"goes without {second}.")
+        raise config_error(first, f" cannot be used with {second}; leave one of them out.")
 
 
 def _named(job_id: str | None, purpose: str = "") -> Folder:
@@ -191,10 +196,8 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
     else:
         print(f"promptmill: job {job.job_id} was not running.", file=sys.stderr)
         if ids := job.batches:
-            goes_on = (
-                f"batch {', '.join(ids)} goes on at the provider; `promptmill jobs {job.job_id} --resume` collects"
-            )
-            print(f"promptmill: {goes_on} it, and --cancel meanwhile cancels it.", file=sys.stderr)
+            running = f"batch {', '.join(ids)} continues at the provider; `promptmill jobs {job.job_id} --resume`"
+            print(f"promptmill: {running} collects it, and --cancel during that cancels it.", file=sys.stderr)
     print_status(status.read(job), job, as_json=as_json)
     return OK
 
@@ -209,7 +212,7 @@ def _control(job: Folder, arguments: argparse.Namespace) -> int:
     job.change_control(**changes)
     now = status.read(job)
     held = "follows within two seconds" if now["alive"] else "is not running; this holds when it is resumed"
-    print(f"promptmill: job {job.job_id} {held}.", file=sys.stderr)  # its status may be older than the change
+    print(f"promptmill: job {job.job_id} {held}.", file=sys.stderr)  # the status below may be older than the change
     print_status(now, job, as_json=arguments.json)
     return OK
 
@@ -258,7 +261,7 @@ def _watch(folders: JobFolders) -> None:
                     shown[path] = found[0]
                 else:  # the job was removed
                     shown.pop(path, None)
-                if not found or not found[0]["alive"]:  # from now on, show the last status
+                if not found or not found[0]["alive"]:  # ended: its last status stays
                     del running[path]
             said = {
                 job["job_id"]: f"{status_words.in_words(job['state'])}, {status_words.line(job)}"
@@ -286,7 +289,7 @@ def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> in
 
 def _resume(arguments: argparse.Namespace) -> int:
     """Resume a job by its id in the foreground, with its last order. Returns as `run` does."""
-    job = _named(arguments.job_id, "to go on with")
+    job = _named(arguments.job_id, "to resume")
     again: Literal["failed"] | None = "failed" if arguments.retry_failed else None
     arguments = remembered(arguments, () if job.order is None else job.order.shown.command)
     configuration = configuration_of(arguments)

@@ -10,7 +10,8 @@ import orjson
 
 from promptmill.answering.cached import AnswerCache, path_of
 from promptmill.backends import registry
-from promptmill.cli.options import Parser, add_shared
+from promptmill.cli.options import add_shared
+from promptmill.cli.parser import Parser
 from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
@@ -21,7 +22,7 @@ from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-_NAME_WIDTH, _URL_WIDTH = 12, 58  # widths in the list of providers if stdout is not a terminal
+_NAME_WIDTH, _URL_WIDTH = 12, 58  # widths in the list of providers when stdout is no terminal
 _SHORTEST_URL = 10
 _MODEL_WIDTH = 24
 

@@ -11,21 +11,24 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptmill.cli.options import Parser, configuration_of, option_of
+from promptmill.cli.options import configuration_of, option_of
+from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import OK, SOME_FAILED, USAGE, LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Command, features, part
 from promptmill.core.version import __version__
 from promptmill.core.wording import did_you_mean
 
-if TYPE_CHECKING:  # imported on use, because it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
 COMMANDS = (
     Command("serve", "serve MCP over stdio, or over HTTP with --http", "promptmill.cli.serve:add_options"),
     Command("generate", "answer prompts and print the answers", "promptmill.cli.generate:add_options"),
     Command(
-        "bulk", "answer each row of a table into another; resumes after a crash", "promptmill.cli.bulk:add_options"
+        "bulk",
+        "answer each row of a file, write another file; resumes after a crash",
+        "promptmill.cli.bulk:add_options",
     ),
     Command(
         "jobs",
@@ -111,7 +114,7 @@ _VARIABLES = tuple(
         *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX", WITHOUT.removeprefix("PROMPTMILL_")),
     )
 )
-_NEAR = 0.88  # high, so that PROMPTMILL_PROVIDER, a possible variable of a user's file, does not count as a misspelling
+_NEAR = 0.88  # min similarity of a misspelt name: high, so that PROMPTMILL_PROVIDER may be a user's own variable
 
 
 def _has_working_folder() -> bool:

@@ -1,34 +1,29 @@
-"""Options shared by several commands, the configuration made from them, and a parser that suggests similar options."""
+"""Options shared by several commands, the configuration made from them, and errors that name them."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
-import itertools
 import json
-import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from promptmill.cli.terminal import complain, say
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, redact
-from promptmill.core.feature import part
-from promptmill.core.wording import cut, did_you_mean, synonym
+from promptmill.cli.parser import Parser, add_table
+from promptmill.cli.terminal import say
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error
+from promptmill.core.feature import features
 from promptmill.options import table
 from promptmill.options.check import check
-from promptmill.options.option import Flag, Option
 
-if TYPE_CHECKING:  # imported on use, because it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.loading import Configuration
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
 
-_SHORTEST_GUESSED = 4  # characters; a shorter word is similar to almost any name
-_KINDS = ("COMMAND", "CLIENT")  # positional arguments whose errors name the kind of the missing word
 _SETS: Mapping[str, str] = {
     key.rpartition(".")[2]: option.stored
     for group in table.GROUPS
@@ -39,62 +34,8 @@ _SETS: Mapping[str, str] = {
 """The configuration keys that have an argument of the command line, with this argument."""
 _OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
 _OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
-_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users may give for a backend
+_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users give a backend by mistake
 _NO_FILE = "There is no configuration file"
-
-
-def add_table(
-    parser: argparse._ActionsContainer,
-    options: Iterable[Option],
-    *,
-    several: bool = False,
-    required: bool = False,
-    named: Sequence[str] = (),
-) -> None:
-    """Add the job options that have a flag.
-
-    `several`: the command accepts several models and prompts to compare. `named`: other names for `--model`.
-    """
-    exclusive: dict[str, argparse._ActionsContainer] = {}
-    for option in options:
-        flag = option.flag
-        if flag is None:
-            continue
-        container = parser
-        if flag.one_of and not required:
-            container = exclusive.get(flag.one_of) or parser.add_mutually_exclusive_group()
-            exclusive[flag.one_of] = container
-        short = flag.name.rpartition(" ")[0]
-        names = [*(named if option.name == "model" else ()), *filter(None, [short]), str(option.name_on("flag"))]
-        settings = _argparse_of(option, flag, several=several) | ({"required": True} if required else {})
-        container.add_argument(*names, dest=option.stored, **settings)
-
-
-def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]:
-    """Return the arguments of argparse for an option."""
-    words = option.words_on("flag", table.options()).replace("%", "%%")
-    if flag.action == "off":
-        return {"action": "store_false", "help": words}
-    if option.type is bool:
-        return {"action": "store_true", "help": words}
-    settings: dict[str, Any] = {"default": option.default, "help": words, "choices": option.choices}
-    settings |= {"metavar": flag.metavar} if flag.metavar else {}
-    settings |= {"type": reader} if (reader := _reader(option, flag)) is not None else {}
-    match flag.action:
-        case "append":
-            settings |= {"action": "append", "default": []}
-        case "pairs":
-            settings |= {"action": Pairs}
-        case "several" if several:
-            settings |= {"action": Several}
-    return settings | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
-
-
-def _reader(option: Option, flag: Flag) -> Callable[[str], Any] | None:
-    """Return the function that parses an option's value; None if the value is a text."""
-    if not isinstance(flag.read, str):
-        return flag.read
-    return read_by(flag.read) if flag.read else _READERS.get(option.type)
 
 
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
@@ -119,200 +60,10 @@ def add_choices(form: argparse._ActionsContainer) -> None:
     add_table(form, [option for option in table.ANSWERS if option.name == "choices"], required=True)
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser with one-line errors that suggest a similar option, command or value."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
-        self._given: Sequence[str] = ()
-        self._replaces_first = ""
-        self._common: set[str] = set()
-        self.set_defaults(parser=self)  # a command's parser replaces that of the whole command line
-
-    def show_examples(self, *lines: str) -> None:
-        """Show these lines at the end of the help."""
-        self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
-
-    def shorten(self, common: Collection[str]) -> None:
-        """Let `--help` show only the options `common`, and `--help all` every option."""
-        self._common, self.usage = {*common}, "%(prog)s [OPTIONS] INPUT … OUTPUT"
-
-    def print_help(self, file: Any = None) -> None:
-        """Print the help. A long help is printed completely only with `--help all`."""
-        asked = next((at for at, word in enumerate(self._given) if word in {"-h", "--help"}), len(self._given))
-        is_short = self._common and self._given[asked + 1 : asked + 2] != ["all"]
-        self._print_message(self._short_help() if is_short else self.format_help(), file or sys.stdout)
-
-    def _short_help(self) -> str:
-        formatter = self._get_formatter()
-        formatter.add_usage(self.usage, [], [])
-        for group in self._action_groups:
-            actions = [
-                each
-                for each in group._group_actions
-                if not each.option_strings or not self._common.isdisjoint(each.option_strings)
-            ]
-            formatter.start_section(group.title)
-            formatter.add_arguments(actions)
-            formatter.end_section()
-        formatter.add_text(self.epilog)
-        count = sum(bool(each.option_strings) for each in self._actions)
-        formatter.add_text(f"`{self.prog} --help all` shows all {count} options.")
-        return formatter.format_help()
-
-    def replaces_first(self, option: str) -> None:
-        """Let `option` replace the first of two positional arguments, which then is `[]`."""
-        self._replaces_first = option
-
-    def _lacks_first(self) -> bool:
-        """Return whether the option is given instead of the first positional argument."""
-        option, words, positional = self._replaces_first, iter(self._given), 0
-        if not option or not any(word.partition("=")[0] == option for word in self._given):
-            return False
-        for word in words:
-            action = self._option_string_actions.get(word)
-            if action is not None and action.nargs != 0:
-                next(words, None)  # skip the option's value
-            elif action is None and (word == "-" or not word.startswith("-")):
-                positional += 1
-        return positional == 1
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does. The command's parser reports unknown arguments."""
-        arguments, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            arguments.parser._refuse_unknown(unknown)
-        return arguments
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, and keep the arguments for `error`."""
-        self._given = sys.argv[1:] if args is None else list(args)
-        lacks_first = self._lacks_first()
-        # insert an empty word, because argparse cannot know which of the two arguments is missing
-        words = ["", *self._given] if lacks_first else self._given
-        try:
-            found, unknown = super().parse_known_args(words, namespace)
-            if lacks_first:
-                setattr(found, self._get_positional_actions()[0].dest, [])
-            return found, unknown
-        except argparse.ArgumentError as error:
-            if error.argument_name is None:
-                self.error(error.message)
-            name = error.argument_name.rpartition("/")[2]
-            self._leave(error.message if name in _KINDS else f"{name}: {error.message}")
-
-    def error(self, message: str) -> NoReturn:
-        """Print `message` in one line, and exit with code 2.
-
-        An unknown option is reported first, because it may cause other errors: its value counts as an argument.
-        """
-        given = itertools.takewhile(lambda word: word != "--", self._given)
-        options = [word for word in given if word.startswith("--") and word.partition("=")[0] not in self._options]
-        if options:
-            self._refuse_unknown(options)
-        self._leave(message)
-
-    @property
-    def _options(self) -> Collection[str]:
-        return self._option_string_actions
-
-    def _leave(self, message: str) -> NoReturn:
-        complain(message)
-        self.exit(2, f"`{self.prog} --help` lists what there is.\n")
-
-    def _refuse_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Exit because no argument takes `words`. Values of options are not shown, because one may be a key."""
-        names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
-        if not names:
-            self._leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
-        message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
-        from promptmill.core.request import Sampling  # importing pydantic takes a tenth of a second
-
-        if now := table.renamed(names[0]):
-            self._leave(f"`{names[0]}` is now `{now}`")
-        if needs := table.needs_hidden(names[0], "flag"):
-            self._leave(f"{names[0]} {needs}")
-        if key in Sampling.model_fields:
-            self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
-        places = {action.dest: str(action.metavar or action.dest) for action in self._get_positional_actions()}
-        if meant := synonym(key, places):
-            self._leave(f"{message}; {places[meant]} has no option: `{self.prog} {' '.join(places.values())} …`")
-        self._leave(message + _meant(names[0], self._options, 1))
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is not one of the action's choices, and suggest a similar choice."""
-        if action.choices is None or value in action.choices:
-            return
-        known, name = [str(one) for one in action.choices], str(action.metavar)
-        hint = _meant(value, known)
-        if name not in _KINDS:
-            raise argparse.ArgumentError(action, f"{value[:20]!r} is none of {', '.join(known)}{hint}")
-        hint = hint or f"; {name.lower()}s: {', '.join(known)}"
-        if name == "COMMAND" and " " in value:  # a prompt instead of a command
-            hint = f"; to have it answered: promptmill generate {cut(value, 20)!r}"
-        raise argparse.ArgumentError(action, f"unknown {name.lower()} {cut(value, 20)!r}{hint}")
-
-
-def _meant(word: str, known: Iterable[str], most: int = 2) -> str:
-    meant = did_you_mean(word, known, likeness=0.55, most=most) if len(word) >= _SHORTEST_GUESSED else ""
-    return meant and f"; {meant}"
-
-
-def at_least_one(text: str) -> int:
-    """Return a whole number from an option's value. Raises argparse's error for other values."""
-    if not text.isascii() or not text.removeprefix("-").isdigit():
-        thousands = re.fullmatch(r"([1-9]\d{0,5})[kK]", text)
-        hint = f"; write {thousands[1]}000" if thousands else ""
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number{hint}")
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 1")
-    return int(text)
-
-
-def read_by(reader: str) -> Callable[[str], Any]:
-    """Return a type for argparse whose values `"module:name"` parses. The function is imported on first use."""
-
-    def read(text: str) -> Any:
-        try:
-            return part(reader)(text)
-        except PromptmillError as error:
-            raise argparse.ArgumentTypeError(error.message) from None
-
-    return read
-
-
-amount = read_by("promptmill.options.flag_values:amount")
-"""Parses an option's amount of money."""
-_READERS: Mapping[object, Callable[[str], Any]] = {
-    int: at_least_one,
-    float: read_by("promptmill.options.flag_values:number"),
-    Path: Path,
-}
-
-
 def system_prompt_of(arguments: argparse.Namespace) -> str:
     """Return the system prompt: the text of `--system`, followed by the definitions of the labels."""
     definitions = "" if arguments.choices is None else arguments.choices.definitions
     return "\n\n".join(filter(None, (arguments.system, definitions)))
-
-
-class Pairs(argparse.Action):
-    """A repeatable option whose values form a mapping."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
-        """Add a key with its value."""
-        key, value = values
-        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), key: value})
-
-
-class Several(argparse.Action):
-    """A repeatable option: `model` is the first value, `models` has all values."""
-
-    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
-        """Add a value."""
-        every = [*(getattr(namespace, f"{self.dest}s", None) or []), values]
-        setattr(namespace, f"{self.dest}s", every)
-        setattr(namespace, self.dest, every[0])
 
 
 def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
@@ -328,13 +79,13 @@ def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
     """Return the configuration file with values replaced by options. Raises `PromptmillError` (`invalid_config`)."""
-    from promptmill.config.loading import HTTP_DEFAULTS, Configuration
+    from promptmill.config.loading import HTTP_DEFAULTS, Configuration, assigned
 
     if arguments.backend is not None:
         _check_backend(arguments.backend)
     return Configuration.load(
         arguments.config,
-        assignments=arguments.set,
+        assignments=assigned(arguments.set),
         backend=arguments.backend,
         values=lambda raw: _overrides(arguments, raw) | _schema(arguments),
         trust_client=getattr(arguments, "trust_client", False),
@@ -356,7 +107,7 @@ def _check_backend(name: str) -> None:
         instead = "instead: --base-url URL --model NAME"
     elif any(row.provider == plain for row in registry.providers()):
         instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
-    else:  # a similar name is reported together with other mistakes
+    else:  # an unknown name that is similar is reported together with other mistakes
         return
     raise config_error(f"--backend {name}", instead)
 
@@ -394,8 +145,11 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         given["choices"] = list(given["choices"].texts)
     endpoint = {key: given[key] for key in _OF_ENDPOINTS & given.keys()}
     model = getattr(arguments, "model", None)
-    if model is None and endpoint.keys() & {"base_url", "provider"}:
-        model = table.only_model(vars(arguments))
+    given_plans = (entry for each in features().values() for entry in each.plans if entry.may_be_asked(vars(arguments)))
+    if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_plans):
+        from promptmill.jobs.store.spec import plan_of  # imported on use: few commands have a plan
+
+        model = plan_of(vars(arguments), [""]).only_model
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,
@@ -416,17 +170,10 @@ def option_of(named: Named) -> str:
     key = named.field.rpartition(".")[2]
     if key not in _SETS and named.field.partition(".")[0] in Settings.model_fields:
         return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
-    option = table.options().get("settings" if key == "assignments" else key)
+    option = table.options().get(key)
     name = None if option is None or key in _SETS else option.name_on("flag")
     name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
     return f"{name} {shlex.quote(value)}" if value else name
-
-
-def refuse(*mistakes: tuple[object, str, str]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and problem."""
-    for is_wrong, option, problem in mistakes:
-        if is_wrong:
-            raise config_error(option, problem)
 
 
 def note_once(plan: ResolvedConfig) -> None:
@@ -447,7 +194,7 @@ def note_once(plan: ResolvedConfig) -> None:
         seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
         if seen.exists():
             continue
-        with contextlib.suppress(OSError):  # the note is then shown again
+        with contextlib.suppress(OSError):  # if it cannot be stored, the note is shown again
             seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.touch()
         say(f"note: {note}", sys.stderr, wrap=True)
@@ -518,7 +265,7 @@ def _with_other_ways(
     )
     chosen += f"; instead: --base-url URL or --provider NAME{engine}."
     _, run, command = error.hint.rpartition("Run: ")
-    if run:  # the last line is a command
+    if run:  # the last line shows a command
         return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")
     end = "" if error.hint.endswith(".") else "."
     return PromptmillError(error.code, error.parts, (*error.remedy, f"{end} {chosen}"))

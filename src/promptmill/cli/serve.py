@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from promptmill.cli.options import Parser, add_shared, configuration_of
+from promptmill.cli.options import add_shared, configuration_of
+from promptmill.cli.parser import Parser
 from promptmill.core.errors import config_error
 from promptmill.core.feature import Face, client_command, features, part
 from promptmill.system import logs
@@ -26,24 +27,24 @@ def add_options(serve: Parser) -> None:
     group.add_argument(
         "--locked",
         action="store_true",
-        help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
+        help="leave out generation_init and vllm_shutdown: clients cannot change the model or the configuration",
     )
     group.add_argument(
         "--tools",
         metavar="NAMES",
         default="",
-        help="only these tools, such as generate,bulk_generate,bulk_status; a model reads the list before each task",
+        help="offer only these tools, such as generate,bulk_generate,bulk_status; saves a model's context",
     )
     group = serve.add_argument_group("logs and metrics")
     group.add_argument(
         "--access-log",
         action="store_true",
-        help="a line on stderr for each call, and over HTTP for each request; without it only for calls that failed",
+        help="log each call, and over HTTP each request, on stderr; default: only calls that failed",
     )
     group.add_argument(
         "--log-level",
         choices=logs.LEVELS,
-        help="what is logged on stderr (else PROMPTMILL_LOG_LEVEL, else warning); debug tells each retry",
+        help="log messages from this level on; default: PROMPTMILL_LOG_LEVEL, or warning; debug logs each retry",
     )
     group.add_argument(
         "--log-format",
@@ -55,7 +56,7 @@ def add_options(serve: Parser) -> None:
         "--metrics",
         metavar="PORT",
         type=int,
-        help="serve metrics for Prometheus at http://127.0.0.1:PORT/metrics too; with --http they are at its /metrics",
+        help="over stdio: serve metrics for Prometheus at http://127.0.0.1:PORT/metrics; --http has them at /metrics",
     )
     _add_http_options(serve)
     add_shared(serve)
@@ -68,7 +69,7 @@ def add_options(serve: Parser) -> None:
 
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:
-    http = serve.add_argument_group("over HTTP", "always locked; beyond loopback only with a token")
+    http = serve.add_argument_group("over HTTP", "as with --locked; a token is needed to listen beyond this machine")
     more = "".join(f", and {face.words}" for face in _faces())
     http.add_argument("--http", metavar="HOST:PORT", help=f"serve there instead of stdio: MCP at /mcp{more}")
     for face in _faces():
@@ -81,7 +82,7 @@ def _add_http_options(serve: argparse.ArgumentParser) -> None:
     )
     token.add_argument("--token-file", type=Path, metavar="PATH", help="the file that holds the token")
     http.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME", help="a further name clients may call it by"
+        "--allowed-host", action="append", default=[], metavar="NAME", help="a further host name that clients may use"
     )
     http.add_argument(
         "--allowed-origin",
@@ -134,11 +135,9 @@ def _serve_http(arguments: argparse.Namespace) -> int:
 
     _log(arguments)
     if arguments.metrics is not None:
-        raise config_error("--metrics", "goes with stdio alone: over HTTP the metrics are at /metrics.")
+        raise config_error("--metrics", " works only over stdio; with --http, the metrics are at /metrics.")
     if arguments.trust_client:
-        raise config_error(
-            "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
-        )
+        raise config_error("--trust-client", " works only over stdio; over HTTP, no client changes the configuration.")
     from promptmill.http.listen_options import opened
 
     with opened(
@@ -172,4 +171,4 @@ def _refuse_http_options(arguments: argparse.Namespace) -> None:
     own = ("token_file", "token_env", "allowed_host", "allowed_origin", "max_body", "tls_cert", "tls_key")
     for name in (*own, *without):
         if getattr(arguments, name):
-            raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")
+            raise config_error(f"--{name.replace('_', '-')}", " needs --http HOST:PORT.")

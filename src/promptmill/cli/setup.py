@@ -16,7 +16,8 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
-from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
+from promptmill.cli.options import add_shared, configuration_of, explained, option_of
+from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.backends import AUTO, EMBEDDED
@@ -202,7 +203,7 @@ def _answer_to(asked: str) -> str:
 
 
 def _line_for(asked: str) -> str:
-    """Return the next line of a pipe, printed after its question. Raises `EOFError` at the end."""
+    """Return the answer to a question from a pipe, and print both. Raises `EOFError` at the end of the pipe."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError

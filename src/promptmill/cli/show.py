@@ -20,11 +20,12 @@ from typing import Any
 
 import orjson
 
-from promptmill.cli.options import at_least_one
+from promptmill.cli.parser import at_least_one
 from promptmill.cli.terminal import columns, say
+from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject, json_text
-from promptmill.core.wording import LONGEST_SHOWN, counted
+from promptmill.core.wording import counted
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
@@ -40,7 +41,7 @@ _SEEDS = 10_000
 _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
-_LESS = "-X"  # keeps the rows on the screen
+_LESS = "-X"  # `less` leaves the rows on the screen
 
 
 def add_options(options: argparse._ActionsContainer) -> None:
@@ -72,7 +73,7 @@ class _Sample:
 def show(arguments: argparse.Namespace) -> int:
     """Print some rows of a job or a file. Returns 0. Raises `PromptmillError`."""
     if arguments.job_id is None:
-        raise config_error("--rows", "needs a job, its output or a file of rows: promptmill jobs out.csv --rows.")
+        raise config_error("--rows", " needs a job, its output or a file of rows: promptmill jobs out.csv --rows.")
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     folder = JobFolders.from_environ().maker(arguments.job_id)
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from promptmill.core.errors import without_controls
 
-if TYPE_CHECKING:  # imported on use, because it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from rich.progress import Progress
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
@@ -50,7 +50,7 @@ def complain(text: str) -> None:
     if stream.isatty():
         shown = wrapped(without_controls(problem), columns(stream))
         problem = shown if os.environ.get("NO_COLOR") else shown.replace("error:", f"{_RED}error:{_PLAIN}", 1)
-    if run:  # on one line, so that it can be copied
+    if run:  # the command on one line, so that it can be copied
         problem += f"{_RUN.rstrip()}\n  {without_controls(command)}"
     stream.write(f"{problem}\n")
 

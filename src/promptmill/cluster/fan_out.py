@@ -21,6 +21,7 @@ from operator import attrgetter
 from typing import Any, Protocol, cast
 
 from promptmill.backends import protocol, registry
+from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.cluster import replicas
 from promptmill.cluster.remote import LostError, Quota, RemoteBackend, ReplicaReport, environment_of, part_of
 from promptmill.cluster.replicas import Replicas
@@ -32,22 +33,14 @@ from promptmill.system import frames, subprocesses
 from promptmill.system.runtime import usable_cores
 
 _WORKER = "promptmill.cluster.worker"
-# For glibc's malloc(3): otherwise a worker keeps about 10 MB that its threads needed to encode images.
+# For glibc's malloc(3): without these, a worker keeps about 10 MB that its threads needed to encode images.
 _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _IN_FLIGHT = 256
 """Requests in flight per process, unless `num_workers` is set."""
-_KEPT_BYTES = 4 * 1024 * 1024  # bytes of images; workers should stay small, because there may be many
-# A request that was on this many workers when they ended is sent alone: it is seldom the cause of a worker's end.
+_KEPT_BYTES = 4 * 1024 * 1024  # bytes of images that a worker keeps; few, because there may be many workers
+# A request that was on so many workers when they ended is sent alone. Many, because it is seldom the cause.
 _SUSPECTED = 4
-_USAGE = attrgetter(
-    *("prompt_tokens", "completion_tokens", "cached_tokens"),
-    *("reasoning_tokens", "written_tokens", "hour_written_tokens"),
-)
 _REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where")
-_ANSWER = attrgetter(
-    *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier", "warnings", "attempts"),
-    *("latency_s", "unmetered"),
-)
 
 
 async def create(plan: ResolvedConfig) -> protocol.Backend:
@@ -55,7 +48,7 @@ async def create(plan: ResolvedConfig) -> protocol.Backend:
     if plan.replicas > 1:
         return await replicas.create(plan)
     backend = await registry.create(plan)
-    return FannedOut(cast("_Local", backend), plan) if plan.backend == "openai" else backend
+    return FannedOut(cast("_Local", backend), plan) if plan.record.needs_endpoint else backend
 
 
 class _Local(protocol.Backend, protocol.Leased, protocol.Widening, Protocol):
@@ -197,7 +190,7 @@ class ProcessLink:
                 return PromptmillError(
                     Code.ENGINE_DIED,
                     f"The worker processes could not be started: {error.strerror or type(error).__name__}.",
-                    "Look at this machine's limits of processes, open files and memory.",
+                    "Raise this machine's limits of processes, open files or memory.",
                 )
             self._hearing = asyncio.create_task(self._hear(self._child))
         if self._child is None or self._hearing is None or self._hearing.done():
@@ -221,7 +214,7 @@ class ProcessLink:
     def _cast_ended(self, task: asyncio.Task[Any]) -> None:
         self._casts.discard(task)
         if not task.cancelled():
-            task.exception()  # the process is lost, which other calls report
+            task.exception()  # retrieved: other calls report the lost process
 
     async def _hear(self, child: subprocesses.Child) -> str:
         try:
@@ -255,18 +248,13 @@ def packed(found: ReplicaReport | PromptmillError | None) -> Any:
         return ["error", frames.packed_error(found)]
     if found is None:
         return None
-    outcomes = [[number, *_packed_outcome(outcome)] for number, outcome in found.outcomes]
+    outcomes = [
+        (number, frames.packed_error(outcome))
+        if isinstance(outcome, PromptmillError)
+        else (number, *outcome_data(outcome))
+        for number, outcome in found.outcomes
+    ]
     return ["report", outcomes, *_REPORT(found)]
-
-
-def _packed_outcome(outcome: protocol.Outcome | PromptmillError) -> list[Any]:
-    if isinstance(outcome, PromptmillError):
-        return ["error", frames.packed_error(outcome)]
-    bill = [_USAGE(outcome.usage), [[_USAGE(usage), tier] for usage, tier in outcome.spent]]
-    if isinstance(outcome, protocol.Completion):
-        return ["answer", _ANSWER(outcome), *bill]
-    fields = [outcome.attempts, outcome.latency_s, outcome.unmetered, outcome.concerns_all, outcome.text]
-    return ["failure", [frames.packed_error(outcome.error), *fields], *bill]
 
 
 def unpacked(found: Any) -> ReplicaReport | PromptmillError | None:
@@ -275,24 +263,9 @@ def unpacked(found: Any) -> ReplicaReport | PromptmillError | None:
         case ["error", error]:
             return frames.unpacked_error(error)
         case ["report", outcomes, *rest]:
-            return ReplicaReport([(number, _unpacked_outcome(*fields)) for number, *fields in outcomes], *rest)
+            read = [
+                (number, outcome_of(*data) if len(data) > 1 else frames.unpacked_error(*data))
+                for number, *data in outcomes
+            ]
+            return ReplicaReport(read, *rest)
     return None
-
-
-def _unpacked_outcome(kind: str, fields: Any, usage: Any = (), spent: Any = ()) -> protocol.Outcome | PromptmillError:
-    if kind == "error":
-        return frames.unpacked_error(fields)
-    bill = tuple((protocol.Usage(*counts), tier) for counts, tier in spent)
-    if kind == "failure":
-        error, attempts, latency_s, unmetered, concerns_all, text = fields
-        failure = protocol.Failure(
-            frames.unpacked_error(error), attempts, latency_s, protocol.Usage(*usage), text, concerns_all
-        )
-        return replace(failure, unmetered=unmetered, spent=bill) if unmetered or bill else failure
-    text, finish_reason, reasoning, calls, logprobs, details, tier, warnings, attempts, latency_s, unmetered = fields
-    answer = protocol.Completion(
-        text, finish_reason, protocol.Usage(*usage), reasoning, tuple(calls), attempts, latency_s, logprobs
-    )
-    answer.details, answer.tier, answer.warnings = details, tier, tuple(warnings)
-    answer.unmetered, answer.spent = unmetered, bill
-    return answer

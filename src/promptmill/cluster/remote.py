@@ -26,7 +26,6 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from promptmill.backends import protocol, registry
-from promptmill.cluster.replicas import changed_block
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.request import Request
@@ -37,17 +36,19 @@ _SILENCE_S = 60.0
 """After this time without a report, the process has stopped or its machine is unreachable."""
 _ALIVE_S = 5.0
 _ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
-_KEPT_IMAGES = 16  # images in a program's memory, each encoded once for several requests
+_KEPT_IMAGES = 16  # most images that a program keeps, each encoded once for several requests
 
 
 def part_of(plan: ResolvedConfig) -> ResolvedConfig:
     """Return the plan of a replica. `Quota` divides the limits of the plan's endpoint."""
-    return plan if plan.backend != "openai" else changed_block(plan, num_workers=1, dedupe=False)
+    if not plan.record.needs_endpoint:
+        return plan
+    return replace(plan, settings=plan.settings.with_block(plan.backend, num_workers=1, dedupe=False))
 
 
 def environment_of(plan: ResolvedConfig) -> dict[str, str]:
     """Return the variables of this process's environment that a replica needs."""
-    if plan.backend != "openai":
+    if not plan.record.needs_endpoint:
         return {}
     return {
         name: os.environ[name] for name in (*registry.key_variables(plan), "PROMPTMILL_ENDPOINTS") if name in os.environ
@@ -234,7 +235,7 @@ class Replica:
         finally:
             del self._tasks[request.key]
         self._outcomes.append((request.key, outcome))
-        self._call.counts.done += 1  # otherwise the backend here would report an endpoint that does not answer
+        self._call.counts.done += 1  # counted, or this process's backend would report a silent endpoint
         self._news.set()
 
 
@@ -324,7 +325,7 @@ class RemoteBackend:
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Load the model in the replica's present process. Raises `PromptmillError`."""
-        del report  # the replica reports nothing during its load
+        del report  # unused: the replica reports nothing during its load
         try:
             error: PromptmillError | None = await self._link.call("load", *self._arguments)
         except LostError:
@@ -477,7 +478,7 @@ class RemoteBackend:
 def _most(report: ReplicaReport) -> int:
     """Return the most requests to send: the backend's places, the held requests, and a few that wait in its process.
 
-    All of them count as sent, and a kill charges them, so only a few wait.
+    They count as sent, and are charged after a kill, so only a few may wait.
     """
     most = max(1, report.most)
     return most + max(1, most // 8) + report.held
@@ -551,7 +552,7 @@ class Quota:
         """Add a process that can use `wanted` places. Return whether it got its part, or was lost meanwhile (False)."""
         self._lost.discard(one)
         self._parts[one], self._wanted[one] = _Part(), wanted
-        await asyncio.shield(self._changed())  # a part that was sent is recorded even if this is cancelled
+        await asyncio.shield(self._changed())  # shielded: a part that a process has received must be recorded
         if one in self._lost:
             self.leave(one)
         return one in self._parts
@@ -590,21 +591,16 @@ class Quota:
         """Return each process's part: equal numbers of places, but at most the number it wants."""
         if len(self._parts) == 1:
             return dict.fromkeys(self._parts, _Part(self.whole, 1.0))
-        places, left = dict[Lessee, int](), self.whole
-        modest_first = sorted(self._parts, key=lambda one: self._wanted[one])
-        for position, one in enumerate(modest_first):
-            fair = -(-left // (len(modest_first) - position))
-            places[one] = min(self._wanted[one], fair)
-            left -= places[one]
-        sending = sum(map(bool, places.values()))
-        return {one: _Part(most, 1 / sending if most else 0.0) for one, most in places.items()}
+        places = protocol.fair_parts(self.whole, [*self._wanted.values()])
+        sending = sum(map(bool, places))
+        return {one: _Part(most, 1 / sending if most else 0.0) for one, most in zip(self._wanted, places, strict=True)}
 
     async def _lease(self, one: Lessee, part: _Part) -> None:
         if self._parts.get(one) in {None, part}:
             return
         try:
             await one.lease(*part)
-        except LostError:  # `leave` follows
+        except LostError:  # the caller then removes the process
             self._lost.add(one)
         else:
             if one in self._parts:

@@ -24,11 +24,11 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
 
-# A request that was on this many replicas when they were lost may be the cause, and then runs alone.
+# A request that was on so many replicas when they were lost may be the cause, and then runs alone.
 _SUSPECTED = 2
-# A request that was alone on this many lost replicas is the cause.
+# A request that was alone on so many lost replicas is the cause, and fails.
 _CERTAIN = 2
-# A replica that was lost this many times in a row before it answered is abandoned.
+# A replica that was lost so many times in a row before it answered is abandoned.
 _FALSE_STARTS = 3
 
 
@@ -54,15 +54,8 @@ def _parts(plan: ResolvedConfig) -> list[ResolvedConfig]:
     size, rest = divmod(len(gpus), count)
     if rest or not size:
         raise config_error(path, f"{len(gpus)} GPUs cannot be divided equally among {count} `replicas`.")
-    return [changed_block(plan, gpu_ids=gpus[start : start + size]) for start in range(0, len(gpus), size)]
-
-
-def changed_block(plan: ResolvedConfig, **changes: object) -> ResolvedConfig:
-    """Return `plan` with `changes` to its backend's block."""
-    configs = plan.settings.backend_configs
-    block = getattr(configs, plan.backend).model_copy(update=changes)
-    configs = configs.model_copy(update={plan.backend: block})
-    return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
+    parts = (gpus[start : start + size] for start in range(0, len(gpus), size))
+    return [replace(plan, settings=plan.settings.with_block(plan.backend, gpu_ids=part)) for part in parts]
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +105,7 @@ class _ReplicaShare:
         """Set the number of items that remain for the call."""
         is_news = (items is None) != (self.wanted is None)
         self.wanted = items
-        if is_news:  # a replica need not learn of every item that another replica answers
+        if is_news:  # only if the number became known or unknown: its changes do not concern other replicas
             for share in self._shares():
                 share.want(items)
 
@@ -219,7 +212,7 @@ class Replicas:
         except PromptmillError as error:
             if error.code is not Code.ENGINE_DIED:
                 raise
-            self._lose(one)  # it was lost while idle
+            self._lose(one)  # lost while it was idle
             return
         own.grown = share.changed
         own.want(share.wanted)
@@ -236,7 +229,7 @@ class Replicas:
                 one.has_answered = True
                 if self._idle and isinstance(outcome, Completion) and self._calls[call].wanted != 1:
                     self._load_next(lambda _: None, self.count)
-                # lost requests do not count as attempts of the item, but may be billed
+                # a lost request is no attempt of the item, but may be billed
                 return replace(outcome, unmetered=billed(outcome)[1] + losses) if losses else outcome
             except PromptmillError as error:
                 if error.code is not Code.ENGINE_DIED:
@@ -275,7 +268,7 @@ class Replicas:
 
     def _roomiest(self, call: Call) -> _Replica | None:
         best, most = None, 0
-        for one in self._replicas:  # there may be a hundred, for each request
+        for one in self._replicas:  # a plain loop, because it runs for each request, over up to a hundred replicas
             if one.is_ready and not one.is_reserved and (share := one.shares.get(call)) is not None:
                 room = share.most - one.in_flight
                 if best is None or room > most:
@@ -322,7 +315,7 @@ class Replicas:
                     error = failure
                     break
                 one.false_starts += 1
-                error = failure if failure.hint else error  # the failure names the cause
+                error = failure if failure.hint else error  # keep the failure that names the cause
             else:
                 self._changed()
                 await one.lost.wait()
@@ -335,7 +328,7 @@ class Replicas:
     def _lose(self, one: _Replica) -> None:
         if one.is_ready:
             one.is_ready, one.held = False, one.in_flight
-            # the request for which it was reserved is the cause
+            # not counted if the replica was reserved: then its request was the cause
             one.false_starts = 0 if one.has_answered else one.false_starts + (not one.is_reserved)
             one.lost.set()
             for share in self._calls.values():

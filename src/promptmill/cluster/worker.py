@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from promptmill.system import subprocesses
 
-# before an import can print into the protocol
+# made before an import can print into the protocol
 _PIPES = subprocesses.private_pipes() if __name__ == "__main__" else None
 
 import asyncio
@@ -34,7 +34,7 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
         found = await getattr(replica, method)(*arguments)
         if (
             method != "submit" and not transport.is_closing()
-        ):  # otherwise the parent has ended, and the end of its pipe will be read next
+        ):  # a closed transport: the parent has ended, and the end of its pipe is read next
             transport.write(_frame(number, found))
 
     while (message := await frames.receive_pickled(reader)) is not None:

@@ -78,7 +78,7 @@ def record(name: str) -> BackendRecord:
     return BACKENDS.get(name) or (_imported(name) if name in installed() else _UNKNOWN)
 
 
-@cache  # installed packages do not change during a process
+@cache  # cached: installed packages do not change during a process
 def installed() -> Mapping[str, EntryPoint]:
     """Return the entry points of other packages' backends by name, not imported; they cannot replace promptmill's."""
     from importlib.metadata import entry_points

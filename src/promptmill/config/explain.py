@@ -125,7 +125,7 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     """Explain the key at `location`, which `model` lacks: name the key that was probably meant, or all known keys."""
     *parents, key = location
     for parent in parents:
-        field = model.model_fields.get(str(parent))  # None for a name that the user chose
+        field = model.model_fields.get(str(parent))  # None: the user chose the name, as in `models`
         model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
     if key == "model":

@@ -8,7 +8,7 @@ file (`${NAME}` expanded) ← command line (options, assignments) ← `generatio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +32,8 @@ from promptmill.system.call_files import FileRule
 from promptmill.system.state import private_folders
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
-_ASSIGNMENTS = Named("assignments")
+_SETTINGS = Named("settings")
+_DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # of the keys in blocks
 Values = Callable[[JsonObject], Mapping[tuple[str, ...], Any]]
 # Network clients may neither read files nor occupy the engine forever, unless the operator allows it.
 HTTP_DEFAULTS: JsonObject = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
@@ -79,6 +80,9 @@ class Configuration:
         """The model for calls that do not name one."""
         self.names = tuple(resolved_config.names(raw))
         """The names of all models, the default one first."""
+        for key in () if resolved_config.DEFAULT in self.names else ("extra_params", "price"):
+            if raw.get(key):
+                raise config_error(key, f"no model uses it, because each has its own: models.{self.default}.{key}.")
         self.plan = self.plan_of(self.default)
         resolved_config.check_names(self.plan.operator)
 
@@ -92,12 +96,12 @@ class Configuration:
         """Return the plan of the model `name`, one of `names`. Raises `PromptmillError` (`invalid_config`)."""
         raw, file = resolved_config.raw_of(self._raw, name), None
         if name in resolved_config.named(raw):
-            named = str(_backend_of(self._raw))
-            # only if the file names a backend, which decides whether it has a model `default`
+            named = _backend_of(self._raw)
+            # the backend decides whether the file has a model `default`
             whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
             file, _ = self._settings_of(whole, named)
-        backend = _backend_of(raw)
         try:
+            backend = _backend_of(raw)
             operator, warnings = self._settings_of({**raw, "backend": backend}, backend)
         except PromptmillError as error:
             raise error if file is None else config_error(f"models.{name}", error.message) from None
@@ -145,7 +149,7 @@ class Configuration:
         path: Path | None = None,
         *,
         content: JsonObject | None = None,
-        assignments: Iterable[str] = (),
+        assignments: JsonObject = MappingProxyType({}),
         backend: str | None = None,
         values: Values = lambda _: {},
         trust_client: bool = False,
@@ -153,10 +157,10 @@ class Configuration:
         defaults: JsonObject = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
-        """Read the file that `find` finds. `assignments`: `key.path=value`, with `value` in YAML.
+        """Read the file that `find` finds. `assignments`: values by key path (`"backend_configs.openai.concurrency"`).
 
         `content`: the file's content, if it was already read. `values` gets the content so far and returns further
-        values by key path; its sampling parameters apply to all models. `defaults` replace the usual defaults of
+        values by key path. Sampling parameters of both apply to all models. `defaults` replace the usual defaults of
         top-level keys that the file omits or sets to null.
 
         Raises `PromptmillError` (`invalid_config`) with the path of the key and the remedy.
@@ -165,29 +169,31 @@ class Configuration:
             path = find(path, environ)
             content = read(path)
         origin, raw = str(path), dict(content)
-        assignments = list(assignments)
+        assignments = {str(key): value for key, value in assignments.items()}
+        for key in assignments.keys() & Sampling.model_fields.keys() - Settings.model_fields.keys():
+            raise config_error(_SETTINGS, f"{key} belongs below sampling_params: sampling_params.{key}=…")
         try:
             raw = without_litellm(raw)
-            for assignment in assignments:
-                _assign(raw, assignment)
+            for path_, value in assignments.items():
+                _set(raw, path_.split("."), value)
             if backend is not None:
                 raw["backend"] = backend
-                raw["default_model"] = None  # use the file's own backend, not its default model
+                raw["default_model"] = None  # the file's own backend takes the place of its default model
             for keys, value in values(raw).items():
-                _put(raw, keys, value)
-                if keys[0] == "sampling_params":  # one parameter, or a mapping of several
-                    for name in keys[1:2] or (value if isinstance(value, Mapping) else ()):
-                        resolved_config.leave_to_all(raw, name)
-            for assignment in assignments:  # again, because a full path overrides the options
-                _assign(raw, assignment)
-            raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
+                _set(raw, keys, value)
+            for path_, value in assignments.items():  # repeated, because a full path overrides the options
+                for keys, one in _keys_in(tuple(path_.split(".")), value):
+                    _set(raw, keys, one)
+            unset = [key for key, value in raw.items() if value is None and key in Settings.model_fields]
+            raw = {**defaults, **{key: value for key, value in raw.items() if key not in unset}}
             raw = expand(raw, environ)
-        except RecursionError:  # a YAML alias may contain itself
-            raise config_error("", f"{origin} is nested too deeply.") from None
+        except RecursionError:  # a YAML alias that contains itself
+            blamed = _SETTINGS if assignments and _is_right(content, environ) else origin
+            raise config_error(blamed, " is nested too deeply.") from None
         try:
             return cls(raw, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
         except PromptmillError as error:
-            blamed = _ASSIGNMENTS if assignments and _is_right(content, environ) else origin
+            blamed = _SETTINGS if assignments and _is_right(content, environ) else origin
             raise config_error(blamed, *error.parts) from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
@@ -278,9 +284,15 @@ def _is_right(content: JsonObject, environ: Mapping[str, str]) -> bool:
     return True
 
 
-def _backend_of(raw: JsonObject) -> Any:
-    name = raw.get("backend") or Settings.model_fields["backend"].default
-    return name.strip().lower() if isinstance(name, str) else name
+def _backend_of(raw: JsonObject) -> str:
+    """Return the backend's name. Raises `PromptmillError` (`invalid_config`) if it is no text."""
+    name = raw.get("backend")
+    if name is None or name == "":
+        name = Settings.model_fields["backend"].default
+    if not isinstance(name, str):
+        without_unset({"backend": name}, "")  # raises for the variable of `${NAME}`
+        raise config_error("backend", f"should be text, not {shape(name)}.")
+    return name.strip().lower()
 
 
 def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
@@ -294,13 +306,12 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
     limits = plan.operator.client_limits
     if plan.trust_client:
         return
-    if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
-        known = ", ".join(limits.models) or "none"
-        raise config_error(f"backend_configs.{plan.backend}", f"a call may choose only these models: {known}.")
-    for name in resolved_config.named_models(overrides.extra_params):
+    asked = [(f"backend_configs.{plan.backend}", plan.model)]
+    asked += [("extra_params", name) for name in resolved_config.named_models(overrides.extra_params)]
+    for path, name in asked:
         if limits.models is not None and name not in {*limits.models, plan.operator_model}:
             known = ", ".join(limits.models) or "none"
-            raise config_error("extra_params", f"a call may choose only these models: {known}.")
+            raise config_error(path, f"a call may choose only these models: {known}.")
     if limits.max_tokens is not None:
         plan.within_limits(overrides.sampling_params)
         for name in resolved_config.TOKEN_LIMITS:
@@ -313,17 +324,38 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
                 raise config_error(f"extra_params.{name:.60}", f"must be at most {limits.max_tokens} on this server.")
 
 
-def _assign(raw: JsonDict, assignment: str) -> None:
-    path, equals, text = assignment.partition("=")
-    if not equals or not path.strip():
-        raise config_error(_ASSIGNMENTS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
-    if (key := path.strip()) in Sampling.model_fields and key not in Settings.model_fields:
-        raise config_error(_ASSIGNMENTS, f"{key} belongs below sampling_params: sampling_params.{key}=…")
-    try:
-        value = parsed(text)
-    except (yaml.YAMLError, ValueError):
-        value = text  # text that is not valid YAML is itself the value
-    _put(raw, path.strip().split("."), value)
+def assigned(texts: Iterable[str]) -> JsonObject:
+    """Return the values of assignments (`key.path=value`, with `value` in YAML) by key path, the last ones last."""
+    values: JsonDict = {}
+    for assignment in texts:
+        path, equals, text = assignment.partition("=")
+        if not equals or not (path := path.strip()):
+            raise config_error(_SETTINGS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
+        values.pop(path, None)  # applied last, also after one of the block above it
+        try:
+            values[path] = parsed(text)
+        except (yaml.YAMLError, ValueError):
+            values[path] = text  # no valid YAML: the text itself is the value
+        except RecursionError:
+            raise config_error(_SETTINGS, f"{path} is nested too deeply.") from None
+    return values
+
+
+def _keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path and the value of each key that an assignment sets: several, if it assigns a whole block."""
+    if isinstance(value, Mapping) and len(path) < _DEPTHS.get(path[0], 1):
+        for key, below in value.items():
+            yield from _keys_in((*path, str(key)), below)
+    else:
+        yield path, value
+
+
+def _set(raw: JsonDict, path: Sequence[str], value: Any) -> None:
+    """Set a key of the file; a sampling parameter of the file then applies to all its models."""
+    _put(raw, path, value)
+    if path[0] == "sampling_params":  # one parameter, or several as a mapping
+        for name in path[1:2] or (value if isinstance(value, Mapping) else ()):
+            resolved_config.leave_to_all(raw, name)
 
 
 def _put(raw: JsonDict, path: Sequence[str], value: Any) -> None:
@@ -346,14 +378,14 @@ def _validate(raw: JsonObject) -> Settings:
 
 
 _SAMPLING = frozenset(Sampling.model_fields)
-# Options of the `openai` package's methods that are not part of a request. `extra_body` is both.
+# Options of the `openai` package's methods, which are no part of a request (`extra_body` is both).
 _CLIENT_OPTIONS = {
     "timeout": "set `backend_configs.openai.timeout`",
     "extra_headers": "set `backend_configs.openai.headers`",
     "extra_query": "put it into `backend_configs.openai.base_url`",
 }
 _BODY = "extra_body"
-# In `extra_params` the endpoint defines the meaning of `enable_thinking` and `reasoning`.
+# Left in `extra_params`, where the endpoint defines their meaning.
 _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 
 
@@ -368,7 +400,7 @@ def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False
     """
     sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
     if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):
-        return dict(raw), []  # the types of the settings refuse this
+        return dict(raw), []  # refused later, by the types of the settings
     ours, others, body = dict(sampling or {}), {}, {}
     for name in [name for name in ours if not _is_ours(name, ours[name])]:
         others[str(name)] = ours.pop(name)
@@ -398,13 +430,13 @@ def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False
 
 
 def _is_ours(name: object, value: object) -> bool:
-    # OpenRouter's own parameter `reasoning` is an object
+    # not OpenRouter's own parameter `reasoning`, which is an object
     return name in _SAMPLING and (name != "reasoning" or isinstance(value, str | None))
 
 
 def _nearest(name: str) -> str:
     if name in _SAMPLING:
-        return ""  # the name is right, but the value is OpenRouter's
+        return ""  # nothing to correct: the value is OpenRouter's
     return next(iter(close_matches(name, _SAMPLING, n=1, cutoff=0.85)), "")
 
 
@@ -482,7 +514,7 @@ def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
             "`backend: openai` and `backend_configs: {openai: {base_url: …, model_name: …, api_key: …}}`. Known "
             f"prefixes: {', '.join(sorted({*_PROVIDERS, *_ANY_SERVER}))}.",
         )
-    if has_address:  # the address identifies the provider
+    if has_address:  # identified by its address
         return {"model_name": model}
     address = {"base_url": _ADDRESSES[prefix]} if prefix in _ADDRESSES else {}
     return {"model_name": model, "provider": _PROVIDERS[prefix], **address}

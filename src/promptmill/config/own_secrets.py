@@ -11,9 +11,9 @@ from pydantic import BaseModel, SecretStr
 SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 """Matches names of fields whose values are secrets."""
 _VARIABLE = re.compile(r"(?i).*(_|^)(key|token|secret|password|passwd|passphrase|credentials?)")
-_NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # a path, a URL, a sentence
+_NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # no secret: a path, a URL or a sentence
 _RANDOM = re.compile(r"(?=.*[0-9])[A-Za-z0-9._~+/=-]{20,}")
-_PARTS = re.compile(r"[\s;,]+|(?<!=)=(?!=|$)")  # of `Bearer KEY` and `session=…; id=…`
+_PARTS = re.compile(r"[\s;,]+|(?<!=)=(?!=|$)")  # separates the parts of `Bearer KEY` and `session=…; id=…`
 _SHORTEST_PART = 12
 
 

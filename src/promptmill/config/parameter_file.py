@@ -91,7 +91,7 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
     for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *_shipped()):
         if candidate.is_file():
             return candidate
-    raise config_error("", f"There is no {FILE_NAME}; name one in {_VARIABLE}.")
+    raise config_error("", f"There is no {FILE_NAME}; write one with `promptmill init`, or name one in {_VARIABLE}.")
 
 
 def _shipped() -> list[Path]:
@@ -201,7 +201,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     A list with an unset variable is omitted completely. Raises `PromptmillError` (`invalid_config`) for an unset
     variable elsewhere.
     """
-    # the used model is also outside of `models`
+    # the keys of unused models; the used one is also outside of `models`
     spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
     def known(value: Any, path: str) -> Any:

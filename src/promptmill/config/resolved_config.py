@@ -96,13 +96,16 @@ class ResolvedConfig:
         """Return whether both plans have the same backend and model."""
         return (self.backend, self.model) == (other.backend, other.model)
 
+    def key(self, name: str) -> str:
+        """Return the path of a key of which each model has its own, such as `models.fast.price`."""
+        return name if self.file is None else f"models.{self.name}.{name}"
+
     def with_model(self, name: str) -> ResolvedConfig:
         """Return the plan for another model of the same backend, without the configured price."""
         if name == self.model or self.block is None:
             return self
-        block = self.block.model_copy(update={self.record.model_key: name})
-        configs = self.settings.backend_configs.model_copy(update={self.backend: block})
-        return replace(self, settings=self.settings.model_copy(update={"backend_configs": configs, "price": None}))
+        settings = self.settings.with_block(self.backend, **{self.record.model_key: name})
+        return replace(self, settings=settings.model_copy(update={"price": None}))
 
     @property
     def has_schema(self) -> bool:
@@ -200,19 +203,26 @@ def raw_of(raw: JsonObject, name: str) -> JsonDict:
     backend = model.get("backend") or block
     own: JsonDict = {
         "backend": backend,
-        "backend_configs": {backend: model.get(block) or {}} if block else {},
-        "sampling_params": {**(raw.get("sampling_params") or {}), **(model.get("sampling_params") or {})},
+        "backend_configs": {backend: model.get(block) or {}} if block and isinstance(backend, str) else {},
+        "sampling_params": _merged(raw.get("sampling_params"), model.get("sampling_params")),
         "extra_params": model.get("extra_params") or {},
         "price": model.get("price"),
     }
     return {**raw, **own, **{key: model[key] for key in _OWN if model.get(key) is not None}}
 
 
+def _merged(below: Any, above: Any) -> Any:
+    """Return `above` over `below`; a value of another type is returned as it is, and refused by the settings."""
+    wrong = [value for value in (above, below) if not isinstance(value, Mapping | None)]
+    return wrong[0] if wrong else {**(below or {}), **(above or {})}
+
+
 def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
     """Return the `openai` keys in `given`, which override the file's block `own`.
 
     A provider in `given` replaces the file's address by the provider's, and an address replaces the file's provider.
-    Then the file's key and headers are not sent, because they belong to the other endpoint. `given` may have both.
+    Then the file's key and headers are not sent, because they belong to the other endpoint. `given` may have a provider
+    and an address.
     """
     provider, address = given.get("provider"), given.get("base_url")
     other_provider = provider and not address and provider != own.get("provider")
@@ -220,8 +230,8 @@ def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
     return {**(_OF_AN_ENDPOINT if other_provider or other_address else {}), **given}
 
 
-# A flex answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource Unavailable", which
-# costs nothing).
+# Waits for flex: an answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource
+# Unavailable", which costs nothing).
 _FLEX = {"timeout": [10, 900], "patience": 86_400, "max_delay": 300}
 
 
@@ -278,7 +288,7 @@ def settings_of(
     for key, value in sampling.items():
         if key not in BESIDE:
             values["sampling_params", key] = value
-        else:  # a named model does not inherit these from the file
+        else:  # stored with a named model, which inherits none of these from the file
             values[*(("models", name) if is_named else ()), "extra_params", key] = value
     return values
 

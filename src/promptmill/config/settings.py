@@ -58,7 +58,7 @@ _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
-    # built when first used: the whole of the settings builds its blocks once more, as parts of itself
+    # `defer_build`: otherwise the whole of the settings would build the schema of each block once more
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
@@ -356,7 +356,7 @@ class _OneBackend(Block):
     @classmethod
     def _one_block(cls, data: Any) -> Any:
         """Derive the backend from the block that is present."""
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) or not isinstance(data.get("backend"), str | None):
             return data
         known = BackendConfigs.model_fields
         blocks = [key for key in data if key in known or (key not in cls.model_fields and backends.is_named(key))]
@@ -513,6 +513,12 @@ class Settings(_Money, _Answers, _Prompts, _Models):
         description="Hosts or addresses that `generation_init` may choose for the text of local files. Others get it "
         "only if the client's user agrees; the endpoints of this file and of PROMPTMILL_ENDPOINTS always do.",
     )
+
+    def with_block(self, backend: str, **changes: object) -> Settings:
+        """Return the settings with `changes` to the block of `backend`."""
+        block = getattr(self.backend_configs, backend).model_copy(update=changes)
+        configs = self.backend_configs.model_copy(update={backend: block})
+        return self.model_copy(update={"backend_configs": configs})
 
     @model_validator(mode="before")
     @classmethod

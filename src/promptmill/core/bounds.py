@@ -46,10 +46,12 @@ MOST_CHOICES = 1000
 """Texts from which an answer is chosen: each request repeats them, and an engine compiles them into a grammar."""
 MOST_KEPT = 64
 """Objects made from a call's parameters and kept for the next call, such as grammars and lists of choices."""
+MOST_GRAMMAR_WORK = 100
+"""Hundredths of a second in which the openvino engine compiles a call's grammar, because all rows wait for it."""
 LONGEST_PATH = 4096
 """Characters of a path: resolving a path of a million folders would take hours."""
 LARGEST_FILE = 256 << 20
-"""Bytes of an image file, of all files of a call, and of one item for an engine: they are read completely."""
+"""Bytes of an image file, of all files of a call, and of one item for an engine: all are read into memory."""
 LARGEST_UPLOAD = 512 << 20
 """Bytes of a file that a client uploads (OpenAI's limit), because an upload could fill the disk."""
 MOST_UPLOADS, LARGEST_UPLOADS = 1000, 32 << 30
@@ -90,6 +92,8 @@ MOST_UNREADABLE = 100
 and a small model may repeat a bracket until `max_tokens`."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context has. The number is charged to `tpm`."""
+LONGEST_DEBT_S = 120
+"""Seconds without requests after tokens beyond `tpm`, because the usage that an endpoint reports may be wrong."""
 
 # ---- a row of a file
 
@@ -99,6 +103,10 @@ smaller, and sixteen such rows in flight fit into a small machine's memory."""
 TOO_LONG = "is longer than 64 MiB"
 MOST_RATIO = 200
 """The largest ratio of decompression: a bomb has a thousand, and rows that differ only in a number have 100."""
+MOST_WARMED = 16 << 20
+"""Characters of the prompts that wait until a provider has cached their beginning, by model."""
+MOST_HELD = 1024
+"""Requests of a call that wait for others, such as a budget or an equal request: each holds its prompt in memory."""
 MOST_FILES = 10_000
 """Files that patterns match. Twenty times as many files are examined at most, so that `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
@@ -120,7 +128,12 @@ LONGEST_HEADER = 2 << 20
 """Bytes of a header with the names of all columns, because a file that is not a table may have any number."""
 MOST_LINES = 10_000
 """Lines of a quoted cell, because an unclosed quote would take the rest of the file."""
+MOST_REPORT_ROWS, LARGEST_REPORT = 100_000, 12_000_000
+"""Rows and bytes of a report, which a browser opens in half a second."""
+LONGEST_SHOWN, MOST_SHOWN = 2_000, 50
+"""Characters of a cell, prompt or path, and columns, fields or values of a table, on a page or in a tool's result: more
+would crowd out others."""
 DEEPEST_TEXT = 3
-"""Nesting depth of JSON texts inside JSON texts that are searched for secrets: an agent could hide a key deeper."""
+"""Levels of JSON inside JSON strings that are searched for secrets, because an agent could nest a key to hide it."""
 DEEPEST = 20
 """Levels of nested fields that become typed columns."""

@@ -203,8 +203,9 @@ def input_error(*message: str | Named, hint: str = "") -> PromptmillError:
 
 
 def config_error(path: str | Named, *problem: str | Named) -> PromptmillError:
-    """Return the error for the configuration key at `path`, such as `backend_configs.openai.concurrency`."""
-    place = () if not path else (f"{path}: ",) if isinstance(path, str) else (path, ": ")
+    """Return the error for the key or option at `path`. A problem that begins with a space continues the sentence."""
+    colon = "" if isinstance(problem[0], str) and problem[0].startswith(" ") else ": "
+    place = () if not path else (f"{path}{colon}",) if isinstance(path, str) else (path, colon)
     return PromptmillError(Code.INVALID_CONFIG, (*place, *problem), "")
 
 

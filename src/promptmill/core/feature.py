@@ -49,6 +49,11 @@ class PlanEntry:
     plan: str
     """`"module:class"`: the subclass of `promptmill.jobs.store.spec.Plan`."""
 
+    def may_be_asked(self, options: Mapping[str, Any]) -> bool:
+        """Return whether one of its options is set."""
+        values = (options.get(option) for option in self.options)
+        return any(value is not None and value is not False and value != {} for value in values)
+
 
 @dataclass(frozen=True, slots=True)
 class WayEntry:
@@ -185,8 +190,12 @@ class Feature:
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
-    after_job: str = ""
-    """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` after a command has run a job."""
+    after_job: Mapping[str, str] = field(default_factory=dict)
+    """What follows after a command has run a job, by the option that asks for it, such as `{"report":
+    "module:function"}`; each function takes the `promptmill.cli.job_run.EndedJob`."""
+    variants: str = ""
+    """`"module:function"`: prints the answers of a job with several to each row, after a command has run it. It takes
+    the path of the output and the name of the column with the variant."""
 
     @property
     def sockets(self) -> list[str]:
@@ -270,7 +279,7 @@ def _installed() -> Iterator[tuple[str, Feature]]:
     for entry in metadata.entry_points(group=GROUP):
         try:
             yield entry.name, entry.load()
-        except Exception as error:  # noqa: BLE001 (code of another package)
+        except Exception as error:  # noqa: BLE001 (an error of another package)
             raise config_error(
                 "",
                 f"The feature {entry.name!r} of another package cannot be imported ({type(error).__name__}: "

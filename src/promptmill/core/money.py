@@ -6,7 +6,7 @@ import asyncio
 import math
 
 _DIGITS = 2
-_CLOSE = 1e-9  # sums of floats may differ by less than this
+_CLOSE = 1e-9  # the largest rounding error of a sum of amounts
 
 
 class Budget:

@@ -62,7 +62,7 @@ ImagePosition: TypeAlias = Literal["after", "before"]
 """The position of images relative to a text without tags."""
 
 
-@dataclass(slots=True, unsafe_hash=True)  # a frozen class would take twice as long to create
+@dataclass(slots=True, unsafe_hash=True)  # not frozen, because creating it would take twice as long
 class Message:
     """One turn. `extra` (`tool_calls`, `name`, …) is passed to the endpoint or chat template unchanged.
 
@@ -72,13 +72,6 @@ class Message:
     role: str
     content: str | tuple[Part, ...] | None
     extra: JsonObject | None = None
-
-    @property
-    def images(self) -> list[ImagePart]:
-        """The message's images, in order."""
-        if not isinstance(self.content, tuple):
-            return []
-        return [part for part in self.content if isinstance(part, ImagePart)]
 
     def as_openai(self) -> JsonDict:
         """Return the turn as an OpenAI message."""
@@ -110,7 +103,7 @@ class Conversation:
         parts: list[ImagePart] = []
         for message in self.messages:
             if isinstance(message.content, tuple):
-                parts += message.images
+                parts += [part for part in message.content if isinstance(part, ImagePart)]
         return parts
 
     @property
@@ -127,7 +120,7 @@ class Conversation:
     @property
     def has_audio(self) -> bool:
         """Whether a turn contains a sound, or refers to a sound stored at the endpoint."""
-        for message in self.messages:  # a generator would take four times as long
+        for message in self.messages:  # a loop, because a generator would take four times as long
             if isinstance(message.content, tuple) and any(isinstance(part, AudioPart) for part in message.content):
                 return True
             if message.extra and "audio" in message.extra:
@@ -186,7 +179,7 @@ def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
 
 def _place_at_tags(parts: Sequence[Part], images: Sequence[ImagePart], image_tag: str) -> list[Part]:
     tags = sum(part.text.count(image_tag) for part in parts if isinstance(part, TextPart))
-    if tags != len(images):  # before anything is created for each tag: megabytes of text may consist of tags
+    if tags != len(images):  # compared before anything is created per tag: megabytes of text may consist of tags
         raise input_error(
             f"The prompt contains the image tag {tags} time(s) but has {len(images)} image(s); "
             "send one image per tag, or no image tag to put the images after the text."
@@ -392,25 +385,31 @@ def _with_known_type(value: JsonDict | None) -> JsonDict | None:
     return value
 
 
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "should be a number, not true or false")
+    return value
+
+
+_Number = Annotated[float | None, BeforeValidator(_no_boolean)]  # Python would read true as 1
+_Whole = Annotated[int | None, BeforeValidator(_no_boolean)]
+
+
 class _TokenChoice(BaseModel):
     """The parameters for choosing each token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    temperature: float | None = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Choose among the likeliest tokens of this joint probability."
-    )
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
-    frequency_penalty: float | None = Field(
+    temperature: _Number = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
+    top_p: _Number = Field(None, gt=0, le=1, description="Choose among the likeliest tokens of this joint probability.")
+    seed: _Whole = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
+    presence_penalty: _Number = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
+    frequency_penalty: _Number = Field(
         None, ge=-2, le=2, description="Make tokens less likely, in proportion to their occurrences."
     )
-    top_k: int | None = Field(None, ge=-1, description="Choose among this many likeliest tokens; 0 or -1 for all.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
-    repetition_penalty: float | None = Field(
-        None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
-    )
+    top_k: _Whole = Field(None, ge=-1, description="Choose among this many likeliest tokens; 0 or -1 for all.")
+    min_p: _Number = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
+    repetition_penalty: _Number = Field(None, gt=0, description="Divide the score of tokens that occurred; 1 is off.")
 
 
 class Sampling(_TokenChoice):
@@ -419,11 +418,11 @@ class Sampling(_TokenChoice):
     Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
     """
 
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    max_tokens: _Whole = Field(None, ge=1, description="Longest answer, in tokens.")
     stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
         None, description="End the answer before any of these texts."
     )
-    n: Annotated[int | None, AfterValidator(_none_for_one)] = Field(
+    n: Annotated[_Whole, AfterValidator(_none_for_one)] = Field(
         None, ge=1, le=128, description="Number of answers to each prompt; `answers` holds all of them."
     )
     response_format: Annotated[JsonDict | None, AfterValidator(_with_known_type)] = Field(
@@ -479,7 +478,7 @@ def check_left_out(names: Iterable[str], required: Container[str], taker: str) -
     The message begins with the name.
     """
     for name in names:
-        if name.partition(".")[0] in required:  # a part of `chat_template_kwargs`
+        if name.partition(".")[0] in required:  # also for a part, such as `chat_template_kwargs.enable_thinking`
             raise PromptmillError(Code.UNSUPPORTED, f"{name}: {taker} cannot take it with this model.")
 
 

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from promptmill.core.bounds import DEEPEST_TEXT
 
 _SHORTEST_KEY = 8
-_TAIL = 64 << 10  # bytes; more than any key, even one whose letters are all escaped as \u0041
-_BEFORE = 16  # letters of the longest key prefix
+_TAIL = 64 << 10  # bytes; longer than any key, even one whose letters are all escaped as \u0041
+_BEFORE = 16  # letters: the length of the longest key prefix
 
 # Prefixes of keys, by their providers' documentation and the rules of gitleaks.
 _PREFIXES = (
@@ -63,7 +63,7 @@ _ANCHORS = tuple(
     )
 )
 _PRIVATE_KEY = b"-----BEGIN "
-_BEHIND = 120  # bytes after a match of an anchor that decide whether a key has a run of letters and digits
+_BEHIND = 120  # bytes after an anchor that decide whether a key has its run of letters and digits
 
 # Names of fields with passwords or keys: columns in exports of password managers, and keys of configurations.
 _FIELD = (
@@ -90,11 +90,11 @@ _UNQUOTED = re.compile(
 _LINE_START = re.compile(r"""\s*(?:-\s+|export\s+|set\s+|ENV\s+|ARG\s+)?["']?[\w.-]*""")
 _WORDS = (b"passw", b"passphrase", b"pwd", b"secret", b"token", b"key")  # each `_NAME_END` starts with one of these
 _OF_KEYS = re.compile(r"(?i)(?:api|access|private|account|auth|encryption|signing)[_-]?")
-_LONGEST_NAME, _LONGEST_ASSIGNED = 120, 600  # characters
+_LONGEST_NAME, _LONGEST_ASSIGNED = 120, 600  # max characters of a name, and of the value that is assigned to it
 _PASSWORD = re.compile(r"(?i)passw|passphrase|pwd")
 _WORD = re.compile(
     r"_*[A-Za-z]+(?:[._-]+[A-Za-z]+)*[._-]*"
-)  # for example `request.token` or `Bearer`: the name of another value
+)  # the name of another value, for example `request.token` or `Bearer`
 _NO_VALUE = re.compile(r"(?i)true|false|none|null|required|optional|string|\w+\.[a-z_.]+")
 # Files of secrets, recognized by their form: a Kubernetes Secret, .netrc, shadow and htpasswd, a PuTTY key.
 _FILES = (
@@ -119,7 +119,7 @@ class SecretFinder:
         >>> SecretFinder().find(b"the ring bearer")
         ''
         """
-        if b"\0" in data:  # UTF-16 and UTF-32
+        if b"\0" in data:  # UTF-16 or UTF-32
             data = data.replace(b"\0", b"")
         texts = [data]
         for _ in range(DEEPEST_TEXT):  # JSON may contain JSON as a text
@@ -176,7 +176,7 @@ def _assigns(before: str, after: str, *, has_lines: bool) -> bool:
     """Return whether a secret is assigned to a name. `after` starts with the name's last word."""
     match = _QUOTED.match(after) or _ELEMENT.match(after) or _IN_TEXT.match(after)
     if match is not None and "," in after[: match.start(match.lastindex or 0)] and "define" not in before:
-        match = None  # a list of names
+        match = None  # no secret, but a list of names
     if match is None and has_lines and _LINE_START.fullmatch(before):
         match = _UNQUOTED.match(after)
     return match is not None and _is_secret(match[match.lastindex or 0], is_password=_PASSWORD.match(after) is not None)
@@ -193,7 +193,7 @@ def find_field(names: Iterable[object]) -> str:
 
 def is_long_enough(secret: str) -> bool:
     """Return whether a configured key is a secret, not a word that local servers accept (`EMPTY`, `ollama`)."""
-    # letters of a key that is a word, such as the `ollama` or `not-needed` of local servers
+    # A word is no key: local servers get `ollama` or `not-needed`.
     return len(secret) >= _SHORTEST_KEY and (len(secret) > 16 or _DIGIT.search(secret) is not None)
 
 

@@ -15,6 +15,7 @@ import datetime as dt
 import decimal
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -29,7 +30,7 @@ JsonDict: TypeAlias = dict[str, Any]
 """A JSON object that promptmill changes or writes."""
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
-_LONG_NUMBERS = (b"0" * 20, b"-" + b"0" * 19)  # the digits of 2^64 and of -2^63
+_LONG, _LONG_NEGATIVE = b"0" * 20, b"-" + b"0" * 19  # the digits of 2^64 and of -2^63
 
 
 class SheetDate(str):
@@ -59,6 +60,16 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 )
 
 
+def as_float(digits: str) -> float | str:
+    """Return a number of JSON as a float; as its own text if no float holds it, because infinity is another value.
+
+    >>> as_float("1.5"), as_float("1E400")
+    (1.5, '1E400')
+    """
+    number = float(digits)
+    return number if math.isfinite(number) else digits
+
+
 def read_json(text: bytes | str) -> Any:
     """Return the value of a JSON text, with whole numbers of any length. (orjson rounds numbers beyond 64 bits.)
 
@@ -69,8 +80,9 @@ def read_json(text: bytes | str) -> Any:
     """
     try:
         data = text.encode() if isinstance(text, str) else text
-        zeros = data.translate(_ZEROS)  # a regular expression would take ten times as long as orjson
-        return json.loads(data.decode()) if any(long in zeros for long in _LONG_NUMBERS) else orjson.loads(data)
+        zeros = data.translate(_ZEROS)  # no regular expression, which would take ten times as long as orjson
+        is_long = _LONG in zeros or _LONG_NEGATIVE in zeros
+        return json.loads(data.decode(), parse_float=as_float) if is_long else orjson.loads(data)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError):  # a lone surrogate, invalid UTF-8, or thousands of digits
@@ -139,7 +151,7 @@ def _tagged(value: object) -> Any:
             return {f"{_TAG}decimal": str(value)}
         case SheetDate():
             return {f"{_TAG}sheet_date": str(value)}
-        case str() | int() | float() | list() | dict():  # a subclass
+        case str() | int() | float() | list() | dict():  # an instance of a subclass
             return next(kind(value) for kind in _PLAIN if isinstance(value, kind))  # type: ignore[arg-type]
         case tuple() | set() | frozenset():
             return list(value)
@@ -175,6 +187,24 @@ def plain_text(value: object) -> str:
             sign, part = "-" if value < dt.timedelta() else "", f".{microseconds:06}" if microseconds else ""
             return f"{sign}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{part}"
     return str(value)
+
+
+def exact(value: Any) -> Any:
+    """Return a JSON value with its whole numbers from 2^53 on as texts, because programs in JavaScript round them.
+
+    >>> exact({"id": 2**53 + 1, "of": [2**53 - 1]})
+    {'id': '9007199254740993', 'of': [9007199254740991]}
+    """
+    if type(value) is int:
+        return value if abs(value) < 1 << 53 else str(value)
+    if isinstance(value, dict):
+        return {name: exact(inner) for name, inner in value.items()}
+    return list(map(exact, value)) if isinstance(value, list) else value
+
+
+def composed(text: str) -> str:
+    """Return a text in the Unicode form NFC, in which é is one letter and not e with an accent."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def text_of(value: Any) -> str:

@@ -9,11 +9,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-LONGEST_SHOWN = 2_000
-"""Characters of a cell, prompt or path on a page or in a tool's result. A longer text would crowd out others."""
-MOST_SHOWN = 50
-"""Columns, fields or values in one table. A person does not read more."""
-_ALIKE = 0.5  # difflib's ratio, the share of letters in common; below it, any two short names would count as similar
+_NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
+_ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
 _SYNONYMS = (
     ("input_file files input rows", "file path filename csv data dataset infile"),
     ("output_file output", "out outfile outputs target destination save_to results_file"),
@@ -26,7 +23,8 @@ _SYNONYMS = (
     ("fields", "extract"),
     ("model model_name model_name_or_path", "models model_id llm deployment"),
     ("base_url", "api_base base endpoint url openai_api_base openai_base_url"),
-    ("api_key", "openai_api_key key token api_token"),
+    ("api_key key_env", "api_key openai_api_key key token api_token"),
+    ("set", "settings config_override"),
     ("max_tokens", "max_new_tokens max_output_tokens max_completion_tokens num_predict n_predict max_length"),
     ("concurrency", "max_concurrency parallel parallelism threads max_parallel"),
     ("num_workers", "max_workers"),
@@ -85,6 +83,19 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     """
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def in_percent(share: float, places: int) -> str:
+    """Return a share in percent, with more than `places` digits if it would look like 0 or 100 and is not.
+
+    >>> in_percent(0.9996, 1), in_percent(0.0002, 0), in_percent(1, 1)
+    ('99.96', '0.02', '100.0')
+    """
+    while True:
+        text = f"{100 * share:.{places}f}"
+        if not _NO_SHARE < share < 1 - _NO_SHARE or 0 < float(text) < 100:
+            return text
+        places += 1
 
 
 def duration(seconds: float) -> str:
@@ -181,6 +192,6 @@ def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = _
     short: dict[str, list[str]] = {}
     for one in itertools.islice(known, 2000):
         if len(one) <= 100:
-            short.setdefault(one.lower(), []).append(one)
-    near = difflib.get_close_matches(name.lower(), short, n, cutoff)
+            short.setdefault(one.lower().lstrip("-"), []).append(one)
+    near = difflib.get_close_matches(name.lower().lstrip("-"), short, n, cutoff)
     return [one for folded in near for one in short[folded]][:n]

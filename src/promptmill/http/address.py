@@ -24,7 +24,7 @@ _WHERE = Named("http")
 _BACKLOG = 2048
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)\.?)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*")
-_USUAL_PORTS = {"http": ":80", "https": ":443"}  # browsers omit these
+_USUAL_PORTS = {"http": ":80", "https": ":443"}  # the ports that browsers omit in an origin
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -58,7 +58,7 @@ class Address:
                 except OSError as error:
                     if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                         raise
-                    missing = error  # a machine without IPv6 may have an IPv6 address for `localhost`
+                    missing = error  # not fatal: a machine without IPv6 may have an IPv6 address for `localhost`
             if not bound and missing:
                 raise missing
         except (OSError, UnicodeError) as error:
@@ -87,12 +87,12 @@ class Address:
 def _listening(family: int, kind: int, protocol: int, where: tuple[object, ...]) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
-        if sys.platform == "win32":  # on Windows, SO_REUSEADDR would let another program take over the port
+        if sys.platform == "win32":  # not SO_REUSEADDR, which on Windows would let another program take over the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:  # otherwise the port stays in use for a minute after this process ends
+        else:  # without it, the port stays in use for a minute after this process ends
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            both = where[0] == "::"  # IPv4 too, on every platform
+            both = where[0] == "::"  # `::` listens on IPv4 too, on every platform
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         listener.bind(where)
         listener.listen(_BACKLOG)
@@ -185,4 +185,4 @@ def _host(text: str) -> str | _Ip | None:
     try:
         return ipaddress.ip_address(match[1] or match[2])
     except ValueError:
-        return match[2]  # None if the brackets contain no address
+        return match[2]  # None: the brackets contain no address

@@ -39,8 +39,8 @@ HEALTH = "/healthz"
 READY = "/readyz"
 METRICS = "/metrics"
 _METHODS = ("GET", "POST", "DELETE")
-# Some clients (LazyLLM) disconnect after five seconds of silence. The SDK creates the streams, without an option for
-# the interval of pings.
+# Pings are frequent, because some clients (LazyLLM) disconnect after five seconds of silence. The SDK creates the
+# streams, without an option for the interval.
 _PING_S = 3
 EventSourceResponse.DEFAULT_PING_INTERVAL = _PING_S
 _WHAT_TO_SEND = "This server needs a token: send the header `Authorization: Bearer TOKEN`. Its operator has the token."
@@ -55,12 +55,12 @@ _TO_VISITORS = "promptmill is running; this address is for MCP clients"
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 _DIGITS = 18
-# A call takes about six times the size of its body in memory.
+# Bytes from which a body needs room in memory: a call takes about six times the size of its body.
 _LARGE_BODY = 4 << 20
-_BESIDE_CALLS = 4 << 10  # for a GET or DELETE, which needs no body; streams keep their body
-_ROOM_S = 2.0  # some clients disconnect after five seconds of silence
+_BESIDE_CALLS = 4 << 10  # bytes kept of a GET or DELETE, which needs no body; streams keep their body
+_ROOM_S = 2.0  # the longest wait for room: some clients disconnect after five seconds of silence
 _RETRY_S = 30
-_SHARE = "promptmill.share"  # a key in the scope of a request
+_SHARE = "promptmill.share"  # the key of a token's share in the scope of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,8 @@ class App(MonitoringPages):
         """
         super().__init__(rules, metrics)
         self._others = others
-        sdk_server = server._mcp_server  # FastMCP's wrapper has no option for the largest body
-        # Otherwise, the SDK lists all tools at each call to find arguments in headers, which these tools do not have.
+        sdk_server = server._mcp_server  # set here, because FastMCP's wrapper has no option for the largest body
+        # Or the SDK would list all tools at each call, to find arguments in headers, which these tools do not have.
         sdk_server.get_tool_input_schema = lambda _: None
         self._sessions = Sessions(
             sdk_server,
@@ -228,7 +228,7 @@ class App(MonitoringPages):
     async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "OPTIONS":
             self._check_token(scope, self._rules.others)
-        if self._rules.token is None:  # otherwise each invented token would get a share of the disk
+        if self._rules.token is None:  # or each invented token would get a share of the disk
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
         self._check_open()
         if scope["method"] == "POST" and scope["path"] in other.streamed:
@@ -284,7 +284,7 @@ class App(MonitoringPages):
 
     @contextlib.contextmanager
     def _counted(self, scope: Scope) -> Iterator[None]:
-        if scope["method"] == "GET":  # a stream of notifications never ends by itself
+        if scope["method"] == "GET":  # not counted: a stream of notifications never ends by itself
             yield
             return
         self._calls += 1
@@ -299,7 +299,7 @@ class App(MonitoringPages):
     async def end_sessions(self) -> None:
         """Wait until no call is running, then end all streams."""
         await self._quiet.wait()
-        for transport in list(self._sessions._server_instances.values()):  # as FastMCP's own app does it
+        for transport in list(self._sessions._server_instances.values()):  # FastMCP's own app reads the same attribute
             with contextlib.suppress(Exception):
                 await transport.terminate()
 

@@ -14,15 +14,15 @@ from starlette.types import Message, Scope, Send
 from promptmill.core.values import json_text, read_json
 
 _LIMITED = b"httpx2"
-# The `User-Agent`s of clients without a limit for events: httpx, in the Python SDK's 1.x line and FastMCP up to 3;
+# The `User-Agent`s of clients that read events of any size: httpx, in the Python SDK's 1.x line and FastMCP up to 3;
 # Node's fetch, in the TypeScript SDK (which accepted an event of 60 MB) and the AI SDK; Claude Code.
 _WITHOUT_LIMIT = re.compile(rb"python-httpx/|claude-code/|(?:node|undici)$")
 _TOKEN = b'"progressToken"'
 _CALL = b'"tools/call"'
-_LARGE = 4 << 10  # dozens of prompts, whose answers together may be large
+_LARGE = 4 << 10  # bytes of a request from which its answers may be large: dozens of prompts
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
-_EVENT_BYTES = 1_000_000  # of 1,048,576, which include the event's other lines
+_EVENT_BYTES = 1_000_000  # max bytes of an event: 1,048,576 less the event's other lines
 RESPONSE = "promptmill.response"
 """The key of a request's `EitherResponse` in its scope, if the client may have a limit."""
 
@@ -67,7 +67,7 @@ class EitherResponse:
         if message["type"] == "http.response.start" and _is_stream(message):
             self._held.append(message)
         elif not self._held and not self._sent:
-            await send(message)  # already JSON
+            await send(message)  # is JSON already
         else:
             await self._take_events(message, send)
 
@@ -76,7 +76,7 @@ class EitherResponse:
         response = b"" if self._is_stream or (self._sent and not self._json) else _response(events)
         if not self._sent:
             if not response and _is_empty(events) and message.get("more_body"):
-                self._held.append(message)  # the id with which a client resumes a stream
+                self._held.append(message)  # has the id with which a client resumes the stream
                 return
             self._json = self._json or bool(response)
             self._sent = True
@@ -85,7 +85,7 @@ class EitherResponse:
             for event in () if self._json else held:
                 await send(event)
         if self._json and events:
-            message = {**message, "body": response or b" "}  # JSON may start with a blank
+            message = {**message, "body": response or b" "}  # a blank as a sign of life, with which JSON may start
         elif events:
             message = {**message, "body": _unescaped(events)}
         await send(message)

@@ -40,7 +40,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BoundServer:
-    """The options of a server whose sockets are open. `greeting`: a line for people with the URL."""
+    """The options of a server whose sockets are open. `greeting`: a line that shows the URL to the user."""
 
     sockets: list[socket.socket]
     rules: Rules
@@ -71,11 +71,11 @@ def opened(
     token.
     """
     if tls_key is not None and tls_cert is None:
-        raise config_error(Named("tls_key"), "needs ", Named("tls_cert", "PATH"), " as well.")
+        raise config_error(Named("tls_key"), " needs ", Named("tls_cert", "PATH"), " as well.")
     where, token = Address.parse(address), find_token(token_file, token_env, environ)
     others = tuple(configured(further_tokens).values())
     check_tokens(token, others, allowed_origins)
-    # the SDK parses at up to 6 ns a byte on the event loop
+    # bounded, because the SDK parses at up to 6 ns a byte on the event loop
     most = 32 << 20 if max_body is None else parse_size(max_body)
     tls = None if tls_cert is None else tls_context(tls_cert, tls_key)
     sockets = where.bind()
@@ -105,10 +105,10 @@ def check_tokens(token: Token | None, others: Sequence[Token], allowed_origins: 
     if token is None and others:
         raise config_error(
             "client_limits.tokens",
-            f"a client without any token could use all models, so the server needs a token of its own. {how}",
+            f"with these tokens the server needs its own, too; else clients without one could use all models. {how}",
         )
     if token is None and allowed_origins:
-        raise config_error(Named("allowed_origin"), f"any page there could call, so the server needs a token. {how}")
+        raise config_error(Named("allowed_origin"), f"any page of it could call, so the server needs a token. {how}")
     if token is not None and len({token.owner, *(each.owner for each in others)}) <= len(others):
         raise config_error(
             "client_limits.tokens", "two tokens are the same, or one is the server's own; each needs its own text."

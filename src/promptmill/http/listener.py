@@ -15,7 +15,7 @@ from promptmill.core.bounds import LARGEST_HEAD
 from promptmill.core.errors import Named, config_error
 from promptmill.http.app import MonitoringPages
 
-_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections, so that clients never reuse a closed connection
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections: they never reuse one that the server is closing
 
 
 class Listener(uvicorn.Server):
@@ -55,13 +55,13 @@ def listener(
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="error",  # any client could fill the log with warnings
+        log_level="error",  # no warnings, with which any client could fill the log
         access_log=access_log,
-        proxy_headers=False,  # no code here uses a proxy's headers about the client
+        proxy_headers=False,  # a proxy's headers about the client are not used
         server_header=False,
         limit_concurrency=connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=None,  # the process has its own limits
+        timeout_graceful_shutdown=None,  # promptmill has its own limits
         h11_max_incomplete_event_size=LARGEST_HEAD,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )

@@ -36,7 +36,7 @@ TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Fields of a job's status: name → family.
 _OF_JOBS = {name: family for name, family in COUNTS.items() if name in RECORDED} | {"cost": "cost_dollars_total"}
 _DURATION = "gen_ai_client_operation_duration_seconds"
-# name → type and help, in the order of the page. Names without a prefix get `promptmill_`.
+# In the order of the page: name → type and help. Names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "start_time_seconds": ("gauge", "Unix time at which this process started."),
     **{name: (kind, text) for name, (kind, _, text) in CALLS.items()},
@@ -168,7 +168,7 @@ class _Jobs:
         end = self._clock() + _READ_S
         try:
             folders = list(self._folders.all())
-        except PromptmillError:  # the folder of all jobs is unreadable at the moment
+        except PromptmillError:  # skipped: the folder of all jobs is unreadable at the moment
             return
         stamps = {folder.path: (folder, folder.stamp) for folder in folders}
         left = [(folder, stamp) for folder, stamp in stamps.values() if stamp and not self._is_known(folder, stamp)]
@@ -179,7 +179,7 @@ class _Jobs:
             folder, stamp = left.pop(0)
             present.pop(folder.path, None)
             if (job := self._noted(folder, stamp)) is not None:
-                present[folder.path] = job  # at the end, so that other jobs come first if time is short
+                present[folder.path] = job  # at the end, so that the next page begins with the others if time is short
         self.unread = len(left)
         self._by_path = present
 

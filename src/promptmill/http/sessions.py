@@ -31,12 +31,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptmill.core.bounds import MOST_SHARED
 
 IDLE_S = 1800.0
-_EACH = 1024  # bytes of an event in addition to its JSON
-# A client also cancels a call by closing the connection; then the work must stop within a second.
+_EACH = 1024  # bytes that count for an event in addition to its JSON
+# How long a call continues without its connection. Closing it may be a cancellation, after which work may take 1 s.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
-_LOOKS_S = 1.0  # between two checks whether the session has ended
-_UNIQUE = 16  # the shortest id that two clients do not choose by chance
+_LOOKS_S = 1.0  # between two checks whether a session has ended
+_UNIQUE = 16  # shortest id that counts as unique: two clients do not choose the same by chance
 _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
 
@@ -80,7 +80,7 @@ class Sessions(StreamableHTTPSessionManager):
             _, session_id = min(idle)
             transport = self._server_instances.pop(session_id)
             assert transport.idle_scope is not None
-            transport.idle_scope.cancel()  # ends its message loop, which discards the session
+            transport.idle_scope.cancel()  # ends its message loop, and with it the session
 
 
 class _Event(NamedTuple):
@@ -291,7 +291,7 @@ class _Call:
 
     def _ended(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled():
-            task.exception()  # `answer` raises it
+            task.exception()  # retrieved here; `answer` raises it
         self._tell()
 
     def _tell(self) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import ipaddress
 import socket
-from typing import Any
 from urllib.parse import urljoin
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from promptmill.core.bounds import LONGEST_ROW
@@ -20,9 +16,9 @@ from promptmill.core.errors import Code, PromptmillError
 _REDIRECTS = 5
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
-)  # the only globally routable unicast block; other blocks are local, embedded or reserved
-# Exceptions inside this block: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some Python
-# versions know as not global, and Azure's metadata service, whose address looks public.
+)  # the only globally routable unicast block; the others are local, embedded or reserved
+# Blocks inside it that are not public: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some
+# Python versions know as not global, and Azure's metadata service, whose address looks public.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -46,30 +42,18 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
-class _PublicResolver(AbstractResolver):
-    """Resolves names only to public addresses. The connection uses the checked address."""
-
-    def __init__(self) -> None:
-        self._inner = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        public = [result for result in found if is_public(result["host"])]
-        if not public:
-            raise _refusal(host)
-        return public
-
-    async def close(self) -> None:
-        await self._inner.close()
+class NotPublicError(OSError):
+    """An address of a host is not public."""
 
 
-def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Check `address` and return a socket for it, because a URL can write an IP address in many ways."""
+def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket for a connection to `address`, the result of every spelling, name and redirect.
+
+    Raises `NotPublicError`. The HTTP client then tries the host's other addresses.
+    """
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
-        raise _refusal(place[0])
+        raise NotPublicError("not a public address")  # equal texts: the client replaces differing errors by its own
     return socket.socket(family, kind, protocol)
 
 
@@ -83,9 +67,7 @@ class ImageFetcher:
     async def fetch(self, url: str) -> str:
         """Return the body at `url` as an unchecked data URL. Raises `PromptmillError` (`invalid_image`)."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(
-                resolver=_PublicResolver(), use_dns_cache=False, limit=16, socket_factory=_socket_to
-            )
+            connector = aiohttp.TCPConnector(use_dns_cache=False, limit=16, socket_factory=public_socket)
             self._session = aiohttp.ClientSession(
                 connector=connector, timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
             )
@@ -95,12 +77,14 @@ class ImageFetcher:
                 async with self._session.get(url, allow_redirects=False) as response:
                     location = response.headers.get("Location")
                     if response.status in {301, 302, 303, 307, 308} and location:
-                        url = urljoin(url, location)  # `_check` refuses an invalid URL
+                        url = urljoin(url, location)  # an invalid URL is refused by `_check`
                         continue
                     return await _body(response, url)
             except PromptmillError:
                 raise
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, NotPublicError):
+                    raise _refusal(error.host) from None
                 raise _failure(url, type(error).__name__) from None
         raise _failure(url, "too many redirects")
 
@@ -122,9 +106,9 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
 
 
 def _check(url: str) -> None:
-    """Refuse URLs that are not http(s), and IP addresses that are not public: the resolver never sees them."""
+    """Refuse URLs that are not http(s)."""
     try:
-        parts = URL(url)  # aiohttp's parser, because another parser might find another host
+        parts = URL(url)  # aiohttp's own parser, because another one might find another host
         host = parts.raw_host if parts.scheme in {"http", "https"} else None
     except ValueError:
         host = None
@@ -132,15 +116,12 @@ def _check(url: str) -> None:
         raise PromptmillError(
             Code.INVALID_IMAGE, "The image's URL cannot be fetched.", "It must begin with http:// or https://."
         )
-    with contextlib.suppress(ValueError):  # for a name, the resolver checks the addresses
-        if not is_public(host):
-            raise _refusal(host)
 
 
-def _refusal(host: Any) -> PromptmillError:
+def _refusal(host: str) -> PromptmillError:
     return PromptmillError(
         Code.INVALID_IMAGE,
-        f"Images are not fetched from {host!s:.255}: it is not a public address.",
+        f"Images are not fetched from {host:.255}: it is not a public address.",
         "Download the image and send its path.",
     )
 

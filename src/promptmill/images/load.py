@@ -46,16 +46,16 @@ _FORMATS = {
 }
 _PLUGINS = tuple(
     f"PIL.{name}ImagePlugin" for name in ("Tiff", "WebP", "Avif", "Ico")
-)  # otherwise, the first such image makes Pillow import all its plugins
+)  # imported one by one, or the first such image makes Pillow import all its plugins
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
-_BYTES_PER_PIXEL = 12  # for the decoded, the rotated or converted, and the written image
+_BYTES_PER_PIXEL = 12  # for the decoded image, the rotated or converted one, and the written one
 _SHORTEST_BASE64 = 64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
 # The first bytes of each format, in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
 _BASE64_SIGNATURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
 
-_LOSSY_WEBP = b"VP8 "  # a photo without transparency, which would be several times as large as a PNG
+_LOSSY_WEBP = b"VP8 "  # such a photo stays lossy: as a PNG it would be several times as large
 
 _QUALITY = 95
 _PNG_MODES = frozenset({"1", "LA", "P", "PA", "RGBA", "RGBa", "La"})
@@ -69,7 +69,7 @@ _DEFAULT_BYTES = 1 << 30
 KEPT_BYTES = 256 * 1024 * 1024
 """Bytes of images that are kept for later items of a call."""
 _THREADS = 8
-_EACH = 4096  # bytes of a kept entry without its image; usually the error of an unreadable image
+_EACH = 4096  # bytes counted per entry in addition to source and image; also covers the error of an unreadable image
 _LARGE = 32 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
@@ -80,7 +80,7 @@ def _map_large_blocks() -> None:
     By default, glibc stops this after the first large block, and each thread keeps up to 64 MiB of freed memory.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library lacks this function
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than GNU's
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
@@ -136,9 +136,9 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or in memory. Blocks: call it in a thread.
 
     BMP, TIFF, AVIF and ICO become PNG (an AVIF photo becomes JPEG), as do animations (their first frame), CMYK and
-    16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG); any other image
-    stays byte for byte. `scan.pdf#page=3` is a PDF page. Raises `PromptmillError` (`invalid_image`;
-    `missing_dependency` for a PDF).
+    16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG). With such types,
+    transparency becomes white. Any other image stays byte for byte. `scan.pdf#page=3` is a PDF page. Raises
+    `PromptmillError` (`invalid_image`; `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
         name, data = "the image in memory", encode_held(source)
@@ -225,7 +225,7 @@ def _local_path(source: str) -> Path:
         raise _unusable(
             f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
         )
-    if len(source) > LONGEST_PATH:  # a `Path` with millions of folders would take a gigabyte
+    if len(source) > LONGEST_PATH:  # not tried: a `Path` with millions of folders would take a gigabyte
         raise ValueError("no path is that long")
     return home_expanded(source)
 
@@ -286,7 +286,7 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
     _probe(data[:16], name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ignore Pillow's warning about large images; the limit is checked below
+            warnings.simplefilter("ignore")  # Pillow's warning about large images; the limit is checked below
             with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
                 width, height = image.size
                 if width * height > rules.max_pixels:
@@ -295,7 +295,8 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                         "Make it smaller.",
                     )
                 media_type, is_usual = _FORMATS[_kind(image)], not _needs_rewriting(image)
-                if media_type and is_usual and (rules.types is None or media_type in rules.types):
+                needs_white = rules.types is not None and image.has_transparency_data
+                if media_type and is_usual and not needs_white and (rules.types is None or media_type in rules.types):
                     return ImageFile(data, media_type)
                 size = width * height * _BYTES_PER_PIXEL
                 with rules.memory.hold(size):
@@ -304,10 +305,10 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                     is_avif = image.format == "AVIF" and image.mode == "RGB"
                     if is_usual and (is_avif or data[12:16] == _LOSSY_WEBP):
                         return ImageFile(encoded(image), "image/jpeg")
-                    return ImageFile(_rewritten(image), "image/png")
+                    return ImageFile(_rewritten(image, needs_white=needs_white), "image/png")
     except PromptmillError:
         raise
-    except Image.DecompressionBombError:  # Pillow raises this at twice its own limit, before the check below
+    except Image.DecompressionBombError:  # Pillow's own limit, raised before the check below
         raise _unusable(
             f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own limit.",
             "Make it smaller.",
@@ -354,10 +355,10 @@ def source_of(value: Any) -> str | None:
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if callable(getattr(value, "read", None)):
-        if value.seekable():  # several inputs may share the file
+        if value.seekable():  # read from the beginning, because several inputs may share the file
             value.seek(0)
         value = value.read()
-    # checked on the type, because for a Pillow image it would copy all pixels
+    # on the type, because the attribute of a Pillow image would copy all pixels
     is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
     is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
     return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
@@ -420,25 +421,37 @@ def _pixels(array: Any) -> Any:
 def _needs_rewriting(image: Image) -> bool:
     """Return whether models cannot read the image: it is animated, rotated by EXIF, or not 8 bits per channel."""
     animated = getattr(image, "is_animated", False) and image.format != "MPO"
-    if animated or image.mode not in _WEB_MODES:
+    if animated or image.mode not in _WEB_MODES or (image.format == "PNG" and ";16" in str(getattr(image, "tile", ""))):
         return True
-    # `getexif` parses the file, so it is called only if EXIF exists
+    # only if EXIF exists, because `getexif` parses the file
     return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
 
 
-def _rewritten(image: Image) -> bytes:
-    """Return an image, or its first frame, as a PNG file: upright, with 8 bits per channel."""
+def _rewritten(image: Image, *, needs_white: bool) -> bytes:
+    """Return an image, or its first frame, as a PNG file: upright, with 8 bits per channel, and on white if needed."""
     from PIL import ImageOps
 
     image.seek(0)
     upright = ImageOps.exif_transpose(image)
-    image.close()  # frees the pixels now, because a reference cycle keeps the object until the next garbage collection
+    image.close()  # frees the pixels now: a reference cycle keeps the object until the next garbage collection
     changed = _in_web_mode(upright)
+    if needs_white:
+        changed = on_white(changed)
     out = io.BytesIO()
     changed.save(out, "PNG", compress_level=1)
     upright.close()
     changed.close()
     return out.getvalue()
+
+
+def on_white(image: Image) -> Image:
+    """Return an image in RGB, with white behind its transparent parts."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    upper = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
 
 
 def _in_web_mode(image: Image) -> Image:
@@ -451,16 +464,16 @@ def _in_web_mode(image: Image) -> Image:
 
 def _to_eight_bits(image: Image) -> Image:
     """Scale 16 bits to 8. (Pillow's conversion would turn every value above 255 into white.)"""
-    if image.mode in {"I;16", "I;16L", "I;16B"}:  # take the upper byte of each pixel, without a conversion to 32 bits
+    if image.mode in {"I;16", "I;16L", "I;16B"}:  # the upper byte of each pixel, without a conversion to 32 bits
         from PIL.Image import frombytes
 
         return frombytes("L", image.size, image.tobytes()[0 if image.mode == "I;16B" else 1 :: 2])
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 256).convert("L")
-    low, high = image.getextrema()
-    span = float(high) - float(low)  # type: ignore[arg-type]
-    scale = 1 / 256 if image.mode == "I" and float(high) > 255 else 255 / span if span else 0.0  # type: ignore[arg-type]
-    offset = 0.0 if image.mode == "I" else -float(low) * scale  # type: ignore[arg-type]
+    low, high = map(float, image.getextrema())  # type: ignore[arg-type]
+    is_16_bits = image.mode == "I" and low >= 0 and 255 < high < 1 << 16
+    scale = 1 / 256 if is_16_bits else 255 / (high - low) if high > low else 0.0
+    offset = 0.0 if is_16_bits else -low * scale
     return image.point(lambda value: value * scale + offset).convert("L")
 
 
@@ -508,7 +521,7 @@ class ImageCache:
         self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
-        # a separate pool, because images may wait for memory and must not block other work
+        # a separate pool, because an image may wait for memory, which must not block other work
         self._threads: ThreadPoolExecutor | None = None
 
     async def read(self, source: str) -> bytes:
@@ -518,7 +531,7 @@ class ImageCache:
             reading = asyncio.ensure_future(self._read(source))
             self._readings[source] = reading
             reading.add_done_callback(functools.partial(self._remember, source))
-        return await asyncio.shield(reading)  # another item may wait for the same file
+        return await asyncio.shield(reading)  # shielded: another item may wait for the same file
 
     async def _read(self, source: str) -> bytes:
         if self._fetch is not None and is_web(source):
@@ -550,5 +563,5 @@ class ImageCache:
 def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # a `data:` URL or a page seldom repeats: count it eightfold, so that a file of such rows needs little memory
+    # counts eightfold: a `data:` URL or a page seldom repeats, so that a file of such rows needs little memory
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

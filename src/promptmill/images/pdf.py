@@ -31,21 +31,21 @@ from promptmill.system.installation import adding
 
 SUFFIX = ".pdf"
 _NAMED = re.compile(r"(?is)(.+\.pdf)#(?:page=(\d{1,9})|(text))")
-# Of processor time. A scanned page with 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
+# The limit of processor time. A scanned page with 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
 _COMPUTING_S = 20.0
-_REPLY_S = 60.0  # of wall time, for a busy machine
-_MEMORY = 1 << 30  # a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
+_REPLY_S = 60.0  # the limit of wall time, for a busy machine
+_MEMORY = 1 << 30  # bound: a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
 _DPI = 200
-_SIDE = 2048  # pixels of the longer side: providers make larger images smaller
-_QUALITY = 90  # of JPEG; small letters stay sharp
-_REOPENED = 50  # images; a document keeps a copy of each shown image, and reopening it takes 1 ms
-_GRID = 20  # cells per side, for counting the share of a page that pictures cover
-_SCAN, _PICTURE = 0.5, 0.05  # shares of a page for a scan, and for pictures; a logo covers 2 %
-# Drawings are compared with letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
+_SIDE = 2048  # max pixels of the longer side: providers make larger images smaller
+_QUALITY = 90  # of JPEG: small letters stay sharp
+_REOPENED = 50  # images after which a document is opened again (1 ms), because it keeps a copy of each shown image
+_GRID = 20  # cells per side of the grid that counts the share of a page which pictures cover
+_SCAN, _PICTURE = 0.5, 0.05  # min shares of a page that make it a scan, or a page with pictures; a logo covers 2 %
+# Drawings are measured in letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
-_SAMPLED = 500  # characters of a page that are checked for a meaning
+_SAMPLED = 500  # max characters of a page that are checked for a meaning
 _UNMAPPED = 0.1  # share without a meaning: more than list symbols; all in fonts without a table
-_LETTERS = 1 / 3  # of the visible characters of a text; dot leaders do not count
+_LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
 _LEADER = re.compile(r"([\W_])\1{3,}")
 _LOST = "takes too much time or memory to read, or is damaged"
 
@@ -71,7 +71,7 @@ def page_of(source: str, page: int) -> str:
 
 
 def text_of(source: str) -> str:
-    """Return a source for the missing text of a PDF. It is not an image, so its row fails with the reason."""
+    """Return a source that stands for the missing text of a PDF. It is no image, so its row fails with the reason."""
     return f"{source}#text"
 
 
@@ -247,7 +247,7 @@ def _content(page: Any) -> PageContent:
     drawn = share * _LETTERS_OF_PAGE + segments // _SEGMENTS_OF_LETTER
     is_image = not is_text or share >= _SCAN or drawn > len(text)
     parts = [text] if text and is_text else []
-    text = "\n".join(parts + _filled_in(page)).encode("utf-8", "replace").decode()  # a lone surrogate
+    text = "\n".join(parts + _filled_in(page)).encode("utf-8", "replace").decode()  # a lone surrogate becomes ?
     return PageContent(text, is_image, share >= _PICTURE and not is_image)
 
 
@@ -277,7 +277,7 @@ def _drawn(page: Any) -> tuple[float, int]:
         if drawn.type == raw.FPDF_PAGEOBJ_PATH:
             segments += max(0, raw.FPDFPath_CountSegments(drawn))
             continue
-        least = 1  # an image between the centres of cells
+        least = 1  # an image may lie between the centres of cells
         matrix, form = drawn.get_matrix(), drawn.container
         while form is not None:
             matrix, form = matrix.multiply(form.get_matrix()), form.container
@@ -293,7 +293,7 @@ def _filled_in(page: Any) -> list[str]:
     """
     from pypdfium2 import raw
 
-    lines: dict[str, None] = {}  # the buttons of a group share one value
+    lines: dict[str, None] = {}  # once per value, because the buttons of a group share one
     for at in range(raw.FPDFPage_GetAnnotCount(page)):
         if not (found := raw.FPDFPage_GetAnnot(page, at)):
             continue
@@ -355,7 +355,7 @@ def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
 
 def main() -> None:
     """Serve the parent process."""
-    # the import time does not count for a page
+    # imported before the clock starts: the import time does not count for a page
     modules = ("pypdfium2", "PIL.JpegImagePlugin")
     subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
 

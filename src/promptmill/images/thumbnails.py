@@ -31,7 +31,7 @@ def thumbnail(source: str, rules: ImageRules, most: int | None = None) -> str | 
             text = base64.b64encode(made.getvalue()).decode()
             if most is None or len(text) <= most:
                 return text
-    except Exception:  # noqa: BLE001 (it is not there any more, or one of many errors of Pillow's decoders)
+    except Exception:  # noqa: BLE001 (it is gone, or raised one of the many errors of Pillow's decoders)
         return None
     return None
 

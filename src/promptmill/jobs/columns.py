@@ -89,12 +89,12 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
-    """Return the usual names of the job's columns by their keys, in the order in which columns choose their names."""
+    """Return the usual names of the job's columns by key; of two columns with one name, the first one gets it."""
     wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *_own_of(spec))}
     schema = schema_columns(spec)
     if schema is None:
         return wanted
-    if schema.names and spec.output.format in TABLES:  # the columns of the fields replace `answer`
+    if schema.names and spec.output.format in TABLES:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
         return wanted | schema.names | {"answer": answer}
     return wanted | schema.names
@@ -136,7 +136,7 @@ def notes(spec: JobSpec) -> Iterator[str]:
         theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
     asked = {target.model for target in spec.targets if spec.is_grid}
-    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else `model` is no setting
+    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # several models: it is data
     if read:
         yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
     if spec.input.blank:

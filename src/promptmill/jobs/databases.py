@@ -26,7 +26,7 @@ DATABASES = MappingProxyType(dict.fromkeys((*sorted(SQLITE), *_OTHERS), "sql"))
 """The format of each suffix of a database."""
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
-_WAIT_S = 60.0  # as long as another program writes to the user's database
+_WAIT_S = 60.0  # the longest wait while another program writes to the user's database
 
 
 class Database:
@@ -97,13 +97,13 @@ def database_of(file: Path) -> Database:
 
 def taken(target: object) -> PromptmillError:
     """Return the error for an output whose name another program has taken since the start of the job."""
-    return input_error(f"{target} was made by another program meanwhile; move it away and run the job again.")
+    return input_error(f"Another program made {target} during the job; move it away and repeat the command.")
 
 
 def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO also needs ATTACH
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # after VACUUM INTO, which also needs ATTACH
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # SQLite checks no encoding
     return connection

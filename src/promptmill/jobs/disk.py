@@ -16,7 +16,7 @@ from promptmill.system.safe_open import make_private
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
-PUBLIC_FILE = 0o666  # the user's umask then removes permissions
+PUBLIC_FILE = 0o666  # less the permissions that the user's umask removes
 _READ_S = 0.5
 _PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -55,7 +55,7 @@ def make_private_folder(path: Path) -> None:
     if sys.platform == "win32":
         return
     _check_owner(path)
-    with contextlib.suppress(OSError):  # a file system without permissions raises it
+    with contextlib.suppress(OSError):  # a file system without permissions
         path.chmod(PRIVATE_FOLDER)
 
 
@@ -71,7 +71,7 @@ def check_private_folder(path: Path) -> None:
         for entry in entries:
             try:
                 entry_stat = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # another process has removed it
+            except FileNotFoundError:  # already removed by another process
                 continue
             if stat.S_ISLNK(entry_stat.st_mode) or entry_stat.st_uid != os.geteuid():
                 raise ForeignError(Path(entry.path))
@@ -135,7 +135,7 @@ def sync_folder(path: Path) -> None:
     """Sync the entries of the folder `path` to disk, where the platform supports it."""
     if sys.platform == "win32":
         return
-    with contextlib.suppress(OSError):  # some network file systems cannot
+    with contextlib.suppress(OSError):  # not possible on some network file systems
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

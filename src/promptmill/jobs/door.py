@@ -27,24 +27,26 @@ from promptmill.core.errors import Named, PromptmillError, Words, input_error, r
 from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote_files
+from promptmill.jobs.inputs.formats import is_elsewhere
 from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
-from promptmill.jobs.inputs.remote_files import RemoteOutput, Say, as_written
+from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
 from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles, are_asked_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
-from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.run.wanted_job import WantedJob
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Shown
+from promptmill.jobs.store.order import JobOrder, Shown, as_written
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
+from promptmill.service import choosing
 from promptmill.service.service import Service
+from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path
 
@@ -63,6 +65,8 @@ class Rows:
     """Rows in a temporary file of promptmill, instead of names."""
     rule: FileRule | None = None
     """The file rule for `names` from a call, if the content of each file is a row."""
+    has_lines: bool = True
+    """Whether the user knows a row of `blocks` as a line; False: as a row, such as one of a list."""
     name: str = "rows"
     """In messages and ids: the name of rows that are not in the user's files."""
     owned_by: str | None = None
@@ -75,7 +79,7 @@ class Rows:
         """The kind of source, one of `options.table.ROWS`."""
         if self.blocks is not None:
             return "values"
-        return "urls" if any(map(remote_files.is_elsewhere, self.names)) else "paths" if self.names else "query"
+        return "urls" if any(map(is_elsewhere, self.names)) else "paths" if self.names else "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Telling:
     """The context that is entered while the store of a URL has not answered."""
 
 
-_PROMPTS_SHOWN = 3  # prompts that a check shows: enough to see a filled template
+_PROMPTS_SHOWN = 3  # prompts that a check shows: enough to see how the template is filled
 SILENT = Telling()
 """Shows nothing to the user."""
 
@@ -135,12 +139,13 @@ class OpenJob(WantedJob):
 
     def validate(self) -> dict[str, Any]:
         """Check all rows; return the problems, and an estimate. Sends no request. Raises as `admit`."""
-        from promptmill.jobs.run.validation import check  # imports the readers of images
+        from promptmill.jobs.run.validation import check  # imported on use, because it imports the readers of images
 
         return check(self, prompts=_PROMPTS_SHOWN)
 
     def detach(self, seen: Callable[[Job], None]) -> Status:
-        """Start the job in its own process; return its status. `seen` gets the job first. Raises as `admit`."""
+        """Start the job in its own process; return its status. `seen` gets the job before the start. Raises as
+        `admit`."""
         with contextlib.closing(self.admit()) as job:
             seen(job)
             if self.source is not None and (files := job.unread()) is not None:
@@ -155,14 +160,19 @@ async def run(
     job: Job, service: Service, hooks: Hooks = NO_HOOKS, *, stats: Call | None = None, apart: Apart | None = None
 ) -> PromptmillError | None:
     """Run an admitted job in this process until it ends. Return the error that stopped it early. See `Runner`."""
-    running = Runner(job, service, hooks, stats=stats, apart=apart)
+    running = runner.Runner(job, service, hooks, stats=stats, apart=apart)
     await running.run()
-    return running.error
+    return running.progress.error
 
 
 async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run the only admitted job of this process until it ends, or until SIGTERM or Ctrl-C. See `runner.until_ended`."""
-    return await runner.until_ended(Runner(job, service, hooks))
+    return await runner.until_ended(job, service, hooks)
+
+
+def decided(configuration: Configuration) -> Configuration:
+    """Return the configuration with its backend and model resolved, because both are part of a job. Blocks."""
+    return runtime.run_anywhere(choosing.decided(configuration)) if configuration.plan.is_open else configuration
 
 
 def reopened(
@@ -199,14 +209,14 @@ def open_job(
 ) -> Iterator[OpenJob]:
     """Yield the job for `rows` and `options`, see `JobOrder.of`. Afterwards, remove the temporary files of its rows.
 
-    `output`: a path or a URL; None: no output. `shown`: the command line without keys, and the reason for the requests.
+    `output`: a path or a URL; None: no output. `shown`: texts for status and report, such as the command line.
     `caller`: the client of a call; a call names only files of this machine, by resolved paths. Blocks.
 
     Raises `PromptmillError`.
     """
     names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or Shown()
     target, uploaded = Path("-") if output is None else home_expanded(output).absolute(), None
-    if output is not None and remote_files.is_elsewhere(str(output)):
+    if output is not None and is_elsewhere(str(output)):
         uploaded = RemoteOutput.of(folders, str(output))
         if not options.get("validate"):
             with telling.waiting(redact(str(output))):
@@ -215,7 +225,9 @@ def open_job(
     with contextlib.ExitStack() as opened:
         paths, source = list[Path](), rows.written
         if rows.blocks is not None:
-            source = opened.enter_context(written(folders, rows.blocks, rows.suffix, rows.name))
+            source = opened.enter_context(
+                written(folders, rows.blocks, rows.suffix, rows.name, has_lines=rows.has_lines)
+            )
         elif caller is None and sql is not None and is_query(sql, names):
             urls["input_file"] = redact(", ".join(names) or "a query")
             with telling.waiting(urls["input_file"]):

@@ -42,11 +42,11 @@ _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 """The columns of table `row`."""
 _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
-_QUOTES = 4  # quotes and commas may make a row this many times longer
-_SEED = 0  # the seed of all jobs: two models on a sample of one input get the same rows
+_QUOTES = 4  # a row in CSV may be this many times longer, because of its quotes and commas
+_SEED = 0  # of all jobs, so that two models on a sample of one input get the same rows
 CALL_DISK_SHARE = 0.5
 """The part of the free disk space that the rows of a call may take."""
-_LOOKED_AT = 100  # rows of JSON; at least one of them must have each column of the prompt
+_LOOKED_AT = 100  # rows of JSON, in which each column of the prompt must occur at least once
 
 
 def ingest(
@@ -82,7 +82,7 @@ def ingest(
         parts = [[*extent, digest.hex()] for extent, digest in (*stretches, *known.tail)]
         if spec.question.sample is not None:
             _draw(store, spec.question.sample)
-            parts = []  # the next reading starts from the beginning
+            parts = []  # none are known: the next reading starts from the beginning
         store.put(stretches_next={"of": parts})
         bound = bind(store, spec, replaced=replaced, halt=work.halt)
     except BaseException:
@@ -113,7 +113,7 @@ class _Known:
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
         """Return the unchanged stretches; none if the input is now read with other options. Raises `OSError`."""
-        if files is None or not files.is_plain or not spec.is_read:  # such files are read from the beginning
+        if files is None or not files.is_plain or not spec.is_read:  # read from the beginning
             return cls()
         if (stored := store.get("stretches")) is None or tuple(source.header) != spec.input.header:
             return cls()
@@ -127,12 +127,12 @@ class _Known:
             stream.seek(0)
             for extent, digest in known:
                 data = stream.read(extent.size)
-                if digest_of(data) != digest or not data.endswith(b"\n"):  # the last line may have grown
+                if digest_of(data) != digest or not data.endswith(b"\n"):  # the last line may have grown, or it changed
                     break
                 head += 1
             end = stream.seek(0, os.SEEK_END)
             before = _total(known[:head])
-            while tail < len(known) - max(head, 1):  # the first stretch may contain the header
+            while tail < len(known) - max(head, 1):  # not the first stretch, which may contain the header
                 extent, digest = known[-1 - tail]
                 if not extent.size or end - extent.size < max(before.size, 1):
                     break
@@ -141,7 +141,7 @@ class _Known:
                     break
                 end, tail = end - extent.size, tail + 1
         first = _total(known[: len(known) - tail]).rows
-        # the error of such a row names a line number, which may have changed
+        # read again, because the error of such a row names a line number, which may have changed
         names_lines = "SELECT 1 FROM row WHERE n >= ? AND substr(line, 1, ?) = ? LIMIT 1"
         if spec.output.shard is not None or (tail and store.read(names_lines, first, len(_PROBLEM), _PROBLEM)):
             return cls(known[:head], (), Window(before))  # the rows of a shard may have other numbers now
@@ -230,7 +230,7 @@ class _Reader:
 
     def finished(self) -> JobSpec:
         """Return the job with its columns. Call it after all rows were read."""
-        if self._is_whole:  # otherwise an unread row may have the column
+        if self._is_whole:  # in a part, an unread row may have the column
             self._names.check_templates(self._questions)
         return self._names.named().with_input(fields=self._fields, style=self._source.style, blank=dict(self._blank))
 
@@ -292,7 +292,7 @@ class _Reader:
 
 def _value(row: InputRow) -> Any:
     """Return the value of a row of JSON; None if it is unreadable, which the reader of the line reports."""
-    try:  # `suppress` would take a tenth of a row's time
+    try:  # not `suppress`, which would take a tenth of a row's time
         return rows.load(row.cells, "")
     except PromptmillError:
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.values import json_text, read_json, text_of
+from promptmill.core.values import composed, json_text, read_json, text_of
 from promptmill.core.wording import counted, listed
 from promptmill.jobs.store.records import Record
 
@@ -23,16 +23,28 @@ def label_of(record: Record) -> str:
 
 def label_in(text: str) -> str:
     """Return the label of an answer's text. Objects with equal fields get equal labels, in any order of fields. Lists
-    are compared as sets, as in a comparison."""
+    are compared as sets, and 5.0 is 5, as in a comparison."""
     text = text.strip()
     if text.startswith("{"):
         try:
-            fields = read_json(text)
+            fields = _with_whole_numbers(read_json(text))
         except json.JSONDecodeError:
             return text
         fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
         return json_text(fields, sort_keys=True)
     return text
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """Return a JSON value with 5 in place of 5.0."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_with_whole_numbers(each) for each in value]
+        case dict():
+            return {name: _with_whole_numbers(each) for name, each in value.items()}
+    return value
 
 
 def _as_set(values: Sequence[Any]) -> list[str]:
@@ -66,8 +78,7 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability that the model gave its answer, among the choices if it is known; None if the model
-    reports none."""
+    """Return the probability of the answer: among the choices if reported, else from its tokens; None without both."""
     extras = record.extras
     if isinstance(chances := extras.get("top_choices"), dict) and isinstance(own := chances.get(record.text), float):
         return own
@@ -85,14 +96,14 @@ def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
 
 
 def right_label(cell: object, labels: Iterable[str]) -> str:
-    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. Case is ignored unless two labels
-    differ only in case, as in a comparison.
+    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. The Unicode form is ignored, and
+    case unless two labels differ only in case, as in a comparison.
 
-    >>> right_label(" Positive", ["positive", "negative"])
-    'positive'
+    >>> right_label(" Positive", ["positive", "negative"]), right_label("ne\\u0301gatif", ["n\\u00e9gatif"])
+    ('positive', 'négatif')
     """
-    given = text_of(cell).strip()
-    known = {label.casefold(): label for label in labels} | {label: label for label in labels}
+    given = composed(text_of(cell).strip())
+    known = {composed(label).casefold(): label for label in labels} | {composed(label): label for label in labels}
     return known.get(given) or known.get(given.casefold(), "")
 
 

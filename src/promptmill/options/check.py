@@ -14,14 +14,14 @@ from promptmill.options.option import Face, Option
 def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") -> None:
     """Raise `PromptmillError` (`invalid_input`) if options exclude each other, or do not apply to the source of rows.
 
-    `options`: values by name; None, False and the default mean that an option is not set. A value may contain others,
-    see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: not checked. `face`: the face
-    whose names for sources the error uses; options are given as `Named`.
+    `options`: values by name; None, False and the default mean that an option is not set. An option may contain other
+    options, see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: not checked. `face`: the
+    face whose names for sources the error uses; options are given as `Named`.
 
     >>> check({"choices_many": True})
     Traceback (most recent call last):
         ...
-    promptmill.core.errors.PromptmillError: `choices_many` goes with `choices`.
+    promptmill.core.errors.PromptmillError: `choices_many` needs `choices`.
     """
     known = table.options()
     for name, option in known.items():
@@ -30,21 +30,27 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
                 options = {**options, name: inner[name]}
     present = {name: options[name] for name, option in known.items() if option.is_set(options.get(name))}
     others = {**present, "output": options["output"]} if options.get("output") is not None else present
-    for name in present:
+    for name, value in present.items():
+        if isinstance(value, bool) and known[name].type in {int, float}:
+            raise input_error(Named(name), " should be a number, not true or false.")
+        if (choices := known[name].choices) and value not in choices:
+            *first, last = map(repr, choices)
+            raise input_error(Named(name), f" should be {', '.join(first)} or {last}.")
         _check_others(known[name], others)
         if rows and known[name].rows and rows not in known[name].rows:
             *first, last = (words for each in known[name].rows if (words := table.ROWS[each].get(face)))
-            raise input_error(Named(name), f" goes with {', '.join(first)}{' or ' if first else ''}{last}.")
+            only, source = f"{', '.join(first)}{' or ' if first else ''}{last}", table.ROWS[rows][face]
+            raise input_error(Named(name), f" works only for {only}; these rows come from {source}.")
     for name, value in present.items():
         if known[name].check:
             part(known[name].check)(value)
 
 
 def _check_others(option: Option, present: Mapping[str, Any]) -> None:
-    if option.goes_with and not any(other.field in present for other in option.goes_with):
-        others = [word for other in option.goes_with[1:] for word in (" or ", other)]
-        raise input_error(Named(option.name), " goes with ", option.goes_with[0], *others, ".")
-    for other in option.goes_without:
-        if other.name in present and other.excludes(present):
+    if option.needs and not any(other.field in present for other in option.needs):
+        others = [word for other in option.needs for word in (" or ", other)][1:]
+        raise input_error(Named(option.name), " needs ", *others, ".")
+    for other in option.excludes:
+        if other.name in present and other.applies(present):
             words = other.words or Named(other.name, other.value)
-            raise input_error(Named(option.name), " goes without ", words, f"{other.why}.")
+            raise input_error(Named(option.name), " cannot be used with ", words, f"{other.why}.")

@@ -12,7 +12,7 @@ def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") 
     except ValueError:
         raise input_error(f"{text[:20]!r} is not a number; {how}") from None
     if not 0 <= value < float("inf"):
-        raise input_error(f"{text[:20]!r} must be at least 0, such as {example}")
+        raise input_error(f"{text[:20]!r} is out of range; write a number from 0 on, such as {example}")
     return value
 
 

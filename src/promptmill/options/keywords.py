@@ -13,26 +13,26 @@ class PromptOptions(TypedDict, total=False):
     """Options: prompt."""
 
     prompt: str | Sequence[str] | Mapping[str, str] | None
-    """What to ask of each row, such as 'Classify: {{text}}'; several, by name, are each asked."""
+    """The prompt for each row, such as 'Classify: {{text}}'; several, by name, are each asked."""
     prompt_column: str | None
-    """The column with the prompts, in place of `prompt`; `prompt` unless given."""
+    """The column with the prompts; default: `prompt`."""
     system: str | None
     """System prompt above every row."""
     image_column: str | None
-    """The column with each row's image, a path or URL, with `prompt`; `images` unless given."""
+    """With `prompt`: the column that holds each row's image, a path or URL; default: `images`."""
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
     skip_empty: bool
-    """Leave out rows with an empty cell; else they fail."""
+    """Leave out rows in which all cells of the prompt are empty; else they fail."""
 
 
 class FileOptions(TypedDict, total=False):
     """Options: file."""
 
     each: Literal["file", "line"] | None
-    """What is a row; unless given, each file of a folder of texts or images, and each line of a table."""
+    """What is a row; default: each file of a folder of texts or images, and each line of a table."""
     pdf: Literal["text", "images"] | None
-    """What is sent of PDFs; unless given, each page as its text, or a scan as an image."""
+    """What is sent of PDFs; default: each page as its text, or a scan as an image."""
     sql: str | None
     """The query that gives the rows: of a database, or of the files that it names."""
     encoding: str | None
@@ -40,16 +40,16 @@ class FileOptions(TypedDict, total=False):
     header_row: int | None
     """The line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it."""
     overwrite: bool
-    """Replace the output even if the job did not make it."""
+    """Replace the output even if another program wrote it."""
     state: str | Path | None
-    """The folder of jobs; else a job is kept beside its output."""
+    """The folder of jobs; default: beside each output."""
 
 
 class AnswerOptions(TypedDict, total=False):
     """Options: answer."""
 
     choices: str | Path | Sequence[str] | Mapping[str, str] | None
-    """Every answer is one of these texts; an object or a file also defines them."""
+    """Allow only these answers; an object or a file also defines them."""
     schema: AnswerType | str | Path | None
     """A JSON Schema that every answer must satisfy; a file, or fields in one line: name,amount:number,day:date."""
     response_format: Mapping[str, Any] | None
@@ -61,7 +61,7 @@ class AnswerOptions(TypedDict, total=False):
     answer_column: str
     """The column of the answers; `answer_1` if the rows have a column `answer`."""
     columns: Sequence[str] | None
-    """Only these columns of the job: answer,error."""
+    """Only these of promptmill's columns: answer,error."""
     n: int | None
     """Answers to each row."""
     reasoning: Literal["separate", "inline"] | None
@@ -78,7 +78,7 @@ class ModelOptions(TypedDict, total=False):
     """Options: model."""
 
     config: str | Path | None
-    """Configuration file; else PROMPTMILL_CONFIG, …"""
+    """Configuration file; default: PROMPTMILL_CONFIG, ./parameter.yaml, …"""
     backend: str | None
     """The backend, in place of the file's: auto, hf, openai, openvino, vllm."""
     settings: Mapping[str, Any] | None
@@ -143,11 +143,11 @@ class LimitOptions(TypedDict, total=False):
     """Options: limit."""
 
     limit: int | None
-    """Only the first N rows; later, without it, the others."""
+    """Only the first N rows; run without it for the rest."""
     sample: int | None
-    """Only N random rows; later, without it, the others."""
+    """Only N random rows; run without it for the rest."""
     max_cost: float | None
-    """Most dollars that all runs of the job may spend."""
+    """Stop before the job costs more, in US dollars."""
     max_failures: int | str | None
     """Stop when more rows than this have failed."""
     dedupe: bool
@@ -160,9 +160,9 @@ class JobOptions(TypedDict, total=False):
     """Options: job."""
 
     again: Literal["failed", "truncated", "all"] | None
-    """Send these rows again; their answers stay until the new ones are there."""
+    """Send these rows again; old answers stay until then."""
     keep: bool
-    """Count answers made under other settings, which later rows note."""
+    """Keep answers made with other settings; later rows name the difference in `changed`."""
     from_job: str | Path | None
     """Use the answers of another job, too: its id or output."""
     progress: bool | Callable[[Mapping[str, Any]], object] | None
@@ -177,7 +177,7 @@ class BatchesOptions(TypedDict, total=False):
     by: str | None
     """With `batch`: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then."""
     poll: str | None
-    """With `batch`: look at it so often; else after 30s to 15m."""
+    """With `batch`: the time between two looks at it; default: 30s, growing to 15m."""
     keep_files: bool
     """With `batch`: leave the files at the provider."""
 
@@ -186,8 +186,8 @@ class DocumentsOptions(TypedDict, total=False):
     """Options: documents."""
 
     split: int | Literal["auto"] | None
-    """Rows with a longer text are read in pieces of so many tokens, whose answers are merged; `auto`: of as many as
-    the model takes; see docs/documents.md."""
+    """Read longer rows in pieces of so many tokens and merge their answers; `auto`: of the most that the model
+    takes; see docs/documents.md."""
     overlap: int | None
     """Tokens that a piece repeats of the piece before it."""
     merge: Literal["ask", "first", "sum"] | None
@@ -202,11 +202,11 @@ class LabelsOptions(TypedDict, total=False):
     sure: str | None
     """A strong model, which answers the rows where `model` may not agree with it; see docs/sure-labels.md."""
     agree: float | str | None
-    """The share of labels that agree with the strong model, at least; else 95%."""
+    """At least this share of labels must agree with the strong model; default: 95%."""
     gold: str | None
     """A column with right labels of random rows: `agree` is then the share of right labels."""
     certainty: float | str | None
-    """The certainty of that; else 95%."""
+    """The confidence of `agree`; default: 95%."""
     student: bool | Literal["scikit-learn"]
     """In place of `model`: a classifier that learns from the strong model's answers, and costs nothing; that of
     scikit-learn (an extra) labels more of many rows."""
@@ -215,7 +215,7 @@ class LabelsOptions(TypedDict, total=False):
     recall: Mapping[str, float | str] | None
     """Also the share of a label's rows that are delivered with it, at least, by label."""
     votes: int | None
-    """So many answers to each row vote; several models take turns; with `sure`, of the cheap model."""
+    """The label that most of N answers to a row have; several models take turns; with `sure`, N of the cheap model."""
 
 
 class RayOptions(TypedDict, total=False):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,6 @@ from promptmill.core.errors import Named
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
 """An interface that has options: the command line, the tool `bulk_generate`, or Python."""
 _NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # must not match {{column}} in a prompt
-_MODULES = re.compile(r"\b(?:typing|collections\.abc|pathlib)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +73,21 @@ class Keyword:
     """The keyword's type as Python source, if it differs from the option's."""
 
 
-class Without(NamedTuple):
-    """An option that excludes another option."""
+class Excluded(NamedTuple):
+    """An option that cannot be set together with the option that lists it."""
 
     name: str
-    why: str = ""
-    """The reason, for the end of the error."""
+    why: str = "; leave one of them out"
+    """The reason or the remedy, for the end of the error."""
     value: str = ""
     """The excluded value; `""`: every value."""
     words: str = ""
-    """The text in the error that replaces the option's name."""
+    """The text that stands in the error for the name of the excluded option."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether the options exclude each other, given all options that are set."""
 
-    def excludes(self, present: Mapping[str, Any]) -> bool:
-        """Return whether the other option, which is set, is excluded."""
+    def applies(self, present: Mapping[str, Any]) -> bool:
+        """Return whether the value of this option, which is set, is excluded."""
         if self.when is not None:
             return self.when(present)
         return not self.value or present[self.name] == self.value
@@ -113,13 +110,11 @@ class Option:
     keyword: Keyword | None = field(default_factory=Keyword)
     keys: Sequence[str] = ()
     """The configuration keys that the option sets."""
-    goes_with: Sequence[Named] = ()
-    """The option requires one of these options."""
-    goes_without: Sequence[Without] = ()
+    needs: Sequence[Named] = ()
+    """The option needs one of these options."""
+    excludes: Sequence[Excluded] = ()
     check: str = ""
     """`"module:function"`: takes the value before a job starts, and raises `PromptmillError`."""
-    only_model: str = ""
-    """If the option replaces `model`: the option that names the only model that gets requests."""
     rows: Sequence[str] = ()
     """The sources of rows (`ROWS`) to which the option applies; `()`: all."""
 
@@ -159,14 +154,6 @@ class Option:
         is_choice = typing.get_origin(self.type) is Literal
         return typing.get_args(self.type) if is_choice else None
 
-    @property
-    def annotation(self) -> str:
-        """The option's type in Python, as source."""
-        if self.keyword is not None and self.keyword.type:
-            return self.keyword.type
-        name = source_of(self.type)
-        return name if self.default is not None else f"{name} | None"
-
     def is_set(self, value: object) -> bool:
         """Return whether a value is set and differs from the default."""
         is_empty = isinstance(value, str | list | tuple | dict) and not value
@@ -191,22 +178,6 @@ def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
         return name if face == "flag" else f"`{name}`"
 
     return _NAME.sub(spell, words)
-
-
-def source_of(kind: object) -> str:
-    """Return a type as Python source.
-
-    >>> source_of(Literal["file", "line"]), source_of(list[str] | None)
-    ('Literal["file", "line"]', 'list[str] | None')
-    """
-    if typing.get_origin(kind) is Literal:
-        values = ", ".join(map(json.dumps, typing.get_args(kind)))
-        return f"Literal[{values}]"
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        return " | ".join(map(source_of, typing.get_args(kind)))
-    if kind is types.NoneType:
-        return "None"
-    return _MODULES.sub("", kind.__name__ if type(kind) is type else str(kind))
 
 
 @dataclass(frozen=True, slots=True)

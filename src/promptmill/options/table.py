@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import Named
+from promptmill.core.errors import Named, config_error
 from promptmill.core.feature import features, hidden, part
-from promptmill.options.option import Argument, Face, Flag, Group, Keyword, Option, Without
+from promptmill.options.option import Argument, Excluded, Face, Flag, Group, Keyword, Option
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules for sending rows again, by the value of the option `again`."""
@@ -27,21 +27,19 @@ ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
         _PATHS: {"flag": "files and folders of this machine", "keyword": "files and folders"},
         _FILE: {"argument": "`input_file`"},
         _FILES: {"argument": "`files`"},
-        _STDIN: {"flag": "`-` as INPUT alone"},
+        _STDIN: {"flag": "standard input (`-`)"},
         _URLS: {"flag": "URLs", "keyword": "URLs"},
-        _QUERY: {"flag": "a query that names its files", "keyword": "None for the rows"},
+        _QUERY: {"flag": "a query that names its files", "keyword": "a query that names its files"},
         "values": {"argument": "`prompts`", "keyword": "a list or a table"},
     }
 )
 """The sources of a job's rows, with each face's name for them."""
-
-
 SEVERAL = (
-    Without("model", words="several models", when=lambda present: _are_several(present["model"])),
-    Without("prompt", words="several prompts", when=lambda present: _are_several(present["prompt"])),
+    Excluded("model", "; name one", words="several models", when=lambda present: _are_several(present["model"])),
+    Excluded("prompt", "; write one", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
 """Conditions for several models, and for several prompts."""
-_FIELDS = Without("fields", when=lambda present: isinstance(present["fields"], str))
+_FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
 
 
 def _are_several(value: Any) -> bool:
@@ -58,21 +56,21 @@ PROMPTS = (
     Option(
         "prompt",
         str | dict[str, str],
-        "what to ask of each row, such as 'Classify: {{text}}'; several, by name, are each asked",
+        "the prompt for each row, such as 'Classify: {{text}}'; several, by name, are each asked",
         flag=Flag(
             metavar="TEXT",
-            words="what to ask of each row, such as 'Classify: {{text}}'; several, NAME=TEXT, are compared",
+            words="the prompt for each row, such as 'Classify: {{text}}'; repeat it as NAME=TEXT to compare prompts",
             action="several",
             one_of="prompt",
             is_common=True,
         ),
         argument=Argument(
-            words="what to ask of each row: {{column}} is its cell, {{content}} a file's text; several by name, "
+            words="the prompt for each row: {{column}} is its cell, {{content}} a file's text; several by name, "
             '{"short": "…", "long": "…"}, are each asked',
             is_common=True,
         ),
         keyword=Keyword(type="str | Sequence[str] | Mapping[str, str] | None"),
-        goes_without=[Without("prompt_column", "; name the column in the prompt: {{column}}")],
+        excludes=[Excluded("prompt_column", "; name the column in the prompt instead: {{column}}")],
     ),
     Option(
         "prompt_file",
@@ -85,7 +83,7 @@ PROMPTS = (
     Option(
         "prompt_column",
         str,
-        "the column with the prompts, in place of {prompt}; `prompt` unless given",
+        "the column with the prompts; default: `prompt`",
         flag=Flag(metavar="NAME", one_of="prompt", is_common=True),
     ),
     Option(
@@ -100,7 +98,7 @@ PROMPTS = (
     Option(
         "image_column",
         str,
-        "the column with each row's image, a path or URL, with {prompt}; `images` unless given",
+        "with {prompt}: the column that holds each row's image, a path or URL; default: `images`",
         flag=Flag(metavar="NAME"),
     ),
     Option(
@@ -109,23 +107,23 @@ PROMPTS = (
         "with {prompt} or {prompt_column}: rows also set their model, sampling and system prompt",
         False,
     ),
-    Option("skip_empty", bool, "leave out rows with an empty cell; else they fail", False),
+    Option("skip_empty", bool, "leave out rows in which all cells of the prompt are empty; else they fail", False),
 )
 FILES = (
     Option(
         "each",
         Literal["file", "line"],
-        "what is a row; unless given, each file of a folder of texts or images, and each line of a table",
-        argument=Argument(words="whether each file of `files` is asked about, or each of its rows; else `file`"),
+        "what is a row; default: each file of a folder of texts or images, and each line of a table",
+        argument=Argument(words="whether each file of `files` is asked about, or each of its rows; default: `file`"),
         rows=[_PATHS, _FILES],
-        goes_without=[Without("sql")],
+        excludes=[Excluded("sql")],
     ),
     Option(
         "pdf",
         Literal["text", "images"],
-        "what is sent of PDFs; unless given, each page as its text, or a scan as an image",
+        "what is sent of PDFs; default: each page as its text, or a scan as an image",
         rows=[_PATHS, _FILES],
-        goes_without=[Without("each", value="line")],
+        excludes=[Excluded("each", value="line")],
     ),
     Option(
         "sql",
@@ -146,7 +144,7 @@ FILES = (
         "header_row",
         int,
         "the line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it",
-        flag=Flag(metavar="N", read=int),
+        flag=Flag(metavar="N"),
         argument=Argument(least=1),
         rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS],
     ),
@@ -172,14 +170,14 @@ FILES = (
     Option(
         "overwrite",
         bool,
-        "replace the output even if the job did not make it",
+        "replace the output even if another program wrote it",
         False,
         argument=Argument(words="replace another file at `output_file`, if the user agrees"),
     ),
     Option(
         "state",
         Path,
-        "the folder of jobs; else a job is kept beside its output",
+        "the folder of jobs; default: beside each output",
         flag=Flag(metavar="DIR"),
         argument=None,
         keyword=Keyword(type="str | Path | None"),
@@ -189,18 +187,18 @@ ANSWERS = (
     Option(
         "choices",
         list[str] | dict[str, str],
-        "every answer is one of these texts; an object or a file also defines them",
+        "allow only these answers; an object or a file also defines them",
         flag=Flag(
             metavar="A,B,…",
-            words="every answer is one of these texts; a file also defines them: labels.csv",
+            words="allow only these answers; or a file with the answers and their definitions: labels.csv",
             read="promptmill.jobs.inputs.short_forms:labels_of",
             one_of="form",
             is_common=True,
         ),
-        argument=Argument(words="every answer is one of these; an object also defines them", is_common=True),
+        argument=Argument(words="allow only these answers; an object also defines them", is_common=True),
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
         keys=["sampling_params.choices"],
-        goes_without=[Without("schema"), _FIELDS],
+        excludes=[Excluded("schema"), _FIELDS],
     ),
     Option(
         "schema",
@@ -216,7 +214,7 @@ ANSWERS = (
         argument=Argument(words="JSON Schema of every answer", is_common=True),
         keyword=Keyword(type="AnswerType | str | Path | None"),
         keys=["sampling_params.response_format"],
-        goes_without=[_FIELDS],
+        excludes=[_FIELDS],
     ),
     Option(
         "response_format",
@@ -248,7 +246,7 @@ ANSWERS = (
         argument=None,
         keyword=None,
     ),
-    Option("choices_many", bool, "with {choices}: any number of them", False, goes_with=[Named("choices")]),
+    Option("choices_many", bool, "with {choices}: any number of them", False, needs=[Named("choices")]),
     Option(
         "answer_column",
         str,
@@ -259,7 +257,7 @@ ANSWERS = (
     Option(
         "columns",
         list[str],
-        "only these columns of the job: answer,error",
+        "only these of promptmill's columns: answer,error",
         flag=Flag(metavar="A,B,…", read="promptmill.options.flag_values:names", is_common=True),
         keyword=Keyword(type="Sequence[str] | None"),
     ),
@@ -285,7 +283,7 @@ CONFIGURATION = (
     Option(
         "config",
         Path,
-        "configuration file; else PROMPTMILL_CONFIG, …",
+        "configuration file; default: PROMPTMILL_CONFIG, ./parameter.yaml, …",
         flag=Flag(metavar="PATH"),
         argument=None,
         keyword=Keyword(type="str | Path | None"),
@@ -320,7 +318,8 @@ MODEL = (
             is_common=True,
         ),
         argument=Argument(
-            words="from promptmill://models, or any of its endpoint; a list: each answers each row", is_common=True
+            words="a name from promptmill://models, or any model of the endpoint; a list: each answers each row",
+            is_common=True,
         ),
         keyword=Keyword(type="str | Sequence[str] | None"),
         keys=[f"{_ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
@@ -422,25 +421,25 @@ LIMITS = (
     Option(
         "limit",
         int,
-        "only the first N rows; later, without it, the others",
+        "only the first N rows; run without it for the rest",
         flag=Flag(metavar="N", is_common=True),
         argument=Argument(words="only the first N rows", is_common=True, least=0),
     ),
     Option(
         "sample",
         int,
-        "only N random rows; later, without it, the others",
+        "only N random rows; run without it for the rest",
         flag=Flag(metavar="N", is_common=True),
         argument=Argument(least=1),
-        goes_without=[Without("limit"), Without("shard")],
+        excludes=[Excluded("limit"), Excluded("shard")],
     ),
     Option(
         "max_cost",
         float,
-        "most dollars that all runs of the job may spend",
+        "stop before the job costs more, in US dollars",
         flag=Flag(metavar="AMOUNT", read="promptmill.options.flag_values:amount", is_common=True),
         argument=Argument(
-            words="most US dollars of the whole job; needs a known price and `max_tokens`", is_common=True, least=0
+            words="most US dollars for the job; needs a known price and `max_tokens`", is_common=True, least=0
         ),
         keys=["max_cost"],
     ),
@@ -460,8 +459,8 @@ LIMITS = (
         flag=Flag(metavar="I/N"),
         argument=None,
         rows=[_PATHS],
-        goes_with=[Named("output")],
-        goes_without=[Without("limit"), *SEVERAL],
+        needs=[Named("output")],
+        excludes=[Excluded("limit"), *SEVERAL],
     ),
 )
 RUN = (
@@ -492,13 +491,13 @@ RUN = (
     Option(
         "again",
         Again,
-        "send these rows again; their answers stay until the new ones are there",
+        "send these rows again; old answers stay until then",
         flag=Flag(is_common=True),
         argument=Argument(
             words="send these rows of an earlier job again; old answers stay until new ones arrive", is_common=True
         ),
     ),
-    Option("keep", bool, "count answers made under other settings, which later rows note", False),
+    Option("keep", bool, "keep answers made with other settings; later rows name the difference in `changed`", False),
     Option(
         "from_job",
         str,
@@ -533,11 +532,20 @@ GROUPS = (
 
 
 def groups() -> list[Group]:
-    """Return the groups of the core's options, and a group of each feature's options under the feature's name."""
-    added = [
-        Group(name, f"{name}: {each.words}", part(each.options)) for name, each in features().items() if each.options
-    ]
-    return [*GROUPS, *added]
+    """Return the groups of the core's options, and a group of each feature's options under the feature's name.
+
+    Raises `PromptmillError` (`invalid_config`) if a feature has an option of the core or of another feature.
+    """
+    found = [*GROUPS]
+    known = {option.name: "promptmill" for group in GROUPS for option in group.options}
+    for feature, each in features().items():
+        if each.options:
+            found.append(Group(feature, f"{feature}: {each.words}", part(each.options)))
+            for option in found[-1].options:
+                if (other := known.setdefault(option.name, feature)) != feature:
+                    hides = f"PROMPTMILL_WITHOUT={feature} hides the feature {feature}."
+                    raise config_error("", f"The option {option.name} of {feature} is already one of {other}; {hides}")
+    return found
 
 
 def needs_hidden(name: str, face: Face) -> str:
@@ -556,12 +564,20 @@ def renamed(flag: str) -> str:
     return names.get(flag) or ""
 
 
-def only_model(given: Mapping[str, Any]) -> str | None:
-    """Return the only model that gets requests, if an option replaces `model`, see `Option.only_model`."""
-    names = (each.only_model for each in options().values() if each.only_model and given.get(each.name))
-    return next((given[name] for name in names if isinstance(given.get(name), str)), None)
-
-
 def options() -> dict[str, Option]:
     """Return all options by name."""
     return {option.name: option for group in groups() for option in group.options}
+
+
+def listing() -> str:
+    """Return the keywords with their descriptions, for a function's docstring."""
+    known, parts = options(), list[str]()
+    for group in groups():
+        entries = [
+            f"    `{option.name_on('keyword')}`: {option.words_on('keyword', known)}."
+            for option in group.options
+            if option.keyword is not None
+        ]
+        if entries:
+            parts += [f"\n{group.heading[:1].upper()}{group.heading[1:]}:", *entries]
+    return "\n".join(parts).lstrip()

@@ -4,8 +4,8 @@ The file makes no requests, and only its own script can run:
 
 * `head.html` and `rows.html` form the page. Its policy permits its only script and its styles, by their digests.
 * The data is JSON in two elements that browsers do not execute. The script inserts it as text nodes, never as HTML.
-* The rows are columns of texts, deflated; the browser itself inflates them. `_LARGEST` limits the file: long texts are
-  shortened first, then rows are left out. The page reports both.
+* The rows are columns of texts, deflated; the browser itself inflates them. `LARGEST_REPORT` limits the file: long
+  texts are shortened first, then rows are left out. The page reports both.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import orjson
 
+from promptmill.core.bounds import LARGEST_REPORT
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.version import __version__
@@ -30,13 +31,10 @@ from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
 from promptmill.pages.page_rows import PageRows
 
-MOST_ROWS = 100_000
-"""The most rows of a page."""
-_LARGEST = 12_000_000  # bytes of the file; with 100,000 rows, a browser opens it in half a second
-_SPARE = 1_000  # bytes for the note about omitted rows
-_LEAST = 100_000  # bytes of deflated rows, whatever the other content
+_SPARE = 1_000  # bytes that stay free for the note about omitted rows
+_LEAST = 100_000  # min bytes for deflated rows, whatever the other content takes
 _MARK = b'<meta name="generator" content="promptmill report">'
-_HEAD = 4096  # bytes, which contain the mark of an earlier report
+_HEAD = 4096  # first bytes of a file, in which the mark of an earlier report is searched for
 TEMPLATE = Path(__file__).with_name("rows.html")
 """The template of a report's page."""
 HEAD = Path(__file__).with_name("head.html")
@@ -82,7 +80,7 @@ def check(target: Path, title: str = "") -> None:
             return
         raise input_error(f"There is no folder {target.parent} for the report.") from None
     except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
+        raise _not_written(target, error) from None
     if _MARK not in head:
         raise input_error(f"{target} exists and is no report; name another file for the report, or remove it.")
     earlier = html.unescape(head.partition(b"<title>")[2].partition(b"</title>")[0].decode("utf-8", "replace"))
@@ -91,19 +89,25 @@ def check(target: Path, title: str = "") -> None:
 
 
 def put(target: Path, text: bytes) -> None:
-    """Write a file atomically. Raises `OSError`."""
+    """Write a page atomically. Raises `PromptmillError`."""
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(disk.created(beside, 0o666), "wb") as file:
             file.write(text)
         disk.replace(beside, target)
+    except OSError as error:
+        raise _not_written(target, error) from None
     finally:
         beside.unlink(missing_ok=True)
 
 
+def _not_written(target: Path, error: OSError) -> PromptmillError:
+    return PromptmillError(Code.STORAGE, f"The page {target} cannot be written: {disk.why(error)}.", "")
+
+
 def filled(title: str, data: Mapping[str, object], rows: PageRows, total: int, so_far: str = "") -> bytes:
     """Return the page with its data, and with as many of its `total` rows as fit."""
-    room = _LARGEST - len(_page_of(title, {**data, "rows": rows.facts(total, so_far)}, b"")) - _SPARE
+    room = LARGEST_REPORT - len(_page_of(title, {**data, "rows": rows.facts(total, so_far)}, b"")) - _SPARE
     packed = rows.packed(max(_LEAST, room * 3 // 4))
     return _page_of(title, {**data, "rows": rows.facts(total, so_far)}, packed)
 

@@ -9,17 +9,17 @@ from typing import Literal, TypeAlias
 
 import orjson
 
-from promptmill.core.bounds import MOST_NAMES
-from promptmill.core.wording import MOST_SHOWN, counted, cut
+from promptmill.core.bounds import MOST_NAMES, MOST_SHOWN
+from promptmill.core.wording import counted, cut
 from promptmill.jobs.inputs.question_columns import distinct
 
-LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # the possible lengths of a text
+LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # to which texts are shortened
 OWN = "own."
 """The prefix of the keys of the input's columns."""
-_TEXTS = 64_000_000  # characters of all rows in memory
-_ROOMY = 4  # this number of parts may each have the full length of a text
+_TEXTS = 64_000_000  # max characters of all rows in memory
+_ROOMY = 4  # so many turns of a conversation may each have the full length
 _LEVEL = 6  # for 100,000 rows of 200 characters: 1.1 s and 2 % more bytes than level 9, which takes 4.5 s
-_TRIED = 2_000  # rows that show how well texts are deflated
+_TRIED = 2_000  # rows that are deflated to estimate the size of all
 Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
 """A value; a list of several answers; or the turns of a conversation, each with its role."""
 _NUMBERS = (int, float)

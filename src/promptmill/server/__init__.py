@@ -1,4 +1,4 @@
-"""The MCP server. The names of its tools' fields (`prompt_ls`, `ans_ls`, …) are used only here and in `compat`."""
+"""The MCP server, which owns the names of its tools' fields (`prompt_ls`, `ans_ls`, …)."""
 
 from __future__ import annotations
 

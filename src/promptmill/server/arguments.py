@@ -27,7 +27,7 @@ from promptmill.core.request import (
 from promptmill.core.wording import shape
 
 T = TypeVar("T")
-_SHORT = 20_000  # characters, or values, of prompts that are converted within a millisecond
+_SHORT = 20_000  # characters, or values, of prompts that the event loop converts (within a millisecond)
 _TURN = {
     "type": "object",
     "properties": {"role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}},
@@ -41,15 +41,14 @@ def a_list(*, of: dict[str, Any], description: str) -> WithJsonSchema:
 
 
 Prompts = Annotated[
-    Any,  # messages are accepted too, but strict function calling refuses a schema with `anyOf`
-    a_list(of={"type": "string"}, description="One text per answer."),
+    Any,  # also messages, but strict function calling refuses a schema with `anyOf`
+    a_list(of={"type": "string"}, description="The prompts; each gets one answer."),
 ]
 SystemPrompt = Annotated[str, Field(description="System prompt of every prompt.")]
-ModelName = Annotated[
-    str | None, Field(description="From promptmill://models, or any of its endpoint; left out: the default.")
-]
+ModelName = Annotated[str | None, Field(description="A name from promptmill://models, or any model of the endpoint.")]
 MaxCost = Annotated[
-    float | None, Field(ge=0, description="Most US dollars of the call; needs a known price and `max_tokens`.")
+    float | None,
+    Field(ge=0, description="Most US dollars; needs a known price and `max_tokens`."),
 ]
 CallSampling = Annotated[
     dict[str, Any] | None,
@@ -72,7 +71,7 @@ Images = Annotated[
 ]
 ImageTag = Annotated[
     str | None,
-    Field(description="A text in the prompts, such as <image>, that the images replace in turn; else they follow."),
+    Field(description="A placeholder in the prompts, <image>: each becomes the next image. Without it they follow."),
 ]
 Messages = Annotated[
     Any,
@@ -89,7 +88,8 @@ BackendConfigs = Annotated[
 SamplingParams = Annotated[
     dict[str, Any],
     Field(
-        description=f"{{}} keeps the configured ones, another object replaces all: {', '.join(Sampling.model_fields)}."
+        description="{} keeps the configured parameters, any other object replaces all: "
+        f"{', '.join(Sampling.model_fields)}."
     ),
 ]
 ExtraParams = Annotated[
@@ -108,8 +108,8 @@ BackendName = Annotated[
     str,
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="Better name it: left out, the configured one stays, or `vllm` if `backend_configs` or an earlier "
-        "call chose another. `openai`: an endpoint; the others run on the server's machine.",
+        description="Better name it. Default: the configured one, or `vllm` if `backend_configs` or an earlier call "
+        "chose another. `openai`: an endpoint; the others run on the server's machine.",
         json_schema_extra={"enum": sorted(BACKENDS)},
     ),
 ]

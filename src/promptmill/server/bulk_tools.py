@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
-_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # clients abort a call after a minute
+_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls; the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _STATUS = schema(Status)
@@ -168,14 +168,15 @@ async def _rows_of(
 
     Raises `PromptmillError` (`invalid_input`).
     """
-    from promptmill.jobs.door import Rows  # imported by `jobs`, like the next imports
+    from promptmill.jobs.door import Rows  # imported on use, with `jobs`, like the next imports
     from promptmill.jobs.inputs.input_rows import lines_of
     from promptmill.jobs.inputs.whole_files import RowFiles
 
     if prompts is not None:
         if not prompts:
             raise input_error("`prompts` is an empty list; send at least one prompt.")
-        return Rows(blocks=lines_of(prompts, "text" if "prompt" in options else "prompt", "prompts"), owned_by=session)
+        lines = lines_of(prompts, "text" if "prompt" in options else "prompt", "prompts")
+        return Rows(blocks=lines, has_lines=False, owned_by=session)
     if files is None:
         return Rows([str(paths.allowed(input_file, "input_file"))])
     if options.get("each") != "line":
@@ -186,7 +187,7 @@ async def _rows_of(
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
     """Return the models of a job: the first model, and the configuration's models if there are several.
 
-    `asked`: the last arguments of `plan_of_call`, whose errors this raises.
+    `asked`: the arguments of `plan_of_call` after `plan`. Raises its errors.
     """
     from promptmill.jobs.caller import CallModels
 
@@ -216,7 +217,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         annotations=ToolAnnotations(
             title="Answer a file of prompts",
             readOnlyHint=False,
-            destructiveHint=True,  # again="all" replaces the existing answers
+            destructiveHint=True,  # because again="all" replaces answers
             idempotentHint=True,
             openWorldHint=True,
         ),
@@ -253,14 +254,14 @@ def add_bulk_tools(socket: ToolSocket) -> None:
     ) -> ToolResult:
         """Answer every row of a table, or every file of a folder, in the background; for more than about 50 prompts.
 
-        Returns `job_id` at once; then bulk_status. First with `validate` when there are many rows: it counts rows,
-        tokens and price and sends nothing. The same call resumes a stopped job and pays for nothing twice.
+        Returns `job_id` at once; then call bulk_status. With many rows, first set `validate`: it counts rows, tokens
+        and price and sends nothing. The same call resumes a stopped job; no answer is paid for twice.
         """
         values = _sent(options)
         model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
         names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, like the other import
+        from promptmill.jobs.inputs.short_forms import answer_forms  # imported on use, with `jobs`
         from promptmill.jobs.store.spec import plan_of
 
         try:
@@ -272,7 +273,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
             form |= answer_forms({**values, "system": form["system"]})
             asked = form["schema"], values.get("sampling_params"), form["choices"]
-            others = {way.model for way in plan_of(values, [name or "" for name in names]).ways} - {"", *names}
+            others = plan_of(values, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
             if (input_file or files is not None) and not validate:
                 await questions.check_endpoint(ctx, models.plan)
@@ -290,13 +291,13 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             output = running.paths.allowed(output_file, "output_file") if output_file else None
             async with running.opened(rows, output, values, models, caller) as job:
                 about = {"files": len(rows.names)} if values.get("each") == "line" else _about_files(job)
-                if "raw" in about and values.get("each") is None and not validate:  # before anything is sent
+                if "raw" in about and values.get("each") is None and not validate:  # refused before anything is sent
                     anyway = Named("each", "file", "; {} sends them all the same")
                     raise input_error(f"Nothing was sent yet; tell the user: {about['raw']}", anyway, ".")
                 approve = None if cost is None else cost.approve
                 started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
-            if error.code is Code.INVALID_INPUT:  # the error names fields of the order
+            if error.code is Code.INVALID_INPUT:  # with the tool's names of the order's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
         return ToolResult(structured_content=started)
@@ -327,17 +328,19 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         *,
         job_id: Annotated[str | None, Field(description="Its id or output file.")] = None,
         wait_s: Annotated[
-            int, Field(ge=0, le=_LONGEST_WAIT_S, description="Wait for the job's end so long, at most 60.")
+            int, Field(ge=0, le=_LONGEST_WAIT_S, description="Seconds to wait for the job's end, at most 60.")
         ] = 0,
         action: Annotated[
             Literal["pause", "continue", "cancel"] | None,
-            Field(description="Do this first; `continue` also resumes the stopped job of a call."),
+            Field(description="Done first. `continue` also resumes a stopped job of `generate`."),
         ] = None,
         read: Annotated[
             Literal["answers", "failed", "all"] | None, Field(description="Also return these rows.")
         ] = None,
         offset: Annotated[int, Field(ge=0, description="Rows to skip: `next_offset` of the page before.")] = 0,
-        limit: Annotated[int | None, Field(ge=1, le=MOST_ROWS, description="Most rows, 50, or most jobs, 20.")] = None,
+        limit: Annotated[
+            int | None, Field(ge=1, le=MOST_ROWS, description="Most rows (default 50) or jobs (20).")
+        ] = None,
         with_input: Annotated[
             bool, Field(description="rows with all fields of the input", json_schema_extra={RARE: ""})
         ] = False,
@@ -353,7 +356,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         ] = None,
         **added: Any,
     ) -> ToolResult:
-        """Report how far a job is, wait for its end, read its answers, pause or end it; without `job_id`: the newest
+        """Report a job's progress, wait for its end, read its answers, pause or cancel it; without `job_id`: the newest
         jobs.
 
         A `stopped` job has a `reason`, and the same bulk_generate resumes it.
@@ -381,7 +384,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             return ToolResult(structured_content=job_status)
         results = functools.partial(running.visible.results, with_input=with_input)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
-        job_status = job_status | rows  # the `state` of the rows is newer
+        job_status = job_status | rows  # the rows' `state` is the newer one
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
@@ -409,7 +412,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
 
 async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str) -> None:
     """Pause, continue or end a job."""
-    from promptmill.jobs.store.progress import ALIVE  # imported by `jobs`
+    from promptmill.jobs.store.progress import ALIVE  # imported on use, with `jobs`
 
     if action == "cancel":
         await running.cancel(job_id, caller)

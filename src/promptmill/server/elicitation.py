@@ -176,7 +176,7 @@ class CostQuestion:
 
 def _words_of_sample(sample: float, most: float | None) -> str:
     highest = "an unknown amount, because `max_tokens` is not set" if most is None else dollars(most)
-    return f"about {dollars(sample)} for a sample, then at most {highest}; `bulk_status` tells the expected cost then"
+    return f"about {dollars(sample)} for a sample, then at most {highest}; `bulk_status` then reports the expected cost"
 
 
 def _words(estimated: float | None, most: float | None) -> str:

@@ -37,7 +37,7 @@ def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
                 seen.add(words)
         if rare:
             keys = ", ".join(f"{name} {schema['properties'][name][RARE]}".rstrip() for name in rare)
-            properties[OPTIONS] = {"type": "object", "description": f"Rarely needed, see {SKILL}: {keys}."}
+            properties[OPTIONS] = {"type": "object", "description": f"Rare, see {SKILL}: {keys}."}
         shown[tool] = {"type": "object", "properties": properties, "additionalProperties": False}
         if schema.get("required"):
             shown[tool]["required"] = schema["required"]
@@ -53,13 +53,13 @@ def unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments of a call with the keys of `options` moved to the top level. Raises `PromptmillError`."""
     rare = next(rare_names(schema), "")
     if not rare:
-        return dict(arguments)  # an unknown argument, like any other
+        return dict(arguments)  # unchanged, so that it is refused like any unknown argument
     options = {} if arguments[OPTIONS] is None else arguments[OPTIONS]
     if not isinstance(options, dict):
         raise input_error(f'`options` is an object, such as {{"{rare}": …}}.')
     rest = {name: value for name, value in arguments.items() if name != OPTIONS}
     if twice := sorted(rest.keys() & options.keys()):
-        raise input_error(f"`{twice[0]}` stands in `options`, too; send it once.")
+        raise input_error(f"`{twice[0]}` is also in `options`; send it once.")
     return rest | options
 
 

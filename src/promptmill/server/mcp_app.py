@@ -70,12 +70,12 @@ _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _TASKS = mcp_types.ServerTasksCapability.model_validate(
     {"cancel": {}, "requests": {"tools": {"call": {}}}}
-)  # only for 2025-11-25
+)  # only in the protocol 2025-11-25
 _SET = "[set]"
 
 
 def _icon() -> mcp_types.Icon:
-    data = base64.b64encode(_ICON.read_bytes()).decode()  # a data URL works offline
+    data = base64.b64encode(_ICON.read_bytes()).decode()  # works offline, unlike a web address
     return mcp_types.Icon(src=f"data:image/png;base64,{data}", mime_type="image/png", sizes=["48x48"])
 
 
@@ -86,7 +86,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     cache the lists.
     """
     sdk_server = mcp._mcp_server
-    del sdk_server._request_handlers[_ABSENT]  # the SDK derives the capabilities from these handlers
+    del sdk_server._request_handlers[_ABSENT]  # removed, because the SDK derives the capabilities from the handlers
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> mcp_types.ServerCapabilities:
@@ -101,7 +101,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
         return capabilities.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
-    # FastMCP's own hint would also apply to contents of resources
+    # not FastMCP's own hint, which also applies to contents of resources
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
@@ -136,7 +136,7 @@ def create_server(
         website_url=_WEBSITE,
         icons=[_icon()],
         middleware=[CallLog(observer), PlainArguments()],
-        dereference_schemas=False,  # a schema contains its references
+        dereference_schemas=False,  # kept: a schema contains its references
     )
     socket = ToolSocket.of(mcp, service)
     if not locked:
@@ -161,7 +161,8 @@ def _keep(mcp: FastMCP, tools: Sequence[str]) -> None:
     known = [tool.name for tool in mcp.local_provider._components.values() if isinstance(tool, Tool)]
     for name in tools:
         if name not in known:
-            raise config_error("tools", did_you_mean(name, known, f"there is no tool {name!r}; {', '.join(known)}."))
+            meant = did_you_mean(name, known, f"the tools: {', '.join(known)}.")
+            raise config_error("tools", f"there is no tool {name!r}; {meant}")
     for name in known if tools else ():
         if name not in tools:
             mcp.local_provider.remove_tool(name)

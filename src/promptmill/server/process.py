@@ -31,7 +31,7 @@ _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _SCRAPERS = 16
 _TIDY_S = 10.0
-_MUCH = 5_000  # items in progress; with more, a garbage collection would cause a noticeable pause
+_MUCH = 5_000  # items in progress; with more, no garbage collection is made, because its pause would be noticed
 
 
 def serve_stdio(
@@ -47,7 +47,7 @@ def serve_stdio(
     Never returns. `locked` and `tools`: see `create_server`. `metrics_port`: also serve metrics on this loopback port.
     `extend` may add tools before the server answers.
     """
-    for name in _ENDING_SIGNALS:  # nothing needs a shutdown during the import of FastMCP
+    for name in _ENDING_SIGNALS:  # ended at once: the import of FastMCP needs no shutdown
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
     return run(_serve_stdio(configuration, extend, locked=locked, tools=tools, metrics_port=metrics_port))
@@ -94,7 +94,7 @@ async def _serve_stdio(
     extend(server, service)
     pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
-    signals = _Signals()  # after the imports; before, signals end the process immediately
+    signals = _Signals()  # after the imports, during which signals end the process immediately
     stdio = StdioServer(server)
     serving = asyncio.ensure_future(stdio.run())
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
@@ -102,15 +102,15 @@ async def _serve_stdio(
     tidying.cancel()
     if pages is not None:
         pages.cancel()
-    closing = asyncio.ensure_future(service.aclose())  # the first step, so that engines end even if a tool hangs
+    closing = asyncio.ensure_future(service.aclose())  # started first, so that engines end even if a tool hangs
     loop = asyncio.get_running_loop()
     until = loop.time() + _CLOSE_S
-    # when the service closes, running calls return their answers so far
+    # the running calls, which return their answers so far when the service closes
     answered = asyncio.ensure_future(stdio.last_answers(_CLOSE_S))
     hurried = asyncio.ensure_future(signals.hurry.wait())
     await asyncio.wait({serving, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
     stdio.hang_up()
-    serving.cancel()  # this cancels all calls
+    serving.cancel()  # cancels all calls
     await asyncio.wait({serving, closing}, timeout=max(0.0, until - loop.time()) + _LAST_WORDS_S / 2)
     await _export_rest(observer, until)
     _leave(serving, signals)
@@ -168,7 +168,7 @@ async def _serve_http(
     server = create_server(service, locked=True, tools=tools, observer=observer, secrets=secrets)
     apis = [made(service, rules.hosts.origins) for made in others]
     app = App(server, rules, Metrics(service), others=apis)
-    connections = descriptors(8192) // 2  # the other half is for files and endpoints
+    connections = descriptors(8192) // 2  # connections get half of the descriptors; files and endpoints get the rest
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(listening.serve(bound.sockets))
@@ -182,7 +182,7 @@ async def _serve_http(
     async def end() -> None:
         await service.aclose()  # running calls end with their answers so far
         await app.end_sessions()
-        if not listening.is_quiet:  # it checks ten times a second whether to end
+        if not listening.is_quiet:  # an idle server is not awaited: it checks only ten times a second whether to end
             await asyncio.wait({serving})
 
     app.close()
@@ -225,7 +225,7 @@ class _Signals:
                 continue
             try:
                 loop.add_signal_handler(number, self._note, int(number))
-            except NotImplementedError:  # Windows: Python's own handler notifies the event loop
+            except NotImplementedError:  # Windows: Python's own handler wakes the event loop
                 signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(self._note, got))
 
     def _note(self, number: int) -> None:

@@ -23,21 +23,21 @@ from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import choosing, list_call
 
 T = TypeVar("T")
-_FEW = 10_000  # items whose result is built on the event loop
-_LITTLE = 1 << 20  # characters of these items
+_FEW = 10_000  # max items whose result is built on the event loop; more are built in a thread
+_LITTLE = 1 << 20  # max characters of these items
 
-# TypeScript's SDK ends a stdio session at a message of 10 MiB. It has no default client name, so these names, the
-# defaults of clients without a limit, are not used by its clients. `mcp` is the default of Python's SDK.
+# TypeScript's SDK ends a stdio session at a message of 10 MiB. A client without a limit is recognised by its default
+# name (`mcp` is that of Python's SDK). TypeScript's SDK has no default name, so none of its clients is in this set.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
-# Over HTTP, clients share the event loop, on which the SDK writes a message at about 10 ns per byte.
+# A bound over HTTP, where clients share the event loop, and the SDK writes a message at about 10 ns per byte.
 _HTTP_BYTES = 24 << 20
 _ENVELOPE = 4 << 10
 _NO_COPY = "The answers are in the structured content (`ans_ls`) only, without a copy here."
 # Claude Code writes a longer result to a file, which its model must open. Larger numbers have no effect.
 INLINE = {"anthropic/maxResultSizeChars": 500_000}
-PAGE_CHARACTERS = 40_000  # about 10,000 tokens; clients shorten or refuse results of more than 25,000
-_PAGES = {"codex-mcp-client": 9_000}  # this client removes the middle of a result beyond 10,000 bytes
+PAGE_CHARACTERS = 40_000  # about 10,000 tokens: clients shorten or refuse results of more than 25,000
+_PAGES = {"codex-mcp-client": 9_000}  # a client that removes the middle of a result beyond 10,000 bytes
 # The models of these clients get the structured content, and never the text (in these versions and later ones).
 _WITHOUT_TEXT = {"claude-code": (2, 1, 121), "codex-mcp-client": (0, 169)}
 
@@ -154,7 +154,7 @@ async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Seq
 
 
 def _lacks_model(outcome: Outcome) -> bool:
-    # any other hint means a wrong address, not a wrong model
+    # True only for an unknown model: any other hint means a wrong address
     return (
         isinstance(outcome, Failure)
         and outcome.error.code is Code.NOT_FOUND
@@ -215,7 +215,7 @@ def page_characters(ctx: Context) -> int:
 
 
 def wants_copy(ctx: Context) -> bool:
-    """Return whether the client may need a copy of the structured content as text, which all but a few clients do."""
+    """Return whether the client may need the structured content as text, too. Only a few clients never need it."""
     client = _client(ctx)
     since = None if client is None else _WITHOUT_TEXT.get(client.name)
     return client is None or since is None or tuple(map(int, re.findall(r"\d+", client.version)[:3])) < since
@@ -370,7 +370,7 @@ def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
 
 
 def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, most: int) -> PromptmillError:
-    offset = count - list_call.deferred(outcomes[:count])  # deferred items are rows of another job
+    offset = count - list_call.deferred(outcomes[:count])  # without deferred items, which are rows of another job
     which = f"{count} to {len(outcomes) - 1}" if count < len(outcomes) - 1 else f"{count}"
     return PromptmillError(
         Code.OMITTED,

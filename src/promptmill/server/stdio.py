@@ -35,12 +35,12 @@ from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from pydantic import ValidationError
 
-# Python's SDK lists the tools after a tool's first result, and drops the result if the list does not arrive.
+# The longest wait for that list: Python's SDK requests it after a tool's first result, and drops the result without it.
 _FOLLOW_UP_S = 0.5
-_READING_S = 5.0  # time for a client to read a large answer; afterwards, a signal ends the server immediately
+_READING_S = 5.0  # seconds for a client to read a large answer; then a signal ends the server immediately
 _POLL_S = 0.01
 _PIECE_BYTES = 16 << 10
-# An unclosed string extends to the end of the line, so that its end is searched only once.
+# A string, also an unclosed one up to the end of its line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
 _NO_CLIENT = (
     "promptmill: stdin holds no JSON; this is an MCP server: a client starts it; for a question: "
@@ -111,7 +111,7 @@ class StdioServer:
             group.start_soon(send)
             async with outgoing:
                 await low_level.run(incoming, outgoing, low_level.create_initialization_options())
-            if self._client.has_left:  # the client may have left without reading, so that a message waits forever
+            if self._client.has_left:  # a client that left may never read, so that a message would wait forever
                 group.cancel_scope.cancel()
 
     async def last_answers(self, limit_s: float) -> None:
@@ -198,7 +198,7 @@ async def _received(reading: Any, writing: Any, client: _Client) -> AsyncIterato
             line = _unreadable_line(item)
             if line is not None and not line.strip():  # a thread for each of a million blank lines would take minutes
                 continue
-            answer = await asyncio.to_thread(answer_to, item)  # a line of 20 MB of brackets takes seconds
+            answer = await asyncio.to_thread(answer_to, item)  # a line of 20 MB of brackets takes seconds to read
             if answer is not None:
                 await client.send(SessionMessage(answer), writing)
             if not is_hinted and line is not None and line.lstrip()[0] not in "{[":
@@ -230,7 +230,7 @@ class _Pipe:
 
     def open(self) -> None:
         """Take over standard output, as the SDK does without a file."""
-        null = os.open(os.devnull, os.O_RDWR)  # becomes descriptor 2 if there is no stderr
+        null = os.open(os.devnull, os.O_RDWR)  # takes descriptor 2 if there is no stderr
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
         if null > 2:
@@ -247,7 +247,7 @@ class _Pipe:
         left = memoryview(message.encode())
         while left:
             left = left[os.write(self._descriptor, left[:_PIECE_BYTES]) :]
-            if left:  # a short message, such as progress, fits into the pipe
+            if left:  # a thread only for what did not fit into the pipe; short messages, such as progress, do
                 self.read_at = time.monotonic()
 
     async def flush(self) -> None:
@@ -312,7 +312,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _number(text: str) -> int | None:
-    # Python refuses to parse numbers of many more digits
+    # a longer number is refused by Python
     return int(text) if len(text) <= 4000 else None
 
 

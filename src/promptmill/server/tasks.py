@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from promptmill.jobs.store.folder import Folder
 
 EXTENSION = "io.modelcontextprotocol/tasks"
-_LARGE = 100  # prompts; a call with this many is a task from the start
+_LARGE = 100  # prompts; a call with at least this many is a task from the start
 _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
-_POLLS = 10  # polls in the remaining time
+_POLLS = 10  # polls that a client makes in the remaining time
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in its result's: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
@@ -250,7 +250,7 @@ class Tasks(ServerExtension):
             plan = self._service.plan
 
         async def kept(_: Sequence[Outcome]) -> str:
-            return task.folder.job_id  # the job has all answers
+            return task.folder.job_id  # finished: the job has all answers
 
         async with Context(fastmcp=self.server) as context:
             result = (await result_of(context, outcomes, stats, plan, kept)).to_mcp_result()

@@ -61,24 +61,27 @@ T = TypeVar("T")
 P = ParamSpec("P")
 _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
-_STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
+_STRANGE = re.compile(r"[^\w.@+-]")  # not allowed in a name from the client: spaces, line feeds, …
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
-_SCHEMA = ("schema", "answer_schema")  # the present name, and the name in earlier releases
+_SCHEMA = ("schema", "answer_schema")  # the present name of the argument, and that in earlier releases
 # Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716). Other
 # programs add the last two.
 _NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
 _PAUSE_S = 0.5
 _FAST_S = 2.0
-_CHANGE_S = 1.0  # before a changed text is reported without progress
-_SILENCE_S = 5.0  # clients abort a call that reports no progress
-_STEP = 1e-6  # the protocol requires a growing number; a million reports without progress take weeks
+_CHANGE_S = 1.0  # seconds; a changed text is reported after this time even without progress
+_SILENCE_S = 5.0  # longest silence: clients abort a call that reports no progress
+_STEP = 1e-6  # added per report, because the protocol requires a growing number; a million reports take weeks
 _WANTED = {
     "string": "a text",
     "integer": "a whole number",
+    "number": "a number",
     "boolean": "true or false",
     "array": "a list",
     "object": "an object",
 }
+
+_KINDS = {"array": list, "object": dict, "boolean": bool}  # kinds that pydantic would convert or quote
 
 
 class CodedToolError(ToolError):
@@ -89,7 +92,7 @@ class CodedToolError(ToolError):
         self.code = code
 
 
-class UnansweredQuestion(Exception):  # noqa: N818 (not an error: the client asks its user and repeats the call)
+class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
     """The user must answer before the call can run. `result`: the result of this call."""
 
     def __init__(self, result: InputRequiredResult) -> None:
@@ -114,7 +117,7 @@ def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], 
                 return cast("T", InputRequiredToolResult(question.result))
 
         wrapper.__doc__ = (
-            ""  # FastMCP would import griffe to search it for parameters, which adds 90 ms to a server's start
+            ""  # empty, or FastMCP would import griffe to search it for parameters (90 ms of a server's start)
         )
         mcp.tool(wrapper, description=_flowing(function.__doc__ or ""), **options)
         return wrapper
@@ -247,7 +250,7 @@ class PlainArguments(Middleware):
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         arguments = context.message.arguments or {}
-        # each unknown argument adds an error
+        # refused at once, because each unknown argument adds an error
         if len(arguments) > 50:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
@@ -256,7 +259,7 @@ class PlainArguments(Middleware):
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
-            try:  # first, because a call with another program's arguments also lacks several
+            try:  # checked first, because a call with another program's arguments also lacks several of ours
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
@@ -286,7 +289,7 @@ class PlainArguments(Middleware):
         if len(uri) > 2000:
             raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
         for offset in parse_qs(urlsplit(uri).query, keep_blank_values=True).get("offset", ()):
-            if not re.fullmatch("[0-9]{1,18}", offset):  # FastMCP would log a stack trace, and answer -32603
+            if not re.fullmatch("[0-9]{1,18}", offset):  # or FastMCP would log a stack trace, and answer -32603
                 raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of rows to skip.")
         return await call_next(context)
 
@@ -384,7 +387,7 @@ def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
 
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     if not schema:
-        return ""  # FastMCP reports the missing tool
+        return ""  # a missing tool, which FastMCP reports
     properties: JsonDict = schema.get("properties", {})
     lines = []
     for name in schema.get("required", ()):
@@ -393,7 +396,7 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
             lines.append(f"{name} is missing; send {_WANTED.get(kinds[0], 'it') if kinds else 'it'}.")
     for name, value in arguments.items():
         kinds = _kinds(properties.get(name, {}))
-        kind = "array" if isinstance(value, list) else "object" if isinstance(value, dict) else ""
+        kind = next((name for name, type_ in _KINDS.items() if isinstance(value, type_)), "")
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
         elif len({*kinds} - {"null"}) > 1 and _json_types(value).isdisjoint(kinds):

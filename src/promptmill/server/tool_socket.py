@@ -55,7 +55,7 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
 
 @dataclass(frozen=True, slots=True)
 class ToolSocket:
-    """A server under construction, which features also get; see `promptmill.core.feature.Feature.tools`."""
+    """What features add tools to: a server under construction. See `promptmill.core.feature.Feature.tools`."""
 
     mcp: FastMCP
     service: Service
@@ -73,8 +73,8 @@ class ToolSocket:
         return self.running_jobs()
 
     def add_prompt(self, function: Callable[..., str], title: str, description: str) -> None:
-        """Add a prompt, which clients show as a command. It takes files, questions and models."""
+        """Add a prompt, which clients show as a command. Its arguments are names in `_ARGUMENTS`."""
         prompt = Prompt.from_function(function, title=title, description=description)
-        for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to descriptions in the signature
+        for argument in prompt.arguments or ():  # without the JSON schema that FastMCP adds to a description
             argument.description = _ARGUMENTS[argument.name]
         self.mcp.add_prompt(prompt)

@@ -34,7 +34,7 @@ from promptmill.service.service import Service
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
-_SHORT_SETTINGS = 2000  # characters of settings that are parsed in less than a millisecond
+_SHORT_SETTINGS = 2000  # characters of settings that are parsed on the event loop, in less than a millisecond
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
@@ -64,8 +64,8 @@ def add_answer_tools(socket: ToolSocket) -> None:
         """Answer independent prompts now, all of them in one call.
 
         Returns `ans_ls` in the order of the prompts; a failed one is "" and has an entry in `errors`. With a `job_id`,
-        the others continue in the background: read them with bulk_status. For images multimodal_generate, for a
-        conversation multiturn_generate, for a file bulk_generate.
+        the others continue in the background: read them with bulk_status. For images, use multimodal_generate; for a
+        conversation, multiturn_generate; for a file, bulk_generate.
         """
         stats = _stats(len(prompt_ls), max_cost)
         plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
@@ -142,9 +142,9 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         extra_params: arguments.ExtraParams = None,
         backend: arguments.BackendName = arguments.DEFAULT_BACKEND,
     ) -> ToolResult:
-        """Choose backend, model and sampling for all later calls, and load the model. Not needed before the others.
+        """Choose backend, model and sampling for all later calls, and load the model. The other tools work without it.
 
-        Returns nothing, when the model is ready; this may take minutes. If it fails, the earlier model stays.
+        Returns nothing once the model is ready, which may take minutes. If it fails, the earlier model stays.
         """
         kept = not isinstance(backend, arguments.Sent) and _stays(service, backend_configs)
         chosen = service.plan.backend if kept else str(backend)
@@ -213,7 +213,7 @@ def sampling_of_call(
 
 
 def _import_jobs() -> None:
-    """Import the code that keeps calls as jobs, which few servers need. On the event loop, this would take 0.4 s."""
+    """Import the code that continues long calls as jobs, for few servers. It would block the event loop for 0.4 s."""
     importlib.import_module("promptmill.jobs.manage.call_job")
 
 
@@ -242,7 +242,7 @@ class _Answers:
         Raises `PromptmillError`.
         """
         service = self._service
-        # 128 requests of a call may each hold its system prompt at the same time
+        # the bound for one system prompt, because 128 requests of a call may each hold it
         if (most := MOST_SHARED // max(1, min(len(items), 128))) < len(system_prompt):
             raise input_error(
                 f"system_prompt has {len(system_prompt):,} characters, and each of {len(items):,} requests repeats it; "
@@ -259,7 +259,7 @@ class _Answers:
             work = CallWork(items, stats, system_prompt or plan.settings.system_prompt, plan, caller)
             result, job_id = await self._answered(ctx, work)
         finally:
-            if cost is not None and job_id is None:  # otherwise the job may spend the rest
+            if cost is not None and job_id is None:  # with a job, the job spends the rest
                 cost.charge(stats.counts.cost or 0.0)
         return result
 
@@ -283,7 +283,7 @@ class _Answers:
         await asyncio.to_thread(_import_jobs)
         from promptmill.jobs.manage.call_job import DeadlineCall
 
-        plan = await service.resolved_plan(plan)  # a job stores its backend and model
+        plan = await service.resolved_plan(plan)  # resolved, because a job stores its backend and model
         task = None if task_s is None else tasks.task_of(ctx, len(work.items), plan)
         call = DeadlineCall(service, self._running_jobs(), replace(work, plan=plan), limit_s, task)
         try:

@@ -16,7 +16,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches, listed
 
-# The package that each engine needs. The first engine whose package is installed runs the embedded model.
+# Engines with the package that each needs. The first whose package is installed runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _LOG = logging.getLogger("promptmill.choice")
 

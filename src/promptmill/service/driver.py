@@ -21,22 +21,21 @@ from collections import deque
 from collections.abc import Awaitable
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share, Sink, Source, Stoppable, ignored
+from promptmill.core.bounds import MOST_HELD
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request
 
 _TAKEN_AT_ONCE = 256
-_MOST_HELD = 1024
-"""While this many are held, the driver takes no requests, so that memory stays limited if they wait long."""
 
 
 def record_outcome(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
     """Put the outcome of item `key` into the sink, and count it. No other function counts outcomes.
 
-    Return the awaitable of `put`. Not a coroutine, because one that calls another takes 5,000 instructions.
+    Return the awaitable of `put`. Not a coroutine: a call from one coroutine to another takes 5,000 instructions.
     """
     try:
         waits = sink.put(key, outcome)
-    except PromptmillError:  # the sink has accepted this outcome, but accepts no more
+    except PromptmillError:  # counted, because the sink has accepted this outcome, though it accepts no more
         call.count(outcome)
         raise
     call.count(outcome)
@@ -75,7 +74,7 @@ class Driver:
             with self.stoppable:
                 async with asyncio.TaskGroup() as self._group:
                     self._workers += 1
-                    await self._work()  # the first worker needs no task; a call of one prompt has no other worker
+                    await self._work()  # as this task: a call of one prompt has no other worker
                     if not self._ended:
                         await self._over.wait()
         except BaseExceptionGroup as group:
@@ -93,7 +92,7 @@ class Driver:
     @property
     def _may_take(self) -> bool:
         waits = self._waits
-        return not self._ended and waits.parked < 2 * self._most and waits.held < _MOST_HELD
+        return not self._ended and waits.parked < 2 * self._most and waits.held < MOST_HELD
 
     @property
     def _most(self) -> int:
@@ -109,7 +108,7 @@ class Driver:
             work = self._work()
             try:
                 self._group.create_task(work)
-            except RuntimeError:  # the run is ending
+            except RuntimeError:  # the run is ending, so no worker starts
                 work.close()
                 self._closed = True
                 return
@@ -119,11 +118,11 @@ class Driver:
     async def _work(self) -> None:
         call, waits, share, sink, fresh = self._call, self._waits, self._share, self._sink, self._fresh
         try:
-            # the share may shrink when another call starts
+            # tested each time, because the share may shrink when another call starts
             while (
                 running := self._workers + waits.forked - waits.parked - waits.held
             ) <= share.most and running <= waits.most:
-                if not fresh and (not self._may_take or not await self._take()):
+                if not fresh and not await self._take():
                     break
                 request = fresh.popleft()
                 outcome = await self._answer(request, call)

@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.service.model import Loaded
 
-# Failures that every model would share: mistakes of the caller, the end of the call, problems of this machine.
+# Failures that every model would have: mistakes of the caller, the end of the call, problems of this machine.
 _STAYS = frozenset(
     {
         *(Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET, Code.DEADLINE, Code.BATCHED, Code.DEFERRED),
@@ -27,7 +27,7 @@ _STAYS = frozenset(
     }
 )
 _ENDS_CALL = frozenset({Code.SHUTDOWN, Code.REPLACED, Code.DEADLINE})
-_ABANDONED_S = 60.0  # a failed model gets no requests for this time
+_ABANDONED_S = 60.0  # seconds during which a failed model gets no requests
 _LEAVES_S = 0.25
 
 
@@ -151,7 +151,7 @@ class Router:
         if raised is not None and all(
             self._is_abandoned(other) for other in [self._first, *self._fallback(self._first)]
         ):
-            raise raised  # no remaining model would answer the rest
+            raise raised  # ends the call: no remaining model would answer
         return protocol.Failure(raised or self._abandoned[way[0]][1], request.attempts, usage=usage, cost=cost)
 
     def _answered(

@@ -16,8 +16,8 @@ from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, Sampling
 
-_ERROR = 1024  # bytes of memory for an error, in addition to its texts
-_LARGE_ANSWER = 64 * 1024  # bytes of memory
+_ERROR = 1024  # bytes of memory that count for an error, in addition to its texts
+_LARGE_ANSWER = 64 * 1024  # bytes of memory from which an answer is large
 _VALUE = 100
 """The bytes of memory for a value in tool calls and `logprobs`, with its name."""
 
@@ -96,7 +96,7 @@ class ListSink(Sink):
         error = failure.error
         kind = error.code, str(error)
         known = self._failures.get(kind)
-        # the message for failures that share an error
+        # a message is shared by the failures with the same error
         if known is None and len(self._failures) < 100:
             self._failures[kind] = failure
             return failure
@@ -181,7 +181,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     such items becomes one entry with `index` and `last`.
     """
     groups: list[dict[str, Any]] = []
-    shared: dict[int, list[Any]] = {}  # by the id of the error object: the number of its items, and their message
+    shared: dict[int, list[Any]] = {}  # by the id of the error object: its number of items, and their message
     before: object = None
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Failure):

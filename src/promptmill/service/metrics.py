@@ -85,7 +85,7 @@ class ModelLabels:
         return labels
 
     def of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        """Return the labels of the plan's model; `plan`: None for all models without labels."""
+        """Return the labels of the plan's model; None: the labels that all further models share."""
         return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
 
 
@@ -112,7 +112,7 @@ def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterat
         yield Sample("calls_in_progress", 1, labels)
         yield Sample("calls_waiting", bool(call.waiting), labels)
         yield Sample("requests_in_flight", call.in_flight, labels)
-        if call.flow is not None:  # calls on one model share the limits of its endpoints
+        if call.flow is not None:  # one limit per model: its calls share the limits of its endpoints
             limits[labels] = max(limits.get(labels, 0), call.flow.limit)
     for labels, limit in limits.items():
         yield Sample("requests_in_flight_limit", limit, labels)
@@ -142,5 +142,5 @@ def durations(
             key = labels_of.of_plan(totals.plan), code
             histograms[key] = (
                 histograms.get(key, Histogram()) + times
-            )  # a copy, because the histograms continue to count
+            )  # copied, because the histograms continue to count
     return histograms

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
-_STOPPING_S = 1.0  # so that stopped calls and a stopped load can end before their backend is closed
-# Loading makes two copies, or bfloat16 on disk becomes float32; the rest is for activations and the cache.
+_STOPPING_S = 1.0  # seconds in which stopped calls, and a stopped load, can end before their backend is closed
+# Bytes of memory per byte of weights: two copies, or float32 from bfloat16; the rest is for activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
 TOY = f"{EMBEDDED} is a toy to try promptmill with: choose another model for real work."
@@ -170,7 +170,7 @@ class Model:
         try:
             await loaded.wait_ready()
         except PromptmillError as error:
-            if error.code is Code.REPLACED and self._usable() is not None:  # swapped before the call sent anything
+            if error.code is Code.REPLACED and self._usable() is not None:  # swapped before this call sent anything
                 return await self.load()
             raise
         return loaded
@@ -204,8 +204,8 @@ class Model:
         try:
             await new.wait_ready()
         except PromptmillError as error:
-            is_wanted = old is None and error.code is Code.SHUTDOWN  # the next call loads it again
-            if self._current in {new, None} and not is_wanted:  # otherwise a call is already loading it again
+            is_wanted = old is None and error.code is Code.SHUTDOWN  # nobody replaced it: the next call loads it again
+            if self._current in {new, None} and not is_wanted:  # unless a call is already loading it again
                 await back(error)
             raise
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class Model:
             raise
 
     async def _swap_beside(self, new: Loaded) -> None:
-        """Load `new` next to the present backend, which stays in use until then and is unloaded after its last call."""
+        """Load `new` next to the present backend, used until `new` is ready, unloaded after its last call."""
         self._coming = new
         new.start()
         try:
@@ -224,7 +224,7 @@ class Model:
             raise
         finally:
             self._coming = None
-        # `_current` may have changed: after an engine's death, the next call loads it again
+        # `_current`, which a call may have loaded again after an engine's death
         old, self.plan, self._current = self._current, new.plan, new
         if old is not None:
             self.unload_after_calls(old)
@@ -301,17 +301,17 @@ class Loaded:
         """Start the load. It first waits until `after` is unloaded."""
         self.predecessor = after
         self.ready = asyncio.ensure_future(self._load(after))
-        # every waiting caller gets the error; without callers, asyncio would log "exception was never retrieved"
+        # retrieved here, because without waiting callers asyncio would log "exception was never retrieved"
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _load(self, after: Loaded | None) -> None:
         models = self.model.models
         try:
-            from promptmill.answering.chain import Chain  # heavy, and not needed to start a server
+            from promptmill.answering.chain import Chain  # heavy; the start of a server does not need it
 
             backend = await models.create(self.plan)
             while after is not None:
-                before = after.predecessor  # the backend that `after` should have replaced may still be loaded
+                before = after.predecessor  # the backend that `after` was to replace may still be loaded
                 self.activity = "waiting for running calls to end"
                 await after.wait_without_calls(models.drain_s)
                 await after.unload(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
@@ -386,7 +386,7 @@ class Loaded:
         """Wait until no call runs on this backend or waits for it."""
         while self._calls or self.awaited:
             await self._no_calls.wait()
-            await asyncio.sleep(0)  # a call that waited for the load is about to enter
+            await asyncio.sleep(0)  # lets a call enter that waited for the load
 
     async def unload(self, reason: PromptmillError) -> None:
         """Immediately stop the load, end running calls with `reason`, and free all memory. May be called twice."""
@@ -399,7 +399,7 @@ class Loaded:
         try:
             await asyncio.wait({self.ready}, timeout=_STOPPING_S)
             await self.wait_without_calls(_STOPPING_S)
-        finally:  # runs even if the caller is cancelled meanwhile
+        finally:  # even if the caller is cancelled
             if self._chain is not None:
                 await self._chain.aclose()
 
@@ -437,7 +437,7 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
     if not (old.record.is_engine and new.record.is_engine):
         return True
     ours, theirs = old.block, new.block
-    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # OpenVINO always runs on the CPU
+    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # it always runs on the CPU
         elsewhere = hardware.has_accelerator() and not isinstance(theirs, OpenVINOSettings)
         return elsewhere or _enough_memory(new)
     if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):

@@ -78,7 +78,7 @@ class Service:
         self._closed = False
 
     def serve_clients(self, secrets: Iterable[str] = ()) -> None:
-        """Apply the clients' file rule (see `system.call_files`) to all calls. Call it before the first call.
+        """Apply the clients' file rule (see `system.call_files`) to all calls. Must precede the first call.
 
         `secrets`: secrets of the server in addition to the keys in configuration and environment.
         """
@@ -307,8 +307,8 @@ class Service:
     ) -> None:
         """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
-        `of_job`: the plan of a job. A model that replaced the job's model gets no row, because files may not be
-        permitted there. `around` wraps the model's `answer`, and may send several requests for one request.
+        `of_job`: the plan of a job. If another model has replaced the job's model, it gets no row, because it may not
+        be permitted the files. `around` wraps the model's `answer`, and may send several requests for one request.
 
         Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
@@ -335,7 +335,7 @@ class Service:
             stats.warn(warning)
         if len(self.models) > 1:
             stats.model = plan.name
-        # an open model is decided during the call
+        # asked again, because an open plan's model is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
         counted = Counted(stats, now, stats.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed:
@@ -408,7 +408,7 @@ class Service:
             try:
                 return loaded, loaded.enter(call, run)
             except PromptmillError as error:
-                # the engine died before this call: load it again
+                # loaded again: the engine died before this call
                 if error.code is not Code.ENGINE_DIED or last_try:
                     raise
         raise AssertionError

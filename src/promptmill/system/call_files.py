@@ -6,7 +6,7 @@ an endpoint or the agent, or a file is planted where a shell or another agent re
 
 A call may use a file
 
-    below a root            `allowed_roots`, or else the working directory, unless it contains the home folder
+    below a root            `allowed_roots`; if unset, the working directory, if the home folder is not inside it
     with no hidden part     below the root; `.git` and `.env` are hidden
     of an ordinary name     not the name of an environment file, key, key store, credential or password export
     not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
@@ -30,7 +30,7 @@ from promptmill.core.secret_text import SecretFinder
 from promptmill.system import safe_open
 
 _ROWS = r"json|jsonl|ndjson|ya?ml|toml|ini|cfg|conf|txt|csv|tsv|parquet|xml|properties"
-# Names that leak scanners search for, and that ignore lists of coding agents contain.
+# Names that leak scanners search for, and coding agents ignore.
 _SECRET = re.compile(
     r"(?i)(env|dotenv|(.*\.)?env(\..*)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
     r"known_hosts|authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars(\.json)?|"
@@ -137,7 +137,7 @@ class FileRule:
         (root,) = self.roots or ()
         try:
             return path if safe_open.is_inside(safe_open.real_path(path), (root,)) else root / path
-        except ValueError:  # no path: its reader reports it
+        except ValueError:  # not a path: its reader reports it
             return path
 
     def is_own(self, path: Path) -> bool:
@@ -180,7 +180,7 @@ def _plain(name: str) -> str:
     if not plain.isascii():
         plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # HFS+ ignores them
     if sys.platform == "win32":
-        plain = plain.partition(":")[0]  # `.env::$DATA` is a stream of `.env`
+        plain = plain.partition(":")[0]  # without a stream: `.env::$DATA` is `.env`
     return plain.rstrip(". ") or plain
 
 
@@ -189,7 +189,7 @@ def _below(path: Path, roots: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     for root in roots:
         if path.is_relative_to(root):
             yield path.relative_to(root).parts
-        elif not safe_open.CASE_COUNTS:  # the path may spell the root differently
+        elif not safe_open.CASE_COUNTS:  # compared by identity, because the path may spell the root differently
             yield from (
                 path.relative_to(above).parts for above in (path, *path.parents) if safe_open.is_same(above, root)
             )

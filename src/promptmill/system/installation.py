@@ -1,4 +1,4 @@
-"""Commands that add an extra or a package to this installation of promptmill, for error messages."""
+"""Commands that add an extra to this installation of promptmill, for error messages."""
 
 from __future__ import annotations
 
@@ -40,15 +40,11 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
         return f"uv tool install --reinstall {'--editable ' if editable else ''}{wanted}"
     if (prefix / "pipx_metadata.json").is_file():
         return f"pipx install --force {'--editable ' if editable else ''}{wanted}"
-    return _into(prefix, f"{'-e ' if editable else ''}{wanted}")
-
-
-def command_for_package(package: str) -> str:
-    """Return the command that adds another package to this Python's environment."""
-    prefix = Path(sys.prefix)
-    if (prefix / "pipx_metadata.json").is_file():
-        return f"pipx inject {_NAME} {shlex.quote(package)}"
-    return _into(prefix, shlex.quote(package))
+    python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
+    # environments made by uv have no pip
+    has_pip = importlib.util.find_spec("pip") is not None
+    install = f"{python} -m pip install" if has_pip else f"uv pip install --python {python}"
+    return f"{install} {'-e ' if editable else ''}{wanted}"
 
 
 def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
@@ -57,7 +53,7 @@ def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
     pip and uv each use their own settings for indexes, proxies, certificates and passwords.
     """
     pip = ("install", "--no-user", "--disable-pip-version-check")
-    ensurepip = importlib.util.find_spec("ensurepip")  # part of Python, but some systems omit it
+    ensurepip = importlib.util.find_spec("ensurepip")  # a part of Python that some systems omit
     wheels = [*Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")] if ensurepip and ensurepip.origin else []
     if importlib.util.find_spec("pip") is not None:
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "pip", *pip)
@@ -73,15 +69,8 @@ def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
 def _uv() -> str | None:
     """Return the path of the uv that runs this process, or else of the uv on PATH."""
     found = shutil.which(os.environ.get("UV", "")) or shutil.which("uv")
-    # on Windows, `which` searches the working directory first
+    # only absolute: on Windows, `which` searches the working directory first
     return found if found is not None and Path(found).is_absolute() else None
-
-
-def _into(prefix: Path, wanted: str) -> str:
-    python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
-    if importlib.util.find_spec("pip") is None:  # environments made by uv have no pip
-        return f"uv pip install --python {python} {wanted}"
-    return f"{python} -m pip install {wanted}"
 
 
 def adding(extra: str) -> str:

@@ -69,15 +69,15 @@ def _number(text: str) -> str | float:
 
 def quiet_fastmcp() -> None:
     """Set FastMCP's environment variables. Call it before FastMCP is imported, because the import reads them."""
-    # A `.env` in the working directory is the caller's; an invalid value in it would stop FastMCP's import.
+    # No `.env` is read: the working directory is the caller's, and an invalid value would stop FastMCP's import.
     os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
-    os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
-    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # promptmill's log has the failed calls
-    # At DEBUG, both libraries log arguments of calls and whole messages, which contain prompts and keys.
+    os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # because rich prints tracebacks with source lines
+    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # because promptmill's own log has the failed calls
+    # Not DEBUG, at which both libraries log arguments and whole messages, with prompts and keys.
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    # A tool may set up OpenTelemetry for all libraries; FastMCP's spans would contain exception messages.
+    # Off even if a tool sets up OpenTelemetry for all libraries: FastMCP's spans would contain exception messages.
     os.environ.setdefault("FASTMCP_TELEMETRY_MODE", "off")
 
 

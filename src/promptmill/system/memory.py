@@ -18,9 +18,9 @@ class Memory:
     def __init__(self, limit: int, *, one_beyond: bool = False) -> None:
         self.held = 0
         self._limit, self._one_beyond = limit, one_beyond
-        self._beyond = 0  # the `id` of the holder that exceeds the limit; a reference would keep it alive
+        self._beyond = 0  # the `id` of the holder beyond the limit; a reference would keep it alive
         self._waiting: deque[_Waiting] = deque()
-        self._lock = threading.RLock()  # a holder may be freed while another one is counted
+        self._lock = threading.RLock()  # reentrant, because a holder may be freed while another is counted
 
     def hold(self, size: int = 0) -> Held:
         """Return a holder. Blocks until there is room for its first `size` bytes."""

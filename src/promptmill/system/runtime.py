@@ -47,7 +47,7 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
             return result.result()
         except KeyboardInterrupt:
             if stop and not result.done():
-                with contextlib.suppress(RuntimeError):  # the event loop is closed, because the work has just ended
+                with contextlib.suppress(RuntimeError):  # the work has just ended, and its event loop is closed
                     stop[0]()
             raise
 
@@ -98,7 +98,7 @@ def stay_responsive() -> None:
 
 def usable_cores() -> int:
     """Return the number of cores permitted by affinity and the container's quota, including hyper-threads."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux only
     usable = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = (CGROUP / "cpu.max").read_text().split()

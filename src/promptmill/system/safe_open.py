@@ -49,7 +49,7 @@ def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path
     if roots is not None and not is_inside(resolved, roots):
         raise OutsideError
     check(resolved)
-    if not stat.S_ISREG(resolved.stat().st_mode):  # opening a device may have side effects
+    if not stat.S_ISREG(resolved.stat().st_mode):  # never opened, because opening a device may have side effects
         raise NoFileError
     descriptor = os.open(resolved, _FLAGS)
     try:
@@ -132,7 +132,7 @@ def _place_of(descriptor: int, resolved: Path) -> Path:
 
             found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
             return Path(os.fsdecode(found.split(b"\0", 1)[0]))
-    except OSError:  # the system has no /proc
+    except OSError:  # a system without /proc
         pass
     again = resolved.resolve(strict=True)
     if not os.path.samestat(os.fstat(descriptor), again.stat()):

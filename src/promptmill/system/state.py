@@ -1,4 +1,4 @@
-"""The folder in which promptmill keeps this user's jobs, and rows that are not in the user's files."""
+"""The folders in which promptmill keeps this user's jobs, rows that are not in the user's files, and its cache."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     import platformdirs
 
     return platformdirs.user_state_path("promptmill")
+
+
+def cache_folder() -> Path:
+    """Return `PROMPTMILL_CACHE`, or else promptmill's folder in the user's cache folder."""
+    if named := os.environ.get("PROMPTMILL_CACHE"):
+        return home_expanded(named)
+    import platformdirs
+
+    return platformdirs.user_cache_path("promptmill")
 
 
 def private_folders() -> list[Path]:

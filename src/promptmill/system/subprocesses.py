@@ -42,8 +42,8 @@ _USUAL_BEGINNINGS = (
 _KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
 _PAUSE_S = 0.005
-_START_S = 30.0  # for the imports of a helper on a busy machine
-_NICENESS = 5  # low enough priority for fast answers of the server on a busy machine, without starving the engine
+_START_S = 30.0  # bound of a helper's imports, on a busy machine
+_NICENESS = 5  # a low priority: the server answers fast on a busy machine, and the engine does not starve
 
 if sys.platform == "win32":
 
@@ -54,7 +54,7 @@ if sys.platform == "win32":
     def end_group(pid: int) -> None:
         """End the process immediately. (Windows has no process groups.)"""
         with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGTERM)  # TerminateProcess
+            os.kill(pid, signal.SIGTERM)  # on Windows, this is TerminateProcess
 
     def group_exists(pid: int) -> bool:
         """Return False: Windows has no process groups."""
@@ -131,7 +131,7 @@ class Child:
 
     def write(self, frame: bytes) -> None:
         """Send a frame without waiting. Does nothing if the process has ended."""
-        if not self._outgoing.is_closing():  # uvloop raises `RuntimeError` for a closed pipe
+        if not self._outgoing.is_closing():  # checked, because uvloop raises `RuntimeError` for a closed pipe
             self._outgoing.write(frame)
 
     async def send(self, frame: bytes) -> bool:
@@ -164,7 +164,7 @@ class Child:
 
 def command_of(module: str) -> tuple[str, ...]:
     """Return the command that runs a module of promptmill in a new process."""
-    # -P: modules in the working directory must not replace promptmill's
+    # -P: no module in the working directory may replace promptmill's
     return sys.executable, "-P", "-m", module
 
 
@@ -195,7 +195,7 @@ class Helper:
     @property
     def pid(self) -> int | None:
         """The id of the process; None if it is not running."""
-        process = self._process  # another thread may end it
+        process = self._process  # read once, because another thread may end it
         return None if process is None or self._is_killed or process.poll() is not None else process.pid
 
     def ask(self, question: bytes, file: IO[bytes] | None = None) -> frames.Frame | None:
@@ -246,7 +246,7 @@ def _exchange(
     timer.daemon = True
     timer.start()
     try:
-        with contextlib.suppress(OSError):  # the process has ended
+        with contextlib.suppress(OSError):  # the process has ended already
             process.stdin.write(question)
             if file is not None:
                 file.seek(0)
@@ -269,7 +269,7 @@ def private_pipes() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(null, 0)
     try:
         os.dup2(2, 1)
-    except OSError:  # no stderr
+    except OSError:  # there is no stderr
         os.dup2(null, 1)
     os.close(null)
     return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")

@@ -53,7 +53,7 @@ class Desk:
         self._runner = runner
         self.stats = Call()
 
-    def wait(self, work: Coroutine[Any, Any, Any], timeout_s: float = 120) -> Any:
+    def wait(self, work: Coroutine[Any, Any, Any], timeout_s: float = 240) -> Any:
         return self._runner.run(asyncio.wait_for(work, timeout_s))
 
     def call(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> Asking:

@@ -68,3 +68,16 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
     assert "error" in channel.sent.pop(4)
     assert all("error" not in message for message in channel.sent.values())
     assert [row.mishaps for row in rows[:4]] == [0] * 4
+
+
+@pytest.mark.parametrize(("asked", "stops"), [({}, ["</answer>"]), ({"stop": ["end"]}, ["end"]), ({"stop": []}, [])])
+def test_stop_strings_of_the_model_s_defaults_count_where_a_request_has_none(tiny, asked, stops):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny()
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    network.generation_config.stop_strings = "</answer>"
+    model = hf.LanguageModel(network, AutoTokenizer.from_pretrained(folder))
+    message = {"run": 1, "id": 1, "messages": [{"role": "user", "content": "x"}], "sampling": asked, "extra": {}}
+    row = hf.SequenceBuilder(model, refuse_unsupported=False).build(message)
+    assert [*row.ending.stops] == stops

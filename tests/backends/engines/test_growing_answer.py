@@ -77,6 +77,37 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
         assert row.outcome()["text"].rstrip(BROKEN) == complete
 
 
+@pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
+@pytest.mark.parametrize("stops", [[], ["the end"], ["é 👩", "never"], ["日本語日"]])
+def test_a_preview_has_no_part_of_a_character_or_of_a_stop_string(kind, stops):
+    """A stream has sent it: an answer that does not begin with it would be an error."""
+    tokenizer = _vocabulary(kind)
+    form, ending = AnswerForm(Texts(tokenizer)), Ending(10**6, stops=stops)
+    row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=ending)
+    shown = []
+    for token in tokenizer(f"{TEXT} 日本語", add_special_tokens=False)["input_ids"]:
+        if row.accept(token):
+            break
+        row.preview_at = 0.0
+        shown.append((row.preview() or {"text": ""})["text"])
+    text = row.outcome()["text"]
+    assert [preview for preview in shown if not text.startswith(preview)] == []
+    assert len(set(shown)) > len(text) - max(map(len, stops), default=0) - 2
+
+
+@pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
+def test_the_bytes_of_the_tokens_make_the_text(kind):
+    """Also of tokens that are parts of a character, or a space that a decoder strips at the beginning."""
+    tokenizer = _vocabulary(kind)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    written = Texts(tokenizer).tokens
+    tokens = tokenizer(f"a the wor {TEXT}<end>", add_special_tokens=False)["input_ids"]
+    texts, contents = zip(*map(written.of, tokens), strict=True)
+    assert b"".join(contents).decode().lstrip() == f"a the wor {TEXT}"
+    assert texts[-1] == "<end>"
+    assert {" ", BROKEN} <= set(texts)
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models)
 def test_the_marks_of_each_family_are_seen_although_they_are_special_tokens(family):
     """A decoder leaves special tokens out, and a mark may be several of them with words between."""

@@ -21,7 +21,7 @@ from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Completion, Source
 from promptmill.core.errors import PromptmillError
 from sure import sure
-from waiting import eventually, until
+from waiting import PATIENCE_S, eventually, until
 
 pytestmark = pytest.mark.engine
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -250,7 +250,7 @@ def test_the_end_of_the_input_ends_an_engine_that_never_got_a_message(python):
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(source)},
         start_new_session=True,
-        timeout=20,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode in {1, -9}
@@ -293,7 +293,7 @@ def test_it_works_on_uvloop(desk, plan):
         return outcomes
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        outcomes = runner.run(asyncio.wait_for(whole_life(), 60))
+        outcomes = runner.run(asyncio.wait_for(whole_life(), PATIENCE_S))
     assert all(isinstance(outcome, Completion) for outcome in outcomes)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from image_families import FAMILIES, SHOWN, generated, make, template
 from promptmill.core.request import conversation_from_prompt
-from waiting import until
+from waiting import PATIENCE_S, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
@@ -172,7 +172,7 @@ def test_an_image_that_takes_its_time_holds_up_its_own_item_alone(desk, make_eng
         assert sorted(call.sink.outcomes) == [1, 2]
         assert call.stats.in_flight == 1
         running.cancel()
-        await asyncio.wait({running}, timeout=1)
+        await asyncio.wait({running}, timeout=PATIENCE_S)
         assert running.cancelled()
         assert call.stats.in_flight == 0
         return _texts(await _call(desk, host, conversations[2:], [3]).run())

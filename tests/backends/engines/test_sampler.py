@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any, cast
 
 import pytest
 
@@ -54,6 +55,16 @@ def test_top_p_counts_within_what_top_k_left():
     assert set(shares) == {1}
 
 
+def test_top_p_counts_within_all_that_a_large_top_k_left():
+    """Against transformers: 300 of 1,000 tokens have half of the mass, and `top_p` 0.3 is of that half."""
+    from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+    scores = hf.torch.arange(1000).unsqueeze(0) / -500
+    kept = LogitsProcessorList([TopKLogitsWarper(300), TopPLogitsWarper(0.3)])(None, scores)
+    seen = drawn(hf.SamplerState(temperature=1, top_k=300, top_p=0.3, seed=1), scores)
+    assert set(seen) == set((kept[0] > -math.inf).nonzero()[:, 0].tolist())
+
+
 def test_min_p_leaves_out_what_is_far_below_the_likeliest():
     assert set(drawn(hf.SamplerState(temperature=1, min_p=0.5, seed=1), scores_of(0.2, 0.5, 0.3), 300)) == {1, 2}
 
@@ -79,6 +90,22 @@ def test_scores_that_are_no_numbers_choose_nothing():
     scores = hf.torch.zeros(2, 10)
     scores[0, 3] = float("nan")
     assert hf.choose(scores, [hf.SamplerState(), hf.SamplerState(temperature=1)])[0] is None
+
+
+@pytest.mark.parametrize(("forbidden", "left"), [([2, 3], [2, 3]), ([0, 2], [3])])
+def test_a_schema_goes_before_defaults_that_forbid_all_it_allows(forbidden, left):
+    """As `min_new_tokens` and `no_repeat_ngram_size` do at the end of a short answer."""
+
+    class Mask:
+        def apply(self, scores, tokens):
+            scores[:2] = -math.inf
+
+    def constraints(tokens, scores):
+        return scores.index_fill(1, hf.torch.tensor(forbidden), -math.inf)
+
+    scores = hf.torch.zeros(4)
+    hf.SamplerState(constraints=constraints, mask=cast("Any", Mask())).penalise(scores, [1], [])
+    assert (scores > -math.inf).nonzero()[:, 0].tolist() == left
 
 
 def test_penalties_follow_their_definitions():

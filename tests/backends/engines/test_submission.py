@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from promptmill.backends.engines.host import EngineShare, json_base64
-from promptmill.backends.engines.submission import pictures
+from promptmill.backends.engines.submission import draws, pictures
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.images.load import ImageCache, ImageRules, WebImages
@@ -164,3 +164,14 @@ async def test_an_image_that_is_broken_behind_its_header_is_the_items_error(subm
         pictures(message.get("images", ()))
     assert caught.value.code == "invalid_image"
     assert "Image 1 of the prompt" in caught.value.message
+
+
+@pytest.mark.parametrize("neutral", [{}, {"top_p": 1.0}, {"top_k": 0}, {"top_k": -1}, {"min_p": 0.0}, {"seed": 1}])
+def test_values_without_an_effect_do_not_ask_for_chance(neutral):
+    assert not draws(neutral, by_default=False)
+    assert draws(neutral, by_default=True)
+
+
+@pytest.mark.parametrize("limit", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
+def test_limits_of_the_tokens_ask_for_chance(limit):
+    assert draws(limit, by_default=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 
 from promptmill.backends.engines.chat_template import ChatTemplate, render_turns
@@ -219,6 +220,8 @@ def test_what_is_no_call_stays_the_answer(text):
         ({"type": "object"}, "{'wet': true, 'until': None}", {"wet": True, "until": None}),
         ({"type": "array"}, '["a", 1]', ["a", 1]),
         ({"type": "integer"}, "three", "three"),
+        ({"type": "integer"}, "1,000", "1,000"),
+        ({"type": "array"}, "'a', 1", ["a", 1]),
         ({}, "5", 5),
         ({}, "None", "None"),
     ],
@@ -273,6 +276,25 @@ def test_a_text_of_a_call_may_have_line_breaks():
     assert json.loads(call["function"]["arguments"]) == {"city": "Paris\n"}
 
 
+@pytest.mark.parametrize(
+    "text", ['[weather(city="Par\nis")]', 'weather(city="Par\nis")', 'weather(\n  city="Par\\nis",\n)']
+)
+def test_a_text_of_a_call_in_python_may_have_line_breaks(text):
+    (call,) = read_calls(text, BARE_FORM, SCHEMAS)[1]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Par\nis"}
+
+
+def test_each_of_several_calls_in_python_may_have_line_breaks_in_a_text():
+    calls = read_calls('weather(city="Par\r\nis")\n  weather(city="Lon\ndon")', BARE_FORM, SCHEMAS)[1]
+    cities = [json.loads(call["function"]["arguments"])["city"] for call in calls]
+    assert cities == ["Par\r\nis", "Lon\ndon"]
+
+
+def test_a_call_without_arguments_has_an_empty_object():
+    (call,) = read_calls('{"name": "weather", "arguments": null}', BARE_FORM, SCHEMAS)[1]
+    assert call["function"]["arguments"] == "{}"
+
+
 def test_a_declared_text_stays_one_without_a_schema():
     declared = ' string="true"'
     text = f"<｜DSML｜tool_calls>{invoked('｜DSML｜', more=declared)}"
@@ -318,6 +340,28 @@ def test_tools_of_another_shape_are_refused(extra, said):
     with pytest.raises(PromptmillError, match=said) as caught:
         _use("{{ tools }}", **extra)
     assert caught.value.code is Code.INVALID_INPUT
+
+
+def test_each_tool_has_its_own_definitions_where_a_call_is_required():
+    same = {"type": "object", "properties": {"a": {"$ref": "#/$defs/item"}}}
+    schemas = {
+        "one": {**same, "$defs": {"item": {"const": 1}}},
+        "two": {**same, "$defs": {"item": {"const": "b"}}},
+        "old": {"properties": {"a": {"$ref": "#/definitions/item"}}, "definitions": {"item": {"const": 3}}},
+        "own": {"type": "object", "properties": {"a": {"$ref": "#"}}},
+        "all": {"$ref": "#/$defs/all", "$defs": {"all": {"properties": {"a": {"const": 4}}}}},
+        "ref": {"properties": {"a": {"const": {"$ref": "#/$defs/a"}}, "const": {"$ref": "#/properties/a"}}},
+    }
+    tools = [{"type": "function", "function": {"name": name, "parameters": own}} for name, own in schemas.items()]
+    wanted = _use("{{ tools }}", tools=tools, tool_choice="required").response_format["json_schema"]["schema"]
+    validator = jsonschema.Draft202012Validator(wanted)
+    values = (1, "b", 3, {"a": {}}, 4, {"$ref": "#/$defs/a"})
+    fitting = {
+        name: [a for a in values if validator.is_valid([{"name": name, "arguments": {"a": a}}])] for name in schemas
+    }
+    one = {name: [value] for name, value in zip(schemas, values, strict=True)}
+    assert fitting == one | {"own": [{"a": {}}, {"$ref": "#/$defs/a"}]}
+    assert not validator.is_valid([{"name": "ref", "arguments": {"const": 1}}])
 
 
 def test_one_call_is_kept_where_only_one_may_be():

@@ -12,6 +12,7 @@ from yarl import URL
 
 from promptmill.backends.openai import route
 from upstream import Upstream
+from waiting import PATIENCE_S
 
 
 @pytest.fixture(params=["own connections", pytest.param("aiohttp's session", marks=pytest.mark.thorough)])
@@ -54,4 +55,4 @@ def smtp() -> Iterator[int]:
         thread.start()
         yield listening.getsockname()[1]
         listening.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    thread.join(PATIENCE_S)

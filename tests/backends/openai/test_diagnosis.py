@@ -160,6 +160,7 @@ async def test_an_unknown_host_name_is_reported(checked):
     assert "cannot resolve the name" in detail
 
 
+@pytest.mark.simulated
 async def test_a_hanging_endpoint_is_reported_in_time_with_its_stage(checked, upstream):
     upstream.reply = late(None, answer())
     name, detail = _failed(await checked(limit_s=1.0))

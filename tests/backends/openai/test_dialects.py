@@ -22,7 +22,7 @@ from promptmill.backends.openai.discovery import connected, read_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
-from promptmill.backends.openai.reply import read_response
+from promptmill.backends.openai.reply import read_other_response, read_response
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.schema_forms import closed_form, google_form, openapi_form
 from promptmill.backends.protocol import Call, Completion, Facts, Growing, Usage
@@ -357,6 +357,38 @@ async def test_a_parameter_of_another_type_fails_its_item_alone(upstream, drive,
     assert not upstream.seen
 
 
+def _turn_with_calls(*calls: tuple[str, str, str]) -> dict[str, Any]:
+    asked = [{"id": id_, "type": "function", "function": {"name": n, "arguments": a}} for id_, n, a in calls]
+    return {"role": "assistant", "content": "", "tool_calls": asked}
+
+
+def _result(identity: str, text: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": identity, "content": text}
+
+
+def test_results_for_gemini_are_in_the_order_of_their_calls():
+    called = _turn_with_calls(("a", "weather", '{"at":"Rome"}'), ("b", "weather", '{"at":"Oslo"}'))
+    body, _, _ = written("gemini", "Weather?", called, _result("b", "snow"), _result("a", "sun"))
+    _, turn, answered = body["contents"]
+    assert [part["functionCall"]["args"]["at"] for part in turn["parts"]] == ["Rome", "Oslo"]
+    assert [part["functionResponse"]["response"]["output"] for part in answered["parts"]] == ["sun", "snow"]
+
+
+def test_a_result_for_gemini_has_the_name_of_the_call_before_it():
+    first, second = _turn_with_calls(("call_0", "weather", "{}")), _turn_with_calls(("call_0", "time", "{}"))
+    body, _, _ = written("gemini", "Go.", first, _result("call_0", "sun"), second, _result("call_0", "noon"))
+    parts = [part for content in body["contents"] if content["role"] == "user" for part in content["parts"][-1:]]
+    assert [part["functionResponse"]["name"] for part in parts if "functionResponse" in part] == ["weather", "time"]
+
+
+@pytest.mark.parametrize("name", ["anthropic", "gemini", "responses"])
+def test_whole_numbers_of_tools_are_exact(name):
+    digits = "12345678901234567890123"
+    called = _turn_with_calls(("a", "find", f'{{"id":{digits}}}'))
+    conversation = conversation_from_messages([called, _result("a", f'{{"id":{digits}}}')], "it")
+    assert b"".join(DIALECTS[name].conversation(conversation, {})).count(digits.encode()) == 2
+
+
 def test_a_tool_call_of_any_shape_is_no_crash():
     for call in (3, {"function": "x"}, {"function": {"name": "f", "arguments": [1]}}, {"function": {"arguments": "{"}}):
         turn = {"role": "assistant", "content": "a", "tool_calls": [call]}
@@ -542,6 +574,58 @@ def test_what_a_provider_cannot_enforce_is_asked_for_in_words():
 def test_a_schema_is_translated_to_the_subset_of_each_provider(schema, closed, google):
     assert closed_form(schema) == closed
     assert google_form(schema) == google
+
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+
+_INTEGER, _STRING = {"type": "integer"}, {"type": "string"}
+_NAMED = {"$defs": {"B": _object(b=_STRING)}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        pytest.param(
+            {**_object(a={"$ref": "#/$defs/A/properties/x"}), "$defs": {"A": _object(x=_INTEGER), "x": _STRING}},
+            id="a path that ends with the name of another definition",
+        ),
+        pytest.param(
+            {
+                **_object(a={"$ref": "#/$defs/T"}, b={"$ref": "#/definitions/T"}),
+                "$defs": {"T": _INTEGER},
+                "definitions": {"T": _STRING},
+            },
+            id="two definitions of one name",
+        ),
+        pytest.param(
+            {**_object(p={**_object(a=_STRING), "allOf": [{"$ref": "#/$defs/B"}]}), **_NAMED}, id="inherited fields"
+        ),
+        pytest.param({**_object(p={**_object(a=_STRING), "$ref": "#/$defs/B"}), **_NAMED}, id="fields and a reference"),
+        pytest.param(
+            _object(p={**_object(a=_STRING), "allOf": [{"properties": {"b": _STRING}}]}), id="fields in two places"
+        ),
+        pytest.param(_object(p={"oneOf": [_STRING], "anyOf": [_STRING, _INTEGER]}), id="two choices"),
+    ],
+)
+def test_a_schema_of_which_a_subset_would_lose_a_part_is_sent_in_words(schema):
+    assert closed_form(schema) is None
+    assert google_form(schema) is None
+
+
+def test_a_reference_keeps_its_description():
+    payer = {"$ref": "#/$defs/B", "description": "the payer", "minLength": 2, "title": "P"}
+    for form in (closed_form, google_form):
+        translated = form({**_object(p=payer), "$defs": {"B": _STRING}}) or {}
+        described = {"anyOf": [{"$ref": "#/$defs/B"}], "description": "the payer (minLength: 2)"}
+        assert translated["properties"]["p"] == described
+
+
+def test_a_text_or_an_object_may_still_be_a_text():
+    either = {"type": ["string", "object"], "properties": {"a": _STRING}, "required": ["a"]}
+    translated = closed_form(_object(p=either)) or {}
+    assert translated["properties"]["p"]["anyOf"] == [_STRING, _object(a=_STRING)]
 
 
 # Replies
@@ -936,6 +1020,9 @@ def test_a_surrogate_is_reported_as_for_chats():
              "additionalProperties": False},
             {"type": "OBJECT", "properties": {"a": {"type": "STRING", "enum": ["x"]}}, "required": ["a"]},
         ),
+        ({"type": "object", "properties": {"why": {"type": "string"}, "label": {"type": "string"}}},
+         {"type": "OBJECT", "properties": {"why": {"type": "STRING"}, "label": {"type": "STRING"}},
+          "propertyOrdering": ["why", "label"]}),
         ({"type": "array", "items": {"type": "integer", "minimum": 1}},
          {"type": "ARRAY", "items": {"type": "INTEGER", "minimum": 1}}),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"anyOf": [{"type": "STRING"}], "nullable": True}),
@@ -947,3 +1034,54 @@ def test_a_surrogate_is_reported_as_for_chats():
 )  # fmt: skip
 def test_a_schema_in_a_batch_of_geminis_is_its_schema_object(schema, form):
     assert openapi_form(schema) == form
+
+
+@pytest.mark.parametrize(
+    ("later", "counts"),
+    [
+        ({}, (135, 100)),
+        ({"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}, (135, 100)),
+        ({"input_tokens": 5, "cache_read_input_tokens": 0}, (15, 0)),
+    ],
+    ids=["left out", "zeros", "others"],
+)
+def test_the_prompt_of_an_anthropic_stream_is_counted_once(later, counts):
+    begun = {"input_tokens": 25, "output_tokens": 1, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 10}
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"type": "message", "content": [], "usage": begun}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "Hi"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 15} | later},
+        {"type": "message_stop"},
+    ]
+    anthropic = DIALECTS["anthropic"]
+    usage = (anthropic.completion(anthropic.assemble(iter(events)), {}) or {})["usage"]
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == counts
+    assert usage["completion_tokens"] == 15
+
+
+def test_a_count_that_the_last_event_of_gemini_leaves_out_is_kept():
+    parts = [{"content": {"parts": [{"text": "Hi"}]}}, {"content": {"parts": []}, "finishReason": "STOP"}]
+    counts = [
+        {"promptTokenCount": 500, "thoughtsTokenCount": 10, "cachedContentTokenCount": 200},
+        {"promptTokenCount": 500, "candidatesTokenCount": 2},
+    ]
+    events = [{"candidates": [part], "usageMetadata": count} for part, count in zip(parts, counts, strict=True)]
+    gemini = DIALECTS["gemini"]
+    usage = (gemini.completion(gemini.assemble(iter(events)), {}) or {})["usage"]
+    assert (usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (12, 200)
+
+
+def test_commentary_before_the_final_answer_of_a_response_is_no_part_of_it():
+    phases = (("commentary", "Let me look."), ("final_answer", "Paris"))
+    output = [
+        {"type": "message", "phase": phase, "content": [{"type": "output_text", "text": text}]}
+        for phase, text in phases
+    ]
+    response = {"id": "r", "status": "completed", "output": output, "usage": {"input_tokens": 3, "output_tokens": 2}}
+    for read in (read_response, read_other_response):
+        found = read(200, {}, orjson.dumps(response), _endpoint("responses"))
+        assert isinstance(found, Completion)
+        assert found.text == "Paris"
+    found = read_response(200, {}, orjson.dumps(response | {"output": output[:1]}), _endpoint("responses"))
+    assert isinstance(found, Completion)
+    assert found.text == "Let me look."

@@ -112,6 +112,11 @@ async def test_a_long_list_is_shortened_in_the_message(upstream):
         await with_model(openai_plan(upstream.url, model_name=None))
 
 
+async def test_a_list_that_arrives_in_several_pieces_is_read_to_its_end(upstream):
+    upstream.models = [f"model-{number}" for number in range(30_000)]
+    assert len((await _models(openai_plan(upstream.url))).models) == 30_000
+
+
 async def test_a_server_without_models_is_reported(upstream):
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": []}, "/v1/models": {"data": []}}
     with pytest.raises(PromptmillError, match=r"Ollama 0\.9\.0 at .* has no model yet"):

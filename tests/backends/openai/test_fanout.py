@@ -23,8 +23,8 @@ from promptmill.cluster.remote import LostError
 from promptmill.core.errors import Code
 from promptmill.core.request import Conversation, Message, Request, Sampling, conversation_from_prompt
 from promptmill.system.subprocesses import Child
-from replies import answer, by_prompt, late, quota, reset, status
-from waiting import until
+from replies import answer, by_prompt, choose, hang, late, quota, reset, status
+from waiting import PATIENCE_S, until
 
 PROMPTS = [f"prompt {i}" for i in range(300)]
 BULK = {"bulk_threshold": 1, "num_workers": 2, "concurrency": 16}
@@ -43,11 +43,11 @@ async def test_workers_answer_as_one_process_does(upstream, drive):
 
 
 async def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, monkeypatch, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(1)")
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = await drive(PROMPTS, item_timeout=0.9, **BULK)
+    result = await drive(PROMPTS, item_timeout=2.9, **BULK)
     assert result.texts == echoes(PROMPTS)
-    assert max(outcome.latency_s for outcome in result.outcomes) < 0.9
+    assert max(outcome.latency_s for outcome in result.outcomes) < 2.9
     assert result.stats.counts.requests == len(upstream.seen) == len(PROMPTS)
 
 
@@ -82,7 +82,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream)
 
 
 async def test_cancelling_closes_the_requests_of_all_workers(upstream):
-    upstream.reply = late(30)
+    upstream.reply = choose(lambda seen: answer() if seen.number <= 3 else hang())  # not more before an answer
     async with opened(upstream.url, **BULK) as backend:
         call = asyncio.ensure_future(ask(backend, PROMPTS))
         await until(lambda: upstream.in_flight >= 16)
@@ -101,7 +101,7 @@ async def test_the_bound_on_requests_in_flight_holds_over_calls_with_and_without
         of_calls = [[f"{call} {i}" for i in range(120)] for call in "ab"]
         large = [asyncio.ensure_future(ask(backend, prompts)) for prompts in of_calls]
         await until(lambda: len(upstream.seen) > 20)
-        small = await asyncio.wait_for(ask(backend, ["a", "b"]), 20)
+        small = await asyncio.wait_for(ask(backend, ["a", "b"]), PATIENCE_S)
         assert not large[0].done()
         found = await asyncio.gather(*large)
         alone = await ask(backend, PROMPTS[:50])  # the places of the workers are back

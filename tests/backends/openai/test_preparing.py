@@ -29,7 +29,7 @@ class Answering(Sender):
     def __init__(self):
         """It sends nothing."""
 
-    async def aclose(self):
+    def close(self):
         pass
 
     def prepare(self, request):
@@ -50,7 +50,7 @@ async def test_it_costs_no_other_item():
     limiter = Limiter(states, 2, time.monotonic, tpm=1_000_000)
     attempts = Attempts(call, settings=settings, concurrency=2, limiter=limiter, sender=Answering())
     await Driver(ListSource(["x"] * 5), sink, call).run(lambda request, _: attempts.answer(request), attempts)
-    await attempts.aclose()
+    attempts.close()
     outcomes = sink.outcomes
     failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Failure)}
     assert set(failed) == {1, 3}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
-from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, profile_named, translate
+from promptmill.backends.openai.providers import PROFILES, _codes, profile_named, translate
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
@@ -20,23 +18,23 @@ def _plan(**block):
     return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
 
 
-@pytest.mark.parametrize("row", [row for row in PROFILES if row.base_url], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in PROFILES if row.site.base_url], ids=lambda row: row.name)
 def test_a_provider_has_an_address_and_a_key(row):
-    (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
+    (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.site.key_env: "the-key"})
     assert endpoint.dialect == row.dialect
-    assert endpoint.base_url == row.base_url.removesuffix("/chat/completions")
+    assert endpoint.base_url == row.site.base_url.removesuffix("/chat/completions")
     assert endpoint.profile is row
-    if row.key_env and row.public:
+    if row.site.key_env and row.site.public:
         name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(row.dialect, "Authorization")
         assert endpoint.headers[name].removeprefix("Bearer ") == "the-key"
 
 
 def test_large_providers_and_local_servers_have_profiles():
-    names = {row.name for row in PROFILES if row.base_url}
+    names = {row.name for row in PROFILES if row.site.base_url}
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}
-    assert all(row.page for row in PROFILES)
+    assert all(row.site.page for row in PROFILES)
 
 
 @pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])
@@ -115,7 +113,7 @@ async def test_an_endpoint_that_downloads_no_images_gets_no_image_urls(upstream)
 
     failure = await first_outcome("kimi")
     assert failure.error.code is Code.INVALID_IMAGE
-    assert "fetches no images from the web. Set `fetch_images: true`" in str(failure.error)
+    assert "does not download images. Set `fetch_images: true`" in str(failure.error)
     assert not upstream.seen
     assert (await first_outcome("vllm")).text.startswith("echo:")
 
@@ -130,10 +128,10 @@ def test_plans_without_a_provider_have_the_plain_profile_or_that_of_servers_near
 
 
 def test_a_provider_s_own_codes_are_numbers_or_words() -> None:
-    profile = replace(PLAIN, codes=_codes("code", QUOTA="30001 Out_Of_Credits"))
+    errors = _codes("code", QUOTA="30001 Out_Of_Credits")
     for code in (30001, "30001", "out_of_credits", "OUT_OF_CREDITS"):
-        assert profile.cause_of(read_error({"error": {"code": code}})) is Cause.QUOTA
-    assert profile.cause_of(read_error({"error": {"code": "other"}})) is None
+        assert errors.cause_of(read_error({"error": {"code": code}})) is Cause.QUOTA
+    assert errors.cause_of(read_error({"error": {"code": "other"}})) is None
 
 
 def test_a_body_without_a_message_shows_its_code() -> None:

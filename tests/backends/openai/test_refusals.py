@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import ssl
+import time
 from dataclasses import replace
+from email.utils import format_datetime
 from urllib.parse import urlsplit
 
 import pytest
 
+from promptmill.backends.openai.asked_wait import asked_wait_s
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision, classify_exception
 from promptmill.backends.openai.providers import profile_at
@@ -162,3 +166,19 @@ def test_both_statuses_of_a_rate_limit_are_recognized(status: int) -> None:
 )
 def test_a_limit_of_requests_in_flight_is_no_empty_account(body, code):
     assert _error(429, body).code is {"rate": Code.RATE_LIMITED, "quota": Code.INSUFFICIENT_QUOTA}[code]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda at: f"{at:.0f}",
+        lambda at: f"{1000 * at:.0f}",
+        lambda at: dt.datetime.fromtimestamp(at, dt.UTC).isoformat(),
+        lambda at: format_datetime(dt.datetime.fromtimestamp(at, dt.UTC), usegmt=True),
+    ],
+    ids=["seconds since 1970", "milliseconds", "ISO 8601", "HTTP"],
+)
+def test_retry_after_may_be_a_time(written):
+    wait = asked_wait_s({"Retry-After": written(time.time() + 30)}, {}, "")
+    assert wait is not None
+    assert 28 < wait < 31

@@ -61,7 +61,7 @@ def test_anthropics_endpoint_which_ignores_response_format_gets_the_schema_in_th
 
 def test_a_response_format_for_text_is_unchanged():
     for name in ("openai", "plain", "llama.cpp", "lmstudio", "deepseek", "anthropic"):
-        assert asked_of(profile_named(name), {"type": "text"}) == ({"type": "text"}, "")
+        assert asked_of(profile_named(name).json, {"type": "text"}) == ({"type": "text"}, "")
 
 
 def _city(**more):

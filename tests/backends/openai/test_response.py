@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import tracemalloc
 from typing import Any
 
@@ -16,7 +17,7 @@ from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.reply import answer_in, read_other_response, read_payload, read_response
-from promptmill.backends.protocol import Completion, Growing
+from promptmill.backends.protocol import Completion, Growing, Usage
 from promptmill.core.bounds import LARGEST_BODY
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
@@ -194,6 +195,11 @@ def _named(name: str, arguments: str) -> dict[str, Any]:
             {"tool_calls": None},
         ],
         [{"content": "<think>So</think><|START_RESPONSE|>Pa"}, {"content": "ris<|END_RES"}, {"content": "PONSE|>"}],
+        [
+            {"tool_calls": [_named("look", "{}")]},
+            {"tool_calls": [{**_named("look", "{}"), "id": "c2"}]},
+            {"content": "x"},
+        ],
     ],
 )
 def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
@@ -223,7 +229,97 @@ def test_a_stream_with_a_tool_call_of_another_form_is_shown_without_it():
     assert [growing.text for growing in shown] == ["Pa", "Paris"]
 
 
+def _usage_of(usage: dict[str, Any]) -> Usage:
+    body = json.dumps(payload(usage=usage)).encode()  # NaN, too
+    found = read_response(200, {}, body, ENDPOINT)
+    assert isinstance(found, Completion)
+    return found.usage
+
+
 def test_the_cached_tokens_of_moonshot_are_read():
-    body = payload(usage=SUMS | {"cached_tokens": 2})
-    found = read_response(200, {}, orjson.dumps(body), ENDPOINT)
-    assert found.usage.cached_tokens == 2
+    assert _usage_of(SUMS | {"cached_tokens": 2}).cached_tokens == 2
+
+
+def _stream(*events: Any, end: bytes = b"\n\n") -> Completion:
+    body = b"".join(b"data: %b%b" % (orjson.dumps(event), end) for event in events) + b"data: [DONE]" + end
+    found = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
+    assert isinstance(found, Completion)
+    return found
+
+
+def _delta(delta: dict[str, Any], finish: Any = None, **more: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish} | more]}
+
+
+def test_events_without_an_empty_line_between_them_are_events():
+    assert _stream(_delta({"content": "Pa"}), _delta({"content": "ris"}, "stop"), end=b"\n").text == "Paris"
+
+
+def test_a_whole_message_at_the_end_of_a_stream_does_not_repeat_its_text():
+    whole = {"message": PLAIN, "finish_reason": "stop"}
+    assert _stream(_delta({"content": "Pa"}), _delta({"content": "ris"}), _delta({}, **whole)).text == "Paris"
+    assert _stream(_delta({"role": "assistant", "content": ""}), _delta({}, **whole)).text == "Paris"
+    pieces = [{"message": {"content": piece}} for piece in ("Pa", "ris")]
+    assert _stream(*({"choices": [piece]} for piece in pieces)).text == "Paris"
+
+
+@pytest.mark.parametrize("ids", [("c1", "c2"), ("", ""), ("c1", "")])
+def test_parallel_calls_with_one_index_are_apart(ids):
+    calls = [{**_named(name, '{"a":1}'), "id": identity} for name, identity in zip("fg", ids, strict=True)]
+    calls.insert(1, {"index": 0, "id": "", "function": {"name": "", "arguments": " "}})
+    found = _stream(*(_delta({"tool_calls": [call]}) for call in calls), _delta({}, "tool_calls")).tool_calls
+    functions = [(call["function"]["name"], call["function"]["arguments"]) for call in found]
+    assert functions == [("f", '{"a":1} '), ("g", '{"a":1}')]
+
+
+def test_the_usage_of_a_streamed_choice_is_read():
+    usage = _stream(_delta({"content": "Paris"}), _delta({}, "stop", usage=SUMS | {"cached_tokens": 8})).usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (24, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "counts"),
+    [
+        (24.0, "12", (24, 12)),
+        ("24", 12.0, (24, 12)),
+        (24, 12.5, (0, 0)),
+        (24, True, (0, 0)),
+        (24, "-12", (0, 0)),
+        (float("nan"), 12, (0, 0)),
+    ],
+)
+def test_a_count_may_be_a_whole_float_or_digits(prompt, completion, counts):
+    found = _usage_of({"prompt_tokens": prompt, "completion_tokens": completion})
+    assert (found.prompt_tokens, found.completion_tokens) == counts
+
+
+def test_the_cache_writes_of_an_hour_of_litellm_are_read():
+    details = {"cache_creation_token_details": {"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 6}}
+    usage = SUMS | {"cache_creation_input_tokens": 8, "prompt_tokens_details": details}
+    found = _usage_of(usage)
+    assert (found.written_tokens, found.hour_written_tokens) == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        (SUMS | {"cache_read_input_tokens": 8, "prompt_tokens_details": {"cached_tokens": 0}}, (24, 8, 0, 0)),
+        (SUMS | {"cache_creation_input_tokens": 8}, (24, 0, 8, 0)),
+        (
+            {
+                "input_tokens": 24,
+                "output_tokens": 12,
+                "total_tokens": 36,
+                "input_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 2},
+                "output_tokens_details": {"reasoning_tokens": 5},
+            },
+            (24, 8, 2, 5),
+        ),
+    ],
+    ids=["read", "written", "of a response"],
+)
+def test_cached_tokens_are_read_under_each_name(usage, counts):
+    found = read_other_response(200, {}, orjson.dumps({"output": [], "usage": usage}), ENDPOINT)
+    assert isinstance(found, Completion)
+    spent = found.usage
+    assert (spent.prompt_tokens, spent.cached_tokens, spent.written_tokens, spent.reasoning_tokens) == counts

@@ -65,6 +65,10 @@ def test_what_satisfies_the_strict_form_satisfies_the_schema_once_nulls_are_left
     "schema",
     [
         {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"p": {"properties": {"a": {"type": "string"}}, "allOf": [{"$ref": "#"}]}}},
+        {"type": "object", "properties": {"p": {"properties": {"a": {"type": "string"}}, "$ref": "#"}}},
+        {"type": "object", "properties": {"p": {"anyOf": [{"type": "string"}], "$ref": "#"}}},
         {"type": "object"},
         {"type": "array", "items": {"type": "string"}},
         {"anyOf": [{"type": "object", "properties": {"a": {"type": "string"}}}]},

@@ -13,7 +13,7 @@ import pytest
 from driving import ask, echoes, opened
 from everyday import everyday
 from replies import by_prompt, huge, late
-from waiting import until
+from waiting import PATIENCE_S, until
 
 SUPPORT = Path(__file__).parents[2] / "support"
 CHILD = """
@@ -33,7 +33,9 @@ def measured():
 def _in_a_process(upstream, code: str) -> dict:
     """Run `code` in a fresh interpreter; it prints one JSON object."""
     script = CHILD.format(support=str(SUPPORT), url=upstream.url) + code
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

@@ -30,7 +30,7 @@ from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
 from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient
 from promptmill.core.bounds import LARGEST_BODY
-from waiting import until
+from waiting import PATIENCE_S, until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Answer = Callable[[asyncio.StreamWriter, int], Awaitable[None]]
@@ -107,7 +107,7 @@ async def asked(
         with client(silence_s=silence_s) as raw:
             for _ in range(times):
                 found += await asyncio.gather(raw.post(target, [b"{", b"}"], 2), return_exceptions=True)
-                await (asyncio.wait_for(server.left.get(), 10) if closes else asyncio.sleep(0.03))
+                await (asyncio.wait_for(server.left.get(), PATIENCE_S) if closes else asyncio.sleep(0.03))
     return found, server
 
 

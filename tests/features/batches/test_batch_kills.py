@@ -15,7 +15,7 @@ from batch_server import BatchServer, answer_to
 from promptmill.cli.main import main
 from promptmill.features.batches import batch_round
 from promptmill.jobs.store.folder import Folder
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 ROWS = 24
 KILLED = Path(__file__).parents[2] / "support" / "killed.py"
@@ -51,7 +51,7 @@ def command(folder: Path, server: BatchServer, point: str) -> list[str]:
 def killed(folder: Path, server: BatchServer, point: str) -> None:
     """Run the command up to a point, unless it ends before that."""
     words = command(folder, server, point)
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
 
 
@@ -127,7 +127,7 @@ def test_a_job_that_is_killed_while_it_is_cancelled_collects_the_finished_part(t
 @pytest.mark.thorough
 def test_a_job_that_is_killed_while_it_cancels_at_its_time_collects_the_finished_part(tmp_path, server):
     server.switches.set({"held": "cancel", "slow_files": 0})  # Azure's files would be ready only after that time
-    with waiting_job(tmp_path, server, "never", "--by", "3s") as process:
+    with waiting_job(tmp_path, server, "never", "--by", "8s") as process:
         eventually(lambda: server.requests["cancel"] > 0)
         process.kill()
     server.switches.polls = 1

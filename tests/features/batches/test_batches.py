@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import promptmill
-from batch_server import BatchServer, answer_to
+from batch_server import BatchServer, answer_to, prompt_of
+from labellers import LABELS, label
 from promptmill.backends.batches import BatchUnclearError
 from promptmill.backends.openai.batches.families import AnthropicBatches
 from promptmill.backends.openai.batches.openai_batches import Batches as OpenAIBatches
@@ -35,7 +36,9 @@ PRICE = {"price": {"input": 1.0, "output": 10.0, "batch": 0.5}}
 
 
 @pytest.fixture
-def server():
+def server(tmp_path):
+    """A provider, and a table of rows in the folder."""
+    table(tmp_path)
     with BatchServer("openai") as started:
         yield started
 
@@ -75,7 +78,6 @@ def check_whole(folder: Path, server: BatchServer, rows: int = ROWS) -> None:
 
 
 def test_all_rows_go_into_one_batch_at_the_price_of_a_batch(tmp_path, server):
-    table(tmp_path)
     result = bulk(tmp_path, server)
     check_whole(tmp_path, server)
     assert (server.creates, server.live) == (1, 0)
@@ -96,13 +98,13 @@ def test_all_rows_go_into_one_batch_at_the_price_of_a_batch(tmp_path, server):
         {"finished": 0.6},
         {"damaged": 11, "shuffled": True},
         {"duplicates": 5},
+        {"retried": 5},
         {"cut_downloads": 1},
         {"empty_errors": True, "capitals": True, "iso_times": True, "null_counts": True},
     ],
     ids=lambda faults: next(iter(faults)),
 )
 def test_what_a_batch_leaves_open_is_sent_live(tmp_path, server, faults):
-    table(tmp_path)
     server.switches.set(faults)
     bulk(tmp_path, server)
     assert answers(tmp_path) == {f"text {n}": answer_to(f"Say text {n}") for n in range(ROWS)}
@@ -112,7 +114,6 @@ def test_what_a_batch_leaves_open_is_sent_live(tmp_path, server, faults):
 
 
 def test_rows_are_divided_among_batches_by_the_provider_s_limit(tmp_path, server, monkeypatch):
-    table(tmp_path)
     limits = batch_round.BatchRound._plan_slot
 
     async def of_fifteen(self, slot):
@@ -126,7 +127,6 @@ def test_rows_are_divided_among_batches_by_the_provider_s_limit(tmp_path, server
 
 
 def test_an_endpoint_without_batches_is_refused_before_anything_is_planned(tmp_path, server):
-    table(tmp_path)
     server.switches.no_batches = True
     with pytest.raises(PromptmillError, match="runs no batches") as found:
         bulk(tmp_path, server)
@@ -140,9 +140,7 @@ def test_an_endpoint_without_batches_is_refused_before_anything_is_planned(tmp_p
     [{"full": 2}, {"refused_creates": 2}, {"lost_uploads": 1}, {"flaky": 3}],
     ids=lambda faults: next(iter(faults)),
 )
-def test_at_a_full_queue_smaller_batches_wait(tmp_path, server, faults, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_at_a_full_queue_smaller_batches_wait(tmp_path, server, simulated, faults):
     server.switches.set(faults)
     bulk(tmp_path, server)
     check_whole(tmp_path, server)
@@ -150,7 +148,6 @@ def test_at_a_full_queue_smaller_batches_wait(tmp_path, server, faults, monkeypa
 
 @pytest.mark.parametrize("lost_by", ["close", "502"])
 def test_a_batch_whose_creation_has_no_reply_is_found_in_the_list(tmp_path, server, lost_by, monkeypatch):
-    table(tmp_path)
     monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)
     server.switches.set({"lost_creates": 1, "lost_by": lost_by, "list_lag_s": 0.2})
     bulk(tmp_path, server)
@@ -159,7 +156,6 @@ def test_a_batch_whose_creation_has_no_reply_is_found_in_the_list(tmp_path, serv
 
 
 def test_an_answer_that_is_no_choice_is_asked_again_live(tmp_path, server):
-    table(tmp_path)
     with pytest.raises(PromptmillError):
         bulk(tmp_path, server, choices=["positive", "negative"], max_failures=1)
     assert server.creates == 1
@@ -168,7 +164,6 @@ def test_an_answer_that_is_no_choice_is_asked_again_live(tmp_path, server):
 
 @pytest.mark.parametrize("share", [40, 4, 1.01, 0.5])
 def test_a_budget_is_never_exceeded(tmp_path, server, share):
-    table(tmp_path)
     each = 150e-6  # dollars, more than the highest cost of a request
     try:
         bulk(tmp_path, server, max_cost=share * each)
@@ -219,7 +214,6 @@ def test_no_budget_is_exceeded_in_fifty_random_runs(tmp_path):
 
 
 def test_an_unknown_price_of_batches_is_an_error(tmp_path, server):
-    table(tmp_path)
     with pytest.raises(PromptmillError, match="in a batch is not known"):
         bulk(tmp_path, server, settings={"price": {"input": 1.0, "output": 10.0}})
     assert not server.uploads
@@ -247,10 +241,15 @@ class Simulated:
         monkeypatch.setattr(batch_round, "BatchRound", with_clock)
 
 
-def test_the_looks_at_a_batch_become_rarer(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    simulated = Simulated(server)
-    simulated.patch(monkeypatch)
+@pytest.fixture
+def simulated(server, monkeypatch):
+    """The clock of the job and its provider."""
+    clock = Simulated(server)
+    clock.patch(monkeypatch)
+    return clock
+
+
+def test_the_looks_at_a_batch_become_rarer(tmp_path, server, simulated):
     server.switches.set({"duration_s": 3 * 3600})
     bulk(tmp_path, server, poll=None)
     check_whole(tmp_path, server)
@@ -260,10 +259,7 @@ def test_the_looks_at_a_batch_become_rarer(tmp_path, server, monkeypatch):
     assert max(looks) == 900
 
 
-def test_rows_that_are_open_at_a_given_time_are_sent_live(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    simulated = Simulated(server)
-    simulated.patch(monkeypatch)
+def test_rows_that_are_open_at_a_given_time_are_sent_live(tmp_path, server, simulated):
     server.switches.set({"duration_s": 20 * 3600, "cancelled": 0.5})
     began = server.now
     bulk(tmp_path, server, by="2h", poll=None)
@@ -296,7 +292,6 @@ def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():
 
 
 def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):
-    table(tmp_path)
     server.switches.set({"polls": 10_000})
     with pytest.raises(KeyboardInterrupt):
         bulk(tmp_path, server, progress=_interrupts_when(lambda status: status.get("batch", {}).get("ids")))
@@ -314,7 +309,6 @@ def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):
 
 
 def test_a_repeated_command_keeps_the_time_of_its_job(tmp_path, server, monkeypatch):
-    table(tmp_path)
     simulated = Simulated(server)
     interrupt_waiting(tmp_path, server, by="2h")
     server.advance(3 * 3600)
@@ -330,15 +324,14 @@ def test_a_repeated_command_keeps_the_time_of_its_job(tmp_path, server, monkeypa
 def test_what_is_left_at_the_provider_is_named_when_a_job_is_removed_or_cannot_be_cancelled(
     tmp_path, server, monkeypatch, capsys, caplog
 ):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server)
     (batch_id,) = server.batches
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "jobs"))
     job = next(tmp_path.rglob("job.db")).parent
     assert main(["jobs", job.name, "--cancel"]) == 0
-    assert f"{batch_id} goes on at the provider" in capsys.readouterr().err
+    assert f"{batch_id} continues at the provider" in capsys.readouterr().err
     assert main(["jobs", "--prune", "0m", "--unfinished"]) == 0
-    assert f"{batch_id} goes on at the provider" in caplog.text
+    assert f"{batch_id} continues at the provider" in caplog.text
     assert not job.exists()
 
 
@@ -367,7 +360,6 @@ def interrupt_waiting(folder: Path, server: BatchServer, **options: Any) -> None
     ids=lambda options: "-".join(options) or "plain",
 )
 def test_another_order_first_collects_the_batch_that_is_there(tmp_path, server, before, after):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server, **before)
     server.switches.set({"errors": 7})
     bulk(tmp_path, server, **after)
@@ -376,7 +368,6 @@ def test_another_order_first_collects_the_batch_that_is_there(tmp_path, server, 
 
 
 def test_answers_beyond_the_limit_of_a_later_order_are_kept(tmp_path, server):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server)
     bulk(tmp_path, server, limit=10)
     assert len(answers(tmp_path)) == 10
@@ -386,7 +377,6 @@ def test_answers_beyond_the_limit_of_a_later_order_are_kept(tmp_path, server):
 
 
 def test_an_order_for_which_the_answers_of_a_batch_do_not_count_is_refused_until_they_are_stored(tmp_path, server):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server)
     with pytest.raises(PromptmillError, match="has a batch at the provider"):
         bulk(tmp_path, server, model="m2", again="all")
@@ -396,7 +386,6 @@ def test_an_order_for_which_the_answers_of_a_batch_do_not_count_is_refused_until
 
 
 def test_rows_that_come_back_into_the_input_get_the_answers_of_their_batch(tmp_path, server):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server)
     path = tmp_path / "in.csv"
     whole = path.read_text(encoding="utf-8")
@@ -409,7 +398,6 @@ def test_rows_that_come_back_into_the_input_get_the_answers_of_their_batch(tmp_p
 
 
 def test_answers_to_rows_that_the_input_no_longer_has_are_charged(tmp_path, server):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server, max_cost=1)
     (tmp_path / "in.csv").write_text("text\ntext 0\n", encoding="utf-8")
     assert bulk(tmp_path, server, max_cost=1).status["cost"] >= dollars_billed(server)
@@ -428,10 +416,7 @@ def not_found_for(monkeypatch: pytest.MonkeyPatch, method: str, simulated: Simul
 
 
 @pytest.mark.parametrize("method", ["state", "replies"])
-def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, monkeypatch, method):
-    table(tmp_path)
-    simulated = Simulated(server)
-    simulated.patch(monkeypatch)
+def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, simulated, monkeypatch, method):
     not_found_for(monkeypatch, method, simulated, 200)
     bulk(tmp_path, server, poll="30s")
     check_whole(tmp_path, server)
@@ -440,17 +425,13 @@ def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, monkeypatch, m
 
 
 def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server)
     with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
         assert not store.is_empty, "the command line would remove it after an error"
 
 
 @pytest.mark.parametrize("method", ["state", "replies"])
-def test_after_a_long_404_the_same_command_collects_the_batch(tmp_path, server, monkeypatch, method):
-    table(tmp_path)
-    simulated = Simulated(server)
-    simulated.patch(monkeypatch)
+def test_after_a_long_404_the_same_command_collects_the_batch(tmp_path, server, simulated, monkeypatch, method):
     with monkeypatch.context() as patched:
         not_found_for(patched, method, simulated, 86_400)
         with pytest.raises(PromptmillError, match=r"looks at batch batch_\d+ again, and sends no row twice") as found:
@@ -462,7 +443,6 @@ def test_after_a_long_404_the_same_command_collects_the_batch(tmp_path, server, 
 
 
 def test_a_batch_that_is_missing_at_the_given_time_is_charged_and_its_rows_are_sent_live(tmp_path, server, monkeypatch):
-    table(tmp_path)
     interrupt_waiting(tmp_path, server)
     Simulated(server).patch(monkeypatch)
     server.batches.clear()
@@ -471,10 +451,7 @@ def test_a_batch_that_is_missing_at_the_given_time_is_charged_and_its_rows_are_s
     assert status["cost"] > dollars_billed(server) + ROWS * 20 * 5e-6  # the longest answers, by batch
 
 
-def test_a_completed_batch_without_a_result_file_is_waited_for(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    simulated = Simulated(server)
-    simulated.patch(monkeypatch)
+def test_a_completed_batch_without_a_result_file_is_waited_for(tmp_path, server, simulated, monkeypatch):
     state, until = OpenAIBatches.state, server.now + 200
 
     async def without_files(self: OpenAIBatches, batch_id: str) -> Any:
@@ -487,9 +464,7 @@ def test_a_completed_batch_without_a_result_file_is_waited_for(tmp_path, server,
     assert (server.creates, server.live) == (1, 0)
 
 
-def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path, server, simulated, monkeypatch):
     replies, reads = OpenAIBatches.replies, iter(range(9))
 
     async def half(self: OpenAIBatches, about: Any) -> Any:
@@ -507,7 +482,6 @@ def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path
 
 
 def test_results_that_appear_after_the_others_were_read_are_not_deleted(tmp_path, server, monkeypatch):
-    table(tmp_path)
     server.switches.set({"errors": 2, "null_counts": True})
     state, reads = OpenAIBatches.state, iter(range(9))
 
@@ -522,9 +496,7 @@ def test_results_that_appear_after_the_others_were_read_are_not_deleted(tmp_path
 
 
 @pytest.mark.parametrize("counts", [None, 0])
-def test_a_completed_batch_without_counts_has_a_result_for_each_row(tmp_path, server, monkeypatch, counts):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_a_completed_batch_without_counts_has_a_result_for_each_row(tmp_path, server, simulated, monkeypatch, counts):
     state, replies, reads = OpenAIBatches.state, OpenAIBatches.replies, iter(range(9))
 
     async def uncounted(self: OpenAIBatches, batch_id: str) -> Any:
@@ -547,7 +519,6 @@ def test_a_completed_batch_without_counts_has_a_result_for_each_row(tmp_path, se
 def test_a_result_that_counts_as_done_and_has_no_answer_is_charged_and_stays_at_the_provider(
     tmp_path, server, monkeypatch
 ):
-    table(tmp_path)
     replies = OpenAIBatches.replies
 
     async def with_empty(self: OpenAIBatches, about: Any) -> Any:
@@ -563,7 +534,6 @@ def test_a_result_that_counts_as_done_and_has_no_answer_is_charged_and_stays_at_
 
 
 def test_a_batch_whose_results_are_all_damaged_is_not_paid_again(tmp_path, server, monkeypatch):
-    table(tmp_path)
     replies = OpenAIBatches.replies
 
     async def damaged(self: OpenAIBatches, about: Any) -> Any:
@@ -578,7 +548,6 @@ def test_a_batch_whose_results_are_all_damaged_is_not_paid_again(tmp_path, serve
 
 @pytest.mark.parametrize("renamed", [ROWS, 3])
 def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, monkeypatch, renamed):
-    table(tmp_path)
     replies = OpenAIBatches.replies
 
     async def with_other_ids(self: OpenAIBatches, about: Any) -> Any:
@@ -600,7 +569,6 @@ def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, m
 
 
 def test_a_batch_without_usage_is_charged_its_reservation(tmp_path, server, monkeypatch):
-    table(tmp_path)
     replies = OpenAIBatches.replies
     usages = [b"null", b'{"prompt_tokens":-5,"completion_tokens":3}', b'{"prompt_tokens":10,"completion_tokens":1e15}']
 
@@ -618,14 +586,12 @@ def test_a_batch_without_usage_is_charged_its_reservation(tmp_path, server, monk
 
 
 def test_a_damaged_result_is_charged_and_stays_at_the_provider(tmp_path, server):
-    table(tmp_path)
     server.switches.set({"damaged": 10})
     assert bulk(tmp_path, server).status["cost"] >= dollars_billed(server)
     assert [name for name in server.left_files() if "output" in name]
 
 
 def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, monkeypatch):
-    table(tmp_path)
     put = stored_batches.put
 
     def put_until_created(store: Any, *batches: Any) -> None:
@@ -645,7 +611,6 @@ def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, m
 
 
 def test_a_kill_while_rows_are_planned_leaves_no_batch_without_its_highest_cost(tmp_path, server, monkeypatch):
-    table(tmp_path)
     put, limit = stored_batches.put, 20 * 150e-6
     room: list[float] = []
 
@@ -661,28 +626,21 @@ def test_a_kill_while_rows_are_planned_leaves_no_batch_without_its_highest_cost(
     assert room[0] < limit / 2
 
 
-def test_too_many_requests_make_no_smaller_batches(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_too_many_requests_make_no_smaller_batches(tmp_path, server, simulated):
     server.switches.set({"refused_creates": 4})
     bulk(tmp_path, server)
     check_whole(tmp_path, server)
     assert server.creates == 1
 
 
-def test_a_full_queue_never_makes_batches_of_single_requests(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_a_full_queue_never_makes_batches_of_single_requests(tmp_path, server, simulated):
     server.switches.set({"full": 9})
     bulk(tmp_path, server)
     check_whole(tmp_path, server)
     assert min(batch.total for batch in server.batches.values()) >= 8
 
 
-def test_a_batch_goes_on_while_its_provider_has_an_outage(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    simulated = Simulated(server)
-    simulated.patch(monkeypatch)
+def test_a_batch_goes_on_while_its_provider_has_an_outage(tmp_path, server, simulated, monkeypatch):
     state, outage = OpenAIBatches.state, iter(range(30))
 
     async def failing(self: OpenAIBatches, batch_id: str) -> Any:
@@ -696,9 +654,7 @@ def test_a_batch_goes_on_while_its_provider_has_an_outage(tmp_path, server, monk
     assert sum(simulated.slept) > 4 * 3600
 
 
-def test_an_outage_of_a_day_ends_the_run(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_an_outage_of_a_day_ends_the_run(tmp_path, server, simulated, monkeypatch):
 
     async def failing(self: OpenAIBatches, batch_id: str) -> Any:
         raise PromptmillError(Code.SERVER_ERROR, "The provider answered 503.")
@@ -712,7 +668,6 @@ def test_an_outage_of_a_day_ends_the_run(tmp_path, server, monkeypatch):
 
 
 def test_a_state_without_content_does_not_lose_the_results(tmp_path, server, monkeypatch):
-    table(tmp_path)
     state, looks = OpenAIBatches.state, iter(range(100))
 
     async def empty(self: OpenAIBatches, batch_id: str) -> Any:
@@ -725,9 +680,7 @@ def test_a_state_without_content_does_not_lose_the_results(tmp_path, server, mon
     assert not server.live
 
 
-def test_an_unclear_creation_is_looked_for_after_the_lists_lag_also_when_it_is_late(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_an_unclear_creation_is_looked_for_after_the_lists_lag_also_when_it_is_late(tmp_path, server, simulated):
     server.switches.set({"lost_creates": 1, "list_lag_s": 20, "duration_s": 7200})
     bulk(tmp_path, server, by="5s", poll="2s")
     check_whole(tmp_path, server)
@@ -735,7 +688,6 @@ def test_an_unclear_creation_is_looked_for_after_the_lists_lag_also_when_it_is_l
 
 
 def test_a_late_job_deletes_the_file_of_an_upload_that_was_cut_off(tmp_path, server, monkeypatch):
-    table(tmp_path)
     upload = OpenAIBatches.upload
 
     async def cut_off(self: OpenAIBatches, batch: Any) -> str:
@@ -753,9 +705,7 @@ def test_a_late_job_deletes_the_file_of_an_upload_that_was_cut_off(tmp_path, ser
     check_whole(tmp_path, server)
 
 
-def test_the_looks_of_a_late_job_do_not_wait_for_a_long_poll(tmp_path, server, monkeypatch):
-    table(tmp_path)
-    Simulated(server).patch(monkeypatch)
+def test_the_looks_of_a_late_job_do_not_wait_for_a_long_poll(tmp_path, server, simulated, monkeypatch):
     server.switches.set({"duration_s": 20 * 3600})
     began, look = server.now, server.look
     cancelled: list[float] = []
@@ -796,7 +746,6 @@ def test_an_equal_batch_of_another_job_is_not_taken_for_ours(tmp_path, monkeypat
 
 
 def test_several_answers_are_refused_with_the_remedy(tmp_path, server):
-    table(tmp_path)
     with pytest.raises(PromptmillError, match="leave out `n`, or send the rows live"):
         bulk(tmp_path, server, settings={"sampling_params.n": 3})
 
@@ -820,9 +769,28 @@ def test_money_that_is_set_aside_is_charged_as_it_was_spent():
 
 
 def test_status_names_the_batches(tmp_path, server):
-    table(tmp_path)
     server.switches.set({"polls": 9})
     seen: list[str] = []
     bulk(tmp_path, server, progress=lambda status: seen.append(json.dumps(status.get("batch", {}))))
     shown = [json.loads(text) for text in seen]
     assert any(batch.get("ids") and batch.get("requests") == ROWS for batch in shown)
+
+
+@pytest.mark.features("labels")
+def test_the_rows_that_a_strong_model_labels_go_by_batch(tmp_path, server):
+    """The sample is sent live, because the next step follows from it."""
+    table(tmp_path, 400)
+    server.answers = lambda body: label(body["model"], prompt_of(body))[0]
+    block = {"base_url": server.base_url, "api_key": "k"}
+    models = {name: {"openai": {**block, "model_name": name}, **PRICE} for name in ("small", "strong")}
+    given = {"model": "small", "sure": "strong", "choices": [*LABELS], "base_url": None, "api_key": None}
+
+    found = bulk(tmp_path, server, **given, settings={"models": models}).status["sure"]
+
+    assert server.creates == 1
+    assert server.tokens["batch_answer"] == found["strong"] - found["sample"]["drawn"] > 0
+    assert answers(tmp_path) == {f"text {n}": label("strong", f"text {n}")[0] for n in range(400)}
+    assert not server.left_files()
+    billed = server.billed.total()
+    bulk(tmp_path, server, **given, settings={"models": models})
+    assert server.billed.total() == billed

@@ -30,6 +30,7 @@ from promptmill.features.compare.paired_proportions import kappa, mcnemar, paire
 from promptmill.features.compare.words import Table
 from replies import answer, choose, status
 from tables import write_rows
+from waiting import PATIENCE_S
 
 LABELS = ("positive", "negative", "neutral")
 
@@ -169,7 +170,7 @@ def test_the_text_fits_a_narrow_terminal(bench, width):
             text += data
     os.close(ours)
     lines = text.decode().splitlines()
-    assert process.wait(timeout=30) == 0, lines
+    assert process.wait(timeout=PATIENCE_S) == 0, lines
     assert max(map(len, lines)) <= width
     assert sum("precision" in line for line in lines) == (7 if width == 40 else 2), lines
     assert lines[0].split() == ["variant", "right"]
@@ -223,6 +224,17 @@ def test_names_of_variants_have_thirty_characters(bench):
     assert shown == [names[0], names[1], f"{names[2][:29]}\N{HORIZONTAL ELLIPSIS}"]
 
 
+def test_variants_are_compared_at_the_end_of_a_job_only_if_compare_can_read_the_output(bench):
+    prompts = ("--prompt", "a={{prompt}}", "--prompt", "b={{prompt}}")
+    bench.upstream.reply = status(401)
+    bench.prompts(2)
+    assert "promptmill compare" not in bench.fail(*prompts, code=1)
+    bench.upstream.reply = answer()
+    assert "promptmill compare" in bench.run(*prompts).stdout
+    bench.output = bench.path / "out.db#answers"
+    assert "promptmill compare" not in bench.fail(*prompts, code=0)
+
+
 def test_the_table_is_bounded_to_the_commonest_answers(bench):
     values = [f"answer number {at % 40}" for at in range(4000)]
     a = write_rows(bench.path / "a.jsonl", [{"id": at, "answer": value} for at, value in enumerate(values)])
@@ -232,6 +244,40 @@ def test_the_table_is_bounded_to_the_commonest_answers(bench):
     assert "others" in table[0]
     assert max(map(len, table)) <= 80
     assert len(figures(bench, a, b)["pairs"][0]["changes"]) <= 200
+
+
+def test_the_bounded_table_counts_all_rows(bench):
+    chance = random.Random(0)
+    labels = [[f"L{min(chance.randrange(60), chance.randrange(60))}" for _ in range(3000)] for _ in range(2)]
+    a, b = (
+        write_rows(bench.path / name, [{"id": at, "answer": label} for at, label in enumerate(its)])
+        for name, its in zip(("a.jsonl", "b.jsonl"), labels, strict=True)
+    )
+    (pair,) = figures(bench, a, b)["pairs"]
+    assert sum(change["rows"] for change in pair["changes"]) == 3000
+    counts, named = Counter(zip(*labels, strict=True)), {change["from"] for change in pair["changes"]} - {""}
+    assert len(named) == 12
+    assert all(
+        change["rows"] == counts[change["from"], change["to"]] for change in pair["changes"] if all(change.values())
+    )
+    lines = compare(bench, a, b).splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("A \N{DOWNWARDS ARROW} B"))
+    table = [line.split()[1:] for line in lines[at + 1 : lines.index("", at)]]
+    assert sum(int(cell.replace(",", "")) for cells in table for cell in cells if cell != "·") == 3000
+
+
+def test_only_all_rows_are_100_percent_and_only_none_are_0(bench):
+    rows = [{"id": at, "label": "no" if at % 2 else "yes"} for at in range(4000)]
+    a = write_rows(bench.path / "a.jsonl", [{**row, "answer": row["label"]} for row in rows])
+    wrong = [{**row, "answer": row["label"] if row["id"] else "no"} for row in rows]
+    b = write_rows(bench.path / "b.jsonl", wrong)
+    text = compare(bench, a, b, "--gold", "label").replace("\N{EN DASH}", "-")
+    assert "100.0 % (99.9-100.0)" in text, "A, of which every row is right"
+    assert "99.98 % (99.9-99.996)" in text, "B, of which one row is wrong"
+    assert "B minus A: \N{MINUS SIGN}0.03 points" in text
+    assert "A and B agree in 99.98 % of 4,000 rows" in text
+    none = write_rows(bench.path / "c.jsonl", [{**row, "answer": "maybe" if row["id"] else "yes"} for row in rows])
+    assert "0.03 % (0.004-0.1)" in compare(bench, a, none, "--gold", "label").replace("\N{EN DASH}", "-")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
@@ -291,7 +337,7 @@ def test_columns_that_are_not_there(bench):
     )
     assert "no file of this name; did you mean label?" in compare(bench, a, a, "--gold", "LABEL", code=2)
     assert "a.csv has no column nix; it has `text`" in compare(bench, a, a, "--id", "nix", code=2)
-    assert "two files, or one with --gold or --by" in compare(bench, a, code=2)
+    assert "two files, or one file and --gold or --by" in compare(bench, a, code=2)
     assert "There is no file nix.csv" in compare(bench, a, "nix.csv", code=2)
 
 
@@ -334,6 +380,15 @@ def test_right_answers_in_other_capitals(bench):
     assert "\ncapitals do not count: POSITIVE is positive, and 2 more\n" in compare(bench, a, b, "--gold", "label")
     wrong = [row for row in figures(bench, a, "--gold", "label")["differing"] if row["gold"] in row["answers"].values()]
     assert not wrong
+
+
+def test_a_right_answer_in_another_unicode_form_is_right(bench):
+    rows = [
+        {"id": 1, "label": "ne\u0301gatif", "answer": "n\u00e9gatif"},
+        {"id": 2, "label": "positif", "answer": "positif"},
+    ]
+    found = figures(bench, write_rows(bench.path / "a.csv", rows), "--gold", "label")
+    assert found["gold"]["files"][0]["right"] == 2
 
 
 @pytest.mark.parametrize(
@@ -520,6 +575,13 @@ def test_right_answers_that_are_no_numbers_are_named_and_do_not_spoil_the_others
     assert "amount 66.7 %" in text
     assert "right answers in amount that are not numbers equal no answer: 7,00\n" in text
     assert "amount 66.7 %" in compare(bench, "a.jsonl", "--gold", "gold.csv", "--tolerance", "1%")
+
+
+def test_the_median_length_of_an_even_number_of_texts_is_between_the_middle_two(bench):
+    texts = ["a" * 10, "b" * 20, "c" * 40, "d" * 90]
+    a = write_rows(bench.path / "a.jsonl", [{"id": at, "answer": text} for at, text in enumerate(texts)])
+    b = write_rows(bench.path / "b.jsonl", [{"id": at, "answer": text.upper()} for at, text in enumerate(texts)])
+    assert [file["characters"] for file in figures(bench, a, b)["files"]] == [[10, 30, 90]] * 2
 
 
 def test_long_texts_have_lengths_and_no_kappa(bench):
@@ -736,7 +798,7 @@ def test_models_in_another_order_pay_no_answer_again(bench):
     bench.succeed("--prompt", "{{text}}?", "--model", "weak")
     sent = len(bench.upstream.seen)
     said = bench.fail("--prompt", "{{text}}?", "--model", "good", "--model", "weak")
-    assert "has answers of weak, which would be paid again" in said
+    assert "already has answers of weak. To keep them" in said
     assert len(bench.upstream.seen) == sent
     grid(bench, "--prompt", "{{text}}?", "--model", "weak", "--model", "good", "--json")
     assert len(bench.upstream.seen) == 2 * sent

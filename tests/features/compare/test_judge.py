@@ -136,7 +136,7 @@ def test_a_judge_that_contradicts_itself(bench):
     assert "3 (30.0 %) contradict: the other answer when the order is swapped" in text
     assert "always the first answer: 2, always the second: 1; counted as ties" in text
     said = [line.split("judge")[1].strip() for line in text.splitlines() if line.lstrip().startswith("judge    ")]
-    assert said == [*["contradicts itself"] * 3, "a tie", "a winner in one order alone"]
+    assert said == [*["contradicts itself"] * 3, "a tie", "a winner in only one order"]
 
 
 def test_each_file_is_judged_against_the_first(bench):
@@ -166,7 +166,7 @@ def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench):
     a, b = files(bench, 10)
     done = compare(bench, a, b, *PRICE, "--max-cost", "0.75", code=75)
     assert "The budget of $0.75 has no room for another request" in done.stderr
-    assert "go on with the same command; what is answered is kept" in done.stderr
+    assert "the same command resumes the job; its answers are kept" in done.stderr
     assert "A and B: 3 of 10 rows with different answers judged, in both orders" in done.stdout
     sent = [pair(seen) for seen in bench.upstream.seen]
     assert len(sent) == 6
@@ -303,13 +303,13 @@ def test_arguments_of_a_judgement_that_do_not_go_together(bench):
         assert done.returncode == 2, done.stdout
         return str(done.stderr)
 
-    assert "--judge: goes with --criterion TEXT" in refused(a, b, "--judge", "good")
-    assert "--limit: goes with --criterion TEXT" in refused(a, b, "--limit", "3")
-    assert "--base-url: goes with --criterion TEXT" in refused(a, b, "--base-url", "localhost:1")
-    assert "--set: goes with --criterion TEXT" in refused(a, b, "--set", "price={input: 1, output: 1}")
-    assert "--criterion: says what makes an answer better" in refused(a, b, "--criterion", " ")
-    assert "--criterion: goes with two files" in refused(a, "--criterion", "x", "--gold", "text")
-    assert "--open: goes with --report FILE" in refused(a, b, "--open")
+    assert "--judge needs --criterion TEXT" in refused(a, b, "--judge", "good")
+    assert "--limit needs --criterion TEXT" in refused(a, b, "--limit", "3")
+    assert "--base-url needs --criterion TEXT" in refused(a, b, "--base-url", "localhost:1")
+    assert "--set needs --criterion TEXT" in refused(a, b, "--set", "price={input: 1, output: 1}")
+    assert "--criterion: write what makes an answer better" in refused(a, b, "--criterion", " ")
+    assert "--criterion needs two files" in refused(a, "--criterion", "x", "--gold", "text")
+    assert "--open needs --report FILE" in refused(a, b, "--open")
     assert not bench.upstream.seen
     bench.upstream.reply = status(404, "The model `nix` does not exist")
     said = compare(bench, a, b, "--judge", "nix", code=1)
@@ -340,10 +340,10 @@ def test_a_program_has_a_judge_too_and_pays_for_no_verdict_twice(bench, monkeypa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"judge": "good"}, "`judge`: goes with `criterion"),
-        ({"limit": 3}, "`limit`: goes with `criterion"),
-        ({"temperature": 0}, "`temperature`: goes with `criterion"),
-        ({"criterion": " "}, "`criterion`: says what makes an answer better"),
+        ({"judge": "good"}, "`judge` needs `criterion"),
+        ({"limit": 3}, "`limit` needs `criterion"),
+        ({"temperature": 0}, "`temperature` needs `criterion"),
+        ({"criterion": " "}, "`criterion`: write what makes an answer better"),
     ],
 )
 def test_wrong_arguments_of_a_judge_are_named(bench, options, said):

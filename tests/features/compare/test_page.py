@@ -100,7 +100,7 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench, m
         "precision, recall and F1 of 2 labels",
     ]
     assert [key for key, *_ in data["rows"]["filters"]] == ["wrong"]
-    monkeypatch.setattr(comparison_page, "MOST_ROWS", 50)
+    monkeypatch.setattr(comparison_page, "MOST_REPORT_ROWS", 50)
     (bench.path / "r.html").unlink()
     compared(bench, labelled())
     data, rows = written(bench.path / "r.html")

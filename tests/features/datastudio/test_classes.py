@@ -22,6 +22,7 @@ from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
 from promptmill.core.errors import PromptmillError
 from promptmill.features.datastudio.classes import _conversation_of
 from replies import answer, attempts, by_prompt, choose, late, status
+from waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_calls_of_several_threads_with_workers_all_end(upstream):
     api = MPOpenAIAPI("m", api_base=upstream.url, num_workers=3, thread_num=6)
     with ThreadPoolExecutor(6) as threads:
         asked = [threads.submit(api.generate, [f"{at}"]) for at in range(6)]
-        assert [answers.result(timeout=45) for answers in asked] == [[f"echo: {at}"] for at in range(6)]
+        assert [answers.result(timeout=PATIENCE_S) for answers in asked] == [[f"echo: {at}"] for at in range(6)]
 
 
 def test_one_answer_needs_no_workers(upstream, monkeypatch):
@@ -120,7 +121,7 @@ def test_an_interrupt_in_a_notebook_ends_the_call_and_brings_what_is_there(upstr
             assert notebook.poll() is None
             time.sleep(0.01)
         notebook.send_signal(signal.SIGINT)
-        assert notebook.communicate(timeout=30)[0] == "interrupted with 300 True\n"
+        assert notebook.communicate(timeout=PATIENCE_S)[0] == "interrupted with 300 True\n"
         assert len(upstream.seen) < 200
     finally:
         notebook.kill()
@@ -598,7 +599,7 @@ def test_an_image_in_memory_is_encoded_and_anything_else_stays(api):
 @pytest.mark.parametrize("kind", [OpenAIAPI, MPOpenAIAPI])
 def test_an_address_has_one_of_its_two_names(kind):
     assert kind("m", base_url="http://localhost:1/v1").api_base == "http://localhost:1/v1"
-    with pytest.raises(PromptmillError, match="another name"):
+    with pytest.raises(PromptmillError, match="two names of one argument"):
         kind("m", base_url="http://localhost:1/v1", api_base="http://localhost:2/v1")
 
 

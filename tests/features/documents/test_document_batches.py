@@ -20,6 +20,7 @@ from long_texts import FACT, document
 from promptmill.cli.main import main
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store.folder import Folder
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.features("batches")
 PRICE = {"input": 1, "output": 10, "batch": 0.5}
@@ -324,7 +325,7 @@ def test_a_killed_job_resumes_at_the_pieces_of_its_batch(tmp_path, server, monke
     documents = [document(12, 4, seed=seed) for seed in range(2)]
     write(tmp_path, *(text for text, _ in documents))
     words = [sys.executable, str(KILLED), point, *command(tmp_path, server)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
     monkeypatch.setattr("promptmill.features.batches.batch_round.LIST_LAG_S", 0.3)
     monkeypatch.chdir(tmp_path)

@@ -281,10 +281,10 @@ def test_the_highest_price_of_a_dry_run_has_an_answer_for_each_piece(bench):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--split", "10"], "50 or more"),
+        (["--split", "10"], "50 to 16777216"),
         (["--split", "1000", "--overlap", "800"], "half a piece at most"),
         (["--overlap", "8"], "--split"),
-        (["--split", "1000", "--set", "sampling_params.n=2"], "--split goes with one answer to a request; `sampling_p"),
+        (["--split", "1000", "--set", "sampling_params.n=2"], "--split needs one answer to a request, but `sampling_p"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_request(bench, words, said):
@@ -317,6 +317,47 @@ def test_pieces_cover_the_text_within_their_size_and_repeat_the_overlap():
         assert all(tokens(piece.of(text)) <= size for piece in cut)
     cut = list(pieces(text, 300, 50))
     assert all(0 < before.end - after.start < 300 for before, after in itertools.pairwise(cut))
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(60, 30), (100, 50)])
+def test_no_piece_lies_within_the_one_before(size, overlap):
+    text = ("1.25 2.50 3.75 words words words\n\n" * 3 + "end of the chapter\f") * 30
+    cut = list(pieces(text, size, overlap))
+    assert all(before.end < after.end and before.start < after.start for before, after in itertools.pairwise(cut))
+    assert all(tokens(piece.of(text)) <= size for piece in cut)
+
+
+def test_a_piece_repeats_nothing_where_the_repeated_part_would_fill_it():
+    text = "word " * 20 + "\u5b57" * 200
+    cut = list(pieces(text, 50, 25))
+    assert [cut[0].start, cut[-1].end] == [0, len(text)]
+    assert all(before.end < after.end for before, after in itertools.pairwise(cut))
+
+
+def test_numbers_are_added_as_they_are_written():
+    schema = {"type": "object", "properties": {"a": {"type": "number"}, "n": {"type": "integer"}}}
+    found = [Found(0, {"a": 0.1, "n": 10**40}), Found(1, {"a": 0.2, "n": 1}), Found(2, {"a": 1.1})]
+    value = merged(schema, found, "sum", lambda one: one.piece).value
+    assert value == {"a": 1.4, "n": 10**40 + 1}
+    assert isinstance(value["n"], int)
+
+
+def test_an_item_that_the_schema_lists_is_a_value():
+    kinds = {"type": "string", "enum": ["none", "nuts"]}
+    schema = {"type": "array", "items": kinds}
+    assert merged(schema, [Found(0, ["none"]), Found(1, ["none"])], "ask", lambda one: one.piece).value == ["none"]
+    assert merged({"type": "array"}, [Found(0, ["none"]), Found(1, ["nuts"])], "ask", str).value == ["nuts"]
+
+
+def test_a_piece_may_answer_null_for_one_of_several_texts(bench):
+    text, _ = document(20, 6)
+    kind = {"type": "string", "enum": ["lease", "sale"]}
+    kinds = {"type": "object", "properties": {"kind": kind}, "required": ["kind"]}
+    said = {True: '{"kind": "sale"}', False: '{"kind": null}'}
+    bench.upstream.reply = choose(lambda seen: answer(said["Page 8." in seen.prompt]))
+    write(bench, text)
+    bench.succeed(*ASKED, "--schema", json.dumps(kinds), "--split", "900", "--set", "schema_retries=0")
+    assert out(bench)[0]["kind"] == "sale"
 
 
 def test_values_are_merged_by_their_types():
@@ -419,7 +460,7 @@ def test_a_prompt_without_a_place_is_no_part_of_the_document(bench):
 def test_whole_requests_are_refused(bench):
     body = {"model": "test-model", "messages": [{"role": "user", "content": "a"}]}
     bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
-    assert "whole requests" in bench.run("--split", "900").stdout + bench.run("--split", "900").stderr
+    assert "complete requests" in bench.run("--split", "900").stdout + bench.run("--split", "900").stderr
     assert not bench.upstream.seen
 
 
@@ -463,6 +504,11 @@ def test_a_value_is_found_where_the_document_writes_it_in_its_own_way(written, v
 def test_a_part_of_a_word_or_number_is_no_place_of_a_value(value):
     text = "In 2021 all was true.\fOf 128.50 or 1,250.00 or 28.505 each."
     assert place_of(text, Piece(0, len(text)), value) == "pages 1 to 2"
+
+
+@pytest.mark.parametrize(("written", "value"), [("1,250 items\fEUR 1.25", 1.25), ("1.250 kg\fEUR 1,250.00", 1250)])
+def test_a_number_with_one_meaning_goes_before_one_with_two(written, value):
+    assert place_of(written, Piece(0, len(written)), value) == "page 2"
 
 
 def test_a_text_that_means_no_value_is_kept_where_no_piece_has_another():

@@ -153,9 +153,9 @@ def test_a_killed_query_of_which_the_files_are_gone_resumes_by_the_id_of_its_job
         ("select 1; drop table inbox", ("mails.duckdb",), "--sql is one query"),
         ("", (), "--sql is one query"),
         ("select 1", ("mail.duckdb",), "There is no input file"),
-        ("select 1", ("book.xlsx",), "--sql goes with databases and with .parquet"),
-        ("select 1", ("mails.duckdb", "mails.duckdb"), "--sql goes with one database"),
-        ("select 1", ("-",), "--sql goes with files and folders of this machine, URLs or a query"),
+        ("select 1", ("book.xlsx",), "--sql reads databases and .parquet"),
+        ("select 1", ("mails.duckdb", "mails.duckdb"), "--sql reads one database"),
+        ("select 1", ("-",), "--sql works only for files and folders of this machine, URLs or a query"),
     ],
 )
 def test_a_wrong_query_names_its_mistake_and_sends_nothing(bench, database, sql, inputs, said):
@@ -230,7 +230,7 @@ def test_a_query_of_python(bench, database):
     sql = f"select id, 'mail ' || id as body from '{bench.path}/mails.csv'"
     (bench.path / "mails.csv").write_text("id\n7\n")
     assert promptmill.bulk(None, sql=sql, **options).answers == ["echo: Say mail 7"]
-    with pytest.raises(PromptmillError, match="`sql` goes with files and folders, URLs or None for the rows"):
+    with pytest.raises(PromptmillError, match="`sql` works only for files and folders, URLs or a query"):
         promptmill.bulk(["a text"], sql="select 1", **options)
 
 

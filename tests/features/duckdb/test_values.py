@@ -44,6 +44,28 @@ def test_values_that_python_has_no_type_for_are_sent_as_duckdb_shows_them(bench)
     assert bench.answers()[0]["answer"] == f"echo: {shown}"
 
 
+def test_values_in_lists_and_structures_are_sent_as_duckdb_shows_them(bench):
+    lists = "[DATE '2026-01-05', 'infinity'] AS a, {'DATE': INTERVAL 1 MONTH, 'x \"FLOAT': [0.1::FLOAT]} AS b"
+    enums = "MAP {0.1::FLOAT: '-infinity'::TIMESTAMP} AS c, 'DATE'::ENUM('DATE', 'FLOAT') AS d, 0.1::FLOAT AS e"
+    bench.input = _table(bench, f"{lists}, {enums}")
+    bench.succeed("--prompt", "{{a}} {{b}} {{c}} {{d}} {{e}}")
+    (row,) = bench.answers()
+    assert row["answer"] == (
+        'echo: ["2026-01-05","infinity"] {"DATE":"1 month","x \\"FLOAT":[0.1]} {"0.1":"-infinity"} DATE 0.1'
+    )
+    assert row["e"] == 0.1
+
+
+def test_times_with_a_zone_may_be_infinite(bench, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    times = ["2026-01-05 10:11:12+02", "infinity", "-infinity"]
+    bench.input = _table(
+        bench, ", ".join(f"'{time}'::TIMESTAMPTZ AS {name}" for name, time in zip("abc", times, strict=True))
+    )
+    bench.succeed("--prompt", "{{a}} {{b}} {{c}}")
+    assert bench.answers()[0]["answer"] == "echo: 2026-01-05 08:11:12+00:00 infinity -infinity"
+
+
 def test_infinity_of_a_database_is_kept(bench):
     bench.input, bench.output = _table(bench, "1 AS id, 'inf'::DOUBLE AS a"), bench.path / "out.csv"
     bench.succeed("--prompt", "{{id}} {{a}}")

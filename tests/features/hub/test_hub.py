@@ -76,6 +76,16 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_card_counts_the_rows_of_its_file_without_the_skipped_ones(bench, server):
+    server.repos["acme/mails"].commit({"data/train-00000-of-00001.parquet": _parquet("a", "", "b")})
+    bench.input, bench.output = _IN, _OUT
+    assert bench.run("--prompt", "{{body}}", "--skip-empty").returncode == 0
+    labels = server.repos["ada/labels"]
+    assert parquet.read_table(io.BytesIO(labels.files["data/train-00000-of-00001.parquet"])).num_rows == 2
+    assert labels.titles[-1] == "promptmill: 2 rows by test-model"
+    assert "| rows | 2: 2 answered, 0 failed |" in labels.files["README.md"].decode()
+
+
 def test_a_dataset_is_answered_into_another_with_a_card_in_one_commit(bench, server):
     said = _bulk(bench, _IN, _OUT, "--set", "price={input: 1, output: 2}", "--max-tokens", "50")
     labels = server.repos["ada/labels"]
@@ -210,7 +220,7 @@ def test_datasets_are_inputs_and_outputs_of_python(bench, server):
 
 def test_python_reads_the_commit_with_which_a_job_began_and_another_revision_at_its_own(bench, server):
     def ran(url: str) -> tuple[bool, list[str]]:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True, action="always") as told:
             promptmill.bulk(url, bench.path / "out.jsonl", **_asked(bench))
         said = any("has changed: the job reads commit" in str(warning.message) for warning in told)
         return said, [row["body"] for row in _lines(bench.path / "out.jsonl")]

@@ -170,8 +170,8 @@ def test_a_model_that_cannot_be_asked_ends_the_search(rows):
     [
         (("--gold", "lable"), "--gold: the input has no column 'lable'; did you mean label?"),
         (("--choices", "positive,negative"), "labels that are not among the --choices: 'neutral' ("),
-        (("--strong", ""), "--strong: names the model that writes better prompts"),
-        (("--encoding", "cp1252"), "--encoding goes with csv, tsv, txt files"),
+        (("--strong", ""), "--strong needs the name of the model that writes better prompts"),
+        (("--encoding", "cp1252"), "--encoding works only for csv, tsv, txt files"),
     ],
 )
 def test_arguments_that_do_not_fit(rows, given, said):

@@ -306,9 +306,9 @@ def test_a_program_may_have_a_student(student):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--second", "small-2"), "--student goes without --second"),
-        (("--votes", "3"), "--student goes without --votes"),
-        (("--model", "small"), "--student goes without --model"),
+        (("--second", "small-2"), "--student cannot be used with --second"),
+        (("--votes", "3"), "--student cannot be used with --votes"),
+        (("--model", "small"), "--student cannot be used with --model"),
     ],
 )
 def test_options_that_do_not_go_with_it_are_refused(student, options, problem):
@@ -317,7 +317,7 @@ def test_options_that_do_not_go_with_it_are_refused(student, options, problem):
 
 
 def test_it_needs_a_strong_model(student):
-    assert "--student goes with --sure MODEL" in student.fail("--prompt", "{{text}}", "--student")
+    assert "--student needs --sure MODEL" in student.fail("--prompt", "{{text}}", "--student")
 
 
 @pytest.mark.thorough

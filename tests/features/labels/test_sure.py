@@ -14,7 +14,9 @@ import pytest
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
 from promptmill.backends.protocol import Completion
+from promptmill.features.labels import label_status
 from promptmill.features.labels.cut import size_right
+from promptmill.features.labels.label_status import SureExpected, SureSample
 from promptmill.jobs.labels import probability
 from promptmill.jobs.store.records import SLOT, record_of
 from replies import answer, choose, status
@@ -57,8 +59,8 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     assert found["sure"]["cheap"] == givers["cheap"] > ROWS / 3
     assert found["sure"]["strong"] == ROWS - givers["cheap"]
     assert wrong(rows) <= MOST_WRONG
-    scores = {row["sure"]: [one["score"] for one in rows if one["sure"] == row["sure"]] for row in rows}
-    assert min(scores["cheap"]) > max(scores["strong"]), "the cut divides them by their scores"
+    scores = {way: [row["score"] for row in rows if row["sure"] == way] for way in ("cheap", "strong")}
+    assert min(scores["cheap"]) > max(scores["strong"], default=0), "the cut divides them by their scores"
     assert all(row["answer"] == label("strong", row["text"])[0] for row in rows if row["sure"] != "cheap")
     assert found["done"] == found["total"] == ROWS
     assert found["requests"] == len(sure.upstream.seen)
@@ -278,10 +280,10 @@ def test_the_answers_of_cheap_models_are_beside_those_of_the_job(sure):
     [
         (("--agree", "120%"), "--agree '120%' is not a share below 100 %"),
         (("--recall", "fraud"), "is not LABEL=P%"),
-        (("--dedupe",), "--sure goes without --dedupe"),
+        (("--dedupe",), "--sure cannot be used with --dedupe"),
         (("--again", "all"), "name another output for a new sample"),
-        (("--model", "other"), "--sure goes without several models"),
-        (("--shard", "1/2"), "--sure goes without --shard"),
+        (("--model", "other"), "--sure cannot be used with several models"),
+        (("--shard", "1/2"), "--sure cannot be used with --shard"),
     ],
 )
 def test_options_that_do_not_go_with_it_are_refused(sure, options, problem):
@@ -291,7 +293,7 @@ def test_options_that_do_not_go_with_it_are_refused(sure, options, problem):
 
 def test_it_needs_labels_and_its_options_need_it(sure):
     assert "--sure compares labels" in sure.fail("--prompt", "{{text}}", "--sure", "strong")
-    assert "--agree goes with --sure MODEL" in sure.fail("--prompt", "{{text}}", "--agree", "90%")
+    assert "--agree needs --sure MODEL" in sure.fail("--prompt", "{{text}}", "--agree", "90%")
 
 
 def test_another_promise_needs_another_output(sure):
@@ -303,6 +305,39 @@ def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
     done = sure.run(*SURE, *named(sure), "--dry-run")
     assert "sample: 83 rows at both models, about $" in done.stdout
     assert not sure.upstream.seen
+
+
+def test_the_price_of_all_rows_does_not_depend_on_rows_that_are_left_out(sure):
+    def cost_alone() -> float:
+        found = json.loads(sure.run(*SURE, *named(sure), "--skip-empty", "--dry-run", "--json").stdout)
+        cost: float = found["sure"]["cost_alone"]
+        return cost
+
+    before = cost_alone()
+    rows = [{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)]
+    sure.write([*rows, *({"id": f"e{n}", "text": ""} for n in range(ROWS))])
+    assert cost_alone() == pytest.approx(before)
+
+
+def test_a_promise_is_named_with_all_its_digits():
+    expected: SureExpected = {"pays": True, "share": 0.002, "agree": 0.99998}
+    sample: SureSample = {"drawn": 4000, "agreed": 3999, "score": "probability", "classes": {}, "unguarded": []}
+    text = "\n".join(
+        label_status.label_lines(
+            {
+                "model": "strong",
+                "agree": 0.99995,
+                "certainty": 0.95,
+                "rows": 100_000,
+                "sample": sample,
+                "expected": expected,
+                "cheap": 90_000,
+                "strong": 10_000,
+            }
+        )
+    )
+    assert "3,999 agree (99.98 %)" in text
+    assert "99.995 % of the labels or more agree with strong; estimated 99.998 %" in text
 
 
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
@@ -362,9 +397,9 @@ def test_another_promise_before_any_answer_draws_anew(sure):
 def test_a_job_with_sure_labels_takes_no_answers_of_another_way(sure):
     run(sure)
     options = ("--prompt", SURE[1], "--choices", ",".join(LABELS), *named(sure))
-    assert "chose its labels by --sure" in sure.fail(*options, "--model", "strong")
+    assert "chose its labels with --sure" in sure.fail(*options, "--model", "strong")
     for option in (("--keep",), ("--from", str(sure.output))):
-        assert f"--sure goes without {option[0]}" in sure.fail(*SURE, *option)
+        assert f"--sure cannot be used with {option[0]}" in sure.fail(*SURE, *option)
 
 
 # ---- right labels
@@ -446,8 +481,8 @@ def test_a_cheap_model_that_does_not_help_leaves_the_promise_about_the_strong_on
     ("options", "problem"),
     [
         (("--gold", "labels"), "--gold: the input has no column 'labels'"),
-        (("--gold", "label", "--student"), "--gold goes without --student"),
-        (("--gold", "label", "--recall", "neutral=90%"), "--gold goes without --recall"),
+        (("--gold", "label", "--student"), "--gold cannot be used with --student"),
+        (("--gold", "label", "--recall", "neutral=90%"), "--gold cannot be used with --recall"),
         (("--gold", "text"), "--prompt names text, the column of the right labels"),
         (("--gold", "label", "--prompt", "What? {{ row }}"), "--prompt has all columns of the row, also label"),
     ],

@@ -43,8 +43,8 @@ async def test_the_question_about_a_sure_job_names_the_cost_of_its_sample(bench,
     (question,) = asked
     question = question.replace(",", "")  # of thousands
     assert re.fullmatch(
-        r"This job costs about \$\d+\.\d+ for a sample then at most \$\d+\.\d+; `bulk_status` tells the expected cost "
-        r"then\. Start it\?",
+        r"This job costs about \$\d+\.\d+ for a sample then at most \$\d+\.\d+; `bulk_status` then reports the "
+        r"expected cost\. Start it\?",
         question,
     )
     first, most = map(float, re.findall(r"\$([\d.]+)", question.replace("; ", " ")))
@@ -77,7 +77,7 @@ async def test_a_student_over_mcp_says_how_many_calls_it_saved(bench, tools):
     bench.write([{"text": f"a {('good', 'bad')[n % 2]} text {n}"} for n in range(5_200)])
     order = {"prompt": "{{text}}", "choices": ["yes", "no"], "sure": {"model": "strong", "student": True}}
     async with tools() as call:
-        with pytest.raises(ToolError, match=r"`sure\.student` goes without `model`"):
+        with pytest.raises(ToolError, match=r"`sure\.student` cannot be used with `model`"):
             await ran(call, **order, model="small")
         job = await ran(call, **order)
     assert job["sure"]["factor"] > 3
@@ -96,7 +96,7 @@ async def test_votes_decide_over_mcp(bench, tools):
 async def test_an_error_of_a_field_of_sure_names_the_argument(bench, tools):
     bench.prompts(1)
     async with tools() as call:
-        with pytest.raises(ToolError, match=r"`sure\.second` goes without `votes`: both say"):
+        with pytest.raises(ToolError, match=r"`sure\.second` cannot be used with `votes`: both decide"):
             await call(
                 "bulk_generate", prompts=["a"], choices=["a", "b"], sure={"model": "good", "votes": 3, "second": "m"}
             )

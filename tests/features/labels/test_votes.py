@@ -13,6 +13,7 @@ import pytest
 
 from labellers import LABELS, labellers, named, sent
 from labellers import label as label_of_model
+from page_content import written
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.labels.votes import Votes
@@ -63,6 +64,13 @@ def test_objects_with_the_same_fields_are_the_same_vote():
     decision = decided([vote('{"a": 1, "b": 2}'), vote('{"b":2,"a":1}'), vote('{"a": 1, "b": 3}')])
     assert decision.score == pytest.approx(2 / 3)
     assert not decision.is_tie
+
+
+@pytest.mark.parametrize("one", ['{"a": 5}', '{"a": 5.0}', '{"a": 5e0}'])
+@pytest.mark.parametrize("form", ["%s", '{"b": [%s]}', '{"b": {"c": %s}}'])
+def test_a_number_is_the_same_vote_however_it_is_written(one, form):
+    decision = decided([vote(form % '{"a": 6}'), vote(form % '{"a": 5}'), vote(form % one)])
+    assert (decision.record.text, decision.agree) == (form % '{"a": 5}', 2)
 
 
 def test_votes_are_sent_before_the_decisions():
@@ -164,6 +172,12 @@ def test_several_models_have_a_vote_each_at_their_own_temperature(bench):
         assert row["answered_by"] == ("small", "small-2", "strong")[every.index(row["answer"])]
 
 
+def test_a_report_counts_the_rows_of_each_round_not_their_votes(voters):
+    run(voters, "--votes", "3", "--report", "r.html")
+    data, _ = written(voters.path / "r.html")
+    assert dict(data["run"])["Rounds"] == f"1 first: {ROWS} rows\n2 votes: {ROWS} rows"
+
+
 def test_more_votes_later_keep_those_that_there_are(voters):
     run(voters, "--votes", "2")
     run(voters, "--votes", "3")
@@ -262,9 +276,9 @@ def test_damaged_votes_are_sent_again(voters):
     [
         (("--votes", "1"), "--votes '1' is not a number from 2 to 9"),
         (("--votes", "2", "--model", "b", "--model", "c"), "3 models need at least --votes 3"),
-        (("--votes", "3", "--dedupe"), "--votes goes without --dedupe"),
-        (("--votes", "3", "--shard", "1/2"), "--votes goes without --shard"),
-        (("--votes", "3", "--sure", "strong", "--second", "b"), "--second goes without --votes"),
+        (("--votes", "3", "--dedupe"), "--votes cannot be used with --dedupe"),
+        (("--votes", "3", "--shard", "1/2"), "--votes cannot be used with --shard"),
+        (("--votes", "3", "--sure", "strong", "--second", "b"), "--second cannot be used with --votes"),
     ],
 )
 def test_options_that_do_not_go_with_it_are_refused(voters, options, problem):

@@ -132,6 +132,25 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(field, value):
     assert _refused(CHAT, {"messages": HI, field: value}).param == field
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "code"),
+    [
+        (CHAT, {}, "messages", "missing_required_parameter"),
+        (CHAT, {"messages": "hi"}, "messages", "invalid_type"),
+        (CHAT, {"messages": HI, "max_tokens": "many"}, "max_tokens", "invalid_type"),
+        (CHAT, {"messages": HI, "temperature": True}, "temperature", "invalid_type"),
+        (CHAT, {"messages": HI, "n": 129}, "n", "integer_above_max_value"),
+        (CHAT, {"messages": HI, "max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        (CHAT, {"messages": HI, "top_p": 3}, "top_p", "decimal_above_max_value"),
+        (RESPONSES, {}, "input", "missing_required_parameter"),
+        (RESPONSES, {"input": [{"role": "user", "content": 5}]}, "input", None),
+    ],
+)
+def test_a_wrong_value_has_the_code_of_openai(path, body, param, code):
+    error = _refused(path, body)
+    assert (error.param, error.code) == (param, code)
+
+
 def test_a_wrong_message_is_named_by_its_place():
     error = _refused(CHAT, {"messages": [*HI, {"role": "wizard", "content": "hi"}]})
     assert error.param == "messages[1]"
@@ -292,6 +311,28 @@ def test_an_error_has_the_status_and_code_that_clients_look_at(code, status, nam
     assert list(error.headers or ()) == ([retry] if retry else [])
 
 
+@pytest.mark.parametrize(
+    ("code", "said", "path", "expected"),
+    [
+        (Code.NOT_FOUND, None, CHAT, ("model", "model_not_found")),
+        (Code.CONTEXT_LENGTH, None, CHAT, ("messages", "context_length_exceeded")),
+        (Code.CONTEXT_LENGTH, None, RESPONSES, ("input", "context_length_exceeded")),
+        (
+            Code.BAD_REQUEST,
+            {"param": "temperature", "code": "unsupported_value"},
+            CHAT,
+            ("temperature", "unsupported_value"),
+        ),
+        (Code.BAD_REQUEST, {"param": "body", "code": 400}, CHAT, (None, None)),
+    ],
+)
+def test_an_error_of_the_endpoint_has_its_parameter(code, said, path, expected):
+    failed = PromptmillError(code, "api.openai.com refused it.")
+    failed.said = None if said is None else {"status_code": 400, "error": said}
+    error = error_of(failed, path)
+    assert (error.param, error.code) == expected
+
+
 def test_every_code_makes_an_error_of_openai():
     for code in Code:
         body = error_of(PromptmillError(code, "It failed.")).body()
@@ -329,6 +370,15 @@ def test_vectors_without_an_index_are_in_the_order_of_the_inputs():
 def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(indices):
     with pytest.raises(ApiError, match="one embedding for each of the 2 inputs") as raised:
         _embeddings(*({"index": index, "embedding": [1.0]} for index in indices))
+    assert raised.value.status == 502
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize("vector", [[1.0, None], [None], ["1.0"]])
+def test_an_embedding_without_all_its_numbers_is_an_error_of_the_endpoint(vector, encoding):
+    answer = Completion("", details={"payload": {"data": [{"embedding": vector}]}})
+    with pytest.raises(ApiError) as raised:
+        reply_body(EMBEDDINGS, {"input": "x", "encoding_format": encoding}, answer, "m")
     assert raised.value.status == 502
 
 

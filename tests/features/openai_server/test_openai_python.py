@@ -15,7 +15,7 @@ from openai_clients import client_of
 from replies import answer, attempts, deltas, drip, hang, raw, sse, status
 from served import BEARER, TOKEN, ServedHere
 from server_process import written
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.http
 HI = [{"role": "user", "content": "hi there"}]
@@ -106,7 +106,7 @@ def test_a_client_that_leaves_ends_its_request(server, upstream):
 @pytest.mark.thorough  # it waits three seconds
 def test_a_silent_stream_sends_comments(server, upstream):
     upstream.reply = hang()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     with contextlib.closing(connection):
         connection.request("POST", "/v1/chat/completions", json.dumps({"messages": HI, "stream": True}), BEARER)
         response = connection.getresponse()
@@ -319,9 +319,10 @@ def test_embeddings_pass_through_to_the_endpoint(client, upstream):
         ({"headers": {}}, 401, "invalid_api_key"),
         ({"method": "GET", "path": "/v1/models/"}, 404, "unknown_url"),
         ({"body": b"{"}, 400, None),
-        ({"body": b'{"messages": [{"role": "user", "content": "hi"}], "stream": "no"}'}, 400, None),
+        ({"body": b'{"messages": [{"role": "user", "content": "hi"}], "stream": "no"}'}, 400, "invalid_type"),
         ({"body": b"[]"}, 400, None),
-        ({"body": b'{"model": 3}'}, 400, None),
+        ({"body": b'{"model": 3}'}, 400, "invalid_type"),
+        ({"body": b'{"model": "gone", "messages": []}'}, 404, "model_not_found"),
         ({"body": b'{"messages": [' + b"1," * 400_000 + b"1]}"}, 413, "request_too_large"),
         ({"headers": {**BEARER, "Host": "evil.example"}}, 421, None),
         ({"headers": {**BEARER, "Origin": "https://evil.example"}}, 403, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,3 +121,11 @@ def test_white_space_around_a_text_is_no_difference():
     events = ChatEvents({}, "m", 1)
     sent = [*events.grow(Growing("\nIt is ")), *events.end(Completion("It is Paris.", "stop"))]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in _data(sent)).strip() == "It is Paris."
+
+
+@pytest.mark.parametrize("answer", [Completion(""), Completion("", tool_calls=(_call(0, "{}"),)), Completion("Paris")])
+def test_the_log_probabilities_of_an_answer_are_streamed_once_even_without_text(answer):
+    said = {"content": [{"token": "<end>", "logprob": -0.5}]}
+    chunks = _data(ChatEvents({}, "m", 1).end(replace(answer, logprobs=said)))
+    found = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]]
+    assert found == [{"refusal": None, **said}]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from replies import answer, late
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 pytestmark = [
     pytest.mark.thorough,
@@ -78,7 +78,7 @@ def test_cancelling_frees_all_replicas_at_once(bench, cluster):
     eventually(lambda: len(replicas()) == 4)  # the first ones answer before the last one has started
     eventually(lambda: len(bench.upstream.seen) > 50)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     eventually(lambda: not replicas())
     assert process.returncode == 143
     bench.upstream.reply = answer()

@@ -85,6 +85,45 @@ def test_a_report_counts_by_model_and_by_prompt(bench):
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")
 
 
+def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if "bad" in seen.prompt else answer("yes"))
+    bench.write([{"text": text} for text in ("a", "", "bad", "b")])
+    grid = ("--model", "small", "--model", "good", "--prompt", "{{text}}", "--set", "price={input: 1, output: 1}")
+    bench.fail(*grid, "--skip-empty", "--report", "r.html", code=1)
+    data, _ = written(bench.path / "r.html")
+    (bars,) = [bars for title, _, bars, _ in data["counts"] if title == "Answers by model"]
+    assert [bar[:3] for bar in bars] == [["small", 2, "1 failed"], ["good", 2, "1 failed"]]
+    remarks = {label: remark for label, _, remark in data["tiles"]}
+    assert remarks["Time"].endswith(" answers/s")
+    assert remarks["Cost"].endswith(" per 1,000 answers")
+
+
+def test_an_item_of_lists_is_searched_because_no_cell_equals_it(bench):
+    bench.upstream.reply = choose(lambda seen: answer(json.dumps({"tags": ["cold", "cold", seen.prompt[-1]]})))
+    bench.prompts(3)
+    schema = {"type": "object", "properties": {"tags": {"type": "array", "items": {"type": "string"}}}}
+    bench.succeed("--schema", json.dumps(schema), "--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    ((title, searched, bars, _),) = data["counts"]
+    assert (title, searched, bars[0][:2]) == ("tags", "", ["cold", 3])
+    assert column(data, rows, "tags")[0] == '["cold","cold","0"]'
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "shown"),
+    [
+        (1, 1, "100 %"),
+        (9997, 10_000, "99.97 %"),
+        (996, 1000, "99.6 %"),
+        (1, 3, "33 %"),
+        (2, 10_000_000, "0.00002 %"),
+        (0, 9, ""),
+    ],
+)
+def test_the_share_of_a_tile_is_100_percent_only_of_all_rows(count, total, shown):
+    assert job_page._share(count, total) == shown
+
+
 def test_a_report_has_the_run_its_figures_and_its_rows(bench):
     words = ["positive", "negative", "positive"]
     bench.upstream.reply = choose(
@@ -177,7 +216,7 @@ def test_images_are_thumbnails(bench):
 
 
 def test_thumbnails_and_rows_share_the_size_of_the_file(bench, monkeypatch):
-    monkeypatch.setattr(page, "_LARGEST", 150_000)
+    monkeypatch.setattr(page, "LARGEST_REPORT", 150_000)
     monkeypatch.setattr(page, "_LEAST", 1_000)
     monkeypatch.setattr(job_page, "_PICTURES", 60_000)
     for at in range(12):
@@ -215,7 +254,7 @@ def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench):
     (bench.path / "notes.html").write_text("mine")
     assert "exists and is no report" in bench.fail("--report", "notes.html", code=2)
     assert "There is no folder" in bench.fail("--report", "no/r.html", code=2)
-    assert "goes without --detach" in bench.fail("--report", "r.html", "--detach", code=2)
+    assert "cannot be used with --detach" in bench.fail("--report", "r.html", "--detach", code=2)
     assert not bench.upstream.seen
     bench.succeed()
     assert "exists and is no report" in reported(bench, str(bench.output), "--html", "notes.html", code=2)
@@ -270,7 +309,7 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
 
 @pytest.mark.parametrize("length", [1, 300])
 def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length):
-    monkeypatch.setattr(page, "_LARGEST", 90_000)
+    monkeypatch.setattr(page, "LARGEST_REPORT", 90_000)
     monkeypatch.setattr(page, "_LEAST", 1_000)
     texts = [base64.b64encode(os.urandom(length)).decode() for _ in range(600 if length > 1 else 20_000)]
     folder = made(tmp_path, [Completion(text) for text in texts], texts)
@@ -285,7 +324,7 @@ def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monk
 
 
 def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(job_page, "MOST_ROWS", 50)
+    monkeypatch.setattr(job_page, "MOST_REPORT_ROWS", 50)
     folder = made(tmp_path, [Completion("yes", usage=Usage(1, 1))] * 70, [f"prompt {at}" for at in range(70)])
     found = job_page.write(folder, tmp_path / "r.html")
     data, rows = written(tmp_path / "r.html")

@@ -60,5 +60,5 @@ def test_every_mistake_is_a_promptmill_error(labelled, wrong, said):
 
 
 def test_a_result_without_an_output_has_no_job(labelled):
-    with pytest.raises(PromptmillError, match="give `bulk` an output"):
+    with pytest.raises(PromptmillError, match="call `bulk` with one"):
         promptmill.review(promptmill.BulkResult({}, []))

@@ -19,8 +19,10 @@ import killed
 import promptmill
 from all_features import need
 from labellers import LABELS, label, labellers, named, sent
+from page_content import written
 from promptmill.core.values import text_of
 from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.store import status_words
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT
 from replies import answer, choose, status
@@ -367,6 +369,11 @@ def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     said = bench.jobs(bench.folder.job_id).stdout
     assert "as the person would label every row" in said
     assert "tell no shares" not in said
+    assert bench.jobs(bench.folder.job_id, "--html", "r.html").returncode == 0
+    data, _ = written(bench.path / "r.html")
+    ((_, _, bars, words),) = data["counts"]
+    assert {name: remark for name, _, remark in bars} == {name: status_words.share(one) for name, one in its.items()}
+    assert words == "Each is the share as the person would label every row, with its interval."
     more = next(
         row for row in table(bench, name="more.xlsx") if int(row["row"]) not in {int(one["row"]) for one in found}
     )

@@ -91,7 +91,7 @@ async def test_a_review_uses_only_the_files_and_arguments_that_a_call_may_use(vo
             ("review", {"output_file": str(tmp_path / "x.html")}, "output_file is outside"),
             ("review", {"output_file": "review.sh"}, r"output_file is no \.html or "),
             ("review", {"output_file": ".hidden.html"}, "output_file is hidden"),
-            ("review", {"rows": 3, "sample": 3}, "`rows` goes without `sample`"),
+            ("review", {"rows": 3, "sample": 3}, "`rows` cannot be used with `sample`"),
             ("review", {"take": str(outside)}, "take is outside"),
             ("review", {"take": "x.csv", "decisions": []}, "one of `take` and `decisions`"),
             ("review", {"decisions": [{"row": 99, "label": "neutral", "key": ""}]}, "no answered row '99'"),

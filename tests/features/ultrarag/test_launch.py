@@ -20,7 +20,7 @@ from piped import Piped
 from promptmill.features.ultrarag import launch
 from replies import answer, by_prompt, hang
 from sure import sure
-from waiting import eventually
+from waiting import PATIENCE_S, eventually
 
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "servers" / "generation" / "src" / "generation.py"
@@ -106,7 +106,7 @@ def test_another_python_starts_it_and_ours_answers(checkout, foreign_python, ups
         assert server.answers("hi") == ["echo: hi"]
         assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}", "the configuration is the pipeline's"
         server.end("EOF")
-        assert server.process.wait(10) == 0
+        assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_the_keys_of_the_pipelines_environment_reach_an_endpoint_that_only_its_call_names(
@@ -161,7 +161,7 @@ def test_the_process_that_the_client_started_is_the_server(checkout, foreign_pyt
         server.call("generate", prompt_ls=["x"])
         eventually(lambda: upstream.in_flight)
         server.end("SIGTERM")
-        assert server.process.wait(10) == 143
+        assert server.process.wait(PATIENCE_S) == 143
         eventually(lambda: not upstream.in_flight)
 
 
@@ -192,7 +192,7 @@ def test_without_both_an_environment_around_it_that_has_promptmill_counts(checko
     (programs / "python").chmod(0o755)
     (checkout / environment / "pyvenv.cfg").write_text("")
     with _started(foreign_python, PROMPTMILL_PYTHON="", PYTHONPATH="") as server:
-        server.process.wait(60)
+        server.process.wait(PATIENCE_S)
         assert "has no promptmill" in server.said(), "an environment without promptmill does not count"
     (programs / "promptmill").write_text("")
     with _started(foreign_python, PROMPTMILL_PYTHON="") as server:
@@ -219,7 +219,7 @@ async def test_the_server_object_of_the_launcher_lists_the_tools_of_the_server()
 def test_it_says_what_to_do_when_promptmill_cannot_be_found(checkout, foreign_python, named, said):
     environ = {**os.environ, "PROMPTMILL_PYTHON": named}
     command = [foreign_python, "servers/generation/src/generation.py"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "promptmill install ultrarag CHECKOUT" in done.stderr
@@ -263,7 +263,7 @@ def test_a_wrong_parameter_file_ends_it_with_the_key_and_strange_keys_do_not(che
         assert "did you mean concurrency? It was left out." in server.said()
     file.write_text("backend: openai\nbackend_configs: {openai: {concurrency: many}}\n")
     with _started(foreign_python) as server:
-        assert server.process.wait(60) == 2
+        assert server.process.wait(PATIENCE_S) == 2
         assert "backend_configs.openai.concurrency" in server.said()
 
 

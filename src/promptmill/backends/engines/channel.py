@@ -208,5 +208,5 @@ class Intake(Generic[R]):
             del self._submitted[run]
             message = queue.popleft()
             if queue:
-                self._submitted[run] = queue  # this run's next turn comes after all other runs
+                self._submitted[run] = queue  # last: this run's next turn comes after all other runs
             return message

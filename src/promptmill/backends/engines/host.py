@@ -25,7 +25,6 @@ from typing import Any
 import orjson
 
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.embedded_model import cache_folder
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
@@ -36,10 +35,11 @@ from promptmill.core.wording import did_you_mean
 from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
+from promptmill.system.state import cache_folder
 
-_NEARLY_EQUAL = 0.8  # similarity; the engine's own names, which promptmill does not know, are probably less similar
+_NEARLY_EQUAL = 0.8  # from this similarity on, a key counts as misspelt; high, as it may be the engine's own
 _CHILD = "promptmill.backends.engines.child"
-_READ_AT_ONCE = 8  # items of a call whose images are in memory, between the disk and the pipe
+_READ_AT_ONCE = 8  # max items of a call whose images are in memory, between the disk and the pipe
 
 
 def create(plan: ResolvedConfig) -> EngineHost:
@@ -66,12 +66,12 @@ def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, st
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     elif replicas > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // replicas)))
-    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # GPUs get the numbers of nvidia-smi
     environment.setdefault("TQDM_DISABLE", "1")
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # otherwise transformers asks a service of Hugging Face to convert a model without safetensors
+    # without this, transformers asks a service of Hugging Face to convert a model that has no safetensors
     environment.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    # compiled code is kept in a folder of the user; all other temporary files are removed with the engine
+    # compiled code is kept: the temporary folder, its usual place, is removed with the engine
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
@@ -127,7 +127,7 @@ class EngineHost:
             raise PromptmillError(
                 Code.ENGINE_LOAD_FAILED,
                 f"The {self._engine} engine's process could not be started: {reason}.",
-                "Look at this machine's limits of processes, open files and memory.",
+                "Raise this machine's limits of processes, open files or memory.",
             ) from None
         if self._closed:
             raise _shut_down()
@@ -325,7 +325,7 @@ def _shut_down() -> PromptmillError:
 
 
 class EngineShare(FixedShare):
-    """A call's share of an engine. It packs the call's requests for the pipe; the engine itself shares its batch."""
+    """A call's share of an engine. It encodes the call's requests; the engine divides its batch among all calls."""
 
     def __init__(self, most: int, run: int, images: ImageCache | None, *, live: bool = False) -> None:
         """`run`: the number of the call in messages. `images`: None for a model that reads only text.
@@ -364,7 +364,7 @@ class EngineShare(FixedShare):
             )
         check_encodable(conversation)
         read = [await self._images.read(image.source) for image in conversation.images] if self._images else []
-        _check_size(sum(map(len, read)))  # before the images are copied into a frame
+        _check_size(sum(map(len, read)))  # checked before the images are copied into a frame
         return _packed(
             {
                 **message,

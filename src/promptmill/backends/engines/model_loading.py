@@ -18,7 +18,7 @@ from pathlib import Path
 from promptmill.backends.engines import embedded_model
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, Named, PromptmillError, Words, first_sentence
-from promptmill.system.installation import adding, command_for_package
+from promptmill.system.installation import adding
 from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -180,7 +180,7 @@ def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
                 f"{'`HF_HUB_OFFLINE` and `HF_HOME`' if offline else 'the network and `HF_ENDPOINT`'}.",
             )
         constants.HF_HUB_OFFLINE = True  # the client reads its environment variable only when it is imported
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the child processes of an engine
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the engine's child processes
         return
     if not any(_is_on_hub(name, file) for file in files):
         raise load_failure(f"{name} on the model hub holds no {files[0]}.", advice)
@@ -204,7 +204,7 @@ def _is_on_hub(name: str, file: str) -> bool:
         ) from None
     except EntryNotFoundError:
         return False
-    except Exception as error:  # loading would raise it again
+    except Exception as error:  # reported later: loading raises it again
         raise _refusal(name, error) from None
     return True
 
@@ -216,7 +216,7 @@ def _require_hub() -> None:
             Code.MISSING_DEPENDENCY,
             "Models of the hub need huggingface_hub, which is not installed.",
             f"Install it, or give the path of a model on this machine's disk, or {EMBEDDED}, which needs no "
-            f"hub. Run: {command_for_package('huggingface_hub')}",
+            f"hub. {adding('hub')}",
         )
 
 

@@ -18,6 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import TOP_CHOICES, check_left_out, top_choices_of
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
+from promptmill.images.load import on_white
 from promptmill.system.frames import Frame
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def template_options(
             continue
         if knows(name):
             options[name] = value
-        elif value is not False:  # a model without this option does not think anyway
+        elif value is not False:  # an unknown option; False needs none, because a model without it does not think
             left_out.append(name)
     return {"add_generation_prompt": True, **options}
 
@@ -156,8 +157,10 @@ def split_stops(
 
 
 def draws(sampling: Mapping[str, Any], *, by_default: bool) -> bool:
-    """Return whether a request without a temperature draws tokens: it does if it sets top_p, top_k or min_p."""
-    return by_default or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
+    """Return whether a request without a temperature is sampled: by default, or if it restricts the tokens by top_p,
+    top_k or min_p."""
+    limits_mass = (sampling.get("top_p") or 1) < 1  # many programs always send `top_p: 1`
+    return by_default or limits_mass or any((sampling.get(name) or 0) > 0 for name in ("top_k", "min_p"))
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -235,20 +238,11 @@ def _decode(encoded: str, place: int) -> Image:
         with catch_warnings():
             simplefilter("ignore")  # a warning about the size, which the server has checked
             with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
-                return _on_white(image)
+                return on_white(image)
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError):
         raise PromptmillError(
             Code.INVALID_IMAGE, f"Image {place} of the prompt is broken: it cannot be opened.", "Make it again."
         ) from None
-
-
-def _on_white(image: Image) -> Image:
-    from PIL import Image
-
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    upper = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
 
 
 def mark_in_text(mark: str) -> PromptmillError:

@@ -35,6 +35,7 @@ Tools: TypeAlias = Mapping[str, JsonObject]
 """The JSON Schemas of the tools' parameters, by tool name."""
 Found: TypeAlias = tuple[str, list[tuple[str, object]]]
 """The text without its calls, and the calls as pairs of name and arguments."""
+_PYTHON_TEXT = re.compile(r"""'(?:\\.|[^'\\])*+'|"(?:\\.|[^"\\])*+\"""", re.DOTALL)
 _AROUND = re.compile(r"\A(?:<\|python_tag\|>|<\|tool_call\|>|functools)|<\|/tool_call\|>\Z")
 _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
 # A part without a closing mark extends to the end of the text. This keeps the search linear.
@@ -65,8 +66,8 @@ _XTML_ARGUMENT = re.compile(
 _GEMMA_CALL = re.compile(r"(?:call)?:?([\w.-]+)(\{.*)", re.DOTALL)
 _GEMMA_WORD = re.compile(r'(<\|"\|>|<escape>)(.*?)\1|([^\s{}\[\],:][^{}\[\],:]*)', re.DOTALL)
 _JSON_WORD = re.compile(r"true|false|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
-_MINIMAX = "]<]minimax[>["
-_MINIMAX_PIECE = re.compile(r"<(/?)([^<>\s]+)(?:\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?)?\s*>(.*)", re.DOTALL)
+_M3_MARK = "]<]minimax[>["
+_M3_PIECE = re.compile(r"<(/?)([^<>\s]+)(?:\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?)?\s*>(.*)", re.DOTALL)
 _PLAMO = re.compile(
     r"<\|plamo:begin_tool_name:plamo\|>([^<]*)<\|plamo:end_tool_name:plamo\|>\s*"
     r"<\|plamo:begin_tool_arguments:plamo\|>(?:<\|plamo:constrain\|>json<\|plamo:msg\|>)?"
@@ -209,12 +210,21 @@ def _chosen(choice: object, tools: list[JsonDict]) -> str | None:
     )
 
 
+_DEFINITIONS = ("$defs", "definitions")
+_BY_NAME = frozenset((*_DEFINITIONS, "properties", "patternProperties", "dependentSchemas"))
+_LITERAL = frozenset(("const", "default", "enum", "examples"))
+
+
 def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
     shared: JsonDict = {}
     calls = []
-    for name, parameters in schemas.items():
-        own = {key: value for key, value in parameters.items() if key != "$defs"}
-        shared |= parameters.get("$defs") or {}
+    for tool, (name, parameters) in enumerate(schemas.items()):
+        own = _moved({key: value for key, value in parameters.items() if key not in _DEFINITIONS}, tool)
+        groups = [parameters.get(group) or {} for group in _DEFINITIONS]
+        inner = {f"{tool}.{name}": _moved(value, tool) for group in groups for name, value in group.items()}
+        if re.search(rf'"#/\$defs/{tool}["/]', json.dumps([own, inner])):  # the schema refers to itself
+            inner[str(tool)] = own
+        shared |= inner
         calls.append(
             {
                 "type": "object",
@@ -225,6 +235,21 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
         )
     schema: JsonDict = {"type": "array", "minItems": 1, "items": {"anyOf": calls} if len(calls) > 1 else calls[0]}
     return schema | ({"maxItems": 1} if single else {}) | ({"$defs": shared} if shared else {})
+
+
+def _moved(node: Any, tool: int, *, by_name: bool = False) -> Any:
+    """Return a part of a tool's schema with its references to definitions of all tools: other tools may have the same
+    names. `by_name`: the keys are names, for example of properties."""
+    if not isinstance(node, dict):
+        return [_moved(inner, tool) for inner in node] if isinstance(node, list) else node
+    moved = {
+        key: inner if key in _LITERAL and not by_name else _moved(inner, tool, by_name=key in _BY_NAME and not by_name)
+        for key, inner in node.items()
+    }
+    if isinstance(place := node.get("$ref"), str) and place.startswith("#"):
+        group, _, inner = place[2:].partition("/")
+        moved["$ref"] = f"#/$defs/{tool}.{inner}" if group in _DEFINITIONS else f"#/$defs/{tool}{place[1:]}"
+    return moved
 
 
 class UnreadableCallError(Exception):
@@ -349,11 +374,11 @@ def _gemma_word(match: re.Match[str]) -> str:
 
 def _minimax(text: str, tools: Tools) -> Found:
     """Read the calls of MiniMax M3: each argument is an element, and an object or list has inner elements."""
-    before, *pieces = text.split(_MINIMAX)
+    before, *pieces = text.split(_M3_MARK)
     calls: list[tuple[str, object]] = []
     open_elements: list[tuple[str, list[tuple[str, Any]], str]] = []
     for piece in pieces:
-        if (match := _MINIMAX_PIECE.match(piece)) is None:
+        if (match := _M3_PIECE.match(piece)) is None:
             raise UnreadableCallError
         closing, tag, name, content = match.groups()
         if not closing:
@@ -394,7 +419,7 @@ def _name_and_arguments(call: JsonObject) -> tuple[str, object]:
     name = call.get("name") or call.get("tool_name") or inner
     if not isinstance(name, str):
         raise UnreadableCallError
-    return name, next((call[key] for key in ("arguments", "parameters", "args") if key in call), {})
+    return name, next((call[key] or {} for key in ("arguments", "parameters", "args") if key in call), {})
 
 
 def _single_keys(block: str, _: Tools) -> list[tuple[str, object]]:
@@ -419,6 +444,8 @@ def _value_of(text: str, schema: JsonObject, root: JsonObject) -> Any:
     for read in (json.loads, _python_value) if types else (json.loads,):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = read(bare)
+            if isinstance(value, tuple) and "array" not in types:
+                break  # a number with a comma, such as 1,000
             return int(value) if "integer" in types and isinstance(value, float) and value.is_integer() else value
     return text
 
@@ -426,7 +453,7 @@ def _value_of(text: str, schema: JsonObject, root: JsonObject) -> Any:
 def _python_value(text: str) -> Any:
     """Return the value of a Python literal in which JSON's words may occur. Raises `ValueError` for any other text."""
     value = ast.literal_eval(_JsonWords().visit(ast.parse(text, mode="eval")))
-    json.dumps(value)  # raises `TypeError` for a value that JSON cannot represent
+    json.dumps(value)  # checks it: raises `TypeError` for a value that JSON cannot represent
     return value
 
 
@@ -486,17 +513,24 @@ def _closed(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
 
 def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
     """Read `[name(argument=value), …]`, or a call on each line."""
-    block = block.strip()
-    if not block.startswith("["):
-        block = f"[{','.join(block.splitlines())}]" if "\n" in block else block
-    tree = _JsonWords().visit(ast.parse(block, mode="eval")).body
     calls: list[tuple[str, object]] = []
-    for call in tree.elts if isinstance(tree, ast.List) else [tree]:
+    for call in _expressions(block.strip()):
         if not isinstance(call, ast.Call) or call.args:
             raise UnreadableCallError
         arguments = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
         calls.append((ast.unparse(call.func), arguments))
     return calls
+
+
+def _expressions(block: str) -> list[ast.expr]:
+    """Return the items of a list, an expression, or one of each line. A text in it may have line breaks."""
+    escaped = _PYTHON_TEXT.sub(lambda text: text[0].replace("\r", "\\r").replace("\n", "\\n"), block)
+    for text in (block, escaped):
+        for parts in ([text], [line.strip() for line in text.split("\n") if line.strip()]):
+            with contextlib.suppress(SyntaxError):
+                trees = [_JsonWords().visit(ast.parse(part, mode="eval")).body for part in parts]
+                return [each for tree in trees for each in (tree.elts if isinstance(tree, ast.List) else [tree])]
+    raise UnreadableCallError
 
 
 def _python_or_json(block: str, tools: Tools) -> list[tuple[str, object]]:
@@ -528,7 +562,7 @@ def _harmony(text: str, _: Tools) -> Found:
 
 
 _FORMS = (
-    Form(_MINIMAX, (_MINIMAX,), _minimax),  # MiniMax M3
+    Form(_M3_MARK, (_M3_MARK,), _minimax),  # MiniMax M3
     _between("<tool_call>", "</tool_call>", _tagged, "<tool_calls>", "</tool_calls>", "<tool_sep>", lone="<function="),
     _between("<seed:tool_call>", "</seed:tool_call>", _tagged),  # Seed-OSS
     _between("<longcat_tool_call>", "</longcat_tool_call>", _tagged),

@@ -6,16 +6,15 @@ Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-r
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from promptmill.core.bounds import MOST_LEAVES
+from promptmill.backends.openai.error_body import fields_of
 
 _UNITS = {
     "ms": 0.001, "msec": 0.001, "millisecond": 0.001, "毫秒": 0.001,
@@ -97,25 +96,22 @@ def exhausted_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the wait in `retry-after-ms` or `Retry-After`: seconds, a date, or a span such as `1m30s`."""
+    """Return the wait in `retry-after-ms` or `Retry-After`: seconds, a time (Unix or a date), or a span (`1m30s`)."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
     text = headers.get("Retry-After")
-    seconds = _number(text)
-    if seconds is not None or text is None:
-        return seconds
-    if _SPAN.fullmatch(text.strip()):
-        return _span_sum_s(text)
+    if text is None:
+        return None
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now)
     except (ValueError, TypeError, OverflowError):
-        return None
+        return _span_s(text, None, now)
 
 
 def _from_fields(payload: Any, now: float) -> float | None:
     waits: list[float] = []
-    for name, value in _fields(payload):
+    for name, value in fields_of(payload):
         word = re.sub(r"[^a-z]", "", name.lower())
         if word == "headers" and isinstance(value, Mapping):
             nested = {str(key).lower(): str(inner) for key, inner in value.items()}
@@ -123,20 +119,6 @@ def _from_fields(payload: Any, now: float) -> float | None:
         elif word in _FIELDS and (wait := _span_s(value, _FIELDS[word], now)) is not None:
             waits.append(wait)
     return max(waits, default=None)
-
-
-def _fields(payload: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of all objects in `payload`, up to a limit."""
-    waiting, left = [payload], MOST_LEAVES
-    while waiting and left:
-        value = waiting.pop()
-        left -= 1
-        if isinstance(value, Mapping):
-            for name, inner in itertools.islice(value.items(), MOST_LEAVES):
-                yield str(name), inner
-                waiting.append(inner)
-        elif isinstance(value, list):
-            waiting += value[:50]
 
 
 def _span_s(value: Any, unit_s: float | None, now: float) -> float | None:
@@ -169,7 +151,7 @@ def _from_words(text: str, now: float) -> float | None:
                 continue
             if pattern is _SPAN:
                 waits.append(_span_sum_s(match[0]))
-            elif pattern is _CLOCK:  # otherwise it is a time of day
+            elif pattern is _CLOCK:  # a wait only after "in" or "after"; else a time of day
                 waits += [_clock_s(match)] if before.endswith((" in ", " after ")) else []
             elif (wait := _until_s(match[0], now, local=not text.isascii())) is not None:
                 waits.append(wait)

@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 from promptmill.backends.openai.endpoint import endpoints, image_types_of
 from promptmill.backends.openai.exchanged import ExchangedAnswers
-from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s, longest_wait_s
 from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.limit.endpoint_state import (
     SEVERAL,
@@ -47,10 +47,10 @@ from promptmill.core.errors import Code, PromptmillError, config_error, internal
 from promptmill.core.request import Request
 from promptmill.images.load import ImageRules, WebImages
 
-# An item fails after this multiple of `retries` attempts, even if most of them were not counted.
+# An item fails at the latest after this multiple of `retries` attempts, even if most of them were not counted.
 _HARD_CAP = 5
 _NOTHING_BEHIND = 502  # a proxy's answer if its server is down
-# Failures with these codes are caused by the item's content, however many items have them.
+# Failures with these codes are caused by the item's content, even if many items have them.
 _OWN = frozenset(
     {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
 )
@@ -76,7 +76,7 @@ class OpenAIBackend:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._endpoints = endpoints(plan)
         for endpoint in self._endpoints:
-            proxy_of(endpoint.url, trust_env=self._settings.trust_env)  # raises if the proxy is unusable
+            proxy_of(endpoint.url, trust_env=self._settings.trust_env)  # checked early: raises if the proxy is unusable
         self._pool: Pool | None = None
         """The pool; None before loading and after closing."""
         self._fetcher = WebImages() if plan.settings.fetch_images else None
@@ -141,7 +141,7 @@ class OpenAIBackend:
             )
         sender = Sender(
             self._pool,
-            lambda: ImageEncoder(self._rules, self._fetcher, call.facts.kept_image_bytes),
+            ImageEncoder(lambda: self._rules, self._fetcher, call.facts.kept_image_bytes),
             call,
             unsupported_is_error=self._plan.settings.unsupported == "error",
         )
@@ -164,7 +164,7 @@ class OpenAIBackend:
             for watch in self._watches:
                 watch.cancel()
             self._watches.clear()
-        await attempts.aclose()
+        attempts.close()
 
     def _exchanged(self, call: Call, exchange: Exchange) -> ExchangedAnswers:
         settings, endpoint = self._settings, self._endpoints[0]
@@ -173,7 +173,7 @@ class OpenAIBackend:
             exchange,
             endpoint,
             RequestEncoder(endpoint, settings.model_name or "", enable_thinking=settings.enable_thinking, stream=False),
-            lambda: ImageEncoder(self._rules, self._fetcher),
+            ImageEncoder(lambda: self._rules, self._fetcher),
             unsupported_is_error=self._plan.settings.unsupported == "error",
         )
 
@@ -196,12 +196,11 @@ class Attempts(ConcurrencyShare):
         concurrency: int,
         limiter: Limiter,
         sender: Sender,
-        rng: random.Random | None = None,
     ) -> None:
         super().__init__(limiter.shares, call, concurrency)
         self._limiter = limiter
         self._settings, self._sender = settings, sender
-        self._rng = rng or random.SystemRandom()
+        self._rng = random.SystemRandom()
         self._take = Hedge(self._answer).answer if settings.hedge else self._answer
         self._item_timeout = settings.item_timeout
         self._plain = not settings.hedge and settings.item_timeout is None
@@ -219,12 +218,12 @@ class Attempts(ConcurrencyShare):
         self.cap = most
         self._limiter.shares.divide()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Free the call's resources. No answer may be in flight."""
         if self.call.flow is self:
             self.call.flow = None
         self._limiter.close(self)
-        await self._sender.aclose()
+        self._sender.close()
 
     @property
     def limit(self) -> int:
@@ -304,7 +303,7 @@ class Attempts(ConcurrencyShare):
         return self._send_bounded(item, permit, prepared)
 
     def _completed(self, item: Item, answer: Completion, permit: Permit, now: float) -> Completion:
-        """Return `answer`, which arrived at `now` with `permit`, with its item's attempts, time and usage."""
+        """Return `answer` (sent with `permit`, arrived at `now`) with its item's attempts, time and usage."""
         if self._limiter.counts_tokens:
             self._limiter.charge_tokens(answer.usage.prompt_tokens + answer.usage.completion_tokens - item.tokens)
         self._answered = True
@@ -315,7 +314,7 @@ class Attempts(ConcurrencyShare):
             own = [(answer.usage, answer.tier)] if answer.is_metered else []
             answer.usage, answer.spent = answer.usage + billed.usage, (*billed.spent, *own)
         answer.attempts = item.attempts
-        answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # takes a fifth of the time of `round`
+        answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # `round` takes five times as long
         return answer
 
     async def _send_bounded(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> _Result:
@@ -352,7 +351,7 @@ class Attempts(ConcurrencyShare):
             return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
         if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.health.successes:
             return replace(decision, error=with_scheme_hint(endpoint_state.endpoint, decision.error))
-        limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
+        limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > longest_wait_s(self._settings)
         if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
             return with_wait_hint(decision, time.time())
         return decision
@@ -426,13 +425,13 @@ class Attempts(ConcurrencyShare):
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
-            if item.refusals:  # after the first refusal, the lower limit is a sufficient delay
+            if item.refusals:  # the first refusal lowered the limit, which delays enough
                 base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
                 wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
-            # an endpoint that is down pauses between probes, which is a sufficient delay
+            # only while the endpoint is up: when it is down, the pause between probes delays enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
-        if not self._limiter.elsewhere(endpoint_state):  # another endpoint did not request the wait
+        if not self._limiter.elsewhere(endpoint_state):  # the next attempt can go nowhere else
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s
 
@@ -514,7 +513,7 @@ class _Attribution:
     def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
         """Hold a final failure of the request with `permit`. Return its verdict: whether it concerns all items."""
         held = _Held(permit, decision, asyncio.get_running_loop().create_future())
-        self._held = [one for one in self._held if not one.verdict.done()]  # without cancelled ones
+        self._held = [one for one in self._held if not one.verdict.done()]  # the cancelled ones are dropped
         self._held.append(held)
         if permit.endpoint_state.health.blocked:
             self.ended = permit.endpoint_state.health.blocked

@@ -23,7 +23,7 @@ from promptmill.core.values import JsonDict, JsonObject
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
-# Fields that `Completion` has, or that are equal in every answer.
+# Fields that are not kept: `Completion` has them, or they are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
@@ -130,7 +130,8 @@ _BROKEN = re.compile(
 
 
 def read_finish(reason: object) -> tuple[str | None, Ending]:
-    """Return `(OpenAI's finish reason or the endpoint's, the ending)`. SGLang's reason may be an object with a `type`.
+    """Return OpenAI's finish reason (the endpoint's own if OpenAI has no equal) and the ending. SGLang's reason may be
+    an object with a `type`.
 
     Sources: the providers' API references. Gateways pass on Gemini's and Cohere's own reasons unchanged.
     """
@@ -138,7 +139,7 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, Ending.WHOLE
-    # characters; searching a longer text would block the event loop
+    # characters; a longer one would block the event loop during the search
     reason = reason[:200]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_")
     if word in _STOP:
@@ -170,10 +171,10 @@ def can_go_on(value: Any) -> bool:
     """Return whether files, frames and results can hold `value`: it is valid JSON without too deep nesting."""
     try:
         text = orjson.dumps(value)
-        # at most 32 levels, because later encoders have limits; more brackets are measured exactly
+        # quick test: with at most 32 brackets, at most 32 levels, which is safe; the rest is measured exactly
         if text.count(b"{") + text.count(b"[") <= 32:
             return True
-        for _ in range(254 - 32):  # wrapped so that orjson's limit equals ours
+        for _ in range(254 - 32):  # wrapped, so that orjson's limit of 254 levels equals ours
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:
@@ -207,12 +208,19 @@ def first_event(body: bytes) -> Any:
 
 
 def events_in(body: bytes) -> Iterator[bytes]:
-    """Yield the data of each event; an event's data lines are joined by a line break."""
+    """Yield the data of each event; an event's data lines are joined by a line break.
+
+    An object or end mark after a whole object is an event of its own, also without the empty line between them.
+    """
     lines: list[bytes] = []
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
         if line.startswith(b"data:"):
-            lines.append(line[5:].removeprefix(b" "))
-        elif line.startswith(b"{"):  # one JSON object per line
+            data = line[5:].removeprefix(b" ")
+            if lines and data.startswith((b"{", b"[")) and lines[-1].endswith(b"}"):
+                yield b"\n".join(lines)
+                lines = []
+            lines.append(data)
+        elif line.startswith(b"{"):  # no event stream, but one JSON object per line
             yield line
         elif not line and lines:
             yield b"\n".join(lines)
@@ -227,14 +235,28 @@ class GrowingMessage:
     def __init__(self) -> None:
         self._details: JsonDict = {}
         self._texts: dict[str, list[str]] = {}
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, list[_Call]] = {}
+        self._has_deltas = False
 
     def add(self, delta: JsonDict) -> None:
-        """Add the next pieces. Raises `TypeError` if the content is not text."""
+        """Add the next pieces: a delta, or a `message`, which repeats the deltas if there were any.
+
+        Raises `TypeError` if the content is not text.
+        """
+        if "message" not in delta:
+            self._add(delta)
+            self._has_deltas = self._has_deltas or bool(self._calls) or any(map(any, self._texts.values()))
+        elif not self._has_deltas:
+            self._add(delta["message"])
+
+    def _add(self, delta: JsonDict) -> None:
         for name, value in delta.items():
             if name == "tool_calls":
                 for piece in value or ():
-                    self._calls.setdefault(piece.get("index", 0), _Call()).add(piece)
+                    calls = self._calls.setdefault(piece.get("index") or 0, [])
+                    if not calls or calls[-1].is_followed_by(piece):
+                        calls.append(_Call())
+                    calls[-1].add(piece)
             elif name == "reasoning_details" and isinstance(value, list):
                 self._details.setdefault(name, []).extend(value)
             elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
@@ -253,7 +275,7 @@ class GrowingMessage:
         for parts in self._texts.values():
             parts[:] = ["".join(parts)]
         message = self._details | {name: text for name, (text,) in self._texts.items()}
-        calls = [self._calls[index].as_dict() for index in sorted(self._calls)]
+        calls = [call.as_dict() for index in sorted(self._calls) for call in self._calls[index]]
         return message | ({"tool_calls": calls} if calls else {})
 
 
@@ -266,6 +288,11 @@ class _Call:
         self._fields: JsonDict = {"type": "function"}
         self._name: list[str] = []
         self._arguments: list[str] = []
+
+    def is_followed_by(self, piece: JsonDict) -> bool:
+        """Return whether `piece` begins another call: Gemini's parallel calls all have the index 0."""
+        is_same = "id" not in piece or piece["id"] == self._fields.get("id")
+        return not is_same and bool(self._arguments) and bool((piece.get("function") or {}).get("name"))
 
     def add(self, piece: JsonDict) -> None:
         """Add the next piece. Raises `TypeError` if the name or the arguments are not text."""
@@ -293,7 +320,8 @@ class StreamPreview:
     def __init__(
         self, show: Callable[[Growing], None], delta_in: Callable[[JsonDict], JsonDict], *, inline: bool
     ) -> None:
-        """`show` gets the answer so far, to which `delta_in` each event adds; with `inline`, including reasoning."""
+        """`show` gets the answer so far. `delta_in` returns what an event adds. `inline`: keep reasoning in the
+        text."""
         self._show, self._inline, self._delta_in = show, inline, delta_in
         self._rest = b""
         self._message = GrowingMessage()
@@ -301,7 +329,7 @@ class StreamPreview:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        if sum(map(self._add, lines)):  # not `any`, which would stop at the first line
+        if sum(map(self._add, lines)):  # `sum` instead of `any`, which would stop at the first line
             self._show(self._so_far())
 
     def _add(self, line: bytes) -> bool:

@@ -31,7 +31,7 @@ _IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
-# The Responses API accepts no smaller limit; Anthropic's thoughts need at least a thousand tokens more.
+# The smallest limit that every API accepts: the Responses API takes no smaller one, and Anthropic's thoughts need more.
 _FEWEST_TOKENS = 16
 _NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
 _REASONING_STARTED = "max_tokens or model output limit was reached"
@@ -235,7 +235,7 @@ class _Trial:
             return False
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # only tests whether the port speaks TLS; nothing is sent
+        context.verify_mode = ssl.CERT_NONE  # a test whether the port speaks TLS; nothing is sent
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=context)

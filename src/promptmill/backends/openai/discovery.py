@@ -21,7 +21,6 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed
@@ -31,12 +30,12 @@ _BY_NAME = Named("model_name", text=" ({})")
 _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
-# The configured key and headers belong to the configured endpoint. Other endpoints do not get them.
+# Removed from the settings of other endpoints, because key and headers belong to the configured one.
 _NOTHING_OF_ANOTHER: JsonObject = MappingProxyType(
     {"api_key": None, "api_key_env": None, "headers": {}, "dialect": None}
 )
 _NATIVE_S = 2.0
-# Page sizes: by default, Anthropic lists 20 models per page, Google 50.
+# Explicit page sizes, because by default Anthropic lists 20 models per page, Google 50.
 _ALL = {"anthropic": "?limit=1000", "gemini": "?pageSize=1000"}
 _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
@@ -99,13 +98,8 @@ def _where(endpoint: Endpoint, models: ModelList) -> str:
 
 
 def _naming(plan: ResolvedConfig, model: str, why: str) -> ResolvedConfig:
-    def named(settings: Any) -> Any:
-        block = settings.backend_configs.openai.model_copy(update={"model_name": model})
-        blocks = settings.backend_configs.model_copy(update={"openai": block})
-        return settings.model_copy(update={"backend_configs": blocks})
-
-    chosen = f"{plan.chosen}; {why}" if plan.chosen else why
-    return replace(plan, settings=named(plan.settings), operator=named(plan.operator), chosen=chosen)
+    settings, operator = (each.with_block("openai", model_name=model) for each in (plan.settings, plan.operator))
+    return replace(plan, settings=settings, operator=operator, chosen=f"{plan.chosen}; {why}" if plan.chosen else why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +143,7 @@ async def choose(
 
 
 async def around(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Return the address of an answering server on this machine, and a provider with a key; `""` if there is none."""
+    """Return the address of an answering server on this machine, and a provider with a key; `""` for a missing one."""
     servers = _local(configuration, environ, PROFILES)
     async with connected(configuration.plan) as pool:
         answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
@@ -188,9 +182,9 @@ def _local(
 ) -> list[_Candidate]:
     candidates = []
     for profile in profiles:
-        if profile.public or not profile.base_url:
+        if profile.site.public or not profile.site.base_url:
             continue
-        url = profile.base_url
+        url = profile.site.base_url
         if profile.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
             url = _ollama_url(named)
         values = {"base_url": [url], "provider": profile.name, **_NOTHING_OF_ANOTHER}
@@ -217,10 +211,10 @@ def _providers(
         _candidate(
             configuration,
             profile.name,
-            {"provider": profile.name, "base_url": [profile.base_url], **_NOTHING_OF_ANOTHER},
+            {"provider": profile.name, "base_url": [profile.site.base_url], **_NOTHING_OF_ANOTHER},
         )
         for profile in profiles
-        if profile.public and profile.base_url and environ.get(profile.key_env, "").strip()
+        if profile.site.public and profile.site.base_url and environ.get(profile.site.key_env, "").strip()
     ]
 
 
@@ -289,9 +283,7 @@ async def read_models(pool: Pool, endpoint: Endpoint, limit_s: float | None = No
 async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
     base = endpoint.base_url
     try:
-        status, headers, body = await pool.page(
-            endpoint, f"{base}/models{_ALL.get(endpoint.dialect, '')}", LARGEST_BODY
-        )
+        status, headers, body = await pool.page(endpoint, f"{base}/models{_ALL.get(endpoint.dialect, '')}")
     except (TransportError, OSError, ValueError) as error:
         raise classify_exception(error, endpoint).error from None
     payload = _json(body)
@@ -316,15 +308,15 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
 async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
     """Return the models of one of the operator's own servers, with the context and state that the server reports."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
-    whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # else LoRA adapters
+    whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # no LoRA adapters
     models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
     root = base.removesuffix("/v1")
 
     async def native(path: str) -> Any:
         try:
             async with asyncio.timeout(_NATIVE_S):
-                status, _, body = await pool.page(endpoint, f"{root}{path}", LARGEST_BODY)
-        except (TransportError, OSError, ValueError):  # an optional page of another kind of server
+                status, _, body = await pool.page(endpoint, f"{root}{path}")
+        except (TransportError, OSError, ValueError):  # only some kinds of servers have this page
             return None
         return _json(body) if status == 200 else None
 

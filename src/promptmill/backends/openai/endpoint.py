@@ -32,9 +32,9 @@ _OF_AN_ACCOUNT = frozenset({"api_key", "headers"})
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Several servers may share an address. The operator's key belongs only to the server that the operator named.
+# Headers that only the operator may set: several servers may share an address, and the key belongs to one of them.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
-# Mistakes in pasted keys.
+# Marks that users paste around keys by mistake.
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
 _KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")
@@ -108,7 +108,7 @@ def _keys(settings: OpenAISettings) -> list[str]:
 
 def _required_urls(settings: OpenAISettings) -> list[str]:
     urls = _urls(settings)
-    if not urls and settings.provider and (hosts := _named_profile(settings.provider).hosts):
+    if not urls and settings.provider and (hosts := _named_profile(settings.provider).site.hosts):
         raise config_error(
             f"{_BLOCK}.base_url",
             f"is missing: {settings.provider} has a separate address for each customer, such as ",
@@ -131,7 +131,7 @@ def _urls(settings: OpenAISettings) -> list[str]:
     """Return the URLs of the settings: `base_url`, or else the address in `provider`'s profile."""
     if settings.base_url or settings.provider is None:
         return settings.base_url
-    base_url = _named_profile(settings.provider).base_url
+    base_url = _named_profile(settings.provider).site.base_url
     return [base_url] if base_url else []
 
 
@@ -148,7 +148,7 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
         return settings.dialect
     path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")
     for name, dialect in DIALECTS.items():
-        if path.endswith(dialect.PATH) and name != "gemini":  # `/models` is also the path of the list of models
+        if path.endswith(dialect.PATH) and name != "gemini":  # `/models` also lists the models
             return name
     if settings.provider is None and path.endswith(gemini.OPENAI_LAYER):
         return "openai"
@@ -159,11 +159,11 @@ def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfil
     """Convert an endpoint's URL for chat completions to the URL for requests in its dialect."""
     dialect = DIALECTS[name]
     base = url.path.removesuffix(COMPLETIONS)
-    if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # only a host was given
+    if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # the user gave only a host
         base = ""
     if dialect is not chat:
         return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
-    if profile.dialect == "gemini":  # its chat completions have a separate path
+    if profile.dialect == "gemini":  # Gemini's chat completions have a separate path
         return url._replace(path=gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS)
     return url
 
@@ -183,7 +183,7 @@ def _endpoint(
     url = _in_dialect(url, given, name, profile)
     named = _origin(url) in trusted or plan.trust_client
     for_environment = (
-        named or (host_profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
+        named or (host_profile.site.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
     key, source, note = "", "", ""
     if configured:
@@ -226,7 +226,7 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
     if key and is_azure:
         headers |= {"api-key": key}
     elif key and dialect != profile.dialect:
-        headers |= {"Authorization": f"Bearer {key}"}  # servers with another provider's API may check either header
+        headers |= {"Authorization": f"Bearer {key}"}  # both: gateways may check either header
     if not (is_azure and dialect in {"openai", "responses"}):
         headers |= DIALECTS[dialect].headers(key)
     return headers
@@ -239,7 +239,7 @@ def _from_environment(
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
-            # otherwise a call could read any secret in the environment
+            # any other name is refused, because a call could read every secret in the environment
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
             raise config_error(
@@ -247,8 +247,8 @@ def _from_environment(
                 f"{_variable(named)} is not set; `export` it in this shell, or name another.",
             )
         return environ[named], f"{named} in the environment"
-    if settings.provider and host_profile.key_env and (key := environ.get(host_profile.key_env, "").strip()):
-        return key, f"{host_profile.key_env} in the environment"  # the provider's own variable is for its own host
+    if settings.provider and host_profile.site.key_env and (key := environ.get(host_profile.site.key_env, "").strip()):
+        return key, f"{host_profile.site.key_env} in the environment"  # used only for this provider's host
     usual = [name for name in USUAL_KEYS if environ.get(name)]
     over = f" (which takes precedence over {usual[1]})" if usual[1:] else ""
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
@@ -259,7 +259,7 @@ def _block(plan: ResolvedConfig) -> str:
 
 
 def _variable(name: str) -> str:
-    # the user may have written the key instead of the variable's name; a message must not show it
+    # a name that looks like a key is not shown: the user may have written the key in place of the variable's name
     shows = _VARIABLE.fullmatch(name) and not looks_like_key(name)
     return f"the environment variable {name}" if shows else "the environment variable that it names"
 
@@ -295,19 +295,19 @@ def _origin(url: SplitResult) -> str:
 
 def image_types_of(endpoints: Sequence[Endpoint]) -> frozenset[str] | None:
     """Return the media types that all endpoints support; None: all types that models read."""
-    known = [types for endpoint in endpoints if (types := endpoint.profile.image_types) is not None]
+    known = [types for endpoint in endpoints if (types := endpoint.profile.images.types) is not None]
     return frozenset.intersection(*known) if known else None
 
 
 def _is_loopback(url: SplitResult) -> bool:
     address = ip_address_of(url.hostname or "")
-    # names such as x.localhost may resolve to another machine
+    # no other name: x.localhost may resolve to another machine
     return url.hostname == "localhost" or (address is not None and address.is_loopback)
 
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    return is_near(host) and (not profile.hosts or ip_address_of(host) is not None)
+    return is_near(host) and (not profile.site.hosts or ip_address_of(host) is not None)
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
@@ -392,7 +392,7 @@ def parsed(url: str) -> SplitResult:
     if slip := _slip(url):
         raise config_error(WHERE, slip)
     try:
-        if "://" not in url:  # users write localhost:11434, or api.example.com/v1
+        if "://" not in url:  # users write localhost:11434, or api.example.com/v1, without the scheme
             url = f"{'http' if is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
         parts = urlsplit(url)
         port = parts.port
@@ -418,7 +418,7 @@ def parsed(url: str) -> SplitResult:
 def is_near(host: str) -> bool:
     """Return whether `host` is this machine or in its local network."""
     if (address := ip_address_of(host)) is not None:
-        return address.is_private  # includes loopback
+        return address.is_private  # also true for loopback
     return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
 
 
@@ -462,12 +462,12 @@ def _straightened(url: str) -> str:
 
 
 def _no_port(url: str, error: ValueError) -> str:
-    if "@" in url:  # an apparent port may be a part of a password
+    if "@" in url:  # the digits may be part of a password
         return f"is not a URL; {_LIKE}"
     port = _PORT.search(url.partition("://")[2] or url)
     if port and "out of range" in str(error):
         return f"port {port[1][:12]} is above 65535."
-    # a longer word may be a password, if the user has forgotten the @ after it
+    # a longer word is not shown: it may be a password, if the user forgot the @ after it
     shown = "" if port is None or len(port[1]) > 5 else f"{_display(url)}"
     return f"{shown}{'is not a URL' if port is None else 'has a port that is not a number'}; {_LIKE}"
 

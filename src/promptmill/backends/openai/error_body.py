@@ -21,9 +21,9 @@ _MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "error", "er
 _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "status_code", "statuscode",
                     "http_code", "param", "limit_source", "errorcode", "object"})  # fmt: skip
 _NUMBERED = ("code", "status_code", "http_code", "status", "statusCode", "error_code")
-# These fields quote the request, whose prompt may contain any words.
+# Fields that are skipped because they quote the request, whose prompt may contain any words.
 _QUOTING = frozenset({"input", "flagged_input", "failed_generation", "ctx", "links", "url", "prompt", "messages"})
-# Long quotations, such as pydantic's of its input, are not the provider's words either.
+# Long quotations, such as pydantic's of its input, are skipped too: they are not the provider's words.
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(?:(?!\1)[^\n]){25,}\1(?!\w)")
 _URL = re.compile(r"https?://\S+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
@@ -68,10 +68,10 @@ def read_error(payload: Any) -> ErrorBody:
     leaves: list[str] = []
     codes: set[str] = set()
     numbers: dict[str, int] = {}
-    for name, value in _leaves(payload):
+    for name, value in fields_of(payload):
         field = name.lower()
         if isinstance(value, str):
-            leaves.append(value[:1000])  # providers state the problem first; quotations follow
+            leaves.append(value[:1000])  # shortened: providers state the problem first, and quotations follow
             if field in _CODES:
                 codes.add(value.lower()[:100])
         if field in _CODES and not isinstance(value, bool) and name not in numbers:
@@ -93,7 +93,7 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
     if depth > 6 or left[0] < 0:
         return value
     if isinstance(value, str):
-        # of JSON in a string
+        # the longest JSON text in a string that is read
         value = value[: 64 * 1024]
     if isinstance(value, str) and (start := value.find("{")) >= 0 and '"' in value[start : start + 20]:
         try:
@@ -109,21 +109,20 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
     return value
 
 
-def _leaves(payload: Any) -> Iterator[tuple[str, object]]:
-    """Yield values with the names of their fields, outer fields first, up to a limit."""
+def fields_of(payload: Any) -> Iterator[tuple[str, object]]:
+    """Yield all values with the names of their fields, outer fields first, up to a limit; no quotations."""
     level: list[tuple[str, object]] = [("", payload)]
     left = MOST_LEAVES
     while level and left > 0:
         below: list[tuple[str, object]] = []
         for name, value in level:
             left -= 1
+            yield name, value
             if isinstance(value, dict):
                 fields = itertools.islice(value.items(), MOST_LEAVES)
                 below += [(str(key), inner) for key, inner in fields if str(key).lower() not in _QUOTING]
             elif isinstance(value, list):
                 below += [(name, inner) for inner in value[:50]]
-            elif value is not None:
-                yield name, value
         level = below
 
 

@@ -5,8 +5,6 @@ Bodies are the same as in live requests, and replies are read in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
@@ -17,7 +15,7 @@ from promptmill.backends.protocol import Call, Exchange, Failure, FixedShare, Ou
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 
-_IN_FLIGHT = 64  # images are read while other bodies are written
+_IN_FLIGHT = 64  # max bodies at a time: images are read while other bodies are written
 
 
 class ExchangedAnswers(FixedShare):
@@ -29,16 +27,14 @@ class ExchangedAnswers(FixedShare):
         exchange: Exchange,
         endpoint: Endpoint,
         encoder: RequestEncoder,
-        images: Callable[[], ImageEncoder],
+        images: ImageEncoder,
         *,
         unsupported_is_error: bool,
     ) -> None:
-        """`images` creates an encoder, for the first image."""
         super().__init__(_IN_FLIGHT)
         self._call, self._exchange = call, exchange
         self._endpoint, self._encoder = endpoint, encoder
-        self._make_images = images
-        self._images: ImageEncoder | None = None
+        self._images = images
         self._unsupported_is_error = unsupported_is_error
 
     async def answer(self, request: Request) -> Outcome:
@@ -62,19 +58,15 @@ class ExchangedAnswers(FixedShare):
             return Failure(problem, answer.attempts, usage=answer.usage, unmetered=not answer.is_metered)
         return answer
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Stop reading images."""
-        if self._images is not None:
-            self._images.close()
+        self._images.close()
 
     async def _body(self, request: Request) -> bytes:
         """Return the body of a request. Raises `PromptmillError` if the request cannot be sent."""
         head = self._encoder.head(request)
         if head.refused:
             left_out(head, self._endpoint, request, self._call, is_error=self._unsupported_is_error)
-        images = {}
-        if wanted := request.conversation.images:
-            self._images = self._images or self._make_images()
-            images = await self._images.read(wanted)
+        images = await self._images.read(request.conversation.images)
         body = self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)
         return body if isinstance(body, bytes) else b"".join(body)

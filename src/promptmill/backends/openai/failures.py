@@ -18,6 +18,7 @@ from enum import Enum, auto
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.protocol import NO_USAGE, Usage
+from promptmill.config.settings import OpenAISettings
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError, without_frames
 
@@ -89,6 +90,11 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
     Source: M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
     """
     return rng.uniform(0, min(cap_s, base_s * 2 ** min(failures - 1, 30)))
+
+
+def longest_wait_s(settings: OpenAISettings) -> float:
+    """Return the longest honoured wait. An endpoint that requests a longer wait is no longer used."""
+    return 10 * settings.max_delay
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:

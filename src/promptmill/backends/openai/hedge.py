@@ -10,7 +10,7 @@ from dataclasses import replace
 from promptmill.backends.openai.sender import Billed, Item
 from promptmill.backends.protocol import Completion, Outcome, billed
 
-# A request is late after twice the time in which this share of the newest requests was answered.
+# A request is late after twice the time in which this share of the newest requests got an answer.
 _STRAGGLER = 2
 _PERCENTILE = 0.95
 _KEPT_TIMES = 200

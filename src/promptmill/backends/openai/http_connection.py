@@ -79,7 +79,7 @@ class Headers(Mapping[str, str]):
         return len(self._all())
 
 
-# One per process, because the limit protects the process's memory, for all backends and event loops.
+# One for all backends and event loops, because it limits the memory of the process.
 BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
 """The bytes of response bodies larger than `SMALL_BODY` that are not yet read."""
 
@@ -208,7 +208,7 @@ class _Response:
         if 100 <= self.status < 200:
             if self.status == 101:
                 raise InvalidResponseError("an unasked-for upgrade")
-            self.headers = None  # an interim response
+            self.headers = None  # interim: the final response follows
             return
         self.last = len(self.body)
         if not self.parser.should_keep_alive():
@@ -231,7 +231,7 @@ class ConnectionOwner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One connection. Data between requests closes it: it would be taken for the answer to the next request.
+    """One connection. It closes if data arrives between requests, which would be taken for the next answer.
 
     HTTP/1.1 matches responses to requests only by their order. So a second response to a request cannot be detected if
     it arrives after the next request was sent: it is taken for the answer to that request.
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
         elif self._pieces is not None:
             self._end(CutError("the connection ended within the response"))
         else:
-            # in TLS 1.3, a server refuses a client by an alert after the handshake
+            # checked here, because in TLS 1.3 a server refuses a client by an alert after the handshake
             is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
             self._end(exc if exc and is_refused else TransportError("the connection ended before a response"))
 
@@ -314,14 +314,14 @@ class Connection(asyncio.Protocol):
         pieces = self._pieces = self._pieces or _Pieces()
         pieces.received += size
         if response.last >= 0:
-            del body[response.last :]  # remove the pieces of a second response
+            del body[response.last :]  # drops the pieces of a second response
         if response.headers is not None and (len(body) > pieces.counted or not pieces.before):
             pieces.before = pieces.received
         if len(body) > pieces.counted:
             self._grow(pieces, body[pieces.counted :])
         if response.last >= 0:
             return
-        # all interim responses together count as a single head
+        # all interim responses together may have the size of one head
         if pieces.received - pieces.before > LARGEST_HEAD:
             raise InvalidResponseError("a head, a trailer or a size of a chunk without an end")
         if pieces.received - pieces.body_size > LARGEST_BODY:
@@ -406,7 +406,7 @@ class Connection(asyncio.Protocol):
         content = body[0] if response.last == 1 else b"".join(body[: response.last])
         held = None if pieces is None else pieces.held
         assert headers is not None
-        # the headers of an ordinary answer are not read: no compressed format starts like a JSON object
+        # not read for an ordinary answer: no compressed format starts like a JSON object
         encoding = b"" if content[:1] == b"{" else headers.get("content-encoding", "").lower().encode("latin-1")
         self._answered = True
         self._end(HttpResponse(response.status, headers, content, held, encoding))
@@ -424,7 +424,7 @@ class Connection(asyncio.Protocol):
         if response.keep and not self.closed:
             response.headers, response.last = None, -1
             response.body.clear()
-            response.head.clear()  # remove a trailer
+            response.head.clear()  # drops a trailer, which comes after the body
             self._owner.release(self)
         else:
             self.close()

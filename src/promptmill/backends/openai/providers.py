@@ -1,6 +1,6 @@
 """Profiles of providers and servers as rows of a table, with lookups by name, host or port.
 
-`page` is the provider's page, `READ` the date on which addresses, keys and options were last compared with it. An
+`READ` the date on which addresses, keys and options were last compared with it. An
 unlisted host gets all parameters unchanged. No profile has a default model, because models change every year.
 """
 
@@ -29,56 +29,18 @@ _ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderProfile:
-    """One provider. `refused`: body keys that cause a 4xx or have no effect.
+class Site:
+    """A provider's address, the variable of its key, and the page that documents its API."""
 
-    `thinking`: the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: `reasoning_effort:
-    none` switches it off). `json_form`: the form of a request for JSON. `reasoning_models`: matches models that use
-    `max_completion_tokens` and refuse `reasoning_refused`.
-    """
-
-    name: str
-    more_hosts: tuple[str, ...] = ()
-    """The provider's hosts in addition to the host of a public `base_url`."""
-    ports: tuple[int, ...] = ()
-    public: bool = True
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    refused: frozenset[str] = frozenset()
-    thinking: Literal["template", "top_level", "type_object", "effort", "refused"] = "template"
-    json_form: JsonForm = "schema"
-    reasoning_models: re.Pattern[str] | None = None
-    reasoning_refused: frozenset[str] = frozenset()
     base_url: str = ""
-    """The address that `provider: NAME` means."""
+    """The address that `provider: NAME` means; `""`: each customer has a different one."""
     key_env: str = ""
     """The variable that usually holds the provider's key. This key is sent only to the provider's hosts."""
     page: str = ""
-    """The provider's page with these facts."""
-    images: Literal["url", "data"] = "url"
-    """`url`: the provider downloads images from the web; `data`: it accepts them only inside the request."""
-    image_types: frozenset[str] | None = None
-    """The media types that the provider supports; None: all types that models read."""
-    takes_json_mode: bool = True
-    """Whether the provider accepts `response_format: {type: json_object}`."""
-    cuts_prompts: bool = False
-    """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
-    thinking_on: str = "enabled"
-    """The type that switches thinking on if `thinking` is `type_object`."""
-    always_thinking: re.Pattern[str] | None = None
-    """The provider's models whose thinking cannot be switched off, in addition to those that always think."""
-    dialect: str = "openai"
-    """The default API of the provider; the configuration may choose another. `openai` is chat completions."""
-    account_tier: bool = False
-    """Whether the account determines the service tier of a request that names no tier."""
-    codes: Mapping[str, Cause] = field(default_factory=dict)
-    """The cause of each of the provider's error codes: `field=number`, or the lower-case word of `code` or `type`."""
-    phrases: Mapping[str, Cause] = field(default_factory=dict)
-    """The provider's phrases, in lower case, and their causes, if they mean something else at other providers."""
-    batch: BatchProfile | None = None
-    """The provider's Batch API; None: unknown."""
-    prompt_cache: Literal["", "automatic", "key", "marks"] = ""
-    """The way to cache beginnings of prompts: automatically; for requests with the same `prompt_cache_key`; or up to a
-    `cache_control` in a request of the provider's dialect. `""`: unknown."""
+    public: bool = True
+    ports: tuple[int, ...] = ()
+    more_hosts: tuple[str, ...] = ()
+    """The provider's hosts in addition to the host of a public `base_url`."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -86,10 +48,85 @@ class ProviderProfile:
         host = urlsplit(self.base_url).hostname if self.public else None
         return (host, *self.more_hosts) if host else self.more_hosts
 
-    def always_thinks(self, model: str) -> bool:
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters that a provider does not take under OpenAI's name."""
+
+    refused: frozenset[str] = frozenset()
+    """Body keys that cause a 4xx or have no effect."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    reasoning_models: re.Pattern[str] | None = None
+    """Matches the models that use `max_completion_tokens` and also refuse `reasoning_refused`."""
+    reasoning_refused: frozenset[str] = frozenset()
+
+    def are_for_reasoning(self, model: str) -> bool:
+        """Return whether `model` is one of the `reasoning_models`."""
+        return self.reasoning_models is not None and self.reasoning_models.search(model) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """The way to switch a model's thinking on and off.
+
+    `switch` is the form of `enable_thinking`: `template`: in `chat_template_kwargs`; `top_level`: a body key of this
+    name; `type_object`: `thinking: {type: enabled}`; `effort`: `reasoning_effort: none` switches it off; `refused`: no
+    switch.
+    """
+
+    switch: Literal["template", "top_level", "type_object", "effort", "refused"] = "template"
+    on: str = "enabled"
+    """The type that switches thinking on if `switch` is `type_object`."""
+    always: re.Pattern[str] | None = None
+    """The provider's models whose thinking cannot be switched off, in addition to those that always think."""
+
+    def is_fixed(self, model: str) -> bool:
         """Return whether thinking cannot be switched off."""
-        own = self.always_thinking is not None and self.always_thinking.search(model)
-        return bool(own or _ALWAYS_THINKING.search(model))
+        return bool((self.always is not None and self.always.search(model)) or _ALWAYS_THINKING.search(model))
+
+    def write(self, body: dict[str, Any], model: str, *, wanted: bool) -> bool:
+        """Write `enable_thinking` into a body. Return False if the provider or the model lacks this choice."""
+        if self.is_fixed(model):
+            return wanted
+        if self.switch == "template":
+            body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), "enable_thinking": wanted}
+        elif self.switch == "top_level":
+            body["enable_thinking"] = wanted
+        elif self.switch == "type_object":
+            body["thinking"] = {"type": self.on if wanted else "disabled"}
+        elif self.switch == "effort" and not wanted:
+            body["reasoning_effort"] = "none"
+        return self.switch != "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSupport:
+    """The forms in which a provider takes requests for JSON."""
+
+    form: JsonForm = "schema"
+    """The form of a request for JSON."""
+    has_json_mode: bool = True
+    """Whether the provider accepts `response_format: {type: json_object}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSupport:
+    """The images that a provider takes."""
+
+    from_web: bool = True
+    """Whether the provider downloads images from the web. Otherwise, it accepts them only inside the request."""
+    types: frozenset[str] | None = None
+    """The media types that the provider supports; None: all types that models read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorWords:
+    """The causes of a provider's errors."""
+
+    codes: Mapping[str, Cause] = field(default_factory=dict)
+    """The cause of each of the provider's error codes: `field=number`, or the lower-case word of `code` or `type`."""
+    phrases: Mapping[str, Cause] = field(default_factory=dict)
+    """The provider's phrases, in lower case, and their causes, if they mean something else at other providers."""
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
         """Return the cause that this provider's codes and phrases give for an error body, or None."""
@@ -99,63 +136,74 @@ class ProviderProfile:
         return next((cause for phrase, cause in self.phrases.items() if phrase in body.text), None)
 
 
+@dataclass(frozen=True, slots=True)
+class ProviderProfile:
+    """One provider."""
+
+    name: str
+    site: Site
+    dialect: str = "openai"
+    """The default API of the provider; the configuration may choose another. `openai` is chat completions."""
+    parameters: Parameters = Parameters()
+    thinking: Thinking = Thinking()
+    json: JsonSupport = JsonSupport()
+    images: ImageSupport = ImageSupport()
+    errors: ErrorWords = ErrorWords()
+    cuts_prompts: bool = False
+    """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
+    account_tier: bool = False
+    """Whether the account determines the service tier of a request that names no tier."""
+    prompt_cache: Literal["", "automatic", "key", "marks"] = ""
+    """The way to cache beginnings of prompts: automatically; for requests with the same `prompt_cache_key`; or up to a
+    `cache_control` in a request of the provider's dialect. `""`: unknown."""
+    batch: BatchProfile | None = None
+    """The provider's Batch API; None: unknown."""
+
+
 def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return `(body keys, names of unsupported parameters)` for `given`, which has sampling and extra parameters."""
     body = dict(given)
     refused: list[str] = []
-    thinking = body.pop("enable_thinking", None)
-    if thinking is not None and profile.always_thinks(model):
-        if not thinking:
-            refused.append("enable_thinking")
-    elif thinking is not None:
-        if profile.thinking == "template":
-            body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), "enable_thinking": thinking}
-        elif profile.thinking == "top_level":
-            body["enable_thinking"] = thinking
-        elif profile.thinking == "type_object":
-            body["thinking"] = {"type": profile.thinking_on if thinking else "disabled"}
-        elif profile.thinking == "effort":
-            if not thinking:
-                body["reasoning_effort"] = "none"
-        else:
-            refused.append("enable_thinking")
-    off = profile.refused
-    if profile.reasoning_models and profile.reasoning_models.search(model):
-        off |= profile.reasoning_refused
+    wanted = body.pop("enable_thinking", None)
+    if wanted is not None and not profile.thinking.write(body, model, wanted=wanted):
+        refused.append("enable_thinking")
+    names = profile.parameters
+    off = names.refused
+    if names.are_for_reasoning(model):
+        off |= names.reasoning_refused
         if "max_tokens" in body:
             body.setdefault("max_completion_tokens", body.pop("max_tokens"))
     refused += [name for name in body if name in off]
-    return {profile.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused
+    return {names.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused
 
 
 _NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "structured_outputs"})
+_OPENAIS = Parameters(_NOT_OPENAIS)
+_NO_SWITCH = Thinking("refused")
 
 
-def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
-    """Return the causes by code, from the codes of each cause: numbers in the field `field_name`, or words."""
-    return MappingProxyType(
-        {
-            f"{field_name}={code}" if code.lstrip("-").isdigit() else code.lower(): Cause[cause]
-            for cause, listed in numbers.items()
-            for code in listed.split()
-        }
-    )
+def _codes(field_name: str, **causes: str) -> ErrorWords:
+    """Return the codes of each cause: numbers in the field `field_name`, or words."""
+    codes = {
+        f"{field_name}={code}" if code.lstrip("-").isdigit() else code.lower(): Cause[cause]
+        for cause, listed in causes.items()
+        for code in listed.split()
+    }
+    return ErrorWords(MappingProxyType(codes))
 
 
 _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
 
 _OPENAI = ProviderProfile(
     "openai",
-    refused=_NOT_OPENAIS,
-    thinking="refused",
-    json_form="strict",
-    reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"),
-    reasoning_refused=_SAMPLING,
-    base_url="https://api.openai.com/v1",
-    key_env="OPENAI_API_KEY",
+    Site("https://api.openai.com/v1", "OPENAI_API_KEY", "developers.openai.com/api/reference/resources/chat"),
+    parameters=Parameters(
+        _NOT_OPENAIS, reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"), reasoning_refused=_SAMPLING
+    ),
+    thinking=_NO_SWITCH,
+    json=JsonSupport("strict"),
     account_tier=True,
     prompt_cache="key",
-    page="developers.openai.com/api/reference/resources/chat",
     batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
 )
 
@@ -165,20 +213,21 @@ DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
 
 # LM Studio's 400 while it loads or swaps a model: lmstudio-ai/lmstudio-bug-tracker#1347.
 _LOADING: Mapping[str, Cause] = MappingProxyType({"failed to load model": Cause.BUSY})
-# Other formats are refused or silently ignored: ggml-org/llama.cpp#28230, ollama/ollama#17755.
+# Other formats are refused or ignored by some servers (ggml-org/llama.cpp#28230, ollama/ollama#17755).
 _EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
 PROFILES = (
     _OPENAI,
-    # not public: any customer can have a host there, so the key is sent only on request
+    # not `public`, because any customer can have a host there: the key is sent only if the user asks for it
     replace(
         _OPENAI,
         name="azure",
-        more_hosts=("openai.azure.com",),
-        public=False,
-        base_url="",
-        page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
-        key_env="AZURE_OPENAI_API_KEY",
+        site=Site(
+            key_env="AZURE_OPENAI_API_KEY",
+            page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
+            public=False,
+            more_hosts=("openai.azure.com",),
+        ),
         batch=BatchProfile(
             limits=BatchLimits(requests=100_000, poll_s=60.0),
             checks_files=True,
@@ -188,13 +237,10 @@ PROFILES = (
     ),
     ProviderProfile(
         "mistral",
-        renamed=MappingProxyType({"seed": "random_seed"}),
-        refused=_NOT_OPENAIS,
-        thinking="refused",
-        codes=_codes("code", RATE="1300 3505", MODEL="1500"),
-        base_url="https://api.mistral.ai/v1",
-        key_env="MISTRAL_API_KEY",
-        page="docs.mistral.ai/api",
+        Site("https://api.mistral.ai/v1", "MISTRAL_API_KEY", "docs.mistral.ai/api"),
+        parameters=Parameters(_NOT_OPENAIS, renamed=MappingProxyType({"seed": "random_seed"})),
+        thinking=_NO_SWITCH,
+        errors=_codes("code", RATE="1300 3505", MODEL="1500"),
         batch=BatchProfile(
             family="mistral",
             names_path=False,
@@ -205,26 +251,23 @@ PROFILES = (
     ),
     ProviderProfile(
         "groq",
-        refused=_NOT_OPENAIS,
-        thinking="refused",
-        json_form="object",
-        base_url="https://api.groq.com/openai/v1",
-        key_env="GROQ_API_KEY",
-        page="console.groq.com/docs/openai",
+        Site("https://api.groq.com/openai/v1", "GROQ_API_KEY", "console.groq.com/docs/openai"),
+        parameters=_OPENAIS,
+        thinking=_NO_SWITCH,
+        json=JsonSupport("object"),
         batch=BatchProfile(
             limits=BatchLimits(file_bytes=100_000_000), discount=0.5, page="console.groq.com/docs/batch"
         ),
     ),
     ProviderProfile(
         "google",
+        Site(
+            "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY", "ai.google.dev/gemini-api/docs/openai"
+        ),
         dialect="gemini",
+        parameters=_OPENAIS,
+        thinking=Thinking("effort", always=re.compile(r"gemini-2\.5-pro|gemini-[3-9]")),
         prompt_cache="automatic",
-        refused=_NOT_OPENAIS,
-        thinking="effort",
-        always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
-        base_url="https://generativelanguage.googleapis.com/v1beta",
-        key_env="GEMINI_API_KEY",
-        page="ai.google.dev/gemini-api/docs/openai",
         batch=BatchProfile(
             family="gemini",
             checks_files=True,
@@ -237,32 +280,40 @@ PROFILES = (
     ),
     ProviderProfile(
         "dashscope",
-        more_hosts=("dashscope-intl.aliyuncs.com",),
-        thinking="top_level",
-        json_form="object",
-        # the code for tokens per minute; the code for missing money is `Arrearage`
-        phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **DASHSCOPE_PHRASES}),
-        base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
-        key_env="DASHSCOPE_API_KEY",
-        page="help.aliyun.com/zh/model-studio/deep-thinking",
+        Site(
+            "https://dashscope.aliyuncs.com/compatible-mode/v1",
+            "DASHSCOPE_API_KEY",
+            "help.aliyun.com/zh/model-studio/deep-thinking",
+            more_hosts=("dashscope-intl.aliyuncs.com",),
+        ),
+        thinking=Thinking("top_level"),
+        json=JsonSupport("object"),
+        # DashScope's code for a limit of tokens per minute; missing money is `Arrearage`
+        errors=ErrorWords(phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **DASHSCOPE_PHRASES})),
     ),
     ProviderProfile(
         "siliconflow",
-        more_hosts=("api.siliconflow.com",),
-        thinking="top_level",
-        json_form="object",
-        codes=_codes("code", MODEL="20012", QUOTA="30001 30003 30011", BUSY="50501 50505 50507 60000"),
-        base_url="https://api.siliconflow.cn/v1",
-        key_env="SILICONFLOW_API_KEY",
-        page="docs.siliconflow.cn/docs/api/chat-completions-post",
+        Site(
+            "https://api.siliconflow.cn/v1",
+            "SILICONFLOW_API_KEY",
+            "docs.siliconflow.cn/docs/api/chat-completions-post",
+            more_hosts=("api.siliconflow.com",),
+        ),
+        thinking=Thinking("top_level"),
+        json=JsonSupport("object"),
+        errors=_codes("code", MODEL="20012", QUOTA="30001 30003 30011", BUSY="50501 50505 50507 60000"),
     ),
     ProviderProfile(
         "glm",
-        more_hosts=("api.z.ai",),
-        thinking="type_object",
-        always_thinking=re.compile(r"glm-5\.3"),
-        json_form="object",
-        codes=_codes(
+        Site(
+            "https://open.bigmodel.cn/api/paas/v4",
+            "ZAI_API_KEY",
+            "docs.bigmodel.cn/cn/guide/capabilities/thinking",
+            more_hosts=("api.z.ai",),
+        ),
+        thinking=Thinking("type_object", always=re.compile(r"glm-5\.3")),
+        json=JsonSupport("object"),
+        errors=_codes(
             "code",
             KEY="1000 1001 1002 1003 1004 1110 1111 1112 1120 1121 1220",
             QUOTA="1113 1304 1309 1311",
@@ -273,14 +324,17 @@ PROFILES = (
             RATE="1302 1303 1305 1308 1310 1312 1313",
             BUSY="1200 1230 1234",
         ),
-        base_url="https://open.bigmodel.cn/api/paas/v4",
-        key_env="ZAI_API_KEY",
-        page="docs.bigmodel.cn/cn/guide/capabilities/thinking",
     ),
     ProviderProfile(
         "minimax",
-        more_hosts=("api.minimaxi.com", "api.minimax.chat"),
-        codes=_codes(
+        Site(
+            "https://api.minimax.io/v1",
+            "MINIMAX_API_KEY",
+            "platform.minimax.io/docs/api-reference/text-openai-api",
+            more_hosts=("api.minimaxi.com", "api.minimax.chat"),
+        ),
+        thinking=Thinking("type_object", on="adaptive", always=re.compile(r"(?i)minimax-m[12]")),
+        errors=_codes(
             "status_code",
             RATE="1002 1039 1041 2045",
             KEY="1004 2049",
@@ -289,17 +343,16 @@ PROFILES = (
             INPUT="2013 1042",
             BUSY="1000 1001 1013 1024 1033",
         ),
-        base_url="https://api.minimax.io/v1",
-        key_env="MINIMAX_API_KEY",
-        thinking="type_object",
-        thinking_on="adaptive",
-        always_thinking=re.compile(r"(?i)minimax-m[12]"),
-        page="platform.minimax.io/docs/api-reference/text-openai-api",
     ),
     ProviderProfile(
         "qianfan",
-        more_hosts=("aip.baidubce.com",),
-        codes=_codes(
+        Site(
+            "https://qianfan.baidubce.com/v2",
+            "QIANFAN_API_KEY",
+            "cloud.baidu.com/doc/qianfan/s/Hmh4suq26",
+            more_hosts=("aip.baidubce.com",),
+        ),
+        errors=_codes(
             "error_code",
             RATE="4 18 336100 336501 336502",
             QUOTA="17 19",
@@ -307,13 +360,11 @@ PROFILES = (
             INPUT="336000 336001 336002 336003 336006 336007",
             BUSY="1 2",
         ),
-        base_url="https://qianfan.baidubce.com/v2",
-        key_env="QIANFAN_API_KEY",
-        page="cloud.baidu.com/doc/qianfan/s/Hmh4suq26",
     ),
     ProviderProfile(
         "spark",
-        codes=_codes(
+        Site("https://spark-api-open.xf-yun.com/v1", "SPARK_API_KEY", "docs.iflyaicloud.com/doc/237"),
+        errors=_codes(
             "code",
             FILTER="10013 10014 10019",
             CONTEXT="10907",
@@ -323,33 +374,32 @@ PROFILES = (
             INPUT="10163",
             BUSY="10012 10110 10222 10223",
         ),
-        base_url="https://spark-api-open.xf-yun.com/v1",
-        key_env="SPARK_API_KEY",
-        page="docs.iflyaicloud.com/doc/237",
     ),
     ProviderProfile(
         "sensenova",
-        more_hosts=("api.sensenova.cn",),
-        codes=_codes("code", INPUT="3", KEY="7 16", MODEL="5", RATE="8", FILTER="18 19", BUSY="2 13 14"),
-        base_url="https://token.sensenova.cn/v1",
-        thinking="refused",
-        json_form="words",
-        key_env="SENSENOVA_API_KEY",
-        page="github.com/OpenSenseNova/SenseNova6.7/blob/main/API.md",
+        Site(
+            "https://token.sensenova.cn/v1",
+            "SENSENOVA_API_KEY",
+            "github.com/OpenSenseNova/SenseNova6.7/blob/main/API.md",
+            more_hosts=("api.sensenova.cn",),
+        ),
+        thinking=_NO_SWITCH,
+        json=JsonSupport("words"),
+        errors=_codes("code", INPUT="3", KEY="7 16", MODEL="5", RATE="8", FILTER="18 19", BUSY="2 13 14"),
     ),
     ProviderProfile(
         "anthropic",
+        Site("https://api.anthropic.com/v1", "ANTHROPIC_API_KEY", "platform.claude.com/docs/en/api/openai-sdk"),
         dialect="anthropic",
-        prompt_cache="marks",
-        refused=_NOT_OPENAIS,
-        thinking="refused",
-        json_form="words",
         # "`temperature` is deprecated for this model": platform.claude.com/docs/en/about-claude/models/migration-guide
-        reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|(?:sonnet|haiku)-[5-9]|fable|mythos)"),
-        reasoning_refused=_SAMPLING,
-        base_url="https://api.anthropic.com/v1",
-        key_env="ANTHROPIC_API_KEY",
-        page="platform.claude.com/docs/en/api/openai-sdk",
+        parameters=Parameters(
+            _NOT_OPENAIS,
+            reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|(?:sonnet|haiku)-[5-9]|fable|mythos)"),
+            reasoning_refused=_SAMPLING,
+        ),
+        thinking=_NO_SWITCH,
+        json=JsonSupport("words"),
+        prompt_cache="marks",
         batch=BatchProfile(
             family="anthropic",
             limits=BatchLimits(requests=100_000, file_bytes=256_000_000),
@@ -360,40 +410,32 @@ PROFILES = (
     ),
     ProviderProfile(
         "deepseek",
+        Site("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY", "api-docs.deepseek.com/guides/thinking_mode"),
+        parameters=_OPENAIS,
+        thinking=Thinking("type_object"),
+        json=JsonSupport("object"),
         prompt_cache="automatic",
-        refused=_NOT_OPENAIS,
-        thinking="type_object",
-        json_form="object",
-        base_url="https://api.deepseek.com/v1",
-        key_env="DEEPSEEK_API_KEY",
-        page="api-docs.deepseek.com/guides/thinking_mode",
     ),
     ProviderProfile(
         "xai",
+        Site("https://api.x.ai/v1", "XAI_API_KEY", "docs.x.ai/docs/guides/chat-completions"),
+        parameters=_OPENAIS,
+        thinking=_NO_SWITCH,
         prompt_cache="automatic",
-        refused=_NOT_OPENAIS,
-        thinking="refused",
-        base_url="https://api.x.ai/v1",
-        key_env="XAI_API_KEY",
-        page="docs.x.ai/docs/guides/chat-completions",
         batch=BatchProfile(family="none"),
     ),
     ProviderProfile(
         "cerebras",
-        refused=_NOT_OPENAIS | {"frequency_penalty", "presence_penalty"},
-        thinking="refused",
-        json_form="strict",
-        base_url="https://api.cerebras.ai/v1",
-        key_env="CEREBRAS_API_KEY",
-        page="inference-docs.cerebras.ai/resources/openai",
+        Site("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY", "inference-docs.cerebras.ai/resources/openai"),
+        parameters=Parameters(_NOT_OPENAIS | {"frequency_penalty", "presence_penalty"}),
+        thinking=_NO_SWITCH,
+        json=JsonSupport("strict"),
     ),
     ProviderProfile(
         "openrouter",
-        refused=frozenset({"chat_template_kwargs"}),
-        thinking="effort",
-        base_url="https://openrouter.ai/api/v1",
-        key_env="OPENROUTER_API_KEY",
-        page="openrouter.ai/docs/use-cases/reasoning-tokens",
+        Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs/use-cases/reasoning-tokens"),
+        parameters=Parameters(frozenset({"chat_template_kwargs"})),
+        thinking=Thinking("effort"),
         batch=BatchProfile(
             family="openrouter",
             limits=BatchLimits(requests=1_000, takes_local_images=False),  # 64 KB for each result in one body
@@ -405,10 +447,12 @@ PROFILES = (
     ),
     ProviderProfile(
         "together",
-        more_hosts=("api.together.xyz",),
-        base_url="https://api.together.ai/v1",
-        key_env="TOGETHER_API_KEY",
-        page="docs.together.ai/docs/inference/openai-compatibility",
+        Site(
+            "https://api.together.ai/v1",
+            "TOGETHER_API_KEY",
+            "docs.together.ai/docs/inference/openai-compatibility",
+            more_hosts=("api.together.xyz",),
+        ),
         batch=BatchProfile(
             family="together",
             limits=BatchLimits(file_bytes=100_000_000),
@@ -420,10 +464,8 @@ PROFILES = (
     ),
     ProviderProfile(
         "fireworks",
-        base_url="https://api.fireworks.ai/inference/v1",
-        key_env="FIREWORKS_API_KEY",
-        thinking="effort",
-        page="docs.fireworks.ai/guides/reasoning",
+        Site("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", "docs.fireworks.ai/guides/reasoning"),
+        thinking=Thinking("effort"),
         batch=BatchProfile(
             family="fireworks",
             names_path=False,
@@ -434,182 +476,192 @@ PROFILES = (
             page="docs.fireworks.ai/guides/batch-inference",
         ),
     ),
-    ProviderProfile(
-        "nvidia",
-        base_url="https://integrate.api.nvidia.com/v1",
-        key_env="NVIDIA_API_KEY",
-        page="build.nvidia.com",
-    ),
+    ProviderProfile("nvidia", Site("https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", "build.nvidia.com")),
     ProviderProfile(
         "huggingface",
-        base_url="https://router.huggingface.co/v1",
-        key_env="HF_TOKEN",
-        page="huggingface.co/changelog/inference-providers-openai-compatible",
+        Site(
+            "https://router.huggingface.co/v1",
+            "HF_TOKEN",
+            "huggingface.co/changelog/inference-providers-openai-compatible",
+        ),
     ),
     ProviderProfile(
         "ollama",
-        ports=(11434,),
-        public=False,
-        # ignored without an error
-        refused=frozenset({"repetition_penalty", "logit_bias", "chat_template_kwargs", "structured_outputs"}),
-        base_url="http://127.0.0.1:11434/v1",
-        thinking="effort",
-        json_form="grammar",
-        images="data",
-        image_types=_EVERY_SERVER_READS,
+        Site(
+            "http://127.0.0.1:11434/v1", page="docs.ollama.com/api/openai-compatibility", public=False, ports=(11434,)
+        ),
+        # parameters that are ignored without an error
+        parameters=Parameters(
+            frozenset({"repetition_penalty", "logit_bias", "chat_template_kwargs", "structured_outputs"})
+        ),
+        thinking=Thinking("effort"),
+        json=JsonSupport("grammar"),
+        images=ImageSupport(from_web=False, types=_EVERY_SERVER_READS),
         cuts_prompts=True,
-        page="docs.ollama.com/api/openai-compatibility",
     ),
     ProviderProfile(
         "lmstudio",
-        ports=(1234,),
-        public=False,
-        base_url="http://127.0.0.1:1234/v1",
-        json_form="grammar",
-        takes_json_mode=False,
-        images="data",
-        image_types=_EVERY_SERVER_READS,
-        phrases=_LOADING,
-        key_env="LM_STUDIO_API_KEY",
-        page="lmstudio.ai/docs/api/openai-api",
+        Site(
+            "http://127.0.0.1:1234/v1",
+            "LM_STUDIO_API_KEY",
+            "lmstudio.ai/docs/api/openai-api",
+            public=False,
+            ports=(1234,),
+        ),
+        json=JsonSupport("grammar", has_json_mode=False),
+        images=ImageSupport(from_web=False, types=_EVERY_SERVER_READS),
+        errors=ErrorWords(phrases=_LOADING),
     ),
     ProviderProfile(
         "cohere",
-        more_hosts=("api.cohere.com",),
-        base_url="https://api.cohere.ai/compatibility/v1",
-        key_env="COHERE_API_KEY",
-        page="docs.cohere.com/docs/compatibility-api",
-        refused=_NOT_OPENAIS,
-        thinking="refused",
+        Site(
+            "https://api.cohere.ai/compatibility/v1",
+            "COHERE_API_KEY",
+            "docs.cohere.com/docs/compatibility-api",
+            more_hosts=("api.cohere.com",),
+        ),
+        parameters=_OPENAIS,
+        thinking=_NO_SWITCH,
     ),
     ProviderProfile(
         "deepinfra",
-        base_url="https://api.deepinfra.com/v1/openai",
-        key_env="DEEPINFRA_API_KEY",
-        page="deepinfra.com/docs/advanced/openai_api",
+        Site("https://api.deepinfra.com/v1/openai", "DEEPINFRA_API_KEY", "deepinfra.com/docs/advanced/openai_api"),
     ),
     ProviderProfile(
         "doubleword",
-        base_url="https://api.doubleword.ai/v1",
-        key_env="DOUBLEWORD_API_KEY",
-        page="docs.doubleword.ai/inference-api",
+        Site("https://api.doubleword.ai/v1", "DOUBLEWORD_API_KEY", "docs.doubleword.ai/inference-api"),
         batch=BatchProfile(page="docs.doubleword.ai/inference-api"),
     ),
     ProviderProfile(
         "sambanova",
-        base_url="https://api.sambanova.ai/v1",
-        key_env="SAMBANOVA_API_KEY",
-        page="docs.sambanova.ai/docs/en/features/openai-compatibility",
+        Site(
+            "https://api.sambanova.ai/v1",
+            "SAMBANOVA_API_KEY",
+            "docs.sambanova.ai/docs/en/features/openai-compatibility",
+        ),
     ),
     ProviderProfile(
         "perplexity",
-        base_url="https://api.perplexity.ai/chat/completions",
-        key_env="PERPLEXITY_API_KEY",
-        page="docs.perplexity.ai/docs/sonar/openai-compatibility",
-        thinking="refused",
+        Site(
+            "https://api.perplexity.ai/chat/completions",
+            "PERPLEXITY_API_KEY",
+            "docs.perplexity.ai/docs/sonar/openai-compatibility",
+        ),
+        thinking=_NO_SWITCH,
     ),
     ProviderProfile(
         "github",
-        base_url="https://models.github.ai/inference",
-        key_env="GITHUB_TOKEN",
-        page="docs.github.com/en/github-models/quickstart",
-        refused=_NOT_OPENAIS,
-        thinking="refused",
+        Site("https://models.github.ai/inference", "GITHUB_TOKEN", "docs.github.com/en/github-models/quickstart"),
+        parameters=_OPENAIS,
+        thinking=_NO_SWITCH,
     ),
     ProviderProfile(
         "kimi",
-        more_hosts=("api.moonshot.ai",),
-        base_url="https://api.moonshot.cn/v1",
-        key_env="MOONSHOT_API_KEY",
-        page="platform.kimi.ai/docs/guide/use-kimi-vision-model",
-        refused=_NOT_OPENAIS,
-        thinking="type_object",
-        always_thinking=re.compile(r"kimi-k3|kimi-k2\.7-code"),
+        Site(
+            "https://api.moonshot.cn/v1",
+            "MOONSHOT_API_KEY",
+            "platform.kimi.ai/docs/guide/use-kimi-vision-model",
+            more_hosts=("api.moonshot.ai",),
+        ),
         # "invalid temperature: only 1 is allowed for this model": platform.kimi.ai/docs/api/models-overview
-        reasoning_models=re.compile(r"kimi-k(?:2\.[5-9]|[3-9])"),
-        reasoning_refused=_SAMPLING,
-        images="data",
-        json_form="object",
+        parameters=Parameters(
+            _NOT_OPENAIS, reasoning_models=re.compile(r"kimi-k(?:2\.[5-9]|[3-9])"), reasoning_refused=_SAMPLING
+        ),
+        thinking=Thinking("type_object", always=re.compile(r"kimi-k3|kimi-k2\.7-code")),
+        json=JsonSupport("object"),
+        images=ImageSupport(from_web=False),
     ),
     ProviderProfile(
         "doubao",
-        base_url="https://ark.cn-beijing.volces.com/api/v3",
-        key_env="ARK_API_KEY",
-        page="www.volcengine.com/docs/82379/1263482",
-        refused=_NOT_OPENAIS,
-        thinking="type_object",
+        Site("https://ark.cn-beijing.volces.com/api/v3", "ARK_API_KEY", "www.volcengine.com/docs/82379/1263482"),
+        parameters=_OPENAIS,
+        thinking=Thinking("type_object"),
     ),
     ProviderProfile(
         "ppio",
-        more_hosts=("api.ppinfra.com",),
-        base_url="https://api.ppio.com/openai/v1",
-        key_env="PPIO_API_KEY",
-        page="raw.githubusercontent.com/PPIO/ppio-skills/main/skills/ppio-docs/references/llm-guide.md",
+        Site(
+            "https://api.ppio.com/openai/v1",
+            "PPIO_API_KEY",
+            "raw.githubusercontent.com/PPIO/ppio-skills/main/skills/ppio-docs/references/llm-guide.md",
+            more_hosts=("api.ppinfra.com",),
+        ),
     ),
     ProviderProfile(
         "aiping",
-        base_url="https://aiping.cn/api/v1",
-        key_env="AIPING_API_KEY",
-        page="www.aiping.cn/docs/API/text-models",
-        thinking="top_level",
-        json_form="object",
+        Site("https://aiping.cn/api/v1", "AIPING_API_KEY", "www.aiping.cn/docs/API/text-models"),
+        thinking=Thinking("top_level"),
+        json=JsonSupport("object"),
     ),
     ProviderProfile(
         "hunyuan",
-        base_url="https://api.hunyuan.cloud.tencent.com/v1",
-        key_env="HUNYUAN_API_KEY",
-        page="cloud.tencent.com/document/product/1729/111007",
-        thinking="top_level",
+        Site(
+            "https://api.hunyuan.cloud.tencent.com/v1",
+            "HUNYUAN_API_KEY",
+            "cloud.tencent.com/document/product/1729/111007",
+        ),
+        thinking=Thinking("top_level"),
     ),
     ProviderProfile(
         "stepfun",
-        more_hosts=("api.stepfun.ai",),
-        base_url="https://api.stepfun.com/v1",
-        key_env="STEPFUN_API_KEY",
-        page="platform.stepfun.com/docs/zh/overview/quickstart",
-        thinking="refused",
+        Site(
+            "https://api.stepfun.com/v1",
+            "STEPFUN_API_KEY",
+            "platform.stepfun.com/docs/zh/overview/quickstart",
+            more_hosts=("api.stepfun.ai",),
+        ),
+        thinking=_NO_SWITCH,
     ),
     ProviderProfile(
         "novita",
-        base_url="https://api.novita.ai/openai/v1",
-        key_env="NOVITA_API_KEY",
-        page="raw.githubusercontent.com/novitalabs/novita-skills/main/skills/novita-docs/references/quick-start.md",
+        Site(
+            "https://api.novita.ai/openai/v1",
+            "NOVITA_API_KEY",
+            "raw.githubusercontent.com/novitalabs/novita-skills/main/skills/novita-docs/references/quick-start.md",
+        ),
     ),
     ProviderProfile(
         "nebius",
-        more_hosts=("api.studio.nebius.com", "api.studio.nebius.ai"),
-        base_url="https://api.tokenfactory.nebius.com/v1",
-        key_env="NEBIUS_API_KEY",
-        page="docs.tokenfactory.nebius.com/api-reference/introduction",
+        Site(
+            "https://api.tokenfactory.nebius.com/v1",
+            "NEBIUS_API_KEY",
+            "docs.tokenfactory.nebius.com/api-reference/introduction",
+            more_hosts=("api.studio.nebius.com", "api.studio.nebius.ai"),
+        ),
     ),
     # self-hosted servers, at their default addresses
     ProviderProfile(
         "vllm",
-        public=False,
-        base_url="http://127.0.0.1:8000/v1",
-        key_env="VLLM_API_KEY",
-        page="docs.vllm.ai/en/stable/serving/openai_compatible_server",
+        Site(
+            "http://127.0.0.1:8000/v1",
+            "VLLM_API_KEY",
+            "docs.vllm.ai/en/stable/serving/openai_compatible_server",
+            public=False,
+        ),
     ),
     ProviderProfile(
         "sglang",
-        public=False,
-        base_url="http://127.0.0.1:30000/v1",
-        key_env="SGLANG_API_KEY",
-        page="docs.sglang.io/docs/advanced_features/separate_reasoning",
+        Site(
+            "http://127.0.0.1:30000/v1",
+            "SGLANG_API_KEY",
+            "docs.sglang.io/docs/advanced_features/separate_reasoning",
+            public=False,
+        ),
     ),
     ProviderProfile(
         "llama.cpp",
-        public=False,
-        base_url="http://127.0.0.1:8080/v1",
-        json_form="grammar",
-        image_types=_EVERY_SERVER_READS,
-        page="github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
+        Site(
+            "http://127.0.0.1:8080/v1",
+            page="github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
+            public=False,
+        ),
+        json=JsonSupport("grammar"),
+        images=ImageSupport(types=_EVERY_SERVER_READS),
     ),
     ProviderProfile(
         "tgi",
-        public=False,
-        base_url="http://127.0.0.1:3000/v1",
-        page="huggingface.co/docs/text-generation-inference/messages_api",
+        Site(
+            "http://127.0.0.1:3000/v1", page="huggingface.co/docs/text-generation-inference/messages_api", public=False
+        ),
     ),
 )
 
@@ -622,24 +674,24 @@ def _agreed() -> Mapping[str, Cause]:
     causes: dict[str, Cause] = {}
     differing: set[str] = set()
     for profile in PROFILES:
-        for code, cause in profile.codes.items():
+        for code, cause in profile.errors.codes.items():
             if causes.setdefault(code, cause) is not cause or len(code) < _TELLING:
                 differing.add(code)
     return MappingProxyType({code: cause for code, cause in causes.items() if code not in differing})
 
 
-# The profile of an unlisted host, to which parameters are sent unchanged. The host may be a gateway, which passes on
-# other providers' codes.
-PLAIN = ProviderProfile("plain", public=False, codes=_agreed(), phrases=DASHSCOPE_PHRASES)
-# An unknown server on this machine or in its network, probably built on llama.cpp; other servers work without the
+# The profile of an unlisted host, which gets all parameters unchanged. It may be a gateway, which passes on the codes
+# of other providers.
+PLAIN = ProviderProfile("plain", Site(public=False), errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES))
+# The profile of an unknown server on this machine or in its network, probably llama.cpp; others work without the
 # features that llama.cpp lacks.
 LOCAL = replace(
     PLAIN,
     name="local",
-    json_form="grammar",
-    image_types=_EVERY_SERVER_READS,
+    json=JsonSupport("grammar"),
+    images=ImageSupport(types=_EVERY_SERVER_READS),
+    errors=replace(PLAIN.errors, phrases=MappingProxyType({**DASHSCOPE_PHRASES, **_LOADING})),
     cuts_prompts=True,
-    phrases=MappingProxyType({**PLAIN.phrases, **_LOADING}),
 )
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"qwen": "dashscope", "gemini": "google", "moonshot": "kimi", "zhipu": "glm", "zai": "glm", "claude": "anthropic"}
@@ -650,9 +702,9 @@ def profile_at(url: SplitResult) -> ProviderProfile:
     """Return the profile for the endpoint at `url`, by its host or its well-known local port."""
     host, port = url.hostname or "", url.port
     for profile in PROFILES:
-        if any(host == known or host.endswith("." + known) for known in profile.hosts):
+        if any(host == known or host.endswith("." + known) for known in profile.site.hosts):
             return profile
-        if port in profile.ports:
+        if port in profile.site.ports:
             return profile
     return PLAIN
 

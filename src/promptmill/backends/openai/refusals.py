@@ -62,8 +62,8 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     body = read_error(payload)
     wait_s = asked_wait_s(headers, body.payload, body.words)
     meant = status if status >= 300 else body.status or 0
-    cause = endpoint.profile.cause_of(body) or _cause(meant, body, wait_s)
-    if cause is Cause.INPUT and meant < 500:  # a provider may have one code for many mistakes
+    cause = endpoint.profile.errors.cause_of(body) or _cause(meant, body, wait_s)
+    if cause is Cause.INPUT and meant < 500:  # looks closer, because a provider may have one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
     if meant in _LOST_ANSWERS:
@@ -131,7 +131,7 @@ def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
     named = f" {body.status}" if body.status else ""
     verb = f"answered {status}" if status >= 300 else f"sent an error{named} with status {status}"
     message = f"{endpoint.name} {verb}{f': {reason}' if reason else ''}"
-    return message if message[-1] in ".!?…" else message + "."  # another sentence follows
+    return message if message[-1] in ".!?…" else message + "."  # ends with a stop, because another sentence follows
 
 
 def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
@@ -228,7 +228,7 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
     if endpoint.key_note:
         return PromptmillError(error.code, error.message, endpoint.key_note)
     if not KEY_HEADERS & {name.lower() for name in endpoint.headers}:
-        usual = endpoint.profile.key_env or "OPENAI_API_KEY"
+        usual = endpoint.profile.site.key_env or "OPENAI_API_KEY"
         return PromptmillError(
             error.code,
             error.message,
@@ -256,7 +256,7 @@ def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillEr
     """Add a hint about the scheme to the error of a lost connection, if the endpoint has never answered."""
     if endpoint.url.startswith("http:"):
         hint = "It has never answered: does the port need https:// in `base_url`? Otherwise try again."
-    elif not endpoint.own:  # no hint may make the user send a key unencrypted over the internet
+    elif not endpoint.own:  # not for a provider: no hint may make the user send a key unencrypted over the internet
         return error
     else:
         hint = (
@@ -275,7 +275,7 @@ def wrong_address(endpoint: Endpoint) -> str:
             f"The request went to {redact(url)}, as `dialect: {endpoint.dialect}` says; is that this server's API? "
             "Otherwise correct `base_url` or `dialect`."
         )
-    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file has its own path
+    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # the path of a Batch line, which is not the configured one
         return f"The request went to {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, the line's path."
     twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:

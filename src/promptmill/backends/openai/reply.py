@@ -21,6 +21,7 @@ from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.chat_completion import Ending
 from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
 from promptmill.backends.openai.failures import (
@@ -45,6 +46,8 @@ _ERROR_SIGNS = frozenset({"error", "error_code", "base_resp"})
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that do not change its text."""
 _ENDS = frozenset({"stop", "length"})
+_PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
+_NO_DETAILS: JsonObject = {}
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
 # object or list. Small bodies cannot contain many values.
@@ -172,7 +175,9 @@ def _text_of_other(payload: JsonObject) -> str:
         case {"choices": [{"text": str(text)}, *_]}:
             return text
         case {"output": list(items)}:
-            parts = [part for item in items if isinstance(item, dict) for part in item.get("content") or ()]
+            items = [item for item in items if isinstance(item, dict)]
+            final = [item for item in items if item.get("phase") == "final_answer"]  # the others are commentary
+            parts = [part for item in final or items for part in item.get("content") or ()]
             return "".join(
                 part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)
             )
@@ -272,7 +277,7 @@ def _read_stream(
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
         whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
-        # repaired after assembly, because a surrogate pair may be split over two events
+        # repaired last, because a surrogate pair may be split over two events
         completion = _translated(mended(whole), headers, endpoint)
         return read_payload(completion, headers, endpoint, keep_raw=keep_raw)
     except chat_completion.CutOffError:
@@ -310,10 +315,10 @@ def read_payload(
     usage, tier = _usage(payload.get("usage")), _tier(payload)
     spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
     if not choices or not isinstance(choices[0], dict):
-        unread = _prompt_filtered(payload)  # filtered before the model read the prompt
+        unread = _prompt_filtered(payload)  # no tokens were read: the prompt was filtered first
         return replace(_filtered(endpoint, spent), unmetered=False) if unread else _empty(endpoint, spent)
     choice = choices[0]
-    if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider failed while answering
+    if isinstance(choice.get("error"), dict):  # from OpenRouter, if the provider failed while it answered
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
     finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
     if ending is Ending.FILTERED:
@@ -408,10 +413,10 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         return NO_USAGE
     prompt, completion, total = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")
     if (
-        len(usage) == 3  # no details
+        usage.keys() <= _PLAIN_USAGE  # no details
         and type(prompt) is type(completion) is int
-        and prompt + completion == total
-        and 0 <= completion < total <= MOST_TOKENS
+        and total in (None, prompt + completion)
+        and 0 <= completion < prompt + completion <= MOST_TOKENS
     ):
         return Usage(prompt, completion)
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
@@ -423,22 +428,31 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         prompt, completion = prompt or total, completion or 0
     if not prompt or completion is None:
         return NO_USAGE
-    # names of DeepSeek and of Moonshot
-    flat = _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
-    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or flat or 0
-    written, an_hour = (
-        _detail(usage, "prompt_tokens_details", name) for name in ("cache_write_tokens", "cache_write_1h_tokens")
+    of_prompt = _details(usage, "prompt_tokens_details", "input_tokens_details")
+    cached = (
+        _count(of_prompt, "cached_tokens")
+        or _count(usage, "prompt_cache_hit_tokens")  # DeepSeek
+        or _count(usage, "cached_tokens")  # Moonshot
+        or _count(usage, "cache_read_input_tokens")  # LiteLLM, for models of Anthropic
+        or 0
     )
-    reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
-    # xAI and Gemini bill reasoning as output, but count it only in the total
+    written = _count(of_prompt, "cache_write_tokens") or _count(usage, "cache_creation_input_tokens") or 0
+    an_hour = (
+        _count(of_prompt, "cache_write_1h_tokens")
+        or _count(_details(of_prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens")  # LiteLLM
+        or 0
+    )
+    reasoning = _count(_details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens") or 0
+    # the larger: xAI and Gemini bill reasoning as output, but count it only in the total
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
     return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
 
 
-def _detail(usage: JsonDict, group: str, name: str) -> int:
-    details = usage.get(group)
-    return (_count(details, name) or 0) if isinstance(details, dict) else 0
+def _details(usage: JsonObject, name: str, other: str = "") -> JsonObject:
+    """Return the details of a count, which have another name in usage of the Responses API."""
+    details = usage.get(name) or usage.get(other)
+    return details if isinstance(details, dict) else _NO_DETAILS
 
 
 def _largest(usage: JsonObject, *names: str) -> int | None:
@@ -449,8 +463,7 @@ def _largest(usage: JsonObject, *names: str) -> int | None:
 
 
 def _count(usage: JsonObject, name: str) -> int | None:
-    count = usage.get(name)
-    return count if type(count) is int and 0 <= count <= MOST_TOKENS else None
+    return count_of(usage.get(name))
 
 
 def _loosely(body: bytes) -> Any:
@@ -471,7 +484,7 @@ def _unreadable(endpoint: Endpoint, problem: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else problem}.",
         wrong_address(endpoint) if page else None,
     )
-    # a proxy's page may replace a billed answer
+    # perhaps billed: a proxy's page may have replaced an answer
     return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
 
 

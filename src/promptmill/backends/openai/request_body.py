@@ -11,7 +11,7 @@ of the messages. Images are encoded once per call and inserted as bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -135,7 +135,7 @@ class RequestEncoder:
             text = text[:-1] + (b"," if body else b"")
             inline = sampling.reasoning == "inline"
             head = Head(text, refused, words, (sampling, extra), inline, *self._places(extra))
-            # each request may have different parameters, and these may include a large schema
+            # cleared when full: each request may have different parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
                 self._head_bytes = 0
@@ -162,10 +162,10 @@ class RequestEncoder:
         return streaming if self._stream else one, streaming
 
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
-        # extra parameters are first, as in the `openai` package's `extra_body`
+        # extra parameters come first, as `extra_body` in the `openai` package
         given = {name: value for name, value in extra.items() if name not in self._ours}
         ours = sampling.given()
-        for name in ("reasoning", "choices"):  # these affect only how the answer is read
+        for name in ("reasoning", "choices"):  # not sent: they affect only how the answer is read
             ours.pop(name, None)
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
             raise PromptmillError(
@@ -223,35 +223,42 @@ class ImageEncoder:
     The endpoint gets a `data:` URL, or the URL of a web image.
     """
 
-    def __init__(self, rules: ImageRules, fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, rules: Callable[[], ImageRules], fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         """With a `fetcher`, this process downloads web images; otherwise the endpoint gets their URLs.
 
-        Up to `kept_bytes` of encoded images are kept for later requests.
+        `rules` returns the rules, for the first image. Up to `kept_bytes` of encoded images are kept for later
+        requests.
         """
-        self._fetches = fetcher is not None
-        self._image_cache = ImageCache(rules, _json_url, None if fetcher is None else fetcher.fetch, kept_bytes)
+        self._rules, self._fetcher, self._kept_bytes = rules, fetcher, kept_bytes
+        self._image_cache: ImageCache | None = None
 
     def passes_on(self, images: Sequence[ImagePart]) -> bool:
         """Return whether the endpoint gets the URL of one of these `images`."""
-        return not self._fetches and any(is_web(image.source) for image in images)
+        return self._fetcher is None and any(is_web(image.source) for image in images)
 
     async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
         """Return the JSON string of the URL to send, by source. Raises `PromptmillError` (`invalid_image`)."""
         return {image.source: await self._one(image.source) for image in images}
 
     async def _one(self, source: str) -> bytes:
-        if not self._fetches and is_web(source):
+        if self._fetcher is None and is_web(source):
             try:
                 return orjson.dumps(source)
             except TypeError:
                 raise PromptmillError(
                     Code.INVALID_IMAGE, "The URL of an image holds half a surrogate pair.", "Write it percent-encoded."
                 ) from None
+        if self._image_cache is None:
+            fetch = None if self._fetcher is None else self._fetcher.fetch
+            self._image_cache = ImageCache(self._rules(), _json_url, fetch, self._kept_bytes)
         return await self._image_cache.read(source)
 
     def close(self) -> None:
         """Stop all running reads and downloads."""
-        self._image_cache.close()
+        if self._image_cache is not None:
+            self._image_cache.close()
 
 
 def _json_url(image: ImageFile) -> bytes:

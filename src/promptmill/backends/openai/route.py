@@ -21,7 +21,7 @@ from promptmill.backends.openai.endpoint import Endpoint, ip_address_of
 from promptmill.backends.openai.http_connection import Target
 from promptmill.core.errors import config_error
 
-_BLOCK = 1 << 18  # bytes of a file that are sent at a time
+_BLOCK = 1 << 18  # max bytes of a file that are sent at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class FileBody:
     async def blocks(self) -> AsyncIterator[bytes]:
         """Yield the body in blocks. Raises `OSError` if the file was shortened."""
         yield self.before
-        remaining = self.size - self.is_list  # no item follows the last line feed
+        remaining = self.size - self.is_list  # the last line feed of a list is not sent, because no item follows it
         file = await asyncio.to_thread(self.path.open, "rb")
         try:
             while remaining:

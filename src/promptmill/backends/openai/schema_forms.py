@@ -15,19 +15,19 @@ from typing import Any
 import orjson
 
 from promptmill.answers.schema import schema_of
-from promptmill.backends.openai.providers import ProviderProfile
+from promptmill.backends.openai.providers import JsonSupport
 from promptmill.core.values import JsonDict, JsonObject
 
 _ANY_OBJECT: JsonObject = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
 
 
-def asked_of(profile: ProviderProfile, wanted: JsonObject) -> tuple[JsonObject | None, str]:
+def asked_of(support: JsonSupport, wanted: JsonObject) -> tuple[JsonObject | None, str]:
     """Return the `response_format` for a provider, and the instructions for the prompt.
 
     Raises `PromptmillError` (`invalid_input`) if a `json_schema` has no schema.
     """
-    schema, form = schema_of(wanted), profile.json_form
-    if wanted.get("type") == "json_object" and not profile.takes_json_mode:
+    schema, form = schema_of(wanted), support.form
+    if wanted.get("type") == "json_object" and not support.has_json_mode:
         return _ANY_OBJECT, ""
     if schema is None or form == "schema" or (form in {"strict", "grammar"} and wanted["type"] == "json_object"):
         return wanted, ""
@@ -77,8 +77,11 @@ _INEXPRESSIBLE = frozenset({
     "prefixItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
 })  # fmt: skip
 _STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+_ANNOTATIONS = _SILENT | {"description", "deprecated"}
 _SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _DEFINITIONS = ("$defs", "definitions")
+# No subset can represent two of these in one schema: each closes its object, or replaces the other.
+_EXCLUSIVE = frozenset({"$ref", "anyOf", "oneOf", "allOf", "properties"})
 
 
 class _InexpressibleError(Exception):
@@ -88,8 +91,8 @@ class _InexpressibleError(Exception):
 def strict_form(schema: JsonObject) -> JsonDict | None:
     """Return `schema` in the form for strict mode; None if strict mode cannot represent it.
 
-    An answer that satisfies the result satisfies `schema`, except that optional fields may be null, and that keywords
-    which strict mode lacks are only described in words.
+    Every answer that matches the result matches `schema`, but for two exceptions: optional fields may be null, and
+    keywords that strict mode lacks are only described to the model in words.
     """
     try:
         node = _node(_with_root(schema))
@@ -110,7 +113,7 @@ def _with_root(schema: JsonObject) -> JsonObject:
 
 
 def _node(schema: Any) -> JsonDict:
-    if not isinstance(schema, Mapping) or _INEXPRESSIBLE & schema.keys():
+    if not isinstance(schema, Mapping) or _INEXPRESSIBLE & schema.keys() or len(_EXCLUSIVE & schema.keys()) > 1:
         raise _InexpressibleError
     node: JsonDict = {}
     words = []
@@ -122,7 +125,7 @@ def _node(schema: Any) -> JsonDict:
         ):
             words.append(f"{key}: {value}")
         elif key in {"anyOf", "oneOf", "allOf"}:
-            node["anyOf"] = _options(key, value, taken="anyOf" in node)
+            node["anyOf"] = _options(key, value)
         elif key in _DEFINITIONS:
             node[key] = {name: _node(inner) for name, inner in value.items()}
         elif key not in _SILENT:
@@ -140,8 +143,8 @@ def _node(schema: Any) -> JsonDict:
     return node
 
 
-def _options(key: str, value: Any, *, taken: bool) -> list[JsonDict]:
-    if taken or (key == "allOf" and len(value) != 1):
+def _options(key: str, value: Any) -> list[JsonDict]:
+    if key == "allOf" and len(value) != 1:
         raise _InexpressibleError
     return [_node(option) for option in value]
 
@@ -149,8 +152,9 @@ def _options(key: str, value: Any, *, taken: bool) -> list[JsonDict]:
 def _close(node: JsonDict) -> None:
     """Require all fields of an object and forbid others. Optional fields may be null."""
     properties = node.get("properties")
-    if not properties or node.get("type", "object") != "object":
-        raise _InexpressibleError  # an object with arbitrary field names would always be empty
+    is_open = isinstance(node.get("additionalProperties"), Mapping)
+    if not properties or is_open or node.get("type", "object") != "object":
+        raise _InexpressibleError  # a closed object has no additional fields, and without fields it is empty
     required = node.get("required") or ()
     if not set(required) <= properties.keys():
         raise _InexpressibleError
@@ -237,6 +241,8 @@ def _as_openapi(form: Any) -> JsonDict:
         node["items"] = _as_openapi(node["items"])
     if "properties" in node:
         node["properties"] = {name: _as_openapi(inner) for name, inner in node["properties"].items()}
+        if len(node["properties"]) > 1:  # without it, the fields are answered in alphabetical order
+            node.setdefault("propertyOrdering", [*node["properties"]])
     if "anyOf" in node:
         parts = [_as_openapi(inner) for inner in node["anyOf"]]
         node["anyOf"] = [part for part in parts if part != {"type": "NULL"}]
@@ -247,7 +253,10 @@ def _as_openapi(form: Any) -> JsonDict:
 def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
     try:
         node = _with_root(schema)
-        definitions = {name: inner for group in _DEFINITIONS for name, inner in (node.get(group) or {}).items()}
+        groups = [node.get(group) or {} for group in _DEFINITIONS]
+        definitions = {name: inner for group in groups for name, inner in group.items()}
+        if any(definitions[name] != inner for group in groups for name, inner in group.items()):
+            return None  # two definitions have the same name
         if subset.closes and any(_reaches(name, inner, definitions, set()) for name, inner in definitions.items()):
             return None
         subset_form = _within({key: value for key, value in node.items() if key not in _DEFINITIONS}, subset)
@@ -277,15 +286,39 @@ def _reaches(name: str, node: Any, definitions: JsonObject, seen: set[str]) -> b
 def _within(schema: Any, subset: _Subset) -> JsonDict:
     if not isinstance(schema, Mapping) or (_INEXPRESSIBLE - {"prefixItems"}) & schema.keys():
         raise _InexpressibleError
-    if "$ref" in schema:  # `$ref` may have no sibling keywords
-        if not (reference := str(schema["$ref"])).startswith(("#/$defs/", "#/definitions/")):
-            raise _InexpressibleError
-        return {"$ref": f"#/$defs/{reference.rsplit('/', 1)[-1]}"}
     if "allOf" in schema:
         (only,) = schema["allOf"] if len(schema["allOf"]) == 1 else (None,)
-        return _within({**_without(schema, "allOf"), **_without(only, "title")}, subset)
+        own, inner = _without(schema, "allOf"), _without(only, "title")
+        if any(own[key] != inner[key] for key in own.keys() & inner.keys() - _ANNOTATIONS):
+            raise _InexpressibleError
+        return _within({**inner, **own}, subset)
+    exclusive = _EXCLUSIVE if subset.closes or "$ref" in schema else _EXCLUSIVE - {"properties"}
+    if len(exclusive & schema.keys()) > 1:
+        raise _InexpressibleError
+    if "$ref" in schema:
+        return _reference(schema, subset)
     if isinstance(schema.get("type"), list) or None in (schema.get("enum") or ()):
         return _of_several_types(schema, subset)
+    node = _keywords(schema, subset)
+    if "enum" in node or "const" in node:
+        _close_literals(node, subset)
+    if subset.closes:
+        _close_fields(node)
+    return node
+
+
+def _reference(schema: JsonObject, subset: _Subset) -> JsonDict:
+    """Return a reference to a definition. `$ref` may have no sibling keywords; `anyOf` may have a description."""
+    group, _, name = str(schema["$ref"]).removeprefix("#/").partition("/")
+    beside = _keywords({key: value for key, value in schema.items() if key not in {"$ref", "type", "title"}}, subset)
+    if group not in _DEFINITIONS or "/" in name or beside.keys() - {"description"}:
+        raise _InexpressibleError
+    reference = {"$ref": f"#/$defs/{name}"}
+    return {"anyOf": [reference], **beside} if beside else reference
+
+
+def _keywords(schema: JsonObject, subset: _Subset) -> JsonDict:
+    """Return the keywords of a schema in the subset; those that it lacks are words in the description."""
     node: JsonDict = {}
     words = []
     for key, value in schema.items():
@@ -295,10 +328,6 @@ def _within(schema: Any, subset: _Subset) -> JsonDict:
             words.append(f"{key}: {value}")
     if words:
         node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
-    if "enum" in node or "const" in node:
-        _close_literals(node, subset)
-    if subset.closes:
-        _close_fields(node)
     return node
 
 
@@ -327,6 +356,13 @@ def _without(schema: Any, name: str) -> JsonDict:
     return {key: value for key, value in schema.items() if key != name}
 
 
+_OF_KIND = {
+    "object": frozenset({"properties", "required", "additionalProperties"}),
+    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
+}
+"""The keywords that apply only to values of one type."""
+
+
 def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
     """Split a schema with several types, or with null among its values, into a choice of one schema per type."""
     named = schema.get("type")
@@ -337,8 +373,8 @@ def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
         if kind == "null":
             options.append({"type": "null"})
             continue
-        option = dict(schema)
-        option.pop("type", None)
+        unfit = {key for name, keys in _OF_KIND.items() if kind is not None and name != kind for key in keys}
+        option = {key: value for key, value in schema.items() if key != "type" and key not in unfit}
         if kind is not None:
             option["type"] = kind
         if values is not None:
@@ -367,7 +403,7 @@ def _close_fields(node: JsonDict) -> None:
     """Forbid fields of an object that are not named."""
     if node.get("type") == "object" or "properties" in node:
         if not node.get("properties") and node.get("additionalProperties") is not False:
-            raise _InexpressibleError  # an object with arbitrary field names would always be empty
+            raise _InexpressibleError  # without additional fields, such an object would always be empty
         if isinstance(node.get("additionalProperties"), Mapping):
             raise _InexpressibleError
         node |= {"type": "object", "additionalProperties": False}
@@ -386,8 +422,7 @@ _GRAMMAR_PATTERN = re.compile(
     r"""\^(?:[^\\\[(]|\\[\^$.\[\](){}|*+?\\nrt"-]|\[(?:[^\\\]]|\\[\\nrt"\[\]-])*\]|\((?:\?:|(?!\?)))*\$"""
 )
 _COUNTS = re.compile(r"\{(\d*+),?(\d*+)\}")
-_ANNOTATIONS = _SILENT | {"description", "deprecated"}
-# llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has only annotations.
+# Any value. llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has only annotations.
 _ANYTHING: JsonObject = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 
 

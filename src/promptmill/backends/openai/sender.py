@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 
 from promptmill.backends.openai.asked_wait import exhausted_s
@@ -26,10 +26,10 @@ NOTHING: Mapping[str, bytes] = {}
 # If an item is refused because of load while this many other requests succeed per refusal, the item itself is the
 # cause: by chance, one item in a million gets five such refusals in a row.
 _SUCCESSES_PER_REFUSAL = 10
-_SMALLEST_CONTEXT = 2048  # Ollama's default context until 2025; contexts are powers of two
-_FEWEST_TOKENS = 512  # tokens of a shortened prompt; a server that reports fewer for a long text counts something else
-_SHORT_TOKEN = 5  # characters; English texts have 4.3 per token, spaces included
-_LONG_TOKEN = 16  # bytes
+_SMALLEST_CONTEXT = 2048  # Ollama's default until 2025: the smallest usual context
+_FEWEST_TOKENS = 512  # min tokens of a shortened prompt; a server that reports fewer for a long text counts otherwise
+_SHORT_TOKEN = 5  # characters per token at most; English texts have 4.3, spaces included
+_LONG_TOKEN = 16  # max bytes per token
 
 
 @dataclass(slots=True)
@@ -70,13 +70,6 @@ class Item:
         self.request = request
         self.attempts = request.attempts
 
-    def count(self, call: Call) -> None:
-        """Count an attempt that is written to the connection."""
-        self.attempts += 1
-        call.counts.requests += 1
-        if self.attempts > 1:
-            call.counts.retries += 1
-
     def charge(self, decision: RetryDecision | None) -> None:
         """Add an attempt without an answer. None: its usage is unknown."""
         if decision is not None and not decision.may_be_billed:
@@ -87,7 +80,7 @@ class Item:
             self.billed.spent += ((decision.usage, decision.tier),)
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
-        """Return whether load really is the cause: it is not if other requests are hardly ever refused."""
+        """Return whether load really caused the refusals: not if other requests are hardly ever refused."""
         if not self.refusals or self.failed_at is not endpoint_state:
             self.refusals = 0
             self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
@@ -100,32 +93,14 @@ class Item:
 class Sender:
     """Makes attempts for one call."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        image_encoder: Callable[[], ImageEncoder],
-        call: Call,
-        *,
-        unsupported_is_error: bool,
-    ) -> None:
-        """`image_encoder` creates an encoder, for the first image."""
-        self._pool = pool
-        self._make_image_encoder = image_encoder
-        self._image_encoder: ImageEncoder | None = None
-        self._call = call
+    def __init__(self, pool: Pool, images: ImageEncoder, call: Call, *, unsupported_is_error: bool) -> None:
+        self._pool, self._images, self._call = pool, images, call
         self._unsupported_is_error = unsupported_is_error
 
     def prepare(self, request: Request) -> Awaitable[Mapping[str, bytes]] | None:
         """Return the request's images, read and encoded; None if there are none."""
         images = request.conversation.images
-        if not images:
-            return None
-        return self._images().read(images)
-
-    def _images(self) -> ImageEncoder:
-        if self._image_encoder is None:
-            self._image_encoder = self._make_image_encoder()
-        return self._image_encoder
+        return self._images.read(images) if images else None
 
     async def send(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
@@ -139,11 +114,11 @@ class Sender:
         call = self._call
         warnings = left_out(head, endpoint, request, call, is_error=self._unsupported_is_error) if head.refused else ()
         preview = call.preview
-        if prepared and endpoint.profile.images == "data" and self._images().passes_on(request.conversation.images):
+        if prepared and not endpoint.profile.images.from_web and self._images.passes_on(request.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
-                f"{endpoint.name} fetches no images from the web.",
-                "Set `fetch_images: true` to have them fetched here, or give files.",
+                f"{endpoint.name} does not download images.",
+                "Set `fetch_images: true` so that promptmill downloads them, or send files.",
             )
         body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         inline = head.inline
@@ -151,8 +126,8 @@ class Sender:
         if preview is not None:
             on_data = StreamPreview(preview, DIALECTS[endpoint.dialect].delta_in, inline=inline).feed
         endpoint = head.endpoint if preview is None else head.streaming
-        item.count(call)
-        call.ledger.sent(request)
+        item.attempts += 1
+        call.sending(request, again=item.attempts > 1)
         try:  # not in a separate function, because each coroutine takes about 2,000 instructions
             response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=on_data)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
@@ -182,17 +157,16 @@ class Sender:
         reading.warnings = warnings
         return reading
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Stop reading images."""
-        if self._image_encoder is not None:
-            self._image_encoder.close()
+        self._images.close()
 
     async def _send_elsewhere(self, item: Item, endpoint_state: EndpointState) -> Completion | RetryDecision:
         """Post the unchanged body of a request that is not a chat, and keep the response unchanged."""
         endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
         body = endpoint_state.encoder.encode_body(item.request)
-        item.count(self._call)
-        self._call.ledger.sent(item.request)
+        item.attempts += 1
+        self._call.sending(item.request, again=item.attempts > 1)
         try:
             response = await self._pool.send(endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
@@ -201,7 +175,7 @@ class Sender:
         if isinstance(reading, Completion):
             _note_limit(response, endpoint_state)
         elif reading.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
-            return replace(reading, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
+            return replace(reading, kind=FailureKind.ITEM)  # this route is missing, but chats may have one
         return reading
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
@@ -17,7 +16,8 @@ from yarl import URL
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
 from promptmill.backends.openai.route import FileBody, Route
-from promptmill.images.fetch import is_public
+from promptmill.core.bounds import LARGEST_BODY
+from promptmill.images.fetch import NotPublicError, public_socket
 from promptmill.system.memory import Held
 
 # The slowest permitted upload. Its duration is added to the timeouts.
@@ -65,7 +65,7 @@ class Session:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-            for socket_factory in (None, _public_socket)
+            for socket_factory in (None, public_socket)
         )
 
     @contextlib.asynccontextmanager
@@ -99,7 +99,7 @@ class Session:
             begins_s = sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S
             async with asyncio.timeout(
                 begins_s
-            ):  # in Python 3.11, `wait_for` loses a cancellation that arrives together with the head
+            ):  # not `wait_for`, which in Python 3.11 loses a cancellation that arrives together with the head
                 response = await sending
             async with response:
                 try:
@@ -115,10 +115,10 @@ class Session:
             reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from the proxy
             return HttpResponse(response.status, response.headers, content, held, proxy=reader)
 
-    async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
-        """Return a page with at most `largest` bytes."""
+    async def get(self, route: Route, url: URL) -> HttpResponse:
+        """Return a page."""
         async with self.exchange(route, "GET", url=url) as response:
-            return HttpResponse(response.status, response.headers, await response.content.read(largest))
+            return HttpResponse(response.status, response.headers, await response.read(LARGEST_BODY))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -140,18 +140,10 @@ async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for connecting to `address`. Raises `PrivateAddressError`."""
-    family, kind, protocol, _, place = address
-    if not is_public(str(place[0])):
-        raise failures.PrivateAddressError(str(place[0]))
-    return socket.socket(family, kind, protocol)
-
-
 async def _read(
     content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None, silence_s: float
 ) -> tuple[bytes, Held | None]:
-    """Return the body and, if it is large, the object that counts its bytes. `on_data` is called with each piece.
+    """Return the body and, if it is large, its `Held`, which reserves memory. `on_data` is called with each piece.
 
     After a `TooLargeError`, the connection is unusable.
     """
@@ -221,7 +213,8 @@ def translated(error: Exception, limits_s: tuple[float, float], proxy: str = "")
         case TimeoutError():
             return failures.SilenceTimeoutError(f"for {limits_s[1]:g} s")
         case aiohttp.ClientConnectorError():
-            return failures.of_connecting(error.os_error)
+            is_private = isinstance(error.os_error, NotPublicError)
+            return failures.PrivateAddressError(error.host) if is_private else failures.of_connecting(error.os_error)
         case aiohttp.InvalidURL():
             return failures.InvalidURLError(str(error))
         case aiohttp.ClientPayloadError():

@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Half a millisecond of work. If all of 256 waiting answers were processed in one iteration of the event loop, a ping,
-# which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also a fifth faster, because
-# they fit into the cache. Twice as many requests may start, so that requests that follow answers need not queue.
+# Answers processed per iteration of the event loop: half a millisecond of work. If all of 256 waiting answers were
+# processed in one, a ping, which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also
+# a fifth faster, because they fit into the cache. Twice as many requests may start, so that none queues for long.
 _ANSWERS_PER_TURN = 8
 _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
 # The load is averaged over this time, so that one pause of the endpoint does not look like idle time.
 _LOAD_MEMORY_S = 0.25
 _SATURATED = 0.8
-# The session writes larger bodies in pieces, and waits while the endpoint reads slowly.
+# Larger bodies are written in pieces, with waits while the endpoint reads slowly.
 _DIRECT_BYTES = 1024 * 1024
 # Descriptors for everything except connections: stdio, pipes of engines, open files.
 _SPARE_DESCRIPTORS = 64
@@ -71,7 +71,7 @@ class LoopThrottle:
         self._left = _STARTS_PER_TURN
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ticking = False
-        self._since = clock()  # since then, requests have been waiting to start, or none has
+        self._since = clock()  # the time since which requests have been waiting to start, or since which none has
         self._idle_s = 0.0
         self._load = 0.0
 
@@ -184,10 +184,10 @@ class Pool:
         session = await self._opened()
         return await session.post(route, pieces, on_data)
 
-    async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Headers, bytes]:
+    async def page(self, endpoint: Endpoint, url: str) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
         session = await self._opened()
-        response = await session.get(self._route(endpoint), URL(url), largest)
+        response = await session.get(self._route(endpoint), URL(url))
         return response.status, response.headers, response.body
 
     @contextlib.asynccontextmanager
@@ -210,12 +210,12 @@ class Pool:
         async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
             yield response
 
-    async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
+    async def get(self, url: str, timeout_s: float) -> bytes | None:
         """Return the body of a page; None after any failure. Sends no key."""
         try:
             async with asyncio.timeout(timeout_s):
                 page, session = URL(url), await self._opened()
-                response = await session.get(Route(page, CIMultiDict(), None), page, largest)
+                response = await session.get(Route(page, CIMultiDict(), None), page)
                 return response.body if response.status == 200 else None
         except (TransportError, OSError, ValueError):
             return None
@@ -307,7 +307,7 @@ class RawHttpClient:
         try:
             return await answer
         except BaseException:
-            if connection.answer is answer:  # the caller was cancelled
+            if connection.answer is answer:  # not another's: this caller was cancelled
                 connection.close()
             raise
 
@@ -333,7 +333,7 @@ class RawHttpClient:
                 try:
                     await waiter
                 except asyncio.CancelledError:
-                    if not waiter.cancelled():  # pass the free place to another waiter
+                    if not waiter.cancelled():  # the place was given to this waiter: another one gets it
                         self._wake()
                     raise
                 if not fresh and (connection := self._idle(target)) is not None:

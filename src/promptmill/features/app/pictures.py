@@ -25,7 +25,7 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
 _MODULE = "promptmill.features.app.pictures"
-_COMPUTING_S = 60  # 32 images of 89 megapixels take 40 s
+_COMPUTING_S = 60  # bound of processor time; 32 images of 89 megapixels take 40 s
 _LARGEST = 8_000
 """Characters of a thumbnail: with the head of its `data:` URL, it has 8 KB."""
 

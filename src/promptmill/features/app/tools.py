@@ -50,14 +50,14 @@ def add(socket: ToolSocket) -> None:
         meta={"ui": {"csp": {}, "prefersBorder": True}},
     )
     async def page() -> str:
-        from promptmill.features.app.chat_page import html  # the start of a server does not need it
+        from promptmill.features.app.chat_page import html  # imported on use: the start of a server does not need it
 
         return await asyncio.to_thread(html)
 
     @tool(
         socket.mcp,
         output_schema=_FOUND,
-        meta={"ui": {"visibility": ["app"]}},  # the host hides it from the model
+        meta={"ui": {"visibility": ["app"]}},  # hides it from the model
         annotations=ToolAnnotations(
             title="Pictures of the rows of a job",
             readOnlyHint=True,
@@ -75,7 +75,7 @@ def add(socket: ToolSocket) -> None:
         ],
     ) -> ToolResult:
         """Return small pictures of the images of rows, for the page alone."""
-        from promptmill.features.app import pictures  # by the first use: most servers show none
+        from promptmill.features.app import pictures  # imported on use: most servers show no pictures
 
         found = await pictures.pictures(await socket.jobs(), caller_of(ctx, socket.service), job_id, rows)
         return ToolResult("The pictures are in the structured content.", found)

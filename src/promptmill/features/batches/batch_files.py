@@ -1,4 +1,4 @@
-"""The files of a batch round: each request of the open rows becomes a line, and each file the content of a batch."""
+"""The files of a batch round: one line for each request of an open row, one file for each batch."""
 
 from __future__ import annotations
 

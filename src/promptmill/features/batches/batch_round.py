@@ -21,8 +21,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from promptmill.answering.prices import cost_of_many, price_of
@@ -56,13 +57,13 @@ _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5
 _REPLIES_AT_ONCE = 256
 _CANCEL_S = 10.0
-_LONGEST_WARMING_S = 3600.0  # a cache keeps a beginning for an hour
+_LONGEST_WARMING_S = 3600.0  # bound: a cache keeps a beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
-_FEWEST = 16  # rows; a full queue does not make batches smaller, because thousands of batches exceed other limits
-_LONGEST_OUTAGE_S = 86_400.0  # the window of most providers; afterwards, all batches have ended
+_FEWEST = 16  # min rows of a batch while the queue is full, because thousands of small ones exceed other limits
+_LONGEST_OUTAGE_S = 86_400.0  # bound: the window of most providers, after which all batches have ended
 _LONGEST_MISSING_S = 900.0  # providers have answered 404 for existing batches for a minute (anthropic-sdk-python#1432)
 _COMPLETED = frozenset({"completed", "ended", "succeeded", "success"})
-# Temporary errors of a provider or the network. The provider's batches continue meanwhile.
+# Temporary errors of a provider or the network, during which its batches continue.
 _PASSING = frozenset(
     {
         Code.UNREACHABLE,
@@ -102,7 +103,7 @@ class PlanSink(StoreSink):
             return None
         if code is Code.BUDGET and isinstance(outcome, Failure):
             self.taken.pop(key, None)
-            self.planned(key, outcome.cost or 0.0)  # some requests of the row may be in a batch
+            self.planned(key, outcome.cost or 0.0)  # planned: a batch may have some of the row's requests
             self.full = outcome.error
             return None
         return super().put(key, outcome)
@@ -140,7 +141,7 @@ class BatchRound:
         if self._job.plan.settings.sampling_params.n is not None:
             raise input_error(
                 Named("batch"),
-                " goes with one answer to each prompt: leave out `n`, or send the rows live, without ",
+                " needs one answer to each prompt: leave out `n`, or send the rows live, without ",
                 Named("batch"),
                 ". For the label that most answers have, use ",
                 Named("votes"),
@@ -159,7 +160,7 @@ class BatchRound:
                 if self._is_cancelled():
                     await self._cancel_all()
                 raise
-        if full is not None:  # with a larger budget, the round is resumed
+        if full is not None:  # the round stops here; a larger budget resumes it
             self._no_room(full)
             return
         for slot in self._round.slots:
@@ -184,7 +185,7 @@ class BatchRound:
                 self._note()
                 if not any(moved) and not self._replans:
                     await self._wait()
-            # plan again: answers cost less than was reserved, and a row may have another request after its answers
+            # planned again: answers cost less than was reserved, and a row may have a next request after its answers
 
     def _open(self) -> list[Batch]:
         """Return the open batches, including those of rounds that another order ended."""
@@ -246,7 +247,7 @@ class BatchRound:
             self._rows,
             round=replace(self._round, slots=(slot,)),
             only=f"NOT {IN_BATCH}",
-            # a cache write for an hour costs twice the prompt, and each cache read a tenth
+            # at least 3 rows: a cache write for an hour costs twice the prompt, and each cache read a tenth
             sharing=self._rows.sharing and 3,
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
@@ -262,7 +263,7 @@ class BatchRound:
 
     async def _drop(self, batch: Batch) -> None:
         """Forget a batch that the provider does not have. Its rows are open again."""
-        # after a kill during the upload, the provider may have a file whose id is unknown
+        # searched: after a kill during the upload, the provider may have a file whose id is unknown
         if batch.there.file_id or (self._is_resumed and batch.state == "planned"):
             await self._apis[batch.slot].delete(self._planned(batch), None)
         stored_batches.drop(self._store, batch)
@@ -331,7 +332,7 @@ class BatchRound:
             return False
         since = self._clock.now() if self._trouble is None else self._trouble[0]
         self._trouble = since, error.message
-        _LOG.warning("%s The batch goes on; it is looked at again.", error.message)
+        _LOG.warning("%s The batch continues; it is checked again.", error.message)
         return self._clock.now() - since < _LONGEST_OUTAGE_S
 
     @property
@@ -402,7 +403,7 @@ class BatchRound:
         if state is not None:
             self._adopt(batch, state, is_guess=not batch.there.file_id and state.key != batch.key)
             return True
-        if batch.id in self._again_at:  # the batch was missing, or the reply unclear, more than `LIST_LAG_S` ago
+        if batch.id in self._again_at:  # missing, or of unclear state, for more than `LIST_LAG_S`: it is created again
             stored_batches.put(self._store, batch.changed(state="uploaded"))
             del self._again_at[batch.id]
             return True
@@ -436,7 +437,7 @@ class BatchRound:
             try:
                 await api.cancel(batch.there.id)
             except PromptmillError as error:
-                if error.code is not Code.UNSUPPORTED:  # the provider cannot cancel: wait for the batch's end
+                if error.code is not Code.UNSUPPORTED:  # it cannot be cancelled: wait for its end
                     raise
             batch = batch.seen("sent", is_cancelled=True)
             self._poll_s = api.limits.poll_s
@@ -447,7 +448,7 @@ class BatchRound:
             return False
         if state.is_full and not state.done:
             return await self._wait_for_queue(batch, None)
-        if state.problem is not None and not state.results and not state.done:  # the same rows can be planned again
+        if state.problem is not None and not state.results and not state.done:  # its rows can be planned again
             await self._drop(batch)
             raise state.problem
         stored_batches.put(self._store, batch.changed(state="ended"))
@@ -456,7 +457,7 @@ class BatchRound:
     async def _wait(self) -> None:
         """Wait until the next poll, or until the time at which rows are sent live."""
         wait_s = self._order.poll or self._poll_s
-        if self._is_late:  # wait for the end of the cancelled batch
+        if self._is_late:  # the cancelled batch still has to end
             wait_s = min(wait_s, self._poll_s)
         self._poll_s = min(self._poll_s * _GROWTH, max(_LONGEST_POLL_S, self._poll_s))
         if self._order.by is not None and not self._is_late:
@@ -543,7 +544,7 @@ class BatchRound:
             custom = stored_batches.custom_of(request)
             if custom not in customs:
                 onward.add(request.key)
-            if custom not in unread:  # if it was read, its answer does not match the schema: it is requested again live
+            if custom not in unread:  # already read: the answer does not match the schema, and is requested again live
                 return waits(request)
             unread.remove(custom)
             return stored_batches.reply_to(self._store, batch, request) or waits(request)
@@ -556,7 +557,7 @@ class BatchRound:
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),
-            among=range(SLOT),  # count paid answers, even beyond the order's limit of rows
+            among=range(SLOT),  # all rows, because paid answers count even beyond the order's limit
             only=HAS_REPLY.replace("{batch}", str(batch.id)),
         )
         stats.exchange, stats.ledger.deferred = exchange, deferred
@@ -565,7 +566,7 @@ class BatchRound:
             await answer_rows(self._service, rows, sink, stats, self._job.plan, around=self._around)
         finally:
             stats.exchange = stats.ledger.deferred = None
-        # edited rows and unreadable results are billed too: at the highest cost, because their usage is unknown
+        # edited rows and unreadable results are billed too; without a known usage, the highest cost is charged
         uncounted = stored_batches.without_row(self._store, batch) + batch.unread
         if charged := each * uncounted:
             self._progress.earlier.charge(charged)
@@ -582,10 +583,10 @@ class BatchRound:
         if not self._order.keep_files:
             state: BatchState | None = None
             if not batch.unread:
-                with contextlib.suppress(PromptmillError):  # it may already be deleted
+                with contextlib.suppress(PromptmillError):  # already deleted
                     state = await api.state(batch.there.id)
                     state = replace(state, results=tuple(name for name in state.results if name in batch.there.read))
-            with contextlib.suppress(PromptmillError):  # the provider deletes expired files
+            with contextlib.suppress(PromptmillError):  # the provider deletes expired files itself
                 await api.delete(self._planned(batch), state)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
         stored_batches.finish(self._store, batch, onward, again=batch.there.is_cancelled and not self._is_late)
@@ -624,12 +625,18 @@ class BatchWay:
         await BatchRound(round_).run()
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, object]:
+    def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> Mapping[str, object]:
         """Return the numbers and costs of the answers by batch and of the live answers."""
         ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
-        by_batch, live = statistics.paid(store, ids)
-        found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
-        if (price := price_of(config)) is not None:
-            live_price = cost_of_many(price, by_batch.usage, by_batch.rows)
-            found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": live_price}
+        paid = statistics.paid(store, ids)
+        by_batch = {slot: its for (is_by_batch, slot), its in paid.items() if is_by_batch}
+        live = [its for (is_by_batch, _), its in paid.items() if not is_by_batch]
+        rows = sum(its.rows for its in by_batch.values())
+        found: BatchStatus = {"by_batch": rows, "live": sum(its.rows for its in live)}
+        prices = [price for config in configs if (price := price_of(config)) is not None]
+        if len(prices) == len(configs):
+            priced = [(price, by_batch[slot]) for slot, price in enumerate(prices) if slot in by_batch]
+            found["cost"] = math.fsum(its.cost for its in by_batch.values())
+            found["live_cost"] = math.fsum(its.cost for its in live)
+            found["live_price"] = math.fsum(cost_of_many(price, its.usage, its.rows) for price, its in priced)
         return {"batch": found}

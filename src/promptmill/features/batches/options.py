@@ -12,15 +12,15 @@ OPTIONS = (
         str,
         "with {batch}: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then",
         flag=Flag(metavar="TIME"),
-        goes_with=[Named("batch")],
+        needs=[Named("batch")],
     ),
     Option(
         "poll",
         str,
-        "with {batch}: look at it so often; else after 30s to 15m",
+        "with {batch}: the time between two looks at it; default: 30s, growing to 15m",
         flag=Flag(metavar="TIME"),
         argument=None,
-        goes_with=[Named("batch")],
+        needs=[Named("batch")],
     ),
     Option(
         "keep_files",
@@ -28,6 +28,6 @@ OPTIONS = (
         "with {batch}: leave the files at the provider",
         False,
         argument=None,
-        goes_with=[Named("batch")],
+        needs=[Named("batch")],
     ),
 )

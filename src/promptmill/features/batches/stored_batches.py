@@ -38,7 +38,7 @@ HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AN
 """The condition for rows with a reply that was not yet processed."""
 
 
-# these names are those of `promptmill.jobs.store.rounds.Awaited`
+# the names of the columns are those of `promptmill.jobs.store.rounds.Awaited`
 TRIED = """coalesce((
     SELECT min(status IS 0 AND batch NOT IN (SELECT id FROM batch WHERE value ->> '$.state' != 'done')) FROM batched
     WHERE batched.key = row.n + {base}
@@ -50,9 +50,9 @@ RULE = f"""EXISTS (
     )
 )"""
 _PLANNED = f"(custom & {LAST_KEY_OF_ROW - 1})"
-"""The key of the row when the request was planned."""
+"""SQL for the row's key when the request was planned."""
 _NOW = f"(custom - {_PLANNED} + key)"
-"""The number of the request now: binding may have changed the row's key."""
+"""SQL for the request's present number: binding may have moved its row."""
 _LARGEST = (1 << 63) - 1  # an integer of SQLite
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
@@ -143,7 +143,7 @@ def slots(store: JobDatabase) -> set[int]:
 
 
 def check(store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the settings of a batch at the provider do not count."""
+    """Raise `PromptmillError` (`invalid_input`) if the job would not accept the answers of a batch at the provider."""
     for batch in open_batches(store):
         is_there = batch.state != "planning"
         if is_there and (batch.slot >= len(targets) or batch.settings not in targets[batch.slot].counted):
@@ -188,7 +188,10 @@ def drop(store: JobDatabase, batch: Batch) -> None:
 
 
 def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> int:
-    """Store replies to the requests of a batch; the first reply to each counts. Return the number of other replies."""
+    """Store replies to the requests of a batch; to each, the first answer counts, or else the first reply.
+
+    Return the number of replies to no request of the batch.
+    """
     unknown = 0
     with store.transaction() as connection:
         for reply in replies:
@@ -196,7 +199,9 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
             is_ours = reply.custom_id.startswith(batch.mark) and named.isdecimal() and len(named) < 20
             values = (reply.status, reply.body, batch.id, min(int(named), _LARGEST) if is_ours else -1)
             changed = connection.execute(
-                "UPDATE batched SET status = ?, reply = ? WHERE batch = ? AND custom = ? AND status IS NULL", values
+                "UPDATE batched SET status = ?1, reply = ?2 WHERE batch = ?3 AND custom = ?4 AND (status IS NULL OR "
+                "(status NOT BETWEEN 200 AND 299 AND ?1 BETWEEN 200 AND 299))",
+                values,
             )
             if not changed.rowcount:
                 known = connection.execute("SELECT 1 FROM batched WHERE batch = ? AND custom = ?", values[2:])
@@ -278,7 +283,7 @@ def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:
     """Assign each reply, or awaited reply, to the row that has its question now. `targets`: by slot.
 
     Rows with the same question keep their order, and the requests of a row stay together. A finished batch is read
-    again if some of its rows have returned.
+    again if rows that had been removed from the input are back in it.
     """
     work: list[tuple[str, Iterable[Any]]] = []
     for slot, target in enumerate(targets):

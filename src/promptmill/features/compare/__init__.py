@@ -17,5 +17,5 @@ FEATURE = Feature(
         "Comparison": "promptmill.features.compare.comparison:Comparison",
         "compare": "promptmill.features.compare.comparison:compare",
     },
-    after_job="promptmill.features.compare.after_job:show",
+    variants="promptmill.features.compare.command:show_variants",
 )

@@ -16,12 +16,13 @@ from typing import Literal, TypeAlias
 import orjson
 
 from promptmill.core.errors import Named, input_error
+from promptmill.core.values import composed
 
 Kind: TypeAlias = Literal["text", "number", "list"]
 LABEL = 30
 """The most characters of a value in the heading of a column or line."""
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
-# "007" is a name, not a number; a number with more digits than this is not a measurement
+# A number as text: "007" is a name, and a number with more digits is no measurement.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
 _MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each character counts as a word
@@ -95,11 +96,12 @@ def items(value: str) -> list[str] | None:
 def canonical(value: str, kind: Kind) -> str:
     """Return a text that is equal for all values that are the same without a tolerance.
 
-    Midnight of a date (the form in Parquet and pandas) becomes the date alone.
+    Midnight of a date (the form in Parquet and pandas) becomes the date alone. Texts get one Unicode form.
 
     >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list"), canonical("2026-01-05T00:00:00", "text")
     ('12.5', '["a","b"]', '2026-01-05')
     """
+    value = composed(value)
     if not value or kind == "text":
         return day[1] if (day := _MIDNIGHT.fullmatch(value)) else value
     if kind == "number":

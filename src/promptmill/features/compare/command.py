@@ -15,7 +15,8 @@ import orjson
 from promptmill.backends import registry
 from promptmill.cli import job_run
 from promptmill.cli.job_run import OF_THE_MODEL, remembered_step
-from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
+from promptmill.cli.options import add_shared, configuration_of, explained, option_of
+from promptmill.cli.parser import Parser, amount, at_least_one
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
@@ -23,8 +24,7 @@ from promptmill.features.compare.compared_files import ComparedFile, ComparedRow
 from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import JudgeOrder, Pairs
-from promptmill.jobs import disk
-from promptmill.jobs.columns import VARIANT
+from promptmill.jobs import disk, door
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.store.index import JobFolders
 from promptmill.pages import page as report_page
@@ -118,18 +118,18 @@ def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
         given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)
         if given is not None:
             option = "judge" if given == "model" else given.replace("_", "-")
-            raise config_error(f"--{option}", "goes with --criterion TEXT.")
+            raise config_error(f"--{option}", " needs --criterion TEXT.")
     asked = JudgeOrder.of(vars(arguments), compares_several=len(arguments.files) > 1 or arguments.by is not None)
     if arguments.report is not None:
         report_page.check(home_expanded(arguments.report))
     elif arguments.open:
-        raise config_error("--open", "goes with --report FILE.")
+        raise config_error("--open", " needs --report FILE.")
     return asked
 
 
-def show_variants(output: Path, column: str = VARIANT) -> None:
+def show_variants(output: Path, column: str) -> None:
     """Print a comparison of the variants in a job's output, if it exists. `column` has each row's variant."""
-    if not output.exists():
+    if not output.exists():  # not written yet, or a table, which compare does not read
         return
     try:
         file = ComparedFile.of("A", str(output), JobFolders.from_environ())
@@ -153,7 +153,7 @@ def _judgement(
     configuration = configuration_of(arguments)
     try:
         registry.check_key(configuration.plan)
-        configuration = job_run.decided(configuration)
+        configuration = door.decided(configuration)
         plan, pairs, code = configuration.plan, Pairs.of(rows, asked.limit), OK
         words_ = ["pairs", "verdicts", f"--choices={','.join(judge.VERDICTS)}"]
         command = remembered_step(words_, arguments, configuration)

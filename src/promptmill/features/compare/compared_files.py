@@ -19,9 +19,10 @@ from typing import Any
 
 import orjson
 
+from promptmill.core.bounds import MOST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import text_of
-from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
+from promptmill.core.wording import close_matches, counted, cut, did_you_mean
 from promptmill.features.compare.answer_values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.jobs import columns
 from promptmill.jobs.columns import MODEL, OURS, VARIANT
@@ -36,11 +37,11 @@ from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"
 _IDS = ("id", "custom_id")
-_RIGHT = ("label", "gold", "answer")  # usual names of a column with right answers
+_RIGHT = ("label", "gold", "answer")  # usual names of a column of right answers
 
 _NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
-_MOST_COLUMNS = 1_000  # a file with more columns has different names in each row; each cell's hash takes 8 bytes
+_MOST_COLUMNS = 1_000  # max columns: more are other names in each row, and each cell's hash takes 8 bytes
 _EMPTY = hash("")
 Row = Mapping[str, Any]
 
@@ -154,7 +155,7 @@ class ComparedFile:
             return text_of(answer).strip()
         if (fields := _object(answer)) is not None:
             return text_of(fields.get(name)).strip()
-        is_lost = answer is None and self.answer in row  # then the input itself has a column of this name
+        is_lost = answer is None and self.answer in row  # then the input has a column of this name
         return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
 
 
@@ -169,7 +170,7 @@ def _object(answer: Any) -> Mapping[str, Any] | None:
 def _fields(spec: JobSpec) -> dict[str, str]:
     if spec.output.answer_schema is None:
         return {}
-    from promptmill.jobs.export.schema_columns import SchemaColumns  # other comparisons do not need it
+    from promptmill.jobs.export.schema_columns import SchemaColumns  # imported on use: other comparisons do not need it
 
     names = spec.output.names or {}
     usual = SchemaColumns(spec.output.answer_schema, by_field=True).names
@@ -260,12 +261,12 @@ def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | 
     same = [name for name in own if len({sum(scan.columns[name]) for scan in scans}) == 1]
     are_as_many = len({scan.rows for scan in scans}) == 1
     is_sure = are_as_many and same == own
-    # the files may have the same values in each column, but in other combinations
+    # tested together: the files may have the same values in each column, but in other combinations
     if is_sure and len({frozenset(scan.keys(same)) for scan in scans}) == 1:
         return _Identity(same, is_sure)
     if unique := _unique(scans, [name for name in own if name != gold]):
         return _Identity([unique])
-    are_parts = files[0].only is not None  # parts of one file: equal right answers alone do not make rows equal
+    are_parts = files[0].only is not None  # in parts of one file, rows with the same right answer are not the same row
     if are_as_many and (same or is_sure) and not (are_parts and same == [gold]):
         return _Identity(same, is_sure)
     counts = ", ".join(f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True))
@@ -581,7 +582,7 @@ class ComparedRows:
         """
         scans = [_Scan.of(file) for file in files]
         gold = None if order.gold is None else _gold_of(order, files, scans, folders)
-        if gold is not None and gold.at is None and gold.file in files:  # the user listed it as a file to compare
+        if gold is not None and gold.at is None and gold.file in files:  # the user also listed it for comparison
             kept = [at for at, file in enumerate(files) if file is not gold.file]
             files, scans = [files[at] for at in kept], [scans[at] for at in kept]
             files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]

@@ -29,8 +29,8 @@ from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions
 
-_SHOWN_ROWS = 10  # rows that a notebook shows, as many as for `BulkResult`
-_WIDTH = 100  # characters
+_SHOWN_ROWS = 10  # rows that a notebook shows, as for `BulkResult`
+_WIDTH = 100  # characters of a line
 
 
 def order_of(options: Mapping[str, Any]) -> ComparisonOrder:
@@ -57,9 +57,9 @@ def rows_of(
     if len(files) > len(LETTERS):
         raise input_error(f"{len(files)} files are too many: compare takes at most {len(LETTERS)}.")
     if order.by is not None and len(files) > 1:
-        raise input_error(Named("by"), " goes with one file.")
+        raise input_error(Named("by"), " compares the rows of one file; give one file, or leave it out.")
     if len(files) < 2 and order.by is None and order.gold is None:
-        raise input_error("compare takes two files, or one with ", Named("gold"), " or ", Named("by"), ".")
+        raise input_error("Give compare two files, or one file and ", Named("gold"), " or ", Named("by"), ".")
     compared = [ComparedFile.of(label, name, folders) for label, name in zip(LETTERS, files, strict=False)]
     gold_folders = folders if may_read_gold else None
     if order.by is None:
@@ -70,7 +70,7 @@ def rows_of(
         if order.gold is None:
             counts = Named("gold", "COLUMN", " With {}, right answers are counted for each of them.")
             raise input_error(*error.parts, *error.remedy, counts) from None
-    else:  # a few common rows may be due to chance
+    else:  # refused: a few common rows may be due to chance
         if order.gold is None or 2 * len(parts.places) >= min(parts.sizes):
             return parts
     return ComparedRows.of(compared, order, gold_folders)
@@ -154,7 +154,7 @@ def compare(
             raise input_error(Named("gold"), f" is {shape(gold)}; {columns}")
         asked = JudgeOrder.of(judging, compares_several=len(given) > 1 or by is not None)
         if asked is None and (name := next(iter(options), None)) is not None:
-            raise config_error(Named(name), "goes with ", Named("criterion", "TEXT"), ".")
+            raise config_error(Named(name), " needs ", Named("criterion", "TEXT"), ".")
         with _written(given) as (names, keys):
             folders = JobFolders.from_environ(*([] if state is None else [{"PROMPTMILL_STATE": str(state)}]))
             compared = rows_of(names, order_of({**comparing, "tolerance": tolerance}), folders)
@@ -171,14 +171,12 @@ def compare(
 
 def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
     """Run a job that judges the pairs. Raises `PromptmillError` if it stops early; its verdicts are kept."""
-    from promptmill.jobs.manage import bulk_call, bulk_keywords  # few comparisons have a judge
-    from promptmill.service import choosing
+    from promptmill.jobs import door  # imported on use: few comparisons have a judge
+    from promptmill.jobs.manage import bulk_call, bulk_keywords
     from promptmill.system import runtime
 
     given = {name: value for name, value in options.items() if value is not None}
-    configuration = bulk_keywords.configuration_of({**given, "choices": [*VERDICTS]})
-    if configuration.plan.is_open:
-        configuration = runtime.run_anywhere(choosing.decided(configuration))
+    configuration = door.decided(bulk_keywords.configuration_of({**given, "choices": [*VERDICTS]}))
     plan = configuration.plan
     if pairs.others:
         watch = bulk_call.watch_of(show=given.get("progress"))

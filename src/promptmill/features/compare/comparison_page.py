@@ -6,26 +6,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.core.bounds import LONGEST_SHOWN, MOST_REPORT_ROWS, MOST_SHOWN
+from promptmill.core.wording import cut
 from promptmill.features.compare import figures, words
 from promptmill.features.compare.compared_files import ComparedRows
 from promptmill.features.compare.figures import CONTRADICTION, Judgement
-from promptmill.jobs import disk
 from promptmill.pages import page
-from promptmill.pages.page import MOST_ROWS, Report
+from promptmill.pages.page import Report
 from promptmill.pages.page_rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
 _ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with the file's label
 _BETTER = {CONTRADICTION: "Contradicts itself"}
-_TABLE_WIDTH = 500  # characters; a wider table scrolls
+_TABLE_WIDTH = 500  # max characters of a table's width; a wider table scrolls
 
 
 def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
     """Write the page of a comparison with the figures `found`. Raises `PromptmillError`."""
     total = found["rows"]
-    chosen = figures.at_random(range(total))[:MOST_ROWS] if total > MOST_ROWS else range(total)
+    chosen = figures.at_random(range(total))[:MOST_REPORT_ROWS] if total > MOST_REPORT_ROWS else range(total)
     shown = _rows(found, figures.side_by_side(rows, judgement, chosen))
     files, names = found["files"], {column.key.removeprefix(_ANSWER): column.name for column in shown.columns}
     title = ", ".join(file["title"] for file in files)
@@ -41,10 +40,7 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
         "run": list(_made(found)),
         "footnotes": list(words.methods(found, sections)),
     }
-    try:
-        page.put(target, page.filled(title, data, shown, total))
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
+    page.put(target, page.filled(title, data, shown, total))
     return Report(target, len(shown.number), total)
 
 
@@ -80,7 +76,7 @@ def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRo
         verdicts = set(row.get("verdicts", {}).values())
         state = _DIFFER * row["differs"] + _WRONG * bool(is_wrong)
         state += sum(wrong[label] for label in is_wrong) + sum(bit for kind, bit in bits.items() if kind in verdicts)
-        # the heading is first, because it names the row
+        # the column of the heading comes first, because it names the row
         own = sorted(row["own"].items(), key=lambda item: " ".join(item[1].split()) != row["heading"])
         values = {OWN + name: text for name, text in own if shown.has_own(name)}
         values |= {_ANSWER + label: words.one_text(answer, row) for label, answer in row["answers"].items()}

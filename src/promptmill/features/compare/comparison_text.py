@@ -11,7 +11,7 @@ from promptmill.features.compare import words
 from promptmill.features.compare.answer_values import LABEL
 
 _CLASSES = 8
-_NAME = 8  # the least width of the names of texts, in characters
+_NAME = 8  # min width of the names of texts, in characters
 
 
 def overview_lines(found: JsonObject, width: int) -> Iterator[str]:

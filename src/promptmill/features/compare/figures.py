@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final, TypedDict
 
 from promptmill.core.errors import input_error
@@ -19,9 +20,12 @@ from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa
 from promptmill.jobs.store.shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
-_FEW = 20  # up to this number of distinct answers count as labels even for few rows, unless nearly all answers differ
-_NOISE_S, _NOISE = 0.1, 0.05  # a repeated run of the same job differs by this much
-_LEAST_COST = 0.00001  # dollars per row; a smaller difference (less than a cent in a thousand rows) is ignored
+_FEW = 20  # up to so many distinct answers are labels even for few rows, unless nearly all answers differ
+_MOST_CHANGES = 200  # max pairs of answers that a cross-tabulation lists
+SHOWN_VALUES = 12
+"""The most answers that a cross-tabulation shows by name."""
+_NOISE_S, _NOISE = 0.1, 0.05  # smaller differences (seconds; share) are ignored: two runs of one job differ by as much
+_LEAST_COST = 0.00001  # dollars per row; smaller differences (less than a cent in a thousand rows) are ignored
 TIE: Final = "tie"
 CONTRADICTION: Final = "contradiction"
 HALF: Final = "half"
@@ -98,7 +102,7 @@ def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 
 
 def _lengths(texts: Sequence[str]) -> dict[str, list[int]]:
     sizes = sorted(len(text) for text in texts if text)
-    return {"characters": [sizes[0], sizes[len(sizes) // 2], sizes[-1]]} if sizes else {}
+    return {"characters": [sizes[0], round(median(sizes)), sizes[-1]]} if sizes else {}
 
 
 def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collection[int]) -> Iterator[dict[str, Any]]:
@@ -142,12 +146,12 @@ def at_random(rows: Iterable[int]) -> list[int]:
 
 
 def commonest(changes: Sequence[Change]) -> list[str]:
-    """Return the answers of a cross-tabulation, the most frequent first."""
+    """Return the answers that a cross-tabulation names, the most frequent first."""
     counts: Counter[str] = Counter()
     for change in changes:
         counts[change["from"]] += change["rows"]
         counts[change["to"]] += change["rows"]
-    return [value for value, _ in counts.most_common()]
+    return [value for value, _ in counts.most_common() if value]
 
 
 def tabulated(changes: Sequence[Change], kept: Collection[str]) -> Counter[tuple[str, str]]:
@@ -157,6 +161,14 @@ def tabulated(changes: Sequence[Change], kept: Collection[str]) -> Counter[tuple
         one, other = (it if it in kept else "" for it in (change["from"], change["to"]))
         cells[one, other] += change["rows"]
     return cells
+
+
+def _changes(pairs: Counter[tuple[str, str]]) -> list[Change]:
+    """Return a cross-tabulation. If it would be too long, it names the most frequent answers, and `""` is the rest."""
+    changes: list[Change] = [{"from": a, "to": b, "rows": count} for (a, b), count in pairs.most_common()]
+    if len(changes) <= _MOST_CHANGES:
+        return changes
+    return _changes(tabulated(changes, commonest(changes)[:SHOWN_VALUES]))
 
 
 def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, object]:
@@ -191,9 +203,7 @@ def _column_agreement(
         return found
     found |= {"agreement": agree / rows, "interval": wilson(agree, rows)}
     if column.is_exact and _are_labels(ours, rows) and _are_labels(theirs, rows):
-        common = pairs.most_common(200)
-        changes: list[Change] = [{"from": a, "to": b, "rows": count} for (a, b), count in common]
-        return found | {"kappa": kappa(pairs), "changes": changes}
+        return found | {"kappa": kappa(pairs), "changes": _changes(pairs)}
     return found | _nearness(column, pairs)
 
 
@@ -258,7 +268,7 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, obj
             found["classes"] = by_class[:50]
             if (
                 len(known) < len(column.right) and not file.has_persons
-            ):  # a person's labels are always right, and their rows are no random sample
+            ):  # not with a person's labels, which are always right and on rows that are no random sample
                 found["shares"] = _shares(all_values, list(zip(own, truth, strict=True)))
         else:
             found |= _nearness(column, Counter(zip(own, truth, strict=True)))

@@ -74,12 +74,12 @@ class JudgeOrder:
         criterion, its = options.get("criterion"), ("judge", "limit", "max_cost", "again")
         if criterion is None:
             if (given := next((name for name in its if options.get(name) is not None), None)) is not None:
-                raise config_error(Named(given), "goes with ", Named("criterion", "TEXT"), ".")
+                raise config_error(Named(given), " needs ", Named("criterion", "TEXT"), ".")
             return None
         if not compares_several:
-            raise config_error(Named("criterion"), "goes with two files, or one with ", Named("by", "COLUMN"), ".")
+            raise config_error(Named("criterion"), " needs two files, or one file and ", Named("by", "COLUMN"), ".")
         if not criterion.strip():
-            raise config_error(Named("criterion"), "says what makes an answer better, such as 'is the better summary'.")
+            raise config_error(Named("criterion"), "write what makes an answer better: 'is the better summary'.")
         return cls(criterion.strip(), *(options.get(name) for name in its[1:]))
 
     @property
@@ -106,7 +106,7 @@ class JudgeOrder:
             "system_prompt": self.system_prompt,
             "max_cost": self.max_cost,
             "again": self.again,
-            "keep": True,  # other answers to most rows are no mistake: a file may have been remade
+            "keep": True,  # most answers may differ from those of the last comparison, because a file was remade
         }
         shown = Shown(command=[*command], reason="judge")
         return open_job(rows, None, options, models, folders, shown=shown, caller=caller)
@@ -203,7 +203,7 @@ def judgement_of(pairs: Pairs, asked: JudgeOrder, model: str, folder: Folder) ->
     """
     about: dict[str, Any] = {"criterion": asked.criterion, "model": model, "requests": 0, "seconds": 0.0}
     about |= {"tagged": pairs.tagged} if pairs.tagged else {}
-    if folder.spec is None or not folder.spec.is_read:  # the job has sent nothing
+    if folder.spec is None or not folder.spec.is_read:  # nothing was sent yet
         return Judgement(about, {})
     now: Mapping[str, object] = status.read(folder)
     return Judgement(about | {name: now[name] for name in _FACTS if name in now}, _verdicts_in(folder, pairs))

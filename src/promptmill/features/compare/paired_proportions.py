@@ -46,7 +46,8 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
 
 
 def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two proportions over the same rows. `first`: only the first hit.
+    """Return the 95 % interval of the difference of two proportions over the same rows. `first`: rows that only the
+    first got right.
 
     R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
     Statistics in Medicine 17 (1998), 2635-2650, method 10: the score intervals of both proportions are squared and
@@ -70,7 +71,7 @@ def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[f
 
 
 def mcnemar(first: int, second: int) -> float:
-    """Return the p-value of the exact McNemar test: two-sided, binomial over the rows that exactly one has right.
+    """Return the p-value of the exact McNemar test: two-sided, binomial over the rows that only one answer has right.
 
     Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947),
     153-157; exact as in A. Agresti, Categorical Data Analysis, section 11.1.
@@ -96,7 +97,7 @@ def _at_most(hits: int, rows: int) -> float:
     if hits < 0:
         return 0.0
     term, tail = 1.0, 0.0
-    for fewer in range(hits, -1, -1):  # each term of the tail, divided by the largest term
+    for fewer in range(hits, -1, -1):  # adds the terms of the tail, each divided by the largest
         tail += term
         term *= fewer / (rows - fewer + 1)
         if term < tail * 1e-17:

@@ -18,10 +18,11 @@ from typing import Any
 import orjson
 
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import input_error
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.core.wording import cut
 from promptmill.features.compare import comparison_page, figures
 from promptmill.features.compare.compared_files import ComparedRows
 from promptmill.features.compare.comparison import order_of, rows_of
@@ -42,7 +43,7 @@ from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _MODULE = "promptmill.features.compare.sandboxed"
-_COMPUTING_S = 300  # as for the validation of a file
+_COMPUTING_S = 300  # bound of processor time, as for the validation of a file
 _PROGRESS = ("job_id", "state", "reason", "done", "failed", "total", "message")
 
 
@@ -154,7 +155,7 @@ def _compare(
     judging: _Judging | None = None,
 ) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
-    # only a file of right answers that passed the file rule is read; any other text is a column
+    # `gold` may name a file only if the file rule allowed it; any other text is a column
     rows = rows_of(files, order_of({**options, "gold": gold}), folders, may_read_gold=may_read_gold)
     finder = rule.finder if rule.is_guarded else None
     judgement, job = (None, None) if judging is None else _judgement(rows, judging, folders, finder)
@@ -196,7 +197,7 @@ def _judgement(
             content.update(line)
             file.write(line)
     key, folder = content.hexdigest() if pairs.others else "", folders.loose(job_id)
-    if folder.spec is not None and folder.spec.input.sha256 != key:  # the verdicts of this job are on other rows
+    if folder.spec is not None and folder.spec.input.sha256 != key:  # its verdicts are on other rows
         return Judgement({"criterion": judging.asked.criterion, "model": judging.model}, {}), (job_id, key)
     return judgement_of(pairs, judging.asked, judging.model, folder), (job_id, key)
 

@@ -23,7 +23,7 @@ _COMPARISON = object_schema(
         "rows_compared": {"type": "integer"},
         "matched": {"type": "string", "description": "The key by which rows are the same, such as `by id`."},
         "files": objects_schema(),
-        "pairs": objects_schema("The agreement of two files; `changes` counts each pair of answers."),
+        "pairs": objects_schema("The agreement of two files; `changes` counts each pair of answers (`''`: rare ones)."),
         "gold": {
             "type": "object",
             "description": "The figures against the right answers.",
@@ -62,7 +62,7 @@ def add(socket: ToolSocket) -> None:
     def compare_models(file: str, question: str, models: str) -> str:
         return _PROMPT.format(file=file, question=question, models=models, skill=SKILL)
 
-    compare_models.__name__ = "compare"  # the name of the tool
+    compare_models.__name__ = "compare"  # the tool's name
     socket.add_prompt(compare_models, "Compare models on a file", "Agreement, accuracy and cost of two or more models.")
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 
@@ -70,7 +70,7 @@ def add(socket: ToolSocket) -> None:
         mcp,
         output_schema=_COMPARISON,
         meta=INLINE,
-        annotations=ToolAnnotations(  # a judge receives the rows
+        annotations=ToolAnnotations(  # not read-only, because a judge receives the rows
             title="Compare answers", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=True
         ),
     )
@@ -89,7 +89,7 @@ def add(socket: ToolSocket) -> None:
         criterion: Annotated[
             str | None,
             Field(
-                description="What is better, such as: is the better summary. A model then judges each pair, in a job."
+                description="What makes an answer better: 'is the better summary'. A model judges each pair, in a job."
             ),
         ] = None,
         report: Annotated[
@@ -132,9 +132,9 @@ def add(socket: ToolSocket) -> None:
         """Compare answers to the same rows: agreement, accuracy by `gold`, whether a difference may be chance.
 
         Returns the figures and the first `rows` that differ. With `criterion`, wait for the job of `judge` with
-        bulk_status, and make the same call again: it pays for no verdict twice.
+        bulk_status, and make the same call again: no verdict is paid for twice.
         """
-        from promptmill.features.compare import sandboxed  # most servers compare nothing
+        from promptmill.features.compare import sandboxed  # imported on use: most servers compare nothing
         from promptmill.features.compare.judge import VERDICTS, JudgeOrder
 
         judging = {"judge": judge, "criterion": criterion, "limit": limit, "max_cost": max_cost, "again": again}
@@ -146,7 +146,7 @@ def add(socket: ToolSocket) -> None:
             cost = questions.cost(ctx, plan, max_cost, "This judgement")
             judged = sandboxed.Judge(asked, plan, None if cost is None else cost.approve)
         elif sampling_params is not None:
-            raise input_error("`sampling_params` goes with `criterion`.")
+            raise input_error("`sampling_params` needs `criterion`.")
         options = {"field": field, "by": by, "tolerance": tolerance, "id": id}
         found = await sandboxed.compared(
             await jobs(),

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted, cut, in_percent
 from promptmill.features.compare.answer_values import LABEL, SIMILARITY
-from promptmill.features.compare.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
+from promptmill.features.compare.figures import CONTRADICTION, HALF, SHOWN_VALUES, TIE, commonest, tabulated
 from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.jobs.store import status_words
 from promptmill.jobs.store.status_record import RunStatus
@@ -21,8 +21,7 @@ DIFFERS = "\N{NOT EQUAL TO} "
 """The mark before a field in which the answers differ."""
 BEST, NOT_WORSE = "best", "may be as good"
 BEYOND_CHANCE, LABEL_MEAN = "agreement beyond chance", "mean over the labels"
-_SHOWN_VALUES = 12  # answers that a cross-tabulation shows
-_SHORTEST_NAME = 8  # characters of the first column of a table, at least
+_SHORTEST_NAME = 8  # min width of the first column of a table, in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +141,10 @@ def _span(figure: JsonObject, name: str) -> tuple[float, float, float]:
 def _crossed(pair: JsonObject, width: int, columns: Mapping[str, str]) -> Table:
     """Return a cross-tabulation of the most frequent answers, as many as fit into `width`."""
     (one, other), every = pair["of"], commonest(pair["changes"])
-    for most in range(min(_SHOWN_VALUES, len(every)), 0, -1):
+    for most in range(min(SHOWN_VALUES, len(every)), 0, -1):
         kept = every[:most]
-        cells, values = tabulated(pair["changes"], kept), [*kept, *([""] if most < len(every) else [])]
+        cells = tabulated(pair["changes"], kept)
+        values = [*kept, *([""] if any("" in answers for answers in cells) else [])]
         names = [" ".join(cut(value, LABEL).split()) or "others" for value in values]
         rows = [
             [name, *(f"{cells[value, to]:,}" if cells[value, to] else "·" for to in values)]
@@ -216,7 +216,7 @@ def made_alike(found: JsonObject) -> str:
 
 
 def _with_interval(share: JsonObject) -> str:
-    low, high = (f"{100 * end:.1f}" for end in share["interval"])
+    low, high = (in_percent(end, 1) for end in share["interval"])
     return f"{percent(share['accuracy'])} ({low}\N{EN DASH}{high})"
 
 
@@ -377,7 +377,7 @@ def judged(pair: JsonObject) -> Iterator[str]:
         first, second = pair["always"]
         yield f"  always the first answer: {first:,}, always the second: {second:,}; counted as ties"
     if pair["half"]:
-        yield f"{_share(pair['half'], rows)} have a winner in one order alone; counted as ties"
+        yield f"{_share(pair['half'], rows)} have a winner in only one order; counted as ties"
     yield _less(pair, "points of wins")
     yield _probability(pair)
 
@@ -404,15 +404,13 @@ def said(row: JsonObject) -> str:
 
 
 def _verdict(said: str) -> str:
-    words = {TIE: "a tie", CONTRADICTION: "contradicts itself", HALF: "a winner in one order alone", "": "not judged"}
+    words = {TIE: "a tie", CONTRADICTION: "contradicts itself", HALF: "a winner in only one order", "": "not judged"}
     return words.get(said, f"{said} is better")
 
 
 def _less(found: JsonObject, unit: str) -> str:
-    (one, other), (low, high) = found["of"], found["interval"]
-    return (
-        f"{other} minus {one}: {_points(found['difference'])} {unit}, 95 % interval {_points(low)} to {_points(high)}"
-    )
+    (one, other), (low, high) = found["of"], map(points, found["interval"])
+    return f"{other} minus {one}: {points(found['difference'])} {unit}, 95 % interval {low} to {high}"
 
 
 def _probability(found: JsonObject) -> str:
@@ -460,8 +458,10 @@ def _more(amount: str, difference: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share as a percentage."""
-    return f"{100 * share:.1f} %"
+    return f"{in_percent(share, 1)} %"
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+def points(difference: float) -> str:
+    """Return a difference of shares in points, with its sign."""
+    sign = "\N{MINUS SIGN}" if difference < 0 else "+"
+    return f"{sign}{in_percent(abs(difference), 1)}"

@@ -43,14 +43,14 @@ from promptmill.system import runtime
 _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
 _USUAL_ATTEMPTS = 10
-_MOST_THREADS = 1024  # each thread has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
-# The steps of `pre_process`.
+_MOST_THREADS = 1024  # bound: each thread has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
+# The steps of `pre_process`, in order.
 _PREPARING = ("pre_process", "check_content", "preproc_content", "prepare_inputs", "encode_image_directly")
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
     "enable_thinking",
 )
-# Constructor arguments that programs also pass to calls, where they are not part of a request.
+# Constructor arguments that programs also pass to calls: they are left out of the request.
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
@@ -192,7 +192,7 @@ class BaseAPI(abc.ABC):
         source = source_of(img_item)
         return self._encode(source)[1] if isinstance(source, HeldImage) else img_item
 
-    def shutdown(self) -> None:  # noqa: B027 (most clients have nothing to close)
+    def shutdown(self) -> None:  # noqa: B027 (no abstract method, because most clients have nothing to close)
         """Do nothing: each call closes its own connections."""
 
     def _check_types(self, parts: Iterable[Mapping[str, Any]]) -> None:
@@ -323,11 +323,11 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
             enable_thinking=enable_thinking,
         )
         if base_url and api_base:
-            raise config_error("api_base", "goes without `base_url`, which is another name of it.")
+            raise config_error("api_base", " and base_url are two names of one argument; give one of them.")
         self.api_base = api_base or base_url
         self.port = port
         self.max_connections = max_connections
-        self._configuration({}, shared=True)  # reports an invalid configuration immediately
+        self._configuration({}, shared=True)  # called early, to report an invalid configuration
 
     def generate(self, messages: Sequence[Any], *, schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in order. `fail_msg` replaces a failed answer, and the reason is logged.
@@ -336,7 +336,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts,
         parts or messages that belong together. `kwargs` override sampling or go into the request body. With
         `return_dict` an answer is the object that its JSON holds; an answer without an object is requested again,
-        `retry` times in all. Every answer satisfies `schema`, a JSON Schema, or is an instance of it, a pydantic class.
+        `retry` times in all. Every answer satisfies the JSON Schema `schema`, or is an instance of the pydantic class.
         Raises `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
 
         In a subclass with a `process_single_message` or `generate_inner` of its own, each input is answered by it, in a
@@ -410,8 +410,8 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
             "model_name": self.model,
             "base_url": self.api_base or local or "https://api.openai.com/v1",
             "api_key": self._key,
-            "concurrency": min(self._at_a_time, 65_536),  # the largest `concurrency`
-            "adaptive": False,  # a program that sets `thread_num` expects this number from the first request on
+            "concurrency": min(self._at_a_time, 65_536),  # 65,536 is the largest `concurrency`
+            "adaptive": False,  # a program that sets `thread_num` expects this number of requests from the first on
             "max_connections": self.max_connections or min(self._at_a_time, 16384),
             "retries": min(max(self._attempts, 1), 100),
             "base_delay": min(1.0, self.wait),

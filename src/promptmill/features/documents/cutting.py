@@ -27,12 +27,12 @@ Count: TypeAlias = Callable[[str], int]
 LEAST = 50
 """The lowest permitted number of tokens per piece."""
 _TOKENIZER = "tokenizer.json"
-_LETTERS = 4  # letters and spaces of ASCII per token
-_MARKS = 2  # punctuation marks per token: in tables each is one, in prose they join
+_LETTERS = 4  # ASCII letters and spaces per token
+_MARKS = 2  # ASCII punctuation marks per token: in tables each is a token, in prose they join words
 _DIGITS = string.digits.encode()
 _PUNCTUATION = string.punctuation.encode()
 _MARGIN = 1.1
-_CHARACTERS_OF_TOKEN = 8  # at most; no usual text has more
+_CHARACTERS_OF_TOKEN = 8  # max characters of a token; no usual text has more
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -133,13 +133,16 @@ def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Ite
     >>> [piece.of("One two. Three four.") for piece in pieces("One two. Three four.", 4)]
     ['One two. ', 'Three four.']
     """
-    start = 0
+    start = end = 0
     while start < len(text):
         limit = start + _characters(text, start, size, count)
+        if limit <= end:  # the repeated part fills the piece: repeat nothing
+            start = end
+            continue
         if limit >= len(text):
             yield Piece(start, len(text))
             return
-        end = _end(text, start, limit)
+        end = _end(text, start, limit, end)
         yield Piece(start, end)
         start = _repeated_from(text, start, end, overlap / max(1, count(text[start:end]))) if overlap else end
 
@@ -159,9 +162,12 @@ def _repeated_from(text: str, start: int, end: int, part: float) -> int:
     return max(start + 1, at if space < 0 else space + 1)
 
 
-def _end(text: str, start: int, limit: int) -> int:
-    """Return the end of a piece that may extend to `limit - 1`: the best place in the last half of the piece."""
-    least = start + (limit - start) // 2
+def _end(text: str, start: int, limit: int, last: int = 0) -> int:
+    """Return the end of a piece that may extend to `limit - 1`: the best place in the last half of the piece.
+
+    `last`: the end of the previous piece, behind which the piece must end.
+    """
+    least = max(last, start + (limit - start) // 2)
     for pattern in _ENDS:
         ends = [found.end() for found in pattern.finditer(text, least, limit) if found.end() > start]
         if ends:

@@ -19,7 +19,7 @@ _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 """A field of a row in a prompt."""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
-_MOST_WORDS = 30  # of a text that is searched for
+_MOST_WORDS = 30  # max words of a text that is searched for
 _NUMBER = re.compile(r"(?<![\w.,])\d++(?:[.,'\u2019\u00a0\u202f]\d++)*+(?!\w)")
 _WHOLE = re.compile(r"\d+|\d{1,3}(?:\D\d{3})+")
 
@@ -79,7 +79,8 @@ def place(text: str, piece: Piece) -> str:
 def place_of(text: str, piece: Piece, value: Any) -> str:
     """Return the location of a value: its page or characters if the piece contains it, else the piece's location.
 
-    A text is found whatever its case and spaces, a number by its value, an object by its first text or else number.
+    A text is found whatever its case and spaces, a number by its value, an object by its first text or else number. If
+    a number may be read in two ways, such as `1,250`, one that has the value in any case goes first.
 
     >>> place_of("Of 3 parts:\\fEUR 1.250,00", Piece(0, 24), 1250)
     'page 2'
@@ -97,9 +98,10 @@ def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
         for match in re.compile(whole, re.IGNORECASE).finditer(text, piece.start, piece.end):
             yield Piece(*match.span())
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        for match in _NUMBER.finditer(text, piece.start, piece.end):
-            if abs(value) in _values(match[0]):
-                yield Piece(*match.span())
+        matches = [({*_values(match[0])}, match.span()) for match in _NUMBER.finditer(text, *piece)]
+        found = [(len(values), span) for values, span in matches if abs(value) in values]
+        for _, span in sorted(found):  # by the number of meanings: 1.25 has one, 1,250 two
+            yield Piece(*span)
 
 
 def _values(number: str) -> Iterator[float]:

@@ -28,9 +28,9 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 
-_MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send thousands of requests
-_AT_ONCE = 16  # pieces of a row that are in flight together
-_SHOWN = 5  # failed pieces listed in an error
+_MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would send thousands of requests
+_AT_ONCE = 16  # max pieces of a row in flight
+_SHOWN = 5  # max failed pieces in an error
 _REPLACES = "replaces"
 _DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
 _JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
@@ -53,12 +53,12 @@ class LongRows(PlanWork):
         """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
         del round_
         if self.job.spec.input.format in WHOLE_REQUESTS:
-            raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
+            raise input_error(Named("split"), " works only for rows, not for complete requests, as of a Batch file.")
         if self._size is None and (known := self.job.store.get(self._learned_by)) is not None:
             self._size = known["tokens"]
 
     def prepare(self, round_: Round) -> None:
-        """Note whether the round sends all pieces again, of failed rows too."""
+        """Note whether the round sends every piece again, including those of failed rows."""
         self._renewed = round_.since if round_.rows == "again all" else 0
 
     @property
@@ -90,7 +90,7 @@ class LongRows(PlanWork):
             outcome = await self.send(request, call)
             if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
                 return outcome
-            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # earlier runs count once
+            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # of this run only
         elif await asyncio.to_thread(lambda: cutting.fits(text, size, self._count)):
             return await self.send(request, call)
         document, replaces = await asyncio.to_thread(self._row, request.key, text)
@@ -104,7 +104,7 @@ class LongRows(PlanWork):
     async def _pieces(self, reading: Reading) -> tuple[list[Piece], Asked | None]:
         """Return the pieces of a row, and the outcome of the first piece if it was sent to find their size."""
         if self._size is None:
-            with reading.call.hold():  # hold other rows while this row finds the size
+            with reading.call.hold():  # other rows wait while this row finds the size
                 await self._learning.acquire()
             try:
                 if self._size is None:
@@ -156,7 +156,7 @@ class LongRows(PlanWork):
             return document, None
         if record.code is None or record.round <= self._renewed:
             return document, record.round
-        # a failure that is continued keeps the number: its later pieces have the same answer
+        # a row that is resumed keeps the number, because its later pieces have the same answer
         return document, (record.extras.get("details") or {}).get(_REPLACES)
 
 
@@ -221,7 +221,7 @@ class Reading:
             for at, piece in waiting:
                 found[at] = await self._whole_or_halves(piece, 1 + 3 * at)
                 if any(one.ends for one in found[at]):
-                    deque(waiting, maxlen=0)  # the remaining pieces find nothing to send
+                    deque(waiting, maxlen=0)  # empties the queue, so that no worker sends the remaining pieces
 
         await together([work] * min(len(cut), _AT_ONCE), self.call)
         return [one for at in sorted(found) for one in found[at]]
@@ -231,7 +231,7 @@ class Reading:
         asked = await self.one(piece, choice)
         if asked.code is not Code.CONTEXT_LENGTH or piece.end - piece.start < 2:
             return [asked]
-        # the refusal still counts when the answers about the halves arrive by batch
+        # stored, because the answers about the halves may arrive by batch, in a later run
         await self.rows.keep(asked.name, {"refused": True})
         return [await self.one(half, choice + at) for at, half in enumerate(piece.halves(self.document.text), 1)]
 
@@ -251,7 +251,7 @@ class Reading:
                 "text": mended(outcome.text),
                 "finish_reason": outcome.finish_reason,
                 "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens),
-                # of live requests, the ledger of requests in flight has these
+                # only of a batch: those of live requests are in the ledger of requests in flight
                 "cost": outcome.cost if is_by_batch else None,
                 "attempts": outcome.attempts if is_by_batch else 0,
                 "after": (request.key, request.attempts),

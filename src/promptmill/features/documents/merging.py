@@ -14,6 +14,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.values import JsonDict, JsonObject
@@ -54,9 +55,8 @@ def nullable(schema: JsonObject) -> JsonDict:
         return {**schema, "properties": {name: nullable(each) for name, each in fields.items()}}
     if _is(schema, "array"):
         return {name: value for name, value in schema.items() if name != "minItems"}
-    if "enum" in schema:
-        return dict(schema) if None in schema["enum"] else {**schema, "enum": [*schema["enum"], None]}
-    if "null" in _types(schema):
+    may_be_null = "null" in _types(schema) or (not _types(schema) and "enum" in schema)
+    if may_be_null and None in schema.get("enum", [None]):
         return dict(schema)
     return {"anyOf": [dict(schema), {"type": "null"}]}
 
@@ -87,15 +87,16 @@ def merged(
             {at: values for part in parts.values() for at, values in part.conflicts.items()},
         )
     if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
-        return _joined(found, place)
+        return _joined(schema, found, place)
     return _one(path, schema, found, how, place)
 
 
-def _joined(found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
+def _joined(schema: JsonObject, found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
+    allowed = of_items.get("enum", ()) if isinstance(of_items := schema.get("items"), Mapping) else ()
     items: dict[str, Found] = {}
     for one in found:
         for item in one.value if isinstance(one.value, list) else ():
-            if not _is_missing(item):
+            if item in allowed or not _is_missing(item):
                 items.setdefault(_key(item), Found(one.piece, item))
     return Merged([one.value for one in items.values()], [place(one) for one in items.values()] or None)
 
@@ -111,10 +112,17 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
         return Merged()
     numbers = [one.value for one in found if isinstance(one.value, int | float) and not isinstance(one.value, bool)]
     if how == "sum" and numbers and all(isinstance(one.value, int | float) for one in values):
-        return Merged(sum(numbers), [place(one) for one in found])
+        return Merged(_sum(numbers), [place(one) for one in found])
     if len(values) == 1 or how == "first":
         return Merged(values[0].value, place(values[0]))
     return Merged(None, [place(one) for one in values], {path: values})
+
+
+def _sum(numbers: Sequence[int | float]) -> int | float:
+    """Return the sum as of the written digits, so that 0.1 and 0.2 are 0.3."""
+    if all(isinstance(number, int) for number in numbers):
+        return sum(numbers)
+    return float(sum(Decimal(str(number)) for number in numbers))
 
 
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
@@ -41,9 +42,10 @@ class Split(Plan):
         del models
         if (size := options.get("split")) is None:
             return None
-        if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or size < LEAST):
-            raise input_error(Named("split"), f" is {str(size)[:20]}; write tokens, {LEAST} or more, or {AUTO}.")
-        if size == AUTO and options.get("batch"):  # each trial of a size would take as long as a batch
+        if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or not LEAST <= size <= MOST_TOKENS):
+            how = f"write tokens, {LEAST} to {MOST_TOKENS}, or {AUTO}."
+            raise input_error(Named("split"), f" is {str(size)[:20]}; {how}")
+        if size == AUTO and options.get("batch"):  # refused: each trial of a size would take as long as a batch
             raise input_error(Named("split", AUTO), " tries sizes live; with ", Named("batch"), ", write tokens.")
         overlap = options.get("overlap") or 0
         if not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2):
@@ -55,7 +57,7 @@ class Split(Plan):
         """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
         del question
         if (answers := config.settings.sampling_params.n or 1) > 1:
-            raise input_error(Named("split"), f" goes with one answer to a request; `sampling_params.n` is {answers}.")
+            raise input_error(Named("split"), f" needs one answer to a request, but `sampling_params.n` is {answers}.")
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,9 @@ SUFFIX = ".duckdb"
 _MEMORY = "256MB"
 """The memory that DuckDB may use for a table; DuckDB's default is 80 % of the machine's memory."""
 _TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
-_AS_TEXTS = frozenset({"DATE", "INTERVAL", "TIMESTAMP", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP_S"})
+_KIND = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(DATE|INTERVAL|TIMESTAMP(?:_MS|_NS|_S)?|FLOAT)(?=[],)\[]|$)""")
+"""Finds the types that Python reads otherwise than DuckDB shows them, also in lists and structures; skips names."""
+_ZONED = "TIMESTAMP WITH TIME ZONE"
 
 
 class DuckDb(Database):
@@ -34,10 +37,10 @@ class DuckDb(Database):
         return [row[0] for row in connection.execute(_TABLES).fetchall()]
 
     def whole(self, connection: Any, table: str) -> str:
-        """Return the query for all rows; months, nanoseconds and infinity become texts."""
+        """Return the query for all rows; months, nanoseconds and infinity become texts, and a `FLOAT` of 0.1 is 0.1."""
         query = all_of(table)
         kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
-        texts = [f"{name}::VARCHAR AS {name}" for name, kind in kinds.items() if kind in _AS_TEXTS]
+        texts = [f"{shown} AS {name}" for name, kind in kinds.items() if (shown := _shown(name, kind)) != name]
         return query.replace("*", f"* REPLACE ({', '.join(texts)})", 1) if texts else query
 
     def stamp(self, file: Path, table: str) -> Stamp | None:
@@ -66,10 +69,10 @@ def connected(file: Path | None, *, read_only: bool = True, memory: str = _MEMOR
     """
     import duckdb
 
-    atexit.register(gc.unfreeze)  # otherwise, DuckDB reports objects that the last garbage collection left as leaks
+    atexit.register(gc.unfreeze)  # without this, DuckDB reports objects that the last garbage collection left as leaks
     place = (":memory:", False) if file is None else (str(file), read_only)
     connection = duckdb.connect(*place, config={"memory_limit": memory})
-    connection.execute("SET enable_progress_bar = false")  # a notebook would show the progress bar
+    connection.execute("SET enable_progress_bar = false")  # off, because a notebook would show it
     return connection
 
 
@@ -87,6 +90,19 @@ def literal(text: str) -> str:
     """
     doubled = text.replace("'", "''")
     return f"'{doubled}'"
+
+
+def _shown(name: str, kind: str) -> str:
+    """Return the SQL for a column's values as DuckDB shows them.
+
+    >>> _shown("a", "DATE[]"), _shown("a", "STRUCT(DATE INTEGER)")
+    ('a::VARCHAR[]::VARCHAR[]', 'a')
+    """
+    if kind == _ZONED:  # with minutes of the zone, as Python writes it
+        return f"regexp_replace({name}::VARCHAR, '([+-][0-9]{{2}})$', '\\1:00')"
+    texts = _KIND.sub(lambda found: "VARCHAR" if found[1] else found[0], kind)
+    final = _KIND.sub(lambda found: {None: found[0], "FLOAT": "DOUBLE"}.get(found[1], "VARCHAR"), kind)
+    return name if texts == kind else f"{name}::{texts}::{final}"
 
 
 def _parquet(file: Path) -> str:

@@ -23,7 +23,7 @@ from promptmill.features.duckdb.duckdb_tables import SUFFIX, connected, literal,
 from promptmill.jobs.databases import quoted
 from promptmill.jobs.inputs import remote_files
 from promptmill.jobs.inputs.files import Part, missing
-from promptmill.jobs.inputs.formats import check_installed, plain
+from promptmill.jobs.inputs.formats import check_installed, is_url, plain
 from promptmill.jobs.inputs.input_rows import InputRows, temporary_folder
 from promptmill.jobs.members import file_of
 from promptmill.jobs.store.index import JobFolders
@@ -62,7 +62,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
         with _errors(), contextlib.closing(connected(file, read_only=False, memory="80%")) as connection:
             query = _select(connection, sql)
             if len(sources) > 1 and any(map(_is_database, sources)):
-                raise input_error(Named("sql"), " goes with one database.")
+                raise input_error(Named("sql"), " reads one database; name only one.")
             for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
                 if scheme and scheme.lower() not in _OF_DUCKDB:  # uses the same credentials as an INPUT by URL
                     connection.register_filesystem(remote_files.filesystem(scheme.lower()))
@@ -83,7 +83,7 @@ def _select(connection: Any, sql: str) -> str:
 
 
 def _scheme_of(name: str) -> str:
-    return name.partition("://")[0] if remote_files.is_url(name) else ""
+    return name.partition("://")[0] if is_url(name) else ""
 
 
 def _is_database(name: str) -> bool:
@@ -97,9 +97,9 @@ def _is_duckdb(path: Path) -> bool:
 def _open(connection: Any, name: str) -> None:
     """Make the tables of an INPUT available to the query."""
     path = home_expanded(name)
-    if not remote_files.is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
+    if not is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
         raise missing(path)
-    place = literal(name if remote_files.is_url(name) else str(path))
+    place = literal(name if is_url(name) else str(path))
     if _is_database(name):
         kind = "READ_ONLY" if _is_duckdb(path) else "TYPE postgres, READ_ONLY"
         connection.execute(f"ATTACH {place} AS source ({kind})")
@@ -109,8 +109,8 @@ def _open(connection: Any, name: str) -> None:
     if reader is None:
         raise input_error(
             Named("sql"),
-            f" goes with databases and with {', '.join(_READERS)}, not with {path.name}; several files are written in "
-            "the query: … from 'data/*.parquet'.",
+            f" reads databases and {', '.join(_READERS)}, not {path.name}; several files are named in the query: "
+            "… from 'data/*.parquet'.",
         )
     table = quoted(path.name.partition(".")[0])
     connection.execute(f"CREATE TEMP VIEW {table} AS FROM {reader}({place})")
@@ -125,7 +125,7 @@ def _errors() -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 (errors of DuckDB, of fsspec and of the stores)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        if lines and lines[0].startswith("Traceback"):  # a traceback from the package of a store
+        if lines and lines[0].startswith("Traceback"):  # a traceback of a store's package, whose last line is the error
             lines = lines[-1:]
         extension = _EXTENSION.search(str(error))
         if extension is not None and _NOT_INSTALLED.search(str(error)):

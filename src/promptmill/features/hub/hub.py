@@ -39,7 +39,7 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _NO_ROWS = ("dataset_infos.json", "metadata.json")
-_DATA = "data/{}-00000-of-00001.parquet"  # the file name that `push_to_hub` of `datasets` uses
+_DATA = "data/{}-00000-of-00001.parquet"  # the file name that `datasets` uses in `push_to_hub`
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
 _MISSING = frozenset(
     {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
@@ -232,7 +232,10 @@ def _card(api: Any, place: Dataset) -> Mapping[str, Any]:
 
 
 def output_place(url: str) -> Dataset:
-    """Return the data file for an output; a split gets the file name of `datasets`. Raises `PromptmillError`."""
+    """Return the data file for an output. A split gets the file name that the library `datasets` uses for it.
+
+    Raises `PromptmillError`.
+    """
     place = Dataset.of(url)
     if place.revision:
         raise input_error(f"{url:.100}: an output goes into the main branch; leave @{place.revision} out.")
@@ -307,7 +310,7 @@ def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -
             [CommitOperationAdd(place.path, str(file)), CommitOperationAdd(CARD, card(before).encode())],
             commit_message=title,
             repo_type="dataset",
-            parent_commit=head,  # the commit fails if another user changes the card meanwhile
+            parent_commit=head,  # makes the commit fail if another user has changed the card
         )
 
 

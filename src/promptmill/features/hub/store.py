@@ -20,6 +20,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import digest
+from promptmill.jobs.store.status_record import Status
 
 _HOME = "https://github.com/promptmill/promptmill"
 _NEW = "---\ntags:\n- promptmill\n---\n"
@@ -95,7 +96,12 @@ def _with_section(card: str, folder: Folder, file: str) -> str:
 def _title(folder: Folder) -> str:
     """Return the title for the commit."""
     found = status.read(folder)
-    return f"promptmill: {found.get('total') or 0:,} rows by {found['model'] or 'a model'}"[:200]
+    return f"promptmill: {_rows(found):,} rows by {found['model'] or 'a model'}"[:200]
+
+
+def _rows(found: Status) -> int:
+    """Return the number of rows of the data file: skipped rows are not in it."""
+    return (found.get("total") or 0) - found.get("skipped", 0)
 
 
 def _facts(folder: Folder) -> list[tuple[str, str]]:
@@ -103,10 +109,7 @@ def _facts(folder: Folder) -> list[tuple[str, str]]:
     cost = found.get("cost")
     facts = [
         ("model", found["model"] or "unknown"),
-        (
-            "rows",
-            f"{found.get('total') or 0:,}: {found.get('answered', 0):,} answered, {found.get('failed', 0):,} failed",
-        ),
+        ("rows", f"{_rows(found):,}: {found.get('answered', 0):,} answered, {found.get('failed', 0):,} failed"),
         ("tokens", f"{found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out"),
         ("cost", "unknown: no price is known" if cost is None else dollars(cost)),
     ]

@@ -21,10 +21,10 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import MOST_SHARED
+from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import LONGEST_SHOWN, cut
+from promptmill.core.wording import cut
 from promptmill.features.improve.gold import Gold, GoldRow
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
@@ -41,8 +41,8 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
 _MODULE = "promptmill.features.improve.call_search"
-_COMPUTING_S = 300  # as for the validation of a file
-_LOOK_S = 0.2  # polling a job takes a millisecond, and a search has at most eight jobs
+_COMPUTING_S = 300  # bound of processor time, as for the validation of a file
+_LOOK_S = 0.2  # seconds between polls; a poll takes a millisecond, and a search has at most eight jobs
 _RESUMES = "The same call resumes the search, and pays for no answer again."
 
 
@@ -123,7 +123,7 @@ class CallSearch:
             self._is_cancelled = True
             if self._job is not None:
                 self._job.cancel()
-            with contextlib.suppress(PromptmillError):  # the job of the step may not exist yet
+            with contextlib.suppress(PromptmillError):  # the step may not have its job yet
                 await self._jobs.cancel(self._job_id, self._caller)
             raise
         if not searching.cancelled():
@@ -158,7 +158,7 @@ class CallSearch:
             raise asyncio.CancelledError
         self._job, self._job_id = asyncio.current_task(), job.order.output.parent.name
         now = await self._jobs.start(job, self._caller, model.approve)
-        while now["alive"] or now["state"] in progress.ALIVE:  # wait, because the search opens the job's database
+        while now["alive"] or now["state"] in progress.ALIVE:  # the search opens the job's database afterwards
             if self._is_late:
                 raise asyncio.CancelledError
             await asyncio.sleep(_LOOK_S)

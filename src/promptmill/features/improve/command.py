@@ -12,17 +12,9 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli import options
-from promptmill.cli.job_run import decided, remembered_step, run
-from promptmill.cli.options import (
-    Parser,
-    add_choices,
-    add_shared,
-    amount,
-    configuration_of,
-    explained,
-    option_of,
-    text_of,
-)
+from promptmill.cli.job_run import remembered_step, run
+from promptmill.cli.options import add_choices, add_shared, configuration_of, explained, option_of, text_of
+from promptmill.cli.parser import Parser, amount, refuse
 from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, config_error, redact
@@ -32,7 +24,7 @@ from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, write_prompt
 from promptmill.features.improve.search import GAIN, search
 from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
-from promptmill.jobs.door import OpenJob
+from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
@@ -81,8 +73,8 @@ def add_options(improve: Parser) -> None:
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Search, print the result and write the prompt. Return 0 for any result; a job's exit code if it stopped."""
-    options.refuse(
-        (not arguments.strong.strip(), "--strong", "names the model that writes better prompts."),
+    refuse(
+        (not arguments.strong.strip(), "--strong", "needs the name of the model that writes better prompts."),
         (arguments.prompt == "", "--prompt", "is empty."),
     )
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
@@ -98,7 +90,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         folder = steps.folders.of(job.order.output)
         is_new = not steps.spent and not folder.path.exists()
         if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written the file
-            raise config_error("--output", f"{target} exists; name another file, or --overwrite replaces it.")
+            raise config_error("--output", f"{target} exists; name another file, or replace it with --overwrite.")
         shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
         code = run(shown, its, job, is_step=True)
         if folder.status.get("state") != progress.FINISHED:
@@ -141,7 +133,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     else:
         say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
         _show_file(arguments, found)
-    if refusal is not None:  # the result was paid, so it is shown before the error
+    if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
 

@@ -30,7 +30,7 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded
 
-_WIDTH = 100  # characters
+_WIDTH = 100  # characters of a line
 
 
 class ImproveOptions(ModelOptions, total=False):
@@ -81,7 +81,7 @@ def improve(
     overwrite: bool = False,
     **options: Unpack[ImproveOptions],
 ) -> Improvement:
-    """Let the model `strong` write better prompts from mistakes on gold rows, and test the best prompt on others.
+    """Let the model `strong` write better prompts from mistakes on gold rows; test the best one on other gold rows.
 
     `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
     `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with

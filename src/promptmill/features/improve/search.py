@@ -73,7 +73,7 @@ def search(
             generation = _asked(written, gold, asker) if written else []
             found += generation
             generation = sorted(generation, key=lambda one: -one.right)[:_PARENTS]
-    winner = max(found, key=lambda one: one.right)  # `max` returns the first of several equal candidates
+    winner = max(found, key=lambda one: one.right)  # of equal candidates, `max` returns the first
     figures: JsonDict = {
         "outcome": CANNOT_TELL,
         "winner": winner.name,
@@ -186,5 +186,5 @@ def rows_to_tell(gain: float, changed: float, level: float = LEVEL) -> int | Non
     alpha, beta = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(_POWER)
     root = alpha * math.sqrt(changed) + beta * math.sqrt(max(0.0, changed - gain * gain))
     held_out = (root / gain) ** 2 + 2 / gain
-    step = int(10 ** max(0, math.floor(math.log10(2 * held_out)) - 1))  # round to two digits
+    step = int(10 ** max(0, math.floor(math.log10(2 * held_out)) - 1))  # rounds to two digits
     return math.ceil(2 * held_out / step) * step

@@ -27,7 +27,7 @@ from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Shown
 from promptmill.jobs.store.rounds import ANSWERED
 
-_LONGEST_PROMPT = 4096  # tokens
+_LONGEST_PROMPT = 4096  # max tokens of an improved prompt
 _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 
 
@@ -126,7 +126,7 @@ class JobSteps:
         if folder.spec is None:
             return
         now: JsonObject = status.read(folder)
-        if "cost" in now:  # without a price, the cost is unknown
+        if "cost" in now:  # without a price, there is no cost
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
         for name in ("requests", "seconds"):
             self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)

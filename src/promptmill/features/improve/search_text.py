@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, duration
-from promptmill.features.compare.words import Table
+from promptmill.features.compare.words import Table, percent, points
 from promptmill.features.improve.search import CANNOT_TELL, GAIN, LEVEL, YOURS
 
 
@@ -18,10 +18,7 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     note = f"; left out: {', '.join(left_out)}" if left_out else ""
     total = rows["seen"] + rows["held_out"]
     yield f"{counted(total, 'gold row')}: {rows['seen']:,} seen by the search, {rows['held_out']:,} held out{note}"
-    candidates = [
-        [one["name"], one["from"], f"{one['right'] / rows['seen']:.1%}".replace("%", " %")]
-        for one in found["candidates"]
-    ]
+    candidates = [[one["name"], one["from"], percent(one["right"] / rows["seen"])] for one in found["candidates"]]
     yield from Table(["prompt", "made from", "right on seen"], candidates).lines(width)
     yield from found["notes"]
     yield ""
@@ -44,10 +41,10 @@ def _outcome(found: JsonObject) -> Iterator[str]:
             yield f"{CANNOT_TELL}: no candidate is right on more of the seen rows than your prompt"
         yield "the held-out rows were not used"
         return
-    before, after = (f"{100 * right / test['rows']:.1f} %" for right in test["right"])
+    before, after = (percent(right / test["rows"]) for right in test["right"])
     yield f"on the {counted(test['rows'], 'held-out row')}: {YOURS} {before} right, {found['winner']} {after}"
-    low, high = (f"{100 * end:+.1f}" for end in test["interval"])
-    said = f"{found['outcome']}: {100 * test['gain']:+.1f} points, 95 % interval {low} to {high}"
+    low, high = map(points, test["interval"])
+    said = f"{found['outcome']}: {points(test['gain'])} points, 95 % interval {low} to {high}"
     if found["needed_gold_rows"] is not None:
         said += f"; to tell such a gain takes about {found['needed_gold_rows']:,} gold rows"
     yield said

@@ -83,8 +83,8 @@ def add(socket: ToolSocket) -> None:
     ) -> ToolResult:
         """Let `strong` write better prompts from the mistakes on labelled rows, and test the best one on held-out rows.
 
-        `outcome` is `gain`, `cannot tell` or `worse`. Takes minutes and some twelve requests a row; while `state` is
-        `running`, make the same call again: it pays for no answer twice.
+        `outcome` is `gain`, `cannot tell` or `worse`. Takes minutes and about twelve requests per row; while `state`
+        is `running`, make the same call again: no answer is paid for twice.
         """
         from promptmill.features.improve.call_search import CallModel, CallSearch, SearchOrder, strong_plan
         from promptmill.jobs.inputs.short_forms import labels_of

@@ -42,7 +42,7 @@ _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
 _BELONG = (_LAUNCHER, _SERVER / "parameter.yaml", Path("src", "ultrarag", "client.py"))
 _PLACE = b'INTERPRETER = ""'
-_OURS = b"PROMPTMILL_PYTHON"  # no other generation.py contains this
+_OURS = b"PROMPTMILL_PYTHON"  # a text that no other generation.py contains
 _KEYS = """\
 No API key was written. Desktop programs do not see your shell's variables: pass one on by its name with --env NAME, or
 set `api_key` in the configuration file. A server without keys needs neither."""
@@ -207,7 +207,7 @@ def _client(arguments: argparse.Namespace) -> int:
     named, configuration = _named_configuration(arguments.config)
     folder = arguments.folder and _usable(arguments.folder)
     there: JsonObject = {}
-    with contextlib.suppress(PromptmillError):  # the steps below raise the error again
+    with contextlib.suppress(PromptmillError):  # reported below, where the steps raise the error again
         there = client_file.entry_in(file, client.key, arguments.name)
     if folder is None and not client.has_project and configuration.plan.operator.allowed_roots is None:
         folder = _folder_of(there) or _asked_folder(client, is_dry=arguments.dry_run)
@@ -348,7 +348,7 @@ def client_entry(
     if folder is not None:
         arguments += ["--set", f"{_FOLDER}{json.dumps([str(folder)], ensure_ascii=False)}"]
     if client.gives_up:
-        # several clients abort a call after a minute
+        # a bound, because several clients abort a call after a minute
         arguments += ["--set", "max_call_s=50"]
     found: JsonDict = {**client.more, "command": start[0], "args": arguments}
     if variables and client.variable is None:
@@ -382,7 +382,7 @@ def undo_launcher(checkout: Path) -> list[FileStep]:
     """
     launcher = _launcher_in(checkout)
     backup = _backup_of(launcher)
-    if not _is_ours(launcher):  # the user has restored it
+    if not _is_ours(launcher):  # the user has restored it already
         return [remove(backup)] if backup.exists() else []
     if not backup.exists():
         raise config_error("", f"{backup} is missing; run `git checkout -- {_LAUNCHER.as_posix()}` in the checkout.")

@@ -73,7 +73,7 @@ def _copy(file: Path, copy: Path) -> None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    file = file.resolve()  # replace the target of a link, not the link
+    file = file.resolve()  # the target of a link is replaced, not the link
     make_private(file.parent)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name, suffix=".part")
     part = Path(name)

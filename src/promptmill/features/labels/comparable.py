@@ -22,10 +22,10 @@ def check_comparable(config: ResolvedConfig, option: str, recall: Collection[str
     has_schema = sampling.response_format is not None and schema_of(sampling.response_format) is not None
     if sampling.choices is None and not has_schema:
         raise input_error(
-            Named(option), " compares labels: it goes with ", Named("choices"), " or ", Named("schema"), "."
+            Named(option), " compares labels, so it needs ", Named("choices"), " or ", Named("schema"), "."
         )
     if (sampling.n or 1) > 1:
-        raise input_error(Named(option), " goes without ", Named("n"), ".")
+        raise input_error(Named(option), " cannot be used with ", Named("n"), "; leave one of them out.")
     for label in recall:
         if label not in (sampling.choices or ()):
             raise input_error(Named("recall"), f": {label[:40]} is none of the ", Named("choices"), ".")

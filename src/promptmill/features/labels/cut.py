@@ -45,12 +45,12 @@ LAST: Place = (-1.0, -1.0)
 """The place of a row without a cheap answer or score. As a cut, it makes all other rows sure."""
 NOTHING_SURE: Place = (2.0, 2.0)
 """The cut if no row is sure."""
-_ROUNDING = 1e-9  # so that 5 % of 300 are exactly 15
-_SIZE_OF_NUMBER = 6  # bytes of the digest
+_ROUNDING = 1e-9  # below this difference, shares are equal: 5 % of 300 are exactly 15
+_SIZE_OF_NUMBER = 6  # bytes of the digest that make a number
 _ENOUGH_RIGHT = 12
-"""A sufficient c for a sample with right labels, if the table has enough rows: a strong model with 2 errors in 100 rows
-then allows a promise of at most 5 in 97 of 100 draws; with c = 4, in 63 of 100."""
-_USED_UP = 0.9  # of the allowed probability; c is a whole number, so most sample sizes leave a part of it unused
+"""The c of a sample with right labels, if the table has enough rows. If the strong model errs on 2 % of the rows, 97 of
+100 draws then allow the promise of at most 5 % wrong labels; with c = 4, only 63 do."""
+_USED_UP = 0.9  # min used part of the allowed probability; c is a whole number, so that a part stays unused
 
 
 def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
@@ -134,7 +134,7 @@ def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
     >>> most_bad(10_000, 465, 15, 0.95) <= 500 < most_bad(10_000, 465, 16, 0.95)
     True
     """
-    low, high = bad, rows  # `high` is always enough, `low - 1` is never enough
+    low, high = bad, rows  # invariant: `high` is enough, `low - 1` is not
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if at_most(bad, rows, middle + 1, drawn) <= 1 - certainty else (middle + 1, high)

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, in_percent
 from promptmill.jobs.store.status_record import LabelShare
 from promptmill.jobs.store.status_words import LISTED_LABELS, one_line, share_lines
 
@@ -24,9 +24,9 @@ class SureSample(TypedDict, total=False):
     agreed: int
     """Sampled rows on which both models agree; with right labels, on which the cheap model is right."""
     gold: int
-    """Rows with a right label from which the sample was drawn; only with right labels."""
+    """Rows with a right label, from which the sample was drawn; only with the option `gold`."""
     right: int
-    """Sampled rows on which the strong model is right; only with right labels."""
+    """Sampled rows on which the strong model is right; only with the option `gold`."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
@@ -95,12 +95,12 @@ def sample_lines(sure: SureStatus) -> list[str]:
     model, rows, sample, expected = sure["model"], sure["rows"], sure["sample"], sure["expected"]
     if not sample["drawn"]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
-    agreed = f"{sample['agreed']:,} agree ({sample['agreed'] / sample['drawn'] * 100:.0f} %)"
+    agreed = f"{sample['agreed']:,} agree ({in_percent(sample['agreed'] / sample['drawn'], 0)} %)"
     asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
     lines = [f"{asked}, {agreed}"]
     if "gold" in sure:
         rightly = sample["right"], sample["agreed"]
-        right, cheap = (f"{count:,} ({count / sample['drawn'] * 100:.0f} %)" for count in rightly)
+        right, cheap = (f"{count:,} ({in_percent(count / sample['drawn'], 0)} %)" for count in rightly)
         lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
         if sample["gold"] < rows:
             known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
@@ -111,12 +111,12 @@ def sample_lines(sure: SureStatus) -> list[str]:
             f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
         ]
     elif sample["score"] == "equal":
-        lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
+        lines.append("all rows have the same score, as the cheap model reports no probabilities; a second model helps")
     if labels := ", ".join(sample["unguarded"]):
         lines.append(f"the sample has too few rows of {labels} for a promise about them")
     alone = expected.get("cost_alone")
     costs = "" if alone is None else f": {dollars(expected['cost'])} instead of {dollars(alone)}"
-    share = f"{expected['share'] * 100:.0f} % of the rows"
+    share = f"{in_percent(expected['share'], 0)} % of the rows"
     if "gold" in sure and expected["alone"] < sure["agree"]:
         return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
     if expected["pays"]:
@@ -140,9 +140,10 @@ def label_lines(sure: SureStatus) -> list[str]:
     lines = [*(lines[:-1] if pays else lines), givers]
     if "here" in sure:
         made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
-        return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
-    agree, certainty = (f"{share * 100:.4g} %" for share in (sure["agree"], sure["certainty"]))
-    promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
+        return [*lines, f"the input has changed: {made}, not for only the {sure['here']:,} rows of now"]
+    agree, certainty = (f"{share * 100:.12g} %" for share in (sure["agree"], sure["certainty"]))
+    promised = f"promised, with {certainty} certainty"
+    estimated = f"estimated {in_percent(sure['expected']['agree'], 1)} %"
     how = f"are right, as `{sure['gold']}` says" if is_of_truth else f"agree with {sure['model']}"
     more = "" if is_of_truth else "that the labels are true; "
     lines.append(f"{promised}: {agree} of the labels or more {how}; {estimated}")

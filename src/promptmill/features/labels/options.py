@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill.core.errors import Named, input_error
-from promptmill.options.option import Argument, Flag, Keyword, Option, Without
+from promptmill.options.option import Argument, Excluded, Flag, Keyword, Option
 from promptmill.options.table import SEVERAL
 
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
-_NO_CHEAP = ": no cheap model is asked"
+_REPLACES_CHEAP = ": the student takes the cheap model's place"
 _STUDENT = "scikit-learn"
 
 
@@ -47,8 +47,7 @@ def _of_sure(
     flag: Flag,
     *,
     keyword: str = "",
-    goes_without: Sequence[Without] = (),
-    only_model: str = "",
+    excludes: Sequence[Excluded] = (),
 ) -> Option:
     """Return an option of sure labels; over MCP, it is a key of `sure`."""
     return Option(
@@ -58,9 +57,8 @@ def _of_sure(
         flag=flag,
         argument=Argument(within="sure"),
         keyword=Keyword(type=keyword),
-        goes_with=[Named("sure", "MODEL")],
-        goes_without=goes_without,
-        only_model=only_model,
+        needs=[Named("sure", "MODEL")],
+        excludes=excludes,
     )
 
 
@@ -71,10 +69,10 @@ OPTIONS = (
         "a strong model, which answers the rows where {model} may not agree with it; see docs/sure-labels.md",
         flag=Flag(
             metavar="MODEL",
-            words="a strong model; {model} answers where both surely agree, MODEL all other rows",
+            words="a strong model; {model} answers the rows where it very likely agrees with MODEL, MODEL the others",
         ),
         argument=Argument(
-            form='{"model": the strong one, "agree": 0.95}',
+            form='{"model": STRONG, "agree": 0.95}',
             words="with `choices` or `schema`: `model` is a strong model; the cheap one answers where both surely "
             "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
             "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
@@ -82,18 +80,18 @@ OPTIONS = (
             '("scikit-learn", an extra, labels more rows), and `recall` by label',
         ),
         keyword=Keyword(type="str | None"),
-        goes_without=[
+        excludes=[
             *SEVERAL,
-            Without("shard"),
-            Without("dedupe"),
-            Without("keep"),
-            Without("from_job"),
-            Without("again", ": name another output for a new sample", "all"),
+            Excluded("shard"),
+            Excluded("dedupe"),
+            Excluded("keep"),
+            Excluded("from_job"),
+            Excluded("again", "; name another output for a new sample", "all"),
         ],
     ),
     _of_sure(
         "agree",
-        "the share of labels that agree with the strong model, at least; else 95%",
+        "at least this share of labels must agree with the strong model; default: 95%",
         Flag(metavar="P%"),
         keyword="float | str | None",
     ),
@@ -101,30 +99,29 @@ OPTIONS = (
         "gold",
         "a column with right labels of random rows: {agree} is then the share of right labels",
         Flag(metavar="COLUMN"),
-        goes_without=[
-            Without("student", ": the rows that train it have labels of the strong model, which may be wrong"),
-            Without("recall", ": its promise is about all classes together"),
+        excludes=[
+            Excluded("student", ", which learns the strong model's labels, right or wrong"),
+            Excluded("recall", ": it promises a share of right labels of all classes together"),
         ],
     ),
-    _of_sure("certainty", "the certainty of that; else 95%", Flag(metavar="P%"), keyword="float | str | None"),
+    _of_sure("certainty", "the confidence of {agree}; default: 95%", Flag(metavar="P%"), keyword="float | str | None"),
     _of_sure(
         "student",
         "in place of {model}: a classifier that learns from the strong model's answers, and costs nothing; that of "
         "scikit-learn (an extra) labels more of many rows",
         Flag(metavar="scikit-learn", read="promptmill.features.labels.options:student", bare=True),
         keyword='bool | Literal["scikit-learn"]',
-        only_model="sure",
-        goes_without=[
-            Without("second", _NO_CHEAP),
-            Without("votes", _NO_CHEAP),
-            Without("model", ": it takes the model's place", when=_is_other_model),
+        excludes=[
+            Excluded("second", _REPLACES_CHEAP),
+            Excluded("votes", _REPLACES_CHEAP),
+            Excluded("model", _REPLACES_CHEAP, when=_is_other_model),
         ],
     ),
     _of_sure(
         "second",
         "a second cheap model; labels on which both agree are surer",
         Flag(metavar="MODEL"),
-        goes_without=[Without("votes", ": both say which labels are sure")],
+        excludes=[Excluded("votes", ": both decide which labels are sure")],
     ),
     _of_sure(
         "recall",
@@ -140,7 +137,7 @@ OPTIONS = (
     Option(
         "votes",
         int,
-        "so many answers to each row vote; several models take turns; with {sure}, of the cheap model",
+        "the label that most of N answers to a row have; several models take turns; with {sure}, N of the cheap model",
         flag=Flag(metavar="N"),
         argument=Argument(
             words="ask N times, or each of several models in turn; the majority decides",
@@ -148,6 +145,6 @@ OPTIONS = (
             most=MOST_VOTES,
             also_within="sure",
         ),
-        goes_without=[SEVERAL[1], Without("shard"), Without("dedupe")],
+        excludes=[SEVERAL[1], Excluded("shard"), Excluded("dedupe")],
     ),
 )

@@ -18,7 +18,7 @@ from promptmill.jobs.store.records import Record
 Score: TypeAlias = Literal[
     "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
 ]
-_ENOUGH = 0.5  # the least share of answers that must have probabilities
+_ENOUGH = 0.5  # min share of answers with probabilities; with fewer, probabilities are no score
 
 
 def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:

@@ -175,7 +175,7 @@ class SureRule(Plan):
         for name in given.keys() - _OPTIONS:
             raise input_error(
                 Named("sure"),
-                f" has no field {name[:40]}; it has {known}.",
+                f" has no field {str(name)[:40]}; it has {known}.",
             )
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
@@ -243,7 +243,7 @@ class SureRule(Plan):
             yield replace(delivered, rows="chosen", reason="sample")
             return
         if part.cut is None:
-            # the cheap models are first: if an endpoint refuses log probabilities, the requests in flight end
+            # the cheap models come first, because an endpoint that refuses log probabilities ends the round
             yield replace(first, rows="chosen", reason="sample", slots=panel)
             yield replace(delivered, rows="chosen", reason="sample")
             return

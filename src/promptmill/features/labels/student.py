@@ -27,12 +27,12 @@ MOST_LABELS = 500
 """The number of labels that a student can give: the most frequent labels."""
 LONGEST_TEXT = 20_000
 """The number of characters of a text that are used."""
-_CJK = "\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces: pairs of characters are used as parts
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces: pairs of characters take the place of words
 _WORD = re.compile(rf"([{_CJK}]{{1,30}})|([^\W{_CJK}]{{1,30}})")
 _PART = 4
-_KNOWN_WORDS = 1 << 14  # words in the cache; each takes at most a kilobyte
+_KNOWN_WORDS = 1 << 14  # max words in the cache; each takes at most a kilobyte
 _BUCKETS = 1 << 18
-_MOST_WEIGHTS = 1 << 23  # weights of 8 bytes each
+_MOST_WEIGHTS = 1 << 23  # max weights, of 8 bytes each
 _EPOCHS = 6
 _RATE = 2.0
 _LEAST_STEP = 1e-4
@@ -155,7 +155,7 @@ class LinearStudent(Classifier):
             parts = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2)
             regression = _sklearn(".linear_model").LogisticRegression(C=20, max_iter=200)
             model = pipeline.make_pipeline(pipeline.make_union(words, parts), regression)
-            with contextlib.suppress(ValueError):  # texts without words, such as emoji: nothing to learn
+            with contextlib.suppress(ValueError):  # the texts have no words, such as emoji: nothing to learn
                 texts, labels = zip(*learned, strict=True)
                 self._model = _abandonable(lambda: model.fit(texts, labels), check)
 

@@ -31,15 +31,15 @@ from promptmill.jobs.store.spec import RunningJob, digest
 FEWEST_ROWS = 5_000
 """The fewest rows of a table. In a smaller table, training and sample would use too many strong answers."""
 _FEWEST_TAUGHT = 1_000
-_MOST_TAUGHT = 20_000
+_MOST_TAUGHT = 20_000  # answers of the strong model, which are paid
 _LEAST_CHANCE = 1e-12
 
 
 def taught_of(rows: int) -> int:
     """Return the number of training rows for a table of `rows` rows; 0 if the table is too small.
 
-    >>> taught_of(4_999), taught_of(10_000), taught_of(1_000_000)
-    (0, 1000, 10000)
+    >>> taught_of(4_999), taught_of(10_000), taught_of(1_000_000), taught_of(10_000_000)
+    (0, 1000, 10000, 20000)
     """
     if rows < FEWEST_ROWS:
         return 0
@@ -125,7 +125,7 @@ class StudentAnswers:
         while left:
             self._work.check()
             found = self._store.rows_at(left[:PAGE])
-            if not found:  # the row no longer exists
+            if not found:  # the row was removed
                 left = left[PAGE:]
                 continue
             yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.answering.prices import price_of, tier_of
+from promptmill.answering.prices import cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -50,14 +50,14 @@ class Sure(SureRule):
         check_comparable(config, self.name, self.recall)
         if self.gold:
             if config.settings.sampling_params.choices is None:
-                raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
+                raise input_error(Named("gold"), " needs ", Named("choices"), ", so that each row has one label.")
             check_unasked(question, self.gold)
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
         """Return the target of a slot: the student, or a cheap model with log probabilities or repeats."""
         if not slot:
             return target
-        if self.student:  # no model gives these answers
+        if self.student:  # the student gives these answers, not a model
             return target.model_copy(update={"fingerprint": {"student": digest(STUDENTS[self.student].version())}})
         sampling = config.settings.sampling_params
         extra: dict[str, bool | int | float] = {} if self.second else repeating(sampling, slot)
@@ -110,9 +110,9 @@ class Sure(SureRule):
         if self.student:
             sure["taught"] = taught
         if price is not None:
-            each = Usage(checked["estimated_prompt_tokens"] // max(1, checked["rows"]))
-            cost = price.cost(each, tier_of(strong.settings.extra_params))
-            sure |= {"sample_cost": cost * (size + taught), "cost_alone": cost * rows}
+            tokens = checked["estimated_prompt_tokens"]
+            alone = cost_of_many(price, Usage(tokens), rows, tier_of(strong.settings.extra_params))
+            sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
         return {"sure": sure}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@ def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Seque
     if rows < found.get("rows", 0):
         found["here"] = rows
     elif not persons and (its := job_shares(store, spec, rule, fields, before)):
-        found["shares"] = its  # a person corrects the rows on which the shares are based
+        found["shares"] = its  # unless persons labelled rows: they correct the rows on which the shares are based
     return found
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Named, input_error
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, in_percent
 from promptmill.features.labels import cut as cuts
 from promptmill.features.labels.cut import NOTHING_SURE, Place
 from promptmill.features.labels.gold_labels import right_labels
@@ -144,7 +144,7 @@ class SureWork(PlanWork):
         """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
         parts = []
         for part in self._rule.parts:
-            # for another input, only the strong answers of an undecided sample count
+            # of an undecided sample for another input, only the strong answers are used
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
         moved = min(rows, rows + sum(part.every for part in parts) - self._every())
@@ -224,8 +224,8 @@ class SureWork(PlanWork):
         least = 100 * (1 - most / part.rows)
         raise input_error(
             f"{rule.model} itself is right on {right:,} of {counted(part.drawn, 'sampled row')} "
-            f"({100 * right / part.drawn:.0f} %). With {100 * rule.certainty:.4g} % certainty it is right on "
-            f"{math.floor(10 * least) / 10:g} % of all rows or more, so {100 * rule.agree:.4g} % cannot be promised. "
+            f"({in_percent(right / part.drawn, 0)} %). With {100 * rule.certainty:.12g} % certainty it is right on "
+            f"{math.floor(10 * least) / 10:g} % of all rows or more, so {100 * rule.agree:.12g} % cannot be promised. "
             "Name another output, and a better model or prompt, or ",
             Named("agree", f"{math.floor(least)}%"),
             ".",
@@ -235,7 +235,7 @@ class SureWork(PlanWork):
         """Draw the sample from `rows`. Training rows of a student get the round `-round_`."""
         chosen = nsmallest(size, rows, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        replaced = "1" if to_train else "round > 0"  # a larger sample keeps the training rows
+        replaced = "1" if to_train else "round > 0"  # without training rows, a larger sample keeps the earlier ones
         self._store.change((f"DELETE FROM chosen WHERE {replaced}", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
@@ -263,7 +263,7 @@ class SureWork(PlanWork):
             return False
         learned = "" if self._student is None else self._student.answer_sample(part.round)
         sample = list(self._sample(self._rule.panel(part.score)))
-        if len(sample) > part.drawn:  # the job was killed between the larger draw and storing its part
+        if len(sample) > part.drawn:  # the job was killed after the larger draw, before its part was stored
             part = part.model_copy(update=_larger(part, len(sample)))
         rule = self._rule
         kind: Score = "student"

@@ -164,8 +164,8 @@ class Votes(Plan):
 class VoteWork(PlanWork):
     """The decisions during one run."""
 
-    window = 512  # small, so that the progress shows decisions early
-    late = 1024  # rows; slow votes are awaited up to this distance, and the other rows are decided at the end
+    window = 512  # rows that are decided together: few, so that the progress shows decisions early
+    late = 1024  # rows; a slow vote delays no row further behind than this, and is decided at the end
     meanwhile = MappingProxyType({"open": f"answer.key IS NULL AND {_IS_VOTED}"})
 
     def __init__(self, job: RunningJob, votes: Votes) -> None:

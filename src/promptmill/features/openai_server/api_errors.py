@@ -17,6 +17,7 @@ from starlette.responses import Response
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import BESIDE, PASSED_ON, Sampling
 from promptmill.core.values import JsonDict
+from promptmill.core.wording import shape
 
 _log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -41,6 +42,8 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
     **dict.fromkeys((Code.TIMEOUT, Code.ITEM_TIMEOUT, Code.DEADLINE), (504, None)),
 }
 """The status and `code` for an error of promptmill. Any other error is a 500 with promptmill's code."""
+_PARAMS = {Code.CONTEXT_LENGTH: "messages", Code.NOT_FOUND: "model"}
+"""The invalid field of an error that does not name one."""
 _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
 )
@@ -80,12 +83,27 @@ def unsupported(field: str, why: str = ", and leaving it out would change the an
     return ApiError(400, f"`{name}` is not supported here{why}.", name, "unsupported_parameter")
 
 
-def error_of(error: PromptmillError) -> ApiError:
-    """Convert an error of promptmill. `param` is the field named at the beginning of the message, if any."""
+def wrong_type(field: str, value: object, wanted: str) -> ApiError:
+    """Return the error for a field with a value of a wrong type, or without a value."""
+    code = "missing_required_parameter" if value is None else "invalid_type"
+    return ApiError(400, f"`{field}` is {shape(value)}; send {wanted}.", field, code)
+
+
+def error_of(error: PromptmillError, path: str = "") -> ApiError:
+    """Convert an error of promptmill. `param` is the field that the message, or the endpoint's own error, begins with.
+
+    `path`: the path of the request, on which the field with the conversation depends.
+    """
     status, code = _STATUS.get(error.code, (500, str(error.code)))
     headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)
-    found = _PARAM.match(error.message)
-    param = found[1] if found and re.split(r"\W", found[1])[0] in _FIELDS else None
+    said: Mapping[str, object] = (error.said or {}).get("error") or {}
+    found = filter(None, map(_PARAM.match, (error.message, f"{said.get('param')} ")))
+    fields = (name for each in found if re.split(r"\W", name := each[1])[0] in _FIELDS)
+    param = next(fields, _PARAMS.get(error.code))
+    if param and param.startswith("messages") and path in {"/v1/responses", "/v1/embeddings"}:
+        param = "input"
+    if code is None and status == 400 and isinstance(own := said.get("code"), str) and own.isidentifier():
+        code = own
     message = redact(str(error)).removeprefix("sampling_params.")
     return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
 

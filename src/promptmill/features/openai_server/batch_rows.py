@@ -88,14 +88,14 @@ class FileCheck:
     async def _take(self, line: bytes, good: IO[bytes], bad: IO[bytes]) -> None:
         self.count += 1
         try:
-            is_large = len(line) > _BLOCK  # other requests wait while a line is read
+            is_large = len(line) > _BLOCK  # parsed in a thread, because other requests wait while the event loop parses
             own, body = await asyncio.to_thread(self._read, line) if is_large else self._read(line)
         except ApiError as error:
             self.note(str(error.code), error.message, self._line, error.param)
             return
         try:
             row = _json_line({"custom_id": own} | await self._asked(body))
-        except Exception as error:  # a bug fails only its line, not the batch
+        except Exception as error:  # a bug fails only this line
             self.refused += 1
             number = f"refused-{self.count}"
             refused = _refused(number, as_api_error(error))
@@ -176,7 +176,7 @@ class Results:
                 for answered in answered_rows(store, spec, outcomes_so_far):
                     self._add(answered, out, errors)
         if self.completed + self.failed == refused_count and self._unread.exists():
-            # the batch ended before its job read the rows
+            # the rows were never read, because the batch ended before its job began
             with self._unread.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     self.failed += 1
@@ -198,7 +198,7 @@ class Results:
                 body = reply_body(self._endpoint, asked["body"] | texts, outcome, asked["model"])
                 response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
                 line = _json_line(found | {"response": response, "error": None})
-            except Exception as error:  # a bug fails only its line, not the batch
+            except Exception as error:  # a bug fails only this line
                 found |= _refused(number, as_api_error(error))
             else:
                 self.completed += 1
@@ -221,7 +221,7 @@ class Results:
             body = {"error": {"message": str(error), "type": None, "param": None, "code": None, **error.said["error"]}}
             response = {"status_code": error.said["status_code"], "request_id": f"req_{number}", "body": body}
             return {"response": response, "error": None}
-        return _refused(number, error_of(error))
+        return _refused(number, error_of(error, self._endpoint))
 
 
 def _refused(number: str, error: ApiError) -> JsonDict:

@@ -2,7 +2,7 @@
 
     create ─▶ row in `objects.db` ─▶ validating ─▶ job batch-… ─▶ finalizing ─▶ output file, error file
                                     │ input.jsonl, refused.jsonl      ▲
-                                    │ input.jsonl, refused.jsonl      ▲
+                                    └─▶ failed                        └ its rows, answered as those of every job
 
 The id of a batch names its job and is stored before the job starts. So after a kill, the next server finds the batch
 and repeats the interrupted step; each step may be repeated:
@@ -58,12 +58,12 @@ from promptmill.jobs.store.lock import Lock, is_held
 
 _log = logging.getLogger(__name__)
 _WINDOW_S = 86_400
-_REPEAT_S, _RETRY_S = 60, 1200  # two retries, each at most 600 s later
-_POLL_S = 0.25  # a poll takes 1 ms
+_REPEAT_S, _RETRY_S = 60, 1200  # ages of a repeated request; two retries, each at most 600 s later
+_POLL_S = 0.25  # seconds between polls; a poll takes 1 ms
 _WAITING_POLL_S = 1.0
 _PAUSES_S = (1.0, 5.0, 30.0)
 _PRUNE_S = 60.0
-_END_S = 60.0  # a cancelled job ends within about a second
+_END_S = 60.0  # bound: a cancelled job ends within about a second
 
 
 class BatchRuns:
@@ -104,7 +104,7 @@ class BatchRuns:
             self._tasks.discard(task)
             lock.release()
             if not task.cancelled():
-                task.result()  # the event loop reports a bug
+                task.result()  # raises the exception of a bug, which the event loop reports
 
         task = asyncio.ensure_future(self._run_to_end(identity, lock))
         self._tasks.add(task)
@@ -122,7 +122,7 @@ class BatchRuns:
         `attempt`: the number of earlier attempts, as the client reports it; None: unknown. Raises `ApiError`.
         """
         asked = checked(Asked, body)
-        async with self._creating:  # a client may repeat a POST before it is answered
+        async with self._creating:  # one after another, because a client may repeat a POST before it is answered
             earlier = await asyncio.to_thread(self._store.repeated, owner, asked.digest())
             if earlier is not None and attempt != 0:
                 batch = await asyncio.to_thread(self._seen, earlier)
@@ -131,7 +131,7 @@ class BatchRuns:
                     return batch
             batch = await asyncio.to_thread(self._new, asked, owner)
             await asyncio.to_thread(self._store.put, batch.stored(owner, asked.digest()))
-            with contextlib.suppress(OSError):  # `tend` retries this
+            with contextlib.suppress(OSError):  # `tend` tries again
                 await self._adopt(batch.id)
             return batch
 
@@ -141,7 +141,7 @@ class BatchRuns:
             raise ApiError(400, "The file must have the purpose `batch`.", "input_file_id")
         if file.bytes > LARGEST_BATCH:
             raise ApiError(400, f"A batch file has at most {LARGEST_BATCH >> 20} MiB.", "input_file_id")
-        self._files.check_room(owner)  # room for its results
+        self._files.check_room(owner)  # raises if there is no room for its results
         if self._store.amount("batch", owner, of_open=True)[0] >= MOST_BATCHES:
             message = f"{MOST_BATCHES} batches have not ended; wait for one of them, or cancel it."
             raise ApiError(429, message, None, "too_many_batches", {"retry-after": "60"})
@@ -165,7 +165,7 @@ class BatchRuns:
         self.find(identity, owner)
         batch = self._enter(identity, "cancelling")
         if batch.status != "cancelling":
-            # a client that repeats this gets no error
+            # without this, the client would repeat the request
             no_retry = {"x-should-retry": "false"}
             message = f"Cannot cancel a batch with status '{batch.status}'."
             raise ApiError(409, message, None, "conflict", no_retry)
@@ -175,7 +175,7 @@ class BatchRuns:
         """Return a batch with the counts of its job. Blocks."""
         batch = Batch.model_validate_json(stored.body)
         if not batch.has_ended:
-            with contextlib.suppress(PromptmillError):  # the job has not begun
+            with contextlib.suppress(PromptmillError):  # its job has not begun
                 job = status.read(self._job(batch.id))
                 batch.request_counts.completed = job.get("done", 0) - job.get("failed", 0)
                 batch.request_counts.failed += job.get("failed", 0)
@@ -186,7 +186,7 @@ class BatchRuns:
     async def _run_to_end(self, identity: str, lock: Lock) -> None:
         while True:
             try:
-                for stored in await asyncio.to_thread(self._store.open, identity):  # none if it has ended
+                for stored in await asyncio.to_thread(self._store.open, identity):  # one batch; none if it has ended
                     await self._run(Batch.model_validate_json(stored.body), stored.owner)
                 return await asyncio.to_thread(self._clean, identity, lock)
             except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # for example, a full disk
@@ -266,7 +266,7 @@ class BatchRuns:
         rows = Rows(written=source, name="batch", job_id=folder.job_id)
         async with jobs.opened(rows, None, {}, CallModels(plan), caller) as job:
             await jobs.start(job, caller)
-        lines.unlink(missing_ok=True)  # the job has the rows
+        lines.unlink(missing_ok=True)  # the job has read the rows
 
     async def _finalize(self, batch: Batch, owner: str) -> None:
         """End the job of a batch. Store the results and the final state."""
@@ -285,7 +285,7 @@ class BatchRuns:
         results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last)
         expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
         with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
-            if batch.request_counts.total:  # else the batch was cancelled before its file was read completely
+            if batch.request_counts.total:  # not if the batch was cancelled before its file was read completely
                 results.write(out, errors)
             for path, what, count in ((good, "output", results.completed), (bad, "error", results.failed)):
                 if count:
@@ -311,7 +311,7 @@ class BatchRuns:
         job = self._job(identity)
         job.wait_for_end(_END_S)
         shutil.rmtree(job.path, ignore_errors=True)
-        lock.release()  # Windows does not remove open files
+        lock.release()  # first, because Windows does not remove open files
         shutil.rmtree(self._place(identity), ignore_errors=True)
 
     def _job(self, identity: str) -> Folder:

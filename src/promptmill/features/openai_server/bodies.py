@@ -31,7 +31,7 @@ from promptmill.core.request import (
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server import response_bodies
-from promptmill.features.openai_server.api_errors import ApiError, error_of, unsupported
+from promptmill.features.openai_server.api_errors import ApiError, error_of, unsupported, wrong_type
 from promptmill.features.openai_server.choices import choices_of, usage_of
 from promptmill.features.openai_server.response_bodies import GUIDED
 
@@ -40,13 +40,13 @@ _OF_NO_EFFECT = frozenset(
     {
         *("user", "metadata", "store", "safety_identifier", "service_tier", "verbosity", "prediction"),
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "stream_options"),
-        "client_metadata",  # Codex's
-        *("priority", "request_id", "cache_salt", "guided_decoding_backend"),  # vLLM's
+        "client_metadata",  # from Codex
+        *("priority", "request_id", "cache_salt", "guided_decoding_backend"),  # from vLLM's clients
     }
 )
 """Fields that never change the answer, at every path."""
 _READ_ELSEWHERE = frozenset({"model", "messages", "stream"})
-_PASSED_ON = BESIDE - {TOP_CHOICES} | PASSED_ON  # OpenAI's reply has no field for `top_choices`
+_PASSED_ON = BESIDE - {TOP_CHOICES} | PASSED_ON  # not `top_choices`, for which OpenAI's reply has no field
 _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "logprobs": False,
@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, Any] = {
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
-    # vLLM's own fields; a file for `vllm run-batch`, written with vLLM's classes, has all of them
+    # vLLM's own fields, with the values that change nothing: a file for `vllm run-batch` has all of them
     **dict.fromkeys(("add_generation_prompt", "include_reasoning", "skip_special_tokens"), True),
     "spaces_between_special_tokens": True,
     **dict.fromkeys(("add_special_tokens", "continue_final_message", "echo", "ignore_eos"), False),
@@ -94,7 +94,7 @@ def request_of(path: str, body: JsonObject) -> Request:
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if given.get("tool_choice") == "none" and "tools" not in given:
-        del given["tool_choice"]  # without tools, endpoints refuse it
+        del given["tool_choice"]  # removed, because endpoints refuse it without tools
     match given.get("chat_template_kwargs"):
         case {"enable_thinking": bool(thinks), **rest} if not rest:  # the form of vLLM and SGLang
             del given["chat_template_kwargs"]
@@ -105,15 +105,30 @@ def request_of(path: str, body: JsonObject) -> Request:
     try:
         sampling = Sampling.model_validate(given)
     except ValidationError as error:
-        names = [str(problem["loc"][0]) for problem in error.errors() if problem["loc"]]
-        raise ApiError(400, explain(error, Sampling), names[0] if names else None) from None
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else None
+        raise ApiError(400, explain(error, Sampling), name, _code_of(first["type"], name)) from None
     messages = body.get("messages")
     if not isinstance(messages, list):
-        raise ApiError(400, f"`messages` is {shape(messages)}; send a list of messages.", "messages")
+        raise wrong_type("messages", messages, "a list of messages")
     try:
         return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
     except PromptmillError as error:
-        raise error_of(error) from None
+        raise error_of(error, path) from None
+
+
+def _code_of(problem: str, name: str | None) -> str:
+    """Return OpenAI's code for a problem with a parameter. `problem`: the type of pydantic's error.
+
+    >>> _code_of("less_than_equal", "top_p"), _code_of("int_parsing", "seed")
+    ('decimal_above_max_value', 'invalid_type')
+    """
+    number = "integer" if name in {"max_tokens", "n", "seed", "top_k"} else "decimal"
+    if problem.startswith("less_than"):
+        return f"{number}_above_max_value"
+    if problem.startswith("greater_than"):
+        return f"{number}_below_min_value"
+    return "invalid_type" if problem.endswith(("_type", "_parsing", "_from_float", "number")) else "invalid_value"
 
 
 def _with_structure(given: JsonDict) -> JsonDict:
@@ -192,7 +207,7 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
         }
         if len(payload["data"]) != count or not all(found.values()) or any(isinstance(at, bool) for at in found):
             raise ValueError
-        vectors = [found[index] for index in range(count)]  # endpoints may return them in any order
+        vectors = [found[index] for index in range(count)]  # in the order of the inputs, which endpoints need not keep
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
         problem = f"The reply of the endpoint does not hold one embedding for each of the {count} inputs."
         raise ApiError(502, problem, None, "bad_response") from None
@@ -202,18 +217,22 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
 
 
 def _encoded(vector: str | Sequence[float], encoding: object) -> str | Sequence[float]:
-    """Return an embedding in the requested encoding. OpenAI's clients want base64; Node's misreads a list."""
-    if isinstance(vector, str) == (encoding == "base64"):
-        return vector
+    """Return an embedding in the requested encoding. OpenAI's clients want base64; Node's misreads a list.
+
+    Raises `struct.error` if the embedding holds no number, such as the null that some endpoints write for NaN.
+    """
     if isinstance(vector, str):
         data = base64.b64decode(vector)
-        return struct.unpack(f"<{len(data) // 4}f", data)
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        return vector if encoding == "base64" else struct.unpack(f"<{len(data) // 4}f", data)
+    if encoding == "base64":
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    struct.pack(f"<{len(vector)}d", *vector)
+    return vector
 
 
 def model_of(body: Mapping[str, Any]) -> str:
     """Return the model that `body` names, or `""`. Raises `ApiError`."""
     name = body.get("model") or ""
     if not isinstance(name, str):
-        raise ApiError(400, f"`model` is {shape(name)}; send a name from /v1/models.", "model")
+        raise wrong_type("model", name, "a name from /v1/models")
     return name

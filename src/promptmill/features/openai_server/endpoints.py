@@ -19,8 +19,7 @@ from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import PASSED_ON, Request, required_of
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import shape
-from promptmill.features.openai_server.api_errors import ApiError, error_of
+from promptmill.features.openai_server.api_errors import ApiError, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
 from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
@@ -30,7 +29,7 @@ from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
-_STRANGE = re.compile(r"[^\w./@+-]")  # the client chooses the name: no spaces, no line feeds
+_STRANGE = re.compile(r"[^\w./@+-]")  # not allowed in a name from the client: spaces, line feeds, …
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 PATHS = (CHAT, RESPONSES, EMBEDDINGS)
 _STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
@@ -80,7 +79,7 @@ class Endpoints:
         asked = await self.asked(path, await body_of(request), owner_of(request), _client(request))
         stream = asked.body.get("stream")
         if not isinstance(stream, bool | None):
-            raise ApiError(400, f"`stream` is {shape(stream)}; send true or false.", "stream")
+            raise wrong_type("stream", stream, "true or false")
         if stream and path in _STREAMS:
             events = _STREAMS[path](asked.body, asked.model, asked.request.sampling.n or 1)
             return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
@@ -146,7 +145,7 @@ class Endpoints:
         settings = plan.settings
         if not request.path:
             conversation = request.conversation
-            if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's system prompt takes precedence
+            if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
             extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
@@ -165,7 +164,7 @@ class Endpoints:
             return outcome
         except PromptmillError as error:
             code = str(error.code)
-            raise error_of(error) from None
+            raise error_of(error, asked.path) from None
         except asyncio.CancelledError:
             code = "cancelled"
             raise

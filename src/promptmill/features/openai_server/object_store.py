@@ -46,7 +46,7 @@ ORDER BY number * :sign LIMIT :limit
 _REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
 _OPEN = "SELECT * FROM object WHERE kind = 'batch' AND is_open AND (? = '' OR id = ?) ORDER BY number"
 _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
-_WAIT_S = 5.0  # for another process that writes; a write of this server takes milliseconds
+_WAIT_S = 5.0  # for another process's write; one of this server takes milliseconds
 
 
 class Stored(NamedTuple):
@@ -86,7 +86,7 @@ class ObjectStore:
         self.folder = folder
         self._writes = threading.Lock()
         self._database = self._connected()
-        # so that a client's batch survives a power loss
+        # FULL, so that a client's batch survives a power loss
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLE)
 
     def put(self, new: Stored) -> None:

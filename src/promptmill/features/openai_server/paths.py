@@ -65,13 +65,13 @@ class OpenAIPaths:
         self._batches: BatchRuns | None = None
         try:
             files = StoredFiles(ObjectStore(state_folder() / "openai"))
-        except (OSError, sqlite3.Error) as error:  # a container with a read-only disk can still answer requests
+        except (OSError, sqlite3.Error) as error:  # with a read-only disk, a container can still answer requests
             announce(f"files and batches are not served: {state_folder()} cannot be used: {error}")
         else:
             self._batches = BatchRuns(files, answers, running_jobs_of(service))
             found += StorageRoutes(files, self._batches, owner_of).routes()
         app = Starlette(routes=found, exception_handlers=handlers)
-        app.router.redirect_slashes = False  # clients do not show a redirect as an error
+        app.router.redirect_slashes = False  # no redirects, because clients show them as a success
         self._app = app
 
     async def tend(self) -> None:
@@ -100,7 +100,7 @@ class OpenAIPaths:
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("x-request-id", "retry-after"),
-            allow_private_network=True,  # a public web page that the operator allowed may call loopback
+            allow_private_network=True,  # a public page that the operator allowed may call loopback
         )
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from promptmill.core.request import PASSED_ON, Sampling
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import shape
 from promptmill.features.openai_server import response_tools
-from promptmill.features.openai_server.api_errors import ApiError, unsupported
+from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
 from promptmill.features.openai_server.choices import Choice
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
@@ -30,7 +29,7 @@ _DEFAULTS: dict[str, Any] = {
     "background": False,
     "tool_choice": "auto",
     "top_logprobs": 0,
-    "n": 1,  # a field of chat completions
+    "n": 1,  # a field of chat completions only
 }
 _NEEDS_STATE = frozenset({"previous_response_id", "conversation", "background", "prompt", "tools"})
 _WHY = ": this server keeps no state, and runs no tools"
@@ -81,7 +80,7 @@ def _messages(body: JsonObject) -> list[JsonDict]:
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
     if not isinstance(items, list):
-        raise ApiError(400, f"`input` is {shape(items)}; send a text or a list of items.", "input")
+        raise wrong_type("input", items, "a text or a list of items")
     instructions = body.get("instructions")
     messages: list[JsonDict] = [{"role": "system", "content": instructions}] if instructions else []
     for place, item in enumerate(items):
@@ -90,12 +89,12 @@ def _messages(body: JsonObject) -> list[JsonDict]:
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": None})
                 call = response_tools.call_of(item, f"input[{place}]")
-                messages[-1].setdefault("tool_calls", []).append(call)  # all calls of a turn form one message
+                messages[-1].setdefault("tool_calls", []).append(call)  # one message with all calls of the turn
             case {"type": str(kind), "call_id": called} if kind in response_tools.OUTPUTS:
                 output = _content(response_tools.output_of(item, f"input[{place}]"))
                 messages.append({"role": "tool", "tool_call_id": called, "content": output})
             case {"type": "reasoning"}:
-                continue  # reasoning of an earlier turn, which models ignore
+                continue  # left out: models ignore the reasoning of earlier turns
             case {"role": role, "content": content} if item.get("type", "message") == "message":
                 role = "system" if role == "developer" else role  # most endpoints do not support the newer role
                 messages.append({"role": role, "content": _content(content)})
@@ -182,7 +181,7 @@ def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: 
         "output": output,
         "usage": {
             "input_tokens": usage["prompt_tokens"],
-            # inspect_ai validates batch replies and requires this field
+            # required by inspect_ai, which validates batch replies
             "input_tokens_details": {"cache_write_tokens": 0} | usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": usage["completion_tokens_details"],

@@ -34,9 +34,9 @@ from promptmill.jobs.ingest import CALL_DISK_SHARE
 PURPOSES = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})
 OUTPUT = "batch_output"
 _PARTIAL = ".partial"
-_UNTOUCHED_S = 3600.0  # longer than writing any file takes
-_AT_ONCE = 4  # concurrent uploads per token
-_SILENCE_S = 60.0  # longer than a short network outage
+_UNTOUCHED_S = 3600.0  # longer than any file takes to be written
+_AT_ONCE = 4  # max concurrent uploads per token
+_SILENCE_S = 60.0  # max seconds without data: longer than a short network outage
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 """Removed from the header: forms are UTF-8 (RFC 7578), but Starlette would use any codec of Python named here."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -118,7 +118,7 @@ class StoredFiles:
             raise ApiError(400, "The part `file` is missing.", "file")
         if purpose not in PURPOSES:
             raise ApiError(400, f"purpose must be one of {', '.join(sorted(PURPOSES))}.", "purpose")
-        # Azure's clients send a dot before the suffix
+        # without the dot: Azure's clients send one before the suffix
         given = {
             name: form.get(f"expires_after[{name}]") or form.get(f"expires_after.{name}")
             for name in Expiry.model_fields
@@ -182,12 +182,12 @@ class StoredFiles:
             self._remove(found.id)
         known = self.store.ids("file")
         for path in self.folder.iterdir():
-            with contextlib.suppress(OSError):  # it was removed meanwhile, or is open on Windows
+            with contextlib.suppress(OSError):  # already removed, or open on Windows
                 if path.name not in known and path.stat().st_mtime < time.time() - _UNTOUCHED_S:
                     path.unlink()
 
     def _remove(self, identity: str) -> None:
-        self.store.remove(identity)  # first: only content without an object is pruned
+        self.store.remove(identity)  # before the content, because only content without an object is pruned
         with contextlib.suppress(OSError):
             self.path(identity).unlink()
 

@@ -25,7 +25,7 @@ from promptmill.features.openai_server.choices import choices_of, reasoning_fiel
 from promptmill.features.openai_server.response_tools import item_of
 
 T = TypeVar("T")
-_PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence
+_PING_S = 3.0  # seconds between pings, as over MCP: some clients disconnect after five seconds of silence
 _OTHER_ANSWER = (
     "The sent part is not the beginning of the answer: the request was repeated meanwhile, or the text was reasoning "
     "without a mark at its beginning. Send the request without `stream`."
@@ -113,9 +113,11 @@ class ChatEvents:
     def end(self, answer: Completion) -> Iterator[bytes]:
         """Yield the last events, with the rest of the answer. Raises `ApiError` if it contradicts the sent pieces."""
         for index, (growth, choice) in enumerate(zip(self._growths, choices_of(answer), strict=False)):
+            unsent = choice.logprobs
             for delta in growth.deltas(choice.whole, is_whole=True):
-                yield self._chunk(index, delta, None, choice.logprobs if "content" in delta else None)
-            yield self._chunk(index, {}, choice.finish_reason)
+                logprobs, unsent = (unsent, None) if "content" in delta else (None, unsent)
+                yield self._chunk(index, delta, None, logprobs)
+            yield self._chunk(index, {}, choice.finish_reason, unsent)  # if the answer has no text
         if self._with_usage:
             yield _event({**self._head, "choices": [], "usage": usage_of(answer.usage)})
         yield b"data: [DONE]\n\n"
@@ -192,7 +194,7 @@ class ResponseEvents:
         (at, call), piece = self._calls[filled["index"]], filled["function"]["arguments"]
         call["function"]["arguments"] += piece
         if self._output[at]["type"] != "function_call":
-            return b""  # promptmill added the JSON around the text: the client gets only the text, at the end
+            return b""  # not yet: the text is sent at the end, without the JSON that promptmill added around it
         return self._of_item("function_call_arguments.delta", at, delta=piece)
 
     def begin(self) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from promptmill.options.option import Flag, Option
 OPTIONS = (
     Option("ray", str, "answer on a Ray cluster: HOST:PORT, or auto", flag=Flag(metavar="ADDRESS"), argument=None),
     *(
-        Option(name, kind, words, default, flag=Flag(metavar="N"), argument=None, goes_with=[Named("ray", "ADDRESS")])
+        Option(name, kind, words, default, flag=Flag(metavar="N"), argument=None, needs=[Named("ray", "ADDRESS")])
         for name, kind, words, default in (
             ("replicas", int, "with {ray}: so many of the model", 1),
             ("num_gpus", float, "with {ray}: GPUs of each replica", 0),

@@ -51,7 +51,7 @@ class RayCluster(OrderPart):
         count = self._count(plan)
         one = create if plan.replicas > 1 else registry.create
         arguments = (one, part_of(plan), environment_of(plan), __version__)
-        quota = Quota(plan.settings.backend_configs.openai.concurrency) if plan.backend == "openai" else None
+        quota = Quota(plan.settings.backend_configs.openai.concurrency) if plan.record.needs_endpoint else None
 
         async def connect() -> Sequence[Backend]:
             actors = await asyncio.to_thread(self._actors, count)
@@ -64,7 +64,7 @@ class RayCluster(OrderPart):
         import ray
 
         self._check_address()
-        # a cluster that promptmill starts sends no usage reports
+        # off for a cluster that promptmill starts
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
@@ -88,7 +88,7 @@ class RayCluster(OrderPart):
 
     def _count(self, plan: ResolvedConfig) -> int:
         """Return the number of replicas. For an endpoint, it is at most `concurrency`: each has a request in flight."""
-        if plan.backend != "openai":
+        if not plan.record.needs_endpoint:
             return self.replicas
         return min(self.replicas, plan.settings.backend_configs.openai.concurrency)
 
@@ -122,7 +122,7 @@ class _ActorLink:
         """Kill the actor's process; with `again`, Ray starts a new process."""
         import ray
 
-        with contextlib.suppress(Exception):  # the cluster no longer exists
+        with contextlib.suppress(Exception):  # the cluster may be gone
             ray.kill(self._actor, no_restart=not again)
 
 

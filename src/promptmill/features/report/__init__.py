@@ -15,5 +15,5 @@ FEATURE = Feature(
         ),
     ),
     controls=(Control("promptmill.features.report.options:CONTROL", "promptmill.features.report.call_report:written"),),
-    after_job="promptmill.features.report.command:after_job",
+    after_job={"report": "promptmill.features.report.command:after_job"},
 )

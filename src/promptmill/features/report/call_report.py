@@ -22,7 +22,7 @@ from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
 _MODULE = "promptmill.features.report.call_report"
-_COMPUTING_S = 300  # as for a comparison
+_COMPUTING_S = 300  # bound of processor time, as for a comparison
 
 
 async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -> JsonDict:

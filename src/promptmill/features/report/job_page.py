@@ -14,11 +14,12 @@ from typing import Any, TypeAlias, cast
 
 import orjson
 
+from promptmill.core.bounds import MOST_REPORT_ROWS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import counted, cut, unescaped
+from promptmill.core.wording import counted, cut, in_percent, unescaped
 from promptmill.features.report.job_table import FAILED, NEAR, PROMPT_NAME, TRUNCATED, JobTable, variant_names
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
@@ -34,18 +35,18 @@ from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status, shares_of
 from promptmill.jobs.store.status_words import figure, took
 from promptmill.pages import page
-from promptmill.pages.page import MOST_ROWS, Report, when
+from promptmill.pages.page import Report, when
 from promptmill.pages.page_rows import Filter
 
 _SEED = 1
 _BINS = 24
-_SHOWN_SHARE = 0.99  # of the values, because one answer may take a hundred times as long
+_SHOWN_SHARE = 0.99  # share of the values in a histogram: one answer may take a hundred times as long as the others
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """A title, the column whose values are counted, the bars, and a sentence."""
-_PICTURES = 1_000_000  # total characters of all thumbnails
-_SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
+_PICTURES = 1_000_000  # max characters of all thumbnails together
+_SHARES = "Each is the share as {} would label every row, with its interval."
 
 
 def default_path(folder: Folder) -> Path:
@@ -59,7 +60,7 @@ def default_path(folder: Folder) -> Path:
 def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Report:
     """Write the report of a job to `target` atomically. Raises `PromptmillError`.
 
-    `rules`: for the images that are shown; None: those of the operator's own programs, which may read every file.
+    `rules`: for the images that are shown; None: every file may be read, as by the operator's own programs.
     """
     page.check(target, _title(folder.known_spec()))
     try:
@@ -67,7 +68,7 @@ def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Repo
         page.put(target, text)
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
-        raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
+        raise PromptmillError(Code.STORAGE, f"The report of {folder.job_id} cannot be written: {why}.", "") from None
     return Report(target, *shown)
 
 
@@ -84,7 +85,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty)
-        made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
+        made_in, by_slot = _rounds(store), statistics.slots(store, skips_empty=skips_empty) if spec.is_grid else {}
         fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
         labels = {
             name: statistics.values_by_slot(store, name) if spec.is_grid else {}
@@ -94,13 +95,14 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
-        drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
+        drawn = statistics.at_most(store, MOST_REPORT_ROWS, _SEED, where)
         table = JobTable(folder.spec_in(store), statistics.extra_fields(store))
         for row in pictures.of(JobRows(store, table.spec).read(drawn)):
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", counts.of_rows())
     failures, shares = found.get("errors", {}), shares_of(found)
+    giver = "the person" if "shares" in found else "the strong model"  # as in `shares_of`
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -108,9 +110,9 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
-            *([] if "fields" in results or by_slot else _of_values(table, results, shares.get("", {}))),
+            *([] if "fields" in results or by_slot else _of_values(table, results, shares.get("", {}), giver)),
             *(
-                _of_field(table, name, field, shares.get(name, {}))
+                _of_field(table, name, field, shares.get(name, {}), giver)
                 for name, field in results.get("fields", {}).items()
                 if not by_slot or "values" not in field
             ),
@@ -189,13 +191,14 @@ def _heading(found: Status) -> dict[str, str]:
 def _tiles(found: Status) -> list[tuple[str, str, str]]:
     seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
     total, answered = found.get("total"), found.get("answered", 0)
+    noun = "answers" if found.get("variants") else "rows"
     tiles = [
         ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
         ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
-        ("Time", took(seconds), f"{figure(done / seconds)} rows/s" if seconds and done else ""),
+        ("Time", took(seconds), f"{figure(done / seconds)} {noun}/s" if seconds and done else ""),
     ]
     if cost is not None:
-        most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
+        most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 {noun}" if done else ""
         tiles.append(("Cost", dollars(cost), f"of {dollars(most)}" if most is not None else each))
     cached = found.get("cached_tokens", 0)
     remark = f"{cached:,} from the provider's cache" if cached else ""
@@ -210,7 +213,8 @@ def _tiles(found: Status) -> list[tuple[str, str, str]]:
 
 
 def _share(count: int, total: int) -> str:
-    return f"{figure(100 * count / total)} %" if count and total else ""
+    shown = figure(100 * count / total) if count and total else ""
+    return f"{in_percent(count / total, 0) if shown == '100' else shown} %" if shown else ""
 
 
 def _of_answers(results: Results) -> str:
@@ -239,17 +243,18 @@ def _of_labels(
             yield f"{field}: {value}" if field else unescaped(value), column, bars, ""
 
 
-def _of_values(table: JobTable, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
+def _of_values(table: JobTable, results: Results, shares: Mapping[str, LabelShare], giver: str) -> Iterator[Bars]:
     if values := results.get("values"):
         bars: list[Bar] = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
-        yield "", table.name_of("answer"), bars, _SHARES if shares else ""
+        yield "", table.name_of("answer"), bars, _SHARES.format(giver) if shares else ""
 
 
-def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare]) -> Bars:
+def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare], giver: str) -> Bars:
     column = table.name_of(FIELD + name)
     if "values" in field:
         bars: list[Bar] = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
-        return name, column, bars, _SHARES if shares else ""
+        searched = "" if field.get("is_list") else column  # no cell of lists is one of their items
+        return name, searched, bars, _SHARES.format(giver) if shares else ""
     return name, column, [], status_words.span(field)
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from promptmill.backends.questions import PlainTemplate
 from promptmill.backends.rows import IMAGES
+from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import LONGEST_SHOWN, cut, unescaped
+from promptmill.core.wording import cut, unescaped
 from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
@@ -27,7 +28,7 @@ FAILED, TRUNCATED, NEAR = 1, 2, 4
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
-_SAFE = 1 << 53  # JavaScript represents larger whole numbers inexactly
+_SAFE = 1 << 53  # as text from here on, because JavaScript represents larger whole numbers inexactly
 
 
 def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:

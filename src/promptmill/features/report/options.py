@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptmill.options.option import Flag, Option, Without
+from promptmill.options.option import Excluded, Flag, Option
 
 OPTIONS = (
     Option(
@@ -15,9 +15,9 @@ OPTIONS = (
         argument=None,
         keyword=None,
         check="promptmill.pages.page:check",
-        goes_without=[
-            Without("detach", "; `promptmill jobs JOB --html` writes one"),
-            Without("validate", "; `promptmill jobs JOB --html` writes one"),
+        excludes=[
+            Excluded("detach", "; `promptmill jobs JOB --html` writes it later"),
+            Excluded("validate", ", which sends nothing to report"),
         ],
     ),
 )

@@ -5,11 +5,11 @@ from promptmill.core.feature import Command, Feature, Figure
 MOST_REVIEWED = 10_000
 """The most rows in a review: a person needs weeks for more, and a larger page takes seconds to open."""
 FEATURE = Feature(
-    words="the rows that are worth a look, and a person's labels for them",
+    words="the rows to check by hand, and a person's labels for them",
     commands=(
         Command(
             "review",
-            "list the rows that are worth a look, and take a person's labels",
+            "list the rows to check by hand, and store the labels you give",
             "promptmill.features.review.command:add_options",
         ),
     ),

@@ -14,10 +14,11 @@ from typing import Any
 
 import orjson
 
+from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import input_error
 from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.core.values import JsonDict
-from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.core.values import JsonDict, exact
+from promptmill.core.wording import cut
 from promptmill.features.review import review_page
 from promptmill.features.review.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
@@ -32,7 +33,7 @@ from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _MODULE = "promptmill.features.review.call_review"
-_COMPUTING_S = 300  # as for a comparison
+_COMPUTING_S = 300  # bound of processor time, as for a comparison
 
 
 async def reviewed(
@@ -50,7 +51,7 @@ async def reviewed(
     `sample`: return this number of rows drawn at random instead. Raises `PromptmillError`.
     """
     if rows is not None and sample is not None:
-        raise input_error("`rows` goes without `sample`.")
+        raise input_error("`rows` cannot be used with `sample`; leave one of them out.")
     suffixes = (*review_page.PAGES, review_page.WORKBOOK)
     target = None if output_file is None else jobs.paths.allowed_of(output_file, "output_file", suffixes)
     folder = jobs.visible.find(job_id, caller)
@@ -131,7 +132,7 @@ def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     if finder is not None and (find_field(row.own) or finder.find(orjson.dumps(cells))):
         return {ROW: row.number, "left_out": f"The row {MAY_HOLD_SECRETS}."}
     return {
-        name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else value
+        name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else exact(value)
         for name, value in cells.items()
         if name != LABEL or value
     }

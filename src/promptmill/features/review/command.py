@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.options import Parser, at_least_one, refuse
+from promptmill.cli.parser import Parser, at_least_one, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.take is not None:
         refuse(
             *(
-                (getattr(arguments, name), f"--{name}", "goes without --take.")
+                (getattr(arguments, name), f"--{name}", "cannot be used with --take.")
                 for name in ("output", "rows", "sample", "open")
             )
         )
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
     suffix = given.suffix.lower()
     if suffix not in {*review_page.PAGES, review_page.WORKBOOK}:
         raise input_error(f"{given.name} is no name for a review: it ends in .html or .xlsx.")
-    refuse((arguments.rows and arguments.sample, "--rows", "goes without --sample."))
+    refuse((arguments.rows and arguments.sample, "--rows", "cannot be used with --sample; leave one of them out."))
     refuse(
         (arguments.open and suffix == review_page.WORKBOOK, "--open", "shows a page; leave -o out, or name a .html.")
     )

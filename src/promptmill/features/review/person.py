@@ -47,7 +47,7 @@ def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record
 def reviewed_shares(
     store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int
 ) -> dict[str, dict[str, LabelShare]]:
-    """Return, by field, the share of each label if a person labelled every row below `before`.
+    """Return, by field, the estimated share of each label if a person labelled every row below `before`.
 
     `{}` unless the rows with a person's label are the `random_rows` of a review: other rows are no random sample.
     Raises the errors of `JobDatabase`.

@@ -40,7 +40,7 @@ def review(
     """
     with errors_of(["choices", "rows", "sample"]):
         if isinstance(job, BulkResult) and job.output is None:
-            raise input_error("The result has no output, so its job was removed; give `bulk` an output.")
+            raise input_error("A review needs the job, which is kept only with an output: call `bulk` with one.")
         folders = JobFolders.from_environ(os.environ if state is None else {"PROMPTMILL_STATE": str(state)})
         folder = folders.at(str(job.output if isinstance(job, BulkResult) else job))
         labels = () if choices is None else tuple(labels_of(choices).texts)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.features.review.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
-from promptmill.jobs import disk
 from promptmill.jobs.export.workbook_file import LONGEST_CELL
 from promptmill.pages import page
 from promptmill.pages.page import Report
@@ -59,8 +57,5 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
             for row in found.rows
         ],
     }
-    try:
-        page.put(target, page.html_of(_TEMPLATE.read_text(encoding="utf-8"), title, data))
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"The page {target} cannot be written: {disk.why(error)}.", "") from None
+    page.put(target, page.html_of(_TEMPLATE.read_text(encoding="utf-8"), title, data))
     return Report(target, len(found.rows), len(found.rows))

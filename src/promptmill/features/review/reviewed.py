@@ -23,9 +23,10 @@ import orjson
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
 from promptmill.backends.protocol import Completion
+from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, close_matches, counted, cut, listed
+from promptmill.core.values import JsonDict, JsonObject, composed
+from promptmill.core.wording import close_matches, counted, cut, listed
 from promptmill.features.review import MOST_REVIEWED
 from promptmill.features.review.person import random_rows
 from promptmill.jobs import disk, members
@@ -361,7 +362,7 @@ def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str,
         known.setdefault(asked, []).append((key, place))
     places = []
     for record in back:
-        # the row may have moved since, unless it has no question
+        # the row with this question, which may have moved; without a question, the row with this key
         of_question = known.get(record.asked, [])
         mine = [one for one in of_question if one[0] == record.key] or (of_question if record.asked else [])
         if mine:
@@ -381,7 +382,7 @@ def _has(record: Record | None, label: str) -> bool:
 
 class _Decision(NamedTuple):
     where: str
-    """The location of the decision in the file, for a message."""
+    """The location of the decision in the file, for an error message."""
     n: int
     label: str
 
@@ -429,7 +430,7 @@ def _decision(store: JobDatabase, where: str, row: JsonObject, known: Sequence[s
     n = int(number) - 1 if number.isdecimal() else -1
     record = store.record(n) if n >= 0 else None
     if not label and (record is None or record.settings != PERSON or key != _key_of(record)):
-        return []  # there is no label to take back
+        return []  # the row has no label to take back
     if record is None:
         raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
     if key != _key_of(record):
@@ -453,7 +454,7 @@ def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -
         }
     found: dict[str, tuple[str, str]] = {}
     for text in texts:
-        alike = [label for label in known if label.casefold() == text.casefold()]
+        alike = [label for label in known if composed(label).casefold() == composed(text).casefold()]
         if not text or not known or label_in(text) in known:  # without labels, answers are free texts
             found[text] = text, ""
         elif len(alike) == 1:

@@ -52,9 +52,9 @@ def add(socket: ToolSocket) -> None:
         output_schema=_REVIEW,
         meta=INLINE,
         annotations=ToolAnnotations(
-            title="Rows worth a person's minute",
+            title="Rows to check by hand",
             readOnlyHint=False,
-            destructiveHint=True,  # labels replace answers in the output; the job keeps the answers
+            destructiveHint=True,  # the labels replace answers in the output (the job keeps the answers)
             openWorldHint=False,
         ),
     )
@@ -62,9 +62,14 @@ def add(socket: ToolSocket) -> None:
         ctx: Context,
         *,
         job_id: Annotated[str, Field(description="Its id or output file.")],
-        rows: Annotated[int | None, Field(ge=1, le=MOST_REVIEWED, description="Most rows, 50.")] = None,
+        rows: Annotated[int | None, Field(ge=1, le=MOST_REVIEWED, description="Most rows (default 50).")] = None,
         sample: Annotated[
-            int | None, Field(ge=1, le=MOST_REVIEWED, description="Rows drawn at random instead, as `gold` of compare.")
+            int | None,
+            Field(
+                ge=1,
+                le=MOST_REVIEWED,
+                description="Draw so many rows at random instead; their labels can be `gold` of compare.",
+            ),
         ] = None,
         output_file: Annotated[
             str | None, Field(description="Also write all of them: .html, a page for the user, or .xlsx to fill in.")
@@ -88,12 +93,12 @@ def add(socket: ToolSocket) -> None:
         With `decisions` or `take`, store the user's labels in the job and its output. Never make labels up. Sends
         nothing to a model.
         """
-        from promptmill.features.review import call_review  # most servers review nothing
+        from promptmill.features.review import call_review  # imported on use: most servers review nothing
 
         running, caller = await jobs(), caller_of(ctx, service)
         if decisions is not None or take is not None:
             if (rows, sample, output_file) != (None,) * 3:
-                raise input_error("`decisions` and `take` go without `rows`, `sample` and `output_file`.")
+                raise input_error("`decisions` and `take` cannot be used with `rows`, `sample` or `output_file`.")
             taking = call_review.taken(running, caller, job_id, file=take, decisions=decisions, choices=choices)
             taken = await with_progress(ctx, service, Call(Facts()), taking, lambda: "writing the output")
             return ToolResult(structured_content=taken)

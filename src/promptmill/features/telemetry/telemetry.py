@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _SPAN_NAMES = {"done": "items"}
-# The conventions' names for these providers differ from promptmill's.
+# The conventions' names of providers, where promptmill's differ.
 _PROVIDERS = {
     "azure": "azure.ai.openai",
     "google": "gcp.gemini",
@@ -112,7 +112,7 @@ def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Tele
 def _exporter(signal: str, name: str, environ: Mapping[str, str]) -> Any:
     """Return a new exporter, which reads its variables itself. Raises `ImportError` or `ValueError`."""
     signals = _SIGNALS[signal]
-    if name != "otlp":  # the console exporter would write into the protocol
+    if name != "otlp":  # refused: the console exporter would write into the protocol
         raise ValueError(f"OTEL_{signals}_EXPORTER is not otlp or none.")
     protocol = environ.get(f"{_OTLP}_{signals}_PROTOCOL") or environ.get(f"{_OTLP}_PROTOCOL") or "http/protobuf"
     kind = {"http/protobuf": "http", "grpc": "grpc"}.get(protocol.strip())
@@ -127,7 +127,7 @@ def _redact_logs(environ: Mapping[str, str]) -> None:
     headers = [value for name, value in environ.items() if name.startswith(_OTLP) and name.endswith("HEADERS")]
     parts = [part for value in headers for part in (value, *value.split(","), *re.split("[,:=]", value))]
     users = [value.rpartition("@")[0] for name, value in environ.items() if name.startswith(_OTLP)]
-    # longest first, because one key may be part of another
+    # the longest first, because one key may be a part of another
     secrets = tuple(sorted({part.strip() for part in (*parts, *users)}, key=len, reverse=True))
 
     def redacted(record: logging.LogRecord) -> bool:
@@ -322,7 +322,7 @@ class Telemetry:
                 _fail(span, "cancelled")
                 raise
             except Exception as error:
-                code = getattr(error, "code", None)  # only our errors, and those made from them, have one
+                code = getattr(error, "code", None)  # only promptmill's errors, and those made from them, have a code
                 _fail(span, str(code if isinstance(code, Code) else Code.INTERNAL))
                 raise
 
@@ -381,7 +381,7 @@ class _Observed(Sink):
         if outcome.cost is not None:
             span.set_attribute("promptmill.cost", outcome.cost)
         if isinstance(outcome, Completion):
-            if outcome.finish_reason in _FINISHED:  # the endpoint may send any text
+            if outcome.finish_reason in _FINISHED:  # only known words, because the endpoint may send any text
                 span.set_attribute("gen_ai.response.finish_reasons", [outcome.finish_reason])
         else:
             _fail(span, str(outcome.error.code))
@@ -391,7 +391,7 @@ class _Observed(Sink):
 def _point(key: _Key, values: Histogram, since_ns: int, now_ns: int) -> HistogramDataPoint:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint
 
-    count, extremes = sum(values.counts), (math.inf, -math.inf)  # the SDK's values for extremes that are not recorded
+    count, extremes = sum(values.counts), (math.inf, -math.inf)  # not recorded: then the SDK's extremes are infinite
     return HistogramDataPoint(
         dict(key), since_ns, now_ns, count, values.total, [*values.counts], values.bounds, *extremes
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from promptmill.service.service import Service
 
 _USAGE = 2
-# These values are the same in UltraRAG's server.
+# The defaults of UltraRAG's server.
 _DEFAULTS = MappingProxyType({"reasoning": "inline", "image_position": "before"})
 _TRUSTED = "started as a script, so the client is trusted like a pipeline: as with `promptmill serve --trust-client`."
 _UNTRUSTED = "started by a command that serves any client, so the client is not trusted and there is no `build`."
@@ -74,7 +74,7 @@ def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configurati
         mine = {key: value for key, value in found.items() if key in Settings.model_fields}
         if others := sorted(map(str, found.keys() - mine.keys())):
             log.warning("%s: %s: not keys of promptmill, left to the pipeline", file, ", ".join(others))
-        if trust_client:  # a pipeline sends these two arguments with each call, even if they are empty
+        if trust_client:  # not from the file: a pipeline sends both with each call, even if empty
             mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
     path = None if mine is None else file
     if not trust_client:
@@ -83,11 +83,11 @@ def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configurati
 
 
 def _extended(server: FastMCP, service: Service) -> None:
-    # these import FastMCP, so they are imported only with the server
+    # imported on use, because these import FastMCP
     from promptmill.features.ultrarag.pipeline_server import PipelineCalls, add_build, with_plain_results
     from promptmill.server.tool_calls import PlainArguments
 
     add_build(server)
     with_plain_results(server)
     checks = next(at for at, one in enumerate(server.middleware) if isinstance(one, PlainArguments))
-    server.middleware.insert(checks, PipelineCalls(service))  # first adapt the arguments, then check them
+    server.middleware.insert(checks, PipelineCalls(service))  # before the checks, because it adapts the arguments

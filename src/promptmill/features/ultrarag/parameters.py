@@ -11,9 +11,9 @@ from promptmill.config.loading import without_litellm
 from promptmill.core.values import JsonDict, JsonObject
 
 _AT_LEAST_ONE = ("concurrency", "retries")
-# UltraRAG makes `retries` attempts; in each of them, the openai package makes up to three requests.
+# UltraRAG's `retries` are attempts, in each of which the openai package makes up to three requests.
 _ATTEMPTS_OF_A_RETRY = 3
-_MOST_RETRIES = 100  # the largest permitted `retries`
+_MOST_RETRIES = 100  # the largest `retries` that promptmill permits
 _OPENAI = "https://api.openai.com/v1"
 
 

@@ -36,7 +36,7 @@ from promptmill.service.service import Service
 _LINE_EVERY_S = 5.0
 _CONFIGURING = frozenset({"build", "generation_init"})
 _ANSWERING = frozenset({"generate", "multimodal_generate", "multiturn_generate"})
-# Errors of key, endpoint, model, configuration or engine: the next item would fail too.
+# Errors of key, endpoint, model, configuration or engine, with which the next item would fail too.
 _AFFECTS_ALL = frozenset(
     {
         *(Code.INVALID_CONFIG, Code.UNSUPPORTED, Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED, Code.ENGINE_DIED),
@@ -50,7 +50,7 @@ _AFFECTS_ALL = frozenset(
 _AFFECTS_ALL_AT_FIRST = _AFFECTS_ALL | {Code.BAD_REQUEST, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST}
 
 _ROLES = frozenset({"user", "assistant", "system"})
-# The parameters that a pipeline passes to each tool. promptmill's additional parameters keep their defaults.
+# The parameters of each tool that a pipeline passes; promptmill's other parameters keep their defaults.
 _TOOLS = {
     "generation_init": ("backend_configs", "sampling_params", "extra_params", "backend"),
     "generate": ("prompt_ls", "system_prompt"),
@@ -188,7 +188,7 @@ def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
     prompts, lists, notes = _prompts(arguments), arguments.get("multimodal_path") or [], []
     tag = _stripped(arguments.get("image_tag"))
     if not isinstance(lists, list):
-        return dict(arguments), []  # the tool refuses them
+        return dict(arguments), []  # unchanged: the tool refuses them
     if len(lists) != len(prompts):
         rest = "prompts without one have no image" if len(lists) < len(prompts) else "the rest was left out"
         notes.append(f"multimodal_path has {len(lists)} lists for {len(prompts)} prompts; {rest}.")
@@ -196,7 +196,7 @@ def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
     for index, prompt in enumerate(prompts):
         names = _names(lists[index] if index < len(lists) else [])
         parts = _at_tags(prompt, names, tag, index) if tag else [*_images(names), _text(prompt)]
-        # a turn needs at least one part
+        # an empty text, because a turn needs at least one part
         messages.append({"role": "user", "content": parts or [_text("")]})
     adapted = {
         "prompt_ls": messages,
@@ -218,7 +218,7 @@ def _turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     kept: list[Any] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         if not isinstance(turn, Mapping):
-            kept.append(turn)  # the tool refuses the turn
+            kept.append(turn)  # unchanged: the tool refuses the turn
             continue
         role, content = turn.get("role", "user"), turn.get("content", "")
         if role in _ROLES and content:

@@ -18,7 +18,7 @@ _IDS = (
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
 )
 _MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"
-# a window function sorts the ids: an index on random ids is ten times slower
+# sorted by a window function: an index on random ids is ten times slower
 _REPEATED = (
     "SELECT n, first, count(*) OVER () FROM (SELECT n, min(n) OVER (PARTITION BY id) AS first FROM ({}) "
     "WHERE id IS NOT NULL) WHERE n != first ORDER BY n LIMIT ?"
@@ -91,7 +91,7 @@ def _answer_of(record: Record, number: str, model: str, created: int) -> JsonDic
         "choices": list(map(_openai_choice, _answers(record))),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
-    # `said`, the endpoint's own body, may have an id, a model and usage
+    # ours last, because `said`, the endpoint's own body, may have an id, a model and usage
     return {"response": _response(number, answered | said), "error": None}
 
 
@@ -102,7 +102,7 @@ def _response(number: str, body: JsonObject) -> JsonDict:
 def _openai_choice(answer: _Answer) -> JsonDict:
     said = answer.details.get("message", {})
     message: JsonDict = {"role": "assistant", "content": answer.text, "refusal": None, **said}
-    if message["refusal"] == answer.text:  # OpenAI's format has a separate field for a refusal
+    if message["refusal"] == answer.text:  # moved to OpenAI's separate field for a refusal
         message["content"] = None
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
@@ -152,6 +152,6 @@ class Ids(NamedTuple):
             row, first = self.examples[0]
             sentences.append(
                 f"{self.repeated} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line "
-                f"{first + 1} first: their answers are told apart by their order alone."
+                f"{first + 1} first: only the order of their answers tells them apart."
             )
         return " ".join(sentences)

@@ -23,7 +23,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import real_path
 
-_LOOK_S = 0.2  # polling interval; an answer copied from another job raises no event
+_LOOK_S = 0.2  # seconds between polls, because an answer that is copied from another job raises no event
 FORMATS = frozenset({"jsonl", "json", "batch"})
 """Formats that can be written row by row. (The columns of a table depend on all answers.)"""
 
@@ -55,7 +55,7 @@ class LiveOutput:
     ) -> None:
         """Start to write the rows before `end`; do nothing if writing has started.
 
-        The run is about to replace the records with the keys `replaced`. If the stream is closed, `give_up` is called
+        `replaced`: the keys of the records that the run will replace. If the stream is closed, `give_up` is called
         with the error. Needs a running event loop.
         """
         output_format = formats.format_of_output(self._name, spec.input.format)
@@ -76,17 +76,17 @@ class LiveOutput:
             except OSError as error:
                 self._error = error
                 problem = f"Standard output cannot be written: {disk.why(error)}."
-                with contextlib.suppress(RuntimeError):  # the event loop is closed, because the job has ended
+                with contextlib.suppress(RuntimeError):  # the job has ended, and its event loop is closed
                     loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, problem, ""))
 
-        # a daemon thread, because the process must be able to end while the reader of the stream is stuck
+        # a daemon thread: the process must be able to end while the reader of the stream is stuck
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 
     def _find(self, folder: Folder, content: IO[bytes], key: int, record: Record | None) -> Record:
         """Wait until the record with `key` exists, and return it. Raises `HaltedError`."""
         is_flushed = False
-        record = None if key in self._renewed else record  # `record` may be older: it was read in advance
+        record = None if key in self._renewed else record  # a record that was read in advance may be older
         while key in self._replaced or (record := record or self._record(folder, key)) is None:
             if not is_flushed:
                 content.flush()
@@ -99,7 +99,7 @@ class LiveOutput:
         return record
 
     def _record(self, folder: Folder, key: int) -> Record | None:
-        with contextlib.suppress(OSError, DamagedError, AssertionError):  # the database is being repaired
+        with contextlib.suppress(OSError, DamagedError, AssertionError):  # read later: the database is being repaired
             if key in self._renewed:
                 return folder.store.record(key)
             if key not in self._ahead:

@@ -105,7 +105,7 @@ def write(
     kind = formats.format_of_output(target, spec.input.format)
     form = Form(stores, spec, database_of(members.file_of(target)).form if kind == "sql" else kind)
     if kind == "sql" and len({name.casefold() for name in form.header}) < len(form.header):
-        raise input_error("Two columns have names that differ in capitals alone, which no table of SQL has.")
+        raise input_error("Two columns have names that differ only in capitals, which no table of SQL can have.")
     with partial_file(spec, target) as (partial, out):
         if form.format == "sql":
             _write_table(partial, members.split(target)[1], form, answered)
@@ -120,13 +120,13 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
     Raises as `answered`, and `OSError`.
     """
     if form.format == "xlsx":
-        from promptmill.jobs.export.workbook_file import WorkbookWriter  # heavy, and few jobs write a workbook
+        from promptmill.jobs.export.workbook_file import WorkbookWriter  # imported on use: few jobs write a workbook
 
         writer = WorkbookWriter(form)
         writer.write(out, answered, target)
         return writer.warning
     if form.format == "parquet":
-        from promptmill.jobs.export.parquet_file import write_parquet  # heavy: needs pyarrow
+        from promptmill.jobs.export.parquet_file import write_parquet  # imported on use: it needs pyarrow
 
         write_parquet(out, form, answered, is_for_database=target is not None and members.is_table(target))
     else:
@@ -243,7 +243,7 @@ def partial_file(spec: JobSpec, target: Path) -> Iterator[tuple[Path, IO[bytes]]
     partial = beside(target, spec.job_id)
     try:
         mode = disk.PRIVATE_FILE if spec.of_call else disk.PUBLIC_FILE
-        partial.unlink(missing_ok=True)  # the path may be a link, which must not be written through
+        partial.unlink(missing_ok=True)  # removed first: the path may be a link, through which nothing must be written
         with os.fdopen(disk.created(partial, mode), "wb", _BUFFER) as out:
             yield partial, out
             out.flush()
@@ -282,7 +282,7 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
     if copied is not None:
         file, sheet = members.split(target)
         if members.stamp_in(file, "") != copied:
-            raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
+            raise input_error(f"Another program changed {target} during the job; repeat the command.")
         if not may_replace and (not sheet or sheet in xlsx.sheet_names(file)):
             raise taken(target)
     if members.is_table(target):
@@ -298,11 +298,11 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
 
 def _place(partial: Path, target: Path) -> None:
     try:
-        os.link(partial, target)  # unlike a rename, a link never replaces a file
+        os.link(partial, target)  # a link, unlike a rename, never replaces a file
     except OSError as error:
         if isinstance(error, FileExistsError) or target.exists():
             raise taken(target) from None
-        partial.replace(target)  # the file system has no hard links
+        partial.replace(target)  # on a file system without hard links
     else:
         partial.unlink()
 

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 << 20
 _ROWS_AT_ONCE = 4096
-_VALUES_AT_ONCE = 32  # values between two checks of a page's size; the default, 1,024, makes huge pages of images
+_VALUES_AT_ONCE = 32  # values between two checks of a page's size; with the default, 1,024, pages of images are huge
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _DECIMAL = "decimal "
-_PRECISION = 38  # digits of a decimal in Arrow and in databases
+_PRECISION = 38  # max digits of a decimal in Arrow and in databases
 _SCALARS = MappingProxyType(
     {str: "string", values.SheetDate: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"}
 )
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
-_EXACT = 1 << 53  # a float holds every whole number up to this one
-_MOST_PARTS = 100  # fields of an object type; the names of a larger object are probably data
+_EXACT = 1 << 53  # a float holds every whole number up to this
+_MOST_PARTS = 100  # max fields of an object type; the names in a larger object are probably data
 
 
 def write_parquet(
@@ -148,7 +148,7 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
         return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
     array = pa.array(column, plain)
-    if kinds.is_time(kind):  # Arrow casts texts to timestamps, but not to times
+    if kinds.is_time(kind):  # by hand, because Arrow casts texts to timestamps, but not to times
         array = compute.binary_join_element_wise("1970-01-01", array, " ").cast(pa.timestamp("ns"))
     return array.cast(kind)
 
@@ -261,7 +261,7 @@ def _decimal(whole: int, fraction: int) -> str:
 
 def _digits_of(value: Decimal) -> tuple[int, int]:
     _, digits, exponent = value.as_tuple()
-    fraction = -min(0, int(exponent))  # databases do not allow NaN and infinity in a decimal
+    fraction = -min(0, int(exponent))  # always a number, because databases allow no NaN or infinity in a decimal
     return max(len(digits) - fraction, 1), fraction
 
 

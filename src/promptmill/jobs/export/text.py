@@ -33,6 +33,7 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
+_INFINITE = b"Infinity"  # as `values.dumps` writes it
 _QUOTE, _TWO = '"', '""'
 
 
@@ -48,6 +49,11 @@ class OwnValues:
         self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, json_object)
         """Returns the values of a row; `{}` for an unreadable row of JSON (the error is in its record)."""
 
+    def in_json(self, row: Row) -> JsonDict:
+        """Return the values of a row with infinite numbers as texts, as in CSV. (In JSON, they would become null.)"""
+        own = self.of(row)
+        return {name: _finite(value) for name, value in own.items()} if _INFINITE in (row.cells or b"") else own
+
     def names_in(self, stored: Iterable[Row]) -> list[str]:
         """Return the columns of all rows. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         if self._spec.input.format == "batch":
@@ -56,7 +62,7 @@ class OwnValues:
             return [INDEX]
         names = dict.fromkeys(self._names)
         for row in stored:
-            if not self._names or row.line is not None:  # a row of a table has surplus cells only if it has an error
+            if not self._names or row.line is not None:  # without an error, a row of a table has no surplus cells
                 names |= dict.fromkeys(self.of(row))
                 check_width(len(names) - len(self._names))
         return list(names)
@@ -123,7 +129,7 @@ class AnswerValues:
         record = answered.record
         fields = answer_fields(record)
         if not fields["answer"] and (payload := record.extras.get("details", {}).get("payload")) is not None:
-            fields["answer"] = cell(payload)  # embeddings, which the Batch line requested
+            fields["answer"] = cell(payload)  # the vectors that the Batch line requested
         if self.schema is not None:
             fields = self.schema.in_table(fields)
         return fields if self._is_usual else {**self._variant(answered), **fields, **self._marks(answered)}
@@ -209,14 +215,15 @@ def text_form(form: Form) -> TextForm:
         delimiter, mark = DELIMITERS[form.format], rows.BOM if spec.input.style.has_bom else b""
         if spec.input.format in CELLS:
             delimiter = spec.input.style.delimiter if form.format == spec.input.format else delimiter
-            header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter)
-            return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter), header)
+            end = spec.input.style.line_end
+            header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter, end)
+            return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter, end), header)
         header = mark + cells_line(form.header, delimiter)
         return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter), header)
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec))
     if spec.input.format in TABLES or spec.input.format in WHOLE_REQUESTS:
-        return TextForm(lambda answered: rows.json_line(own.of(answered.row) | answers.in_json(answered)))
+        return TextForm(lambda answered: rows.json_line(own.in_json(answered.row) | answers.in_json(answered)))
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
 
 
@@ -236,17 +243,17 @@ def write_text(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> N
     write(b"[]\n" if separator == b"[\n" else b"\n]\n")
 
 
-def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
+def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, end: str, answered: AnsweredRow) -> bytes:
     """Return a row of a table with its answer as a line of text; surplus cells come last."""
     own = rows.load(answered.row.cells or b"[]", "")
     surplus = own[width:]
     own[width:] = [""] * (width - len(own))
     line = [_joined(own, delimiter), _joined([*answers.in_cells(answered), *surplus], delimiter)]
-    return f"{delimiter.join(line)}\n".encode("utf-8", "surrogateescape")
+    return f"{delimiter.join(line)}{end}".encode("utf-8", "surrogateescape")
 
 
 def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
-    takes_model = backends.record(spec.backend).any_model  # then the model that the line names answered it
+    takes_model = backends.record(spec.backend).any_model  # the model that the line names has answered it
     line = batch_output(
         answered.row.cells or b"",
         answered.record,
@@ -258,20 +265,19 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
     return rows.json_line(line)
 
 
-def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
+def cells_line(cells: Iterable[str], delimiter: str, end: str = "\n") -> bytes:
     """Return a row of two or more cells in the form of `csv.writer`, in less than half of its time.
 
     `csv` is slow because it looks for the line end at each letter. Before Python 3.13, with a line feed as the line
     end, `csv` does not quote a lone carriage return, and readers take the carriage return for the end of the row.
     """
-    return f"{_joined(list(cells), delimiter)}\n".encode("utf-8", "surrogateescape")
+    return f"{_joined(list(cells), delimiter)}{end}".encode("utf-8", "surrogateescape")
 
 
 def _joined(cells: list[str], delimiter: str) -> str:
     text = delimiter.join(cells)
-    if (
-        _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1
-    ):  # in most rows no cell needs quotes: one check of the joined text is faster than one check per cell
+    # one check of the joined text is faster than one per cell; in most rows no cell needs quotes
+    if _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1:
         return text
     quoted = [
         f'"{cell.replace(_QUOTE, _TWO)}"'
@@ -297,8 +303,20 @@ def cell(value: Any) -> str:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
-    text = rows.json_line(value)[:-1].decode()
-    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes become JSON texts
+    text = rows.json_line(_finite(value))[:-1].decode()
+    return text[1:-1] if text[0] == '"' else text  # without quotes: dates, decimals and bytes
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with infinite numbers as texts."""
+    match value:
+        case float() if math.isinf(value):
+            return cell(value)
+        case dict():
+            return {name: _finite(inner) for name, inner in value.items()}
+        case list():
+            return list(map(_finite, value))
+    return value
 
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
@@ -308,7 +326,7 @@ def json_line(line: bytes, fields: JsonObject) -> bytes:
         value = rows.load(line, "")
     except PromptmillError:
         value = None
-    if not isinstance(value, dict):  # an unreadable line: its record has the error
+    if not isinstance(value, dict):  # the line is unreadable, and its record has the error
         return rows.json_line(fields)
     return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
 
@@ -322,7 +340,7 @@ def json_object(row: Row) -> JsonDict:
         return {}
     if not isinstance(value, dict):
         return {}
-    fields: JsonDict = mended(value) if b"\\u" in own else value  # half a surrogate pair
+    fields: JsonDict = mended(value) if b"\\u" in own else value  # a text may have half a surrogate pair
     return fields
 
 

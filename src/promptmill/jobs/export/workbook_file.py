@@ -40,10 +40,10 @@ _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
 _NO_NAME = re.compile(r"[\[\]:*?/\\]|^'|'$")
 _CUT = "… [cut]"
 _BLOCK = 1 << 20
-_EXACT = 1 << 53  # Excel stores each number as a float of 64 bits
-_DIGITS = 15  # digits of a decimal that Excel stores exactly
+_EXACT = 1 << 53  # the largest exact whole number: Excel stores each number as a float of 64 bits
+_DIGITS = 15  # max digits of a decimal that Excel stores exactly
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # Excel reads _x0041_ as an A
+_ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # needs an escape, because Excel reads _x0041_ as an A
 _FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
 _EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
 _DAY = dt.timedelta(days=1)
@@ -89,7 +89,7 @@ def check_target(spec: JobSpec) -> None:
     if spec.fills_input and spec.is_grid:
         raise input_error(f"Several answers to each row do not fit into the sheet of {file.name}; name another output.")
     try:
-        with file.open("r+b"):  # Windows refuses this while Excel has the file open
+        with file.open("r+b"):  # refused by Windows while Excel has the file open
             pass
     except OSError as error:
         raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
@@ -276,7 +276,7 @@ class _NewSheet:
         parts = xlsx.parts_of(packed)
         texts: dict[str, bytes] = {}
         part = next((sheet.part for sheet in parts.sheets if sheet.name == self._name), "")
-        removed = [xlsx.rels_of(part)] if part else []  # the pictures and tables of the replaced sheet
+        removed = [xlsx.rels_of(part)] if part else []  # with its pictures and tables
         if not part:
             part, texts = _with_sheet(packed, parts, self._name)
         dates: list[int] = []
@@ -382,7 +382,7 @@ def _with_last(data: bytes, parent: str, child: str) -> bytes:
 
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
-    """Add `_DATE_FORMATS` to the styles; return their numbers, `[]` if there are no formats."""
+    """Add `_DATE_FORMATS` to the styles; return their indexes, `[]` if the styles have no list of cell formats."""
     opening = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
     end = -1 if opening is None else data.find(b"</%bcellXfs" % opening[1], opening.end())
     if opening is None or end < 0:
@@ -453,7 +453,7 @@ class _Walk:
     @staticmethod
     def _declared(_: str, encoding: str | None, __: int) -> None:
         if encoding is not None and encoding.lower() not in {"utf-8", "us-ascii"}:
-            raise ValueError  # no known program writes another declaration
+            raise ValueError  # another declaration, which no known program writes
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         if (word := self._names.get(name)) is None:
@@ -461,7 +461,7 @@ class _Walk:
         if word == "row":
             before, self.row, self.column = self.row, int(attributes.get("r", self.row + 2)) - 1, -1
             if self.row <= before:
-                raise ValueError  # no spreadsheet program writes rows in another order
+                raise ValueError  # rows in another order, which no spreadsheet program writes
         elif word == "c":
             reference = attributes.get("r")
             self.column = self.column + 1 if reference is None else xlsx.column_of(reference)
@@ -497,7 +497,7 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
-        elif word == "mergeCell":  # only the first of the merged cells is shown
+        elif word == "mergeCell":  # of merged cells, only the first is shown
             last = attributes["ref"].rpartition(":")[2]
             if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < _MOST_COLUMNS:
                 self.width = max(self.width, end)
@@ -541,18 +541,18 @@ class _Filling(_Walk):
                 self._next = next(self._rows, None)
                 tag = self.data[at : self._end_of_tag(at)]
                 if tag.endswith(b"/>"):
-                    raise ValueError  # a row without cells; no job reads such a row
+                    raise ValueError  # a row without cells, which no job reads
                 prefix = re.match(rb"<((?:[\w.-]+:)?)", tag)
                 self._cells = _Cells("" if prefix is None else prefix[1].decode())
                 self._copy(at)
-                self._blocks.append(re.sub(rb'\sspans="[^"]*"', b"", tag))  # lists the row's columns, which change
+                self._blocks.append(re.sub(rb'\sspans="[^"]*"', b"", tag))  # `spans` lists the columns, which change
                 self._done = at + len(tag)
         elif word == "c" and self._pending:
             self._put(at, self.column)
             if self._pending and self._pending[-1][0] == self.column:
                 self._replaced = self._pending.pop()[1], attributes.get("s", "")
                 self._leave_out(at)
-        elif word == "dimension":  # `dimension` is optional, and would be wrong now
+        elif word == "dimension":  # dropped: it is optional, and would be wrong now
             self._leave_out(at)
 
     def end(self, word: str) -> None:

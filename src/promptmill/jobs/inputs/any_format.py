@@ -29,7 +29,7 @@ from promptmill.system.safe_open import is_file
 _FIRST_ROWS = 20
 _HEADED = frozenset({"csv", "tsv", "xlsx"})
 _BINARY = frozenset({"parquet", "xlsx", "sql"})
-# The first bytes of files of other formats whose suffix is that of a text file.
+# The first bytes of files that have the suffix of a text file, but another format.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -46,7 +46,7 @@ def format_of_input(files: InputFiles) -> str:
     Raises `PromptmillError` (`invalid_input`) for an unknown suffix, files of several kinds, and UTF-16 text or
     compressed content without the matching option or suffix.
     """
-    kinds = {_as_read(format_by_suffix(file.path, "input file")): file.path.name for file in files.parts}
+    kinds = {_as_read(format_by_suffix(file.path)): file.path.name for file in files.parts}
     if len(kinds) > 1:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
@@ -55,12 +55,12 @@ def format_of_input(files: InputFiles) -> str:
     with files.stream() as stream:
         start = stream.read(4)
     if files.encoding is not None and kind not in CELLS:
-        raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+        raise input_error(Named("encoding"), f" works only for {', '.join(sorted(CELLS))} files, not for {kind}.")
     if files.header_row is not None and kind not in _HEADED:
-        raise input_error(Named("header_row"), f" goes with CSV, TSV and workbooks, not with {kind}.")
+        raise input_error(Named("header_row"), f" works only for CSV, TSV and workbooks, not for {kind}.")
     if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
         marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
-        if marked:  # another encoding would read other letters
+        if marked:  # refused, because another encoding would read other letters
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
@@ -75,12 +75,15 @@ def format_of_input(files: InputFiles) -> str:
         return "tsv"  # Excel's name for this format is "Unicode text"
     if kind != "jsonl":
         return kind
+    with files.stream() as stream:
+        if is_array(path, stream):
+            return kind
     objects = list(itertools.islice(first_objects(files), 2))
     if len(objects) == 1 and _is_by_column(objects[0]):
         raise input_error(
             f'{path.name} holds a table by columns, which is the default of pandas; write it with `orient="records"`.'
         )
-    return "batch" if _is_batch(files) else kind
+    return "batch" if objects and is_batch(objects[0]) else kind
 
 
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
@@ -110,11 +113,11 @@ def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()
     if input_format in CELLS:
         return CellTable(files, input_format)
     if input_format == "parquet":
-        from promptmill.jobs.inputs.parquet import ParquetTable  # heavy: needs pyarrow
+        from promptmill.jobs.inputs.parquet import ParquetTable  # imported on use: it needs pyarrow
 
         return ParquetTable(files)
     if input_format == "xlsx":
-        from promptmill.jobs.inputs.workbook import SheetTable  # heavy: starts a process
+        from promptmill.jobs.inputs.workbook import SheetTable  # imported on use: it starts a process
 
         return SheetTable(files, without)
     if input_format == "sql":
@@ -158,7 +161,7 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
 
 
 def image_column(files: InputFiles, input_format: str, *, only_existing: bool = False) -> str:
-    """Return the first column with paths or URLs of images; `""` if there is none, or if a row has a field of images.
+    """Return the first column with paths or URLs of images; `""` if there is none, or if a row has `image` or `images`.
 
     Checks the first rows. `only_existing`: the files must exist next to the input or in the working directory.
     """
@@ -200,11 +203,3 @@ def _is_by_column(only: JsonObject) -> bool:
 
 def _as_read(kind: str) -> str:
     return "jsonl" if kind == "json" else kind
-
-
-def _is_batch(files: InputFiles) -> bool:
-    with files.stream() as stream:
-        if is_array(files.parts[0].path, stream):
-            return False
-    first = next(first_objects(files), None)
-    return first is not None and is_batch(first)

@@ -29,17 +29,17 @@ from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
 _DELIMITERS = ",;\t|"
-_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # Excel's first line that names the delimiter
-_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be half of a \r\n
-_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside quotes does not count
+_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line of Excel's that names the delimiter
+_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a line end; a \r at the end of the block may be half of a \r\n
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a quoted cell, in which a delimiter does not count
 # A cell of more than `MOST_LINES` lines is taken for an unclosed quote: its first line becomes the row, and its other
-# lines are read again. Then a cell may have only `_MOST_DOUBTFUL_LINES` lines; otherwise a file of such quotes would be
-# read thousands of times.
+# lines are read again. From then on, a cell may have only `_MOST_DOUBTFUL_LINES` lines, or a file of such quotes would
+# be read thousands of times.
 _MOST_DOUBTFUL_LINES = 32
 """The likely encoding of a file that is not UTF-8. For printable text it equals Latin-1."""
-_PIECE = 1 << 18  # bytes: thousands of rows, so the overhead of a piece is small
-_LONGEST_PIECE = 4 << 20  # bytes; a piece of this size may end inside quotes; the file is then parsed line by line
-_AT_ONCE = 1024  # rows
+_PIECE = 1 << 18  # bytes read at a time: thousands of rows, so that the overhead of a piece is small
+_LONGEST_PIECE = 4 << 20  # max bytes of a piece; one that ends inside quotes even then is parsed line by line
+_AT_ONCE = 1024  # rows of a page
 _NONE: list[str] = []
 _TOO_LONG = "is longer than"
 _UNCLOSED = "opens a quote that is not closed"
@@ -48,6 +48,7 @@ _UNCLOSED = "opens a quote that is not closed"
 class _Header(NamedTuple):
     names: list[str]
     delimiter: str
+    line_end: str = "\n"
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ class _Page:
         if not self.lines:
             reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter)
             ends = [self.first_line + reader.line_num for row in reader if row]
-            self.lines = ends[len(ends) - len(self.rows) :]  # the header is not a row
+            self.lines = ends[len(ends) - len(self.rows) :]  # without the header's line
         return self.lines[at]
 
 
@@ -96,7 +97,8 @@ class CellTable:
             name, line = files.parts[0].path.name, "first line" if self.header_row == 1 else f"line {self.header_row}"
             other = Named("header_row", text="; {} names another line")
             raise input_error(f"{name} has no header: its {line}, with the columns, is empty", other, ".")
-        self.style = Style(self._headers[0].delimiter, _wants_bom(files), above=tuple(above))
+        first = self._headers[0]
+        self.style = Style(first.delimiter, _wants_bom(files), above=tuple(above), line_end=first.line_end)
         known: dict[Column, None] = {}
         for header, part in zip(self._headers, files.parts, strict=True):
             known |= dict.fromkeys((*numbered(header.names), *numbered(part.columns)))
@@ -168,17 +170,18 @@ class CellTable:
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
         if self._kind == "tsv" and ("\t" in first or not count(likely)):
             likely = "\t"
-        elif self._kind == "tsv":  # a .tsv file may have the delimiter of .csv, if the next line has it equally often
+        elif self._kind == "tsv":  # a .tsv file may have a .csv file's delimiter, if the next line has it as often
             second = next(lines, "")
             lines = itertools.chain([second], lines)
             likely = likely if _count_of(second)(likely) == count(likely) else "\t"
         delimiter = pieces.delimiter or likely
-        cells, problem = _Records(itertools.chain([first], lines), delimiter, LONGEST_HEADER).next()
+        records = _Records(itertools.chain([first], lines), delimiter, LONGEST_HEADER)
+        cells, problem = records.next()
         if problem == _UNCLOSED or _TOO_LONG in problem:
             raise input_error(f"The header of {name} {problem}.")
         if problem:
             cells = next(csv.reader([first], delimiter=delimiter))
-        return _Header(cells or [], delimiter)
+        return _Header(cells or [], delimiter, "\r\n" if records.line.endswith("\r\n") else "\n")
 
     def _pages(self, at: int, window: Window) -> Iterator[_Page]:
         delimiter = self._headers[at].delimiter
@@ -208,7 +211,7 @@ class CellTable:
 
     def _doubtful(self, lines: Iterator[str], at: int, first_line: int, *, has_header: bool) -> Iterator[_Page]:
         """Yield the rows of a file from a misplaced quote on. The line with the quote becomes a row with an error."""
-        names, delimiter = self._headers[at]
+        names, delimiter, _ = self._headers[at]
         records = _Records(lines, delimiter, LONGEST_ROW, first_line)
         if has_header:
             records.next()
@@ -216,7 +219,7 @@ class CellTable:
         while True:
             cells, problem = records.next()
             if cells and problem and (self._kind == "csv" or len(cells) != len(names)):
-                problems[len(page.rows)] = problem  # an ordinary character of TSV may look like a quote
+                problems[len(page.rows)] = problem  # in TSV, a quote may be an ordinary character
             if cells:
                 page.rows.append(cells)
                 ends.append(records.number)
@@ -279,7 +282,7 @@ class _Pieces:
                     text = data.removeprefix(rows.BOM)[named.end() if named else 0 :]
                 data = above + data
             ends = text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else 0)
-            extent = Extent(len(data), 0, skipped + ends)  # `skipped` lines are not in the text
+            extent = Extent(len(data), 0, skipped + ends)  # with the `skipped` lines, which are not in the text
             piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, extent)
             yield piece
             self._begins = False
@@ -346,9 +349,11 @@ class _Records:
     def __init__(self, lines: Iterator[str], delimiter: str, longest: int, number: int = 0) -> None:
         self._lines, self._delimiter, self._longest = lines, delimiter, longest
         self._back: deque[str] = deque()
-        self._doubtful = 0  # lines up to this number follow a misplaced quote and are read again
+        self._doubtful = 0  # the last line that is read again because of a misplaced quote
         self.number = number
         """The number of the last line of the record."""
+        self.line = ""
+        """The last line of the record."""
 
     def next(self) -> tuple[list[str] | None, str]:
         """Return the cells of the next record (None at the end), and its problem or `""`."""
@@ -359,6 +364,7 @@ class _Records:
         except csv.Error as error:
             cells, problem = taken[0].rstrip("\r\n").split(self._delimiter), _quote_problem(error, len(taken))
             used, self._doubtful = 1, max(self._doubtful, self.number + len(taken))
+        self.line = taken[used - 1] if used else ""
         self._back.extendleft(reversed(taken[used:]))
         self.number += used
         return cells, problem

@@ -9,7 +9,7 @@ SAMPLE = 1 << 18
 """The number of bytes that the detection uses."""
 _USUAL = "cp1252"
 _KNOWN = (_USUAL, "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr")
-_SHOWN = 60  # characters of a line
+_SHOWN = 60  # max characters of a line in an error
 
 
 def remedy(data: bytes) -> Named:
@@ -18,7 +18,7 @@ def remedy(data: bytes) -> Named:
     >>> remedy("id,text\\n1,Größe\\n".encode("cp1252")).text
     '; {} reads line 2 as "1,Größe"'
     """
-    from charset_normalizer import from_bytes  # heavy, and needed only for an error
+    from charset_normalizer import from_bytes  # imported on use: it is heavy, and only an error needs it
 
     best = from_bytes(data, cp_isolation=list(_KNOWN)).best()
     is_usual = best is None or best.encoding not in _KNOWN or _decoded(data, _USUAL) == str(best)

@@ -246,9 +246,9 @@ def opened(parts: Sequence[Part], *, known: bool = False, reading: ReadBy | None
     try:
         files = InputFiles(parts) if reading is None else InputFiles(parts, reading.encoding, reading.header_row)
         if files.encoding is None and SUFFIXES.get(plain(source).suffix.lower()) in CELLS and _is_utf_16(files):
-            files.encoding = "utf-16"  # the byte-order mark proves it
+            files.encoding = "utf-16"  # proved by the byte-order mark
         return files
-    except (NoFileError, OutsideError):  # OutsideError: the path has just become a link
+    except (NoFileError, OutsideError):  # `OutsideError`: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError as error:
         gone = "The answers so far are kept; put it back and run the job again." if known else "Check the path."
@@ -304,7 +304,7 @@ def _compression_errors(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _broken(path, error) from None
     except OSError as error:
-        if error.errno is None:  # pyarrow's errors have no `errno`; errors of the disk have
+        if error.errno is None:  # pyarrow's errors have none; errors of the disk have one
             raise _broken(path, error) from None
         raise
 

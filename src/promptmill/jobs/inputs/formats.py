@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,11 +38,11 @@ CELLS = frozenset({"csv", "tsv", "txt"})
 OF_CALLS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 """Formats of files that a call may name. Other formats (texts, JSON, databases) may be files of a program."""
 TABLES = CELLS | {"parquet", "xlsx", "sql"}
-_LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
+_LEVEL = 6  # the default of `gzip`; Python's, 9, takes three times as long and saves 1 %
 _OTHERS = [f"{suffix}#TABLE" for suffix in DATABASES if suffix not in SQLITE]
 _OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE", *_OTHERS)
 _WRITTEN = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx", "sql"})
-_ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
+ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
 _PACKAGES = MappingProxyType(
     {
         ".parquet": ("pyarrow",),
@@ -50,13 +51,25 @@ _PACKAGES = MappingProxyType(
     }
 )
 """The modules that are needed to read or write files with a suffix."""
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _TITLES = MappingProxyType({".parquet": "Parquet"})
 
 
-def format_by_suffix(path: Path, role: str) -> str:
-    """Return the format for a file's suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
+def is_elsewhere(name: str) -> bool:
+    """Return whether `name` is a file that must be fetched or converted first: a URL, or a feature's format."""
+    file_format = format_of(name)
+    return is_url(name) or (file_format is not None and bool(file_format.read or file_format.write))
 
-    >>> format_by_suffix(Path("Labels.CSV.gz"), "output file")
+
+def is_url(name: str) -> bool:
+    """Return whether `name` is a URL."""
+    return _URL.match(name) is not None
+
+
+def format_by_suffix(path: Path) -> str:
+    """Return the format of an input by its suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
+
+    >>> format_by_suffix(Path("Labels.CSV.gz"))
     'csv'
     """
     suffix = plain(path).suffix
@@ -64,7 +77,7 @@ def format_by_suffix(path: Path, role: str) -> str:
     if kind is None:
         ending = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
         raise input_error(
-            f"The {role} {path.name} {ending}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
+            f"The input file {path.name} {ending}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
         )
     return kind
 
@@ -87,7 +100,7 @@ def format_of_output(path: Path, input_format: str) -> str:
     """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if no output can have this format."""
     suffix = plain(path).suffix.lower()
     kind = SUFFIXES.get(suffix, "")
-    if kind not in _WRITTEN or suffix in _ONLY_READ:
+    if kind not in _WRITTEN or suffix in ONLY_READ:
         raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, unlike {path.name}.")
     if kind == "sql" and not members.split(path)[1]:
         raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")

@@ -43,10 +43,14 @@ class InputRows(NamedTuple):
     """The digest of the rows' content."""
     name: str = "rows"
     """The name of the input in messages; it is not a path."""
+    has_lines: bool = True
+    """Whether the user knows a row as a line."""
 
 
 @contextlib.contextmanager
-def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[InputRows]:
+def written(
+    folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows", *, has_lines: bool = True
+) -> Iterator[InputRows]:
     """Write blocks of bytes to a temporary file with `suffix`, and yield the rows in it. Raises `PromptmillError`
     (`storage`)."""
     content = hashlib.sha256(suffix.encode())
@@ -56,7 +60,7 @@ def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str
             for block in blocks:
                 content.update(block)
                 out.write(block)
-        yield InputRows([Part(file)], content.hexdigest(), name)
+        yield InputRows([Part(file)], content.hexdigest(), name, has_lines)
 
 
 @contextlib.contextmanager
@@ -90,11 +94,11 @@ def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
     variants = [*(variant.model_dump() for variant in order.variants), *order.plan.identity]
-    return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.rows)}"
+    return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.limit)}"
 
 
 def _slug(name: str) -> str:
-    # an id has at most 60 characters
+    # short, because an id has at most 60 characters
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "rows"
 
 
@@ -143,7 +147,7 @@ def lines_of(
         match row:
             case str():
                 fields: Mapping[Any, Any] = {name: row}
-            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # one message
+            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # a single message
                 fields = {"messages": [row]}
             case Mapping():
                 fields = row

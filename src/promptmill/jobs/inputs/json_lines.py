@@ -20,12 +20,12 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import format_by_suffix
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
-_LOOKED_AT = 100  # lines
+_LOOKED_AT = 100  # first rows, among which objects are searched for
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 _BLOCK = 1 << 20
-_PIECE = 1 << 18  # bytes; large enough to make the overhead of each piece small
-_AT_ONCE = 256  # items
+_PIECE = 1 << 18  # bytes read at a time: large enough to make the overhead of a piece small
+_AT_ONCE = 256  # items of a page
 _SPACE = " \t\r\n"
 
 
@@ -78,7 +78,7 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
             size += len(rest)
             last = data[data.rfind(b"\n", 0, -1) + 1 :].removesuffix(b"\n")
             lines[-1] = last if len(last) <= LONGEST_ROW else None
-            while rest and not rest.endswith(b"\n"):  # skip the rest of a line that is too long
+            while rest and not rest.endswith(b"\n"):  # skips the rest of a line that is too long
                 rest = stream.readline(_PIECE)
                 size += len(rest)
                 data = b"" if rest else data
@@ -91,12 +91,16 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
 
 
 def first_objects(files: InputFiles) -> Iterator[JsonDict]:
-    """Yield the objects in the first lines, without unreadable lines."""
-    size = 0
+    """Yield the objects among the first rows, without unreadable ones.
+
+    Raises `PromptmillError` (`invalid_input`) if the first file holds one object, or an invalid array.
+    """
+    path = files.parts[0].path
     with files.stream() as stream:
-        for number in range(_LOOKED_AT):
-            # the first line shows the format; it may be long, if it holds an image
-            line = stream.readline(_FIRST_BYTES if number else LONGEST_ROW)
+        is_list = is_array(path, stream)
+    with files.stream() as stream:
+        size, lines = 0, _items(stream, path.name) if is_list else _first_lines(stream)
+        for number, line in enumerate(itertools.islice(lines, _LOOKED_AT)):
             size += len(line)
             if number and size > _FIRST_BYTES_OF_ALL:
                 return
@@ -108,20 +112,26 @@ def first_objects(files: InputFiles) -> Iterator[JsonDict]:
                 yield value
 
 
+def _first_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield the first line, which may be long if it holds an image, and the beginnings of more lines."""
+    yield stream.readline(LONGEST_ROW)
+    yield from iter(lambda: stream.readline(_FIRST_BYTES), b"")
+
+
 def is_array(path: Path, stream: IO[bytes]) -> bool:
     """Read the beginning of a JSON file; return True for an array of rows, False for one row per line.
 
     Raises `PromptmillError` (`invalid_input`) if an object extends over several lines.
     """
-    if format_by_suffix(path, "input file") not in {"json", "jsonl"}:
+    if format_by_suffix(path) not in {"json", "jsonl"}:
         return False
     first = stream.readline(_FIRST_BYTES).removeprefix(rows.BOM)
     while first and not first.strip():
         first = stream.readline(_FIRST_BYTES)
     if first.strip() == b"{":
         if match := _LIST_OF_ROWS.match(stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
-            raise input_error(f"{path.name} holds one JSON object; save the list in {match[1].decode()!r} alone.")
-        raise input_error(f"{path.name} holds one JSON object; write an array of rows, or one object per line.")
+            raise input_error(f"{path.name} is one JSON object; save only its list {match[1].decode()!r} as a file.")
+        raise input_error(f"{path.name} is one JSON object; write an array of rows, or one object per line.")
     return first.lstrip().startswith(b"[")
 
 
@@ -139,7 +149,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
     """Yield the text of each item of an array as one line. At most a block and an item are in memory."""
     decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
-    before = 0  # the number of dropped characters, for messages
+    before = 0  # the dropped characters, for positions in errors
 
     def more() -> bool:
         nonlocal held, at, block, before
@@ -164,7 +174,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
     while True:
         sign = skip()
         if not is_open:
-            is_open, at = True, at + 1  # the opening bracket
+            is_open, at = True, at + 1  # skips the opening bracket
             continue
         if sign == "]":
             at += 1
@@ -194,5 +204,5 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 raise wrong(at, problem)
         block, item = _BLOCK, held[at:end]
         at, is_first = end, False
-        # line breaks inside texts are escaped, so other line breaks are white space
+        # as one line: its line breaks are white space, because those in texts are escaped
         yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +21,7 @@ _MAGIC = b"PAR1"
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
-_PAGE_HEADER = 32  # bytes of a page's header that contain its first fields
+_PAGE_HEADER = 32  # bytes at the start of a page's header, with its first fields
 _PAGE_BYTES = 1 << 20
 
 
@@ -30,8 +30,8 @@ class ParquetTable:
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
-        if sys.platform == "linux":  # on Linux, every build of pyarrow has jemalloc
-            # jemalloc keeps the fewest freed pages; other allocators keep more, depending on the system
+        if sys.platform == "linux":  # every build of pyarrow for Linux has jemalloc
+            # keeps the fewest freed pages; other allocators keep more, depending on the system
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -50,7 +50,7 @@ class ParquetTable:
         try:
             self.schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) > 1 else schemas[0]
         except pa.ArrowException as error:
-            raise input_error(f"The Parquet files have columns of different kinds: {error}") from None
+            raise input_error(f"The Parquet files have a column of two types; convert it to one: {error}") from None
 
     @property
     def style(self) -> Style:
@@ -97,7 +97,7 @@ class ParquetTable:
             is_plain = sys.platform == "linux" and not compression_of(self._files.parts[at].path)
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
-                # with `pre_buffer`, pyarrow keeps the column of a whole row group in memory
+                # without `pre_buffer`, which keeps the column of a whole row group in memory
                 file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
@@ -123,26 +123,40 @@ def without_nanoseconds(kind: Any) -> Any:
     """
     import pyarrow as pa
 
+    def changed(kind: Any, usual: Any) -> Any:
+        is_ns = getattr(kind, "unit", "") == "ns"
+        return usual if not is_ns else pa.int64() if pa.types.is_duration(kind) else pa.string()
+
+    return _with(changed, kind)
+
+
+def _with(changed: Callable[[Any, Any], Any], kind: Any) -> Any:
+    """Return an Arrow type with its inner types changed. `changed` takes a type and its result for most types."""
+    import pyarrow as pa
+
     kinds = pa.types
-    if getattr(kind, "unit", "") == "ns":
-        return pa.int64() if kinds.is_duration(kind) else pa.string()
     if kinds.is_struct(kind):
-        return pa.struct([field.with_type(without_nanoseconds(field.type)) for field in kind])
+        return pa.struct([field.with_type(_with(changed, field.type)) for field in kind])
     if kinds.is_list(kind) or kinds.is_large_list(kind):
-        inner = kind.value_field.with_type(without_nanoseconds(kind.value_type))
+        inner = kind.value_field.with_type(_with(changed, kind.value_type))
         return pa.list_(inner) if kinds.is_list(kind) else pa.large_list(inner)
-    return kind
+    if kinds.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_with(changed, kind.value_type)), kind.list_size)
+    return changed(kind, kind)
 
 
 def _python_values(column: Any) -> list[Any]:
     """Return the values of a column. A time in nanoseconds becomes a text in Python's format; a duration that is not a
-    whole number of microseconds becomes a number of nanoseconds."""
+    whole number of microseconds becomes a number of nanoseconds; 0.1 of 32 bits is 0.1, as other programs show it."""
     import pyarrow as pa
     from pyarrow import compute
 
+    as_texts, as_floats = (_with({pa.float32(): to}.get, column.type) for to in (pa.string(), pa.float64()))
+    if as_floats != column.type:
+        column = column.cast(as_texts).cast(as_floats)
     kind = without_nanoseconds(column.type)
     if pa.types.is_duration(column.type):
-        with suppress(pa.ArrowInvalid):  # a duration is not a whole number of microseconds
+        with suppress(pa.ArrowInvalid):  # a duration that is no whole number of microseconds stays as it is
             column, kind = column.cast(pa.duration("us")), pa.duration("us")
     if kind != column.type:
         column = column.cast(kind)
@@ -215,7 +229,7 @@ def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
     except (pa.ArrowException, OSError, ValueError):
         return size
     at = largest = 0
-    while at + 4 <= len(values):  # the size of each value is stored before the value
+    while at + 4 <= len(values):  # the size of each value precedes it
         length = int.from_bytes(values[at : at + 4], "little")
         largest, at = max(largest, length), at + 4 + length
     return min(size, largest)
@@ -226,7 +240,7 @@ def _page_header(data: bytes) -> list[int]:
     numbers: list[int] = []
     at = 0
     while len(numbers) < 3 and at < len(data):
-        at += 1  # skip the byte that names the field
+        at += 1  # the byte that names the field
         value = shift = 0
         while at < len(data):
             value |= (data[at] & 0x7F) << shift

@@ -17,9 +17,9 @@ from promptmill.jobs.inputs.row import Headed, Input
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.stored import Question
 
-_LOOKED_AT = 21  # rows, header included: the lines above a report's table are fewer
+_LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table
 _PROMPTS = frozenset({"prompt", "messages"})
-# Common names of a prompt field. An error suggests the first of these names that the rows have.
+# Common names of a prompt's field; an error suggests the first that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
@@ -133,7 +133,7 @@ def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
 
 
 def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if no row has a prompt or any column that the template names.
+    """Raise `PromptmillError` (`invalid_input`) if no row has a prompt, or if the template names an unknown column.
 
     `objects`: the first rows. If only some rows lack a prompt, only these rows fail.
     """
@@ -155,7 +155,7 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
             return
     inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
     if inner and not (asked - {inner}) & names.keys():
-        raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save that list alone.")
+        raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save only that list.")
     if not names or asked & names.keys():
         return
     shown = ", ".join(name[:40] for name in list(names)[:10])

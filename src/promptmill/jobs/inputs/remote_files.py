@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import posixpath
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,31 +30,20 @@ from promptmill.jobs.inputs.input_rows import InputRows, lines_of, root_of, temp
 from promptmill.jobs.members import stamp
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import as_written
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import home_expanded, make_private
 
-# Stores that write an object atomically. In other stores, the upload gets a temporary name and is renamed.
+# Stores that write an object atomically; in all others, the upload gets a temporary name and is renamed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3"})
 """The extra of promptmill that installs the package of a store."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 Say = Callable[[str], None]
 
 
-def is_elsewhere(text: str) -> bool:
-    """Return whether `text` names a file that must be fetched or converted first: a URL, or a feature's format."""
-    file_format = format_of(text)
-    return is_url(text) or (file_format is not None and bool(file_format.read or file_format.write))
-
-
-def is_url(text: str) -> bool:
-    """Return whether `text` names a file by a URL."""
-    return _URL.match(text) is not None
-
-
 def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
-    """Return the URLs, each versioned URL with the version that the job in `folder` read first.
+    """Return the URLs, pinned to the versions that the job in `folder` read first, where a store has versions.
 
     If the user's URLs have changed (perhaps only their version), return the newest versions. See `Store.pinned`.
     """
@@ -63,11 +51,6 @@ def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
     is_as_before = order is not None and order.shown.input == as_written(urls)
     earlier = order.shown.urls.get("input_file", "").split() if order is not None and is_as_before else ()
     return [_store_of(url).pinned(url, known, say) for url, known in itertools.zip_longest(urls, earlier, fillvalue="")]
-
-
-def as_written(urls: Sequence[str]) -> str:
-    """Return the URLs in the form in which an order stores them: without secrets."""
-    return redact(" ".join(urls))
 
 
 @contextlib.contextmanager

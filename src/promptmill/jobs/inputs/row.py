@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.core.values import JsonObject
 
-_AT_ONCE = 64  # lines, whatever their size
+_AT_ONCE = 64  # max lines of a page, whatever their size
 
 
 class InputRow(NamedTuple):
@@ -85,6 +85,8 @@ class Style(NamedTuple):
     """The number of the first line of a CSV file that has fewer cells than the header; 0: none."""
     above: tuple[str, ...] = ()
     """The texts above the header row that the user named."""
+    line_end: str = "\n"
+    """The end of a line of cells."""
 
 
 Column: TypeAlias = tuple[str, int]

@@ -34,9 +34,9 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _PACKED = frozenset({"parquet", "xlsx", "sql"})
 _BLOCK = 1 << 20
-_BYTES = b"promptmill:bytes"  # marks a value that was bytes, in `values`
-_BEGINNING = 4 << 20  # most files of calls are smaller; the check takes 30 ms
-_SMALL_BLOCK = 16 << 10  # the checked beginning of each file, if there are many files
+_BYTES = b"promptmill:bytes"  # marks a value of `values` that was bytes
+_BEGINNING = 4 << 20  # bytes that are checked at first: most files of calls are smaller; the check takes 30 ms
+_SMALL_BLOCK = 16 << 10  # bytes that are checked of each file, if there are many
 _ASCII = bytes(range(128))
 _MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -58,7 +58,7 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
         if words:
             raise _refusal(part.path.name, f"{words} in line {line}" if line else words)
         marks = _MARKS.get(_codec(files.encoding), ())
-        if marks and blocks[0] and not blocks[0].startswith(marks):  # else text would become random
+        if marks and blocks[0] and not blocks[0].startswith(marks):  # or text would become random letters
             raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
     kind = format_of_input(files)
     if kind in CELLS:
@@ -89,15 +89,15 @@ def _codec(encoding: str | None) -> str:
 
 
 def check_columns(file: str, header: Sequence[str], style: Style, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the name of a column, or of a field inside it, is that of a secret.
+    """Raise `PromptmillError` (`invalid_input`) if a column, or a field inside it, is named like a secret.
 
-    Texts above the header count as columns: otherwise, a later row named as the header would hide the names.
+    Texts above the header count as column names: otherwise, declaring a later row the header would hide them.
     """
     if not rule.is_guarded:
         return
     _check_names(file, [*header, *style.above])
     if style.arrow_schema:
-        from promptmill.jobs.inputs.parquet import unpacked_schema  # heavy: needs pyarrow
+        from promptmill.jobs.inputs.parquet import unpacked_schema  # imported on use: it needs pyarrow
 
         _check_names(file, _names_in(unpacked_schema(style.arrow_schema)))
 
@@ -165,7 +165,7 @@ def _bytes_in(value: Any) -> Iterator[bytes]:
 
 
 def _format(files: InputFiles) -> str:
-    return format_by_suffix(files.parts[0].path, "input file")
+    return format_by_suffix(files.parts[0].path)
 
 
 def _names_of_texts(value: Any) -> Iterator[str]:

@@ -35,15 +35,16 @@ from promptmill.jobs.inputs import xlsx
 from promptmill.system import frames, subprocesses
 
 _COMPUTING_S = 300.0  # of processor time: a workbook with 512 MiB of XML takes a minute
-_REPLY_S = 900.0  # of wall time, for a busy machine
-_AT_ONCE = 4 << 20  # characters of the rows in one message
+_REPLY_S = 900.0  # the limit of wall time, for a busy machine
+_AT_ONCE = 4 << 20  # characters of rows in one message
 _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
 _FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|#+(?=0)|(?P<sign>.)""")
+_DURATION = re.compile(r"(-?)PT(\d+)H(\d\d?)M(\d\d?)(?:[.,]0*)?S")  # of an .ods file, from 24 hours on
 _AS_THEY_ARE = frozenset("-() ")
-_NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # XML that `_Look` searches for, in addition to cells with formats
+_NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # the XML that `_Look` searches for, in addition to cells with formats
 
 
 @dataclass(slots=True)
@@ -169,7 +170,7 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
         raise empty
     grid = workbook.get_sheet_by_name(full[0])
     look = _look_at(stream, full[0]) if zipfile.is_zipfile(stream) else _Look({}, [])
-    rows = _rows(grid, look)
+    rows = _rows(grid, look, is_ods=file.lower().endswith(".ods"))
     above = [cells for _, cells in itertools.islice(rows, header_row - 1 if header_row else 0)]
     first_row = next(
         ((row, cells) for row, cells in rows if header_row or any(value is not None for value in cells)), None
@@ -195,11 +196,14 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
     )
 
 
-def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
+def _rows(sheet: Any, look: _Look, *, is_ods: bool) -> Iterator[tuple[int, list[Any]]]:
     """Yield the index and the values of each row of a sheet. (`iter_rows` omits empty columns at the left.)"""
     _, left = sheet.start
     for row, cells in enumerate(sheet.iter_rows()):
         line = [None] * left + [_value(cell) for cell in cells]
+        for column, text in enumerate(line) if is_ods else ():
+            if isinstance(text, str) and (found := _DURATION.fullmatch(text)):
+                line[column] = f"{found[1]}{int(found[2]):02}:{int(found[3]):02}:{int(found[4]):02}"
         for column, text in look.errors.get(row, {}).items():
             if column < len(line):
                 line[column] = text
@@ -213,11 +217,11 @@ def _check(content: bytes, file: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a workbook that has a password or would fill the memory."""
     is_protected = _ENCRYPTED in content and content.startswith(b"\xd0\xcf\x11\xe0")
     stream = io.BytesIO(content)
-    if zipfile.is_zipfile(stream):  # all formats but .xls are ZIP archives
+    if zipfile.is_zipfile(stream):  # a ZIP archive, like all formats but .xls
         with zipfile.ZipFile(stream) as packed:
             xlsx.check_size(packed, file)
             with contextlib.suppress(KeyError):
-                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # the manifest of .ods
+                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # in the manifest of .ods
     if is_protected:
         raise input_error(_PROTECTED.format(file))
 
@@ -288,20 +292,20 @@ class _Look:
             text = self._text.strip()
             if self._kind == "e":
                 self.errors.setdefault(self._row, {})[self._column] = text
-            elif self._is_formula and not text and self._kind != "str":  # `str` may be an empty text
+            elif self._is_formula and not text and self._kind != "str":  # no value; the text of `str` may be empty
                 self.uncomputed.add(self._column)
 
 
 def _look_at(stream: IO[bytes], name: str) -> _Look:
     with zipfile.ZipFile(stream) as packed:
-        if "[Content_Types].xml" not in packed.namelist():  # .ods
+        if "[Content_Types].xml" not in packed.namelist():  # the archive of an .ods
             return _Look({}, [])
         parts = xlsx.parts_of(packed)
         part = next((sheet.part for sheet in parts.sheets if sheet.name == name), "")
-        if not part.endswith(".xml"):  # .xlsb
+        if not part.endswith(".xml"):  # a part of an .xlsb
             return _Look({}, [])
         data, masks = packed.read(part), _masks(packed, parts.styles)
-    if b"<!DOCTYPE" in data:  # entities of a DOCTYPE would be read as nothing
+    if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
         raise ValueError("its XML has a DTD, which no spreadsheet program writes")
     return _Look(masks, [data] if masks or any(mark in data for mark in _NOTED) else [])
 
@@ -363,7 +367,7 @@ def _problem(asked: frames.Frame, error: Exception) -> frames.Frame:
 def main() -> None:
     """Serve the parent process."""
     null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)  # the parser prints the reason of a crash; the parent reports it
+    os.dup2(null, 2)  # hides the reason of a crash, which the parser prints and the parent reports
     modules = ("python_calamine",)
     subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 

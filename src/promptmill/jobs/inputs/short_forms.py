@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
 """The types of JSON Schema, by their names in Python and in JSON Schema."""
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
+_JSON = re.compile(r'\s*[\[{]\s*"')
+"""The beginning of a list or an object of texts in JSON."""
 _WITH_HEADER = (".csv", ".tsv", ".xlsx")
 """Files whose first line is either the column names or already a label."""
 _FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
@@ -84,31 +87,45 @@ def _type(kind: str, *, is_optional: bool) -> JsonDict:
 
 
 def named_schema(text: str) -> Path | JsonDict:
-    """Return the path in `text` if that file exists or ends with `.json`; else the schema of the fields in `text`.
+    """Return `text` as a path if the file exists or ends with `.json`; else parse it as a schema: JSON or fields.
 
     Raises `PromptmillError` (`invalid_input`).
     """
+    if text.lstrip().startswith("{"):
+        return _schema_of_json(text, "The schema")
     path = home_expanded(text)
-    is_file = text.lower().endswith(".json") or text.startswith("{") or os.path.exists(path)  # noqa: PTH110 (long texts)
+    is_file = text.lower().endswith(".json") or os.path.exists(path)  # noqa: PTH110 (long texts)
     return path if is_file else schema_of_fields(text)
 
 
 def schema_in(path: Path) -> JsonDict:
     """Return the JSON Schema in a file. Raises `PromptmillError` (`invalid_input`)."""
     try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        remedy = "write the schema into a file, and name that" if str(path).startswith("{") else "check the path"
-        raise input_error(f"{path} cannot be read: {error.strerror}; {remedy}.") from None
-    except json.JSONDecodeError as error:
-        raise input_error(f"{path} cannot be read: it is not JSON: {why_not_json(error)}.") from None
+        raise input_error(f"{path} cannot be read: {error.strerror}; check the path.") from None
     except ValueError:
         raise input_error(f"{path} cannot be read: it is not UTF-8 text.") from None
+    return _schema_of_json(text, str(path))
+
+
+def _json_in(text: str, name: str, pairs: Callable[[list[tuple[str, Any]]], Any] = dict) -> Any:
+    """Parse JSON text. `pairs` makes a value of an object's names and values."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except json.JSONDecodeError as error:
+        raise input_error(f"{name} cannot be read: it is not JSON: {why_not_json(error)}.") from None
+    except (ValueError, RecursionError):
+        raise input_error(f"{name} cannot be read: it is nested too deeply, or a number is too long.") from None
+
+
+def _schema_of_json(text: str, name: str) -> JsonDict:
+    schema = _json_in(text, name)
     if not isinstance(schema, dict):
-        raise input_error(f"{path} holds {shape(schema)}; write a JSON Schema object into it.")
+        raise input_error(f"{name} holds {shape(schema)}; write a JSON Schema object into it.")
     if wrong := why_no_schema(schema):
-        raise input_error(f"{path} {wrong}")
-    compile_schema(schema, str(path))
+        raise input_error(f"{name} {wrong}")
+    compile_schema(schema, name)
     return schema
 
 
@@ -138,13 +155,17 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:
-    """Return labels from a list, a text with commas, a file, or an object that maps labels to definitions.
+    """Return labels from a list, a text with commas, a file, or an object that maps labels to definitions. A list or an
+    object may be JSON text.
 
     A file has the labels in the column `label` and the definitions in `definition` or a neighbouring column; in JSON
     and Parquet the two columns may have any names. Raises `PromptmillError` (`invalid_input`).
     """
     if isinstance(choices, Mapping):
         return _labels(choices.items())
+    if isinstance(choices, str) and _JSON.match(choices):
+        value = _json_in(choices, "The choices", tuple)
+        return _labels(value) if isinstance(value, tuple) else labels_of(value)
     if isinstance(choices, Path) or (isinstance(choices, str) and choices.lower().endswith(_FILES)):
         return _labels(_in_file(home_expanded(choices)))
     return _labels((text, "") for text in _listed(choices))
@@ -156,8 +177,12 @@ def schema_of_many(labels: Sequence[str]) -> JsonDict:
     return {"type": "object", "properties": {MANY: several}, "required": [MANY], "additionalProperties": False}
 
 
-def _labels(pairs: Iterable[tuple[str, str]]) -> Labels:
-    defined = [(str(label).strip(), " ".join(str(definition or "").split())) for label, definition in pairs]
+def _labels(pairs: Iterable[tuple[Any, Any]]) -> Labels:
+    defined = []
+    for label, definition in pairs:
+        if isinstance(definition, bool) or not isinstance(definition, str | int | float | None):
+            raise input_error(f"The definition of the choice {label!s:.40} should be text.")
+        defined.append((str("" if label is None else label).strip(), " ".join(str(definition or "").split())))
     texts = _listed([label for label, _ in defined])
     if not any(definition for _, definition in defined):
         return Labels(texts)
@@ -174,8 +199,8 @@ def _listed(choices: object) -> Sequence[str]:
     return texts
 
 
-def _in_file(path: Path) -> Iterable[tuple[str, str]]:
-    from promptmill.jobs.inputs.any_format import objects_in  # most calls name no such file
+def _in_file(path: Path) -> Iterable[tuple[Any, Any]]:
+    from promptmill.jobs.inputs.any_format import objects_in  # imported on use: most calls name no such file
 
     try:
         rows = list(objects_in(path))

@@ -25,7 +25,7 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
 from promptmill.jobs.members import split
 
-_AT_ONCE = 1024  # rows
+_AT_ONCE = 1024  # rows of a page
 _ONE_QUERY = (Named("sql"), " is one query, such as: select id, body from inbox")
 _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
@@ -71,7 +71,7 @@ class SqlTable:
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
             cursor = connection.execute(self._query)
-            if cursor.description is None:  # the statement is not a query, but a command or a comment
+            if cursor.description is None:  # no query, but a command or a comment
                 raise input_error(*_ONE_QUERY)
             self.header = [str(column[0]) for column in cursor.description]
 

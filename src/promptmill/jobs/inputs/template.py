@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,6 +26,7 @@ from jinja2 import (
     pass_context,
     pass_environment,
 )
+from jinja2.filters import make_attrgetter
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -39,15 +41,15 @@ from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
-_ALIKE = 0.7  # the lowest similarity that counts as a misspelling; `a - b` must not match `a`
-_CELL = "promptmill_cell"  # the name of a filter
-_PLACES = "promptmill places"  # a variable name that no template can contain
+_ALIKE = 0.7  # min similarity of a misspelling; lower, `a - b` would match `a`
+_CELL, _TEXT = "promptmill_cell", "promptmill_text"  # the names of our filters
+_PLACES = "promptmill places"  # a variable's name that no template can contain
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
 _WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such as `mail body` or `mail-body`
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
-_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step, which nothing can stop
+_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # bounds, because nothing can stop Python while it compiles a template
 
 
 def template_of(text: str, columns: Iterable[str] = ()) -> Template:
@@ -95,7 +97,10 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
     """Return the columns whose names are not plain identifiers, by their normalized names (`_name`)."""
     meant = {_name(column): column for column in reversed([*columns]) if column.strip()}
     return {
-        name: column for name, column in meant.items() if name != column or not name.isidentifier() or name in RESERVED
+        name: column
+        for name, column in meant.items()
+        # Python, to which Jinja compiles a template, takes names of one NFKC form for one name
+        if not name == column == unicodedata.normalize("NFKC", name) or not name.isidentifier() or name in RESERVED
     }
 
 
@@ -127,7 +132,7 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
-    """Replace a template error of the block by an error that names the column, if a placeholder consists of words or
+    """Replace a template error raised in the block by one that names the column, if a placeholder consists of words or
     resembles a column's name.
 
     Otherwise `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of unknown names.
@@ -212,12 +217,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 
 
 class _Fields(NodeTransformer):  # type: ignore[misc]
-    """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`."""
+    """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`, and writes the values of `a ~ b` as places."""
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
         """Return the node for the field of an object."""
         self.generic_visit(node)
         return nodes.Getitem(node.node, nodes.Const(node.attr), node.ctx, lineno=node.lineno)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        """Return the joined texts: Jinja would write null as `None`."""
+        self.generic_visit(node)
+        node.nodes = [nodes.Filter(each, _TEXT, [], [], None, None, lineno=node.lineno) for each in node.nodes]
+        return node
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
         """Return the call of a method."""
@@ -250,13 +261,16 @@ def _environment() -> Environment:
         optimized=False,
     )
     environment.filters[_CELL] = pass_context(_has_value)
+    environment.filters[_TEXT] = pass_context(_as_text)
+    environment.filters["join"] = pass_context(_joined)
+    environment.filters["tojson"] = _json  # Jinja's own is for HTML: it writes ü and < as \u00fc and \u003c
     environment.filters["attr"] = pass_environment(_Sandbox.getitem)
     return environment
 
 
 def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:
     generator = TrackingCodeGenerator(environment)
-    generator.optimizer = None  # the optimizer would evaluate expressions
+    generator.optimizer = None  # off, because it would evaluate expressions
     generator.visit(template)
     return frozenset(generator.undeclared_identifiers)
 
@@ -312,10 +326,26 @@ def _as_text(context: Context, value: Any) -> Any:
     context[_PLACES].has_text |= not rows.emptiness(value)
     if value is None:
         return ""
-    if _is_function(value):
-        raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined):
-        value = [*value]  # `map`, `select` and `items()` yield iterators
+    value = _listed(value)
     if isinstance(value, dict | list | bool):
         return json_text(value)
     return plain_text(value) if isinstance(value, bytes | Decimal | dt.timedelta) else value
+
+
+def _listed(value: Any) -> Any:
+    """Return the list of an iterator, which `map`, `select` and `items()` yield; other values unchanged."""
+    if _is_function(value):
+        raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
+    is_list = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined)
+    return [*value] if is_list else value
+
+
+def _joined(context: Context, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    """Join values, or a field of each, as texts of the prompt. (Jinja would write null as `None`.)"""
+    if attribute is not None:
+        value = map(make_attrgetter(context.environment, attribute), value)
+    return str(d).join(str(_as_text(context, each)) for each in value)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_listed(value), indent=indent, sort_keys=True, ensure_ascii=False, default=plain_text)

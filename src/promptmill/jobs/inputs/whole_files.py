@@ -52,16 +52,16 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedErro
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 T = TypeVar("T")
-_PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # folders with files of programs
-# In programs and prose, a value without quotes is a variable or a word, not a secret.
+_PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # folders of installed or generated code
+# In programs and prose, a value is a secret only in quotes: without, it is a variable or a word.
 _QUOTES_VALUES = re.compile(
     r"\.(py|pyi|js|mjs|ts|tsx|jsx|go|rs|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|r|jl|lua|md|rst|tex|html|ipynb)"
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
-_LOOKED_AT = 1000  # files of a folder among which a table is searched for
+_LOOKED_AT = 1000  # first files of a folder, among which a table is searched for
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Texts with markup that is sent with the text: the noun, the suffixes, the first bytes.
+# Texts whose markup is sent, too: the noun, the suffixes, the first bytes.
 _RAW = (
     ("mail", {".mbox"}, re.compile(r"(?im)^(?:mime-version|received): ")),
     ("web page", frozenset[str](), re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
@@ -88,7 +88,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
         return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.SUFFIXES}
     paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in paths}
-    return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows stores `Thumbs.db` next to pictures
+    return bool(kinds) and kinds <= {"txt", "", "sql"}  # `sql`: Windows stores `Thumbs.db` next to pictures
 
 
 def _question_of(question: Question, as_pdf: PdfForm | None, *, suffixes: Set[str], has_schema: bool) -> Question:
@@ -190,7 +190,7 @@ class FoundFiles:
         except RefusedError as error:
             raise input_error(f"`files`: {name:.200} {error}; name other files.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
-            raise input_error(f"`files`: {name:.200} is outside {self._rule.words}, or not a usable path.") from None
+            raise input_error(f"`files`: {name:.200} is outside {self._rule.words}, or an invalid path.") from None
 
     def _matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         """Yield the files below `folder` that match the pattern, in order. Links to folders are not followed."""
@@ -234,7 +234,7 @@ class FoundFiles:
         except (NoFileError, FileNotFoundError):
             raise input_error("does not exist") from None
         except (OSError, ValueError) as error:
-            raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
+            raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'the path is invalid'}") from None
 
 
 class RowFiles(FoundFiles):
@@ -291,7 +291,7 @@ class WholeFiles(FoundFiles):
         return "rows"
 
     def asked(self, order: JobOrder) -> JobOrder:
-        """Return the order for these files: with their question, and with UTF-8, the encoding of the lines."""
+        """Return the order with the question about these files and without an encoding: `lines` are UTF-8."""
         reading = order.reading.model_copy(update={"encoding": None})
         return order.model_copy(update={"question": self.question, "reading": reading})
 
@@ -375,7 +375,7 @@ class WholeFiles(FoundFiles):
         is_auto = self._as_pdf is None
         has_text = any(page.text and not (page.is_image and is_auto) for page in pages)
         if not has_text and not is_auto:
-            return "", [pdf.text_of(source)], forms  # the row fails with this reason
+            return "", [pdf.text_of(source)], forms  # the reason why the row fails
         for number, page in enumerate(pages, 1):
             if is_auto and (page.is_image or not has_text):
                 form = "sent as image (scan or drawing)"
@@ -385,10 +385,10 @@ class WholeFiles(FoundFiles):
                 form = "of a scan or drawing sent without the image"
                 texts.append(page.text)
             else:
-                form = "with pictures sent as text alone" if page.has_pictures else "sent as text"
+                form = "with pictures sent only as text" if page.has_pictures else "sent as text"
                 texts.append(page.text)
             forms[form] += is_auto or page.is_image
-        # a form feed ends each page, as in pdftotext's output: so a position in the text has a page
+        # a form feed after each page, as in pdftotext's output, so that a position in the text has a page
         return "\n\f\n".join(texts) if has_text else "", images, +forms
 
     def _text_row(self, path: Path) -> JsonDict:
@@ -413,7 +413,7 @@ class WholeFiles(FoundFiles):
     def _decoded(self, data: bytes) -> str:
         marked = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
         for encoding in filter(None, (marked, "utf-8-sig", self._encoding)):
-            with contextlib.suppress(ValueError):  # text in another encoding is rarely valid UTF-8
+            with contextlib.suppress(ValueError):  # tried first, because text in another encoding is rarely valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:
                     return text

@@ -14,7 +14,7 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, numbered
 from promptmill.jobs.inputs.sheet_reader import READER, Sheet
 
-_AT_ONCE = 1024  # rows
+_AT_ONCE = 1024  # rows of a page
 
 
 class SheetTable:
@@ -75,7 +75,7 @@ def _named(header: Sequence[str]) -> list[str]:
     >>> _named(["id", "", "column_2"])
     ['id', 'column_2_', 'column_2']
     """
-    names, used = [], set(header)  # a sheet may have 16,384 columns
+    names, used = [], set(header)  # a set, because a sheet may have 16,384 columns
     for at, name in enumerate(header, 1):
         new = name or f"column_{at}"
         while not name and new in used:

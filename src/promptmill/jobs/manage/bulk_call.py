@@ -25,12 +25,20 @@ from typing import Any, Unpack
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.jobs import door
-from promptmill.jobs.door import SILENT, OpenJob, Rows, Telling, open_job
+from promptmill.jobs.door import SILENT, OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
+from promptmill.jobs.inputs.remote_files import Say
 from promptmill.jobs.inputs.short_forms import answer_forms
-from promptmill.jobs.manage.bulk_keywords import argument_of, configuration_of, errors_of, option_forms, takes_options
+from promptmill.jobs.manage.bulk_keywords import (
+    argument_of,
+    check_path,
+    configuration_of,
+    errors_of,
+    option_forms,
+    takes_options,
+)
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
@@ -46,6 +54,7 @@ from promptmill.options.keywords import BulkOptions
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
+_INNER = frozenset({"promptmill", "asyncio", "contextlib", "concurrent", "threading"})  # between a program and a job
 _KEPT = "The answers so far are kept: the same call resumes the job."
 
 
@@ -55,19 +64,20 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; any iterable of texts, dicts (as in a file of
     rows) or lists of messages; the path of a file, a folder or a pattern, as text or `pathlib.Path`; None, with a query
-    that names its files. Both may be URLs, such as "https://example.com/mails.csv" and "s3://bucket/out.csv". `output`:
-    a file to write; if `rows` is a path, `rows` and `answers` of the result are then empty.
+    that names its files. `rows` and `output` may be URLs, such as "https://example.com/mails.csv" and
+    "s3://bucket/out.csv". `output`: a file to write; if `rows` is a path, `rows` and `answers` of the result are then
+    empty.
 
     Raises `PromptmillError` when the job stops. The answers up to this point, or up to Ctrl-C, are kept: the same call
     resumes the job.
     """
-    return runtime.run_anywhere(_answered(_Call.of(rows, output, options)))
+    return runtime.run_anywhere(_answered(_Call.of(rows, output, options, warning_caller())))
 
 
 @takes_options
 async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
     """Do the same as `bulk`, inside a running event loop."""
-    return await _answered(await asyncio.to_thread(_Call.of, rows, output, options))
+    return await _answered(await asyncio.to_thread(_Call.of, rows, output, options, warning_caller()))
 
 
 async def run_job(opened: OpenJob, configuration: Configuration, watch: Watch | None) -> None:
@@ -90,7 +100,7 @@ async def stream_async(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Yield each row when it is answered; `row` is its number, from 1. Takes the arguments of `bulk`."""
-    async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
+    async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options, warning_caller())):
         yield row
 
 
@@ -109,13 +119,14 @@ def stream(
 ) -> Generator[dict[str, Any], None, None]:
     """Do the same as `stream_async` without an event loop. Closing the generator interrupts the job."""
     answered: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    warn = warning_caller()
     stop: list[Callable[[], object]] = []
 
     async def work() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
+        async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options, warn)):
             answered.put(row)
 
     result = runtime.in_daemon_thread(lambda: runtime.run_anywhere(work()), "promptmill")
@@ -126,9 +137,19 @@ def stream(
         result.result()
     finally:
         if stop and not result.done():
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, because the work has just ended
+            with contextlib.suppress(RuntimeError):  # the work has just ended, and its event loop is closed
                 stop[0]()
         wait([result])
+
+
+def warning_caller() -> Say:
+    """Return a function that warns, from any thread, at the line of the program that called promptmill."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
+        frame = frame.f_back
+    place, line, names = frame.f_code.co_filename, frame.f_lineno, frame.f_globals
+    shown = names.setdefault("__warningregistry__", {})
+    return lambda text: warnings.warn_explicit(text, UserWarning, place, line, names.get("__name__"), shown)
 
 
 @dataclass
@@ -146,9 +167,10 @@ class _Call:
     folder: Folder | None = None
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
+    warn: Say = field(default_factory=warning_caller)
 
     @classmethod
-    def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
+    def of(cls, rows: Any, output: str | Path | None, options: BulkOptions, warn: Say) -> _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with errors_of([*given, "rows"]), contextlib.ExitStack() as written:
@@ -156,24 +178,24 @@ class _Call:
             source = _rows_of_program(rows, given)
             check({**given, "output": output}, source.source)
             given |= answer_forms(given)
-            configuration = configuration_of(given)
+            configuration = decided(configuration_of(given))
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
             is_name = source.source == "paths" and isinstance(rows, str)
             if is_name and " " in rows and "*" not in rows and not Path(rows).exists():
                 text = "rows is one text, and no file has this name; send a list to have it answered: [text]."
                 raise input_error(text)
-            telling = Telling(warn=lambda text: warnings.warn(text, stacklevel=3))
+            telling = Telling(warn=warn)
             order = {**given, "system_prompt": given.get("system")}
             job = written.enter_context(open_job(source, output, order, configuration, folders, telling=telling))
             for note in job.notes:
-                warnings.warn(worded(note, argument_of), stacklevel=3)
+                warn(worded(note, argument_of))
             watch = watch_of(show=given.get("progress"))
-            return cls(job, configuration, watch, rows, given, written.pop_all())
+            return cls(job, configuration, watch, rows, given, written.pop_all(), warn=warn)
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        # the temporary file of the rows stays until the run has read it
+        # open during the run, which reads the rows from a temporary file
         with self.written, contextlib.closing(await self.job.admitted()) as job:
             self.folder = job.folder
             async with contextlib.aclosing(job.service(self.configuration)) as service:
@@ -189,7 +211,7 @@ class _Call:
         finally:
             self.status = status.read(job.folder)
             for note in self.status.get("warnings", ()):
-                warnings.warn(note, stacklevel=2)
+                self.warn(note)
         if error is not None:
             if self.status.get("done"):
                 error.add_note(_KEPT)
@@ -217,7 +239,7 @@ class _Call:
         running.add_done_callback(lambda _: recorded.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
-            await bound.wait()  # until the answers are bound to the rows
+            await bound.wait()  # answers are bound to the rows first
             async for page in _pages(store, stays):
                 for row in await asyncio.to_thread(self._shown, job, page):
                     yield row
@@ -255,7 +277,7 @@ class _Call:
         if self.job.loose is not None or self.job.source is not None:
             form = _Form(spec)
             with self.folder.reading() as store:
-                end = end_of(store, self.job.order.limits.rows)
+                end = end_of(store, self.job.order.limits.limit)
                 for each in answered_rows(store, spec, outcomes_so_far, 0, end):
                     numbers.append(each.row.n)
                     shown.append(form.values(each))
@@ -296,10 +318,13 @@ def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
     if rows is None:
         return Rows()
     if isinstance(rows, str | Path):
+        check_path("rows", rows)
         return Rows([str(rows)])
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
+        for path in rows:
+            check_path("rows", path)
         return Rows([str(row) for row in rows])
-    return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"))
+    return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"), has_lines=False)
 
 
 def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:

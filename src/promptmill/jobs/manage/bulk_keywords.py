@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import ArgumentError, Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.wording import cut, did_you_mean, shape
-from promptmill.options import pages, table
+from promptmill.jobs.store.spec import plan_of
+from promptmill.options import table
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +31,6 @@ _ARGUMENTS = {
     "input": "rows",
     "default_model": "model",
     "system_prompt": "system",
-    "rows": "limit",  # of `Limits`
 }
 """Arguments whose name differs from their field or key."""
 _FIELD_TYPES = MappingProxyType(
@@ -43,8 +44,11 @@ _FIELD_TYPES = MappingProxyType(
         dt.datetime: "time",
     }
 )
-_KINDS = {"prompt": (Sequence, Mapping), "model": (Sequence,), "settings": (Mapping,), "output": (Path,)}
-_LONGEST_NAME = 30  # characters; the name of a prompt is repeated in each row of the output
+_KINDS: dict[str, tuple[type, ...]] = {"prompt": (str, Sequence, Mapping), "model": (str, Sequence)}
+_KINDS |= {"settings": (Mapping,), "backend": (str,), "tier": (str,)}
+_PATHS = ("output", "config", "state")
+_KINDS |= dict.fromkeys(_PATHS, (str, os.PathLike))
+_LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
@@ -67,7 +71,7 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
         except PromptmillError as error:
             raise error.with_traceback(None) from None
 
-    called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{pages.listing(table.groups())}"
+    called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{table.listing()}"
     return called
 
 
@@ -115,8 +119,10 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     forms: dict[str, Any] = {}
     for name, kinds in _KINDS.items():
-        if not isinstance(given.get(name, ""), (str, *kinds)):
+        if given.get(name) is not None and not isinstance(given[name], kinds):
             raise input_error(f"`{name}` is {shape(given[name])}, which it cannot be; see help(bulk).")
+    for name in _PATHS:
+        check_path(name, given.get(name) or "")
     prompts, fields = given.get("prompt"), given.get("fields")
     if isinstance(prompts, Sequence) and not isinstance(prompts, str):
         if not prompts or not all(isinstance(text, str) for text in prompts):
@@ -130,6 +136,16 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(fields, Sequence) and not isinstance(fields, str):
         forms["fields"] = ",".join(map(str, fields))
     return forms
+
+
+def check_path(name: str, path: str | os.PathLike[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a path with a character that no path can have."""
+    try:
+        is_path = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
+        raise input_error(f"`{name}` has a NUL or half of a surrogate pair, which no path can have; remove it.")
 
 
 def _field_name(name: object) -> str:
@@ -165,12 +181,12 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
     if model is None and endpoint.keys() & {"base_url", "provider"}:
-        model = table.only_model(given)
+        model = plan_of(given, [""]).only_model
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        chosen = resolved_config.settings_of(
+        return resolved_config.settings_of(
             raw, backend=backend, endpoint=endpoint, model=model, sampling=sampling, tier=given.get("tier")
         )
-        return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
 
-    return Configuration.load(None if config is None else Path(config), backend=backend, values=values)
+    path = None if config is None else Path(config)
+    return Configuration.load(path, assignments=settings, backend=backend, values=values)

@@ -93,7 +93,7 @@ class BulkResult:
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
         of_schema = None
         if self.answer_schema is not None and not as_text:
-            from promptmill.jobs.export.schema_columns import SchemaColumns  # other results do not need this module
+            from promptmill.jobs.export.schema_columns import SchemaColumns  # imported on use, by few results
 
             of_schema = SchemaColumns(json_schema_of(self.answer_schema), by_field=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
@@ -109,7 +109,7 @@ class BulkResult:
         """Return the result as HTML for a notebook: counts and first rows, without external resources."""
         elements = [f"<p>{html.escape(self._summary)}</p>"]
         ours = [self.columns.get(name, name) for name in _ANSWERS]
-        # rows that a notebook shows
+        # the rows that a notebook shows
         shown = self.rows[:10]
         inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
         names = [
@@ -128,7 +128,8 @@ class BulkResult:
 
     @property
     def _summary(self) -> str:
-        parts = [f"{counted(self.status.get('done', len(self.rows)) - self.failed, 'row')} answered"]
+        answered = self.status.get("answered", len(self.rows) - self.failed)
+        parts = [counted(answered, "answer") if self.variants else f"{counted(answered, 'row')} answered"]
         parts += [f"{self.failed:,} failed"] if self.failed else []
         parts += [dollars(self.cost)] if self.cost is not None else []
         return ", ".join(parts + ([f"in {self.output}"] if self.output is not None else []))
@@ -169,16 +170,14 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
         if name == "text" and isinstance(rows.name, str) and rows.name:
             name = rows.name
         return ({name: value} for value in rows)
-    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; its Arrow table has the stored images
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; its Arrow table has the images
         return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
     if hasattr(rows, "to_batches"):  # pyarrow
         return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
     if hasattr(rows, "iter_rows"):  # polars
         return rows.iter_rows(named=True)  # type: ignore[no-any-return]
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
-        if not getattr(
-            getattr(rows, "columns", None), "is_unique", True
-        ):  # the rows of a table with two equal names would lose fields
+        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # else rows with equal names lose fields
             rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
     if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
@@ -196,7 +195,7 @@ def _is_column(rows: Any) -> bool:
 def _as_json(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return base64.b64encode(value).decode()
-    if hasattr(value, "save") and hasattr(value, "getbands"):  # Pillow's
+    if hasattr(value, "save") and hasattr(value, "getbands"):  # an image of Pillow
         buffer = io.BytesIO()
         value.save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
@@ -243,7 +242,7 @@ def _joined(
 def _taken(rows: Any, numbers: Sequence[int]) -> Any:
     if hasattr(rows, "iloc"):
         return rows.iloc[numbers]
-    if hasattr(rows, "features"):  # of `datasets`
+    if hasattr(rows, "features"):  # `datasets`
         return rows.select(numbers)
     if hasattr(rows, "append_column"):  # pyarrow
         return rows.take(numbers)

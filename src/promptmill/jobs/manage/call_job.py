@@ -48,7 +48,7 @@ from promptmill.system.safe_open import OutsideError
 # Time outside of the tool (dispatch, sending the result): twice the measured values.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
-_ITEM_S = 4e-5  # to read an item from the database and add it to the result
+_ITEM_S = 4e-5  # seconds to read an item from the database and add it to the result
 
 
 class CallTask(NamedTuple):
@@ -117,7 +117,7 @@ class DeadlineCall:
         unanswered = await self._run_of(job, place) if place.entry.is_set() else await self._put_off(job, place)
         if self._run is not None:
             for record in await asyncio.to_thread(job.folder.store.sound_records):
-                sink.put(record.key, record.outcome())  # the run of the job counted it
+                sink.put(record.key, record.outcome())  # not counted here, because the run of the job has counted it
         if unanswered.code is not Code.DEFERRED:
             self._service.calls.unanswered(work.plan, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
@@ -149,7 +149,7 @@ class DeadlineCall:
         """Close the job, which got no place in time. Return the error for its items."""
 
         def close() -> None:
-            job.folder.put(status={"state": progress.INTERRUPTED})  # the state of a job that was not killed
+            job.folder.put(status={"state": progress.INTERRUPTED})  # without a stored state, the job would look killed
             _make_durable(job)
             job.close()
 
@@ -162,7 +162,7 @@ class DeadlineCall:
             return too_long(self._work.plan.settings.call_timeout)
         await asyncio.to_thread(make_ready)
         self._rest = job.spec.job_id, go_on
-        return PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
+        return PromptmillError(Code.DEFERRED, f"Continues as job {job.spec.job_id}.", "")
 
     @property
     def _left_s(self) -> float:
@@ -180,7 +180,7 @@ class DeadlineCall:
         return job_id, replace(stats, counts=stats.counts + Counts(), warnings=dict(stats.warnings))
 
     async def abandon(self) -> None:
-        """End the work and remove its job, unless the job continues. If all items have answers, the job is removed."""
+        """End the work and remove its job, unless `go_on` has left items to the job."""
         if self._run is None or self._run.done():
             self._held.close()
         else:
@@ -198,11 +198,11 @@ def write(
 ) -> Job:
     """Write a call as a job that only this user can read, and open the job. Blocks.
 
-    `outcomes`: the outcomes of items that already have one; items without a request have failed. `all_answered`: the
+    `outcomes`: outcomes so far, by item; items that are errors are added as failures. `all_answered`: the
     job has no other items. The job survives the end of this process, but a power loss only after `_make_durable`. If
     writing fails, removes the job's files and raises `PromptmillError` (`storage`).
     """
-    job_id = f"call-{secrets.token_hex(8)}"  # a client with the same token must not guess the id
+    job_id = f"call-{secrets.token_hex(8)}"  # random: a client with the same token must not guess the id
     folder, budget, rows = folders.loose(job_id), work.stats.ledger.budget, Rows(name="call", job_id=job_id)
     options = {"max_cost": None if budget is None else budget.limit}
     failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
@@ -215,8 +215,8 @@ def write(
         job.folder.put(status={"state": progress.STARTING}, task=task)
         items = outcomes if all_answered else range(len(work.items))
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
-        job.put(spec.model_copy(update={"settled": all_answered}))
-        made = spec.targets[0].made(1)
+        job.put(spec)
+        made = spec.targets[0].made(1)  # not of an earlier run, so no failure is sent again
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
     except BaseException as error:
         if job is not None:
@@ -253,7 +253,7 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
     }
     writing = asyncio.to_thread(write, work, running_jobs.folders, outcomes_of, all_answered=True)
     job = await asyncio.shield(asyncio.ensure_future(writing))
-    await asyncio.wait({running_jobs.run_here(job)})  # the run finds every row answered, and only writes the output
+    await asyncio.wait({running_jobs.run_here(job)})  # every row is answered already, so the run only writes the output
     return job.spec.job_id
 
 
@@ -279,7 +279,7 @@ def _line(
     value = {"messages": messages, **shared}
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # such as a lone surrogate: the request reports the error
+    except TypeError:  # for example a lone surrogate; the request reports the error
         return json.dumps(value, default=str).encode()
 
 

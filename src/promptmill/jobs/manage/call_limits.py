@@ -14,7 +14,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
 
 _FILES = 8  # open files of a running job: lock, input, database (2), its log and index, ledger (2)
-_FILES_SHARE = 4  # jobs take 1/4 of the descriptors: HTTP clients have 1/2, and endpoints need some
+_FILES_SHARE = 4  # jobs get 1/4 of the descriptors: HTTP clients have 1/2, and endpoints need some
 
 
 class Places:
@@ -73,7 +73,7 @@ class Places:
             allowed = [place for place in waiting if running[place.session] < self._count_of_session]
             if not allowed or running.total() >= self._count:
                 return
-            min(allowed, key=lambda place: running[place.session]).entry.set()  # the oldest place
+            min(allowed, key=lambda place: running[place.session]).entry.set()  # on a tie, the oldest
 
 
 class Place:

@@ -42,15 +42,15 @@ class CallPaths:
         if input_files.is_several(real):
             folders = "name folders and patterns in `files`" if name == "input_file" else "name a file"
             raise input_error(f"{name} is a folder or a pattern; {folders}.")
-        kind = formats.format_by_suffix(real, name)
-        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() in SQLITE
-        if kind not in formats.OF_CALLS and not is_database:
-            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
-            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
-            raise input_error(
-                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
-                f"program's{whole}"
-            )
+        is_input, suffix = name == "input_file", formats.plain(real).suffix
+        kind = formats.SUFFIXES.get(suffix.lower())
+        is_usable = kind in formats.OF_CALLS and (name != "output_file" or suffix.lower() not in formats.ONLY_READ)
+        if not is_usable and not (is_input and members.file_of(real).suffix.lower() in SQLITE):
+            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if is_input else "")
+            why = ": others may be a program's" if kind and kind not in formats.OF_CALLS else ""
+            whole = "; `files` sends whole texts" if is_input and kind == "txt" else ""
+            what = f"is a {suffix:.20} file" if suffix else "has no suffix"
+            raise input_error(f"{name} {what}; use one of {usable} here{why}{whole}.")
         return real
 
     def allowed_page(self, text: str) -> Path:
@@ -68,14 +68,14 @@ class CallPaths:
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         if _URL.match(text):
-            raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
+            raise input_error(f"{name} is a URL; a call reads and writes only files of this machine.")
         rule, path = self.rule, home_expanded(text)
         try:
             file, member = members.split(rule.placed(path))
             real = rule.resolved(file)
             real = real.with_name(f"{real.name}#{member}") if member else real
         except (OSError, ValueError, RuntimeError):
-            raise input_error(f"{name} is not a usable path.") from None
+            raise input_error(f"{name} is an invalid path.") from None
         except OutsideError:
             whole = f"its whole path, such as {rule.roots[0] / path.name}" if rule.roots else "a file inside"
             use, folder = ("Use a file inside", path.parent) if path.anchor else (f"Name {whole}", "/the/whole/path")

@@ -42,7 +42,7 @@ from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.question_columns import questions_in
 from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Hooks, Job
-from promptmill.jobs.run.runner import Runner, until_ended
+from promptmill.jobs.run.runner import until_ended
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import WantedJob, with_query
 from promptmill.jobs.store.database import DamagedError, Work
@@ -61,7 +61,7 @@ T = TypeVar("T")
 _MODULE = "promptmill.jobs.manage.detached"
 _STEP_BYTES, _RUNNER_BYTES = 2 << 30, 4 << 30
 _VALIDATION_S = 300
-_STUCK_S = 30  # of processor time
+_STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
 _LOOK_S = 1.0
 
 
@@ -77,7 +77,7 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
     """
     folder = job.folder
     inherited = None if sys.platform == "win32" else job.lock.descriptor
-    folder.close()  # only the runner may write the database
+    folder.close()  # closed, because only the runner may write the database
     called = _packed(
         _run_job,
         folder=folder.path,
@@ -98,12 +98,12 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
         finally:
             os.close(log)
     except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"The job's runner cannot be started: {disk.why(error)}.") from None
+        raise PromptmillError(Code.STORAGE, f"The job cannot start in the background: {disk.why(error)}.") from None
     assert runner.stdin is not None
     with contextlib.suppress(BrokenPipeError), runner.stdin as pipe:
         pipe.write(called)
 
-    def wait() -> None:  # without a wait, the ended runner would stay in the process table
+    def wait() -> None:  # removes the ended runner from the process table
         runner.wait()
         ended()
 
@@ -201,7 +201,7 @@ def _revealed(value: object) -> object:
             return value.get_secret_value()
         case JobOrder() | JobSpec():
             return value.model_dump(mode="json")
-        case BaseModel():  # unset keys stay unset, because some code checks whether a key is set
+        case BaseModel():  # without unset keys, because some code checks whether a key is set
             return value.model_dump(exclude_unset=True)
         case Path():
             return str(value)
@@ -225,12 +225,12 @@ def _environment(plan: ResolvedConfig) -> dict[str, str]:
     while names:
         name = names.pop()
         if name not in plans and name in configuration.names:
-            with contextlib.suppress(PromptmillError):  # an invalid plan needs no variables
+            with contextlib.suppress(PromptmillError):  # skipped: an invalid plan needs no variables
                 plans[name] = configuration.plan_of(name)
                 names += plans[name].fallback
-    plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # the plan with the call's settings
+    plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # with the call's settings
     if any(each.backend not in {*BACKENDS, AUTO} for each in plans.values()):
-        return dict(os.environ)  # another package's backend may read any variable
+        return dict(os.environ)  # all, because another package's backend may read any
     return subprocesses.bare_environment({name for each in plans.values() for name in registry.key_variables(each)})
 
 
@@ -248,13 +248,13 @@ def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, 
         return subprocess.Popen(subprocesses.command_of(_MODULE), stdin=subprocess.PIPE, **options)
 
     if inherited is None:
-        job.lock.release()  # the runner takes the lock itself
+        job.lock.release()  # for the runner, which takes the lock itself
     if sys.platform != "win32":
-        # a new session: signals to the server's group or terminal do not reach the runner
+        # in a new session, which signals to the server's group or terminal do not reach
         return spawn(start_new_session=True, pass_fds=[] if inherited is None else [inherited])
     flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
     try:
-        # some clients run servers in a job object, which ends all of its processes
+        # outside of the job object in which some clients run servers: its end ends all of its processes
         return spawn(creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB)
     except OSError:
         return spawn(creationflags=flags)
@@ -276,7 +276,7 @@ def _check(
 ) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
     service = Service(_configuration(plan), plan=plan)
-    named = {variant.model for variant in order.variants} & {*service.offered}
+    named = order.named_models & {*service.offered}
     plans = {name: service.plan_of(name).with_sampling(order.sampling).capped for name in named}
     wanted = WantedJob(order, CallModels(plan, plans), folders, given, is_of_call=True)
     return validation.check(wanted, service.row_models(plan))
@@ -316,7 +316,7 @@ def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: B
         except OSError:
             subprocesses.end_own_group()
 
-    def end_with_other() -> None:  # for systems that do not end it themselves
+    def end_with_other() -> None:  # for systems where `end_with_parent` does nothing
         os.read(incoming.fileno(), 1)
         subprocesses.end_own_group()
 
@@ -340,7 +340,7 @@ def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: B
     except tuple(_RAISED.values()) as error:
         send(raised=type(error).__name__)
         return
-    except Exception as error:  # noqa: BLE001 (the other process reports the error, without a traceback)
+    except Exception as error:  # noqa: BLE001 (reported to the other process, without a traceback)
         failure = PromptmillError(Code.INTERNAL, f"A bug in promptmill ({type(error).__name__}).")
     else:
         send(result=result)
@@ -360,7 +360,7 @@ def _run_job(
 ) -> int:
     """Run an admitted job; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = _configuration(plan)
-    if plan.backend in {*BACKENDS, AUTO}:  # the needs of another package's backend are unknown
+    if plan.backend in {*BACKENDS, AUTO}:  # the backend of another package may need more
         runtime.limit_memory(_RUNNER_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
     if held is None:
@@ -384,7 +384,7 @@ async def _run(job: Job, service: Service) -> None:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        final, _, _ = await until_ended(Runner(job, service, Hooks(watch=watch)))
+        final, _, _ = await until_ended(job, service, Hooks(watch=watch))
         if final["reason"]:
             print(f"{job.spec.job_id}: {final['reason']}", file=sys.stderr)
     finally:

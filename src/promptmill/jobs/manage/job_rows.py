@@ -17,7 +17,7 @@ from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.core.values import JsonObject, read_json
+from promptmill.core.values import JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
 from promptmill.images.load import is_data
 from promptmill.jobs.columns import answer_fields, variant_values
@@ -32,7 +32,7 @@ from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_VALUE = 24  # bytes of text that cost the event loop as much time as one value; a page has up to 300,000 values
+_VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
 _IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
 """The fields that a row keeps if the input's columns are left out."""
@@ -85,7 +85,7 @@ class JobRows:
                 yield self._row(record, rows.get(number))
 
     def images(self, numbers: Iterable[int]) -> Iterator[tuple[int, Sequence[str]]]:
-        """Yield those of the rows with these numbers, from 1, that have images, with the sources of these."""
+        """Yield the number (from 1) and the image sources of each of these rows that has images."""
         wanted = sorted({number - 1 for number in numbers})
         while self._requests and wanted and (some := self._store.rows_at(wanted)):
             for row in some:
@@ -121,7 +121,7 @@ class JobRows:
         """Return a question as labelled texts (for people) and as JSON (for programs), and the sources of images."""
         try:
             request = self._requests[prompt].request(row.n, row.line, row.cells or b"")
-        except PromptmillError:  # the error is in the record
+        except PromptmillError:  # reported in the record
             text = (row.cells or b"").decode(errors="replace")
             return [("row", text)], text, ()
         if request.path:
@@ -154,7 +154,10 @@ def _text(turn: Message) -> str:
 def results_page(
     folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool
 ) -> dict[str, Any]:
-    """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`."""
+    """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`.
+
+    Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
+    """
     shown_rows: list[dict[str, Any]] = []
     with folder.reading() as store:
         spec = folder.spec_in(store)
@@ -230,8 +233,8 @@ class _Fields:
         """Return the fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
-        text = rows.json_line(self._own.of(row))
-        value: dict[str, Any] = read_json(text)
+        text = rows.json_line(self._own.in_json(row))
+        value: dict[str, Any] = exact(read_json(text))
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
             return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
         return value

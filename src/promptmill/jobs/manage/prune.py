@@ -55,13 +55,13 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
             if folder is not None and _removed(folder, partial(_is_old, folder, before, unfinished=unfinished)):
                 removed.append(path.stem)
                 folder = None
-            if folder is None:  # the job was moved or removed
+            if folder is None:  # moved, or already removed
                 path.unlink(missing_ok=True)
-        except (FileNotFoundError, IsADirectoryError):  # another process is removing it
+        except (FileNotFoundError, IsADirectoryError):  # being removed by another process
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
-    with contextlib.suppress(OSError):  # it can be removed the next time
+    with contextlib.suppress(OSError):  # removed the next time
         given.prune(folders, before)
     return removed
 
@@ -90,7 +90,7 @@ def _sized(path: Path) -> tuple[float, int, Path]:
     """Return the time of the last change in a folder, its bytes, and its path."""
     found = path.stat().st_mtime, 0
     for file in path.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # removed just now
+        with contextlib.suppress(FileNotFoundError):  # just removed by another process
             stat = file.stat()
             found = max(found[0], stat.st_mtime), found[1] + stat.st_size
     return *found, path
@@ -101,13 +101,13 @@ def _removed(folder: Folder, may: Callable[[], bool]) -> bool:
     if not may() or (lock := Lock.take(folder.lock)) is None:
         return False
     try:
-        if not may():  # the job has run meanwhile
+        if not may():  # the job has run since it was listed
             return False
         remove(folder)
     finally:
         lock.release()
     if sys.platform == "win32":
-        with contextlib.suppress(OSError):  # another process checks the lock, or has started the job again
+        with contextlib.suppress(OSError):  # in use: another process checks the lock, or has started the job again
             folder.lock.unlink()
             folder.remove()
     return True
@@ -128,7 +128,7 @@ def _is_done(folder: Folder) -> bool:
     spec, result = folder.spec, folder.result
     if spec is None:
         return not folder.database.exists()
-    is_whole = result is not None and result.holds(folder.row_count)  # None: the count is unknown
+    is_whole = result is not None and result.holds(folder.row_count)  # unknown (None) does not count as complete
     return is_whole and status.read(folder)["state"] == progress.FINISHED
 
 
@@ -137,14 +137,14 @@ def remove(folder: Folder) -> None:
     if (spec := folder.spec) is not None:
         output.discard(spec.output.path, spec.job_id)
         if ids := folder.batches:
-            go_on = "goes on at the provider, which bills it; cancel it there"
+            go_on = "continues at the provider, which bills it; cancel it there"
             _LOG.warning("promptmill: job %s is removed; its batch %s %s.", spec.job_id, ", ".join(ids), go_on)
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()
-    if sys.platform != "win32":  # Windows does not remove open files
+    if sys.platform != "win32":  # Windows does not remove the lock while it is open
         folder.lock.unlink()
-        with contextlib.suppress(OSError):  # another process starts the job again
+        with contextlib.suppress(OSError):  # the job is being started again
             folder.remove()
 
 
@@ -164,6 +164,6 @@ def _last_change(path: Path) -> float:
     times = []
     for file in path.iterdir():
         if file.name != "lock":
-            with contextlib.suppress(FileNotFoundError):  # removed just now
+            with contextlib.suppress(FileNotFoundError):  # just removed by another process
                 times.append(file.stat().st_mtime)
     return max(times) if times else path.stat().st_mtime

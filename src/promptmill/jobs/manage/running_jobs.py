@@ -112,7 +112,7 @@ class RunningJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            # the rows and the query of a call are not kept after the call
+            # read now, because the rows and the query of a call are not kept after it
             is_of_call = source is not None or (order.reading.sql is not None and job.change.before is None)
             if is_of_call or job.change.before is not None:
                 unread = await asyncio.to_thread(job.unread)
@@ -120,7 +120,7 @@ class RunningJobs:
                     await self._read(job, unread, is_trial=not is_of_call)
             held.pop_all()
         await self._launch(job)
-        return dict(self._status_of(job, "Ask bulk_status how far it is."))
+        return dict(self._status_of(job, "bulk_status reports its progress."))
 
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
         """Read the input of a job. `is_trial`: only check whether reading is refused, and change nothing.
@@ -131,7 +131,7 @@ class RunningJobs:
             step: partial[Any] = job.trial(files) if is_trial else job.reading(files)
             await self._apart(step, job, lambda _: None)
             if not is_trial:
-                job.load()
+                job.spec = job.folder.known_spec()
         except BaseException:
             if job.change.before is None and job.folder.store.is_empty:
                 prune.forget(job.folder, self.folders)
@@ -142,10 +142,10 @@ class RunningJobs:
     def _running(self, order: JobOrder) -> Status | None:
         """Return the status of the job of an order if a process runs the job with the same order. Blocks."""
         folder = self.folders.of(order.target)
-        if order != folder.order:  # `earlier` is not stored, so an order with `again` never equals the stored order
+        if order != folder.order:  # with `again` they never equal, because `earlier` is not stored
             return None
         now = status.read(folder)
-        if not now["alive"] or now["state"] not in progress.ALIVE:  # the runner may be about to exit
+        if not now["alive"] or now["state"] not in progress.ALIVE:  # not counted: the runner may be about to exit
             return None
         return {"job_id": folder.job_id, "message": "The job is running already."} | now
 
@@ -196,7 +196,7 @@ class RunningJobs:
 
         def ended(_: asyncio.Task[None]) -> None:
             del self._waiting[job_id]
-            if waiting.cancelled():  # the task may be cancelled before it starts
+            if waiting.cancelled():  # cancelled before it started
                 place.leave()
             _report(job_id, waiting)
 
@@ -221,10 +221,7 @@ class RunningJobs:
                 await self._launch(job, place)
 
     async def _launch(self, job: Job, place: Place | None = None) -> None:
-        """Run an admitted job: here if it needs the server's engine or is the job of a call, else in a child process.
-
-        `place`: the place of a job that is the job of a call.
-        """
+        """Run an admitted job: in a `place` here if it is the job of a call or needs the engine, else in a process."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             if place is None and job.plan.record.is_engine:
@@ -238,18 +235,24 @@ class RunningJobs:
                     "Start this one when one of them has ended.",
                 )
             status.write_starting(job.folder)
-            if place is not None:
-                held.pop_all()
-                self.run_here(job, place)
-                return
-            self._runners += 1
+            held.pop_all()
+        if place is not None:
+            self.run_here(job, place)
+        else:
+            await self._run_apart(job)
+
+    async def _run_apart(self, job: Job) -> None:
+        """Run an admitted job in a child process. Return when the process has started."""
+        self._runners += 1
+        with contextlib.ExitStack() as held:
+            held.callback(job.close)
             held.callback(self._runner_ended)
             charge = await self._budgeted(job)
             held.pop_all()
         loop = asyncio.get_running_loop()
 
         def ended() -> None:
-            with contextlib.suppress(RuntimeError):  # the server has ended
+            with contextlib.suppress(RuntimeError):  # the server has ended, and its event loop is closed
                 loop.call_soon_threadsafe(self._runner_ended)
             charge()
 
@@ -257,7 +260,7 @@ class RunningJobs:
         starting = asyncio.ensure_future(asyncio.to_thread(start, job, ended))
 
         def started(done: asyncio.Future[None]) -> None:
-            job.close()  # the runner has taken the lock by now, even if the caller was cancelled
+            job.close()  # even after a cancellation, because the runner has the lock by now
             if done.cancelled() or done.exception():
                 ended()
 
@@ -285,9 +288,9 @@ class RunningJobs:
         def ended() -> None:
             try:
                 spent = status.spent(folder) - before
-            except (OSError, DamagedError):  # the spent amount can no longer be read
+            except (OSError, DamagedError):  # unreadable: the spent amount stays unknown
                 spent = lent
-            with contextlib.suppress(RuntimeError):  # the server has ended
+            with contextlib.suppress(RuntimeError):  # the server has ended, and its event loop is closed
                 loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
 
         return ended
@@ -299,7 +302,7 @@ class RunningJobs:
         """
         order = opened.order
         path = order.inputs[0]
-        kind = formats.format_by_suffix(path, "input_file") if path.is_absolute() else ""
+        kind = formats.format_by_suffix(path) if path.is_absolute() else ""
         if kind not in {"parquet", "xlsx", "sql"}:
             return False
         folder = self.folders.of(order.target)
@@ -328,7 +331,7 @@ class RunningJobs:
     def run_here(self, job: Job, place: Place | None = None) -> asyncio.Task[Any]:
         """Run a job in this process; return the task of the run. `place`: the job's place, if it has one.
 
-        Child processes read its files, unless promptmill itself wrote its requests.
+        Child processes read the job's files, except for a call, whose requests promptmill wrote.
         """
 
         async def run() -> None:
@@ -370,7 +373,7 @@ def _report(job_id: str, work: asyncio.Task[Any]) -> None:
 def _dies_again(job: Job) -> bool:
     """Count the last run if it died. Return whether too many runs died without a new answer."""
     folder = job.folder
-    if folder.status.get("state") not in progress.ALIVE:  # the last run stored its end
+    if folder.status.get("state") not in progress.ALIVE:  # the last run has stored its end
         return False
     before, done = folder.store.get("deaths") or {}, statistics.counts(folder.store).done
     times = 1 + (before["times"] if before.get("done") == done else 0)

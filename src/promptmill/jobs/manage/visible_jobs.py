@@ -74,7 +74,7 @@ class VisibleJobs:
         if not self._is_owner(spec, caller):
             raise no_job(job_id)
         if not self._may_see(spec):
-            if job_id != spec.job_id:  # otherwise a client could find out which files exist in other folders
+            if job_id != spec.job_id:  # or a client could learn which files exist in other folders
                 raise no_job(job_id)
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from promptmill.backends import registry
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
 from promptmill.jobs.databases import Stamp
@@ -49,46 +48,55 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
         files.target.parent.mkdir(parents=True, exist_ok=True)
     if files.input is not None and given is None and plan.file_rule.is_guarded:
         row_secrets.check_beginning(files.input, plan.file_rule)
-    with contextlib.ExitStack() as opened:
-        try:
-            new = spec_of(folders.id_of(folder), files, wanted, known=folder.spec)
-            is_new = folder.spec is None or not (order.question.templates or new.input.format != "jsonl")
-            if is_new and not are_columns_checked and files.input is not None:
-                check_columns(order.question, new.input.format, files.input)
-            _check_output(folder, new, order, members.stamp(new.output.path))
-            if not folders.beside_outputs or files.is_loose:
-                disk.make_private_folder(folders.root)  # the folders above `root` stay unchanged
-            if (lock := _locked(folder)) is None:
-                status_of = Named("status", folder.job_id, "{} shows its progress.")
-                raise input_error(f"Job {folder.job_id} is running already; ", status_of)
-            opened.callback(lock.release)
-            opened.callback(folder.close)
-            order = _as_begun(folder, order)
-            spec, change = _opened(folder, order, lambda: _begun(folder, new, order, fixed=wanted.is_fixed))
-            folder.control.changed(cancel=False).write(folder.path)
-            change = replace(change, disk_share=CALL_DISK_SHARE) if wanted.is_of_call else change
-            job = Job(folder, spec, order, plan, lock, change)
-            if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
-                job.spec, job.input = spec.with_input(sha256=given.key), files.input
-            elif spec.is_read:
-                job.input = job.changed_files()
-            if job.input is not None and (made := folder.result) is not None:
-                folder.put(output=made.model_copy(update={"finished": False}))
-        except OSError as error:
-            raise PromptmillError(
-                Code.STORAGE,
-                f"The job's folder {folder.path} cannot be used: {disk.why(error)}.",
-                _FOREIGN if isinstance(error, disk.ForeignError) else _NO_LOCKS if error.errno in _REFUSED else None,
-            ) from None
-        except DamagedError:
-            damaged = f"The database {folder.database} is damaged beyond reading. "
-            raise input_error(damaged, SEND_ALL, " starts a new one.") from None
+    with _usable(folder), contextlib.ExitStack() as opened:
+        new = spec_of(folders.id_of(folder), files, wanted, known=folder.spec)
+        is_new = folder.spec is None or not (order.question.templates or new.input.format != "jsonl")
+        if is_new and not are_columns_checked and files.input is not None:
+            check_columns(order.question, new.input.format, files.input)
+        _check_output(folder, new, order, members.stamp(new.output.path))
+        if not folders.beside_outputs or files.is_loose:
+            disk.make_private_folder(folders.root)  # without changes to the folders above it
+        if (lock := _locked(folder)) is None:
+            status_of = Named("status", folder.job_id, "{} shows its progress.")
+            raise input_error(f"Job {folder.job_id} is running already; ", status_of)
+        opened.callback(lock.release)
+        opened.callback(folder.close)
+        begun, is_finished = folder.order, folder.status.get("state") == progress.FINISHED
+        if begun is not None and order.shown.command == begun.shown.command and not is_finished:
+            order = order.repeated(begun)  # the same command keeps the decisions of its unfinished job
+        spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted))
+        folder.control.changed(cancel=False).write(folder.path)
+        job = Job(folder, spec, order, plan, lock, change)
+        if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
+            job.spec, job.input = spec.with_input(sha256=given.key), files.input
+        elif spec.is_read:
+            job.input = job.changed_files()
+        if job.input is not None and (made := folder.result) is not None:
+            folder.put(output=made.model_copy(update={"finished": False}))
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            dedupe = not order.plan.chooses  # a plan that chooses needs a separate answer for each slot and row
-            job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=dedupe)
+            dedupe = not order.plan.chooses  # never, if the plan needs a separate answer for each slot and row
+            # the backend's own `dedupe` keeps answers in memory, whereas a job handles duplicates on disk
+            settings = plan.settings.with_block(plan.backend, dedupe=False)
+            job.plan, job.order = replace(plan, settings=settings), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
+
+
+@contextlib.contextmanager
+def _usable(folder: Folder) -> Iterator[None]:
+    """Raise `PromptmillError` if the job's folder or database cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise PromptmillError(
+            Code.STORAGE,
+            f"The job's folder {folder.path} cannot be used: {disk.why(error)}.",
+            _FOREIGN if isinstance(error, disk.ForeignError) else _NO_LOCKS if error.errno in _REFUSED else None,
+        ) from None
+    except DamagedError:
+        damaged = f"The database {folder.database} is damaged beyond reading. "
+        raise input_error(damaged, SEND_ALL, " starts a new one.") from None
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
@@ -102,26 +110,10 @@ def _last_round(store: JobDatabase, order: JobOrder) -> int:
     return last.since if goes_on else last.id
 
 
-def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` without the backend's `dedupe`, which keeps answers in memory. A job handles duplicates on disk."""
-    assert plan.block is not None
-    block = plan.block.model_copy(update={"dedupe": False})
-    configs = plan.settings.backend_configs.model_copy(update={plan.backend: block})
-    return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
-
-
-def _as_begun(folder: Folder, order: JobOrder) -> JobOrder:
-    """Return the order. If it repeats the command of the unfinished job, take over the job's decisions."""
-    begun = folder.order
-    if begun is None or order.shown.command != begun.shown.command or folder.status.get("state") == progress.FINISHED:
-        return order
-    return order.repeated(begun)
-
-
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:
     try:
         folder.open()
-        folder.store.get("spec")  # raises if the database is damaged, whereas `folder.spec` would be None
+        folder.store.get("spec")  # raises if the database is damaged; `folder.spec` would be None
         return begin()
     except DamagedError:
         try:
@@ -165,41 +157,41 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
     file, member = members.split(output)
     if made is None or not made.is_own(there):
         overwrite = Named("overwrite", text="; {} replaces it")
-        if new.keeps_sheets and has_written:  # the job has written a sheet of this workbook
+        if new.keeps_sheets and has_written:  # kept: the job itself has written a sheet of this workbook
             anew = Named("overwrite", text="; {} writes them again, over those that are there")
             raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
         if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
-            return  # the other sheets are kept
+            return  # kept: only one sheet is replaced
         part = "sheet" if file.suffix.lower() == ".xlsx" else "table"
         other = f"name another {part}" if member else "name another file, or move it away"
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
 
-def _begun(folder: Folder, new: JobSpec, order: JobOrder, *, fixed: bool) -> tuple[JobSpec, Change]:
+def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> tuple[JobSpec, Change]:
     """Start or resume the job with this order. The caller holds the lock and has opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
     begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
-    _check_output(folder, new, order, there)  # check the output's present state
+    _check_output(folder, new, order, there)  # the output as it is now
     if new.output.format and there is not None and (made is None or not made.is_own(there)):  # a foreign file
         made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        is_new = folder.store.is_empty  # if it has answers, the description was only damaged
+        is_new = folder.store.is_empty  # False: it has answers, and its description was damaged
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
-        spec = resumed(folder, begun, new, order, fixed=fixed)
+        spec = resumed(folder, begun, new, order, fixed=wanted.is_fixed)
     spec = spec.model_copy(update={"targets": tuple(spec.plan.counted(spec.targets))})
     if begun is not None and made is not None:
         if made.is_own(there):
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))
         earlier = order.earlier
-        is_same = begun.shape == spec.shape and begun.targets == spec.targets
+        is_same = begun.shape == spec.shape and begun.targets == spec.targets and begun.plan == spec.plan
         if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
             made = made.model_copy(update={"finished": False})  # the output lacks the new answers
     stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
     values = {"spec": spec, "order": stored, "output": made}
     before = None if begun is None else {name: folder.store.get(name) for name in values}
     folder.put(before=before, **values)
-    return spec, Change(begun, order.earlier, since)
+    return spec, Change(begun, order.earlier, since, CALL_DISK_SHARE if wanted.is_of_call else 1.0)

@@ -57,16 +57,12 @@ class Job:
         if result is None or earlier.again is not None or not spec.is_read or earlier.from_job is not None:
             return False
         is_there = not spec.output.format or result.is_still(members.stamp(spec.output.path))
-        return result.finished and result.holds(self.order.limits.rows) and is_there
+        return result.finished and result.holds(self.order.limits.limit) and is_there
 
     def put(self, spec: JobSpec, **values: Any) -> None:
         """Store the job's description and other values. Raises the errors of `JobDatabase`."""
         self.spec = spec
         self.folder.put(spec=spec, **values)
-
-    def load(self) -> None:
-        """Load the stored description. Raises `PromptmillError` if the job was removed."""
-        self.spec = self.folder.known_spec()
 
     def unread(self, halt: threading.Event | None = None) -> InputFiles | None:
         """Return the input files if they have not been read or have changed since; else None. Blocks.
@@ -90,9 +86,11 @@ class Job:
                 raise input_error(f"The rows of job {spec.job_id} were not read to their end; run it with its rows.")
             return None
         if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
-            return None  # the job has the rows, so the user may delete the input
-        if _is_own_work(self.folder, spec):
-            return None
+            return None  # none is needed: the job has the rows, and the user may have deleted the input
+        made = self.folder.result
+        has_written = made is not None and made.limit != 0 and made.is_still(members.stamp(spec.output.path))
+        if has_written and spec.fills_input and spec.is_read:
+            return None  # the workbook to which this job added its answers, unchanged
         files = input_files.opened(spec.input.parts, known=self.change.before is not None, reading=spec.input)
         size, version = files.stamp()
         if spec.is_read and (size, version) == (spec.input.size, spec.input.version):
@@ -105,11 +103,11 @@ class Job:
         return None if is_same else files
 
     def reading(self, files: InputFiles) -> partial[Bound]:
-        """Return the step that reads the input. Afterwards, the caller must load the job again."""
+        """Return the step that reads the input. Afterwards, the caller reads `spec` again."""
         return partial(steps.read_input, spec=self.spec, parts=files.parts, change=self.change)
 
     def trial(self, files: InputFiles) -> partial[None]:
-        """Return the step that checks whether reading an input is refused. The step changes nothing."""
+        """Return the step that checks, without any change, whether reading `files` would be refused."""
         return partial(steps.try_out, spec=self.spec, parts=files.parts, change=self.change)
 
     def service(self, configuration: Configuration, *, is_shared: bool = False) -> Service:
@@ -146,10 +144,3 @@ class Hooks:
 
 
 NO_HOOKS: Hooks = Hooks()
-
-
-def _is_own_work(folder: Folder, spec: JobSpec) -> bool:
-    """Return whether the input is the workbook to which this job added its answers, unchanged."""
-    made = folder.result
-    is_written = made is not None and made.limit != 0 and spec.fills_input and spec.is_read
-    return is_written and made is not None and made.is_still(members.stamp(spec.output.path))

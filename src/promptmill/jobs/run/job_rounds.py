@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from promptmill.backends.protocol import Answer
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
-from promptmill.jobs.run.copies import Copies, Duplicates
+from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import Job
-from promptmill.jobs.run.live import Between
+from promptmill.jobs.run.live import Between, OpenRow
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import rounds
-from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.database import PAGE, Work
 from promptmill.jobs.store.fingerprint import system_prompt_of
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
@@ -46,34 +45,30 @@ class JobRounds:
         limit. `work` follows and halts the plan's long work."""
         self._job = job
         self._end = end
-        store, spec_now = job.folder.store, lambda: job.spec
-        self._work = job.spec.plan.work(
+        self.work: PlanWork = job.spec.plan.work(
             RunningJob(
-                store,
+                job.folder.store,
                 job.plan,
-                job.order.limits.rows,
+                job.order.limits.limit,
                 end,
                 work or Work(),
-                spec_now,
+                lambda: job.spec,
                 lambda plan: job.put(job.spec.model_copy(update={"plan": plan})),
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
         )
         self._duplicates = duplicates or PlanWork()
-        self._copies = Copies(store, spec_now, end)
         self._open: dict[tuple[str, str, int, int], Open] = {}
         """The last search results for open rows, by rule, way, `since` and slot."""
 
     def next(self) -> Round | None:
         """Store and return the next round; None if no row is open."""
         job = self._job
-        store, spec = job.folder.store, job.spec
-        if spec.all_answered and job.order.earlier.again is None:
-            return None
+        store = job.folder.store
         known = rounds.stored_rounds(store)
-        self._work.begin(known[-1].id + 1 if known else 1)
+        self.work.begin(known[-1].id + 1 if known else 1)
         round_ = self._found(known)
-        while round_ is None and self._work.advance():
+        while round_ is None and self.work.advance():
             round_ = self._found(known)
         if round_ is not None and known and round_.id != known[-1].id:
             rounds.store_round(store, replace(known[-1], done=True))
@@ -95,27 +90,60 @@ class JobRounds:
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
         """Copy answers to the rows of a round whose `way` is `copy`. `recorded` is called with some of their keys."""
-        self._copies.copy(round_, self._duplicates if round_.is_by_question else self._work, recorded)
+        work = self._duplicates if round_.is_by_question else self.work
+        for slot in round_.slots:
+            condition = round_.condition(self._job.spec.targets[slot].counted, slot)
+            for records in work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
+                if records:
+                    self._write(records)
+                    recorded([record.key for record in records])
 
-    def between(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
-        """Return a function that delivers answers while a live round runs; None if the plan has none."""
-        # otherwise, rows that need another answer are sent by the way of the order
-        return self._copies.between(round_, self._work, delivered, sends=self._job.order.way == LIVE)
+    def between(self, round_: Round, delivered: Callable[[Sequence[Record]], object]) -> Between | None:
+        """Return a function that delivers answers between the windows of a live round; None if the plan has none."""
+        work = self.work
+        if (condition := work.meanwhile.get(round_.rows)) is None:
+            return None
+        # with batches, rows that need a further answer wait for the next batch
+        sends = self._job.order.way == LIVE
 
-    def around(self, answer: Answer) -> Answer:
-        """Return the plan's wrapper of `answer`, see `spec.PlanWork`."""
-        return self._work.around(answer)
+        def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:
+            pages = self._pages(condition, 0, max(0, first - work.late), min(following, self._end))
+            for delivery in work.delivered(round_, pages):
+                if delivery.records:
+                    self._write(delivery.records)
+                    delivered(delivery.records)
+                yield self._open_rows([*delivery.to_send]) if sends else []
 
-    @property
-    def window(self) -> int:
-        """The number of row numbers in a window; answers are delivered after each window."""
-        return self._work.window
+        return deliver
+
+    def _pages(self, condition: str, slot: int, first: int, end: int) -> Iterator[list[int]]:
+        """Yield the numbers of the rows `first` to `end - 1` whose answer in a slot meets a condition."""
+        query = f"""
+            SELECT row.n FROM {join_of(slot)} WHERE row.n >= ? AND row.n < ? AND ({condition})
+            ORDER BY row.n LIMIT {PAGE}
+        """
+        while page := [n for (n,) in self._job.folder.store.read(query, first, end)]:
+            yield page
+            first = page[-1] + 1
+
+    def _open_rows(self, numbers: Sequence[int]) -> list[OpenRow]:
+        rows = self._job.folder.store.rows_at(sorted(numbers)) if numbers else ()
+        return [
+            OpenRow(row.n, 0, (row.asked or b"")[:16], row.line, row.cells or b"", 0, answered=False) for row in rows
+        ]
+
+    def _write(self, records: Sequence[Record]) -> None:
+        self._job.folder.store.write(records, [record.key for record in records])
 
     def targets(self, round_: Round) -> Sequence[Target]:
-        """Return the targets of a round, by slot. If the round names a model, its answers count from now on."""
+        """Return the targets of a round, by slot. If it names a model, this model's answers count from now on."""
         job = self._job
         if not round_.model:
             return job.spec.targets
+        if round_.model not in job.spec.plan.named_models:
+            raise RuntimeError(
+                f"a round of the plan {job.spec.plan.name} names {round_.model}, `named_models` does not"
+            )
         store, targets = job.folder.store, [*job.spec.targets]
         counted = [*targets]
         for slot in round_.slots:
@@ -145,7 +173,7 @@ class JobRounds:
 
     def _has_rows(self, round_: Round) -> bool:
         self._duplicates.prepare(round_)
-        self._work.prepare(round_)
+        self.work.prepare(round_)
         rows = sum(self._find_open(round_, slot).rows for slot in round_.slots)
         if rows or round_.way in {LIVE, COPY}:
             return rows > 0
@@ -203,4 +231,5 @@ def reader_of(
         prompt_column=spec.question.column if input_format == "jsonl" else None,
         row_settings=spec.question.rows_set,
         limits=limits,
+        has_lines=spec.input.has_lines,
     )

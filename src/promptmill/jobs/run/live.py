@@ -30,13 +30,13 @@ from promptmill.service.driver import record_outcome
 from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
-_LARGE = 32 * 1024  # bytes of a question that is too large to parse on the event loop
-_LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
+_LARGE = 32 * 1024  # bytes; a larger question is parsed in a thread, not on the event loop
+_LARGEST_COMMIT, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
-_SYNC_S = 0.9  # between the starts of two syncs, so that data reaches the disk every second
-# Errors that always concern all rows: the configuration, a deadline, the end of the process.
+_SYNC_S = 0.9  # seconds between the starts of two syncs, so that answers reach the disk every second
+# Errors that always concern all rows: those of the configuration, a deadline, the end of the process.
 _ENDS_ALL = frozenset({Code.INVALID_CONFIG, Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN})
-# Errors that mean that the whole endpoint has failed, if the request was not sent.
+# Errors that end the run if no request was sent for the row.
 _ENDS_UNSENT = frozenset(
     {
         Code.UNREACHABLE,
@@ -67,29 +67,32 @@ async def answer_rows(
 
     Raises the `PromptmillError` that ends the run, and `DamagedError`.
     """
-    syncing = asyncio.ensure_future(sink.keep_synced())
+    commits = sink.commits
+    syncing = asyncio.ensure_future(commits.keep_synced())
     source = RowSource(rows, sink, stats)
     try:
         has_images = await source.has_images()
         stats.facts = replace(stats.facts, keep_raw=rows.requests[0].reader.keep_raw, has_images=has_images)
         answering = asyncio.ensure_future(service.run(source, sink, stats, plan, around=around))
-        sink.on_error = answering.cancel
+        commits.on_error = answering.cancel
         await answering
     except asyncio.CancelledError:
         task = asyncio.current_task()
-        if sink.error is None or (task is not None and task.cancelling()):
+        if commits.error is None or (task is not None and task.cancelling()):
             raise
     finally:
         await source.aclose()
         syncing.cancel()
         try:
-            await sink.aclose()
+            await commits.aclose()
         finally:
             await asyncio.wait({syncing})
-    if sink.error is not None:
-        raise sink.error
+    if commits.error is not None:
+        raise commits.error
 
 
+Batch: TypeAlias = list[tuple[int, Outcome]]
+"""Outcomes with the keys of their rows."""
 Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]
 """Yields the rows to send after the answers to the rows `first` to `following - 1`."""
 
@@ -122,11 +125,12 @@ class OpenRows:
     def pages(self) -> Iterator[list[OpenRow]]:
         """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
         ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
-        before: tuple[int, int] | None = None  # the window whose rows have been answered
+        before: tuple[int, int] | None = None  # the previous window, whose rows have been answered
         for first in range(self.among.start, last + 1, self.window):
             following = min(first + self.window, last + 1)
             slots = [self._window(slot, first, following) for slot in self.round.slots]
-            yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
+            merged = heapq.merge(*map(itertools.chain.from_iterable, slots), key=lambda row: row.n)
+            yield from slots[0] if len(slots) == 1 else _paged(merged)
             if self.between is not None and before is not None:
                 yield from self.between(*before)
             before = first, following
@@ -140,7 +144,7 @@ class OpenRows:
             return beginnings(self.requests[row.slot], row.n, row.line, row.cells, self.targets[row.slot].model)
 
         constants = [requests.constant for requests in self.requests]
-        reorders = self.between is None  # `between` needs the windows in order
+        reorders = self.between is None  # not with `between`, which needs the windows in order
         for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
             yield [row if shared is None else row._replace(shared=shared) for row, shared in page]
 
@@ -163,18 +167,13 @@ class OpenRows:
                     None if (digest := asked[at : at + 16]) == _NO_QUESTION else digest,
                     line,
                     cells,
-                    0
-                    if is_answered
-                    else attempts or 0,  # a new answer does not count the attempts of the answer it replaces
+                    # a new answer does not count the attempts of the answer it replaces
+                    0 if is_answered else attempts or 0,
                     bool(is_answered),
                 )
                 for n, asked, line, cells, attempts, is_answered in open_rows
             ]
             first = open_rows[-1][0] + 1 if open_rows else following
-
-
-def _flat(pages: Iterator[list[OpenRow]]) -> Iterator[OpenRow]:
-    return itertools.chain.from_iterable(pages)
 
 
 def _paged(open_rows: Iterator[OpenRow]) -> Iterator[list[OpenRow]]:
@@ -253,7 +252,7 @@ class RowSource(Source):
     def _has_images(self, row: OpenRow) -> bool:
         try:
             return bool(self._request(row).conversation.images)
-        except PromptmillError:  # which `take` records
+        except PromptmillError:  # recorded by `take`
             return False
 
     def _request(self, row: OpenRow) -> Request:
@@ -303,14 +302,122 @@ class RowSource(Source):
 _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
 
 
-class StoreSink(Sink):
+class Commits:
     """Writes outcomes in commits of up to 64. A commit has the outcomes of one turn of the event loop. If more than 64
     rows are in flight, the next commit follows at least 5 ms after the last, with all outcomes until then. So a kill
     costs a second payment for the requests in flight and, with more than 64 in flight and more than 200 outcomes a
     second, for at most 64 outcomes of the last 5 ms. A commit takes as much CPU time as encoding 20 outcomes: a commit
-    per turn would take 25 % more. If commits wait for the disk, a thread commits, and `put` waits for it. Outcomes that
-    arrive meanwhile are in the next commit.
+    per turn would take 25 % more. If commits wait for the disk, a thread commits, and the caller waits for it. Outcomes
+    that arrive meanwhile are in the next commit.
     """
+
+    def __init__(self, store: JobDatabase, write: Callable[[Batch], None], written: Callable[[Batch], None]) -> None:
+        """`write`: writes outcomes into the store, perhaps in a thread. `written`: called in the loop afterwards."""
+        self._store, self._write_batch, self._written = store, write, written
+        self._waiting = _Waiting()
+        self._committing: asyncio.Task[None] | None = None
+        self._flushed_at = 0.0
+        self._loop = asyncio.get_running_loop()
+        self.error: PromptmillError | DamagedError | None = None
+        """The error that prevents further recording."""
+        self.on_error: Callable[[], object] = lambda: None
+        """Called in the event loop after `error` was set."""
+
+    def add(self, key: int, outcome: Outcome, in_flight: int) -> None:
+        """Take an outcome for the next commit. `in_flight`: the number of rows in flight."""
+        waiting = self._waiting
+        batch = waiting.outcomes
+        if not batch:
+            is_soon = self._store.waits_for_disk or in_flight <= _LARGEST_COMMIT
+            due = 0.0 if is_soon else max(0.0, self._flushed_at + _GATHER_S - self._loop.time())
+            self._loop.call_later(due, self._gathered, batch)
+        batch.append((key, outcome))
+        waiting.characters += len(outcome.text)
+        is_full = len(batch) >= _LARGEST_COMMIT or waiting.characters >= _MOST_CHARACTERS
+        if is_full and not self._store.waits_for_disk:
+            self._flush()
+
+    def committed(self) -> Awaitable[None] | None:
+        """Return an awaitable for the commit of all outcomes so far; None if commits do not wait for the disk."""
+        if not self._store.waits_for_disk:
+            return None
+        waiting = self._waiting
+        if waiting.committed is None:
+            waiting.committed = self._loop.create_future()
+        return asyncio.shield(waiting.committed)
+
+    async def keep_synced(self) -> None:
+        """Sync written outcomes to disk at least once a second, until cancelled."""
+        while self.error is None:
+            began = time.monotonic()
+            syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
+            try:
+                await asyncio.shield(syncing)
+            except asyncio.CancelledError:
+                await asyncio.wait({syncing})  # before the caller closes the database
+                syncing.exception()
+                raise
+            except FileNotFoundError:
+                self._break("was removed while the job ran", "Run the job again; it begins anew.")
+            except OSError as error:
+                self._break(f"cannot be kept: {disk.why(error)}")
+            except DamagedError as error:
+                self._end(error)
+            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
+
+    async def aclose(self) -> None:
+        """Write all outcomes that were added."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
+        self._flush()
+
+    def _gathered(self, batch: Batch) -> None:
+        if batch is not self._waiting.outcomes:  # already written, because it was full
+            return
+        if not self._store.waits_for_disk:
+            self._flush()
+        elif self._committing is None and self._waiting.outcomes:
+            self._committing = self._loop.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        """Write batches in a thread until no outcome is waiting."""
+        while self._waiting.outcomes:
+            waiting, self._waiting = self._waiting, _Waiting()
+            await asyncio.to_thread(self._write, waiting.outcomes)
+            if self.error is None:
+                self._written(waiting.outcomes)
+            if waiting.committed is not None:
+                waiting.committed.set_result(None)
+        self._committing = None
+
+    def _flush(self) -> None:
+        if batch := self._waiting.outcomes:
+            self._waiting = _Waiting()
+            self._flushed_at = self._loop.time()
+            self._write(batch)
+            if self.error is None:
+                self._written(batch)
+
+    def _write(self, batch: Batch) -> None:
+        if self.error is not None:
+            return
+        try:
+            self._write_batch(batch)
+        except OSError as error:
+            self._break(f"cannot be written: {disk.why(error)}")
+        except DamagedError as error:
+            self._end(error)
+
+    def _break(self, reason: str, hint: str | None = None) -> None:
+        self._end(PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint))
+
+    def _end(self, error: PromptmillError | DamagedError) -> None:
+        self.error = self.error or error
+        self._loop.call_soon_threadsafe(self.on_error)
+
+
+class StoreSink(Sink):
+    """Records the outcomes of rows, and ends the run if an outcome concerns all rows."""
 
     def __init__(
         self,
@@ -327,9 +434,9 @@ class StoreSink(Sink):
     ) -> None:
         """`no_room` is called with the error of a row that exceeds the budget; then the run takes no more rows.
 
-        `delivered`: the number of slots whose outcomes count as rows. `failing`: the number of slots whose failures
-        count for the limit of failures. `made`: the provenance of the records, by slot.
-        `recorded` is called with the keys of recorded rows.
+        `delivered`: outcomes of the first so many slots count as rows. `failing`: failures of the first so many slots
+        count for the limit of failures. `made`: the provenance of the records, by slot. `recorded` is called with the
+        keys of recorded rows.
         """
         self._store = store
         self._stats = stats
@@ -338,38 +445,27 @@ class StoreSink(Sink):
         self._no_room = no_room
         self._failures = _Failures(failure_limit, counts)
         self._made = made
-        self._delivered, self._failing = delivered, failing
+        self._delivered = delivered
+        self._failing = failing
         self._recorded = recorded
-        self._waiting = _Waiting()
-        self._committing: asyncio.Task[None] | None = None
-        self._flushed_at = 0.0
-        self._loop = asyncio.get_running_loop()
-        self.error: PromptmillError | DamagedError | None = None
-        """The error that prevents further recording."""
-        self.on_error: Callable[[], object] = lambda: None
-        """Called in the event loop after `error` was set."""
+        self.commits = Commits(store, self._write, self._count)
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Record `outcome` under `key`.
 
-        Raises `PromptmillError` if this outcome ends the run; `CancelledError` if `error` is set.
+        Raises `PromptmillError` if this outcome ends the run; `CancelledError` if nothing can be recorded any more.
         """
-        if self.error is not None:
+        if self.commits.error is not None:
             raise asyncio.CancelledError
         if isinstance(outcome, Failure) and self._concerns_all(key, outcome):
             raise outcome.error
         if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
-            self._no_room(outcome.error)  # the requests in flight are already paid, so the run waits for their outcomes
+            self._no_room(outcome.error)  # the run still waits for the requests in flight, which are already paid
             if not outcome.cost:
                 self.taken.pop(key, None)
                 return None
         self._record(key, outcome)
-        if not self._store.waits_for_disk:
-            return None
-        waiting = self._waiting
-        if waiting.committed is None:
-            waiting.committed = self._loop.create_future()
-        return asyncio.shield(waiting.committed)
+        return self.commits.committed()
 
     @property
     def without_request(self) -> Sink:
@@ -380,17 +476,7 @@ class StoreSink(Sink):
         if (lost := self._store.in_flight.lost.get(key)) is not None:
             requests = self._store.in_flight.charged_again.get(key, 0)
             outcome = self._with_lost(outcome, requests, lost.open, lost.most, lost.cost)
-        batch = self._waiting.outcomes
-        if not batch:
-            is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
-            due = 0.0 if is_soon else max(0.0, self._flushed_at + _GATHER_S - self._loop.time())
-            self._loop.call_later(due, self._gathered, batch)
-        batch.append((key, outcome))
-        waiting = self._waiting
-        waiting.characters += len(outcome.text)
-        is_full = len(batch) >= _LARGEST_BATCH or waiting.characters >= _MOST_CHARACTERS
-        if is_full and not self._store.waits_for_disk:
-            self._flush()
+        self.commits.add(key, outcome, len(self.taken))
         if key // SLOT < self._failing:
             self._failures.count(outcome)
 
@@ -412,86 +498,20 @@ class StoreSink(Sink):
         self._stats.counts.cost = (self._stats.counts.cost or 0.0) + cost
         return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
-    async def keep_synced(self) -> None:
-        """Sync written outcomes to disk at least once a second, until cancelled."""
-        while self.error is None:
-            began = time.monotonic()
-            syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
-            try:
-                await asyncio.shield(syncing)
-            except asyncio.CancelledError:
-                await asyncio.wait({syncing})  # the caller then closes the database
-                syncing.exception()
-                raise
-            except FileNotFoundError:
-                self._break("was removed while the job ran", "Run the job again; it begins anew.")
-            except OSError as error:
-                self._break(f"cannot be kept: {disk.why(error)}")
-            except DamagedError as error:
-                self._end(error)
-            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
-
-    async def aclose(self) -> None:
-        """Write all outcomes that were put."""
-        if self._committing is not None:
-            await asyncio.wait({self._committing})
-        self._flush()
-
-    def _gathered(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if batch is not self._waiting.outcomes:  # the full batch has already been written
-            return
-        if not self._store.waits_for_disk:
-            self._flush()
-        elif self._committing is None and self._waiting.outcomes:
-            self._committing = self._loop.create_task(self._commit())
-
-    async def _commit(self) -> None:
-        """Write batches in a thread until no outcome is waiting."""
-        while self._waiting.outcomes:
-            waiting, self._waiting = self._waiting, _Waiting()
-            await asyncio.to_thread(self._write, waiting.outcomes)
-            self._count(waiting.outcomes)
-            if waiting.committed is not None:
-                waiting.committed.set_result(None)
-        self._committing = None
-
-    def _flush(self) -> None:
-        if batch := self._waiting.outcomes:
-            self._waiting = _Waiting()
-            self._flushed_at = self._loop.time()
-            self._write(batch)
-            self._count(batch)
-
-    def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if self.error is not None:
-            return
+    def _write(self, batch: Batch) -> None:
         taken, made = self.taken, self._made
         replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
         again = [row for row, _ in batch if taken.get(row, _UNKNOWN).attempts]
-        try:
-            earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
-            outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
-            # encode a whole batch in one step: encoding each outcome on arrival costs 50 % more, because the code
-            # leaves the CPU's cache
-            records = [
-                record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
-            ]
-            self._store.write(records, replaced)
-        except OSError as error:
-            self._break(f"cannot be written: {disk.why(error)}")
-        except DamagedError as error:
-            self._end(error)
+        earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
+        outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
+        # the whole batch in one step: encoding each outcome on arrival costs 50 % more, because the code
+        # leaves the CPU's cache
+        records = [
+            record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
+        ]
+        self._store.write(records, replaced)
 
-    def _break(self, reason: str, hint: str | None = None) -> None:
-        self._end(PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint))
-
-    def _end(self, error: PromptmillError | DamagedError) -> None:
-        self.error = self.error or error
-        self._loop.call_soon_threadsafe(self.on_error)
-
-    def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if self.error is not None:
-            return
+    def _count(self, batch: Batch) -> None:
         self._store.in_flight.recorded([row for row, _ in batch])
         if self._recorded is not None:
             self._recorded([row for row, _ in batch])
@@ -517,9 +537,9 @@ def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Outcomes that are not yet written. If commits wait for the disk, the `put` calls await the future `committed`."""
+    """Outcomes that are not yet written. If commits wait for the disk, the callers await the future `committed`."""
 
-    outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
+    outcomes: Batch = field(default_factory=list)
     characters: int = 0
     """The total length of the outcomes' texts in characters."""
     committed: asyncio.Future[None] | None = None

@@ -65,7 +65,7 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield the rounds: first by the order's way, then live for the rows that this way left open."""
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # retryable failures of that way are sent again
+        # from the last batch or other way on: its retryable failures are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
         if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_wait(round_):
             yield live
@@ -81,7 +81,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
         return False
     if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
         return False
-    if last.rows == "open" and order.limits.dedupe:  # with `dedupe`, the order sends fewer of these rows
+    if last.rows == "open" and order.limits.dedupe:  # this order sends fewer of these rows
         return False
     if order.earlier.again is None or last.id > now.since:
         return True

@@ -40,7 +40,7 @@ _READ_BY = ("format", "encoding", "header_row")
 """The fields of `InputSpec` that determine how the input is read."""
 _ASKED = ("templates", "column", "image_column", "row_settings")
 """The fields of `Question` that determine a row's prompt."""
-_FEWEST = 20  # answers; the loss of fewer answers costs almost nothing
+_FEWEST = 20  # answers; losing fewer costs almost nothing, so it is no error
 
 
 class ChangedError(PromptmillError):
@@ -52,9 +52,9 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
     if begun.plan.chooses and begun.plan.option != wanted.plan.option and not _has_nothing(folder):
         raise input_error(
-            f"Job {begun.job_id} chose its labels by ",
+            f"Job {begun.job_id} chose its labels with ",
             Named(begun.plan.option),
-            "; repeat that, or name another output.",
+            "; give it again, or name another output.",
         )
     plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)
     by_name = {target.name: target for target in begun.targets}
@@ -102,8 +102,8 @@ def _check_places(begun: JobSpec, targets: Sequence[Target]) -> None:
     if any(before.settings not in now.counted for before, now in zip(begun.targets, targets, strict=False)):
         known = ", ".join(target.name or target.model or begun.model for target in begun.targets)
         raise input_error(
-            f"Job {begun.job_id} has answers of {known}, which would be paid again. Name these first, in this order, "
-            "and others behind them; or name another output."
+            f"Job {begun.job_id} already has answers of {known}. To keep them, name these first, in this order, and "
+            "new ones after them; or name another output."
         )
 
 
@@ -186,12 +186,12 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
 
 def check_keeps_rows(begun: JobSpec, made: OutputRecord, order: JobOrder, *, is_still: bool) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the next output would lack rows of the current output."""
-    limit, sample, before = order.limits.rows, order.question.sample, begun.question.sample
-    holds = f"{begun.output.path} holds more rows than "
+    limit, sample, before = order.limits.limit, order.question.sample, begun.question.sample
+    holds = f"{begun.output.path} has more rows than "
     fewer = limit is not None and (made.limit is None or made.limit > limit)
     if fewer and (not made.finished or order.earlier.again or not is_still):
         name = Named("limit")
         other = " out, or name another output."
-        raise input_error(holds, name, f" {limit} asks for, and would lose them. Leave ", name, other)
+        raise input_error(holds, name, f" {limit}; writing it would delete the rest. Leave ", name, other)
     if sample is not None and made.limit != 0 and (before is None or before > sample):
-        raise input_error(holds, Named("sample"), f" {sample}, and would lose them; name another output.")
+        raise input_error(holds, Named("sample"), f" {sample}; writing it would delete the rest. Name another output.")

@@ -7,9 +7,9 @@ import contextlib
 import functools
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts
@@ -17,25 +17,24 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
-from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.run import steps, ways
-from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink
-from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, status
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
-from promptmill.jobs.store.progress import Course, Progress
+from promptmill.jobs.store.progress import Progress, StatusWriter
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, OutputRecord
@@ -51,7 +50,7 @@ _LOOK_S = 0.2
 _HELD_BYTES = 64 << 20
 _STATUS_S = 1.0
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
-_TRIES = 3  # attempts of a run to repair damaged records or a damaged database
+_TRIES = 3  # times that a run repairs damaged records or a damaged database
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
 _LEAVING_S = 60.0
@@ -65,6 +64,84 @@ class _JobStopped(Exception):  # noqa: N818 (ends a run early; never leaves the 
         super().__init__(state)
         self.state = state
         self.error = error
+
+
+class _Ending:
+    """The early end of a run: at once, or after the rows in flight. The first reason counts."""
+
+    def __init__(self) -> None:
+        self.stopped: _JobStopped | None = None
+        """The end that has come; None if the run goes to its natural end."""
+        self.after_flight: _JobStopped | None = None
+        """The end of a run that takes no new rows and waits for the rows in flight."""
+        self._working: asyncio.Task[None] | None = None
+
+    def stop(self, stopped: _JobStopped) -> None:
+        """End the run at once."""
+        if self.stopped is None and self._working is not None:
+            self.stopped = stopped
+            self._working.cancel()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the user has cancelled the job."""
+        return self.stopped is not None and self.stopped.state == states.CANCELLED
+
+    async def until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of the run. Raises `_JobStopped` if the run is ended early."""
+        working = self._working = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({working})
+        except asyncio.CancelledError:
+            if self.stopped is None:  # not while the run is ending already
+                working.cancel()
+            await asyncio.wait({working})
+            raise
+        try:
+            working.result()
+        except BaseException as error:
+            self.stopped = self.stopped or (error if isinstance(error, _JobStopped) else None)
+            if self.stopped is None:
+                raise
+            raise self.stopped from None
+
+
+class _CostLimit:
+    """The most that all runs of a job may cost. It becomes the budget of each round, and may change meanwhile."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._job, self._progress = job, progress
+        self.awaits_budget = False
+        """Whether the round takes no new rows, because it began without a budget. It is resumed with one."""
+
+    def begin_round(self) -> None:
+        """Limit the round's budget to the unspent part of the job's budget. Blocks."""
+        self.awaits_budget = False
+        ledger, folder = self._progress.stats.ledger, self._job.folder
+        limit = self._most(folder.control)
+        if limit is None or ledger.budget is not None:
+            return
+        awaited = sum(way.most_cost(folder.store) for way in rounds.awaited(folder.store).values())
+        ledger.budget = Budget(limit, self._progress.cost or 0.0, folder.store.in_flight.most + awaited)
+
+    def follow(self, control: Control) -> None:
+        """Apply a limit that has changed."""
+        limit, progress = self._most(control), self._progress
+        if limit is None:
+            return
+        if (budget := progress.stats.ledger.budget) is not None:
+            budget.limit = limit
+        elif progress.state == states.RUNNING and progress.stats.in_flight:
+            if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
+                self.awaits_budget = True  # the requests in flight have no reserved budget
+            elif _NO_BUDGET not in progress.notes:
+                progress.notes.append(_NO_BUDGET)
+
+    def _most(self, control: Control) -> float | None:
+        job = self._job
+        wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
+        limits = [*[most for most in wanted if most is not None][:1], job.most_cost]
+        return min((most for most in limits if most is not None), default=None)
 
 
 class Runner:
@@ -89,77 +166,43 @@ class Runner:
         self._hooks = hooks
         self._apart = apart
         self._given = None if job.spec.input.is_file else job.input
-        self._working: asyncio.Task[None] | None = None
-        self._stopped: _JobStopped | None = None
-        self._leaves_as: _JobStopped | None = None
-        """The final state of a run that takes no new rows and waits for the rows in flight."""
-        self._before = job.folder.status
-        self._is_refused = False
-        """Whether the run was refused and changed nothing; then the job keeps its earlier status."""
-        self._takes_no_more = False
-        """Whether the round takes no new rows. After the rows in flight, it resumes with a budget."""
         self._end = SLOT
         """The number of the first row beyond the order's limit."""
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
-        self._long_work = Work(self.progress.pass_row)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
-        self._course = Course(job.folder.course)
-
-    @property
-    def error(self) -> PromptmillError | None:
-        """The error that stopped the run early."""
-        return None if self._stopped is None else self._stopped.error
+        self._long_work = Work(self.progress.pass_row)
+        self._status = StatusWriter(self.progress, job.folder, hooks.watch, self._activity)
+        self._cost_limit = _CostLimit(job, self.progress)
+        self._ending = _Ending()
 
     async def run(self) -> RunStatus:
         """Run until the output is written or the run is stopped; return the final status.
 
-        Its `state` is `finished`; `stopped` (`reason` and `self.error` hold the cause); `cancelled`; or `interrupted`
-        if the service or this task ends. In all cases, the answers are kept and the job can be resumed.
+        Its `state` is `finished`; `stopped` (`progress.error` is the cause); `cancelled`; or `interrupted` if the
+        service or this task ends. In all cases, the answers are kept and the job can be resumed.
         """
         progress = self.progress
-        self._working = asyncio.ensure_future(self._work())
         looking_after = asyncio.ensure_future(self._look_after())
         try:
-            await self._until_stopped(self._working)
+            await self._ending.until_stopped(self._work())
             progress.state = states.FINISHED
         except _JobStopped as ended:
-            self._stopped, progress.state = ended, ended.state
-            progress.reason = redact(str(ended.error)) if ended.error else ""
+            progress.state, progress.error = ended.state, ended.error
         except asyncio.CancelledError:
             progress.state = states.INTERRUPTED
+            progress.error = None if self._ending.stopped is None else self._ending.stopped.error
             raise
         except BaseException as error:
-            progress.state = states.STOPPED
-            progress.reason = f"A bug in promptmill ({type(error).__name__}); please report it."
+            bug = f"A bug in promptmill ({type(error).__name__}); please report it."
+            progress.state, progress.error = states.STOPPED, PromptmillError(Code.INTERNAL, bug, "")
             raise
         finally:
             progress.activity = ""
             looking_after.cancel()
             await asyncio.wait({looking_after})
             await self._in_thread(self._close)
-            self._report()
+            self._status.report()
         return self.progress.as_dict()
-
-    async def _until_stopped(self, working: asyncio.Task[None]) -> None:
-        """Wait for the work. Raises `_JobStopped` if the run is ended early; the first reason counts."""
-        try:
-            await asyncio.wait({working})
-        except asyncio.CancelledError:
-            if self._stopped is None:  # otherwise the run is already ending
-                working.cancel()
-            await asyncio.wait({working})
-            raise
-        try:
-            working.result()
-        except BaseException:
-            if self._stopped is None:
-                raise
-            raise self._stopped from None
-
-    def _stop(self, stopped: _JobStopped) -> None:
-        if self._stopped is None and self._working is not None:
-            self._stopped = stopped
-            self._working.cancel()
 
     async def _do(self, step: functools.partial[T]) -> T:
         if self._apart is not None:
@@ -178,40 +221,41 @@ class Runner:
             raise
 
     def leave(self) -> bool:
-        """Let the run end as `interrupted` after the rows in flight. Return False if none are in flight."""
+        """End the run as `interrupted` after its rows in flight. If there are none, do nothing; return False."""
         if self.progress.state != states.RUNNING or not self.progress.stats.in_flight:
             return False
-        self._leaves_as = _JobStopped(states.INTERRUPTED)
-        self._show()
+        self._end_after_flight(_JobStopped(states.INTERRUPTED))
         return True
 
     def _end_without_room(self, error: PromptmillError) -> None:
-        if self._leaves_as is None:
-            self._leaves_as = _JobStopped(states.STOPPED, error)
-            self._show()
+        if self._ending.after_flight is None:
+            self._end_after_flight(_JobStopped(states.STOPPED, error))
 
-    def _leaving(self) -> str:
-        if self._leaves_as is None:
-            return ""
-        remaining = self.progress.stats.in_flight
-        again = "; Ctrl-C again stops at once" if self._leaves_as.error is None else ", as the budget has no more room"
-        return f"finishing {remaining} in flight{again}"
+    def _end_after_flight(self, stopped: _JobStopped) -> None:
+        self._ending.after_flight = stopped
+        self._status.show()
+
+    def _activity(self) -> str:
+        """Return the activity of a running job."""
+        if (stopped := self._ending.after_flight) is not None:
+            again = "; Ctrl-C again stops at once" if stopped.error is None else ", as the budget has no more room"
+            return f"finishing {self.progress.stats.in_flight} in flight{again}"
+        return "" if self.progress.stats.counts.done else self.service.activity
 
     def _close(self) -> None:
         job = self._job
-        if self.error is not None and self.error.code is Code.STORAGE and job.folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written must not count
+        error = self.progress.error
+        if error is not None and error.code is Code.STORAGE and job.folder.is_open:
+            with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written do not count
                 self.progress.take(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
         if self.progress.state == states.FINISHED:
-            with contextlib.suppress(
-                OSError, DamagedError
-            ):  # without this, the next run finds no rows for the last round
+            with contextlib.suppress(OSError, DamagedError):  # the next run then finds no rows for the last round
                 rounds.end(job.folder.store)
                 for way in rounds.awaited(job.folder.store).values():
                     way.forget(job.folder.store)
-        self._keep({"status": self._before} if self._is_refused else self._status())
+        self._status.store()
         with contextlib.suppress(OSError, DamagedError):
-            if job.folder.is_open:  # a database that could not be repaired is not open
+            if job.folder.is_open:  # not if it could not be repaired
                 job.folder.store.sync()
         with contextlib.suppress(OSError):
             job.folder.control.changed(cancel=False).write(job.folder.path)
@@ -224,7 +268,7 @@ class Runner:
             raise _JobStopped(states.INTERRUPTED if gone else states.STOPPED, error) from None
         except OSError as error:
             raise _JobStopped(states.STOPPED, disk.unusable(error, self._job.folder.path)) from None
-        except DamagedError:  # the database cannot be repaired
+        except DamagedError:  # beyond repair
             damaged = f"The job's database {self._job.folder.database} is damaged."
             raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
@@ -235,7 +279,7 @@ class Runner:
         try:
             for _ in range(_TRIES):
                 try:
-                    if self._job.has_output:  # the last run ended before it stored its final status
+                    if self._job.has_output:  # the last run wrote the output, but did not store its final status
                         await self._count_again()
                         return
                     if not is_read:
@@ -260,9 +304,8 @@ class Runner:
         spec, progress = self._job.spec, self.progress
         if spec.output.format:
             output.discard(spec.output.path, spec.job_id)
-        await self._count(NEVER)
+        await self._count()
         progress.total = progress.counts.done
-        progress.output.columns = spec.output.names or {}
         await self._in_thread(self._count_values)
 
     async def _salvage(self) -> None:
@@ -274,13 +317,13 @@ class Runner:
 
     def _limit_rows(self) -> None:
         job = self._job
-        self._end = output.end_of(job.folder.store, job.order.limits.rows)
+        self._end = output.end_of(job.folder.store, job.order.limits.limit)
         ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)
         self.progress.total = rows * job.spec.delivered
 
     async def _read_input(self) -> None:
         job, progress = self._job, self.progress
-        self._enter(states.STARTING, "reading the input")
+        self._status.enter(states.STARTING, "reading the input")
         if job.folder.is_salvaged and _SALVAGED not in progress.notes:
             progress.notes.append(_SALVAGED)
         files = await self._in_thread(lambda: job.unread(self._long_work.halt))
@@ -288,24 +331,24 @@ class Runner:
         if files is None and job.order.earlier.from_job is not None:
             self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._long_work)))
         if files is not None:
-            if lost := store.in_flight.most:  # requests whose rows may have changed since
+            if lost := store.in_flight.most:  # paid requests whose rows may have changed since
                 progress.earlier.charge(lost)
-                self._show()
+                self._status.show()
             store.in_flight.clear()
             try:
                 bound = await self._do(job.reading(files))
             except PromptmillError:
-                # so the same command is refused again, and the previous command resumes the job
+                # undone: the same command is refused again, and the previous one resumes the job
                 job.folder.roll_back()
-                self._is_refused = job.change.before is not None
+                self._status.is_refused = job.change.before is not None
                 raise
-            job.load()
+            job.spec = job.folder.known_spec()
             await self._in_thread(self._rebind_awaited)
             self._note_kept(bound)
         await self._check_secrets()
         if job.spec.output.format == "xlsx":
             await self._do(functools.partial(steps.check_output))
-        progress.output.columns = job.spec.output.names or {}
+        progress.figures["columns"] = job.spec.output.names or {}
         progress.notes += [note for each in job.order.parts.values() for note in each.notes]
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
@@ -323,8 +366,8 @@ class Runner:
         if (bound.answers or bound.kept) and self._job.order.earlier.again != "all":
             kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
             are = "is" if bound.new == 1 else "are"
-            # a limited part of the rows: no other row is sent
-            new = f", {bound.new:,} {are} new" if self._job.order.limits.rows is None else ""
+            # not with a limit, which does not send all new rows
+            new = f", {bound.new:,} {are} new" if self._job.order.limits.limit is None else ""
             self.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
 
     async def _check_secrets(self) -> None:
@@ -333,7 +376,7 @@ class Runner:
         if not job.plan.file_rule.is_guarded or not job.spec.input.is_file:
             return
         if await self._in_thread(lambda: job.folder.store.get("secrets_checked")) != content:
-            self._enter(states.STARTING, "looking for keys and passwords")
+            self._status.enter(states.STARTING, "looking for keys and passwords")
             await self._do(functools.partial(steps.check_secrets, rule=job.plan.file_rule))
             job.folder.put(secrets_checked=content)
 
@@ -344,13 +387,13 @@ class Runner:
             try:
                 await self._run_round(round_, job_rounds)
             except PromptmillError as error:
-                if not await self._in_thread(functools.partial(self._goes_without, round_, error)):
+                if not await self._in_thread(functools.partial(self._continues_without, round_, error)):
                     raise
-            is_counted = round_.way == "live"  # a live round counts each outcome itself
-            if self._leaves_as is not None:
-                raise self._leaves_as
+            is_counted = round_.way == "live"  # a live round counts its outcomes itself
+            if self._ending.after_flight is not None:
+                raise self._ending.after_flight
         if not is_counted:
-            await self._count(NEVER)
+            await self._count()
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
         """Return the next round; None at the end. Put the figures of the plan's decisions into the status."""
@@ -359,7 +402,7 @@ class Runner:
         finally:
             self.progress.figures |= self._job.spec.plan.running_figures(self._job.spec)
 
-    def _goes_without(self, round_: Round, error: PromptmillError) -> bool:
+    def _continues_without(self, round_: Round, error: PromptmillError) -> bool:
         """Try to drop a parameter that an endpoint has refused. Return whether the plan can work without it."""
         spec = self._job.spec
         targets = spec.plan.without(spec.targets, round_, error)
@@ -368,7 +411,7 @@ class Runner:
         return targets is not None
 
     def _rebind_awaited(self) -> None:
-        store = self._job.folder.store  # reading the input may have replaced the database
+        store = self._job.folder.store  # read again, because reading the input may have replaced it
         for way in rounds.awaited(store).values():
             way.rebind(store, self._job.spec.targets)
 
@@ -384,7 +427,7 @@ class Runner:
                 request = requests[slot].request(n, row.line, row.cells or b"")
             except PromptmillError:
                 return False
-            # a temperature in the extra parameters overrides the target's
+            # the extra parameters override the target's temperature
             return not request.path and request.extra.get("temperature", request.sampling.temperature) == 0
 
         return Duplicates(job.folder.store, job.spec, is_repeatable)
@@ -394,82 +437,72 @@ class Runner:
         store, stats, live = job.folder.store, progress.stats, self._hooks.live
         targets = await self._in_thread(lambda: job_rounds.targets(round_))
         await self._in_thread(lambda: progress.count(store, job_rounds.condition(round_), self._end))
-        opens = job_rounds.open_in(round_)
-        progress.round, self._takes_no_more = round_.reason, False
-        stats.facts = replace(stats.facts, total=sum(opened.rows for opened in opens))
+        progress.round = round_.reason
+        stats.facts = replace(stats.facts, total=sum(opened.rows for opened in job_rounds.open_in(round_)))
         progress.begin_rates()
-        self._enter(states.RUNNING)
+        self._status.enter(states.RUNNING)
         if round_.way == "copy":
             soon = asyncio.get_running_loop().call_soon_threadsafe
             await self._in_thread(lambda: job_rounds.copy(round_, lambda keys: soon(self._recorded, keys)))
-        else:
-            self._limit_cost()
-            stats.ledger.journal = store.in_flight
-            if live is not None:
-                live.begin(job.folder, job.spec, job_rounds.answered_in(round_), self._end, self._give_up)
-            open_rows = OpenRows(
-                store,
-                round_,
-                targets,
-                self._requests(targets),
-                range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
-                lambda: self._leaves_as is not None or self._takes_no_more,
-                None if self._apart is None else _HELD_BYTES,
-                job_rounds.between(round_, self._delivered_copies(asyncio.get_running_loop())),
-                job_rounds.window,
-                sharing=2 if registry.prompt_cache_of(job.plan) else 0,
-            )
+            return
+        self._cost_limit.begin_round()
+        stats.ledger.journal = store.in_flight
+        if live is not None:
+            live.begin(job.folder, job.spec, job_rounds.answered_in(round_), self._end, self._give_up)
+        run = RoundRun(
+            job,
+            self.service,
+            progress,
+            self._open_rows(round_, job_rounds, targets),
+            functools.partial(self._sink, round_, targets),
+            is_cancelled=lambda: self._ending.is_cancelled,
+            no_room=self._end_without_room,
+            around=job_rounds.work.around,
+        )
+        await way_named(round_.way).run(run)
 
-            def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:
-                is_live = round_.way == "live"  # a live round sends the failures of a batch again
-                return kind(
-                    store,
-                    progress.counts,
-                    call,
-                    self._end_without_room,
-                    failure_limit=job.order.limits.failures if is_live else None,
-                    delivered=job.spec.delivered,
-                    failing=len(job.spec.targets) if job.spec.plan.all_may_fail else job.spec.delivered,
-                    made=[target.made(round_.id, round_.model) for target in targets],
-                    recorded=self._recorded,
-                )
+    def _open_rows(self, round_: Round, job_rounds: JobRounds, targets: Sequence[Target]) -> OpenRows:
+        opens, soon = job_rounds.open_in(round_), asyncio.get_running_loop().call_soon_threadsafe
+        return OpenRows(
+            self._job.folder.store,
+            round_,
+            targets,
+            self._requests(targets),
+            range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
+            lambda: self._ending.after_flight is not None or self._cost_limit.awaits_budget,
+            None if self._apart is None else _HELD_BYTES,
+            job_rounds.between(round_, lambda copies: soon(self._count_copies, copies)),
+            job_rounds.work.window,
+            sharing=2 if registry.prompt_cache_of(self._job.plan) else 0,
+        )
 
-            run = RoundRun(
-                job,
-                self.service,
-                progress,
-                open_rows,
-                sink_of,
-                is_cancelled=lambda: self._stopped is not None and self._stopped.state == states.CANCELLED,
-                no_room=self._end_without_room,
-                around=job_rounds.around,
-            )
-            await way_named(round_.way).run(run)
+    def _sink(self, round_: Round, targets: Sequence[Target], kind: type[StoreSink], call: Call) -> StoreSink:
+        job, spec = self._job, self._job.spec
+        is_live = round_.way == "live"  # a live round sends a batch's failures again
+        return kind(
+            job.folder.store,
+            self.progress.counts,
+            call,
+            self._end_without_room,
+            failure_limit=job.order.limits.failures if is_live else None,
+            delivered=spec.delivered,
+            failing=len(spec.targets) if spec.plan.all_may_fail else spec.delivered,
+            made=[target.made(round_.id, round_.model) for target in targets],
+            recorded=self._recorded,
+        )
 
-    def _delivered_copies(self, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Record]], None]:
-        """Return a function that a thread calls with the copies it delivers while a round runs."""
-
-        def count(copies: Sequence[Record]) -> None:
-            for copy in copies:
-                self.progress.counts.count(copy.outcome())
-            self._recorded([copy.key for copy in copies])
-
-        def delivered(copies: Sequence[Record]) -> None:
-            loop.call_soon_threadsafe(count, copies)
-
-        return delivered
+    def _count_copies(self, copies: Sequence[Record]) -> None:
+        for copy in copies:
+            self.progress.counts.count(copy.outcome())
+        self._recorded([copy.key for copy in copies])
 
     def _recorded(self, keys: Sequence[int]) -> None:
-        if self._hooks.live is not None:
-            self._hooks.live.recorded(keys)
         if self._hooks.recorded is not None:
             self._hooks.recorded(keys)
 
-    async def _count(self, is_open: str) -> None:
-        """Count the records. Records that meet the condition `is_open` count as not done."""
-        self._enter(self.progress.state, "counting the answers")
-        store = self._job.folder.store
-        await self._in_thread(lambda: self.progress.count(store, is_open, self._end))
+    async def _count(self) -> None:
+        self._status.enter(self.progress.state, "counting the answers")
+        await self._in_thread(lambda: self.progress.count(self._job.folder.store, NEVER, self._end))
 
     async def _drop_damaged(self) -> None:
         store = self._job.folder.store
@@ -478,40 +511,27 @@ class Runner:
                 f"{damaged} damaged record(s) in the job's database are not trusted; their rows are sent again."
             )
 
-    def _limit_cost(self) -> None:
-        """Limit the call's budget to the unspent part of the job's budget."""
-        job, stats, progress = self._job, self.progress.stats, self.progress
-        limit = self._most_cost(job.folder.control)
-        if limit is None or stats.ledger.budget is not None:
-            return
-        store = job.folder.store
-        awaited = sum(way.most_cost(store) for way in rounds.awaited(store).values())
-        stats.ledger.budget = Budget(limit, progress.cost or 0.0, store.in_flight.most + awaited)
-
-    def _most_cost(self, control: Control) -> float | None:
-        """Return the most that all runs of the job may spend; None: no limit."""
-        job = self._job
-        wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
-        limits = [
-            *[most for most in wanted if most is not None][:1],
-            *([] if job.most_cost is None else [job.most_cost]),
-        ]
-        return min(limits, default=None)
-
     def _requests(self, targets: Sequence[Target]) -> list[RowRequests]:
         """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""
         job, plan = self._job, self._job.plan
         if not plan.is_same_model(self.service.plan_of(plan.name)):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        reader, offered = self._reader(plan), self.service.offered
-        names = [name for name in self.service.usable if name in offered]
-        if len(names) > 1:
-            reader = replace(reader, models={name: self._reader(self._plan_of(name)) for name in names})
+        reader, plans = self._reader(plan), self._plans()
+        if len(plans) > 1:
+            reader = replace(reader, models={name: self._reader(plan) for name, plan in plans.items()})
         return list(requests_of(job.spec, reader, targets))
 
-    def _plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of another model of this job, with the job's sampling."""
-        return self.service.plan_of(name).with_sampling(self._job.order.sampling).capped
+    def _plans(self) -> dict[str, ResolvedConfig]:
+        """Return the plans of the models that the job may name."""
+        service, sampling, offered = self.service, self._job.order.sampling, self.service.offered
+        names = [name for name in service.usable if name in offered]
+        return {name: service.plan_of(name).with_sampling(sampling).capped for name in names}
+
+    def _configs(self) -> list[ResolvedConfig]:
+        """Return the plan of the model of each slot."""
+        own, plans = self._job.plan, self._plans()
+        names = [target.model for target in self._job.spec.targets]
+        return [plans.get(name) or (own.with_model(name) if name else own) for name in names]
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec
@@ -528,10 +548,10 @@ class Runner:
 
         If an error is raised, no temporary file remains.
         """
-        self.progress.output.written = 0  # steps before this one count their rows, too
-        self._enter(states.MERGING, "writing the output")
+        self.progress.written = 0  # the steps before this one also count rows
+        self._status.enter(states.MERGING, "writing the output")
         job, spec, folder = self._job, self._job.spec, self._job.folder
-        limit = job.order.limits.rows
+        limit = job.order.limits.limit
         if not spec.output.format:
             ((unanswered,),) = await self._in_thread(lambda: folder.store.read(_UNANSWERED, self._end))
             if unanswered:
@@ -543,7 +563,7 @@ class Runner:
                 written = await self._do(functools.partial(steps.export, limit=limit))
             except UnansweredError:
                 return False
-            except BaseException:  # the run may be stopped after the file was written
+            except BaseException:  # also a cancellation, which may come after the file was written
                 output.discard(spec.output.path, spec.job_id)
                 raise
             if written.warning:
@@ -561,98 +581,50 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        self.progress.figures = status.figures_of(store, spec, self._end) | ways.figures(store, self._job.plan)
-        self.progress.figures["cache_saved"] = round(saved(store, self._job.plan), 6)
+        own = {"columns": spec.output.names or {}} | ways.figures(store, self._configs())
+        self.progress.figures = status.figures_of(store, spec, self._end) | own
 
     def _give_up(self, error: PromptmillError) -> None:
-        self._stop(_JobStopped(states.STOPPED, error))
+        self._ending.stop(_JobStopped(states.STOPPED, error))
 
     async def _look_after(self) -> None:
         """Show the progress, and obey commands of other processes, until cancelled."""
-        shown = 0.0
+        stored = 0.0
         while True:
             self._follow(self._job.folder.control)
-            if time.monotonic() - shown >= _STATUS_S:
-                shown = time.monotonic()
+            if time.monotonic() - stored >= _STATUS_S:
+                stored = time.monotonic()
                 self.progress.sample()
                 # in a thread, because a large commit of answers may lock the database
-                fields = self._status()
-                entered = self.progress.state, self.progress.activity
-                await self._in_thread(functools.partial(self._keep, fields))
-                if entered != (
-                    self.progress.state,
-                    self.progress.activity,
-                ):  # another status was stored meanwhile; it may be older
-                    self._keep(self._status())
-            self._report()
+                values, shown = self._status.values(), self._status.shown
+                await self._in_thread(functools.partial(self._status.store, values))
+                if shown != self._status.shown:  # the state has changed since; the stored status may be older
+                    self._status.store()
+            self._status.report()
             await asyncio.sleep(_LOOK_S)
 
     def _follow(self, control: Control) -> None:
         if control.cancel:
-            self._stop(_JobStopped(states.CANCELLED))
-        stats, limit = self.progress.stats, self._most_cost(control)
+            self._ending.stop(_JobStopped(states.CANCELLED))
         if control.concurrency is not None:
             self.service.widen(self._job.plan, control.concurrency)
-        if limit is not None:
-            self._set_limit(limit)
-        if stats.waits.most != control.most:
-            stats.waits.most = control.most
-            stats.waits.freed()
-
-    def _set_limit(self, limit: float) -> None:
-        budget, progress = self.progress.stats.ledger.budget, self.progress
-        if budget is not None:
-            budget.limit = limit
-        elif progress.state == states.RUNNING and progress.stats.in_flight:
-            if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
-                self._takes_no_more = True  # the requests in flight have no reserved budget
-            elif _NO_BUDGET not in progress.notes:
-                progress.notes.append(_NO_BUDGET)
-
-    def _enter(self, state: str, activity: str = "") -> None:
-        self.progress.state, self.progress.activity = state, activity
-        self._show()
-
-    def _show(self) -> None:
-        self._keep(self._status())
-        self._report()
-
-    def _status(self) -> dict[str, Mapping[str, object]]:
-        """Update the progress. Return the job's `status` and, if a new sample was taken, the `course`."""
-        progress = self.progress
-        if not self._job.folder.is_open:
-            return {}
-        in_flight, budget = self._job.folder.store.in_flight, progress.stats.ledger.budget
-        is_running = progress.state == states.RUNNING
-        if is_running:
-            progress.activity = self._leaving() or ("" if progress.stats.counts.done else self.service.activity)
-        progress.earlier.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
-        job_status = progress.as_dict()
-        if self.error is not None:
-            job_status["code"] = self.error.code
-        return {"status": job_status, **({"course": self._course.as_dict()} if self._course.note(job_status) else {})}
-
-    def _keep(self, values: Mapping[str, Mapping[str, object]]) -> None:
-        if values and self._job.folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports the error more clearly
-                self._job.folder.put(**values)
-
-    def _report(self) -> None:
-        if self._hooks.watch:
-            with contextlib.suppress(OSError):  # a closed terminal must not end a job
-                self._hooks.watch(self.progress)
+        self._cost_limit.follow(control)
+        waits = self.progress.stats.waits
+        if waits.most != control.most:
+            waits.most = control.most
+            waits.freed()
 
 
-async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
+async def until_ended(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Return its status, its error, and whether a signal ended it.
 
     The process runs only this job, and observers follow it. After the first Ctrl-C, the requests in flight, which are
     paid anyway, have a minute to end. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     stay_responsive()
-    loop = asyncio.get_running_loop()
+    loop, runner = asyncio.get_running_loop(), Runner(job, service, hooks)
     signals: list[int] = []
-    async with exported(runner.service):
+    async with exported(service):
         work = asyncio.ensure_future(runner.run())
 
         def on_signal(number: int) -> None:
@@ -673,4 +645,4 @@ async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None
             job_status = runner.progress.as_dict()
     if signal.SIGINT in signals:
         raise KeyboardInterrupt
-    return job_status, runner.error, bool(signals)
+    return job_status, runner.progress.error, bool(signals)

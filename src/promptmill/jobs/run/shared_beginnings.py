@@ -18,15 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
-from promptmill.backends.protocol import Usage
 from promptmill.backends.questions import RowRequests
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import LEAST_SHARED, Shared
-from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.rounds import stored_rounds
 
 Row = TypeVar("Row")
 
@@ -50,19 +44,6 @@ def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, 
         if end >= LEAST_SHARED:
             shared.append(Shared(end, digest.hexdigest()))
     return shared
-
-
-def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
-    """Return the savings by the provider's cache, in US dollars; 0 if the price is unknown. Blocks."""
-    if (price := price_of(plan)) is None:
-        return 0.0
-    batches = [round_.id for round_ in stored_rounds(store) if round_.way == BATCH]
-    amount = 0.0
-    for paid, tier in zip(statistics.paid(store, batches), (BATCH, tier_of(plan.settings.extra_params)), strict=True):
-        if (usage := paid.usage).cached_tokens:
-            without = Usage(usage.prompt_tokens, usage.completion_tokens)
-            amount += cost_of_many(price, without, paid.rows, tier) - cost_of_many(price, usage, paid.rows, tier)
-    return amount
 
 
 def in_groups(

@@ -104,7 +104,7 @@ def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Par
 
 def check_output(_: Work, folder: Folder) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written. Blocks."""
-    from promptmill.jobs.export.workbook_file import check_target  # heavy, and few jobs write a workbook
+    from promptmill.jobs.export.workbook_file import check_target  # imported on use: few jobs write a workbook
 
     check_target(folder.known_spec())
 

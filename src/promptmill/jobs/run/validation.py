@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.costs import most_of
-from promptmill.answering.prices import BATCH, Price, Prices, price_of, tier_of
-from promptmill.backends import rows
+from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
+from promptmill.backends import registry, rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Request, TextPart, check_encodable
-from promptmill.core.wording import LONGEST_SHOWN, cut
+from promptmill.core.wording import cut
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
@@ -32,7 +33,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
-_BYTES_PER_TOKEN = 4  # for English text; other scripts have fewer bytes per token
+_BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
 
 def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts: int = 0) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.parsed_shard is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
+    if not plan.is_open:
+        registry.check_name(plan.backend)
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
@@ -64,14 +67,14 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
-        more = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.rows))
+        more = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.limit))
         result["estimated_prompt_tokens"] *= len(every)
         result["requests"] *= len(every)
         cost: dict[str, float | None] = {}
         if len(sums) == len(every):
-            cost = _cost(sums, result, spec.question.prompts)
+            cost = _cost(sums, result)
             if order.way == BATCH and all(one.price.batch is not None for one in sums):
-                by_batch = _cost(sums, result, spec.question.prompts, by_batch=True)
+                by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **more}
 
@@ -93,8 +96,8 @@ class _Most:
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
     """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none. Raises `OSError`."""
-    where = rows.row_word(row_kind(spec.input.format))
-    ids = Ids.of(store, spec, end_of(store, order.limits.rows))
+    where = rows.row_word(row_kind(spec.input.format), has_lines=spec.input.has_lines)
+    ids = Ids.of(store, spec, end_of(store, order.limits.limit))
     if not ids.repeated:
         return ""
     ((row, first),) = ids.examples
@@ -116,7 +119,7 @@ def _check_rows(
     count = invalid = skipped = sent = pictures = tokens = 0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
-    kind, end = row_kind(spec.input.format), end_of(store, order.limits.rows)
+    kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
@@ -125,7 +128,7 @@ def _check_rows(
     for row in store.rows(last=end - 1):
         count += 1
         try:
-            where = rows.place(kind, row.n)
+            where = rows.place(kind, row.n, has_lines=spec.input.has_lines)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             sent += len(parts)
@@ -146,7 +149,7 @@ def _check_rows(
             invalid += 1
             if len(problems) < _SHOWN:
                 problems.append(str(error))
-    if kind == "batch":  # OpenAI refuses a file in which an id repeats
+    if kind == "batch":  # OpenAI refuses a file with a repeated id
         ids = Ids.of(store, spec, end, _SHOWN - len(problems))
         invalid += ids.repeated
         problems += [
@@ -171,14 +174,12 @@ def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
 
 
-def _cost(
-    sums: Sequence[_Most], result: Mapping[str, Any], prompts: int, *, by_batch: bool = False
-) -> dict[str, float | None]:
-    """Return the cost if each model answers `prompts` prompts of each row."""
-    asked = result["rows"] * prompts
-    each = Usage(result["estimated_prompt_tokens"] // len(sums) // max(1, asked))  # prices may rise with one's length
+def _cost(sums: Sequence[_Most], result: Mapping[str, Any], *, by_batch: bool = False) -> dict[str, float | None]:
+    """Return the cost if each model answers all requests."""
+    tokens, requests = (result[name] // len(sums) for name in ("estimated_prompt_tokens", "requests"))
     tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
-    estimated = asked * sum(one.price.cost(each, tier) for one, tier in zip(sums, tiers, strict=True))
+    every = zip(sums, tiers, strict=True)
+    estimated = sum(cost_of_many(one.price, Usage(tokens), requests, tier) for one, tier in every)
     most = sum(one.by_batch if by_batch else one.live for one in sums)
     return {"estimated_cost": estimated, "most_cost": None if most == math.inf else most}
 
@@ -187,7 +188,7 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
     try:
         check_encodable(conversation)
         for image in conversation.images:
-            if not images.is_web(image.source):  # the endpoint itself fetches web images
+            if not images.is_web(image.source):  # the endpoint itself may fetch web images
                 images.load_image(image.source, rules)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None

@@ -35,8 +35,8 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, InputSpec, JobSpec, Origi
 from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
 
-_OF_ROWS = " goes with rows, not with a file of whole requests."
-_ADDED = "." + ".0123456789" + ".partial"  # parts that other file names beside the output add to the output's name
+_OF_ROWS = " works only for rows of values; this input holds complete requests, as a Batch file does."
+_ADDED = "." + ".0123456789" + ".partial"  # what other file names in the output's folder add to its name
 _SHOWN_NAME = 40
 
 
@@ -62,9 +62,8 @@ class WantedJob:
 
     @property
     def plans(self) -> dict[str, ResolvedConfig]:
-        """The plans of the models that the variants name. Raises `PromptmillError`."""
-        named = {variant.model for variant in self.order.variants} & {*self.models.names}
-        return {name: self.models.plan_of(name) for name in named}
+        """The plans of the models that the variants and the plan name. Raises `PromptmillError`."""
+        return {name: self.models.plan_of(name) for name in self.order.named_models & {*self.models.names}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +101,13 @@ class OrderFiles:
             raise input_error("Input or output became a link or a folder while the job was started.")
         for part in parts:
             _check_is_text(part.path)
-            formats.format_by_suffix(part.path, "input file")
         if not is_loose:
             _check_output(order, target, parts)
             formats.format_of_output(order.whole_output, "")
             formats.check_installed(order.whole_output)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
+        for part in parts:  # each is there
+            formats.format_by_suffix(part.path)
         return cls(source, target, folder, is_loose, opened)
 
 
@@ -120,7 +120,7 @@ def _input_of(
     """
     if given is not None:
         return Path(given.name), with_query(given.parts, order)
-    if not order.inputs[0].is_absolute():  # the order that began the job passed the rows themselves
+    if not order.inputs[0].is_absolute():  # no file: the order that began the job passed the rows themselves
         return order.inputs[0], ()
     for path in order.inputs:
         check_name(path)
@@ -144,8 +144,8 @@ def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
     if (sql := order.reading.sql) is None:
         return parts
     if any(part.member or part.path.suffix.lower() not in DATABASES for part in parts):
-        raise input_error(Named("sql"), " goes with a database, without a table: mails.db.")
-    most = order.limits.rows if order.limits.shard is None else None
+        raise input_error(Named("sql"), " needs the name of a database without a table, such as mails.db.")
+    most = order.limits.limit if order.limits.shard is None else None
     return [replace(part, query=sql, most_rows=most) for part in parts]
 
 
@@ -163,7 +163,7 @@ def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
-    try:  # admission makes missing folders
+    try:  # missing folders are made at admission
         with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
             pass
     except OSError as error:
@@ -227,7 +227,7 @@ def _check_answer_column(name: str) -> None:
         raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
         raise input_error(field, ": give the column a name of printable characters.")
-    if len(name) > LONGEST_COLUMN:  # each row of the output repeats the name
+    if len(name) > LONGEST_COLUMN:  # a bound, because each row of the output repeats the name
         raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
 
 
@@ -237,11 +237,13 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     facts: dict[str, Any] = {"format": "messages"}
     if source is not None:
         facts = {"format": format_of_input(source)}
+        is_list = formats.plain(source.parts[0].path).suffix.lower() == ".json"
+        facts["has_lines"] = not is_list and (wanted.source is None or wanted.source.has_lines)
         if files.source.is_absolute():
             facts["files"] = tuple(part for part in source.parts if part.columns or part.within)
             facts["size"], facts["version"] = source.stamp()
     elif known is not None:
-        facts = {name: getattr(known.input, name) for name in ("format", "files", "size", "version")}
+        facts = {name: getattr(known.input, name) for name in ("format", "has_lines", "files", "size", "version")}
     input_format = facts["format"]
     _check_fields(order, input_format)
     if order.question.image_column is None:
@@ -250,7 +252,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     order.plan.check(plan, order.question)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
-        raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
+        raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
     return JobSpec(
         job_id=job_id,
         created=int(time.time()),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from promptmill.backends.protocol import Answer, Call
+from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
+from promptmill.backends.protocol import Answer, Call, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.progress import Progress
 from promptmill.jobs.store.rounds import stored_rounds
@@ -46,12 +48,16 @@ class Way(Protocol):
         ...
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, object]:
-        """Return the figures of a job that has rounds of this way. Blocks. Raises the errors of `JobDatabase`."""
-        ...
+    def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> Mapping[str, object]:
+        """Return the figures of a job that has rounds of this way. `configs`: of the model of each slot. Blocks.
+
+        Raises the errors of `JobDatabase`.
+        """
+        del store, configs
+        return {}
 
 
-class Live:
+class Live(Way):
     """Sends the request of each row immediately."""
 
     @staticmethod
@@ -60,12 +66,6 @@ class Live:
         stats = round_.progress.stats
         sink = round_.sink_of(StoreSink, stats)
         await answer_rows(round_.service, round_.rows, sink, stats, round_.job.plan, around=round_.around)
-
-    @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, object]:
-        """Return no figures."""
-        del store, config
-        return {}
 
 
 def way_named(name: str) -> type[Way]:
@@ -84,9 +84,28 @@ def _places() -> dict[str, str]:
     }
 
 
-def figures(store: JobDatabase, config: ResolvedConfig) -> dict[str, object]:
-    """Return the figures of all ways that answered rows of a job. Blocks. Raises the errors of `JobDatabase`."""
-    of_ways = dict[str, object]()
+def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> dict[str, object]:
+    """Return the savings by the provider's cache, and the figures of all ways that answered rows of a job. Blocks.
+
+    `configs`: the configuration of the model of each slot.
+
+    Raises the errors of `JobDatabase`.
+    """
+    all_figures: dict[str, object] = {"cache_saved": round(_saved_by_cache(store, configs), 6)}
     for name in {round_.way for round_ in stored_rounds(store)} & _places().keys():
-        of_ways |= way_named(name).figures(store, config)
-    return of_ways
+        all_figures |= way_named(name).figures(store, configs)
+    return all_figures
+
+
+def _saved_by_cache(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> float:
+    """Return the savings by the provider's cache, in US dollars, at the models with a known price. Blocks."""
+    batches = [round_.id for round_ in stored_rounds(store) if round_.way == BATCH]
+    amount = 0.0
+    for (is_by_batch, slot), paid in statistics.paid(store, batches).items():
+        plan = configs[slot] if slot < len(configs) else None  # the job may have had more slots
+        usage, price = paid.usage, None if plan is None else price_of(plan)
+        if usage.cached_tokens and plan is not None and price is not None:
+            tier = BATCH if is_by_batch else tier_of(plan.settings.extra_params)
+            without = Usage(usage.prompt_tokens, usage.completion_tokens)
+            amount += cost_of_many(price, without, paid.rows, tier) - cost_of_many(price, usage, paid.rows, tier)
+    return amount

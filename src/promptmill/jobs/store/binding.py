@@ -62,7 +62,7 @@ _WANTED = f"""
         OR (answer.code IS NOT NULL AND :borrows)
     )
 """
-# loose answers before spare answers; of the spare answers, the latest first
+# first the answers without a row, then spare ones, the latest first
 _AVAILABLE = f"""
     SELECT :base + key AS place, asked, key AS turn FROM answer JOIN temp.loose USING (key)
     WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
@@ -143,7 +143,7 @@ def bind(
                 run(_RENAMED, values)
             run(_LOOSE, values)
             run(_WANTED, values)
-            known = [*target.counted, *([] if slot else [PERSON])]  # a person's label counts as a delivered answer
+            known = [*target.counted, *([] if slot else [PERSON])]  # in slot 0, a person's label counts too
             slots.append((_MATCHED.format(settings=", ".join(map(str, known))), values))
         if other is not None:
             _borrow(connection, other, spec, since)
@@ -189,7 +189,7 @@ def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: in
             and record.slot < len(spec.targets)
             and connection.execute(is_wanted, (record.asked,)).fetchone()
         ):
-            if record.settings == PERSON and spec.is_grid:  # in a grid, only the grid's models give answers
+            if record.settings == PERSON and spec.is_grid:  # in a grid, only the grid's models answer
                 continue
             made = Provenance(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)

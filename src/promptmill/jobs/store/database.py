@@ -76,17 +76,17 @@ TABLES = {
 }
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
 COLUMNS = ", ".join(Record._fields)
-_OPTIONAL = frozenset({"code", "more"})  # texts that are stored as NULL instead of empty
+_OPTIONAL = frozenset({"code", "more"})  # empty texts in these columns are stored as NULL
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
 PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
 PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
 SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ?"
-PAGE = 256  # records per read: a long read would keep the writer waiting
-_WAIT_S = 5.0  # for a lock of another program
-AT_ONCE = 16  # records per read, whatever their size
-_PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the record that makes it larger
+PAGE = 256  # records per read; a longer read would keep the writer waiting
+_WAIT_S = 5.0  # the longest wait for a lock of another program
+AT_ONCE = 16  # records that are read at once, whatever their size
+_PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the first record that exceeds this
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
-_STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine: some milliseconds
+_STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine, some milliseconds
 _WAL_CHECKPOINT = 4 << 20  # bytes of the log; each checkpoint costs a sync, so a smaller log is not worth it
 _WAL_TRUNCATE = 64 << 20
 _ERRORS = {
@@ -307,10 +307,10 @@ class JobDatabase:
         if wal.stat().st_size < _WAL_CHECKPOINT:
             return
         if self._syncing is None:
-            self._syncing = self._connected(0)  # a separate connection: neither the writer nor readers wait for it
+            self._syncing = self._connected(0)  # separate: neither the writer nor readers wait for a sync
         with self._errors():
             self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, SQLite never restarts the log itself
+            if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, SQLite never restarts the log
                 self._syncing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
@@ -320,7 +320,7 @@ class JobDatabase:
                 self._syncing.close()
             if self._in_flight is not None:
                 self._in_flight.close()
-            with contextlib.suppress(sqlite3.Error):  # on a full disk the log remains, and the next `open` reads it
+            with contextlib.suppress(sqlite3.Error):  # a full disk: the log remains, and the next `open` reads it
                 self._connection.close()
 
     def read(
@@ -336,7 +336,7 @@ class JobDatabase:
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # the checksum detects this damage; decoding every text in this way would take twice as long
+                # no exact decoding, which would take twice as long: the checksum detects this damage
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
@@ -365,7 +365,7 @@ class JobDatabase:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException as error:
-                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled it back already
+                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled the transaction back already
                     connection.execute("ROLLBACK")
                 if halt is not None and halt.is_set() and isinstance(error, sqlite3.OperationalError):
                     raise HaltedError from None
@@ -392,7 +392,7 @@ class JobDatabase:
         if schema and schema != TABLES:
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         ((page,),) = run("PRAGMA page_size")
-        if write and self.path.stat().st_size % page:  # SQLite would read the missing part of the last page as zeros
+        if write and self.path.stat().st_size % page:  # or SQLite would read the missing part of the last page as zeros
             raise DamagedError(f"{self.path} was cut short")
         if write:
             shares = disk.can_share_memory(self.path.parent)
@@ -400,16 +400,16 @@ class JobDatabase:
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
                 run(statement)
-            if was_killed:  # killed while it read its input, which is now read from the beginning
+            if was_killed:  # killed while it read its input: it is read again from the beginning
                 run("DROP TABLE row_next")
             run("COMMIT")
         elif not schema:
-            raise FileNotFoundError(self.path)  # the process was killed before it created the tables
+            raise FileNotFoundError(self.path)  # killed before it created the tables
         ((mode,),) = run("PRAGMA journal_mode")
         self.waits_for_disk = mode != "wal"
         """Whether a commit waits for the disk; an event loop cannot wait that long."""
         run("PRAGMA synchronous=NORMAL")
-        run("PRAGMA wal_autocheckpoint=0")  # `sync` makes checkpoints, in a thread
+        run("PRAGMA wal_autocheckpoint=0")  # off, because `sync` makes them, in a thread
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

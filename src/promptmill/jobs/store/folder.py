@@ -44,7 +44,7 @@ Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
 SUFFIX = ".job"
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
-_IGNORED = ".gitignore"  # prompts and answers should not be committed to a repository
+_IGNORED = ".gitignore"  # keeps prompts and answers out of a git repository
 _PAUSE_S = 0.02
 
 
@@ -91,7 +91,7 @@ class Folder:
             hidden = self.path.parent
             with contextlib.suppress(FileExistsError):
                 hidden.mkdir()
-                with contextlib.suppress(OSError):  # a file system without permissions raises it
+                with contextlib.suppress(OSError):  # a file system without permissions
                     hidden.chmod(stat.S_IMODE(hidden.parent.stat().st_mode))
             self._check_hidden()
             with contextlib.suppress(OSError), (hidden / _IGNORED).open("x", encoding="ascii") as file:
@@ -298,7 +298,7 @@ class Folder:
         return tuple(stamps) if stamps[0] else None
 
     def change_control(self, **changes: Any) -> None:
-        """Change the commands to the run. Raises `PromptmillError` (`invalid_input`, `storage`)."""
+        """Change the job's `Control` (pause, limits, …). Raises `PromptmillError` (`invalid_input`, `storage`)."""
         try:
             self.control.changed(**changes).write(self.path)
         except ValidationError as error:
@@ -308,7 +308,7 @@ class Folder:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.") from None
 
     def request_cancel(self, *, even_if_it_runs_nowhere: bool = False) -> bool:
-        """Request the end of a running job. Return whether it runs; True if `even_if_it_runs_nowhere`."""
+        """Request the end of a job if it runs or `even_if_it_runs_nowhere`. Return whether it was requested."""
         if not (even_if_it_runs_nowhere or self.alive):
             return False
         self.control.changed(cancel=True).write(self.path)

@@ -16,7 +16,7 @@ _NAME = "in-flight"
 _ENTRY = struct.Struct("<qiidd")
 _FREE = bytes(_ENTRY.size)
 _ENTRIES = 256
-LAST_KEY_OF_ROW = 1 << 48  # the higher bits number the choices of a request that wants several answers
+LAST_KEY_OF_ROW = 1 << 48  # the higher bits of a key number the choices of a request that wants several answers
 
 
 class _Entry(NamedTuple):
@@ -85,7 +85,7 @@ class InFlight:
             self._map = self._mapped(2 * count)
             self._free.extend(range(count, 2 * count))
         at = self._places[row] = self._free.pop()
-        _ENTRY.pack_into(self._map, at * _ENTRY.size, row + 1, 1, 1, most, 0.0)  # an `_Entry` takes 0.4 µs per row
+        _ENTRY.pack_into(self._map, at * _ENTRY.size, row + 1, 1, 1, most, 0.0)  # an `_Entry` would take 0.4 µs per row
         self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:
@@ -129,7 +129,7 @@ class InFlight:
 
     @property
     def most(self) -> float:
-        """The highest cost of the requests of all rows without a record."""
+        """The highest possible cost of all requests whose rows have no record."""
         entries = [self._get(at) for at in tuple(self._places.values())]
         return sum(entry.most + entry.cost for entry in entries)
 
@@ -137,7 +137,7 @@ class InFlight:
     def most_in(path: Path) -> float:
         """Return `most` from the ledger file at `path`. Raises `OSError`."""
         written = path.read_bytes()
-        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # a full disk may have truncated the last entry
+        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # without an entry that a full disk has truncated
         return sum(entry.most + entry.cost for entry in map(_Entry._make, _ENTRY.iter_unpack(whole)))
 
     def close(self) -> None:

@@ -111,8 +111,8 @@ class JobFolders:
     def named(self, text: str) -> Folder:
         """Return the folder of the job with this id or output. Raises the errors of `find`."""
         is_path = not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists())
-        if is_path and "\0" not in text:  # a path cannot contain \0
-            with contextlib.suppress(UnicodeEncodeError):  # nor a lone surrogate
+        if is_path and "\0" not in text:  # no path contains \0
+            with contextlib.suppress(UnicodeEncodeError):  # no path contains a lone surrogate
                 folder = self.of(real_path(home_expanded(text)))
                 if folder.spec is not None:
                     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from promptmill.jobs import disk
 
-# A process that only checks the lock holds it for a moment. A process that wants the lock retries for this long.
+# Seconds of retries: a process that only checks a lock holds it for a moment.
 _PATIENCE_S = 0.5
 _PAUSE_S = 0.02
 
@@ -33,13 +33,13 @@ class Lock:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, disk.PRIVATE_FILE)
             try:
                 held = _try(descriptor)
-            except OSError:  # some network file systems refuse locks
+            except OSError:  # refused by some network file systems
                 os.close(descriptor)
                 raise
             if held and _is_at(descriptor, path):
                 return cls(descriptor)
             os.close(descriptor)
-            if held:  # the job was removed meanwhile with its lock file: open a new file
+            if held:  # the job was removed with its lock file: a new file is opened
                 continue
             if time.monotonic() > end:
                 return None

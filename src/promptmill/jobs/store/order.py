@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import AliasChoices, BeforeValidator, Field, PlainSerializer
 
 from promptmill.backends.protocol import Backend
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Named, input_error, redact
 from promptmill.core.feature import features, part
+from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
@@ -22,7 +23,7 @@ from promptmill.options.table import Again
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
-_FIRST_ROWS = 20  # rows; with fewer rows, a percentage of failures is not checked
+_FIRST_ROWS = 20  # rows from which a share of failures is checked; of fewer rows, a share says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ class Shard:
 class Limits(Stored):
     """The rows that a job sends, and the limits of failures and costs."""
 
-    rows: int | None = Field(None, ge=1)
-    """The number of first rows to send; None: all."""
+    limit: int | None = Field(None, ge=1, le=SLOT, validation_alias=AliasChoices("limit", "rows"))
+    """The number of first rows to send; None: all. `rows` in stored orders of older versions."""
     shard: str | None = None
     """The shard of the rows to send, such as `3/16`; the output is then a shard file."""
     dedupe: bool = False
@@ -120,7 +121,7 @@ class Reading(Stored):
     """A query, if the input is a database. Its result gives the rows of the job."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
-    header_row: int | None = Field(None, ge=1)
+    header_row: int | None = Field(None, ge=1, le=SLOT)
     """The line of a file, or the row of a sheet, that holds the header, from 1; None: the first one."""
 
     @classmethod
@@ -131,7 +132,7 @@ class Reading(Stored):
         except (LookupError, ValueError):
             known = " is no encoding; use cp1252, utf-16, latin-1, …"
             raise input_error(Named("encoding"), f": {str(encoding)[:20]!r}{known}") from None
-        return cls(sql=sql, encoding=encoding, header_row=header_row)
+        return cls(sql=sql, encoding=encoding or None, header_row=header_row)
 
 
 class Shown(Stored):
@@ -145,6 +146,11 @@ class Shown(Stored):
     """The input as the user wrote it, without secrets."""
     reason: str = "first"
     """The reason for the rounds that send rows without an answer."""
+
+
+def as_written(names: Sequence[str]) -> str:
+    """Return the names of inputs in the form in which an order stores them: without secrets."""
+    return redact(" ".join(names))
 
 
 class OrderPart(Stored):
@@ -273,7 +279,7 @@ class JobOrder(Stored):
             form=AnswerForm(**given(column="answer_column", fields="fields", columns="columns")),
             limits=Limits(
                 max_failures=None if failures is None else str(failures),
-                **given(rows="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),
+                **given(limit="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),
             ),
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             variants=variants,
@@ -287,6 +293,11 @@ class JobOrder(Stored):
             reading=Reading.of(**given(sql="sql", encoding="encoding", header_row="header_row")),
             **given(system_prompt="system_prompt", sampling="sampling"),
         )
+
+    @property
+    def named_models(self) -> frozenset[str]:
+        """The models that its variants and its plan name."""
+        return self.plan.named_models.union(variant.model for variant in self.variants)
 
     @property
     def way(self) -> str:
@@ -315,7 +326,7 @@ class JobOrder(Stored):
         return self.output if self.limits.shard is None else self.output.with_name(PART.sub("", self.output.name))
 
     def repeated(self, begun: JobOrder) -> JobOrder:
-        """Return the order for a repeated command. `begun`: the order of the unfinished job."""
+        """Return the order with the decisions of `begun`, the unfinished order of the same command."""
         parts = {name: each.repeated(begun.parts[name]) for name, each in self.parts.items() if name in begun.parts}
         return self.model_copy(update={"parts": {**self.parts, **parts}})
 

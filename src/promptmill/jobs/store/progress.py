@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 from promptmill.backends.protocol import Call
+from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.version import __version__
 from promptmill.jobs.store import statistics, status_record
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.statistics import JobCounts, quantile
 from promptmill.jobs.store.status_record import CourseRecord, RunNote, RunStatus
 
@@ -20,7 +22,7 @@ FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", 
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
-_SHORTEST_WAIT_S = 2.0  # shorter waits for the last rows are not mentioned in `waiting`
+_SHORTEST_WAIT_S = 2.0  # shortest wait for the last rows that `waiting` reports
 _SAMPLES = 300
 _SAMPLE_EVERY_S = 1.0
 _RUNS = 50
@@ -43,12 +45,14 @@ class Progress:
         self.activity = ""
         self.round = ""
         """The reason of the current round."""
-        self.reason = ""
+        self.error: PromptmillError | None = None
+        """The error that stopped the run early."""
         self.total: int | None = None
         self.notes: list[str] = []
-        self.output = OutputProgress()
+        self.written = 0
+        """The number of rows of the output that are written."""
         self.figures: dict[str, Any] = {}
-        """Figures of the job's answers: during the run, of its plan and ways; after the output is written, all."""
+        """Figures of the output and its answers: during the run, of its plan and ways; after its end, all."""
         self.awaited: Callable[[], str] = lambda: ""
         """Returns a text about what the current round awaits while it sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
@@ -96,7 +100,7 @@ class Progress:
 
     def pass_row(self, rows: int) -> None:
         """Set the number of rows of the output that are written."""
-        self.output.written = rows
+        self.written = rows
 
     def begin_rates(self) -> None:
         """Restart the rates, so that they exclude rows that are already done."""
@@ -152,7 +156,8 @@ class Progress:
         counts = self.counts.as_dict(run)
         status: dict[str, Any] = {
             "state": self.state,
-            "reason": self.reason,
+            "reason": "" if self.error is None else redact(str(self.error)),
+            "code": None if self.error is None else self.error.code,
             "activity": self.activity,
             "round": self.round or None,
             "paused": self.is_paused or None,
@@ -160,13 +165,12 @@ class Progress:
             **counts,
             "requests": counts["requests"] + earlier.lost,
             "run_requests": run.requests if earlier.seconds else None,
-            "columns": dict(self.output.columns) or None,
             **{name: figure or None for name, figure in self.figures.items()},
             "cost": self.cost,
             "max_cost": None if budget is None else budget.limit,
             "cost_set_aside": set_aside if set_aside or "cost_set_aside" in earlier.status else None,
             "cost_forgotten": earlier.forgotten or None,
-            "written": self.output.written if self.state == MERGING else None,
+            "written": self.written if self.state == MERGING else None,
             "in_flight": self.stats.in_flight if is_running else 0,
             "window": flow.limit if flow is not None and is_running else None,
             "refused": run.refused or None,
@@ -178,7 +182,7 @@ class Progress:
             "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
         }
-        if not earlier.is_added:  # until the answers are counted, use the counts of the previous run
+        if not earlier.is_added:  # the counts of the earlier runs, until the answers are counted
             status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
         known = {name: value for name, value in status.items() if value is not None or name in {"total", "eta_s"}}
         return cast("RunStatus", known)
@@ -186,16 +190,6 @@ class Progress:
 
 Watch: TypeAlias = Callable[[Progress], None]
 """A function that is called with the progress several times a second."""
-
-
-@dataclass(slots=True)
-class OutputProgress:
-    """The progress of the output: its written rows, and its column names."""
-
-    written: int = 0
-    """The number of rows that are written."""
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """The unusual names of columns, by their usual names."""
 
 
 class EarlierRuns:
@@ -314,3 +308,55 @@ class Course:
         limit of requests, refused requests of this run, and whether the job waited (0 or 1).
         """
         return {"runs": self._runs, "samples": self._samples, "every_s": self._every_s}
+
+
+class StatusWriter:
+    """Stores the progress of a run in the job's folder, and shows it to the owner of the run."""
+
+    def __init__(self, progress: Progress, folder: Folder, watch: Watch | None, activity: Callable[[], str]) -> None:
+        """`activity`: returns the activity of a running job."""
+        self._progress, self._folder, self._watch, self._activity = progress, folder, watch, activity
+        self._course = Course(folder.course)
+        self.shown = 0
+        """How often the progress was shown."""
+        self.is_refused = False
+        """Whether the run was refused and changed nothing; then the job keeps its earlier status."""
+
+    def enter(self, state: str, activity: str = "") -> None:
+        """Begin a state of the run, or an activity in it."""
+        self._progress.state, self._progress.activity = state, activity
+        self.show()
+
+    def show(self) -> None:
+        """Store and show the progress."""
+        self.shown += 1
+        self.store()
+        self.report()
+
+    def report(self) -> None:
+        """Show the progress to the owner."""
+        if self._watch:
+            with contextlib.suppress(OSError):  # a terminal that was closed must not end a job
+                self._watch(self._progress)
+
+    def values(self) -> dict[str, Mapping[str, object]]:
+        """Update the progress. Return the job's `status` and, if a new sample was taken, the `course`."""
+        progress = self._progress
+        if not self._folder.is_open:
+            return {}
+        if self.is_refused:
+            return {"status": progress.earlier.status}
+        in_flight, budget = self._folder.store.in_flight, progress.stats.ledger.budget
+        is_running = progress.state == RUNNING
+        if is_running:
+            progress.activity = self._activity()
+        progress.earlier.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
+        status = progress.as_dict()
+        return {"status": status, **({"course": self._course.as_dict()} if self._course.note(status) else {})}
+
+    def store(self, values: Mapping[str, Mapping[str, object]] | None = None) -> None:
+        """Store the present values, or `values` of a moment ago. Blocks."""
+        values = self.values() if values is None else values
+        if values and self._folder.is_open:
+            with contextlib.suppress(OSError, DamagedError):  # reported more clearly by the next write of answers
+                self._folder.put(**values)

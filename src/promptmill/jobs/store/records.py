@@ -80,9 +80,9 @@ class Record(NamedTuple):
     def is_sound(self) -> bool:
         """Whether the outcome matches its checksum."""
         try:
-            # the key is left out, because an answer may move to another row with the same question
+            # not the key, because an answer may move to another row with the same question
             return self.checksum == checksum(self[1:11])
-        except TypeError:  # the damage changed the type of a value
+        except TypeError:  # the damage has changed a value's type
             return False
 
     @property
@@ -130,7 +130,7 @@ def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Prov
     fields = _fields(outcome, made)
     try:
         check = checksum(fields)
-    except TypeError:  # no file can contain a lone surrogate
+    except TypeError:  # a lone surrogate, which no file can contain
         fields = (*fields[:6], *map(mended, fields[6:]))
         check = checksum(fields)
     return Record._make((key, *fields, asked, check, made.settings, made.round))

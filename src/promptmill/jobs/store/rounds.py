@@ -44,7 +44,7 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
-# `IN (SELECT …)` would list all keys again for each page: 17 s instead of 2 s of CPU for 200,000 duplicates
+# not `IN (SELECT …)`, which lists all keys again for each page: 17 s instead of 2 s of CPU for 200,000 duplicates
 _IS_WAITING = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND key != first)"
 _IS_DUPLICATE = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
@@ -58,8 +58,8 @@ RULES: Mapping[str, str] = MappingProxyType(
 
 `since` is the id of the last round before the order, `settings` the settings ids whose answers count, `base` the key of
 the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the basic rule by question; they use
-the temporary tables of `run.copies`. A plan adds its own rules, see `spec.Plan`; a way adds the rule with its name, see
-`Awaited`.
+the temporary tables of `run.duplicates`. A plan adds its own rules, see `spec.Plan`; a way adds the rule with its name,
+see `Awaited`.
 """
 
 
@@ -94,7 +94,7 @@ class Awaited(Protocol):
 
 
 def awaited(store: JobDatabase) -> dict[str, Awaited]:
-    """Return the features' ways of the job's rounds, by name.
+    """Return, by name, the ways of features that the job's rounds use.
 
     Raises the errors of `JobDatabase`; `PromptmillError` (`invalid_input`) if the feature of an unfinished round is
     missing.
@@ -103,7 +103,7 @@ def awaited(store: JobDatabase) -> dict[str, Awaited]:
     by_way = [round_ for round_ in stored_rounds(store) if round_.way not in {LIVE, COPY}]
     if missing := [round_.way for round_ in by_way if round_.way not in entries and not round_.done]:
         raise input_error(Named(missing[0]), " needs a feature that is not installed.")
-    # if there is a batch, check all ways: a damaged round may have lost the name of its way
+    # all ways if there is a batch: a damaged round may have lost the name of its way
     used = entries.keys() if store.has_batches else {round_.way for round_ in by_way}
     return {name: part(entry.awaited) for name, entry in entries.items() if name in used}
 
@@ -153,7 +153,7 @@ class Round:
         return self.ordered != self.rows
 
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
-        """Return the condition for the round's rows in a slot. `settings`: the ids whose answers count there."""
+        """Return the condition for the round's rows in a slot. `settings`: ids of settings whose answers count."""
         ids = ", ".join(str(int(each)) for each in settings)
         way = None if self.way in {LIVE, COPY} else _awaited(self.way)
         rule = rule_of(self.rows) if way is None else f"({rule_of(self.rows)}) AND NOT {way.TRIED}"

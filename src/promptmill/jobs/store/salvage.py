@@ -24,7 +24,7 @@ from promptmill.jobs.store.spec import UNREAD
 _Keyed = TypeVar("_Keyed", bound=tuple[Any, ...])
 _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
 """Reads results in the order of their keys. Arguments: the first key, and the maximum number of results."""
-_HEADER = 100  # bytes; sqlite.org/fileformat.html
+_HEADER = 100  # bytes of the file's header; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
 _KEYS = {"settings": "id", "round": "id", "batch": "id", "spare": "place"}
 _UNKNOWN_SETTINGS = """
@@ -51,10 +51,10 @@ def salvage(path: Path) -> None:
             contextlib.closing(JobDatabase(beside, write=True)) as new,
         ):
             _copy_all(old, new)
-    except BaseException:  # on a full disk, the incomplete file would take up space
+    except BaseException:  # removed: on a full disk, the incomplete file would take up space
         _remove(beside)
         raise
-    _remove(path, but_itself=True)  # SQLite would apply the old log to the new file
+    _remove(path, but_itself=True)  # or SQLite would apply the old log to the new file
     disk.replace(beside, path)
 
 
@@ -71,7 +71,7 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
     for table, key in _KEYS.items():
         for page in _readable(_reader(old, table, key)):
             _copy(new, table, page)
-    with contextlib.suppress(DamagedError):  # either all rows of a sample are copied, or none
+    with contextlib.suppress(DamagedError):  # all rows of a sample are copied, or none
         _copy(new, "chosen", old.read("SELECT * FROM chosen"))
     with contextlib.suppress(DamagedError):  # rows whose replies are unreadable are sent again
         _copy_batched(old, new)
@@ -151,7 +151,7 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
 
     def read(first: int, most: int) -> list[Row]:
         page = old.row_page(first, size=most)
-        if any(b"\0" in (row.cells or b"") for row in page):  # JSON never contains \0
+        if any(b"\0" in (row.cells or b"") for row in page):  # damaged: JSON never contains \0
             raise DamagedError("a row has zeros of a page that was cut short")
         return page
 

@@ -38,8 +38,8 @@ class Stratum:
     """The machine's label and the right label of each reviewed row; None: all machine labels are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
-        """Yield three counts for the rows with a machine label, then for the rows without: unreviewed rows, and the
-        reviewed rows that really have the label and that do not."""
+        """Yield three counts for the rows that the machine gave `label`, then for the others: unreviewed rows, reviewed
+        rows whose right label is `label`, and reviewed rows whose right label is not."""
         with_label = self.machine.get(label, 0)
         if self.reviewed is None:
             yield 0, with_label, 0
@@ -81,7 +81,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
-    """Count the delivered labels whose records meet a condition on `answer` and the tables of `join`."""
+    """Count the delivered labels of records that meet `where`, an SQL condition on the tables `answer` and `join`."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()

@@ -32,7 +32,7 @@ from promptmill.options.table import Again
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats in which each row is a whole request."""
-_LAST_TIME = 10**11  # the year 5138
+_LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
 _Names: TypeAlias = Annotated[
@@ -50,6 +50,8 @@ class InputSpec(Stored):
     files: tuple[Part, ...] = ()
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
+    has_lines: bool = True
+    """Whether a row of JSON is a line; False: an element of a list."""
     encoding: str | None = None
     header_row: int | None = None
     size: int = 0
@@ -210,6 +212,17 @@ class Plan(Stored):
         return ()
 
     @property
+    def named_models(self) -> frozenset[str]:
+        """All models that the plan's slots and rounds may name; a call must be permitted to use them."""
+        return frozenset(way.model for way in self.ways) - {""}
+
+    @property
+    def only_model(self) -> str | None:
+        """The model that all slots name; None if they name different models or a slot uses the order's model."""
+        names = {way.model for way in self.ways}
+        return (names.pop() or None) if len(names) == 1 else None
+
+    @property
     def option(self) -> str:
         """The option that selects the plan; `""` for an ordinary job."""
         return self.name
@@ -225,7 +238,7 @@ class Plan(Stored):
         return ()
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield the rounds that may come next: copies of `first` with other rows. A pure function."""
+        """Yield candidates for the next round: `first`, or copies with another rule for rows. A pure function."""
         if again is not None:
             yield replace(first, rows=f"again {again}", reason=f"again {again}")
         yield first
@@ -288,7 +301,7 @@ class Plan(Stored):
         return ""
 
     def sent(self, request: Request, prompt: str) -> Iterable[Request]:
-        """Yield the requests that are sent in place of a row's request, without those that depend on an answer.
+        """Yield the requests that replace a row's request, except those that depend on an answer.
 
         `prompt`: the template of the request, or `""`.
         """
@@ -308,7 +321,7 @@ class Plan(Stored):
         return PlanWork()
 
     def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
-        """Return the targets without a parameter that an endpoint has just refused; None for any other error."""
+        """Return the targets without the parameter that `error` refuses; None if `error` has another cause."""
         del targets, round_, error
         return None
 
@@ -405,13 +418,14 @@ def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
     asked = list[Plan]()
     for feature in features().values():
         for entry in feature.plans:
-            if any(options.get(option) not in (None, False, {}) for option in entry.options):
+            if entry.may_be_asked(options):
                 kind: type[Plan] = part(entry.plan)
                 if (plan := kind.of(options, models)) is not None:
                     asked.append(plan)
                     break
     if len(asked) > 1:
-        raise input_error(Named(asked[0].option), " goes without ", Named(asked[1].option), ": a job has one plan.")
+        first, second = (Named(plan.option) for plan in asked[:2])
+        raise input_error(first, " cannot be used with ", second, "; leave one of them out.")
     if asked:
         return asked[0]
     return Plan()
@@ -470,8 +484,6 @@ class JobSpec(Stored):
     model: str
     provider: str = ""
     """The name of the provider, for metrics."""
-    all_answered: bool = False
-    """Whether the job's call has ended. Then no row is sent again, not even a failed row."""
     plan: AnyPlan = Plan()
     """The plan, which decides the rows to send next and the answer of each row."""
     to_bind: Literal["questions", "rows"] | None = None

@@ -23,13 +23,13 @@ LATENCIES = 4096
 """The number of latencies to keep: enough for quantiles, and sorted within a millisecond."""
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
-_SHORT_VALUE = 40  # characters
-_LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
-_SAMPLES = 65_536  # answers for the histograms of a report
-_IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
+_SHORT_VALUE = 40  # max characters of a shown value
+_LONG_VALUE = 1000  # characters; longer answers are grouped by their digests
+_SAMPLES = 65_536  # max answers in the histograms of a report
+_IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0 is the latency of a copied answer
 _TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# a plan that chooses has paid answers that are not delivered
+# with `plan.chooses`, the later slots have paid candidates, which are never delivered
 DELIVERED = f"""answer.key < coalesce((
     SELECT CASE WHEN value ->> '$.plan.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
@@ -37,8 +37,8 @@ DELIVERED = f"""answer.key < coalesce((
 """The SQL condition for records that are in the output."""
 # A row that wants several answers may send as many requests without a retry. Such rows are few, so JSON is read only
 # for them.
-_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged; the export reports the damage
-# `CASE` is not evaluated for records that its condition excludes, whereas `AND` may evaluate both sides.
+_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged, which the export reports
+# `CASE`, because SQL may evaluate both sides of an `AND`: a record that the condition excludes may be damaged.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
 _TOKENS = f"CASE WHEN instr(more, '\"{{0}}\":') THEN json_extract({_MORE}, '$.tokens.{{0}}') END"
@@ -51,7 +51,7 @@ RECORDED: Mapping[str, str] = {
     "cached_tokens": _CACHED,
 }
 """The counts of earlier runs' requests that records hold: each is the sum of an SQL expression."""
-_IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
+_IS_EMPTY = f"CASE WHEN {ANSWERED} AND {_TRIMMED} = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
 _FIRST_ANSWERS = 256
@@ -63,11 +63,12 @@ _KINDS = MappingProxyType(
         **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
     }
 )
-# The limit includes null and one value more than is shown; the extra value reveals that there are too many.
+# The limit has room for null and for one value more than is shown, which reveals that there are too many.
 _VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
 _ITEMS = f"""
     SELECT * FROM (
-        SELECT {{0}}, value, count(*), 0 FROM answers, json_each(CASE WHEN json_valid(f{{0}}) THEN f{{0}} END)
+        SELECT {{0}}, value, count(DISTINCT answers.key), 0
+        FROM answers, json_each(CASE WHEN json_valid(f{{0}}) THEN f{{0}} END)
         WHERE json_each.type = 'text' GROUP BY value LIMIT {_SHOWN_VALUES + 2}
     )
 """
@@ -113,18 +114,18 @@ class JobCounts(Counts):
     def count(self, outcome: Outcome) -> None:
         """Count the outcome of a row of this run. (A `Call` counts its requests and tokens.)"""
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
-            return  # the row is not finished
+            return  # counted when the row is finished
         self.done += 1
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
             return
-        if outcome.latency_s:  # a copy of another answer has no latency
+        if outcome.latency_s:  # not of a copied answer
             self.latencies.append(outcome.latency_s)
         self.truncated += outcome.finish_reason == "length"
         self.empty += outcome.is_empty
 
     def fail(self, code: str, count: int = 1) -> None:
-        """Count failures with `code`, which may be that of skipped rows."""
+        """Count failures with `code`, or skipped rows if `code` means skipped."""
         if self.skips(code):
             self.skipped += count
         else:
@@ -156,7 +157,7 @@ class JobCounts(Counts):
 
 
 def quantile(ordered: Sequence[float], percent: int) -> float | None:
-    """Return the smallest of the `ordered` values that at least `percent` of them do not exceed; None without values.
+    """Return the smallest of the `ordered` values that is not below `percent` % of them; None without values.
 
     >>> quantile([0.1, 0.2, 0.3, 0.4], 50)
     0.2
@@ -210,7 +211,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     store.define("digest", _digest)
     text = _TRIMMED
     value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
-    # materialized, or SQLite would sort the texts themselves
+    # materialized, so that SQLite sorts digests, not texts
     grouped = f"""
         WITH answers AS MATERIALIZED (
             SELECT {value} AS value, length({text}) AS length FROM answer
@@ -252,7 +253,7 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     if not kinds:
         return {}
     columns = ", ".join(f"json_extract(text, ?) AS f{at}" for at in range(len(kinds)))
-    answers = f"SELECT {columns} {every}"
+    answers = f"SELECT key, {columns} {every}"
     counted = " UNION ALL ".join(_COUNTED[kind].format(at) for at, kind in enumerate(kinds.values()))
     paths = [f'$."{name}"' for name in kinds]
     groups: dict[int, list[tuple[Any, ...]]] = {}
@@ -266,7 +267,7 @@ def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
     """Return the results of a field from the groups of its values; `{}` for a field with many or long values."""
     if kind == "number":
         ((low, high, mean),) = groups
-        return {} if low is None else {"min": low, "max": high, "mean": float(f"{mean:.4g}")}
+        return {} if low is None else {"min": low, "max": high, "mean": float(f"{mean:.12g}")}
     names = {0: "false", 1: "true"} if kind == "boolean" else {}
     values = [(names.get(value, str(value)), rows) for value, rows, _ in groups if value is not None]
     if not values or len(values) > _SHOWN_VALUES or max(len(value) for value, _ in values) > _SHORT_VALUE:
@@ -284,7 +285,7 @@ def _digest(text: str) -> str:
 
 def chance(seed: int) -> random.Random:
     """Return a random number generator with this seed."""
-    return random.Random(seed)  # noqa: S311 (it only chooses rows)
+    return random.Random(seed)  # noqa: S311 (it only selects rows)
 
 
 def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
@@ -292,7 +293,7 @@ def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Rec
     keys."""
     draw = chance(seed)
     mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
-    order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
+    order = f"{mixed} * {mixed} % {_PRIME}"  # squared, or the rows would be evenly spaced
     yield from store.records_at(store.keys(where, f"ORDER BY {order}, key LIMIT {max(0, size)}"))
 
 
@@ -326,9 +327,9 @@ def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> lis
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:
-    """Return the number of answers and failures from each round, by the round's id."""
-    query = "SELECT round, count(*) FROM (SELECT round FROM answer UNION ALL SELECT round FROM spare) GROUP BY round"
-    return dict(store.read(query))
+    """Return the number of rows with an answer or a failure from each round, by the round's id."""
+    every = "SELECT round, key FROM answer UNION ALL SELECT round, key FROM spare"
+    return dict(store.read(f"SELECT round, count(DISTINCT key % {SLOT}) FROM ({every}) GROUP BY round"))
 
 
 def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, int]]:
@@ -346,10 +347,11 @@ def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, i
     return rows_by_slot
 
 
-def slots(store: JobDatabase) -> dict[int, tuple[int, int]]:
-    """Return the number of answers and the number of failures, by slot."""
-    query = f"SELECT key / {SLOT}, sum(code IS NULL), sum(code IS NOT NULL) FROM answer GROUP BY 1"
-    return {slot: (answered, failed) for slot, answered, failed in store.read(query)}
+def slots(store: JobDatabase, *, skips_empty: bool = False) -> dict[int, tuple[int, int]]:
+    """Return the number of answers and the number of failures, by slot. `skips_empty`: see `is_failed`."""
+    failed = is_failed(skips_empty=skips_empty)
+    query = f"SELECT key / {SLOT}, total({ANSWERED}), total({failed}) FROM answer GROUP BY 1"
+    return {slot: (int(answered), int(failed)) for slot, answered, failed in store.read(query)}
 
 
 def answering_models(store: JobDatabase) -> set[str]:
@@ -366,20 +368,21 @@ class Paid(NamedTuple):
     cost: float
 
 
-def paid(store: JobDatabase, rounds: Sequence[int]) -> tuple[Paid, Paid]:
-    """Return the paid answers of these rounds, and those of all others. Copies and cached answers are not paid."""
+def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Paid]:
+    """Return sums of the paid answers: whether they are of these rounds, and their slot. Copies and cached answers are
+    not paid."""
     ids = ", ".join(map(str, rounds))
     query = f"""
-        SELECT round IN ({ids}), count(*), total(prompt_tokens), total(completion_tokens), total({_CACHED}),
+        SELECT round IN ({ids}), key / {SLOT}, count(*),
+            total(prompt_tokens), total(completion_tokens), total({_CACHED}),
             total({_TOKENS.format("written_tokens")}), total({_TOKENS.format("hour_written_tokens")}),
             total(CASE WHEN more IS NOT NULL THEN json_extract({_MORE}, '$.cost') END)
-        FROM answer WHERE {ANSWERED} AND attempts > 0 GROUP BY 1
+        FROM answer WHERE {ANSWERED} AND attempts > 0 GROUP BY 1, 2
     """
-    sums = {
-        bool(is_of): Paid(rows, Usage(int(read), int(out), int(cached), 0, int(written), int(an_hour)), cost)
-        for is_of, rows, read, out, cached, written, an_hour, cost in store.read(query)
+    return {
+        (bool(is_of), slot): Paid(rows, Usage(int(read), int(out), int(cached), 0, int(written), int(an_hour)), cost)
+        for is_of, slot, rows, read, out, cached, written, an_hour, cost in store.read(query)
     }
-    return sums.get(True, Paid(0, Usage(), 0.0)), sums.get(False, Paid(0, Usage(), 0.0))
 
 
 def cost(store: JobDatabase) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from promptmill.core.feature import figures, part
 from promptmill.jobs.store import statistics
@@ -15,6 +15,8 @@ from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, STARTING
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import Results, RunStatus, Status
+
+T = TypeVar("T")
 
 
 def spent(folder: Folder) -> float:
@@ -46,9 +48,10 @@ def read(folder: Folder) -> Status:
 
 def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
     """Return the status of the job `spec`. `last`: the status that the job's runner stored."""
-    now: RunStatus = {"state": INTERRUPTED}
-    now |= last
-    alive = folder.alive
+    default: RunStatus = {"state": INTERRUPTED}
+    now, alive = default | last, folder.alive
+    if not alive and now["state"] in ALIVE:  # the runner may have ended since `last` was read
+        now = default | folder.status
     if not alive and now["state"] in ALIVE:
         now.pop("waiting", None)
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
@@ -67,13 +70,11 @@ def _stored_counts(folder: Folder, spec: JobSpec, last: RunStatus) -> RunStatus:
     Requests that were in flight at the kill have no record, so counters of `last` may be higher; the higher number
     counts. 100,000 rows take 0.06 s.
     """
-    try:
-        with folder.reading() as store:
-            counts = dict[str, Any](statistics.counts(store, skips_empty=spec.question.skip_empty).as_dict())
-    except (OSError, DamagedError):
+    counts = _read(folder, lambda store: statistics.counts(store, skips_empty=spec.question.skip_empty))
+    if counts is None:
         return {}
-    counts |= {name: max(counts[name], last.get(name, 0)) for name in statistics.RECORDED}
-    return cast("RunStatus", counts)
+    stored = dict[str, Any](counts.as_dict())
+    return cast("RunStatus", stored | {name: max(stored[name], last.get(name, 0)) for name in statistics.RECORDED})
 
 
 def asked(folder: Folder) -> Status:
@@ -123,21 +124,23 @@ def read_all(folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = la
 
 def examples(folder: Folder) -> dict[str, str]:
     """Return an example message for each error code; `{}` if the database cannot be read."""
-    try:
-        with folder.reading() as store:
-            return statistics.examples(store)
-    except (OSError, DamagedError):
-        return {}
+    return _read(folder, statistics.examples) or {}
 
 
 def results(folder: Folder) -> Results:
     """Return the counts of the answers so far, see `statistics.results`; `{}` if the database is unreadable."""
     spec = folder.spec
+    by_field = spec is not None and spec.output.answer_schema is not None
+    return _read(folder, lambda store: statistics.results(store, by_field=by_field)) or {}
+
+
+def _read(folder: Folder, query: Callable[[JobDatabase], T]) -> T | None:
+    """Return the result of a query; None if the database cannot be read."""
     try:
         with folder.reading() as store:
-            return statistics.results(store, by_field=spec is not None and spec.output.answer_schema is not None)
+            return query(store)
     except (OSError, DamagedError):
-        return {}
+        return None
 
 
 def failures(folder: Folder, most: int) -> list[dict[str, str | int | None]]:

@@ -19,7 +19,7 @@ from promptmill.core.feature import Figure, figures, part
 from promptmill.core.values import JsonDict
 
 T = TypeVar("T")
-_LAST_TIME = 10**11  # the year 5138
+_LAST_TIME = 10**11  # max time in seconds: the year 5138
 _KNOWN = ConfigDict(extra="forbid")
 
 
@@ -124,19 +124,28 @@ class _Requests(TypedDict, total=False):
     run_requests: int
     """The number of requests of the last run, if there were earlier runs."""
     retries: Annotated[int, Count("requests")]
+    latency_s: Annotated[dict[str, float | None], Count("rows")]
+
+
+class _Tokens(TypedDict, total=False):
     prompt_tokens: Annotated[int, Count("requests")]
     completion_tokens: Annotated[int, Count("requests")]
     cached_tokens: Annotated[int, Count("requests")]
+
+
+class _Chain(TypedDict, total=False):
     cached: Annotated[int, Count("runs", " row{s}", "From the cache", rare=True)]
     repaired: Annotated[int, Count("runs", rare=True)]
     asked_again: Annotated[int, Count("runs", rare=True)]
-    latency_s: Annotated[dict[str, float | None], Count("rows")]
-    cache_saved: float
-    """The savings by the provider's prompt cache, in US dollars; 0 while the job runs."""
+
+
+class _Money(TypedDict, total=False):
     cost: Annotated[float | None, Count()]
     max_cost: float | None
     cost_set_aside: float
     cost_forgotten: float
+    cache_saved: float
+    """The savings by the provider's prompt cache, in US dollars; 0 while the job runs."""
 
 
 class _Flow(TypedDict, total=False):
@@ -149,7 +158,7 @@ class _Flow(TypedDict, total=False):
     eta_s: Annotated[float | None, Field(description="Estimated seconds left; null if unknown.")]
 
 
-class RunStatus(_State, _Answers, _Rows, _Requests, _Flow, total=False):
+class RunStatus(_State, _Answers, _Rows, _Requests, _Tokens, _Chain, _Money, _Flow, total=False):
     """The part of a status that a runner stores. It also has the figures of features, see `feature.Figure`."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]

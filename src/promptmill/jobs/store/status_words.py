@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO, cast
@@ -13,7 +14,7 @@ from typing import Any, TextIO, cast
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut, duration
+from promptmill.core.wording import counted, cut, duration, in_percent
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch
@@ -24,7 +25,7 @@ LISTED_LABELS = 12
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
 _SHORT_TEXT = 400
-_FEWEST_FOR_P99 = 100  # rows
+_FEWEST_FOR_P99 = 100  # min rows for a 99th percentile
 _WITHIN = {"p50": "half of the answers within", "p95": "95 %", "p99": "99 %"}
 _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # the commit of a dataset, in a URL
 
@@ -39,7 +40,7 @@ def summary(
 ) -> str:
     """Return the summary of a job from its status, for the job's end.
 
-    `examples`: a message for each failure code. `remedies`: for the name of a count, the remedy for its rows. `go_on`:
+    `examples`: a message for each failure code. `remedies`: by name of a count, what to do about its rows. `go_on`:
     how to resume a stopped job. `output`: whether to name the output.
     """
     state, reason = status["state"], status.get("reason")
@@ -115,7 +116,7 @@ def _figures(status: Status) -> Iterator[tuple[str, str]]:
 
 
 def share_lines(fields: Mapping[str, Mapping[str, LabelShare]], giver: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines for shares of labels, by field. `giver`: the giver of the labels that count as right."""
+    """Yield the lines for shares of labels, by field. `giver`: who gave the right labels, such as "the person"."""
     texts = [f"{one_line(field)}: {shares(its)}" if field else shares(its) for field, its in fields.items() if its]
     for text in texts[:-1]:
         yield "shares", text
@@ -131,7 +132,7 @@ def _latency(status: Status) -> str:
     latency = status.get("latency_s") or {}
     if latency.get("p50") is None:
         return ""
-    # of few rows, the 99th percentile is simply the slowest row
+    # the 99th percentile of few rows is simply the slowest row
     names = [name for name in latency if name != "p99" or status.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{_WITHIN[name]} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
@@ -209,7 +210,7 @@ def news(progress: Progress, told: set[str]) -> list[str]:
 
 def share(label_share: LabelShare) -> str:
     """Return `43.1 % (95 %: 40.2\N{EN DASH}46.0)`: the share of a label with its interval."""
-    middle, low, high = (f"{100 * label_share[name]:.1f}" for name in ("share", "low", "high"))
+    middle, low, high = (in_percent(label_share[name], 1) for name in ("share", "low", "high"))
     return f"{middle} %" if low == high else f"{middle} % (95 %: {low}\N{EN DASH}{high})"
 
 
@@ -239,11 +240,11 @@ def parts(status: RunStatus) -> list[str]:
     if status.get("state") == MERGING and "written" in status:
         counts_shown.append(f"{status['written']:,} written")
     elif is_running and not waiting:
-        eta_s = status.get("eta_s")
+        eta_s, rate = status.get("eta_s"), status["rows_per_second"]
         of_window = f" of {window}" if (window := status.get("window")) is not None else ""
         counts_shown += [
             "" if eta_s is None else f"{duration(eta_s)} left",
-            f"{status['rows_per_second']:,.1f} rows/s",
+            f"{figure(rate) if 0 < rate < 0.1 else f'{rate:,.1f}'} rows/s",
             f"{status['in_flight']}{of_window} in flight",
             f"{status['refused']} refused" if status.get("refused") else "",
             f"{status['retries']:,} retried" if status.get("retries") else "",
@@ -266,7 +267,7 @@ def effort(status: Status) -> str:
 
 
 def rows_of_input(status: Status) -> int | None:
-    """Return the number of rows if each row has several answers; else None, because `total` is that number."""
+    """Return the number of input rows if each has several answers; else None, because `total` has it."""
     total, variants = status.get("total"), status.get("variants")
     return total // len(variants) if total is not None and variants else None
 
@@ -296,13 +297,18 @@ def lengths(results: Results) -> str:
 
 def span(field: status_record.FieldResults) -> str:
     """Return a text with the range and the mean of a field's numbers."""
-    low, high, mean = (f"{number:,.6g}" for number in (field["min"], field["max"], field["mean"]))
-    return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
+    low, high, mean = map(_number, (field["min"], field["max"], field["mean"]))
+    return low if field["min"] == field["max"] else f"{low}\N{EN DASH}{high}, mean {mean}"
+
+
+def _number(value: float) -> str:
+    """Return a number with six significant digits, or with all digits before the point."""
+    return f"{value:,.0f}" if 999_999 < abs(value) < 1e15 else f"{value:,.6g}"
 
 
 def figure(value: float) -> str:
     """Return a number with two significant digits; from 100 on, without a fraction."""
-    return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.2g}'):g}"
+    return f"{value:,.0f}" if value >= 100 else f"{Decimal(f'{value:.2g}').normalize():f}"
 
 
 def took(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from promptmill.jobs.store.records import Provenance
+from promptmill.jobs.store.records import SLOT, Provenance
 
 
 class Stored(BaseModel):
@@ -31,7 +31,7 @@ class Question(Stored):
     """Whether rows may set their model, sampling, … even with a template or a `column`."""
     skip_empty: bool = False
     """Whether rows without a prompt are skipped instead of failed."""
-    sample: int | None = Field(None, ge=1)
+    sample: int | None = Field(None, ge=1, le=SLOT)
     """The number of rows to draw at random; the same input always gives the same rows."""
 
     @model_validator(mode="before")
@@ -63,7 +63,7 @@ class AnswerForm(Stored):
     """For answers with a schema: whether their fields become columns (in JSON: an object). Otherwise an answer is a
     text."""
     columns: tuple[str, ...] = ()
-    """The columns of the job that the output has, by their usual names; `()`: all."""
+    """The job's columns to write into the output, by usual name; `()`: all."""
 
 
 class Variant(Stored):
@@ -104,7 +104,7 @@ class Target(Stored):
         return [self.settings, *self.kept]
 
     def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return two targets: this one, for which answers of `model` count too; and one for a round of `model`.
+        """Return this target, with answers of `model` counting too, and the target of a round that `model` answers.
 
         `settings`: the id of this target's settings with `model`.
         """

@@ -100,6 +100,7 @@ def test_a_text_keeps_to_its_length(least, most):
         (r"[^,;]*?", ["", "a b"], ["a,b", 'a"b']),
         (r"^a?(b|c)*.+$", ["ab", "x"], [""]),
         (r"^\(\d{3}\) \d+$", ["(030) 12"], ["030 12"]),
+        (r"^\d+\$", ["5$"], ["5", "$"]),
         ("", [""], ["a"]),
     ],
 )
@@ -158,6 +159,8 @@ def test_a_schema_may_refer_to_itself():
         {"type": "string", "pattern": "^a$|^b$"},
         {"type": "string", "pattern": "a++"},
         {"type": "string", "pattern": "a{b"},
+        {"type": "string", "pattern": "a\\"},
+        {"type": "string", "pattern": r"^[a-\d]$"},
         {"type": "string", "format": "date"},
         {"type": "number", "minimum": 0.5},
         {"type": "number", "minimum": 0, "exclusiveMaximum": 0},

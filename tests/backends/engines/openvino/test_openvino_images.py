@@ -14,7 +14,7 @@ from image_families import SIDE, generated, make, template
 from openvino_vlm import convert
 from promptmill.backends.engines.host import create
 from promptmill.core.request import conversation_from_prompt
-from waiting import until
+from waiting import PATIENCE_S, until
 
 pytest.importorskip("openvino_genai")
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
@@ -173,7 +173,7 @@ def test_calls_with_images_and_without_run_beside_each_other_and_end_when_cancel
         answers = [outcome.text for (outcome,) in await asyncio.gather(*calls)]
         unfinished = len(endless) - len(crowd.sink.outcomes)
         task.cancel()
-        await asyncio.wait({task}, timeout=1)
+        await asyncio.wait({task}, timeout=PATIENCE_S)
         assert task.cancelled()
         return answers, unfinished
 

@@ -23,7 +23,7 @@ from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
 from promptmill.system.subprocesses import SCRATCH
 from sure import sure
-from waiting import eventually, until
+from waiting import PATIENCE_S, eventually, until
 
 pytestmark = pytest.mark.engine
 ENDLESS = {"ignore_eos": True}
@@ -130,5 +130,5 @@ def test_a_client_generates_cancels_shuts_down_and_generates_again(tmp_path):
         assert server.result(number)["structuredContent"]["ans_ls"][0]
         after = server.family()
         server.end("EOF")
-        assert server.process.wait(5) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert gone(after)

@@ -42,7 +42,7 @@ class Provider:
         pool = Pool(settings, 4)
         endpoint = Endpoint(f"{root}/chat/completions", "provider", {}, (), PLAIN)
         try:
-            yield BatchConnection(pool, endpoint, settings, root=root, headers={})
+            yield BatchConnection(pool, endpoint, settings, root=root)
         finally:
             await pool.aclose()
             await runner.cleanup()

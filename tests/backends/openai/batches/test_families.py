@@ -24,6 +24,7 @@ from promptmill.backends.batches import (
     Reply,
 )
 from promptmill.backends.openai.batches.connect import batch_profile, open_batches
+from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, PROFILES, profile_of
 from promptmill.config.settings import OpenAISettings
@@ -31,7 +32,7 @@ from promptmill.core.errors import Code, PromptmillError
 
 KEY = "test-key-1234567890"
 ROWS = 40
-PATHS = {"anthropic": "/messages", "gemini": "/models/m:generateContent"}
+DIALECTS_OF = {"anthropic": "anthropic", "gemini": "gemini"}
 NAMES = {"gemini": "google"}
 WITH_FILES = ["openai", "azure", "together", "mistral", "gemini", "fireworks"]
 ALL = [*WITH_FILES, "anthropic", "openrouter"]
@@ -39,10 +40,12 @@ ALL = [*WITH_FILES, "anthropic", "openrouter"]
 
 def endpoint_of(server: BatchServer, profile: str = "") -> Endpoint:
     name = profile or NAMES.get(server.family, server.family)
-    url = server.base_url + PATHS.get(server.family, "/chat/completions")
-    headers = {"Content-Type": "application/json", "Accept": "application/json", "Authorization": f"Bearer {KEY}"}
+    spoken = DIALECTS_OF.get(server.family, "openai")
+    dialect = DIALECTS[spoken]
+    headers = {"Content-Type": "application/json", "Accept": "application/json", **dialect.headers(KEY)}
     known = PLAIN if name == "plain" else profile_of(name)
-    return Endpoint(url, f"127.0.0.1:{server.port}", headers, (KEY,), known)
+    where = f"127.0.0.1:{server.port}"
+    return Endpoint(server.base_url + dialect.PATH, where, headers, (KEY,), known, dialect=spoken)
 
 
 @asynccontextmanager
@@ -347,7 +350,7 @@ async def test_errors_are_read_even_if_the_answers_are_no_longer_kept(tmp_path):
             del server.files[state.results[0]]
             replies = api.replies(state)
             assert [getattr(await anext(replies), "status", None) for _ in range(ROWS // 2)] == [500] * (ROWS // 2)
-            with pytest.raises(PromptmillError, match="does not have all results"):
+            with pytest.raises(PromptmillError, match="no longer has all results"):
                 await anext(replies)
 
 
@@ -366,7 +369,7 @@ async def test_an_endpoint_of_no_known_provider_speaks_openais_family(tmp_path):
             batch, state = await submitted(api, planned(server, api, tmp_path))
             assert answered(await read(api, await ended(api, state))) == EXPECTED
             assert api.limits.requests == 50_000
-            assert server.batches[state.id].key == {"promptmill": batch.key}
+            assert server.batches[state.id].values["key"] == {"promptmill": batch.key}
 
 
 @pytest.mark.parametrize("family", ["anthropic", "gemini"])
@@ -387,10 +390,10 @@ async def test_no_batch_is_sent_to_a_provider_without_a_published_reference():
     assert refused.value.code is Code.UNSUPPORTED
 
 
-@pytest.mark.parametrize(("family", "path"), [("anthropic", "/chat/completions"), ("openai", "/messages")])
-async def test_requests_in_another_api_than_the_batches_are_refused(family, path):
-    url = f"http://127.0.0.1:9/v1{path}"
-    endpoint = Endpoint(url, "there", {}, (), profile_of(family))
+@pytest.mark.parametrize(("family", "spoken"), [("anthropic", "openai"), ("openai", "anthropic")])
+async def test_requests_in_another_api_than_the_batches_are_refused(family, spoken):
+    url = f"http://127.0.0.1:9/v1{DIALECTS[spoken].PATH}"
+    endpoint = Endpoint(url, "there", {}, (), profile_of(family), dialect=spoken)
     with pytest.raises(PromptmillError, match=f"Set `dialect: {family}`"):
         async with open_batches(endpoint, OpenAISettings(base_url=[url], model_name="m")):
             pass

@@ -28,7 +28,7 @@ def serve(options: HFOptions, channel: Channel) -> None:
         lambda: require_packages("hf", "torch", "transformers"),
     )
     channel.progress("Starting transformers")
-    # imports torch and transformers, because a model was found
+    # imported now, with torch and transformers, because a model was found
     from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
     from promptmill.backends.engines.hf.language_model import load_model
     from promptmill.backends.engines.hf.schedule import Schedule, capacity_for

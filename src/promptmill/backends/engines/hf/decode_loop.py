@@ -30,7 +30,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import BROKEN, TokenLogprob, logprob_entry
+from promptmill.backends.engines.growing_answer import TokenLogprob, add_chances, logprob_entry
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
 from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.sampler import choose
@@ -39,11 +39,11 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.frames import Frame
 
-_RECOVERY = 512  # steps without running out of memory, after which one more row is tried
+_RECOVERY = 512  # steps without running out of memory before one more row is tried
 _IDLE_S = 1.0  # after this time, unused memory is returned to the system; allocating it again takes time
-_MISHAPS = 3  # a row that was in this many failed steps is assumed to cause them
+_MISHAPS = 3  # failed steps; a row that was in this many is taken for their cause
 _MOST_LEADING = 256  # tokens that lead to a choice and can be distinguished
-_QUANTUM = 64  # tokens that a row may compute before it is paused for a call without running rows
+_QUANTUM = 64  # max tokens of a row before it is paused for a call without running rows
 
 
 class Advance(NamedTuple):
@@ -146,7 +146,7 @@ class DecodeLoop(ABC):
         if no_memory:
             self._places = max(1, (len(rows) + len(self._running())) // 2)
             self._schedule.drop_kept()
-            error.__traceback__ = None  # the traceback references the tensors of the step
+            error.__traceback__ = None  # the traceback would keep the tensors of the step
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -160,7 +160,7 @@ class DecodeLoop(ABC):
 
 
 class Decoder(DecodeLoop):
-    """The decode loop for a `ContinuousBatch`, by the rule above."""
+    """The decode loop for a `ContinuousBatch`; see the module's docstring."""
 
     def __init__(
         self, model: LanguageModel, schedule: Schedule, channel: Channel, capacity: Capacity, chunk: int
@@ -203,7 +203,7 @@ class Decoder(DecodeLoop):
             rows = self._running()
             if rows and self._limits.more(len(rows), _longest([*rows, *taken])) < len(taken):
                 for row in reversed(taken):
-                    self._schedule.put_back(row)  # until a row of this length fits
+                    self._schedule.put_back(row)  # the rows wait until their lengths fit
                 return
             for row in taken:
                 row.turns = 0
@@ -215,7 +215,7 @@ class Decoder(DecodeLoop):
                 else:
                     self._prefill = Prefill(self._model, taken, self._chunk)
             except Exception as error:
-                # a prompt that fails before its first step does not damage the batch
+                # the batch is unharmed by a prompt that fails before its first step
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
     def _make_room(self, running: Counter[int]) -> int:
@@ -237,7 +237,7 @@ class Decoder(DecodeLoop):
         row = rows[position]
         self._batch.leave(position)
         if self._schedule.kept() >= self._most:
-            row.kept = None  # memory is for running rows; recomputing takes less time than the row may have to wait
+            row.kept = None  # the memory is for running rows; recomputing takes less time than the row may have to wait
         self._schedule.put_back(row)
         return 1
 
@@ -395,7 +395,7 @@ class GenerateLoop(DecodeLoop):
         super().__init__(model, schedule, channel, rows)
         self._tokens = tokens
         self._rows: list[RunningSequence] = []
-        model.network.generation_config = GenerationConfig()  # each row applies the model's defaults itself
+        model.network.generation_config = GenerationConfig()  # empty: each row applies the model's defaults itself
 
     def _running(self) -> list[RunningSequence]:
         return self._rows
@@ -470,7 +470,7 @@ def _free_unused_memory() -> None:
 def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:
     values, tokens = logprobs.topk(min(row.top_logprobs, len(logprobs)))
     likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
-    return logprob_entry(row.form.texts.decode, token, float(logprobs[token]), likeliest)
+    return logprob_entry(row.form.texts.tokens, token, float(logprobs[token]), likeliest)
 
 
 def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
@@ -479,12 +479,8 @@ def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
     values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)
     others = [(other, value) for other, value in ranked if other != token and value > -math.inf]
-    decode = row.form.texts.decode
-    told = [
-        (decode([*row.tokens, each]).rstrip(BROKEN), value)
-        for each, value in [(token, float(logprobs[token])), *others]
-    ]
-    row.form.chances[0].step(told, told[0][0])
+    chosen = token, float(logprobs[token])
+    add_chances(row.form.chances[0], row.tokens, [chosen, *others], row.form.texts.decode)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

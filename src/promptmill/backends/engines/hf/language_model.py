@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi, which compute distances from the mask or the columns
 _SHORT = (torch.float16, torch.bfloat16)
-_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # these keep state in the module, or truncate their input
+_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # model types that keep state in the module, or truncate input
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,9 @@ class LanguageModel:
         config = self.config
         self.context = _context(config, tokenizer)
         self.ends = _ends(model.generation_config, tokenizer)
+        stops = model.generation_config.stop_strings or ()
+        self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
+        """The stop strings of the model's generation defaults."""
         self.constraints = Constraints(model, self.ends, self.device)
         self._forward = _Forward.of(model)
         cache = DynamicCache(config=config)
@@ -124,7 +127,7 @@ class LanguageModel:
                 is_first_iteration=False,
                 **{self._forward.cache_name: self.new_cache()},
             )
-        except Exception:  # the model's own code failed; it will fail again for each item, and the items report it
+        except Exception:  # the model's own code failed; each item will report the same error
             return True
         return inputs.get("position_ids") is not None
 
@@ -277,7 +280,7 @@ def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
 
     try:
         processor = load_processor(source)
-    except OSError:  # no configuration of an image processor: some copies of a model support only text
+    except OSError:  # no configuration of an image processor, as in copies of a model that support only text
         return transformers.AutoTokenizer.from_pretrained(**source), None
     if not hasattr(processor, "image_processor"):
         return processor, None

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-_STEP = 256  # columns; space is added for at least this many tokens at a time
-_LEAST_STEP = 64  # used if memory is short
+_STEP = 256  # columns, one per token; the cache grows by at least this many
+_LEAST_STEP = 64  # the growth if memory is short
 _LEAST_ROWS = 4
 
 KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]

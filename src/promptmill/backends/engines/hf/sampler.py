@@ -27,11 +27,11 @@ from promptmill.system.installation import adding
 # The number of most probable tokens to examine first: sorting the whole vocabulary for each token would cost more than
 # a step of a small model, and these tokens nearly always include the nucleus.
 _CANDIDATES = 256
-_GREEDY_BELOW = 1e-5  # a lower temperature leaves no choice, and the scores would overflow float32
-_TAIL = 32  # the last tokens, among which the end of a reasoning block is searched for
-# Small models write endless white space if the grammar allows it.
+_GREEDY_BELOW = 1e-5  # a lower temperature counts as 0: it leaves no choice, and the scores would overflow float32
+_TAIL = 32  # last tokens, in which the end of a reasoning block is searched for
+# bounded, because small models write endless white space if the grammar allows it
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
-# Defaults that `SequenceBuilder` combines with the request, or that do not affect the choice.
+# Defaults that `SequenceBuilder` applies, or that do not affect the choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
 # Sampling methods that the decode loop does not support, each with the value that switches it off.
 _UNSUPPORTED = {
@@ -58,14 +58,14 @@ class Penalties:
     frequency: float = 0.0
     _seen: Any = None
     _counts: Any = None
-    _counted: int = 0  # tokens of the answer in `_seen` and `_counts`
+    _counted: int = 0  # tokens of the answer that `_seen` and `_counts` include
 
     def apply(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
         """Change the `scores` of the row, `(vocabulary,)`, in place."""
         if self.repetition != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may exceed it
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be larger
             self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
             torch.where(self._seen, weaker, scores, out=scores)
@@ -117,11 +117,15 @@ class SamplerState:
     def penalise(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
         """Apply penalties, constraints and mask to the `scores` of the row, `(vocabulary,)`, in place."""
         self.penalties.apply(scores, prompt, tokens)
+        before = None
         if self.constraints is not None:
+            before = scores if self.mask is None else scores.clone()
             whole = torch.tensor([prompt + tokens], device=scores.device)
             scores.copy_(self.constraints(whole, scores.unsqueeze(0)).squeeze(0))
         if self.mask is not None:
             self.mask.apply(scores, tokens)
+            if before is not None and scores.max() == -math.inf:  # the constraints forbid all that the schema allows
+                self.mask.apply(scores.copy_(before), tokens)
 
 
 def choose(scores: Any, choices: list[SamplerState]) -> list[int | None]:
@@ -143,10 +147,11 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     drawn = [0] * len(choices)
     whole = [row for row, choice in enumerate(choices) if not choice.truncates]
     for row in whole:
-        upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # cpu, because Apple's GPUs lack float64
+        upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # Apple's GPUs lack float64
         drawn[row] = _place_of(numbers[row], upto)
     truncated = [row for row in range(len(choices)) if row not in set(whole)]
-    candidates = min(scaled.shape[1], _CANDIDATES)
+    # `top_p` is a share of what `top_k` has left, so all of that is needed
+    candidates = min(scaled.shape[1], max(_CANDIDATES, *(choice.top_k for choice in choices)))
     while truncated:
         values, indices = scaled[truncated].topk(candidates)
         shares = (values - scaled[truncated].logsumexp(-1, keepdim=True)).exp().cpu()
@@ -268,7 +273,7 @@ class AnswerMask:
     """The token mask of one answer: permits only tokens that can still lead to a text of the grammar."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, closings: tuple[str, ...]) -> None:
-        """`known`: the number of tokens that the matcher knows. `closings`: one precedes the grammar's text."""
+        """`known`: the number of tokens that the matcher knows. `closings`: the grammar starts after one of them."""
         self._matcher = matcher
         self._known = known
         self._ends = ends

@@ -24,9 +24,9 @@ from promptmill.backends.engines.channel import WaitingRows
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
-_SIMILAR = 1.5  # the largest ratio of lengths of prompts that are computed together, to keep padding small
-_STATIC_ROWS = 8  # for models whose rows cannot join a running batch, which runs as long as its longest row
-_CACHE_SHARE = 3  # the cache gets one third of free memory; it exists twice while it is moved
+_SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed together: it keeps padding small
+_STATIC_ROWS = 8  # max rows of a batch that no row can join later, and that runs as long as its longest row
+_CACHE_SHARE = 3  # the cache gets 1/3 of free memory, because it exists twice while it is moved
 
 
 class Schedule(WaitingRows[RunningSequence]):
@@ -38,7 +38,7 @@ class Schedule(WaitingRows[RunningSequence]):
         self._border = border
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
-        """Return the smallest number of running rows among the waiting runs; None if no run waits."""
+        """Return the number of running rows of the waiting run with the fewest; None if none waits."""
         with self._changed:
             return min((running.get(run, 0) for run in self._waiting), default=None)
 

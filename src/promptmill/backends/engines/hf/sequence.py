@@ -93,7 +93,7 @@ class SequenceBuilder:
         opened = opened_by(text)
         if (choices := submission.choices_after(text, sampling, tools)) is not None:
             text += choices.OPENING
-        stops, ends = submission.split_stops(sampling.get("stop") or (), self._special, warnings)
+        stops, ends = submission.split_stops(sampling.get("stop", self._model.stops), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
             ends |= self._model.ends
         ends |= _token_ids(message["extra"].get("stop_token_ids"))
@@ -106,7 +106,7 @@ class SequenceBuilder:
             submission.refuse(warnings)
         warnings += self._model.constraints.warnings(
             drawing=not choice.greedy
-        )  # after `refuse`, because the request did not ask for these
+        )  # set after `refuse`, because the request did not ask for these
         tokens, image_inputs = self._encode(text, message, special=special)
         limit = submission.answer_limit(
             longest or self._model.defaults.max_new_tokens, self._model.context, len(tokens)

@@ -104,7 +104,7 @@ class Vision:
             ) from None
         data = dict(made)
         tokens: list[int] = data.pop("input_ids")[0].tolist()
-        for name in ("attention_mask", "labels"):  # the engine makes its own mask; labels are for training
+        for name in ("attention_mask", "labels"):  # unused: the engine makes its own mask, and labels are for training
             data.pop(name, None)
         marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
         return tokens, ImageInputs({name: value for name, value in data.items() if name not in marks}, marks)
@@ -171,6 +171,6 @@ def _probe(tokenizer: Any, template: str | None, content: Any) -> str:
     try:
         turns = [{"role": "user", "content": content}]
         text: str = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-    except Exception:  # templates may raise any exception; this template does not accept such a turn
+    except Exception:  # this template does not accept such a turn; it may raise any exception
         return ""
     return text

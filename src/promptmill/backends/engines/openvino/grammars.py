@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from promptmill.answers.schema import Choices
-from promptmill.core.bounds import MOST_KEPT
+from promptmill.core.bounds import MOST_GRAMMAR_WORK, MOST_KEPT
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonObject
 
@@ -26,7 +26,6 @@ from promptmill.core.values import JsonObject
 # with a vocabulary of 49,152 tokens: a length or counted repeat that unrolls to 100 places takes 1.1 s, to 500 or more
 # 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s. In the grammars of
 # `StrictJson`, any length takes 0.3 to 0.4 s, and 300 optional properties take 6 s.
-_MOST_WORK = 100  # hundredths of a second of one core
 _CHARACTERS_PER_WORK = 3000
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _VALUES = frozenset({"enum", "const", "default", "examples"})
@@ -63,9 +62,9 @@ number ::= integer ("." [0-9]{{1,17}})? ([eE] [-+]? [0-9]{{1,2}})?
 """
 _LARGEST = 10**18 - 1
 # OpenVINO takes 10 ms of processor time for each place of a repeat and, if a repeat has more than about 128 places, 0.2
-# s for each later token. Repeats of rules of at most this many places take 0.4 s, and 0.01 s a token.
+# s for each later token. Repeats of rules of at most this number of places take 0.4 s, and 0.01 s a token.
 _LONGEST_REPEAT = 16
-# A class has at most 200 characters; otherwise a pattern of many `[` would be read to its end from each `[`.
+# A class is bounded to 200 characters, because a pattern of many `[` would be read to its end from each of them.
 _PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\]){1,200}\]|\(\?:|[*+?]\??|\{\d+(?:,\d*)?\}\??|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_"}
 _NEEDING_ESCAPE = '"\\' + "".join(map(chr, range(32)))  # characters that JSON texts must escape
@@ -129,26 +128,26 @@ def _within_reach(text: str, costs: _Costs) -> tuple[Any, bool]:
     """Return the part of the schema `text` that compiles in time, and whether this is the whole schema."""
     schema = json.loads(text)
     work = len(text) / _CHARACTERS_PER_WORK
-    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # equal limits are compiled once
+    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # by limit, so that equal limits are compiled once
     for node in _schemas(schema):
         properties, required = node.get("properties"), node.get("required")
         if isinstance(properties, dict):
             names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
             optional = len(properties.keys() - names)
             work += optional**2 / costs.squares_per_work
-            if work > _MOST_WORK:
+            if work > MOST_GRAMMAR_WORK:
                 raise _too_much(f"{optional:,} optional properties")
         if isinstance(named := node.get("patternProperties"), dict):
             work += sum(map(_repeats, named))
         for keywords in (("minLength", "maxLength"), ("pattern",)):
             if any(word in node for word in keywords):
                 limits.setdefault(tuple(str(node.get(word)) for word in keywords), []).append(node)
-    if work > _MOST_WORK:
+    if work > MOST_GRAMMAR_WORK:
         raise _too_much(f"{len(text):,} characters, or long patterns of property names")
     is_whole = True
     for limit, nodes in sorted(limits.items(), key=lambda entry: _work_of(entry[0], costs)):
         work += _work_of(limit, costs)
-        if work > _MOST_WORK:
+        if work > MOST_GRAMMAR_WORK:
             is_whole = False
             for node in nodes:
                 for word in ("minLength", "maxLength") if len(limit) == 2 else ("pattern",):
@@ -223,7 +222,7 @@ class StrictJson:
         self._references: dict[str, str] = {}
         try:
             self._root = self._of(schema, frozenset())
-        except (RecursionError, TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        except (RecursionError, TypeError, ValueError, LookupError, AttributeError, OverflowError, re.error):
             raise NotWritableError from None  # a malformed schema; OpenVINO reports it
 
     @property
@@ -396,7 +395,7 @@ def _matching(pattern: str) -> str:
     if not pattern.isascii():
         raise NotWritableError
     parts, previous = ["("], "("
-    pieces = _PIECE_OF_PATTERN.findall(pattern.removeprefix("^").removesuffix("$"))
+    pieces = _PIECE_OF_PATTERN.findall(re.sub(r"(?<!\\)\$\Z", "", pattern.removeprefix("^")))
     for piece in ["(" if piece == "(?:" else piece for piece in pieces] + [")"]:
         if piece in {"|", ")"} and previous in {"(", "|"}:
             parts.append('""')

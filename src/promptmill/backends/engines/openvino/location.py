@@ -135,7 +135,7 @@ def _convert(source: Path, target: Path) -> None:
         # the graph is written before the device is searched; without a device, the slow compilation is skipped
         openvino_genai.ContinuousBatchingPipeline(file, tokenizer, scheduling, "NONE", enable_save_ov_model=True)
     graph = openvino.Core().read_model(plain / "openvino_model.xml")
-    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # half of the work that each start would repeat
+    apply_moc_transformations(graph, cf=True, smart_reshape=False)  # done once: half of the work of a start
     target.mkdir()
     openvino.save_model(graph, target / "openvino_model.xml", compress_to_fp16=True)
     for part in plain.glob("openvino_*tokenizer.*"):

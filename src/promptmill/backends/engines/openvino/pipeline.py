@@ -41,7 +41,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
 _GIB = 1 << 30
-_CACHE_SHARE = 4  # the cache gets this fraction of free memory, at most 8 GiB
+_CACHE_SHARE = 4  # the cache gets 1/4 of free memory, at most 8 GiB
 # An image model's pipeline takes text, and adds the tokenizer's special tokens unless a chat template is applied. So
 # rendered prompts go through a template that changes nothing.
 _AS_IT_IS = "{{ messages[0]['content'] }}"
@@ -52,7 +52,7 @@ _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
 _GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
 _GGUF_HEAD = 1 << 20
 _GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens longer texts without a warning
-_MISHAPS = 2  # a row in this many failed steps gets the error
+_MISHAPS = 2  # failed steps; a row that was in this many gets the error
 
 
 class Model:
@@ -71,12 +71,14 @@ class Model:
         if self.reads_images:
             self._tokenizer.set_chat_template(_AS_IT_IS)
         self.context = _context(path)
-        self._renewing = threading.Lock()  # the thread that prepares prompts also reads the pipeline's defaults
+        self._renewing = threading.Lock()  # `renew` and `defaults` run in different threads
         self.pipeline = self._make_pipeline()
         defaults = self.defaults()
         own = {self._tokenizer.get_eos_token_id(), defaults.eos_token_id}
         self.ends = frozenset({*defaults.stop_token_ids, *(token for token in own if token >= 0)})
         """The tokens that end an answer."""
+        self.stops = sorted(defaults.stop_strings)
+        """The stop strings of the model's generation defaults."""
 
     def defaults(self) -> Any:
         """Return a copy of the model's `GenerationConfig`."""
@@ -97,7 +99,7 @@ class Model:
     def renew(self) -> None:
         """Create the pipeline again."""
         with self._renewing:
-            self.pipeline = None  # first frees the memory
+            self.pipeline = None  # frees its memory before the new one takes its own
             self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Any:
@@ -108,7 +110,7 @@ class Model:
         precision = self._options["precision"]
         properties: dict[str, object] = {
             "INFERENCE_NUM_THREADS": self._options["threads"] or hardware.cores(),
-            "ENABLE_CPU_PINNING": False,  # a pinned thread waits while another process uses its core
+            "ENABLE_CPU_PINNING": False,  # a pinned thread would wait while another process uses its core
             # the other parts of an image model do not support this property
             "MODEL_PROPERTIES": {"language_model": {"sampler_num_threads": 1}},
         }
@@ -206,6 +208,7 @@ class Tokenizer:
         self.chat_template: str = tokenizer.get_original_chat_template() or ""
         self.special = _special(tokenizer)
         self.all_special_tokens = list(self.special)
+        self._names: dict[int, bytes] = {}
         self.named = {
             name: getattr(tokenizer, f"get_{name}")() or "" for name in ("bos_token", "eos_token", "pad_token")
         }
@@ -213,6 +216,12 @@ class Tokenizer:
     def convert_tokens_to_ids(self, token: str) -> int:
         """Return the number of a special token."""
         return self.special[token]
+
+    def convert_ids_to_tokens(self, tokens: Sequence[int]) -> list[bytes | None]:
+        """Return the names of `tokens` in the vocabulary."""
+        if not self._names:  # read when first needed, because it takes a tenth of a second
+            self._names = {number: name for name, number in self._tokenizer.get_vocab().items()}
+        return [self._names.get(token) for token in tokens]
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of `text`; with `special`, the tokenizer adds its own tokens, such as a BOS token."""
@@ -292,7 +301,7 @@ class PipelineDecoder:
                 continue
             self._running.append(row)
             if row.sight is not None and row.sight.images:
-                return  # encoding images takes long, and other rows wait for their next token
+                return  # one such row per step: encoding images takes long, and other rows wait for their next token
 
     def _is_on_trial(self, row: Row) -> bool:
         return row.grammar is not None and row.grammar not in self._good_grammars
@@ -314,7 +323,7 @@ class PipelineDecoder:
             if status == GenerationStatus.RUNNING:  # the row met a stop string, which the pipeline does not know
                 row.handle.cancel()
                 if row.sight is not None:
-                    return False  # the number of tokens of its images is available after the next step
+                    return False  # not yet known: the next step counts the tokens of its images
         if row.sight is not None:
             row.counted = row.handle.get_perf_metrics().get_num_input_tokens()
         self._answer(row, row.outcome())
@@ -326,7 +335,7 @@ class PipelineDecoder:
         for output in row.handle.read().values():
             for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
                 if row.logprobs is not None:
-                    row.logprobs.append(logprob_entry(row.form.texts.decode, token, logprob))
+                    row.logprobs.append(logprob_entry(row.form.texts.tokens, token, logprob))
                 if row.accept(token):
                     break
             if row.finish_reason is None and output.finish_reason != GenerationFinishReason.NONE:

@@ -31,7 +31,7 @@ _SEEDS = 2**32
 
 _TAG = re.compile("<ov_genai_(?:image|video)_[0-9]+>")
 _SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # in names of special tokens
-_WORD = "promptmillword"  # occurs in no template
+_WORD = "promptmillword"  # a word that occurs in no template
 
 
 class PromptBuilder:
@@ -80,7 +80,8 @@ class PromptBuilder:
             grammar = grammar_of_choices(choices)
         elif (schema := schema_of(wanted)) is not None:
             grammar = grammar_of_schema(schema, warnings)
-        stops, ends = submission.split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
+        asked = sampling.get("stop", self._model.stops)
+        stops, ends = submission.split_stops(asked, self._model.tokenizer.special, warnings)
         longest = submission.longest_answer(sampling, extra)
         if self._refuse:
             submission.refuse(warnings)
@@ -95,10 +96,10 @@ class PromptBuilder:
         config.logprobs = int(top_logprobs is not None)
         usual = None if config.max_new_tokens > _UNLIMITED else config.max_new_tokens
         limit = submission.answer_limit(longest or usual, self._model.context, len(tokens))
-        # only the pipeline knows the tokens of images, so it limits the total length, and the row limits its answer
+        # the row limits its answer; this limits the whole, because only the pipeline knows the tokens of images
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
-        config.apply_chat_template = sight is not None and not special  # `pipeline` sets one without effect
+        config.apply_chat_template = sight is not None and not special  # `pipeline` sets a template without effect
         texts = self._tool_texts if tools else self._texts
         return Row.of(
             message,
@@ -213,5 +214,5 @@ def _tag(image: int) -> str:
 def _probe(template: ChatTemplate, content: Any) -> str:
     try:
         return template.render([{"role": "user", "content": content}], {})
-    except Exception:  # templates may raise any exception; this template does not accept such a turn
+    except Exception:  # this template does not accept such a turn; it may raise any exception
         return ""

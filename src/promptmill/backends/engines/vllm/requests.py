@@ -60,7 +60,7 @@ class RequestRunner:
         self._embedder = Embedder(engine, options)
         self._reading = AnswerParser(engine, options.get("reasoning_parser"))
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs
-        self._capacity = rows + max(2, rows // 8)  # the next requests are prepared while all rows are in use
+        self._capacity = rows + max(2, rows // 8)  # prepares the next requests while all rows are in use
         self._running = 0
         self._runs: dict[int, _Run] = {}
         self._names = itertools.count(1)
@@ -114,7 +114,7 @@ class RequestRunner:
         try:
             reply = await self._answer_of(message, warnings)
         except EngineDeadError:
-            return  # this process ends, which the server reports to all requests
+            return  # the process ends, which the server reports to all requests
         except Exception as error:
             reply = {"error": packed_error(_item_error(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
@@ -144,7 +144,7 @@ class RequestRunner:
                 if any(shown.values()):
                     self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], **shown})
                 shown_at = now
-        return outcome(output, reader, prepared, self._prompts.decode)
+        return outcome(output, reader, prepared, self._prompts)
 
 
 def _item_error(error: Exception) -> PromptmillError:
@@ -158,7 +158,7 @@ def _item_error(error: Exception) -> PromptmillError:
 
 
 class MarkReader:
-    """Reads an answer by the marks of its form: `<think>…</think>` and similar marks, or the channels of gpt-oss."""
+    """Splits an answer at its model's marks: `<think>…</think>` and similar ones, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
     """Arguments of `AsyncLLM.generate` that say where reasoning ends, because a constrained structure begins there."""
@@ -190,7 +190,7 @@ class ParserReader:
         self._request = parser.adjust_request(
             ChatCompletionRequest(messages=[{"role": "user", "content": ""}], chat_template_kwargs=options)
         )
-        # the marks of many families are special tokens, which vLLM would remove before the parser runs
+        # kept in the text for the parser, because the marks of many families are special tokens
         prepared.params.skip_special_tokens &= self._request.skip_special_tokens
         prepared.params.spaces_between_special_tokens &= self._request.spaces_between_special_tokens
         self._prompt: list[int] = prepared.prompt["prompt_token_ids"]
@@ -205,13 +205,13 @@ class ParserReader:
         """Return `(reasoning, answer)`."""
         marks = (self._parser.reasoning_parser.reasoning_start_str, self._parser.reasoning_parser.reasoning_end_str)
         if self._ended and all(marks) and not any(mark in text for mark in marks):
-            return None, text  # thinking was switched off; many parsers would return the whole text as reasoning
+            return None, text  # thinking was switched off; many parsers would take the whole text for reasoning
         self._parser.set_prompt_token_ids(self._prompt)
         reasoning, answer, _ = self._parser.parse(text, self._request, model_output_token_ids=tokens)
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
     def so_far(self, text: str) -> Frame:
-        """Return the preview of an unfinished answer; parsers need the end of a text to find the reasoning."""
+        """Return the preview of an unfinished answer; `{}` unless inline, because parsers need the whole text."""
         return self._form.preview(text.rstrip(growing_answer.BROKEN)) if self._form.inline else {}
 
 
@@ -254,7 +254,7 @@ class AnswerParser:
         )
 
 
-def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[Sequence[int]], str]) -> Frame:
+def outcome(output: Any, reader: Reader, prepared: Prepared, prompts: VllmPrompts) -> Frame:
     """Return the fields of an `outcome` message. Raises `PromptmillError` (`internal`) if vLLM gave no answer."""
     answer = output.outputs[0]
     if answer.finish_reason in {"abort", "error"}:
@@ -268,33 +268,32 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
         text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
     if prepared.form.chances is not None:
-        _add_chances(answer, decode, prepared.form.chances[0])
+        _add_chances(answer, prompts.decode, prepared.form.chances[0])
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
-        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # the reason is a stop string
-        logprobs=None if prepared.top_logprobs is None else _logprobs(answer, decode, prepared.top_logprobs),
+        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # not a stop string
+        logprobs=None if prepared.top_logprobs is None else _logprobs(answer, prompts.tokens, prepared.top_logprobs),
         prompt_tokens=len(output.prompt_token_ids or ()),
         tokens=len(answer.token_ids),
     )
 
 
-def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[growing_answer.TokenLogprob]:
+def _logprobs(answer: Any, written: growing_answer.WrittenTokens, most: int) -> list[growing_answer.TokenLogprob]:
     entries = []
     for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
         ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)
         likeliest = [(other, value.logprob) for other, value in ranked[:most]]
-        entries.append(growing_answer.logprob_entry(decode, token, by_token[token].logprob, likeliest))
+        entries.append(growing_answer.logprob_entry(written, token, by_token[token].logprob, likeliest))
     return entries
 
 
 def _add_chances(answer: Any, decode: Callable[[Sequence[int]], str], chances: Chances) -> None:
     """Add the tokens of an answer. vLLM computes their log probabilities after applying the grammar's mask."""
     for place, (taken, by_token) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
-        tokens = [(taken, by_token[taken]), *((each, value) for each, value in by_token.items() if each != taken)]
-        before = answer.token_ids[:place]
-        texts = [decode([*before, token]).rstrip(growing_answer.BROKEN) for token, _ in tokens]
-        chances.step([(text, value.logprob) for text, (_, value) in zip(texts, tokens, strict=True)], texts[0])
+        others = [(each, value.logprob) for each, value in by_token.items() if each != taken]
+        tokens = [(taken, by_token[taken].logprob), *others]
+        growing_answer.add_chances(chances, answer.token_ids[:place], tokens, decode)
 
 
 class Embedder:

@@ -24,7 +24,7 @@ from promptmill.core.errors import PromptmillError, config_error, first_sentence
 from promptmill.core.wording import did_you_mean
 from promptmill.system.safe_open import home_expanded
 
-_CACHED_TOKENS = 64 * 1024  # KV cache size on a CPU; more if one maximal prompt needs it
+_CACHED_TOKENS = 64 * 1024  # tokens of the KV cache on a CPU; more if one maximal prompt needs it
 _LEAST_CACHE = 256 << 20
 _MEMORY_SIGNS = (
     *("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "No available memory"),
@@ -228,7 +228,7 @@ def _for_the_cpu(given: Mapping[str, object]) -> dict[str, object]:
         chosen["dtype"] = "float32"
     if _may_run_in_one_process(given):
         chosen["distributed_executor_backend"] = "uni"
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # otherwise vLLM ignores "uni"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # without this, vLLM ignores "uni"
     return chosen
 
 

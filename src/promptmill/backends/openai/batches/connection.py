@@ -43,8 +43,6 @@ Query: TypeAlias = Mapping[str, str | int]
 """The query parameters of a URL."""
 _LOG = logging.getLogger(__name__)
 _PASSING = frozenset({FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST})
-# If a provider requests a longer wait, the job polls again after its own interval.
-_LONGEST_WAIT_S = 300.0
 # Codes of exceptions that occur before any byte of the request is sent.
 _NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO_FILE_DESCRIPTORS})
 # Statuses after which the request may have been carried out: a gateway sends them if its server's answer was lost, and
@@ -53,10 +51,11 @@ _UNCLEAR = frozenset({408, 409, 425, 499})
 _MISSING = frozenset({404, 405, 410, 501})
 # Statuses of providers that refuse to cancel an ended batch.
 _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
-# Providers redirect downloads to their storage.
+# Redirects, with which providers send a download to their storage.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
-_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # Azure processes 200 MB within minutes
+_LONGEST_WAIT_S = 300.0  # an endpoint that asks for a longer wait is an error
+_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # polls, and seconds between them; Azure processes 200 MB within minutes
 
 
 @dataclass(slots=True)
@@ -89,12 +88,11 @@ class BatchConnection:
         settings: OpenAISettings,
         *,
         root: str,
-        headers: Mapping[str, str],
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`root`: a URL, to which the query of the endpoint's URL is added. `headers`: contain the key."""
-        self.endpoint = replace(endpoint, url=root, headers=headers)
+        """`root`: a URL, to which the query of the endpoint's URL is added."""
+        self.endpoint = replace(endpoint, url=root)
         self._pool, self._settings = pool, settings
         self._query = urlsplit(endpoint.url).query
         self._is_near = is_near(urlsplit(root).hostname or "")
@@ -118,7 +116,7 @@ class BatchConnection:
         headers: Mapping[str, str] | None = None,
         largest: int = LARGEST_BODY,
     ) -> tuple[JsonDict | list[Any], Headers]:
-        """Send a request once. Return its JSON (`{}` for an empty body) and headers. Raises `FailedRequestError`."""
+        """Send a request once. Return the response's JSON (`{}` if empty) and headers. Raises `FailedRequestError`."""
         endpoint = self._to(path, query)
         sent = body if isinstance(body, FileBody | bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
@@ -147,7 +145,7 @@ class BatchConnection:
         return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
-        """Repeat `attempt` with waits and return its result; after an unclear failure, return the result of `look`.
+        """Repeat `attempt` with waits; return its result. After an unclear failure, `look` may find the result instead.
 
         Raises `PromptmillError`.
         """
@@ -170,7 +168,7 @@ class BatchConnection:
     ) -> JsonDict:
         """Send the request that creates a batch, only once. Raises as `BatchApi.create`.
 
-        `quota_is_queue`: the provider's word for its queue is quota.
+        `quota_is_queue`: the provider calls a full queue an exceeded quota.
         """
         try:
             payload, _ = await self.once("POST", path, body)
@@ -251,7 +249,7 @@ class BatchConnection:
     async def pages(
         self, path: str, field: str, paging: Paging, query: Query | None = None
     ) -> AsyncIterator[list[JsonDict]]:
-        """Yield the pages of a list. A page is a bare list, or has it in the named field."""
+        """Yield the pages of a list. A page is a list, or an object with the list in `field`."""
         before: set[bytes] = set()
         number = 0
         following: Query | None = {}
@@ -260,7 +258,7 @@ class BatchConnection:
             listed = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
             entries = [entry for entry in listed or () if isinstance(entry, dict)]
             digests = set(map(orjson.dumps, entries))
-            if digests <= before:  # an empty page, or a repeated one: the endpoint ignores the parameter
+            if digests <= before:  # the last page: empty, or repeated by an endpoint that ignores the parameter
                 return
             before = digests
             yield entries
@@ -327,7 +325,7 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     size = 0
     async for piece in pieces:
         first, *others = piece.split(b"\n")
-        if size <= 2 * LARGEST_BODY:  # a line holds the body of one answer, at most with every character quoted
+        if size <= 2 * LARGEST_BODY:  # a line holds one answer's body, twice as long if every character is escaped
             parts.append(first)
         size += len(first)
         for other in others:

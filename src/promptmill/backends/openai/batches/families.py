@@ -76,7 +76,7 @@ class TogetherBatches(openai_batches.Batches):
 
     @override
     async def find_file(self, batch: PlannedBatch) -> str:
-        # an earlier process may have ended before requesting the check
+        # requested again, because an earlier process may have ended before it requested the check
         return await self._checked(await super().find_file(batch))
 
     @override
@@ -132,7 +132,7 @@ class AnthropicBatches(openai_batches.Batches):
         state = replace(state, total=sum(counts.values()) or None)
         if not state.is_ended:
             return state
-        # a fixed path, because a gateway's `results_url` may name Anthropic's host
+        # not the gateway's `results_url`, which may name Anthropic's host
         results = (f"{self._place(state.id)}/results",)
         return replace(state, done=counts.get("succeeded"), failed=counts.get("errored"), results=results)
 
@@ -188,7 +188,7 @@ class GeminiBatches(openai_batches.Batches):
     FIELD, CANCEL, QUOTA_IS_QUEUE = "operations", ":cancel", True
     LINE = b'{"key":"%b","request":%b}\n'
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
-    SKEW_S = math.inf  # lists are not sorted
+    SKEW_S = math.inf  # any, because its lists are not sorted by time
     PLACES = openai_batches.Places(
         id="name",
         said="metadata.state|state",
@@ -323,7 +323,7 @@ class FireworksBatches(openai_batches.Batches):
             about = {"datasetId": name, "dataset": {"userUploaded": {}}}
             await self._connection.once("POST", await self._below("datasets"), about)
         except FailedRequestError as failed:
-            if failed.status != 409:  # 409: an earlier attempt has created it
+            if failed.status != 409:  # 409: created by an earlier attempt
                 raise
         await self._connection.once(
             "POST", await self._below(f"datasets/{name}:upload"), openai_batches.form_of(batch, {})

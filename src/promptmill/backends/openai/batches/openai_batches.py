@@ -48,7 +48,7 @@ class Places(NamedTuple):
 
 
 class FilePlaces(NamedTuple):
-    """The paths of values in a file's record, and the field of a page with files."""
+    """The field with the files of a page, and the paths of values in a file's record."""
 
     files: str = "data"
     id: str = "id"
@@ -118,7 +118,7 @@ class Batches(batches.BatchApi):
     async def upload(self, batch: batches.PlannedBatch) -> str:
         if not self.FILES:
             return ""
-        # after a lost answer, the upload is repeated only if the file is missing
+        # if the answer is lost, repeated only if the file is missing
         return await self._connection.repeated(lambda: self._upload(batch), lambda: self.find_file(batch))
 
     async def _upload(self, batch: batches.PlannedBatch) -> str:
@@ -244,7 +244,7 @@ class Batches(batches.BatchApi):
 
     @override
     async def replies(self, state: batches.BatchState) -> AsyncIterator[batches.Reply | None]:
-        gone = False  # raised after the other results are read
+        gone = False  # raised after the other results have been read
         for name in state.results:
             try:
                 async for line in self._results(name):
@@ -254,8 +254,8 @@ class Batches(batches.BatchApi):
                     raise
                 gone = True
         if gone:
-            text = f"{self._name} does not have all results of batch {state.id}."
-            raise PromptmillError(Code.NOT_FOUND, text, "Providers keep them for days or weeks.")
+            text = f"{self._name} no longer has all results of batch {state.id}."
+            raise PromptmillError(Code.NOT_FOUND, text, "Providers delete them after days or weeks.")
 
     def _results(self, name: str) -> AsyncIterator[JsonDict]:
         """Yield the results with this name from `BatchState.results`; `{}` for a result that is not an object."""

@@ -84,7 +84,7 @@ def at(value: Any, places: str) -> Any:
 
 
 def state_word(value: object) -> str:
-    """Return the word for a state in a common form.
+    """Return a provider's state in lower case, without its prefix.
 
     >>> state_word("BATCH_STATE_SUCCEEDED"), state_word("Validating"), state_word(None)
     ('succeeded', 'validating', '')
@@ -159,7 +159,7 @@ def reply_of(line: JsonObject) -> Reply | None:
             content = body.encode() if isinstance(body, str) else orjson.dumps(body)
             if 100 <= status < 600:
                 return Reply(custom_id, status, content)
-            # some servers omit the status
+            # 200 or an error's status, because some servers omit it
             return Reply(custom_id, error_status(body) if "error" in body else 200, content)
         if not error:
             return Reply(custom_id, status if status >= 400 else 0, b"")
@@ -183,7 +183,7 @@ def error_status(error: object) -> int:
 
 
 def rpc_status(code: object) -> int:
-    """Return the HTTP status for a code, which is one or is a code of google.rpc; 0 if the request was cancelled.
+    """Return the HTTP status for `code`, an HTTP status or a code of google.rpc; 0 if the request was cancelled.
 
     >>> rpc_status(8), rpc_status(503), rpc_status(None)
     (429, 503, 500)

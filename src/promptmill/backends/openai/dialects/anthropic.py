@@ -29,7 +29,7 @@ DEFAULT_TOKENS = 16_384
 """The `max_tokens` of requests without a limit, because the API requires one. Larger answers are streamed, or may be
 cut off. The value is doubled for a thinking model, because its thoughts count."""
 
-# Parameters of chat completions without a counterpart.
+# Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
     "seed presence_penalty frequency_penalty min_p repetition_penalty n logit_bias logprobs top_logprobs store "
     "modalities audio prediction prompt_cache_key prompt_cache_retention safety_identifier verbosity "
@@ -46,6 +46,7 @@ _LEAST_BUDGET = 1024
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "pause_turn": "length"}
 _HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
 _FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
+_PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_details"})
 
 
@@ -66,8 +67,8 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     """Return the parameters in the format of this API."""
     body = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     refused = dialect.dropped(body, _UNKNOWN)
-    if profile.reasoning_models and profile.reasoning_models.search(model):
-        refused += dialect.dropped(body, profile.reasoning_refused | {"top_k"})
+    if profile.parameters.are_for_reasoning(model):
+        refused += dialect.dropped(body, profile.parameters.reasoning_refused | {"top_k"})
     asked = body.pop("max_tokens", None), body.pop("max_completion_tokens", None)
     longest = next((count for count in asked if count is not None), None)
     if body.get("top_k", 1) <= 0:
@@ -114,7 +115,7 @@ def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
     if "thinking" in body:
         return refused
     if wanted is False:
-        if version < (5, 0):  # older models think only on request
+        if version < (5, 0):  # older models think only if the request says so
             return refused
         if line in {"fable", "mythos"} or (line == "opus" and version >= (5, 5)):
             return ["enable_thinking"]
@@ -244,7 +245,7 @@ def _assistant(message: Message, mark: JsonDict) -> list[bytes]:
     blocks += uses
     if mark and blocks:
         blocks[-1] = {**blocks[-1], **mark}
-    return [b'{"role":"assistant","content":%b}' % orjson.dumps(blocks)]
+    return [b'{"role":"assistant","content":%b}' % dialect.exact_json(blocks)]
 
 
 def _content(message: Message, images: Mapping[str, bytes], mark: JsonDict) -> list[bytes]:
@@ -325,14 +326,11 @@ def _said(details: Any) -> str:
 def _usage(usage: Any) -> JsonDict:
     if not isinstance(usage, dict):
         return {}
-    fresh, cached, written = (
-        count if type(count := usage.get(name)) is int else 0
-        for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
-    )
+    fresh, cached, written = (dialect.count_of(usage.get(name)) or 0 for name in _PROMPT)
     thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens")
     counts = dialect.chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
-    an_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens")
-    if type(an_hour) is int:
+    an_hour = dialect.count_of((usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"))
+    if an_hour is not None:
         counts["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
     return counts
 
@@ -356,7 +354,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             _add(pieces.setdefault(event["index"], {}), event["delta"])
         elif kind == "message_delta":
             message |= {name: value for name, value in event["delta"].items() if value is not None}
-            message["usage"] = {**(message.get("usage") or {}), **_given(event.get("usage"))}
+            message["usage"] = _grown(message.get("usage") or {}, _given(event.get("usage")))
         elif kind == "message_stop":
             ended = True
     if not message or (not ended and message.get("stop_reason") is None):
@@ -376,10 +374,16 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
         if name == "partial_json":
             written = "".join(texts) or "{}"
             value = orjson.loads(written)
-            block["input"] = written if block.get("type") == "tool_use" else value  # the streamed pieces are JSON text
+            block["input"] = written if block.get("type") == "tool_use" else value  # a streamed input is JSON text
         else:
             block[name] = str(block.get(name) or "") + "".join(texts)
     return block
+
+
+def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
+    """Return the usage after a later event. Some gateways report it with a prompt of 0 tokens, which is no count."""
+    has_prompt = any(later.get(name) for name in _PROMPT)
+    return {**usage, **{name: count for name, count in later.items() if has_prompt or name not in _PROMPT}}
 
 
 def _given(usage: Any) -> JsonDict:

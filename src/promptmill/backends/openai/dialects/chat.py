@@ -37,7 +37,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     ours, own, words = {**sampling}, {**extra}, ""
     thinking = own.pop("enable_thinking", None)
     if (wanted := ours.pop("response_format", None)) is not None:
-        form, words = asked_of(profile, wanted)
+        form, words = asked_of(profile.json, wanted)
         ours |= {} if form is None else {"response_format": form}
     body, refused = translate(profile, model, ours | own)
     if thinking is not None:
@@ -112,8 +112,9 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             if choice.get("index", 0) != 0:
                 continue
             finish = choice.get("finish_reason") or finish
+            completion["usage"] = completion["usage"] or choice.get("usage")  # of Moonshot
             _add_logprobs(logprobs, choice.get("logprobs"))
-            growing.add(choice.get("delta") or choice.get("message") or {})
+            growing.add(_delta(choice))
     if finish is None and not ended:
         raise CutOffError
     message = growing.as_dict()
@@ -130,5 +131,10 @@ def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
 def delta_in(event: JsonDict) -> JsonDict:
     """Return an event as a delta."""
     choice = event["choices"][0]
-    delta: JsonDict = choice.get("delta") or choice.get("message") or {}
-    return {} if choice.get("index", 0) else delta
+    return {} if choice.get("index", 0) else _delta(choice)
+
+
+def _delta(choice: JsonDict) -> JsonDict:
+    """Return the delta of a choice; without one, its `message`."""
+    delta: JsonDict = choice.get("delta") or {}
+    return {"message": choice["message"]} if not delta and choice.get("message") else delta

@@ -9,6 +9,7 @@ usage and failures of all APIs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from promptmill.backends.openai.providers import ProviderProfile
+from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Message, TextPart
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
 _VERSION = re.compile(r"v\d\w*")
@@ -155,10 +157,18 @@ def object_in(value: Any) -> JsonDict:
     """Return the arguments of a tool call as an object; they may be given as its JSON text."""
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
+            value = read_json(value)
+        except json.JSONDecodeError:
             return {"arguments": value} if value else {}
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def exact_json(value: Any) -> bytes:
+    """Return a value as JSON, with whole numbers of any length. Raises `TypeError` for what JSON cannot represent."""
+    try:
+        return json_text(value).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise TypeError("half a surrogate pair, or nested too deeply") from None
 
 
 def functions_in(tools: Any) -> Iterator[tuple[JsonObject, bool]]:
@@ -196,10 +206,23 @@ def chat_completion(
     return {**kept, "object": "chat.completion", "choices": [whole], "usage": usage}
 
 
+def count_of(value: object) -> int | None:
+    """Return a count of tokens, which some gateways write as a float or a text; None for other values.
+
+    >>> [*map(count_of, (10, 10.0, "10", 1.5, True, -1, None))]
+    [10, 10, 10, None, None, None, None]
+    """
+    if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MOST_TOKENS)):
+        return int(value)
+    if type(value) is int or (isinstance(value, float) and value.is_integer()):
+        return int(value) if 0 <= value <= MOST_TOKENS else None
+    return None
+
+
 def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reasoning: Any = 0) -> JsonDict:
     """Return a usage in the format of chat completions. A count that is not a number becomes 0."""
     prompt, completion, cached, written, reasoning = (
-        count if type(count) is int else 0 for count in (prompt, completion, cached, written, reasoning)
+        count_of(count) or 0 for count in (prompt, completion, cached, written, reasoning)
     )
     return {
         "prompt_tokens": prompt,
@@ -221,6 +244,6 @@ def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
 
 
 def dropped(body: JsonDict, names: frozenset[str]) -> list[str]:
-    """Remove these parameters from `body`. Return the names of those that request something."""
+    """Remove these parameters from `body`. Return the removed names whose value is not False."""
     present = [name for name in body if name in names]
     return [name for name in present if body.pop(name) is not False]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import mimetypes
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -17,7 +17,7 @@ import orjson
 from promptmill.answers.schema import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
-from promptmill.backends.openai.providers import ProviderProfile
+from promptmill.backends.openai.providers import ProviderProfile, Thinking
 from promptmill.backends.openai.schema_forms import google_form, in_words
 from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
@@ -109,7 +109,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
         if top := body.pop("top_logprobs", 0):
             config["logprobs"] = top
     body.pop("top_logprobs", None)
-    thinking, more = _thinking(body, profile, model)
+    thinking, more = _thinking(body, profile.thinking, model)
     refused += more
     if thinking:
         config["thinkingConfig"] = {**thinking, **(config.get("thinkingConfig") or {})}
@@ -121,7 +121,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     return dialect.Written(body | ({"generationConfig": config} if config else {}), refused, words)
 
 
-def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[JsonDict, list[str]]:
+def _thinking(body: JsonDict, switch: Thinking, model: str) -> tuple[JsonDict, list[str]]:
     """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and the unsupported ones of these."""
     wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
     if effort == "none":
@@ -133,7 +133,7 @@ def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[Jso
     if series < (2, 5):
         return {}, [] if wanted is False else ["enable_thinking" if wanted else "reasoning_effort"]
     if wanted is False:
-        return ({}, ["enable_thinking"]) if profile.always_thinks(model) else ({"thinkingBudget": 0}, [])
+        return ({}, ["enable_thinking"]) if switch.is_fixed(model) else ({"thinkingBudget": 0}, [])
     thinking: JsonDict = {"includeThoughts": True} if wanted else {}
     if series >= (3, 0):
         if effort is not None:
@@ -190,13 +190,28 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
     if system:
         parts = [{"text": text} for message in system if (text := dialect.text_of_message(message))]
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
-    names = {identity: name for message in turns for identity, name, *_ in dialect.calls_of(message)}
-    spoken = [("model" if message.role == "assistant" else "user", _parts(message, images, names)) for message in turns]
-    contents = [  # turns of one side form one content: results of parallel calls must follow them together
+    names: dict[str, str] = {}  # of the calls so far, because a later call may have the same id
+    spoken = []
+    for message in _in_order_of_calls(turns):
+        names |= {identity: name for identity, name, *_ in dialect.calls_of(message)}
+        spoken.append(("model" if message.role == "assistant" else "user", _parts(message, images, names)))
+    contents = [  # one content for adjacent turns of one side: results of parallel calls must follow them together
         [b'{"role":"%b","parts":' % role.encode(), *dialect.joined(part for _, parts in same for part in parts), b"}"]
         for role, same in itertools.groupby(spoken, key=lambda one: one[0])
     ]
     return [*pieces, b'"contents":', *dialect.joined(contents)]
+
+
+def _in_order_of_calls(turns: Iterable[Message]) -> Iterator[Message]:
+    """Yield the turns, the results of parallel calls in the order of the calls, because results carry no ids."""
+    places: dict[str, int] = {}
+    for are_results, group in itertools.groupby(turns, key=lambda message: message.role == "tool"):
+        same = [*group]
+        if are_results:
+            same.sort(key=lambda result: places.get((result.extra or {}).get("tool_call_id", ""), len(places)))
+        else:
+            places = {identity: at for at, (identity, *_) in enumerate(dialect.calls_of(same[-1]))}
+        yield from same
 
 
 def _parts(message: Message, images: Mapping[str, bytes], names: Mapping[str, str]) -> list[list[bytes]]:
@@ -205,15 +220,18 @@ def _parts(message: Message, images: Mapping[str, bytes], names: Mapping[str, st
         name = extra.get("name") or names.get(extra.get("tool_call_id", ""), "function")
         text = dialect.text_of_message(message)
         output = dialect.object_in(text) if text.lstrip()[:1] == "{" else {"output": text}
-        return [[orjson.dumps({"functionResponse": {"name": name, "response": output}})]]
-    parts = [[b'{"text":%b}' % orjson.dumps(message.content)]] if isinstance(message.content, str) else []
-    if isinstance(message.content, tuple):
+        return [[dialect.exact_json({"functionResponse": {"name": name, "response": output}})]]
+    calls = [*dialect.calls_of(message)]
+    parts = []
+    if isinstance(message.content, str) and (message.content or not calls):
+        parts = [[b'{"text":%b}' % orjson.dumps(message.content)]]
+    elif isinstance(message.content, tuple):
         parts = [_part(part, images) for part in message.content if not isinstance(part, TextPart) or part.text]
-    for _, name, arguments, whole_call in dialect.calls_of(message):
+    for _, name, arguments, whole_call in calls:
         part: JsonDict = {"functionCall": {"name": name, "args": arguments}}
         if signature := _signature(whole_call):
             part["thoughtSignature"] = signature
-        parts.append([orjson.dumps(part)])
+        parts.append([dialect.exact_json(part)])
     return parts
 
 
@@ -293,7 +311,7 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
         choice["logprobs"] = {"content": probabilities}
     finish = _finish(reason, calls=bool(calls))
     if finish == "stop" and not content.get("parts"):
-        finish = None  # the answer is empty, which another attempt may change
+        finish = None  # an empty answer is a failure, because another attempt may succeed
     return dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
 
 
@@ -311,7 +329,7 @@ def _usage(usage: Any) -> JsonDict:
     if not isinstance(usage, dict):
         return {}
     prompt, tools, answer, thoughts = (
-        count if type(count := usage.get(name)) is int else 0
+        dialect.count_of(usage.get(name)) or 0
         for name in ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
     )
     return dialect.chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
@@ -349,7 +367,10 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         if event.get("error"):
             usage = {"usage": _usage(whole["usageMetadata"])} if whole.get("usageMetadata") else {}
             return {**event, **usage, **({"choices": [{}]} if parts else {})}
+        # a later event may leave out counts of an earlier one
+        counts = {**(whole.get("usageMetadata") or {}), **(event.get("usageMetadata") or {})}
         whole |= {name: value for name, value in event.items() if name != "candidates"}
+        whole |= {"usageMetadata": counts} if counts else {}
         for event_candidate in event.get("candidates") or ():
             if event_candidate.get("index", 0) == 0:
                 parts += (event_candidate.get("content") or {}).get("parts") or ()

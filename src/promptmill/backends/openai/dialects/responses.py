@@ -22,7 +22,7 @@ url, headers = dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
 
-# Parameters of chat completions without a counterpart.
+# Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
     "seed stop presence_penalty frequency_penalty n logit_bias modalities audio prediction web_search_options "
     "functions function_call structured_outputs"
@@ -49,7 +49,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     words = ""
     wanted = given.pop("response_format", None)
     if wanted is not None:
-        form, words = asked_of(profile, wanted)
+        form, words = asked_of(profile.json, wanted)
         given |= {} if form is None else {"response_format": form}
     body, refused = translate(profile, model, given)
     refused += dialect.dropped(body, _UNKNOWN)
@@ -100,7 +100,7 @@ def _items(message: Message, images: Mapping[str, bytes]) -> Iterator[list[bytes
     else:
         yield [start, *dialect.joined(_part(part, images) for part in message.content), b"}"]
     for identity, name, arguments, _ in dialect.calls_of(message):
-        text = orjson.dumps(arguments).decode()
+        text = dialect.exact_json(arguments).decode()
         yield [orjson.dumps({"type": "function_call", "call_id": identity, "name": name, "arguments": text})]
 
 
@@ -128,8 +128,11 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     calls: list[JsonDict] = []
     others: list[JsonDict] = []
     logprobs: list[Any] = []
+    has_final = any(isinstance(item, dict) and item.get("phase") == "final_answer" for item in items)
     for item in items:
         match item:
+            case {"type": "message", "phase": "commentary", "content": list(parts)} if has_final:
+                thoughts += [part["text"] for part in parts if part.get("type") == "output_text"]
             case {"type": "message", "content": list(parts)}:
                 for part in parts:
                     texts += [part["text"]] if part.get("type") == "output_text" else []
@@ -186,12 +189,20 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     for event in events:
         kind = event.get("type")
         if kind in {"response.completed", "response.incomplete", "response.failed"}:
-            return dict(event["response"])
+            return _unphased(event["response"])
         if kind == "error" or event.get("error"):
             said = event if kind != "error" or event.get("error") else {"error": event}
             return {**said, **({"choices": [{}]} if begun else {})}
         begun = begun or str(kind).endswith(".delta")
     raise CutOffError
+
+
+def _unphased(response: JsonObject) -> JsonDict:
+    """Return a streamed response without the phases of its messages, because a preview shows the text of each."""
+    items = response.get("output")
+    if not isinstance(items, list):
+        return {**response}
+    return {**response, "output": [{**item, "phase": None} if isinstance(item, dict) else item for item in items]}
 
 
 def delta_in(event: JsonDict) -> JsonDict:

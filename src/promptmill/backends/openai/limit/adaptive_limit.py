@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from promptmill.backends.protocol import ignored
 
-# A refusal comes at once, an answer after seconds: places taken this long ago without a refusal are granted.
+# A refusal comes at once, an answer after seconds: a permit taken so long ago without a refusal counts as granted.
 QUIET_S = 0.2
 _START = 64
 # While the limit doubles, a smaller share of refusals starts no trial …
@@ -37,12 +37,12 @@ _TOLERATED = 0.1
 _RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial ends when the earlier share of refusals would have caused this many, or after this many answers per place.
+# A trial ends when the earlier share of refusals would have caused so many of them, …
 _TELLING = 8
-_TRIAL_LIMITS = 4
+_TRIAL_LIMITS = 4  # … or after so many answers per permit
 # Rounds at a found limit before a slightly higher limit is tried. A wait that doubles from 2 to 32 is no faster.
 _REST = 16
-_LONGEST_REST = 32
+_LONGEST_REST = 32  # of the search for the best throughput
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
@@ -154,15 +154,15 @@ class AdaptiveLimit:
         self._most = most
         self._adaptive = adaptive
         self._limit = float(min(most, _START) if adaptive else most)
-        self._size = self._limit  # the limit minus the places that refusals closed
+        self._size = self._limit  # the limit, lowered by each refusal until answers restore it
         self.size = int(self._limit)
         """The number of requests that may be in flight now; at least 1."""
         self.resized: Callable[[], None] = ignored
         """Called when `size` has changed."""
         self._ramping = adaptive
-        self._random = 0.0  # the share of refusals that is independent of the number in flight
+        self._random = 0.0  # the estimated share of refusals that does not depend on the number in flight
         self._rounds = _Rounds()
-        self._level = _Count(0)  # all requests since the last change of the limit
+        self._level = _Count(0)  # counts all requests since the last change of the limit
         self._trial: _Trial | None = None
         self._search = _Search(self._limit)
 
@@ -214,7 +214,7 @@ class AdaptiveLimit:
         return rounds.number
 
     def stayed_quiet(self, round_number: int) -> None:
-        """Report that all places were taken since `round_number` for `QUIET_S`, and that this round has not ended."""
+        """Report that all places have been taken for `QUIET_S`, in which round `round_number` has not ended."""
         if self.may_double and round_number == self._rounds.number and not self._rounds.now.exceeds(self._tolerated):
             self._widen(self._limit)
             self._rounds.begin()
@@ -302,9 +302,9 @@ class AdaptiveLimit:
             return self._try_less(_CUT)
         if now.refused >= 0.6 * _TELLING and now.share >= 0.5 * before.share:
             return self._return_from(trial)
-        if not answered:  # further refusals of requests sent at the same time may be on their way
+        if not answered:  # wait: further refusals of requests sent at the same time may be on their way
             return None
-        likely = before.refused / (before.sent + 100)  # the earlier share is the highest of many: lower it
+        likely = before.refused / (before.sent + 100)  # lowered, because the trial began at the highest of many shares
         if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_LIMITS * self._limit + _TELLING):
             return None
         if now.refused > 0.3 * now.sent * likely:
@@ -361,7 +361,7 @@ class ThroughputSearch:
         self._doubling = True
         self._base: tuple[float, float] | None = None  # the best level so far: (in flight, answered per second)
         self._step = _STEP
-        self._rest = 0  # answers, in multiples of the level, before the next try
+        self._rest = 0  # answers, as multiples of the level, before the next try
         self._rests = 2
         self._begin(limit.size)
 
@@ -395,7 +395,7 @@ class ThroughputSearch:
 
     def _decide(self) -> None:
         level = self._in_flight / self._answers
-        if level < _BUSY * self._limit.most or self._seconds <= 0:  # there was too little work for a conclusion
+        if level < _BUSY * self._limit.most or self._seconds <= 0:  # there were too few requests for a conclusion
             return self._begin(self._limit.most)
         rate = level * self._tokens / self._seconds
         if self._base is None or self._rest:
@@ -412,7 +412,7 @@ class ThroughputSearch:
             self._step = min(1.0, 2 * self._step)
             self._rests = 2
             return self._begin(self._wider(level))
-        if self._doubling:  # the number in flight that reaches this rate at the base's speed
+        if self._doubling:  # the number in flight that would give this rate at the base's rate per request
             self._doubling = False
             self._base = None
             return self._begin(max(base_level, min(level, base_level * rate / base_rate)))

@@ -10,16 +10,15 @@ from typing import NamedTuple
 from urllib.parse import urljoin
 
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s, longest_wait_s
 from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, ThroughputSearch, waiting_in
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.transport import LoopThrottle, Pool
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 
-# This number of consecutive refusals concerns the endpoint, not single items. A filter that refuses a third of all
-# prompts does this once in 40 million.
+# From this number of consecutive refusals on, they concern the endpoint, not single items. A filter that refuses a
+# third of all prompts does this once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
 _LOAD_PERIOD_S, _PAGE_S = 1.0, 1.0
@@ -199,14 +198,14 @@ class EndpointState:
         if pause.strikes and permit.serial > pause.struck_at:
             pause.until = pause.used_up_until
         pause.strikes = 0
-        pause.probe = None  # so that another probe can be sent while this one hangs
+        pause.probe = None  # free for another probe, even if this one hangs
 
     async def watch_load(self, pool: Pool) -> None:
         """Once a second, report the server's waiting requests to the search, while the server publishes them."""
         url = urljoin(self.endpoint.url, "/metrics")
         while self.load.search is not None:
             await asyncio.sleep(_LOAD_PERIOD_S)
-            page = await pool.get(url, LARGEST_BODY, _PAGE_S)
+            page = await pool.get(url, _PAGE_S)
             if page is None or (waiting := waiting_in(page)) is None:
                 return
             self.load.search.waits(waiting, self.load.in_flight)
@@ -227,7 +226,7 @@ class EndpointState:
                 return True
             case FailureKind.LOST:
                 is_forgiven = self._lost(permit, decision, failed_before)
-                return is_forgiven and not decision.is_cut  # a proxy's time limit cuts long answers, all billed
+                return is_forgiven and not decision.is_cut  # not if a proxy's time limit cut it: each try is billed
         return False
 
     def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
@@ -258,7 +257,7 @@ class EndpointState:
         self.health.has_listened = True
         self.load.rejections += 1
         self.load.limit.refused(permit.round_number)
-        # other requests in flight show that the endpoint accepts some
+        # only if it is alone: other requests in flight show that the endpoint accepts some
         if self.load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
             self._strike(permit, decision, self.pause.strikes + 1, self._settings.max_delay)
 
@@ -291,9 +290,9 @@ class EndpointState:
 
     def used_up(self, wait_s: float) -> None:
         """Send nothing for `wait_s`: an answer reported that the limit per minute is used up until then."""
-        # A limit per minute resets after a minute. Headers with a longer wait refer to days, and count only in a
-        # refusal.
-        if wait_s <= min(60.0, self.longest_wait_s):
+        # Longer waits count only in a refusal: a limit per minute resets after a minute, so a header with a longer wait
+        # refers to days.
+        if wait_s <= min(60.0, longest_wait_s(self._settings)):
             self.pause.used_up_until = self._clock() + wait_s
             self.pause.until = max(self.pause.until, self.pause.used_up_until)
 
@@ -308,12 +307,7 @@ class EndpointState:
 
     def honoured_wait_s(self, decision: RetryDecision) -> float:
         """Return the wait in seconds that the endpoint requested, up to the longest honoured wait."""
-        return min(decision.wait_s or 0.0, self.longest_wait_s)
-
-    @property
-    def longest_wait_s(self) -> float:
-        """The longest honoured wait. An endpoint that requests a longer wait is no longer used."""
-        return 10 * self._settings.max_delay
+        return min(decision.wait_s or 0.0, longest_wait_s(self._settings))
 
     @property
     def longest_silence_s(self) -> float:

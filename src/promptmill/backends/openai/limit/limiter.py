@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,15 +15,14 @@ from typing import NamedTuple
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.adaptive_limit import QUIET_S
 from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit, Trouble
-from promptmill.backends.protocol import Call, ignored
+from promptmill.backends.protocol import Call, fair_parts, ignored
+from promptmill.core.bounds import LONGEST_DEBT_S
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import counted, duration
 
-# A bucket's debt is limited to this, because the usage that an endpoint reports may be wrong.
-_MOST_DEBT_S = 120
-# A shorter wait would end before a user has read about it.
+# Shorter waits are not reported: they would end before a user has read about them.
 _SHORTEST_S = 1.0
-# Answers seldom take longer; if one does, the user may want to know the reason.
+# The silence after which the reason is reported, because answers seldom take longer.
 _QUIET_S = 10.0
 _WORDS = {
     Code.RATE_LIMITED: "rate limit",
@@ -72,7 +70,7 @@ class ConcurrencyShare:
             self._shares.changed(self)
 
     def idle(self) -> None:
-        """Do nothing: at this limiter, no item waits for others."""
+        """Do nothing: this limiter holds no items."""
 
 
 class FairShares:
@@ -101,7 +99,7 @@ class FairShares:
     def remove(self, share: ConcurrencyShare) -> None:
         """Record that a call has ended."""
         self._shares.discard(share)
-        share.grown = ignored  # else a reference cycle keeps all answers until a garbage collection
+        share.grown = ignored  # breaks a reference cycle, which would keep all answers until a garbage collection
         self.divide()
 
     def changed(self, share: ConcurrencyShare) -> None:
@@ -110,7 +108,7 @@ class FairShares:
             self.divide()
 
     def room_changed(self) -> None:
-        """Compute the shares again if another number of places was divided."""
+        """Divide the places again if their number has changed."""
         if self._room() != self._divided:
             self.divide()
 
@@ -122,13 +120,10 @@ class FairShares:
 
     def _divide(self) -> None:
         self._is_due = False
-        left = self._divided = self._room()
-        modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
-        for position, share in enumerate(modest_first):
-            fair = left // (len(modest_first) - position)
-            fair = min(fair, share.cap)
-            before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
-            left -= share.most
+        self._divided, shares = self._room(), [*self._shares]
+        wanted = [share.cap if share.wanted is None else min(share.wanted, share.cap) for share in shares]
+        for share, part in zip(shares, fair_parts(self._divided, wanted), strict=True):
+            before, share.most = share.most, max(1, part)
             if share.most > before:
                 share.grown()
 
@@ -164,11 +159,11 @@ class TokenBucket:
         need = min(1.0, self._most) - self._level
         if need <= 1e-9:
             return 0.0
-        return need / self._rate if self._rate else _MOST_DEBT_S
+        return need / self._rate if self._rate else LONGEST_DEBT_S
 
     def take(self, units: float) -> None:
         """Take `units`; a negative number returns units."""
-        self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)
+        self._level = max(self._level - units, -LONGEST_DEBT_S * self._rate)
 
 
 class _RateLimits:
@@ -232,7 +227,7 @@ class Limiter:
             state.load.limit.resized = self.shares.divide
 
     def widen(self, concurrency: int) -> None:
-        """Allow `concurrency` requests in flight, which is more than before, as far as they are leased."""
+        """Raise the limit to `concurrency` requests in flight, within the leased number."""
         self._whole = concurrency
         self._concurrency = min(concurrency, self._leased)
         for state in self.endpoint_states:
@@ -280,7 +275,7 @@ class Limiter:
             self._forgive()
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(share, deque()).append(_Waiter(future, tokens, avoid))
-        if self._in_flight < self._concurrency:  # otherwise the next finished request does this
+        if self._in_flight < self._concurrency:  # if all are in use, the next finished request serves it
             self.serve()
         try:
             return await future
@@ -298,7 +293,7 @@ class Limiter:
         if self._in_flight <= self._leased:
             self._drained.set()
         if len(self.endpoint_states) > 1:
-            self.shares.divide()  # an endpoint may be blocked now
+            self.shares.divide()  # divided again, because an endpoint may be blocked now
         if self._waiting:
             self.serve()
 
@@ -338,7 +333,7 @@ class Limiter:
 
     def serve(self) -> None:
         """Give free places to waiting requests. Called whenever a place, a pause or a rate may have changed."""
-        # one reading of the clock: a pause that ends between two readings would get no timer
+        # read once: a pause that ends between two readings would get no timer
         now = self._clock()
         stuck: set[EndpointState | None] = set()
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):

@@ -1,12 +1,11 @@
-"""Copies answers without requests: the page loop for all plans, and the duplicates of a job."""
+"""The duplicates of a job: rows with the same question, which get a copy of one outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from promptmill.jobs.run.live import Between, OpenRow
-from promptmill.jobs.store.database import PAGE, JobDatabase
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, join_of
 from promptmill.jobs.store.spec import JobSpec, PlanWork
@@ -16,68 +15,6 @@ _TABLES = {
     "repeated": "asked BLOB PRIMARY KEY",
     "equal": "key INTEGER PRIMARY KEY, first INTEGER, is_known INTEGER",
 }
-
-
-class Copies:
-    """Pages of a job's rows, and the records that a plan makes for them. All methods block and raise the errors of
-    `JobDatabase`."""
-
-    def __init__(self, store: JobDatabase, spec: Callable[[], JobSpec], end: int) -> None:
-        """`spec` returns the job's present description. `end`: the number of the first row beyond the order's limit."""
-        self._store, self._spec, self._end = store, spec, end
-
-    def copy(self, round_: Round, work: PlanWork, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Write the records for the rows of a round. `recorded` is called with some of their keys."""
-        for slot in round_.slots:
-            condition = round_.condition(self._spec().targets[slot].counted, slot)
-            for records in work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
-                if records:
-                    self._write(records)
-                    recorded([record.key for record in records])
-
-    def between(
-        self,
-        round_: Round,
-        work: PlanWork,
-        delivered: Callable[[Sequence[Record]], None],
-        *,
-        sends: bool,
-    ) -> Between | None:
-        """Return a function that delivers answers between the windows of a live round; None if the plan has none.
-
-        `sends`: whether rows that need another answer are sent in this round.
-        """
-        if (condition := work.meanwhile.get(round_.rows)) is None:
-            return None
-
-        def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:
-            pages = self._pages(condition, 0, max(0, first - work.late), min(following, self._end))
-            for delivery in work.delivered(round_, pages):
-                if delivery.records:
-                    self._write(delivery.records)
-                    delivered(delivery.records)
-                yield self._open_rows([*delivery.to_send]) if sends else []
-
-        return deliver
-
-    def _open_rows(self, numbers: Sequence[int]) -> list[OpenRow]:
-        return [
-            OpenRow(row.n, 0, (row.asked or b"")[:16], row.line, row.cells or b"", 0, answered=False)
-            for row in (self._store.rows_at(sorted(numbers)) if numbers else ())
-        ]
-
-    def _pages(self, condition: str, slot: int, first: int, end: int) -> Iterator[list[int]]:
-        """Yield the numbers of the rows `first` to `end - 1` whose answer in a slot meets a condition."""
-        query = f"""
-            SELECT row.n FROM {join_of(slot)} WHERE row.n >= ? AND row.n < ? AND ({condition})
-            ORDER BY row.n LIMIT {PAGE}
-        """
-        while page := [n for (n,) in self._store.read(query, first, end)]:
-            yield page
-            first = page[-1] + 1
-
-    def _write(self, records: Sequence[Record]) -> None:
-        self._store.write(records, [record.key for record in records])
 
 
 class Duplicates(PlanWork):

@@ -1,22 +1,17 @@
-"""The provider in a process of its own: kills of its clients, much data, and flat memory."""
+"""Clients in processes of their own: kills, much data, and flat memory."""
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 
-from batch_server import answer_to
+from batch_server import BatchServer, answer_to
 from peak import peak_bytes
 from waiting import eventually
 
-SUPPORT = Path(__file__).parents[3] / "support"
 ROWS = 10_000
 # A client in a process of its own: plans, uploads, creates, reads; what it stored before a kill is in its folder.
 _CLIENT = """
@@ -60,35 +55,9 @@ asyncio.run(main())
 """
 
 
-class _Provider:
-    """A provider's process."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, str(SUPPORT / "batch_server.py"), "--family", "openai"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.base_url = self._process.stdout.readline().strip()
-        self._root = "/".join(self.base_url.split("/")[:3])
-
-    def state(self, **control: Any) -> dict[str, Any]:
-        """Return its state, after a change of its switches or its clock."""
-        request = Request(f"{self._root}/state")
-        if control:
-            request = Request(f"{self._root}/control", data=json.dumps(control).encode())
-        with urlopen(request) as response:
-            found: dict[str, Any] = json.load(response)
-        return found
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
 @pytest.fixture
-def provider() -> Iterator[_Provider]:
-    with contextlib.closing(_Provider()) as started:
+def server() -> Iterator[BatchServer]:
+    with BatchServer("openai") as started:
         yield started
 
 
@@ -96,34 +65,32 @@ def _client(url: str, folder: Path, rows: int = 200, words: int = 0) -> list[str
     return [sys.executable, "-c", _CLIENT, url, str(folder), str(rows), str(words)]
 
 
-def test_a_client_that_is_killed_while_it_waits_for_an_answer_finds_its_batch_again(provider, tmp_path):
+def test_a_client_that_is_killed_while_it_waits_for_an_answer_finds_its_batch_again(server, tmp_path):
     for held in ("upload", "create", "poll", "download"):
-        provider.state(switches={"held": held})
-        with subprocess.Popen(_client(provider.base_url, tmp_path)) as client:
-            eventually(lambda: not provider.state()["switches"]["held"])
+        server.switches.held = held
+        with subprocess.Popen(_client(server.base_url, tmp_path)) as client:
+            eventually(lambda: not server.switches.held)
             client.kill()
-    subprocess.run(_client(provider.base_url, tmp_path), check=True)
-    state = provider.state()
-    assert (state["creates"], state["uploads"]) == (1, 1)
-    assert len(state["billed"]) == 200
-    assert set(state["billed"].values()) == {1}
-    assert (state["files"], state["never_read"], state["running"]) == ([], [], [])
+    subprocess.run(_client(server.base_url, tmp_path), check=True)
+    assert (server.creates, server.uploads) == (1, 1)
+    assert len(server.billed) == 200
+    assert set(server.billed.values()) == {1}
+    assert (server.left_files(), server.never_read(), server.running()) == ([], [], [])
 
 
-def test_ten_thousand_rows_are_uploaded_answered_and_read(provider, tmp_path):
-    subprocess.run(_client(provider.base_url, tmp_path, rows=ROWS), check=True)
-    state = provider.state()
-    assert sum(state["billed"].values()) == len(state["billed"]) == ROWS
-    assert state["tokens"]["batch_answer"] == sum(len(answer_to(f"prompt {n}").split()) for n in range(ROWS))
+def test_ten_thousand_rows_are_uploaded_answered_and_read(server, tmp_path):
+    subprocess.run(_client(server.base_url, tmp_path, rows=ROWS), check=True)
+    assert sum(server.billed.values()) == len(server.billed) == ROWS
+    assert server.tokens["batch_answer"] == sum(len(answer_to(f"prompt {n}").split()) for n in range(ROWS))
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(os.name == "nt", reason="Windows reports no peak of a child")
-def test_a_file_of_200_megabytes_takes_no_more_memory_than_one_of_two(provider, tmp_path):
+def test_a_file_of_200_megabytes_takes_no_more_memory_than_one_of_two(server, tmp_path):
     """40,000 rows of 5 KB, sent and received; the difference is that of the ids which the client collects."""
     peaks = []
     for rows in (400, 40_000):
         folder = tmp_path / str(rows)
         folder.mkdir()
-        peaks.append(peak_bytes(_client(provider.base_url, folder, rows=rows, words=1000), folder=folder))
+        peaks.append(peak_bytes(_client(server.base_url, folder, rows=rows, words=1000), folder=folder))
     assert peaks[1] - peaks[0] < 16 << 20, peaks
