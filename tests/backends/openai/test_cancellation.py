@@ -109,6 +109,15 @@ async def test_cancelling_one_run_leaves_the_others_alone(upstream):
         assert upstream.peak == 8
 
 
+async def test_a_close_that_is_cancelled_closes_both_of_its_sessions():
+    session = Session(1, 10, 10, ssl.create_default_context())
+    task = asyncio.ensure_future(session.aclose())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert (session._session.closed, session._public.closed) == (True, True)
+
+
 @pytest.mark.simulated
 async def test_many_cancelled_runs_leak_no_place(upstream):
     upstream.reply = late(0.02)

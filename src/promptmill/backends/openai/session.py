@@ -121,9 +121,11 @@ class Session:
             return HttpResponse(response.status, response.headers, await response.read(LARGEST_BODY))
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        await self._session.close()
-        await self._public.close()
+        """Close all connections, also if the first close is cancelled."""
+        try:
+            await self._session.close()
+        finally:
+            await self._public.close()
 
 
 def _payload(body: FileBody | bytes | list[bytes]) -> tuple[AsyncIterator[bytes] | None, int]:
