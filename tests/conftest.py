@@ -10,6 +10,7 @@ every test.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import inspect
 import ipaddress
@@ -28,6 +29,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first import from this folder
 
+import heavy
+import second_run
 import watchdog
 from all_features import ALL_FEATURES, need
 from parsed_tools import parse_once
@@ -35,6 +38,7 @@ from simulated_time import SimulatedLoop
 from upstream import Upstream
 
 gc.disable()  # until all tests are collected: what is imported, and the list of tests, is no garbage
+atexit.register(gc.unfreeze)  # else DuckDB lists what it still has at the end of the process
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # reports each import of openvino to its makers
 
 try:
@@ -108,6 +112,8 @@ class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
 
 def pytest_configure(config: pytest.Config) -> None:
     watchdog.watch(config)
+    second_run.repeat_failures(config)
+    heavy.order(config)
     parse_once()
     if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))  # no commit to a database waits for a disk

@@ -1,5 +1,6 @@
-"""The test command itself: a limit fails one test and not the run, and a stuck run ends."""
+"""The test command itself: limits, a stuck run, the second run of a failed test, and the time of heavy tests."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,16 +8,19 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.thorough
+from heavy import nearness
+
 ROOT = Path(__file__).parents[1]
 CONFTEST = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests" / "support")!r})
-import watchdog
+import heavy, second_run, watchdog
 from xdist.workermanage import NodeManager
 NodeManager.EXIT_TIMEOUT = 0.1
 def pytest_configure(config):
     watchdog.watch(config, idle_s=60, running_s=RUNNING_S)
+    second_run.repeat_failures(config)
+    heavy.order(config)
 """
 HANGS = """
 def test_c_code_that_holds_the_interpreter():
@@ -37,34 +41,81 @@ STOPS = """
 def test_stops():
     os.kill(os.getpid(), signal.SIGSTOP)
 """
+BESIDE_OTHERS = """
+def test_once(tmp_path_factory):
+    file = pathlib.Path(__file__).with_suffix(".ran")
+    assert file.exists() or file.touch()
+"""
+ALWAYS = """
+def test_always(): assert False
+"""
 
 
 @pytest.fixture
 def run(tmp_path):
     """Run this text as a module of tests in two processes, with a limit; return what it printed."""
 
-    def printed(text, limit_s, running_s, code):
+    def printed(text, code, *, limit_s=60, running_s=60, **environ):
         (tmp_path / "conftest.py").write_text(CONFTEST.replace("RUNNING_S", str(running_s)))
-        module = f"import asyncio, os, pytest, re, signal, threading\n{text}\n"
+        module = f"import asyncio, os, pathlib, pytest, re, signal, threading\n{text}\n"
         fine = "@pytest.mark.parametrize('n', range(5))\ndef test_fine(n): pass\n"
         (tmp_path / "test_it.py").write_text(module + fine)
         options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-n", "2", "--dist", "worksteal"]
-        command = [sys.executable, "-m", "pytest", *options, "--timeout", str(limit_s), tmp_path]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        command = [sys.executable, "-m", "pytest", *options, tmp_path]
+        environ = os.environ | {"PYTEST_TIMEOUT": str(limit_s)} | environ
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == code, done.stdout
         return done.stdout
 
     return printed
 
 
+@pytest.mark.thorough
 def test_a_limit_fails_one_test_and_prints_its_name_at_once(run):
-    said = run(HANGS, limit_s=2, running_s=60, code=1)
+    said = run(HANGS, code=1, limit_s=2)
     failed = re.findall(r"^FAILED test_it.py::(\w+)", said.partition("= FAILURES =")[0], re.MULTILINE)
     assert set(failed) == set(re.findall(r"(?<=def )test_\w+", HANGS))
     assert re.search(r"^\d failed, 5 passed", said, re.MULTILINE)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot be stopped there")
 def test_a_stuck_run_prints_what_it_waits_for_and_ends_with_an_error(run):
-    said = run(STOPS, limit_s=60, running_s=2, code=2)
+    said = run(STOPS, code=2, running_s=2)
     assert "The run is stuck. It waits for:\n  test_it.py::test_stops\n" in said
+
+
+@pytest.mark.thorough
+def test_a_test_that_fails_beside_others_and_passes_alone_is_named_and_fails_no_run(run):
+    last = run(BESIDE_OTHERS, code=0).splitlines()[-1]
+    assert last == "1 test failed beside others and passed alone: test_it.py::test_once"
+
+
+@pytest.mark.thorough
+def test_a_test_that_fails_again_fails_the_run(run):
+    said = run(BESIDE_OTHERS + ALWAYS, code=1)
+    assert "2 tests failed beside others; once more, alone:" in said
+    assert "passed alone" not in said
+    assert "1 failed, 1 passed" in said
+
+
+@pytest.mark.thorough
+def test_a_module_that_cannot_be_read_fails_the_run(run):
+    assert "once more" not in run("1 / 0", code=1)
+
+
+@pytest.mark.thorough
+def test_tests_that_are_left_out_for_time_are_named(run):
+    assert "The time is up: 6 tests were left out:\n  test_it.py (6)" in run(ALWAYS, code=0, PROMPTMILL_TEST_UNTIL="1")
+    assert "5 passed" in run("", code=0, PROMPTMILL_TEST_UNTIL="9999999999")
+
+
+def test_tests_of_the_room_that_changed_are_the_nearest():
+    changed = ["src/promptmill/backends/openai/reply.py", "tests/jobs/test_cells.py", "README.md"]
+    modules = ["tests/backends/openai/test_reply.py", "tests/backends/engines/test_desk.py", "tests/jobs/test_x.py"]
+    assert [nearness(module, changed) for module in modules] == [2, 1, 1]
+    assert nearness("tests/jobs/test_cells.py", changed) == 2, "a changed test"
+    assert nearness("tests/http/test_app.py", changed) == 0
+    assert nearness("tests/test_patterns.py", changed) > 2, "it is about every file"

@@ -8,6 +8,7 @@ with Piped(file) as server:             # `promptmill serve --config file`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -71,10 +72,11 @@ class Piped(ServerProcess):
         self.lines.append((time.monotonic(), message))
 
     def write(self, line: bytes) -> None:
-        """Send one line as it is."""
+        """Send one line as it is; a server that has ended reads none."""
         assert self.process.stdin is not None
-        self.process.stdin.write(line + b"\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(line + b"\n")
+            self.process.stdin.flush()
 
     def notify(self, method: str, **params: Any) -> None:
         """Send a notification."""

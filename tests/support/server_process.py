@@ -49,6 +49,7 @@ class ServerProcess:
         for left in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
+        self._close_input()
 
     def family(self) -> list[psutil.Process]:
         """Return the server's child processes, down to the last."""
@@ -59,10 +60,14 @@ class ServerProcess:
     def end(self, how: str) -> None:
         """Close its stdin (`EOF`) or send it a signal."""
         if how == "EOF":
-            assert self.process.stdin is not None
-            self.process.stdin.close()
+            self._close_input()
         else:
             self.process.send_signal(getattr(signal, how))
+
+    def _close_input(self) -> None:
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and has not read all lines
+                self.process.stdin.close()
 
     def ends(self, how: str) -> None:
         """End it; check that it leaves by itself, with the right code, no process and no traceback."""

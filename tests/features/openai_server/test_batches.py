@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 
 from fakes import KEY
-from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
+from openai_clients import CHAT, ENDED, changed, client_of, ended, line, results, servers, started, text_of, uploaded
 from promptmill.features.openai_server import batch_rows
 from promptmill.features.openai_server.batch_rows import FileCheck
 from replies import answer, choose, hang, late, raw, status
@@ -39,6 +40,18 @@ def serve(request, tmp_path, upstream):
         tmp_path, upstream.url, Served if request.node.get_closest_marker("processes") else ServedHere
     ) as start:
         yield start
+
+
+@pytest.fixture
+def server(server):
+    """The shared server; the batches of a test end with it, and send nothing to the endpoint of the next one."""
+    yield server
+    with client_of(server) as client:
+        for batch in client.batches.list():
+            if batch.status not in ENDED:
+                with contextlib.suppress(openai.ConflictError):  # it has just ended
+                    client.batches.cancel(batch.id)
+                ended(client, batch)
 
 
 def models_of(upstream: Upstream, options: Mapping[str, Any] = MappingProxyType({}), **named: str) -> dict[str, Any]:

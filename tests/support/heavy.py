@@ -1,0 +1,76 @@
+"""Tests for which there is a time: those nearest to the latest changes run first, and the rest is left out and named.
+
+`PROMPTMILL_TEST_UNTIL` is when no further test begins, in Unix time; `PROMPTMILL_TEST_NEAR` lists the changed files,
+one per line. Tests of a module stay together. Modules that are equally near have another order for each list of files,
+so that each has its turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SHOWN = 30
+_LEFT_OUT = "left out: the time is up"
+
+
+def order(config: pytest.Config) -> None:
+    """Give the tests of `config` their order and their time, if there is one; called by `pytest_configure`."""
+    if until_s := float(os.environ.get("PROMPTMILL_TEST_UNTIL") or 0):
+        config.pluginmanager.register(_InTime(until_s, os.environ.get("PROMPTMILL_TEST_NEAR", "").splitlines()))
+
+
+def nearness(test: str, changed: Sequence[str]) -> int:
+    """Return how many folders a module of tests shares with a changed file; those of the whole tree are the nearest."""
+    folders = Path(test).parts[1:]  # without `tests`
+    if len(folders) == 1:
+        return 99
+    return max((_shared(folders, _room(file)) for file in changed), default=0)
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _room(file: str) -> tuple[str, ...]:
+    parts = Path(file).parts
+    return parts[2:] if parts[:2] == ("src", "promptmill") else parts[1:]
+
+
+class _InTime:
+    def __init__(self, until_s: float, changed: Sequence[str]) -> None:
+        self._until_s, self._changed = until_s, changed
+        self._left_out: Counter[str] = Counter()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        def rank(item: pytest.Item) -> tuple[int, bytes]:
+            module = item.nodeid.partition("::")[0]
+            seed = "\n".join([module, *self._changed])
+            return -nearness(module, self._changed), hashlib.sha256(seed.encode()).digest()
+
+        items.sort(key=rank)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        if time.time() > self._until_s:
+            pytest.skip(_LEFT_OUT)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and _LEFT_OUT in str(report.longrepr):
+            self._left_out[report.nodeid.partition("::")[0]] += 1
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._left_out:
+            named = [f"{module} ({count})" for module, count in self._left_out.most_common(_SHOWN)]
+            more = [f"and {len(self._left_out) - _SHOWN} more modules"] if len(self._left_out) > _SHOWN else []
+            tests = f"The time is up: {self._left_out.total()} tests were left out:"
+            terminalreporter.write_line("\n  ".join([tests, *named, *more]))
