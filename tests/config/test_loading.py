@@ -90,6 +90,13 @@ def test_a_file_of_the_reference_loads_unchanged(write):
     assert (settings.system_prompt, settings.image_tag) == ("", None)
 
 
+@pytest.mark.parametrize("empty", ["''", "' '", "[]", "null"])
+def test_an_empty_address_is_none(tmp_path, empty):
+    file = tmp_path / "parameter.yaml"
+    file.write_text(f"backend_configs: {{openai: {{provider: groq, model_name: m, base_url: {empty}}}}}")
+    assert Configuration.load(file, environ={}).plan.settings.backend_configs.openai.base_url == []
+
+
 def test_the_shipped_file_starts_on_a_small_model_that_runs_anywhere():
     plan = Configuration.load(ROOT / FILE_NAME, environ={}).plan
     assert plan.backend == "openvino" == Settings().backend

@@ -233,7 +233,7 @@ def test_one_stop_text_is_a_list_of_one():
     [
         {"temperature": -1},
         {"temperature": "hot"},
-        {"top_p": 0},
+        {"top_p": -0.1},
         {"top_p": 1.1},
         {"max_tokens": 0},
         {"max_tokens": 1.5},

@@ -39,7 +39,7 @@ def _device(name: str) -> str:
 
 
 def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return ([value] if value.strip() else []) if isinstance(value, str) else value
 
 
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")

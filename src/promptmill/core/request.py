@@ -401,7 +401,7 @@ class _TokenChoice(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: _Number = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
-    top_p: _Number = Field(None, gt=0, le=1, description="Choose among the likeliest tokens of this joint probability.")
+    top_p: _Number = Field(None, ge=0, le=1, description="Choose among the likeliest tokens of this joint probability.")
     seed: _Whole = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
     presence_penalty: _Number = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
     frequency_penalty: _Number = Field(

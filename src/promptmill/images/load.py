@@ -400,7 +400,8 @@ def encoded(image: Any) -> bytes:
 def _pixels(array: Any) -> Any:
     """Convert an array or tensor to Pillow's form: channels last; whole numbers if there are several channels.
 
-    Tensors have channels first, and floats from 0 to 1: pytorch.org/vision/stable/transforms.html.
+    Tensors have channels first, and floats from 0 to 1: pytorch.org/vision/stable/transforms.html. Whole numbers are of
+    8 bits unless one is larger than 255; then they are of 16 bits.
     """
     import numpy as np
 
@@ -415,6 +416,8 @@ def _pixels(array: Any) -> Any:
     if array.ndim == 3 and array.dtype.kind == "f":
         array = (np.clip(array, 0, 1) * 255).round() if array.max(initial=0) <= 1 else np.clip(array, 0, 255)
         array = array.astype(np.uint8)
+    if array.ndim == 3 and array.dtype.kind in "iu" and array.dtype != np.uint8:
+        array = (array if array.max(initial=0) < 256 else array / 257).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 

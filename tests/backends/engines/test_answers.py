@@ -169,6 +169,12 @@ def test_any_seed_that_can_be_given_is_taken(desk, engine):
     assert texts[0] != texts[1]
 
 
+def test_a_top_p_of_zero_takes_the_likeliest_token(desk, engine):
+    story = ["Tell me a story."] * 3
+    greedy, *drawn = desk.texts(engine, story, temperature=(0, 1.3, 1.3), top_p=(None, 0, 0), max_tokens=5)
+    assert drawn == [greedy, greedy]
+
+
 def test_to_choose_among_all_tokens_is_no_wish_to_draw(desk, engine):
     texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=3)
     assert len(set(texts)) == 1

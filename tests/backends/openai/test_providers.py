@@ -57,6 +57,25 @@ def test_a_base_url_overrides_the_profiles_and_does_not_get_its_key():
     assert endpoint.headers["Authorization"] == "Bearer mine"
 
 
+def test_the_organization_and_project_of_the_environment_go_to_openai_beside_the_operators_key():
+    account = {"OPENAI_ORG_ID": "org-1", "OPENAI_PROJECT_ID": "proj_1"}
+    expected = {"OpenAI-Organization": "org-1", "OpenAI-Project": "proj_1"}
+    keys = {"OPENAI_API_KEY": "k"}
+
+    def sent(environ, plan):
+        (endpoint,) = endpoints(plan, environ)
+        return {name: value for name, value in endpoint.headers.items() if name.startswith("OpenAI-")}
+
+    openai, other = _plan(base_url="https://api.openai.com/v1"), _plan(base_url="https://proxy.example/v1")
+    assert sent(account | keys, openai) == expected
+    assert sent(account, _plan(provider="openai", api_key="k")) == expected
+    assert sent(account | keys, other) == sent(account, openai) == sent(keys, openai) == {}
+    call = Configuration({"backend": "openai"}).overlaid(
+        Overrides("openai", {"openai": {"provider": "openai", "model_name": "m", "api_key": "of the caller"}})
+    )
+    assert sent(account, call) == {}
+
+
 def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another():
     configuration = Configuration(
         {"backend": "openai", "backend_configs": {"openai": {"provider": "openai", "model_name": "m", "api_key": "s"}}}

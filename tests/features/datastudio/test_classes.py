@@ -196,8 +196,17 @@ class _Tensor:
 RED = np.stack([np.ones((20, 30)), np.zeros((20, 30)), np.zeros((20, 30))])
 
 
-@pytest.mark.parametrize("image", [_Tensor(RED), _Tensor(RED[None]), RED, np.moveaxis(RED, 0, 2) * 255])
-def test_tensors_and_arrays_of_floats_are_images(api, upstream, image):
+LAST = np.moveaxis(RED, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(_Tensor(RED), _Tensor(RED[None]), RED, LAST * 255),
+        *((LAST * 255).astype(np.int64), (LAST * 65_535).astype(np.uint16)),
+    ],
+)
+def test_tensors_and_arrays_of_any_numbers_are_images(api, upstream, image):
     api.generate([[{"type": "image", "value": image}, "What?"]])
     ((_, data),) = _sent_images(upstream)
     sent = Image.open(io.BytesIO(data))
@@ -301,7 +310,7 @@ def test_anything_but_a_port_is_refused_before_a_key_goes_anywhere(port):
 
 @pytest.mark.parametrize("retry", [0, -1, 1000])
 def test_any_number_of_attempts_sends_at_least_one_request(upstream, retry):
-    api = OpenAIAPI("m", api_base=upstream.url, retry=retry, wait=0.01)
+    api = OpenAIAPI("m", api_base=upstream.url, retry=retry, wait="0.01")
     assert api.generate(["a"]) == ["echo: a"]
     assert len(upstream.seen) == 1
 

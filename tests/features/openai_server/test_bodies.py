@@ -52,6 +52,13 @@ def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
         "tool_choice": "auto",
         "n": 1,
         "functions": [],
+        "best_of": 1,
+        "typical_p": 1.0,
+        "mirostat": 0,
+        "early_stopping": False,
+        "plugins": [],
+        "suffix": "",
+        "reasoning": {"exclude": True},
     }
     body = {"messages": HI, "metadata": {"a": "b"}, "store": True, "stream": False, **ignored, **nulls}
     for more in ({}, defaults):
@@ -65,6 +72,8 @@ def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
 def test_fields_of_no_effect_change_nothing_at_any_path(path, text):
     names = ("user", "safety_identifier", "service_tier", "verbosity", "prediction", "client_metadata", "cache_salt")
     ignored = dict.fromkeys(names, "x") | {"stream": False, "stream_options": {}, "priority": 0, "request_id": "1"}
+    if path != CHAT:
+        ignored |= {"truncation": "auto"} if path == RESPONSES else {"temperature": 0.7, "max_tokens": 9, "top_p": 1}
     plain, request = request_of(path, text), request_of(path, text | ignored)
     assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
 
@@ -107,6 +116,15 @@ def test_thinking_is_switched_as_vllm_does_it():
     """UltraRAG sends this with each request."""
     asked = {"chat_template_kwargs": {"enable_thinking": False}}
     assert request_of(CHAT, {"messages": HI} | asked).sampling.given() == {"enable_thinking": False}
+
+
+def test_thinking_is_switched_as_openrouter_does_it():
+    def sampling(**reasoning):
+        return request_of(CHAT, {"messages": HI, "reasoning": reasoning}).sampling.given()
+
+    assert sampling(effort="low", exclude=True) == {"reasoning_effort": "low"}
+    assert sampling(enabled=False, effort=None) == {"enable_thinking": False}
+    assert _refused(CHAT, {"messages": HI, "reasoning": {"max_tokens": 9}}).param == "reasoning.max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +227,7 @@ def test_a_response_becomes_the_same_request_as_a_chat():
         ("conversation", "conv_1"),
         ("background", True),
         ("tools", [{"type": "web_search"}]),
-        ("truncation", "auto"),
+        ("truncation", "middle"),
     ],
 )
 def test_the_parts_of_responses_that_need_state_are_refused(field, value):

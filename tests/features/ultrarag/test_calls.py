@@ -106,6 +106,12 @@ async def test_a_refused_request_ends_the_run_only_before_the_first_answer(ask, 
         await ask(good, changed, bad)
 
 
+async def test_arguments_of_another_shape_are_logged_as_invalid_input(ask, caplog):
+    with pytest.raises(ToolError, match="prompt_ls"):
+        await ask(("generate", {"prompt_ls": 7}))
+    assert "code=invalid_input" in caplog.text
+
+
 async def test_on_error_raise_ends_the_run_at_any_failure(ask, upstream):
     upstream.reply = status(500)
     with pytest.raises(ToolError, match="server_error"):

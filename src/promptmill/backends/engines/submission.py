@@ -156,6 +156,10 @@ def split_stops(
     )
 
 
+LIKELIEST_ALONE = 1e-6
+"""The `top_p` that keeps the likeliest token alone; OpenVINO and vLLM refuse 0."""
+
+
 def draws(sampling: Mapping[str, Any], *, by_default: bool) -> bool:
     """Return whether a request without a temperature is sampled: by default, or if it restricts the tokens by top_p,
     top_k or min_p."""

@@ -206,8 +206,14 @@ def _endpoint(
                 raise config_error(f"{_block(plan)}.api_key", wrong)
             raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
         key = key.strip()
+    of_account = {} if "api_key" in plan.from_call or not key else host_profile.site.header_env
     headers = _over(
-        _headers(url, key, profile, name),
+        _headers(url, key, profile, name)
+        | {
+            header: _header(variable, environ[variable])
+            for header, variable in of_account.items()
+            if environ.get(variable)
+        },
         {
             _name(header, of_call=of_call): _header(f"headers.{header}", value.get_secret_value())
             for header, value in own.items()

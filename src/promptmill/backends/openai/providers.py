@@ -41,6 +41,8 @@ class Site:
     ports: tuple[int, ...] = ()
     more_hosts: tuple[str, ...] = ()
     """The provider's hosts in addition to the host of a public `base_url`."""
+    header_env: Mapping[str, str] = field(default_factory=dict)
+    """Headers that are sent to these hosts beside a key of the operator, with the variable of each."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -196,7 +198,12 @@ _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_pe
 
 _OPENAI = ProviderProfile(
     "openai",
-    Site("https://api.openai.com/v1", "OPENAI_API_KEY", "developers.openai.com/api/reference/resources/chat"),
+    Site(
+        "https://api.openai.com/v1",
+        "OPENAI_API_KEY",
+        "developers.openai.com/api/reference/resources/chat",
+        header_env=MappingProxyType({"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}),
+    ),
     parameters=Parameters(
         _NOT_OPENAIS, reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"), reasoning_refused=_SAMPLING
     ),
@@ -684,12 +691,11 @@ def _agreed() -> Mapping[str, Cause]:
 # of other providers.
 PLAIN = ProviderProfile("plain", Site(public=False), errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES))
 # The profile of an unknown server on this machine or in its network, probably llama.cpp; others work without the
-# features that llama.cpp lacks.
+# features that llama.cpp lacks. Images go as they are: nobody knows that it does not read them.
 LOCAL = replace(
     PLAIN,
     name="local",
     json=JsonSupport("grammar"),
-    images=ImageSupport(types=_EVERY_SERVER_READS),
     errors=replace(PLAIN.errors, phrases=MappingProxyType({**DASHSCOPE_PHRASES, **_LOADING})),
     cuts_prompts=True,
 )

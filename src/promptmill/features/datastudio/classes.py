@@ -83,7 +83,7 @@ class BaseAPI(abc.ABC):
     def __init__(
         self,
         retry: int | str | None = _USUAL_ATTEMPTS,
-        wait: float = 5,
+        wait: float | str = 5,
         timeout: tuple[float, float] = (30, 1800),
         logger: Any = None,
         thread_num: int | str | None = _USUAL_THREADS,
@@ -130,7 +130,7 @@ class BaseAPI(abc.ABC):
         """
         for attempt in range(max(1, self._attempts)):
             if attempt:
-                time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * _JITTER.uniform(0.5, 1))
+                time.sleep(min(self._longest_wait_s, 2.0 ** (attempt - 1)) * _JITTER.uniform(0.5, 1))
             try:
                 code, answer, _ = self.generate_inner(message, **all_kwargs)
             except Exception as error:  # noqa: BLE001 (a program's client may raise anything)
@@ -211,6 +211,13 @@ class BaseAPI(abc.ABC):
     def _attempts(self) -> int:
         return _whole(self.retry, "retry", _USUAL_ATTEMPTS)
 
+    @property
+    def _longest_wait_s(self) -> float:
+        try:
+            return float(self.wait)
+        except (TypeError, ValueError):
+            raise config_error("wait", "is not a number of seconds.") from None
+
     def _url(self, source: str) -> str:
         if self._overrides("encode_image_directly"):
             source = source_of(self.encode_image_directly(getattr(source, "image", source))) or source
@@ -270,7 +277,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         api_base: str | None = None,
         port: int | str | Sequence[int | str] | None = None,
         retry: int | str | None = _USUAL_ATTEMPTS,
-        wait: float = 3,
+        wait: float | str = 3,
         timeout: tuple[float, float] = (30, 1800),
         max_tokens: int | None = 16384,
         thread_num: int | str | None = _USUAL_THREADS,
@@ -414,8 +421,8 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
             "adaptive": False,  # a program that sets `thread_num` expects this number of requests from the first on
             "max_connections": self.max_connections or min(self._at_a_time, 16384),
             "retries": min(max(self._attempts, 1), 100),
-            "base_delay": min(1.0, self.wait),
-            "max_delay": self.wait,
+            "base_delay": min(1.0, self._longest_wait_s),
+            "max_delay": self._longest_wait_s,
             "timeout": self.timeout,
             "trust_env": self.use_system_proxy,
             "bulk_threshold": 2**31,

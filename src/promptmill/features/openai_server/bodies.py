@@ -68,6 +68,12 @@ _DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("min_tokens", "routed_experts_prompt_start"), 0),
     "length_penalty": 1.0,
     "mm_payload": "tensors",
+    # of other servers and their clients
+    **dict.fromkeys(("best_of", "num_beams", "typical_p", "tfs_z"), 1),
+    **dict.fromkeys(("mirostat", "top_a", "xtc_probability", "dry_multiplier"), 0),
+    **dict.fromkeys(("early_stopping", "safe_prompt", "return_token_ids", "return_tokens_as_token_ids"), False),
+    **{name: [] for name in ("models", "plugins", "transforms", "documents")},
+    "suffix": "",
 }
 """Field values that are equivalent to an absent field."""
 _EMBEDDING_DEFAULTS = {"embed_dtype": "float32", "endianness": "native", "add_special_tokens": True, "stream": False}
@@ -99,6 +105,8 @@ def request_of(path: str, body: JsonObject) -> Request:
         case {"enable_thinking": bool(thinks), **rest} if not rest:  # the form of vLLM and SGLang
             del given["chat_template_kwargs"]
             given.setdefault("enable_thinking", thinks)
+    if isinstance(given.get("reasoning"), dict):
+        given |= _thinking(given.pop("reasoning"))
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
     if unknown := given.keys() - Sampling.model_fields.keys():
         raise unsupported(min(unknown))
@@ -115,6 +123,15 @@ def request_of(path: str, body: JsonObject) -> Request:
         return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
     except PromptmillError as error:
         raise error_of(error, path) from None
+
+
+def _thinking(reasoning: JsonObject) -> JsonDict:
+    """Convert OpenRouter's object to the sampling parameters of the same meaning. Raises `ApiError`."""
+    names = {"effort": "reasoning_effort", "enabled": "enable_thinking"}
+    known = names.keys() | {"exclude", "summary"}  # the reply has the reasoning beside the answer in any case
+    if unknown := {name for name, value in reasoning.items() if value is not None} - known:
+        raise unsupported(f"reasoning.{min(unknown)}")
+    return {names[name]: value for name, value in reasoning.items() if name in names and value is not None}
 
 
 def _code_of(problem: str, name: str | None) -> str:
@@ -172,6 +189,7 @@ def _embeddings_request(body: JsonObject) -> Request:
     encoding = given.pop("encoding_format", "float")
     if encoding not in {"float", "base64"}:
         raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
+    given = {name: value for name, value in given.items() if name not in Sampling.model_fields}  # no vector has answers
     if unknown := given.keys() - {"input", "dimensions"}:
         raise unsupported(min(unknown))
     texts = given.get("input")

@@ -25,7 +25,6 @@ _SAME = frozenset({"parallel_tool_calls", "top_logprobs", *PASSED_ON, *GUIDED}) 
 """Fields that have the same names in chat completions."""
 _READ_ELSEWHERE = frozenset({"model", "stream", "input", "instructions", "max_tool_calls"})
 _DEFAULTS: dict[str, Any] = {
-    "truncation": "disabled",
     "background": False,
     "tool_choice": "auto",
     "top_logprobs": 0,
@@ -52,7 +51,7 @@ def chat_body(body: JsonObject) -> JsonDict:
                 continue
             case "reasoning", dict():
                 found["reasoning_effort"] = value.get("effort")
-            case "tools", list():
+            case ("tools", list()) | ("truncation", "auto" | "disabled"):  # a conversation that is too long is an error
                 continue
             case "tool_choice", {"type": "function" | "custom", "name": str(called)}:
                 found[name] = {"type": "function", "function": {"name": called}}

@@ -30,7 +30,7 @@ from promptmill.config.parameter_file import FILE_NAME, read
 from promptmill.core.errors import Code, PromptmillError, input_error, redact, without_controls
 from promptmill.core.wording import shape
 from promptmill.features.ultrarag.parameters import as_ultrarag
-from promptmill.server.tool_calls import tool
+from promptmill.server.tool_calls import CodedToolError, tool
 from promptmill.service.service import Service
 
 _LINE_EVERY_S = 5.0
@@ -79,7 +79,7 @@ class PipelineCalls(Middleware):
         try:
             arguments, notes = _adapted(name, context.message.arguments or {})
         except PromptmillError as error:
-            raise ToolError(redact(str(error))) from None
+            raise CodedToolError(redact(str(error)), error.code) from None
         self._warn(name, notes)
         if arguments is None:
             answers: dict[str, Any] = {"ans_ls": []}

@@ -123,6 +123,8 @@ def test_seeds_repeat_item_by_item_in_any_company(desk, vllm):
     prompts = ["Tell me a story."] * 4
     first = desk.texts(vllm, prompts, temperature=1.0, top_p=0.95, seed=(1, 2, 1, 3), max_tokens=20)
     alone = desk.texts(vllm, prompts[:1], temperature=1.0, top_p=0.95, seed=2, max_tokens=20)
+    greedy, likeliest = desk.texts(vllm, prompts[:1] * 2, temperature=(0, 1.0), top_p=(1, 0), max_tokens=20)
+    assert likeliest == greedy, "`top_p` 0 leaves the likeliest token alone"
     assert first[0] == first[2]
     assert len(set(first)) == 3
     assert alone == [first[1]]

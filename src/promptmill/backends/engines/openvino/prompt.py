@@ -153,6 +153,8 @@ class PromptBuilder:
         for name in ("top_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             if (value := sampling.get(name)) is not None:
                 setattr(config, name, value)
+        if sampling.get("top_p") == 0:
+            config.top_p = submission.LIKELIEST_ALONE
         if (min_p := sampling.get("min_p")) is not None:
             config.min_p = min(min_p, 1 - 1e-6)  # OpenVINO refuses 1
         seed = sampling.get("seed")

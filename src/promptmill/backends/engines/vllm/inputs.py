@@ -219,6 +219,8 @@ class _SamplingMap:
         given = {name: value for name, value in extra.items() if name in _PARAMETERS and value is not None}
         values = self._defaults | given
         values |= {name: sampling[name] for name in _SAME_NAME if name in sampling}
+        if values.get("top_p") == 0:
+            values["top_p"] = submission.LIKELIEST_ALONE
         stops = sampling.get("stop") or _stops(given.get("stop"))
         if structure := _structure(sampling.get("response_format"), extra, left_out):
             values["structured_outputs"] = structure
