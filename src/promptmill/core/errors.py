@@ -73,8 +73,8 @@ class _Trait(NamedTuple):
 
 
 _MORE_ROOM = (
-    'Allow more, by --max-tokens {more} --again failed (tools and Python: `max_tokens: {more}`, `again: "failed"`), or '
-    "switch thinking off by `enable_thinking: false`."
+    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. For the rows of a job: "
+    '`promptmill bulk … --max-tokens {more} --again failed`, or `again: "failed"`.'
 )
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),

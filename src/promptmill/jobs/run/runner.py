@@ -509,8 +509,8 @@ class Runner:
                 before = f", {which} before the first word" if wordless else ""
                 self.progress.stats.warn(
                     f"{cut:,} of the first {counts.done:,} answers were cut by `max_tokens` or the model's own "
-                    f"limit{before}, and are paid. Stop the job and run it again with --max-tokens 4096 --again "
-                    'truncated (tools and Python: `max_tokens: 4096`, `again: "truncated"`).'
+                    f"limit{before}, and are paid. Stop the job and send them again: `promptmill bulk … --max-tokens "
+                    '4096 --again truncated` (tools and Python: `max_tokens: 4096`, `again: "truncated"`).'
                 )
         if self._hooks.recorded is not None:
             self._hooks.recorded(keys)
