@@ -574,12 +574,12 @@ def test_names_that_are_no_keywords_are_left_alone(schema):
     assert why_no_schema(schema) == ""
 
 
-def test_an_empty_answer_is_told(promptmill, upstream):
+def test_an_answer_that_was_cut_before_its_first_word_is_a_failure(promptmill, upstream):
     upstream.reply = answer("", finish_reason="length")
     code, out, err = promptmill("generate", "x")
-    assert (code, out) == (0, "\n")
-    assert "the answer is empty (finish_reason length)" in " ".join(err.split())
-    assert "cut at the length limit" not in err
+    assert (code, out) == (1, "")
+    assert "cut before its first word" in " ".join(err.split())
+    assert "--max-tokens 4096" in err
 
 
 def test_the_name_of_no_file_is_a_prompt(promptmill):

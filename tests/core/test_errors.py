@@ -78,6 +78,7 @@ def test_what_may_help_to_try_again_is_marked():
         Code.CONTEXT_LENGTH,
         Code.REQUEST_TOO_LARGE,
         Code.OPEN_REASONING,
+        Code.TRUNCATED,
         Code.CONTENT_FILTER,
         Code.TLS,
         Code.DEFERRED,

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 import promptmill
 from fakes import KEY
@@ -544,6 +544,29 @@ def test_answers_of_a_pydantic_class_are_its_instances(options, upstream):
     assert row["answer"] == City(name="Paris")
     schema = City.model_json_schema()
     assert promptmill.bulk(["France", "bad"], schema=schema, **options).answers == [{"name": "Paris"}, ""]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError])
+def test_an_answer_that_a_validator_of_the_class_refuses_is_the_failure_of_its_row(options, upstream, error):
+    class City(BaseModel):
+        name: str
+
+        @field_validator("name")
+        @classmethod
+        def _is_known(cls, name: str) -> str:
+            if name == "Atlantis":
+                raise error("no such city")
+            return name
+
+    upstream.reply = by_prompt({"France": answer('{"name": "Paris"}'), "sea": answer('{"name": "Atlantis"}')})
+    result = promptmill.bulk(["France", "sea"], schema=City, **options)
+    assert result.answers == [City(name="Paris"), ""]
+    refused = result.rows[1]["error"]
+    assert (refused["code"], refused["text"], result.failed) == ("invalid_answer", {"name": "Atlantis"}, 1)
+    assert "1 row answered, 1 failed" in repr(result)
+    rows = sorted(promptmill.stream(["France", "sea"], schema=City, **options), key=lambda row: row["row"])
+    assert [row["answer"] for row in rows] == [City(name="Paris"), ""]
+    assert rows[1]["error"]["code"] == "invalid_answer"
 
 
 def test_fields_of_answers_are_columns_of_the_table(options, upstream):

@@ -113,3 +113,28 @@ def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(
     bench.write([{"prompt": "a", "model": "another"}])
     assert bench.run().returncode == 0
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["another"]
+
+
+def test_a_job_stops_if_one_of_its_models_does_not_exist(bench):
+    missing = status(404, "The model does not exist.", code="model_not_found")
+    bench.upstream.reply = choose(lambda seen: missing if seen.json["model"] == "gone" else answer())
+    bench.prompts(100)
+    said = bench.fail("-m", "test-model", "-m", "gone", code=1, concurrency=4)
+    assert "The model does not exist." in said
+    assert sum(seen.json.get("model") == "gone" for seen in bench.upstream.seen) <= 8  # those in flight
+
+
+def test_a_model_that_has_answered_does_not_stop_the_job(bench):
+    missing = status(404, "The model does not exist.", code="model_not_found")
+    bench.upstream.reply = choose(
+        lambda seen: missing if seen.json["model"] == "b" and "7" in seen.prompt else answer()
+    )
+    bench.prompts(10)
+    bench.fail("-m", "test-model", "-m", "b", code=1, concurrency=1)
+    assert [bool(row["error"]) for row in bench.answers()].count(True) == 1
+
+
+def test_several_models_in_one_text_are_refused(bench):
+    bench.prompts(2)
+    assert "give -m twice (-m a -m b)" in bench.fail("-m", "a,b")
+    assert not bench.upstream.seen

@@ -207,6 +207,29 @@ def test_answers_that_were_cut_short_are_counted_and_done_again(bench):
     assert bench.answers()[3]["answer"] == "echo: prompt 3"
 
 
+@pytest.mark.parametrize("again", ["failed", "truncated"])
+def test_answers_that_were_cut_before_their_first_word_fail_and_are_done_again_with_more_room(bench, again):
+    cut = answer("", message={"reasoning_content": "hm"}, finish_reason="length")
+    bench.upstream.reply = by_prompt({f"prompt {n}": cut for n in range(12)}, answer())
+    bench.prompts(60)
+    said = bench.fail(code=1)
+    assert "12 truncated" in said
+    assert "--max-tokens 4096 --again failed" in said
+    assert "max_tokens" not in bench.upstream.seen[0].json, "the user set none"
+    bench.upstream.reply = answer()
+    found = bench.succeed("--again", again, "--max-tokens", "4096")
+    assert (found["answered"], len(bench.upstream.seen)) == (60, 72)
+
+
+@pytest.mark.parametrize(("cut", "is_told"), [(10, False), (11, True)])
+def test_a_job_whose_first_answers_are_cut_says_so_while_it_runs(bench, cut, is_told):
+    replies = {f"prompt {n}": answer("" if n % 2 else "half", finish_reason="length") for n in range(cut)}
+    bench.upstream.reply = by_prompt(replies, answer())
+    bench.prompts(51)
+    said = bench.run(concurrency=1).stderr
+    assert ("note: 11 of the first 50 answers were cut" in said) == is_told
+
+
 @pytest.mark.parametrize(
     "change",
     [

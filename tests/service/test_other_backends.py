@@ -196,6 +196,7 @@ def test_the_shell_takes_it_too(site, option):
         ("raise KeyError('x')", "The toy backend failed: KeyError"),
         ("return", "The toy backend returned no outcome"),
         ("return 'a text'", "The toy backend returned no outcome"),
+        ("import promptmill.backends.protocol as p; return p.Completion('', 'length')", "cut before its first word"),
     ],
 )
 async def test_one_that_breaks_its_word_fails_the_items_in_words(site, code, said, closing):

@@ -153,6 +153,8 @@ class _ScreenedRequests:
         if not isinstance(outcome, protocol.Completion | protocol.Failure):
             problem = f"The {self._backend} backend returned no outcome for this item; report it to its author."
             return protocol.Failure(PromptmillError(Code.INTERNAL, problem), request.attempts)
+        if isinstance(outcome, protocol.Completion) and (why := outcome.unanswered):
+            return protocol.Failure(why, outcome.attempts, outcome.latency_s, outcome.usage)
         return outcome
 
     def _supported(self, request: Request, call: protocol.Call) -> Request:

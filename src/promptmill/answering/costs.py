@@ -371,7 +371,8 @@ def worst_case(request: Request, model: str = "") -> Usage:
         models += resolved_config.named_models(extra)
     longest = 0 if request.path == "/embeddings" else max(bounds, default=MOST_TOKENS + 1)
     if longest > MOST_TOKENS:
-        raise config_error("max_cost", "needs `max_tokens` in `sampling_params`: it bounds what a request can cost.")
+        needs = "needs ", Named("max_tokens"), ", such as 4096: it bounds what a request can cost."
+        raise config_error("max_cost", *needs)
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 

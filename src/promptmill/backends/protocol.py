@@ -15,15 +15,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.answers.reasoning import unknown_mark
 from promptmill.backends.batches import Reply
-from promptmill.core.errors import Code, PromptmillError, without_frames
+from promptmill.core.errors import Code, PromptmillError, truncated_error, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Request
 from promptmill.core.values import JsonObject
-
-_CUT_WHILE_REASONING = (
-    "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
-    "set `reasoning: inline`."
-)
 
 _EMPTY = (
     "Answers are empty, without any reasoning, although the model ended them itself; look at the prompt and at `stop`, "
@@ -116,11 +111,13 @@ class Completion:
 
     @property
     def unanswered(self) -> PromptmillError | None:
-        """The error of a completion that ended during its reasoning; None for an answer.
-
-        A completion that reached the length limit is an answer that was cut off, as its finish reason shows.
-        """
-        if not self.is_empty or not self.reasoning or self.finish_reason == "length":
+        """The error of a completion that ended before its first word: by its limit, or during its reasoning. None for
+        an answer, also for one that was cut off after some words, as its finish reason shows."""
+        if not self.is_empty:
+            return None
+        if self.finish_reason == "length":
+            return truncated_error(self.usage.completion_tokens)
+        if not self.reasoning:
             return None
         return PromptmillError(
             Code.OPEN_REASONING,
@@ -158,6 +155,8 @@ class Failure:
     """A partial answer, in the form of an answer; an output shows it together with the error."""
     details: JsonObject | None = None
     """See `Completion.details`."""
+    reasoning: str = ""
+    """The reasoning of an answer that was cut before its first word."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""
@@ -411,6 +410,8 @@ class Counts:
     """The number of structured answers whose JSON was repaired."""
     asked_again: int = 0
     """The number of structured answers that were requested again."""
+    truncated: int = 0
+    """The number of answers that were cut off by `max_tokens` after their first word."""
 
     @property
     def failed(self) -> int:
@@ -439,6 +440,8 @@ class Counts:
                 self.done -= 1
             else:
                 self.codes[code] += 1
+        elif outcome.finish_reason == "length":
+            self.truncated += 1
         usage = outcome.usage
         if usage is not NO_USAGE:
             self.prompt_tokens += usage.prompt_tokens
@@ -563,8 +566,6 @@ class Call:
             return
         if not outcome.is_empty:
             self.warn_of_marks(outcome.text)
-        elif outcome.reasoning and outcome.finish_reason == "length":
-            self.warn(_CUT_WHILE_REASONING)
         elif outcome.finish_reason == "stop" and "payload" not in (outcome.details or ()):  # not a chat
             self.warn(_EMPTY)
 

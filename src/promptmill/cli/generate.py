@@ -226,12 +226,11 @@ def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield notes about answers without text and tool calls, and about answers that the length limit cut off."""
     every = [(number, one) for number, one in enumerate(outcomes, 1) if isinstance(one, Completion)]
     empty = [(number, one.finish_reason) for number, one in every if one.is_empty]
-    cut = [number for number, one in every if one.finish_reason == "length" and one.text.strip()]
+    cut = [number for number, one in every if one.finish_reason == "length"]
     if empty:
         first, reason = empty[0]
         which = "the answer is" if len(outcomes) == 1 else f"{len(empty)} answers are (the first is {first})"
-        why = ": it was cut, perhaps while the model was thinking; --max-tokens N allows more"
-        yield f"{which} empty (finish_reason {reason}){why if reason == 'length' else ''}."
+        yield f"{which} empty (finish_reason {reason})."
     if cut:
         which = "the answer was" if len(outcomes) == 1 else f"{len(cut)} answers were (the first is {cut[0]})"
         yield f"{which} cut at the length limit; --max-tokens N allows longer ones."

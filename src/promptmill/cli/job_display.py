@@ -86,7 +86,7 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
 def _remedies(found: Status, examples: Mapping[str, str]) -> dict[str, str]:
     """Return the remedy for the rows of each count, by its name. `examples`: a message for each failure code."""
     failed = {"failed": "\n".join(_failed(found, examples))} if found.get("failed") else {}
-    return {"truncated": "--again truncated --max-tokens N sends them again", **failed}
+    return {"truncated": "--again truncated --max-tokens 4096 sends them again", **failed}
 
 
 def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
@@ -97,8 +97,10 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
         return ["  -m NAME --keep --again failed sends the failed rows to a model that reads images"]
     if Code.INVALID_IMAGE in errors:  # correcting the image that a row names does not change the row
         lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
-    elif not errors.keys() <= _OF_THE_FILE:
+    elif not errors.keys() <= {*_OF_THE_FILE, Code.TRUNCATED}:
         lines.append("  --again failed sends the failed rows again")
+    if Code.TRUNCATED in errors:
+        lines.append("  --max-tokens 4096 --again truncated gives the cut rows more room, and sends only them")
     if errors.keys() & _OF_THE_FILE:
         again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
         lines.append(f"  correct these rows in {name} and run {again}: it sends only them")

@@ -234,7 +234,7 @@ backend_configs:
 
 sampling_params:
   # temperature: 0   # always the likeliest answer; left out, the model's own default counts
-  max_tokens: 1024   # longest answer, in tokens
+  # max_tokens: 4096 # longest answer, thinking included; left out, the endpoint's own limit counts
 
 # system_prompt: You are brief.
 # max_cost: 5.00     # most that a job, or a server, may spend (US dollars, where the price is known)

@@ -35,6 +35,7 @@ class Code(StrEnum):
     BAD_RESPONSE = "bad_response"
     EMPTY_ANSWER = "empty_answer"
     OPEN_REASONING = "open_reasoning"
+    TRUNCATED = "truncated"
     CONTENT_FILTER = "content_filter"
     INVALID_ANSWER = "invalid_answer"
     # the connection
@@ -71,6 +72,10 @@ class _Trait(NamedTuple):
     hint: str
 
 
+_MORE_ROOM = (
+    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. For the rows of a job: "
+    '`promptmill bulk … --max-tokens {more} --again failed`, or `again: "failed"`.'
+)
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
     Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out."),
@@ -95,6 +100,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.OPEN_REASONING: _Trait(
         False, "Change `stop` or the prompt, or set `reasoning: inline` to get the exact text of the model."
     ),
+    Code.TRUNCATED: _Trait(False, _MORE_ROOM.format(more=4096)),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
     Code.INVALID_ANSWER: _Trait(
         True, "Simplify the schema, describe its fields, raise `schema_retries`, or use a stronger model."
@@ -195,6 +201,16 @@ def worded(words: Words, name: Callable[[Named], str | None]) -> str:
 
 class ArgumentError(PromptmillError, TypeError):
     """A function of promptmill lacks this argument. It is a `TypeError`, as for any Python function."""
+
+
+def truncated_error(tokens: int) -> PromptmillError:
+    """Return the error for an answer that was cut before its first word, after `tokens` tokens (0: unknown).
+
+    It names at least 4,096 tokens, several times the 300 to 900 that most models think for, or twice what was used.
+    """
+    after = f", after {tokens:,} tokens" if tokens else ""
+    cut = f"The answer was cut before its first word{after}, by `max_tokens` or the model's own limit."
+    return PromptmillError(Code.TRUNCATED, cut, _MORE_ROOM.format(more=max(4096, 1 << (2 * tokens - 1).bit_length())))
 
 
 def input_error(*message: str | Named, hint: str = "") -> PromptmillError:

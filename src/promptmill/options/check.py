@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from promptmill.core.errors import Named, input_error
@@ -54,3 +55,17 @@ def _check_others(option: Option, present: Mapping[str, Any]) -> None:
         if other.name in present and other.applies(present):
             words = other.words or Named(other.name, other.value)
             raise input_error(Named(option.name), " cannot be used with ", words, f"{other.why}.")
+
+
+def check_models(models: str | Sequence[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a text names several models with commas.
+
+    >>> check_models("a,b")
+    Traceback (most recent call last):
+        ...
+    promptmill.core.errors.PromptmillError: `model` 'a,b' is one name; give -m twice (-m a -m b), or a list.
+    """
+    for name in [models] if isinstance(models, str) else models:
+        if isinstance(name, str) and "," in name and not Path(name).exists():
+            apart = " ".join(f"-m {each.strip()}" for each in name.split(",") if each.strip())
+            raise input_error(Named("model"), f" {name[:60]!r} is one name; give -m twice ({apart[:100]}), or a list.")

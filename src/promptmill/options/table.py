@@ -323,6 +323,7 @@ MODEL = (
         ),
         keyword=Keyword(type="str | Sequence[str] | None"),
         keys=[f"{_ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
+        check="promptmill.options.check:check_models",
     ),
     Option(
         "base_url",

@@ -28,7 +28,6 @@ PARTS = [{"type": "text", "text": "for"}, {"type": "text", "text": "ty-two"}]
     [
         (answer("forty-two"), "forty-two", "stop"),
         (answer("forty-", finish_reason="length"), "forty-", "length"),
-        (answer("", finish_reason="length"), "", "length"),
         (answer("", finish_reason="stop"), "", "stop"),
         (answer(None, finish_reason="stop"), "", "stop"),
         (answer("forty-two", finish_reason=None), "forty-two", None),
@@ -102,7 +101,7 @@ async def test_think_tags_inside_an_answer_stay(upstream, drive, stream):
 
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
-@pytest.mark.parametrize("text", ["forty-two", "", "grüße 😀, " * 50])
+@pytest.mark.parametrize("text", ["forty-two", " f", "grüße 😀, " * 50])
 async def test_a_streamed_answer_is_the_same(upstream, drive, text, finish):
     upstream.reply = answer(text, finish_reason=finish)
     whole, streamed = (await drive(["hi"])).outcomes[0], (await drive(["hi"], stream=True)).outcomes[0]
@@ -113,10 +112,35 @@ async def test_a_streamed_answer_is_the_same(upstream, drive, text, finish):
     assert whole.usage == streamed.usage
 
 
-async def test_reasoning_cut_at_its_length_is_no_answer(upstream, drive):
-    upstream.reply = answer("<think>I wonder whether", finish_reason="length")
-    outcome = (await drive(["hi"])).outcomes[0]
-    assert (outcome.text, outcome.reasoning, outcome.finish_reason) == ("", "I wonder whether", "length")
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message", "sampling"),
+    [
+        ("", {}, None),
+        (None, {}, None),
+        ("\n\n", {}, None),
+        ("<think>I wonder whether", {}, None),
+        ("\n", {"reasoning_content": "I wonder whether"}, None),
+        ("", {}, Sampling(reasoning="inline")),
+        ("", {}, Sampling(response_format={"type": "json_object"})),
+        ("", {}, Sampling(choices=("a", "b"))),
+    ],
+)
+async def test_an_answer_cut_before_its_first_word_fails_once_and_is_paid(
+    upstream, drive, content, message, sampling, stream
+):
+    upstream.reply = answer(content, message=message, finish_reason="length")
+    result = await drive(["hi"], sampling=sampling, stream=stream)
+    failure = result.outcomes[0]
+    assert (failure.error.code, failure.attempts, failure.error.retryable) == (Code.TRUNCATED, 1, False)
+    assert "--max-tokens 4096 --again failed" in failure.error.hint
+    assert failure.usage.prompt_tokens == 1
+    assert failure.reasoning in {"", "I wonder whether"}
+
+
+async def test_tool_calls_of_a_cut_answer_are_an_answer(upstream, drive):
+    upstream.reply = answer("", message={"tool_calls": [CALL]}, finish_reason="length")
+    assert (await drive(["hi"])).outcomes[0].tool_calls
 
 
 THINKING = Sampling(reasoning="inline")
@@ -147,12 +171,6 @@ async def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(
 async def test_an_answer_that_breaks_off_within_its_reasoning_is_asked_for_again(upstream, drive):
     upstream.reply = attempts(answer("<think>I wonder", finish_reason=None), answer("forty-two"))
     assert (await drive(["hi"])).texts == ["forty-two"]
-
-
-async def test_an_answer_cut_within_its_reasoning_is_told_in_a_warning(upstream, drive):
-    upstream.reply = answer("<think>I wonder whether", finish_reason="length")
-    result = await drive(["hi"])
-    assert any("while the model was still reasoning" in warning for warning in result.stats.warnings)
 
 
 @pytest.mark.parametrize("stream", [False, True])

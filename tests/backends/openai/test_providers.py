@@ -175,3 +175,40 @@ def test_a_model_that_refuses_a_temperature_gets_none(name, model, taken):
     body, refused = translate(profile_named(name), model, {"temperature": 0, "max_tokens": 5})
     assert ("temperature" in body, refused) == (taken, [] if taken else ["temperature"])
     assert 5 in body.values()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "dialect"),
+    [
+        ("https://bedrock-runtime.us-west-2.amazonaws.com/openai/v1", "openai"),
+        ("https://bedrock-mantle.eu-west-1.api.aws/v1", "openai"),
+        ("https://bedrock-mantle.us-east-1.api.aws/anthropic/v1", "anthropic"),
+    ],
+)
+def test_bedrock_is_known_by_its_regions_and_gets_its_key_as_a_bearer_token(base_url, dialect):
+    environ = {"LLM_API_KEY": "another", "AWS_BEARER_TOKEN_BEDROCK": "the-key"}
+    (endpoint,) = endpoints(_plan(base_url=base_url, provider="bedrock"), environ)
+    assert (endpoint.dialect, endpoint.base_url) == (dialect, base_url)
+    assert endpoint.headers["Authorization"] == "Bearer the-key"
+    assert endpoints(_plan(base_url=base_url), {})[0].profile.name == "bedrock"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "bedrock-runtime.us-west-2.amazonaws.com.evil.example",
+        "x.execute-api.us-west-2.amazonaws.com",
+        "evil.bedrock-mantle.us-east-1.api.aws",
+        "bedrock-runtime.a.b.amazonaws.com",
+    ],
+)
+def test_no_other_host_gets_the_key_of_bedrock(host):
+    (endpoint,) = endpoints(
+        _plan(base_url=f"https://{host}/v1", provider="bedrock"), {"AWS_BEARER_TOKEN_BEDROCK": "k" * 9}
+    )
+    assert "Authorization" not in endpoint.headers
+
+
+def test_a_provider_with_several_addresses_asks_for_one():
+    with pytest.raises(PromptmillError, match=r"bedrock-runtime\.us-east-1\.amazonaws\.com/openai/v1"):
+        endpoints(_plan(provider="bedrock"), {})

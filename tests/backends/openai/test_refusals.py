@@ -48,6 +48,9 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         # OpenAI, gpt-4o-mini with too many
         (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
          "Lower `max_tokens`."),
+        # OpenAI, of a model that thought up to the limit
+        (400, (b'{"error": {"message": "Could not finish the message because max_tokens or model output limit was '
+         b'reached. Please try again with higher max_tokens."}}'), "--max-tokens 4096 --again failed"),
         # vLLM, entrypoints/chat_utils.py
         (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "reads images"),
         # nginx, ngx_http_special_response.c

@@ -481,6 +481,65 @@ def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.parametrize("is_counted_twice", [False, True])
+def test_failed_requests_without_a_result_are_not_waited_for(tmp_path, server, monkeypatch, is_counted_twice):
+    """A batch of 3,000 whose 73 failed requests had no line in the error file stopped the job after 15 minutes."""
+    server.switches.set({"missing": 9})
+    state = OpenAIBatches.state
+
+    async def counted(self: OpenAIBatches, batch_id: str) -> Any:
+        found = await state(self, batch_id)
+        return replace(found, done=ROWS if is_counted_twice else ROWS - 4, failed=4)
+
+    monkeypatch.setattr(OpenAIBatches, "state", counted)
+    bulk(tmp_path, server, max_cost=1)
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 4)
+
+
+def test_answers_that_are_there_are_stored_while_others_are_missing(tmp_path, server, simulated, monkeypatch):
+    replies = OpenAIBatches.replies
+
+    async def without_three(self: OpenAIBatches, about: Any) -> Any:
+        left = 3
+        async for reply in replies(self, about):
+            left -= 1
+            if left < 0:
+                yield reply
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenAIBatches, "replies", without_three)
+        for _ in range(2):
+            with pytest.raises(PromptmillError, match="40 requests done, but has 37 results"):
+                bulk(tmp_path, server, poll="30s", max_cost=1)
+            folder = Folder(next(tmp_path.rglob("job.db")).parent)
+            assert folder.status["answered"] == 37
+            assert folder.status["cost"] == pytest.approx(dollars_billed(server) * 37 / 40, rel=0.05)
+    status = bulk(tmp_path, server, poll="30s", max_cost=1).status
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+    assert status["cost"] == pytest.approx(dollars_billed(server))
+    assert "cost_set_aside" not in status or status["cost_set_aside"] == 0
+
+
+def test_an_invalid_answer_that_is_stored_while_others_are_missing_is_paid_once(
+    tmp_path, server, simulated, monkeypatch
+):
+    replies, reads = OpenAIBatches.replies, iter(range(9))
+
+    async def late(self: OpenAIBatches, about: Any) -> Any:
+        is_short, number = next(reads) < 2, 0
+        async for reply in replies(self, about):
+            number += 1
+            if number < ROWS or not is_short:
+                yield reply
+
+    monkeypatch.setattr(OpenAIBatches, "replies", late)
+    server.switches.set({"choices": "yes,no,perhaps"})
+    status = bulk(tmp_path, server, poll="30s", max_cost=1, choices=["yes", "no"]).status
+    assert status["cost"] == pytest.approx(dollars_billed(server))
+
+
 def test_results_that_appear_after_the_others_were_read_are_not_deleted(tmp_path, server, monkeypatch):
     server.switches.set({"errors": 2, "null_counts": True})
     state, reads = OpenAIBatches.state, iter(range(9))

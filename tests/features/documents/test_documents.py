@@ -349,6 +349,19 @@ def test_an_item_that_the_schema_lists_is_a_value():
     assert merged({"type": "array"}, [Found(0, ["none"]), Found(1, ["nuts"])], "ask", str).value == ["nuts"]
 
 
+def test_equal_items_of_different_pieces_are_counted_in_a_note(bench):
+    text, _ = document(20, 6)
+    bench.upstream.reply = answer('{"items": [{"name": "pen"}, {"name": "ink"}]}')
+    write(bench, text)
+    item = {"type": "object", "properties": {"name": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"items": {"type": "array", "items": item}}}
+    found = bench.succeed(*ASKED, "--schema", json.dumps(schema), "--split", "900")
+    assert len(json.loads(out(bench)[0]["items"])) == 2
+    left_out = 2 * (len(bench.upstream.seen) - 1)
+    assert left_out > 0
+    assert any(warning.startswith(f"Lists have {left_out} items less") for warning in found["warnings"])
+
+
 def test_a_piece_may_answer_null_for_one_of_several_texts(bench):
     text, _ = document(20, 6)
     kind = {"type": "string", "enum": ["lease", "sale"]}

@@ -11,6 +11,7 @@ import pytest
 from openai_clients import client_of, ended, line, results, started, text_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import check_left_out, required_of
+from replies import answer
 from served import TOKEN, ServedHere
 from server_process import written
 
@@ -59,6 +60,17 @@ def test_a_parameter_that_only_some_backends_take_is_sent_on_or_refused(openais,
         assert (refused.value.param, upstream.seen) == (name, [])
     assert asked(client, path, logit_bias={"7": -100}) == "echo: hi there"
     assert upstream.seen[-1].json["logit_bias"] == {"7": -100}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_cut_before_its_first_word_is_empty_as_at_openai(openais, upstream, stream):
+    upstream.reply = answer("", message={"reasoning_content": "hm"}, finish_reason="length")
+    reply = openais().chat.completions.create(**HI, max_tokens=1, stream=stream)
+    chunks = [*reply] if stream else [reply]
+    said = [choice.delta if stream else choice.message for chunk in chunks for choice in chunk.choices]
+    assert "".join(each.content or "" for each in said) == ""
+    assert "".join(getattr(each, "reasoning_content", None) or "" for each in said) == "hm"
+    assert [each.finish_reason for chunk in chunks for each in chunk.choices if each.finish_reason] == ["length"]
 
 
 def asked(client, path, **more):

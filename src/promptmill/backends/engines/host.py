@@ -445,7 +445,8 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
         warnings=tuple(message.get("warnings", ())),
     )
     if problem := completion.unanswered:
-        return Failure(problem, attempts, completion.latency_s, completion.usage)
+        reasoning = completion.reasoning or ""
+        return Failure(problem, attempts, completion.latency_s, completion.usage, reasoning=reasoning)
     return completion
 
 

@@ -52,7 +52,10 @@ _HARD_CAP = 5
 _NOTHING_BEHIND = 502  # a proxy's answer if its server is down
 # Failures with these codes are caused by the item's content, even if many items have them.
 _OWN = frozenset(
-    {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
+    {
+        *(Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE),
+        *(Code.EMPTY_ANSWER, Code.OPEN_REASONING, Code.TRUNCATED),
+    }
 )
 _LOG = logging.getLogger(__name__)
 
@@ -457,6 +460,7 @@ def _failure(
         concerns_all=concerns_all,
         unmetered=billed.unmetered,
         spent=billed.spent,
+        reasoning="" if last is None else last.reasoning,
     )
 
 

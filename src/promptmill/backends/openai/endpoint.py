@@ -108,11 +108,11 @@ def _keys(settings: OpenAISettings) -> list[str]:
 
 def _required_urls(settings: OpenAISettings) -> list[str]:
     urls = _urls(settings)
-    if not urls and settings.provider and (hosts := _named_profile(settings.provider).site.hosts):
+    if not urls and settings.provider and (example := _named_profile(settings.provider).site.example):
         raise config_error(
             f"{_BLOCK}.base_url",
-            f"is missing: {settings.provider} has a separate address for each customer, such as ",
-            Named("base_url", f"https://NAME.{hosts[0].lstrip('.')}/…"),
+            f"is missing: {settings.provider} has several addresses; give yours, such as ",
+            Named("base_url", example),
         )
     if not urls:
         raise config_error(
@@ -150,6 +150,8 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
     for name, dialect in DIALECTS.items():
         if path.endswith(dialect.PATH) and name != "gemini":  # `/models` also lists the models
             return name
+    if path.endswith("/anthropic/v1"):  # Bedrock's and other gateways' base of Claude's own API
+        return "anthropic"
     if settings.provider is None and path.endswith(gemini.OPENAI_LAYER):
         return "openai"
     return profile.dialect

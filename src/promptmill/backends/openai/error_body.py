@@ -156,6 +156,8 @@ class Cause(Enum):
     """The content of the request or the answer was filtered."""
     CONTEXT = auto()
     """The request is longer than the model's context."""
+    CUT = auto()
+    """The answer was cut before its first word."""
     TOO_LARGE = auto()
     """The request exceeds every limit for a single request."""
     INPUT = auto()
@@ -238,6 +240,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
         r"|too large for model with \d+"
         r"|total tokens exceed|超长|上下文|超出.{0,12}长度|长度.{0,6}超|超过.{0,16}(?:长度|token)"
     ),
+    Cause.CUT: re.compile(r"could not finish the message because max_tokens"),  # OpenAI's words
     Cause.TOO_LARGE: re.compile(
         r"request (?:is )?too large|(?:body|payload|entity) (?:is )?too large|exceeds the maximum (?:request )?size"
         r"|payload size exceeds"

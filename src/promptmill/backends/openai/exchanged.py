@@ -54,7 +54,7 @@ class ExchangedAnswers(FixedShare):
         if isinstance(answer, RetryDecision):
             return Failure(answer.error, request.attempts + 1, usage=answer.usage, unmetered=answer.unmetered)
         answer.attempts = request.attempts + 1
-        if answer.reasoning and not inline and (problem := answer.unanswered):
+        if problem := answer.unanswered:
             return Failure(problem, answer.attempts, usage=answer.usage, unmetered=not answer.is_metered)
         return answer
 

@@ -43,12 +43,22 @@ class Site:
     """The provider's hosts in addition to the host of a public `base_url`."""
     header_env: Mapping[str, str] = field(default_factory=dict)
     """Headers that are sent to these hosts beside a key of the operator, with the variable of each."""
+    regions: re.Pattern[str] | None = None
+    """Matches the provider's hosts if the name of a region is inside them."""
+    example: str = ""
+    """An address, for a provider that has several and no `base_url`."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """The provider's hosts; each includes its subdomains."""
         host = urlsplit(self.base_url).hostname if self.public else None
         return (host, *self.more_hosts) if host else self.more_hosts
+
+    def has(self, host: str) -> bool:
+        """Return whether the provider is at `host`."""
+        if self.regions is not None and self.regions.fullmatch(host):
+            return True
+        return any(host == known or host.endswith("." + known) for known in self.hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +244,7 @@ PROFILES = (
             page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
             public=False,
             more_hosts=("openai.azure.com",),
+            example="https://NAME.openai.azure.com/…",
         ),
         batch=BatchProfile(
             limits=BatchLimits(requests=100_000, poll_s=60.0),
@@ -241,6 +252,22 @@ PROFILES = (
             discount=0.5,
             page="learn.microsoft.com/azure/ai-foundry/openai/how-to/batch",
         ),
+    ),
+    # Claude by `…/anthropic/v1` and `dialect: anthropic`; not `public`, because a key belongs to a region
+    ProviderProfile(
+        "bedrock",
+        Site(
+            key_env="AWS_BEARER_TOKEN_BEDROCK",
+            page="docs.aws.amazon.com/bedrock/latest/userguide/inference-chat-completions",
+            public=False,
+            example="https://bedrock-runtime.us-east-1.amazonaws.com/openai/v1",
+            regions=re.compile(
+                r"bedrock-(?:runtime(?:-fips)?\.[a-z0-9-]+\.amazonaws\.com|mantle\.[a-z0-9-]+\.api\.aws)"
+            ),
+        ),
+        parameters=_OPENAIS,
+        thinking=_NO_SWITCH,
+        batch=BatchProfile(family="none"),
     ),
     ProviderProfile(
         "mistral",
@@ -295,6 +322,11 @@ PROFILES = (
         ),
         thinking=Thinking("top_level"),
         json=JsonSupport("object"),
+        batch=BatchProfile(
+            limits=BatchLimits(file_bytes=500_000_000),
+            discount=0.5,
+            page="alibabacloud.com/help/en/model-studio/batch-inference",
+        ),
         # DashScope's code for a limit of tokens per minute; missing money is `Arrearage`
         errors=ErrorWords(phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **DASHSCOPE_PHRASES})),
     ),
@@ -445,7 +477,8 @@ PROFILES = (
         thinking=Thinking("effort"),
         batch=BatchProfile(
             family="openrouter",
-            limits=BatchLimits(requests=1_000, takes_local_images=False),  # 64 KB for each result in one body
+            # a fifth of what it takes: all results come in one body, of which 64 KB for each can be read
+            limits=BatchLimits(requests=1_000, takes_local_images=False),
             names_path=False,
             label="",
             can_cancel=False,
@@ -476,7 +509,8 @@ PROFILES = (
         batch=BatchProfile(
             family="fireworks",
             names_path=False,
-            limits=BatchLimits(file_bytes=150_000_000),
+            # no bound on requests: 500 MB of lines, of at least 100 bytes
+            limits=BatchLimits(requests=5_000_000, file_bytes=500_000_000),
             label="id",
             discount=0.5,
             can_cancel=False,
@@ -708,7 +742,7 @@ def profile_at(url: SplitResult) -> ProviderProfile:
     """Return the profile for the endpoint at `url`, by its host or its well-known local port."""
     host, port = url.hostname or "", url.port
     for profile in PROFILES:
-        if any(host == known or host.endswith("." + known) for known in profile.site.hosts):
+        if profile.site.has(host):
             return profile
         if port in profile.site.ports:
             return profile

@@ -41,6 +41,7 @@ _LATER = "It is a limit of a day or more: start again after its reset, or use an
 _FINAL = {
     Cause.FILTER: Code.CONTENT_FILTER,
     Cause.CONTEXT: Code.CONTEXT_LENGTH,
+    Cause.CUT: Code.TRUNCATED,
     Cause.TOO_LARGE: Code.REQUEST_TOO_LARGE,
     Cause.INPUT: Code.BAD_REQUEST,
 }
@@ -64,9 +65,9 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     meant = status if status >= 300 else body.status or 0
     cause = endpoint.profile.errors.cause_of(body) or _cause(meant, body, wait_s)
     if cause is Cause.INPUT and meant < 500:  # looks closer, because a provider may have one code for many mistakes
-        cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
+        cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.CUT, Cause.TOO_LARGE, Cause.MODEL) or cause
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
-    if meant in _LOST_ANSWERS:
+    if meant in _LOST_ANSWERS or cause is Cause.CUT:
         decision = replace(decision, unmetered=True)
     if (hint := _hint_of(status, headers, body, endpoint)) is not None:
         error = PromptmillError(decision.error.code, decision.error.message, hint)

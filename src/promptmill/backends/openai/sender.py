@@ -146,14 +146,19 @@ class Sender:
             return reading
         if response.headers.any_zero():
             _note_limit(response, endpoint_state)
-        if reading.reasoning and not inline and (problem := reading.unanswered):
-            kind = FailureKind.TRANSIENT if reading.finish_reason is None else FailureKind.ITEM
-            return RetryDecision(
-                kind, problem, usage=reading.usage, tier=reading.tier, unmetered=not reading.is_metered
-            )
         if endpoint.profile.cuts_prompts and (warning := _cut_prompt(request.conversation, reading, endpoint)):
             call.warn(warning)
             warnings += (warning,)
+        if problem := reading.unanswered:
+            kind = FailureKind.TRANSIENT if reading.finish_reason is None else FailureKind.ITEM
+            return RetryDecision(
+                kind,
+                problem,
+                usage=reading.usage,
+                tier=reading.tier,
+                unmetered=not reading.is_metered,
+                reasoning=reading.reasoning or "",
+            )
         reading.warnings = warnings
         return reading
 

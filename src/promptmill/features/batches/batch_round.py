@@ -3,7 +3,7 @@
     plan      the open rows become lines of files; each file is the content of a batch
     send      the file is uploaded and the batch is created; the batch is stored before and after each step
     look      polls until the provider has ended the batch; at the time `by`, the batch is cancelled
-    fetch     the replies are read until there are as many as the provider counts
+    fetch     the replies are read until there are as many answers as the provider counts
     store     the replies pass through the functions around `answer`, as live replies do
     clean up  the files at the provider are deleted, except results that could not be read
 
@@ -45,7 +45,7 @@ from promptmill.features.batches import stored_batches
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
 from promptmill.features.batches.batch_order import BatchOrder
 from promptmill.features.batches.batch_status import BatchStatus, batch_words
-from promptmill.features.batches.stored_batches import HAS_REPLY, IN_BATCH, Batch
+from promptmill.features.batches.stored_batches import HAS_REPLY, IN_BATCH, IS_ALONE, Batch
 from promptmill.jobs.run.live import StoreSink, answer_rows
 from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import statistics
@@ -131,6 +131,8 @@ class BatchRound:
         """Whether a batch was dropped, so that its rows must be planned again."""
         self._missing: dict[int, float] = {}
         """The time since when the provider lacks a batch or a part of its results, by the batch's id."""
+        self._onward: dict[int, set[int]] = {}
+        """The keys of rows with further requests, whose first reply was passed on; by the batch's id."""
         self._trouble: tuple[float, str] | None = None
         """The time since when the provider is unreachable, and its last error."""
         self._is_resumed = bool(self._open())
@@ -515,14 +517,17 @@ class BatchRound:
             left = batch.requests - replies.requests
             text = f"{nameless} results of batch {batch.there.id} name no row, and {left} requests have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
-        every = batch.requests if state.said in _COMPLETED else 0
-        counted = min((state.done or 0) + (state.failed or 0) or every, batch.requests)
-        found = replies.requests + damaged + unknown
-        is_short = found < counted or (gone is not None and state.done is None)
+        found = replies.answers + damaged + unknown
+        is_short = found < _completed(state, batch) or (gone is not None and state.done is None)
         if is_short and replies.requests < batch.requests:
-            text = f"Batch {batch.there.id} is {state.said} with {counted} requests done, but has {found} results."
-            raise gone or PromptmillError(Code.NOT_FOUND, text, "")
-        unread = min(max((state.done or 0) - replies.answers, damaged, unknown), batch.requests - replies.run)
+            if replies.ready:  # the others may never come
+                await self._pass_on(batch)
+            text = (
+                f"Batch {batch.there.id} is {state.said} with {_completed(state, batch)} requests done, but has {found}"
+            )
+            raise gone or PromptmillError(Code.NOT_FOUND, f"{text} results.", "")
+        done = 0 if state.done is None else _completed(state, batch)
+        unread = min(max(done - replies.answers, damaged, unknown), batch.requests - replies.run)
         stored_batches.put(self._store, batch.seen("fetched", read=state.results).changed(unread=max(0, unread)))
         return True
 
@@ -533,10 +538,37 @@ class BatchRound:
             self._free(batch.most, batch.most)
             stored_batches.put(self._store, batch.changed(most=0.0))
 
+    async def _pass_on(self, batch: Batch) -> None:
+        """Pass the replies so far on, those to rows with a single request, while the batch waits for others."""
+        left, onward = await self._pass(batch, IS_ALONE)
+        self._onward.setdefault(batch.id, set()).update(onward)
+        await asyncio.to_thread(stored_batches.mark_passed, self._store, batch.changed(most=max(0.0, left)))
+
     async def _store_replies(self, batch: Batch) -> bool:
         """Pass the replies through the functions around `answer`, and clean up."""
-        stats, left = self._progress.stats, [batch.most]
-        each = batch.most / max(1, batch.requests)
+        each = self._each(batch)
+        left, onward = await self._pass(batch)
+        # edited rows and unreadable results are billed too; without a known usage, the highest cost is charged
+        uncounted = stored_batches.without_row(self._store, batch) + batch.unread
+        if charged := each * uncounted:
+            self._progress.earlier.charge(charged)
+            self._free(charged, charged)
+        elif uncounted:
+            self._progress.stats.warn(f"What {uncounted} requests of batch {batch.there.id} cost is not known.")
+        await self._clean_up(batch, onward | self._onward.pop(batch.id, set()))
+        self._free(max(0.0, left - charged))
+        return True
+
+    def _each(self, batch: Batch) -> float:
+        """Return the highest cost of a request that was not yet passed on."""
+        return batch.most / max(1, batch.requests - stored_batches.replies_of(self._store, batch).passed)
+
+    async def _pass(self, batch: Batch, only: str = "1") -> tuple[float, set[int]]:
+        """Pass replies through the functions around `answer`. `only`: the condition for their rows.
+
+        Return the part of the batch's highest cost that they leave, and the keys of rows with further requests.
+        """
+        stats, left, each = self._progress.stats, [batch.most], self._each(batch)
         customs = await asyncio.to_thread(stored_batches.customs, self._store, batch)
         unread, onward = {*customs}, set[int]()
 
@@ -558,7 +590,7 @@ class BatchRound:
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),
             among=range(SLOT),  # all rows, because paid answers count even beyond the order's limit
-            only=HAS_REPLY.replace("{batch}", str(batch.id)),
+            only=f"{HAS_REPLY} AND {only}".replace("{batch}", str(batch.id)),
         )
         stats.exchange, stats.ledger.deferred = exchange, deferred
         try:
@@ -566,16 +598,7 @@ class BatchRound:
             await answer_rows(self._service, rows, sink, stats, self._job.plan, around=self._around)
         finally:
             stats.exchange = stats.ledger.deferred = None
-        # edited rows and unreadable results are billed too; without a known usage, the highest cost is charged
-        uncounted = stored_batches.without_row(self._store, batch) + batch.unread
-        if charged := each * uncounted:
-            self._progress.earlier.charge(charged)
-            self._free(charged, charged)
-        elif uncounted:
-            stats.warn(f"What {uncounted} requests of batch {batch.there.id} cost is not known.")
-        await self._clean_up(batch, onward)
-        self._free(max(0.0, left[0] - charged))
-        return True
+        return left[0], onward
 
     async def _clean_up(self, batch: Batch, onward: Collection[int]) -> None:
         """Delete the files at the provider and on this machine, except results that could not be read."""
@@ -607,6 +630,21 @@ class BatchRound:
         }
         self._progress.figures["batch"] = found
         self._progress.awaited = lambda: batch_words(found, time.time())
+
+
+def _completed(state: BatchState, batch: Batch) -> int:
+    """Return the number of requests that the provider counts as answered; without counts, all of a completed batch.
+
+    Failed requests cost nothing and may have no result. Some gateways count them as completed, too.
+    """
+    failed, counted = state.failed or 0, state.done
+    if not (counted or failed):
+        counted = batch.requests if state.said in _COMPLETED else 0
+    elif counted is None:
+        counted = batch.requests - failed if state.said in _COMPLETED else 0
+    elif counted + failed > batch.requests:
+        counted -= failed
+    return min(max(counted or 0, 0), batch.requests)
 
 
 def _unread(batch: Batch, code: Code, text: str, hint: str) -> PromptmillError:

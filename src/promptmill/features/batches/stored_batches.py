@@ -37,6 +37,8 @@ row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
 """The condition for rows with a reply that was not yet processed."""
 
+IS_ALONE = "(SELECT count(*) FROM batched AS each WHERE each.key = row.n + {base} AND each.batch = {batch}) = 1"
+"""The condition for rows with a single request in the batch."""
 
 # the names of the columns are those of `promptmill.jobs.store.rounds.Awaited`
 TRIED = """coalesce((
@@ -200,7 +202,7 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
             values = (reply.status, reply.body, batch.id, min(int(named), _LARGEST) if is_ours else -1)
             changed = connection.execute(
                 "UPDATE batched SET status = ?1, reply = ?2 WHERE batch = ?3 AND custom = ?4 AND (status IS NULL OR "
-                "(status NOT BETWEEN 200 AND 299 AND ?1 BETWEEN 200 AND 299))",
+                "(abs(status) NOT BETWEEN 200 AND 299 AND ?1 BETWEEN 200 AND 299))",
                 values,
             )
             if not changed.rowcount:
@@ -230,12 +232,29 @@ class Replies(NamedTuple):
     """The number of replies with an answer, which are billed."""
     run: int
     """The number of replies to requests that were run, including failed ones."""
+    passed: int
+    """The number of replies that were passed on before the others came."""
+    ready: int
+    """The number of replies to rows of the input that were not passed on."""
 
 
 def replies_of(store: JobDatabase, batch: Batch) -> Replies:
     """Count the stored replies of a batch."""
-    figures = "count(status), coalesce(sum(status BETWEEN 200 AND 299), 0), coalesce(sum(status > 0), 0)"
-    return Replies(*store.read(f"SELECT {figures} FROM batched WHERE batch = ?", batch.id)[0])
+    conditions = "abs(status) BETWEEN 200 AND 299", "status != 0", "status < 0", "status > 0 AND key IS NOT NULL"
+    figures = ", ".join(f"coalesce(sum({each}), 0)" for each in conditions)
+    return Replies(*store.read(f"SELECT count(status), {figures} FROM batched WHERE batch = ?", batch.id)[0])
+
+
+def mark_passed(store: JobDatabase, batch: Batch) -> None:
+    """Store that the replies to rows with a single request were passed on: their status becomes negative."""
+    alone = "(SELECT count(*) FROM batched AS each WHERE each.key = batched.key AND each.batch = batched.batch) = 1"
+    store.change(
+        (
+            f"UPDATE batched SET status = -status, reply = NULL WHERE batch = ? AND status > 0 AND {alone}",
+            [(batch.id,)],
+        ),
+        _written([batch]),
+    )
 
 
 def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bool) -> None:

@@ -47,6 +47,9 @@ class LongRows(PlanWork):
         self._learning = asyncio.Lock()
         self._renewed = 0
         """The id of the last round whose outcomes are replaced, even failures; 0: only answers are replaced."""
+        self.repeated = 0
+        """The number of items of lists that equal an item of another piece of their row."""
+        self._call: Call | None = None
         self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def begin(self, round_: int) -> None:
@@ -56,6 +59,14 @@ class LongRows(PlanWork):
             raise input_error(Named("split"), " works only for rows, not for complete requests, as of a Batch file.")
         if self._size is None and (known := self.job.store.get(self._learned_by)) is not None:
             self._size = known["tokens"]
+
+    def advance(self) -> bool:
+        """Warn about items that equal an item of another piece: the document may have them several times."""
+        if self.repeated and self._call is not None:
+            items = counted(self.repeated, "item")
+            self._call.warn(f"Lists have {items} less than the answers about pieces: equal items of a row are one.")
+            self.repeated = 0
+        return super().advance()
 
     def prepare(self, round_: Round) -> None:
         """Note whether the round sends every piece again, including those of failed rows."""
@@ -73,6 +84,7 @@ class LongRows(PlanWork):
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; a short text is sent whole."""
+        self._call = call
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
         if not isinstance(text, str) or (size is not None and self._is_short(text, size)):
@@ -351,6 +363,7 @@ class Reading:
 
         found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
         merged = merging.merged(schema, found, self.rows.how.merge, source)
+        self.rows.repeated += merged.repeated
         if not merged.conflicts:
             return Draft(_json(merged.value), merged.sources)
         values = {

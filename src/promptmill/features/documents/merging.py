@@ -43,6 +43,8 @@ class Merged:
     """The location of a value; a list has a list of locations, an object has them by field; None without a value."""
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
     """The conflicting values of each field that is None in `value`."""
+    repeated: int = 0
+    """The number of items that were left out because a list of an earlier piece has an equal one."""
 
 
 def nullable(schema: JsonObject) -> JsonDict:
@@ -85,6 +87,7 @@ def merged(
             {name: part.value for name, part in parts.items()},
             {name: part.sources for name, part in parts.items() if part.sources is not None},
             {at: values for part in parts.values() for at, values in part.conflicts.items()},
+            sum(part.repeated for part in parts.values()),
         )
     if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
         return _joined(schema, found, place)
@@ -94,11 +97,13 @@ def merged(
 def _joined(schema: JsonObject, found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
     allowed = of_items.get("enum", ()) if isinstance(of_items := schema.get("items"), Mapping) else ()
     items: dict[str, Found] = {}
+    repeated = 0
     for one in found:
         for item in one.value if isinstance(one.value, list) else ():
             if item in allowed or not _is_missing(item):
-                items.setdefault(_key(item), Found(one.piece, item))
-    return Merged([one.value for one in items.values()], [place(one) for one in items.values()] or None)
+                repeated += items.setdefault(_key(item), Found(one.piece, item)).piece != one.piece
+    values = [one.value for one in items.values()]
+    return Merged(values, [place(one) for one in items.values()] or None, repeated=repeated)
 
 
 def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:

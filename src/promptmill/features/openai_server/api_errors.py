@@ -32,6 +32,7 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
     Code.INVALID_IMAGE: (400, "invalid_image"),
     Code.CONTEXT_LENGTH: (400, "context_length_exceeded"),
     Code.CONTENT_FILTER: (400, "content_filter"),
+    Code.TRUNCATED: (400, "truncated"),
     Code.NOT_FOUND: (404, "model_not_found"),
     Code.REQUEST_TOO_LARGE: (413, "request_too_large"),
     Code.INVALID_ANSWER: (422, "invalid_answer"),

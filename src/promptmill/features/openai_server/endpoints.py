@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from promptmill.backends.protocol import Call, Completion, Facts
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import PASSED_ON, Request, required_of
@@ -159,7 +159,7 @@ class Endpoints:
         try:
             (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
             if not isinstance(outcome, Completion):
-                raise outcome.error
+                outcome = _cut_answer(outcome)
             code = "ok"
             return outcome
         except PromptmillError as error:
@@ -171,6 +171,14 @@ class Endpoints:
         finally:
             level, taken = logging.INFO if code in {"ok", "cancelled"} else logging.WARNING, time.monotonic() - began
             _log.log(level, "path=%s client=%s code=%s seconds=%.3f", asked.path, asked.client, code, taken)
+
+
+def _cut_answer(failure: Failure) -> Completion:
+    """Return the empty answer, with its finish reason, that OpenAI's API gives for an answer cut before its first word:
+    programs test a connection with a `max_tokens` of 1. Raises the error of any other failure."""
+    if failure.error.code is not Code.TRUNCATED or failure.error.said is not None or failure.wanted > 1:
+        raise failure.error
+    return Completion("", "length", failure.usage, failure.reasoning or None, attempts=failure.attempts)
 
 
 async def body_of(request: HttpRequest) -> JsonDict:

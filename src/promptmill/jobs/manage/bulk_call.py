@@ -16,12 +16,14 @@ import queue
 import shutil
 import sys
 import warnings
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
+from promptmill.answers.schema import AnswerType
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.jobs import door
@@ -39,7 +41,7 @@ from promptmill.jobs.manage.bulk_keywords import (
     option_forms,
     takes_options,
 )
-from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
+from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of, refusal_of
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.store import progress, statistics, status, status_words
@@ -254,7 +256,7 @@ class _Call:
 
     def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
         """Return the rows of records, each with its number, without rows that the output omits."""
-        form, shown = _Form(job.spec), []
+        form, shown = _Form(job.spec, self.given.get("schema")), []
         for record in records:
             if job.spec.leaves_out(record.code) or record.slot >= job.spec.delivered:
                 continue
@@ -274,8 +276,8 @@ class _Call:
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
         numbers: list[int] = []
+        form = _Form(spec, self.given.get("schema"))
         if self.job.loose is not None or self.job.source is not None:
-            form = _Form(spec)
             with self.folder.reading() as store:
                 end = end_of(store, self.job.order.limits.limit)
                 for each in answered_rows(store, spec, outcomes_so_far, 0, end):
@@ -286,7 +288,7 @@ class _Call:
         names = spec.output.names or {}
         schema = self.given.get("schema")
         variants = [target.name for target in spec.targets] if spec.is_grid else []
-        return BulkResult(self.status, shown, names, output, self.rows, schema, numbers, variants)
+        return BulkResult(form.with_refused(self.status), shown, names, output, self.rows, schema, numbers, variants)
 
     def forget(self) -> None:
         if self.job.loose is not None and self.folder is not None:
@@ -294,15 +296,31 @@ class _Call:
 
 
 class _Form:
-    """Converts a row and its answer to a dict with the fields of the JSON output."""
+    """Converts a row and its answer to a dict with the fields of the JSON output.
 
-    def __init__(self, spec: JobSpec) -> None:
-        self._own, self._answers = OwnValues(spec), AnswerValues(spec)
+    An answer that a validator of the schema's class refuses is the row's failure.
+    """
+
+    def __init__(self, spec: JobSpec, answer_schema: AnswerType | None) -> None:
+        self._own, self._answers, self._schema = OwnValues(spec), AnswerValues(spec), answer_schema
         names = spec.output.names or {}
-        self.row, self.answer = names.get("row", "row"), names.get("answer", "answer")
+        self.row, self.answer, self._error = (names.get(name, name) for name in ("row", "answer", "error"))
+        self._refused = 0
 
     def values(self, answered: AnsweredRow) -> dict[str, Any]:
-        return self._own.of(answered.row) | self._answers.in_json(answered)
+        values = self._own.of(answered.row) | self._answers.in_json(answered)
+        if refusal := refusal_of(values[self.answer], self._schema):
+            self._refused += 1
+            values |= {self.answer: None, self._error: refusal}
+        return values
+
+    def with_refused(self, status: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a job's status in which refused answers count as failed."""
+        if not self._refused:
+            return status
+        errors = Counter(status.get("errors", {})) + Counter({str(Code.INVALID_ANSWER): self._refused})
+        answered, failed = status.get("answered", 0) - self._refused, status.get("failed", 0) + self._refused
+        return {**status, "answered": answered, "failed": failed, "errors": dict(errors)}
 
 
 async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record], None]:

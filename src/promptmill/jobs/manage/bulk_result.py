@@ -17,9 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from promptmill.answers.schema import AnswerType, json_schema_of
 from promptmill.backends import rows as rows_
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS, VARIANT
@@ -141,7 +143,7 @@ class BulkResult:
 def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
     """Return the answer of a row, or `""`. With a schema, return an object or an instance of the schema's class.
 
-    Raises the errors of the class's validators, which may check more than the schema does.
+    Raises the errors of the class's validators, see `refusal_of`.
     """
     if answer is None or answer == "":
         return ""
@@ -151,6 +153,24 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
         with contextlib.suppress(PromptmillError):
             return rows_.load(answer.encode(), "")
     return answer
+
+
+def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] | None:
+    """Return the error of a row whose answer a validator of the schema's class refuses, with the answer; else None.
+
+    Validators may check more than the schema does, so the provider and the job have accepted this answer.
+    """
+    if not isinstance(answer_schema, type):
+        return None
+    try:
+        answer_of(answer, answer_schema)
+    except Exception as error:  # noqa: BLE001 (a validator of the caller's class may raise anything)
+        why = (
+            error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else type(error).__name__
+        )
+        refused = f"A validator of {answer_schema.__name__} refuses the answer: {why.rstrip('.')}."
+        return {"code": str(Code.INVALID_ANSWER), "message": refused, "retryable": False, "attempts": 0, "text": answer}
+    return None
 
 
 def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:

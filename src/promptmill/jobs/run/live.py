@@ -448,6 +448,8 @@ class StoreSink(Sink):
         self._delivered = delivered
         self._failing = failing
         self._recorded = recorded
+        self._answering: set[int] = set()
+        """The slots whose model has answered, in a job with several."""
         self.commits = Commits(store, self._write, self._count)
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
@@ -457,7 +459,7 @@ class StoreSink(Sink):
         """
         if self.commits.error is not None:
             raise asyncio.CancelledError
-        if isinstance(outcome, Failure) and self._concerns_all(key, outcome):
+        if isinstance(outcome, Failure) and (self._concerns_all(key, outcome) or self._lacks_model(key, outcome)):
             raise outcome.error
         if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
             self._no_room(outcome.error)  # the run still waits for the requests in flight, which are already paid
@@ -479,6 +481,8 @@ class StoreSink(Sink):
         self.commits.add(key, outcome, len(self.taken))
         if key // SLOT < self._failing:
             self._failures.count(outcome)
+        if len(self._made) > 1 and isinstance(outcome, Completion):
+            self._answering.add(key // SLOT)
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
         """Add the cost of requests that earlier runs sent for this row without recording an outcome.
@@ -526,6 +530,18 @@ class StoreSink(Sink):
         if code in _ENDS_UNSENT and not failure.concerns_all:
             return failure.attempts == self.taken.get(row, _UNKNOWN).attempts
         return failure.concerns_all or code in _ENDS_ALL
+
+    def _lacks_model(self, key: int, failure: Failure) -> bool:
+        """Return whether one of several models does not exist: no row of its slot has an answer.
+
+        The endpoint answers the rows of other models, so for it, the row caused the refusal.
+        """
+        slot = key // SLOT
+        if failure.error.code is not Code.NOT_FOUND or len(self._made) == 1 or slot in self._answering:
+            return False
+        answered = "SELECT EXISTS (SELECT 1 FROM answer WHERE key BETWEEN ? AND ? AND code IS NULL)"
+        ((is_answered,),) = self._store.read(answered, slot * SLOT, (slot + 1) * SLOT - 1)
+        return not is_answered
 
 
 def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:

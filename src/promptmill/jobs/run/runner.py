@@ -53,6 +53,8 @@ _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHER
 _TRIES = 3  # times that a run repairs damaged records or a damaged database
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
+# Enough to tell a limit that is too low from a few long answers, and few to pay for.
+_FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 _LEAVING_S = 60.0
 _AGAIN = "Run the job again: its readable part is kept."
 
@@ -174,6 +176,8 @@ class Runner:
         self._status = StatusWriter(self.progress, job.folder, hooks.watch, self._activity)
         self._cost_limit = _CostLimit(job, self.progress)
         self._ending = _Ending()
+        self._has_judged = False
+        """Whether the first answers have been searched for cut ones."""
 
     async def run(self) -> RunStatus:
         """Run until the output is written or the run is stopped; return the final status.
@@ -497,6 +501,17 @@ class Runner:
         self._recorded([copy.key for copy in copies])
 
     def _recorded(self, keys: Sequence[int]) -> None:
+        if not self._has_judged and (counts := self.progress.stats.counts).done >= _FIRST_ANSWERS:
+            self._has_judged = True
+            wordless = counts.codes[Code.TRUNCATED]
+            if (cut := counts.truncated + wordless) > _MANY_CUT * counts.done:
+                which = "all" if wordless == cut else f"{wordless:,} of them"
+                before = f", {which} before the first word" if wordless else ""
+                self.progress.stats.warn(
+                    f"{cut:,} of the first {counts.done:,} answers were cut by `max_tokens` or the model's own "
+                    f"limit{before}, and are paid. Stop the job and send them again: `promptmill bulk … --max-tokens "
+                    '4096 --again truncated` (tools and Python: `max_tokens: 4096`, `again: "truncated"`).'
+                )
         if self._hooks.recorded is not None:
             self._hooks.recorded(keys)
 

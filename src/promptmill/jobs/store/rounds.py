@@ -41,7 +41,7 @@ IS_MISSING = f"({NO_OUTCOME} OR answer.settings NOT IN ({{settings}}, {PERSON}))
 _ORDERED = {
     "open": f"({IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",
-    "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
+    "again truncated": f"(({TRUNCATED} OR answer.code IS '{Code.TRUNCATED}') AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
 # not `IN (SELECT …)`, which lists all keys again for each page: 17 s instead of 2 s of CPU for 200,000 duplicates

@@ -84,8 +84,6 @@ class JobCounts(Counts):
     skips_empty: bool = False
     """Whether rows with an empty prompt count as skipped instead of failed."""
     skipped: int = 0
-    truncated: int = 0
-    """The number of answers that `max_tokens` cut off."""
     empty: int = 0
     """The number of answers that have no text and call no tool."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))

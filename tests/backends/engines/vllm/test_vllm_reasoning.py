@@ -68,7 +68,7 @@ def test_nothing_is_shown_before_the_parser_is_sure_what_is_the_answer(desk, hos
 
 def test_a_thought_that_is_cut_is_all_reasoning(desk, host):
     (outcome,) = desk.ask(host, ["abc"], {"ignore_eos": True}, max_tokens=6)
-    assert (outcome.text, outcome.finish_reason) == ("", "length")
+    assert outcome.error.code == Code.TRUNCATED
     assert outcome.reasoning
 
 

@@ -380,11 +380,11 @@ async def test_a_gateway_s_address_shows_the_api_of_its_batches(family, tmp_path
             assert answered(await read(api, await ended(api, state))) == EXPECTED
 
 
-async def test_no_batch_is_sent_to_a_provider_without_a_published_reference():
-    url = "https://api.x.ai/v1/chat/completions"
-    with pytest.raises(PromptmillError, match="no reference of its Batch API") as refused:
+async def test_no_batch_is_sent_to_a_provider_that_runs_none_in_this_api():
+    url = "https://bedrock-runtime.us-east-1.amazonaws.com/openai/v1/chat/completions"
+    with pytest.raises(PromptmillError, match="runs no batches of requests in this API") as refused:
         async with open_batches(
-            Endpoint(url, "api.x.ai", {}, (), profile_of("xai")), OpenAISettings(base_url=[url], model_name="m")
+            Endpoint(url, "bedrock", {}, (), profile_of("bedrock")), OpenAISettings(base_url=[url], model_name="m")
         ):
             pass
     assert refused.value.code is Code.UNSUPPORTED

@@ -53,7 +53,7 @@ def _family(
 ) -> BatchApi:
     profile = batch_profile(endpoint)
     if not profile.is_open:
-        text = f"{endpoint.name} publishes no reference of its Batch API, so no batches are sent there."
+        text = f"{endpoint.name} runs no batches of requests in this API."
         raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`, or use another endpoint.")
     spoken, wanted = (name if name in _OF_DIALECTS else "openai" for name in (endpoint.dialect, profile.family))
     if spoken != wanted:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from promptmill.backends.batches import BatchLimits
 
 Family: TypeAlias = Literal["openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "none"]
-"""`none`: the provider publishes no reference for its Batch API, so promptmill refuses batches."""
+"""`none`: the provider runs no batches of requests in the endpoint's API (Bedrock's need AWS signatures and S3)."""
 
 
 _OPENAIS = BatchLimits()
