@@ -47,6 +47,8 @@ class _SecondRun:
             if self._pass_alone():
                 self._print(f"{tests} failed beside others and passed alone: {', '.join(self._failed)}")
                 session.exitstatus = pytest.ExitCode.OK
+            else:
+                self._print(f"{tests} failed beside others, and not all of them passed alone: see above.")
 
     def _pass_alone(self) -> bool:
         """Run the failed tests in one process, which is another one, as a test may end its own."""
