@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+import orjson
 import pytest
 
 from promptmill.backends.rows import load
@@ -52,3 +53,29 @@ def test_a_text_of_sqlite_that_is_not_utf8_fails_its_row_alone(bench):
     assert [row["answer"] for row in rows] == ["echo: Say tea", "", "echo: Say milk"]
     assert "its body is not UTF-8 text" in rows[1]["error"]["message"]
     assert rows[2]["note"] == "caf\ufffd"
+
+
+def test_fractions_with_more_digits_than_a_float_are_sent_and_kept_as_they_are(bench):
+    line = '{"a": 12345678901234567.89, "b": [0.12345678901234567890123], "c": 1.2345678901234568e-05, "d": 1e23}'
+    bench.input.write_text(line + "\n")
+    bench.succeed("--prompt", "{{a}} {{b}} {{c}} {{d}} {{a > 5}}")
+    (row,) = bench.answers()
+    assert row["answer"] == "echo: 12345678901234567.89 [0.12345678901234567890123] 1.2345678901234568e-05 1e+23 true"
+    assert bench.output.read_text().startswith(line[:-1])
+
+
+def test_an_output_has_no_number_and_no_mark_that_only_python_reads(bench):
+    marked = b'\xef\xbb\xbf{"id": 1, "x": NaN, "l": [Infinity]}\n'
+    bench.input.write_bytes(marked + marked + b'\xef\xbb\xbf{"id": 2, "x": "NaN"}\n')
+    bench.succeed("--prompt", "Say {{id}}")
+    rows = [orjson.loads(line) for line in bench.output.read_bytes().splitlines()]
+    assert [(row["x"], row.get("l")) for row in rows] == [(None, ["Infinity"]), (None, ["Infinity"]), ("NaN", None)]
+
+
+def test_bytes_that_are_text_are_sent_as_text(bench):
+    with sqlite3.connect(bench.path / "in.db") as connection:
+        connection.execute("CREATE TABLE t (body)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("Größe\n".encode(),), (b"\xff\x00",), (b"a\x00b",)])
+    bench.input = bench.path / "in.db"
+    bench.succeed("--prompt", "Say {{body}}")
+    assert [row["answer"] for row in bench.answers()] == ["echo: Say Größe\n", "echo: Say /wA=", "echo: Say YQBi"]

@@ -12,7 +12,7 @@ import promptmill
 from promptmill.backends import questions
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.inputs import template
-from promptmill.jobs.inputs.template import check_names_some, template_of
+from promptmill.jobs.inputs.template import check_names, check_names_some, template_of
 
 
 def _prompts(bench: Any) -> list[str]:
@@ -305,3 +305,27 @@ def test_the_prompt_may_come_from_a_file(bench):
     (bench.path / "prompt.txt").write_text("Classify:\n{{text}}\n")
     bench.succeed("--prompt-file", str(bench.path / "prompt.txt"))
     assert _prompts(bench) == ["Classify:\na"]
+
+
+@pytest.mark.parametrize(
+    ("place", "columns"),
+    [
+        ("text", ["text ", "text"]),
+        ("text|trim", ["\xa0text", "text"]),
+        ("mail body", ["mail  body", "mail body"]),
+        ("Größe", ["id", "Gro\u0308ße"]),
+        ("text", ["id", "\u200btext"]),
+        ("text", ["\ufeff\ufefftext", "id"]),
+        ("text", ["id", "te\xadxt"]),
+    ],
+)
+def test_a_place_means_the_column_of_its_name_or_else_the_one_that_looks_like_it(place, columns):
+    template = template_of(f"{{{{{place}}}}}", columns)
+    assert template.render({columns[0]: columns[0], columns[1]: columns[1]}) == (
+        columns[0] if columns[0].startswith("\ufeff") else columns[1]
+    )
+
+
+def test_an_expression_with_a_name_that_only_looks_like_a_column_names_the_sign():
+    with pytest.raises(PromptmillError, match=r"one that looks like it \(U\+200B ZERO WIDTH SPACE\); rename it"):
+        check_names(["text"], ["id", "\u200btext"])

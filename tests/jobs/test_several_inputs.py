@@ -1,6 +1,7 @@
 """Jobs over several files, from the command line."""
 
 import json
+import os
 import re
 
 import pytest
@@ -36,3 +37,17 @@ def test_validate_notes_rows_that_repeat_an_id(bench, name):
     (note,) = [note for note in checked["notes"] if "`id`" in note]
     assert re.fullmatch(r"(\w+) 3 has the `id` of \1 1; repeated ids in all: 1\.", note)
     assert not bench.upstream.seen
+
+
+def test_a_file_with_an_underscore_is_read_and_one_whose_name_is_not_utf8_is_named(bench):
+    folder = bench.path / "data"
+    (folder / "_sub").mkdir(parents=True)
+    for name in ("_a.txt", "_sub/b.txt", "_SUCCESS"):
+        (folder / name).write_text(name)
+    (folder / os.fsdecode(b"M\xfcller.txt")).write_text("c")
+    bench.input = folder
+    done = bench.run("--prompt", "{{content}}")
+    assert [row["answer"] for row in bench.answers()] == ["echo: _a.txt", "echo: _sub/b.txt"]
+    assert "name that is not UTF-8" in done.stderr
+    (folder / os.fsdecode(b"M\xfcller.csv")).write_text("text\na\n")
+    assert "M\ufffdller.csv has a name that is not UTF-8; rename it" in bench.fail("--prompt", "{{text}}")

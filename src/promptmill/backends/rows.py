@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -36,7 +37,17 @@ from promptmill.core.request import (
     replacing_choices,
     required_of,
 )
-from promptmill.core.values import JsonDict, JsonObject, as_float, json_text, plain_text, read_json
+from promptmill.core.values import (
+    JsonDict,
+    JsonObject,
+    as_float,
+    as_json,
+    exact_float,
+    has_long_fraction,
+    json_text,
+    plain_text,
+    read_json,
+)
 from promptmill.core.wording import shape
 from promptmill.images.load import from_folder, is_bare_base64, is_data
 
@@ -332,6 +343,9 @@ def load(line: bytes, where: str) -> Any:
     """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
     line = line.removeprefix(BOM)
     try:
+        if has_long_fraction(line):
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(line.decode(), parse_float=exact_float)
         return read_json(line)
     except json.JSONDecodeError as error:
         reason = error.msg
@@ -352,7 +366,7 @@ def load(line: bytes, where: str) -> Any:
 def json_line(value: Any) -> bytes:
     """Return a value as a line of JSON."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=plain_text)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=as_json)
     except TypeError:  # numbers beyond 64 bits, which must be kept unchanged
         return json.dumps(value, separators=(",", ":"), default=plain_text).encode() + b"\n"
 

@@ -113,6 +113,8 @@ LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read completely, into five times its size. A million rows have 100 MB."""
 WORKBOOK_MEMORY = 4 << 30
 """The memory of processes that read workbooks and documents: a few kilobytes can describe a grid of any size."""
+MOST_COLUMNS = 16_384
+"""Columns of a sheet, which is Excel's limit, and of a table in a document, whose cells may name any number."""
 LARGEST_TEXT = 1 << 20
 """Bytes of a text file that is sent completely, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100

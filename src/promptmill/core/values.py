@@ -31,10 +31,18 @@ JsonDict: TypeAlias = dict[str, Any]
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG, _LONG_NEGATIVE = b"0" * 20, b"-" + b"0" * 19  # the digits of 2^64 and of -2^63
+_DIGITS = 18  # a float has up to 17
+_NUMBERS = bytes(sign if sign in b"0123456789." else 32 for sign in range(256))
 
 
 class SheetDate(str):
     """The ISO text of a workbook's cell with a date or a time. A cell with a text may have the same text."""
+
+    __slots__ = ()
+
+
+class ExactNumber(decimal.Decimal):
+    """A fraction of JSON with more digits than a float has."""
 
     __slots__ = ()
 
@@ -70,6 +78,29 @@ def as_float(digits: str) -> float | str:
     return number if math.isfinite(number) else digits
 
 
+def exact_float(digits: str) -> float | str | ExactNumber:
+    """Return a number of JSON as `as_float` does; as an exact number if a float has other digits.
+
+    >>> exact_float("0.1"), exact_float("12345678901234567.89")
+    (0.1, Decimal('12345678901234567.89'))
+    """
+    number = as_float(digits)
+    if isinstance(number, str) or len(digits) < _DIGITS:
+        return number
+    exact = ExactNumber(digits)
+    places = len(exact.as_tuple().digits)
+    is_same = places < _DIGITS or decimal.Decimal(f"{number:.{places - 1}e}") == exact  # such as 19 digits of a float
+    return number if is_same else exact
+
+
+def has_long_fraction(data: bytes) -> bool:
+    """Return whether a JSON text may have a fraction with more digits than a float has."""
+    if b"0" * _DIGITS not in data.translate(_ZEROS).replace(b".", b"0"):
+        return False  # mostly so, and fifty times as fast as a regular expression
+    long = [part for part in data.translate(_NUMBERS).split() if len(part) > _DIGITS]
+    return any(b"." in part and len(part.lstrip(b"0.")) >= _DIGITS for part in long)
+
+
 def read_json(text: bytes | str) -> Any:
     """Return the value of a JSON text, with whole numbers of any length. (orjson rounds numbers beyond 64 bits.)
 
@@ -92,9 +123,14 @@ def read_json(text: bytes | str) -> Any:
 def json_text(value: Any, *, sort_keys: bool = False) -> str:
     """Return a value as JSON, with whole numbers of any length. A value that JSON cannot represent becomes a text."""
     try:
-        return orjson.dumps(value, plain_text, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
+        return orjson.dumps(value, as_json, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
     except TypeError:  # a number beyond 64 bits
         return json.dumps(value, default=plain_text, separators=(",", ":"), sort_keys=sort_keys, ensure_ascii=False)
+
+
+def as_json(value: object) -> Any:
+    """Return a value that `orjson` cannot represent as one that it can: a text, or the digits of an exact number."""
+    return orjson.Fragment(str(value)) if isinstance(value, ExactNumber) else plain_text(value)
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:
@@ -172,14 +208,20 @@ def _untagged(value: Any) -> Any:
 
 
 def plain_text(value: object) -> str:
-    """Return a value that JSON cannot represent as text; bytes become base64.
+    """Return a value that JSON cannot represent as text; bytes that are no text in UTF-8 become base64.
 
     >>> plain_text(dt.timedelta(days=10, hours=15)), plain_text(decimal.Decimal("0E-8"))
     ('255:00:00', '0.00000000')
+    >>> plain_text("Größe".encode()), plain_text(b"\\xff")  # Hive, Impala and SQLite store texts as bytes
+    ('Größe', '/w==')
     """
     match value:
+        case ExactNumber():
+            return str(value)
         case bytes() | bytearray() | memoryview():
-            return base64.b64encode(value).decode()
+            text = bytes(value).decode("utf-8", "replace")
+            is_text = "\ufffd" not in text and all(sign.isprintable() or sign in "\t\n\r" for sign in text)
+            return text if is_text else base64.b64encode(value).decode()
         case decimal.Decimal():
             return format(value, "f")
         case dt.timedelta():

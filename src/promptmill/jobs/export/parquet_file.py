@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +17,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
 from promptmill.jobs.inputs.formats import CELLS
-from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
+from promptmill.jobs.inputs.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.spec import JobSpec
 
@@ -137,7 +138,10 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
     if kinds.is_map(kind):
         column = [value and [tuple(pair) for pair in value] for value in column]
     if plain == kind or kinds.is_duration(kind):
-        return pa.array(column, kind)
+        with suppress(pa.ArrowException):  # a time that no value of Python can be is a text
+            return pa.array(column, kind)
+    if plain == kind and kinds.is_temporal(kind):
+        return pa.array([unit_of(value, kind) if isinstance(value, str) else value for value in column], kind)
     if kinds.is_struct(kind):
         inner = [_arrow_array([value and value[field.name] for value in column], field.type) for field in kind]
         return pa.StructArray.from_arrays(inner, fields=list(kind), mask=pa.array([value is None for value in column]))

@@ -12,6 +12,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import IO, Any
 
+import orjson
+
 from promptmill.backends import rows
 from promptmill.config import backends
 from promptmill.core import values
@@ -308,10 +310,10 @@ def cell(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value with infinite numbers as texts."""
+    """Return a value with infinite numbers as texts, and null for NaN."""
     match value:
-        case float() if math.isinf(value):
-            return cell(value)
+        case float() if not math.isfinite(value):
+            return None if math.isnan(value) else cell(value)
         case dict():
             return {name: _finite(inner) for name, inner in value.items()}
         case list():
@@ -321,13 +323,18 @@ def _finite(value: Any) -> Any:
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
     """Return an output line: the bytes of an input line of JSON, with the answer's `fields` added."""
-    line = line.strip()
+    line = line.strip().removeprefix(rows.BOM).strip()  # files with marks may be joined
     try:
         value = rows.load(line, "")
     except PromptmillError:
         value = None
     if not isinstance(value, dict):  # the line is unreadable, and its record has the error
         return rows.json_line(fields)
+    if b"NaN" in line or b"Infinity" in line:
+        try:
+            orjson.loads(line)
+        except orjson.JSONDecodeError:  # only Python reads such numbers
+            return rows.json_line(_finite(value) | fields)
     return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, TypeAlias
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
+from promptmill.core.bounds import MOST_COLUMNS
 from promptmill.core.errors import input_error
 from promptmill.core.values import SheetDate
 from promptmill.jobs import disk, members
@@ -34,7 +35,6 @@ from promptmill.jobs.store.spec import JobSpec
 
 _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # rows below the header: Excel's limit
-_MOST_COLUMNS = 16_384  # Excel's limit
 LONGEST_CELL = 32_767  # characters: Excel's limit
 _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
 _NO_NAME = re.compile(r"[\[\]:*?/\\]|^'|'$")
@@ -317,7 +317,7 @@ class _Columns:
             if name not in heads:
                 heads[name], width = width, width + 1
             columns.append(heads[name])
-        if max(columns) >= _MOST_COLUMNS:
+        if max(columns) >= MOST_COLUMNS:
             raise input_error(f"{self._file} has no columns left behind its own; name another file for the output.")
 
         def rows() -> Iterator[tuple[int, dict[int, Any]]]:
@@ -499,7 +499,7 @@ class _Filled(_Walk):
                 self.parser.CharacterDataHandler = self._add
         elif word == "mergeCell":  # of merged cells, only the first is shown
             last = attributes["ref"].rpartition(":")[2]
-            if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < _MOST_COLUMNS:
+            if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < MOST_COLUMNS:
                 self.width = max(self.width, end)
 
     def _add(self, text: str) -> None:
@@ -562,7 +562,7 @@ class _Filling(_Walk):
             self._blocks.append(self._cells.cell(self.row + 1, self.column, value, style).encode())
             self._done, self._replaced = self._left_out or self._end_of_tag(at), None
         elif word == "row" and self._pending:
-            self._put(at, _MOST_COLUMNS)
+            self._put(at, MOST_COLUMNS)
         elif word == "dimension":
             self._done = self._left_out or self._end_of_tag(at)
 

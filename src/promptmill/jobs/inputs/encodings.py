@@ -1,6 +1,16 @@
-"""Finds the encoding of a text that is not UTF-8."""
+"""Encodings of texts: decodes mails and web pages as their readers do, and finds the encoding of a table.
+
+>>> text_of(b"\\x82\\xa0", "shift_jis"), text_of("Größe".encode(), "us-ascii")
+('あ', 'Größe')
+"""
 
 from __future__ import annotations
+
+import codecs
+import contextlib
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from promptmill.core.errors import Named
 from promptmill.core.wording import cut
@@ -10,6 +20,111 @@ SAMPLE = 1 << 18
 _USUAL = "cp1252"
 _KNOWN = (_USUAL, "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr")
 _SHOWN = 60  # max characters of a line in an error
+_TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # their bytes may also be UTF-8, and then mean another text
+_READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: each name means the larger encoding
+    {
+        "ascii": "utf-8",
+        "iso8859-1": "cp1252",
+        "iso8859-9": "cp1254",
+        "iso8859-11": "cp874",
+        "tis-620": "cp874",
+        "windows-874": "cp874",
+        "gb2312": "gb18030",
+        "gbk": "gb18030",
+        "big5": "cp950",
+        "cn-big5": "cp950",
+        "shift_jis": "cp932",
+        "euc_kr": "cp949",
+        "windows-949": "cp949",
+        "iso-8859-8-i": "iso8859-8",
+        "logical": "iso8859-8",
+        "koi8": "koi8-r",
+        "mac-cyrillic": "mac_cyrillic",
+        "unicode-1-1-utf-8": "utf-8",
+    }
+)
+_PARTS_OF_JIS = re.compile(rb"\x1b(\$\([@BD]|[$(][@-Z])")  # the signs that begin a part in another set of characters
+_PAIR_OF_EUC = re.compile(rb"\x8f[\xa1-\xfe]{2}|\x8e([\xa1-\xdf])|([\xa1-\xfe]{2})")
+
+
+def text_of(data: bytes, *charsets: str) -> str:
+    """Return a text as mailers and browsers read it. `charsets`: the names that it gives itself, maybe wrong ones."""
+    named = [_encoding(charset) for charset in charsets]
+    named += ["big5hkscs"] if "cp950" in named else []  # browsers read both as one
+    first = ["utf-16"] if data.startswith(_TWO_BYTES) else [name for name in named if name.startswith(_NO_ASCII)]
+    for encoding in (*first, "utf-8-sig", *named):
+        with contextlib.suppress(LookupError, ValueError):
+            return data.decode(encoding)
+        if encoding in _JAPANESE:
+            with contextlib.suppress(ValueError):
+                return _JAPANESE[encoding](data)
+    text = data.decode("utf-8", "replace")
+    is_damaged = sum(sign > "\x7f" for sign in text) > 2 * text.count("\ufffd")  # UTF-8 with a few wrong bytes
+    return text if is_damaged else data.decode(_mostly(data, named), "replace")
+
+
+def _mostly(data: bytes, named: list[str]) -> str:
+    """Return the named encoding of a text with a few wrong bytes, or the usual one."""
+    for encoding in named:
+        with contextlib.suppress(LookupError):
+            text = data.decode(encoding, "replace")
+            if text.count("\ufffd") * 20 < sum(sign > "\x7f" for sign in text):
+                return encoding
+    return _USUAL
+
+
+def _encoding(charset: str) -> str:
+    """Return Python's name of the encoding that browsers use for a charset; `""` for an unknown one."""
+    name = re.sub(r"^(?:x-)+", "", charset.lower().strip())
+    with contextlib.suppress(LookupError, ValueError):
+        name = codecs.lookup(name).name
+    return _READ_AS.get(name, name)
+
+
+def _of_windows(pair: bytes) -> bytes:
+    """Return a pair of bytes of JIS X 0208 in Shift_JIS.
+
+    Windows' form of it has the signs of NEC and IBM, such as ① and 髙, that Python's codecs lack.
+    """
+    row, cell = pair[0] & 0x7F, pair[1] & 0x7F
+    lead = (row + 1 >> 1) + (0x70 if row < 0x5F else 0xB0)
+    trail = cell + 0x7E if row % 2 == 0 else cell + 0x1F + (cell > 0x5F)
+    return bytes((lead, trail))
+
+
+def _iso_2022_jp(data: bytes) -> str:
+    """Return a text in ISO-2022-JP. Raises `ValueError`."""
+    pieces, at, kind = [], 0, b"(B"
+    for match in (*_PARTS_OF_JIS.finditer(data), None):
+        part = data[at : None if match is None else match.start()]
+        if kind == b"$(D":
+            pieces.append((b"\x1b$(D" + part).decode("iso2022_jp_1"))
+        elif kind.startswith(b"$"):
+            even = re.sub(rb"[\r\n]", b"", part)
+            pairs = [even[at : at + 2] for at in range(0, len(even), 2)]
+            pieces.append(b"".join(map(_of_windows, pairs)).decode("cp932") if len(even) % 2 == 0 else "\ufffd")
+        elif kind == b"(I":
+            pieces.append(bytes(each | 0x80 if each > 0x20 else each for each in part).decode("cp932"))
+        else:
+            pieces.append(part.decode("ascii"))
+        if match is not None:
+            at, kind = match.end(), match[1]
+    return "".join(pieces)
+
+
+def _euc_jp(data: bytes) -> str:
+    """Return a text in EUC-JP. Raises `ValueError`."""
+
+    def sign(match: re.Match[bytes]) -> bytes:
+        if match[1] or match[2]:
+            return match[1] or _of_windows(match[2])
+        return match[0].decode("euc_jp").encode("cp932")
+
+    return _PAIR_OF_EUC.sub(sign, data).decode("cp932")
+
+
+_JAPANESE = MappingProxyType({"iso2022_jp": _iso_2022_jp, "euc_jp": _euc_jp})
 
 
 def remedy(data: bytes) -> Named:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import tempfile
 import threading
 import zlib
@@ -32,6 +33,14 @@ from promptmill.system.safe_open import NoFileError, OutsideError, open_regular,
 
 FILE_COLUMN = "source_file"
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a name that is not UTF-8
+_HIDDEN = (".", "~$", "_committed_", "_started_")  # Excel creates `~$…` while a workbook is open
+_MARKERS = frozenset(  # of Spark, Databricks and Hive
+    {
+        *("_SUCCESS", "_metadata", "_common_metadata", "_temporary", "_spark_metadata"),
+        *("_delta_log", "_change_data", "_symlink_format_manifest"),
+    }
+)
 _COPY = 1 << 20
 _BUFFER = 1 << 18
 _HARMLESS_BYTES = 1 << 30
@@ -87,6 +96,9 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
             holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         members_and_columns += new
+    if wrong := next((path for path, _ in members_and_columns if _SURROGATE.search(str(path))), None):
+        shown = os.fsencode(wrong).decode("utf-8", "replace")
+        raise input_error(f"{shown} has a name that is not UTF-8; rename it.")
     members = [split(path)[1] for path, _ in members_and_columns]
     paths = [real_path(file_of(path)) for path, _ in members_and_columns]
     common = Path(os.path.commonpath([path.parent for path in paths]))
@@ -126,7 +138,7 @@ def all_files(given: Path, output: Path | None = None) -> list[Path]:
         return sorted(path for path in matching if _counts(path, output))
     inside = []
     for name, folders, files in os.walk(given):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith((".", "_")))
+        folders[:] = sorted(folder for folder in folders if not _is_hidden(folder))
         inside += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
     return sorted(inside)
 
@@ -137,8 +149,12 @@ def _matching(pattern: Path) -> Iterator[Path]:
 
 def _counts(path: Path, output: Path | None) -> bool:
     """Return whether a file belongs to the input: it is not hidden, not `output`, and no marker such as `_SUCCESS`."""
-    hidden = (".", "_", "~$")  # Excel creates `~$…` while a workbook is open
-    return not path.name.startswith(hidden) and path.is_file() and (output is None or real_path(path) != output)
+    return not _is_hidden(path.name) and path.is_file() and (output is None or real_path(path) != output)
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a name is that of a hidden file or folder, or of one that a program adds to its data."""
+    return name.startswith(_HIDDEN) or name in _MARKERS
 
 
 def _partitions(folders: Sequence[str]) -> Mapping[str, str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
+import math
 import os
+import re
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,11 +17,14 @@ from typing import IO, Any
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import input_error
-from promptmill.jobs.inputs.files import InputFiles, check_ratio
+from promptmill.jobs.inputs.files import InputFiles, Part, check_ratio
 from promptmill.jobs.inputs.formats import compression_of
 from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Style, Window
 
 _MAGIC = b"PAR1"
+_MOMENT = re.compile(r"(-?\d+)-(\d\d)-(\d\d)(?: (\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?)?")
+_ZEROS = re.compile(r"\.0+(?=Z?$)")
+_ERA = 146_097  # the days of 400 years
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
@@ -47,6 +54,8 @@ class ParquetTable:
                 if name not in schema.names:
                     schema = schema.append(pa.field(name, pa.string()))
             schemas.append(schema)
+        if any(schema != schemas[0] for schema in schemas):  # a text may be a category in one of the files
+            schemas = [pa.schema([field.with_type(_with(_decoded, field.type)) for field in each]) for each in schemas]
         try:
             self.schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) > 1 else schemas[0]
         except pa.ArrowException as error:
@@ -66,26 +75,26 @@ class ParquetTable:
         """Yield the rows; see `Input`. Each record batch is a stretch, and is read only as a whole."""
         del window
         n = 0
-        for batch in self._batches():
-            finite = all(map(_is_finite, batch.columns))
-            rows = zip(*map(_python_values, batch.columns), strict=True)
+        for arrays in self._batches():
+            finite = all(map(_is_finite, arrays))
+            rows = zip(*map(_python_values, arrays), strict=True)
             yield Stretch(
                 [
                     InputRow(number, values.dumps(cells, finite=finite), {name: cells[at] for at, name in columns})
                     for number, cells in enumerate(rows, n)
                 ]
             )
-            n += batch.num_rows
+            n += len(arrays[0]) if arrays else 0
 
-    def _batches(self) -> Iterator[Any]:
-        """Yield all rows as record batches of a few megabytes."""
+    def _batches(self) -> Iterator[Sequence[Any]]:
+        """Yield all rows in batches of a few megabytes: the arrays of the columns."""
         for at, part in enumerate(self._files.parts):
             with self._opened(at) as (file, stream):
                 known = set(file.schema_arrow.names)
                 own = [name for name in self.schema.names if name in known]
                 rows = _rows_at_once(file, stream, set(own))
                 for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
-                    yield batch if batch.schema.equals(self.schema) else _fitted(batch, self.schema, part.columns)
+                    yield batch.columns if batch.schema.equals(self.schema) else _fitted(batch, self.schema, part)
 
     @contextmanager
     def _opened(self, at: int) -> Iterator[tuple[Any, IO[bytes]]]:
@@ -142,6 +151,11 @@ def _with(changed: Callable[[Any, Any], Any], kind: Any) -> Any:
         return pa.list_(inner) if kinds.is_list(kind) else pa.large_list(inner)
     if kinds.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(_with(changed, kind.value_type)), kind.list_size)
+    if kinds.is_map(kind):
+        return pa.map_(
+            kind.key_field.with_type(_with(changed, kind.key_type)),
+            kind.item_field.with_type(_with(changed, kind.item_type)),
+        )
     return changed(kind, kind)
 
 
@@ -151,6 +165,7 @@ def _python_values(column: Any) -> list[Any]:
     import pyarrow as pa
     from pyarrow import compute
 
+    exact = column.type
     as_texts, as_floats = (_with({pa.float32(): to}.get, column.type) for to in (pa.string(), pa.float64()))
     if as_floats != column.type:
         column = column.cast(as_texts).cast(as_floats)
@@ -163,8 +178,69 @@ def _python_values(column: Any) -> list[Any]:
         if pa.types.is_string(kind):
             column = compute.replace_substring(column, ".000000000", "")
             column = compute.replace_substring_regex(column, r"(\.\d{6})000", r"\1")
-    values: list[Any] = column.to_pylist()
-    return values
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # a time outside of Python's years, 1 to 9999
+        values = [_value_at(column, at) for at in range(len(column))]
+    return [_rounded(value, exact) for value in values] if _has_halves(exact) else values
+
+
+def _value_at(column: Any, at: int) -> Any:
+    """Return a value; the text of a time that Python cannot represent."""
+    import pyarrow as pa
+
+    def text(kind: Any, usual: Any) -> Any:
+        return pa.string() if pa.types.is_temporal(kind) and not pa.types.is_duration(kind) else usual
+
+    try:
+        return column[at].as_py()
+    except (ValueError, OverflowError):
+        moment = column.slice(at, 1)
+        if pa.types.is_timestamp(column.type) and column.type.tz:
+            moment = moment.cast(pa.timestamp(column.type.unit, "UTC"))
+        value = moment.cast(_with(text, moment.type)).to_pylist()[0]
+        return _ZEROS.sub("", value) if isinstance(value, str) else value
+
+
+def unit_of(text: str, kind: Any) -> int:
+    """Return the number that an Arrow type of days or times has for the text of a time outside of Python's years.
+
+    >>> import pyarrow
+    >>> unit_of("10000-01-01", pyarrow.date32()), unit_of("10000-01-01 00:00:00.5Z", pyarrow.timestamp("ms", "UTC"))
+    (2932897, 253402300800500)
+    """
+    import pyarrow as pa
+
+    year, month, day, *clock, fraction = _MOMENT.fullmatch(text).groups("0")  # type: ignore[union-attr] # of `_value_at`
+    eras, within = divmod(int(year), 400)  # the calendar repeats after 400 years
+    days = dt.date(within + 400, int(month), int(day)).toordinal() - dt.date(1970, 1, 1).toordinal() + (eras - 1) * _ERA
+    if kind == pa.date32():
+        return days
+    seconds = days * 86_400 + int(clock[0]) * 3600 + int(clock[1]) * 60 + int(clock[2])
+    digits = {"s": 0, "ms": 3, "us": 6, "ns": 9}["ms" if kind == pa.date64() else kind.unit]
+    return int(seconds * 10**digits + int(fraction.ljust(9, "0")[:9]) // 10 ** (9 - digits))
+
+
+def _has_halves(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(kind == pa.float16()) or any(_has_halves(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def _rounded(value: Any, kind: Any) -> Any:
+    """Return a value with the fewest digits of each fraction of 16 bits: 0.1, not 0.0999755859375."""
+    import pyarrow as pa
+
+    if isinstance(value, dict):
+        return {field.name: _rounded(value[field.name], field.type) for field in kind}
+    if isinstance(value, list | tuple) and pa.types.is_map(kind):
+        return [(_rounded(name, kind.key_type), _rounded(inner, kind.item_type)) for name, inner in value]
+    if isinstance(value, list):
+        return [_rounded(inner, kind.value_type) for inner in value]
+    if kind != pa.float16() or value is None or not math.isfinite(value):
+        return value
+    short = (float(f"{value:.{digits}g}") for digits in range(1, 6))
+    return next(each for each in short if struct.pack("e", each) == struct.pack("e", value))
 
 
 def _is_finite(column: Any) -> bool:
@@ -251,15 +327,37 @@ def _page_header(data: bytes) -> list[int]:
     return numbers + [0] * (3 - len(numbers))
 
 
-def _fitted(batch: Any, schema: Any, columns: Any) -> Any:
+def _fitted(batch: Any, schema: Any, part: Part) -> list[Any]:
+    """Return the columns of a batch as those of `schema`. Raises `PromptmillError` (`invalid_input`)."""
     import pyarrow as pa
 
     arrays = []
     for field in schema:
         if field.name in batch.schema.names:
-            arrays.append(batch.column(field.name).cast(field.type))
-        elif field.name in columns:
-            arrays.append(pa.repeat(pa.scalar(columns[field.name], field.type), batch.num_rows))
+            column = batch.column(field.name)
+            if _with(_widened, column.type) != _with(
+                _widened, field.type
+            ):  # an array of short fractions keeps their digits
+                try:
+                    column = column.cast(field.type)
+                except pa.ArrowException as error:
+                    problem = f"{part.path.name} has values in {field.name[:60]!r} that do not fit the type of the "
+                    raise input_error(f"{problem}other files; convert it to one: {error!s:.200}") from None
+            arrays.append(column)
+        elif field.name in part.columns:
+            arrays.append(pa.repeat(pa.scalar(part.columns[field.name], field.type), batch.num_rows))
         else:
             arrays.append(pa.nulls(batch.num_rows, field.type))
-    return pa.record_batch(arrays, schema=schema)
+    return arrays
+
+
+def _widened(kind: Any, usual: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.float64() if kind in {pa.float16(), pa.float32()} else usual
+
+
+def _decoded(kind: Any, usual: Any) -> Any:
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else usual

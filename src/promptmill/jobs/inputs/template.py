@@ -36,7 +36,7 @@ from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.values import JsonObject, json_text, plain_text
+from promptmill.core.values import JsonObject, composed, json_text, plain_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
@@ -94,8 +94,13 @@ def special_columns(text: str, columns: Iterable[str]) -> list[str]:
 
 
 def _special(columns: Iterable[str]) -> dict[str, str]:
-    """Return the columns whose names are not plain identifiers, by their normalized names (`_name`)."""
-    meant = {_name(column): column for column in reversed([*columns]) if column.strip()}
+    """Return the columns whose names are not plain identifiers, by their names and normalized names (`_name`).
+
+    Of several columns with one normalized name, a placeholder means the one with exactly this name.
+    """
+    names = [column for column in columns if column.strip()]
+    meant = {_name(column): column for column in reversed(names)}
+    meant |= {column: column for column in names}
     return {
         name: column
         for name, column in meant.items()
@@ -105,15 +110,33 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """Return a name with stripped and collapsed white space, because users do not see it in a header."""
+    """Return a name without what users do not see in a header: white space around it, invisible signs, NFD."""
+    if not text.isascii():
+        text = "".join(sign for sign in composed(text) if unicodedata.category(sign) != "Cf")
     return " ".join(text.split())
+
+
+def alike(name: str, columns: Iterable[str]) -> str:
+    """Return the column whose name looks like `name`, such as one with an invisible sign; `""` without one.
+
+    >>> alike("text", ["id", "\\u200btext"]) == "\\u200btext"
+    True
+    """
+    return next((column for column in columns if _name(column) == _name(name)), "")
+
+
+def _hidden_signs(name: str) -> str:
+    """Return the signs of a name that a reader does not see, such as `U+200B ZERO WIDTH SPACE`."""
+    signs = [sign for sign in dict.fromkeys(name) if _name(f"a{sign}a") in {"aa", "a a"} or unicodedata.combining(sign)]
+    return ", ".join(f"U+{ord(sign):04X} {unicodedata.name(sign, '')}".rstrip() for sign in signs)
 
 
 def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
     """Return the column and the filters of a placeholder. The column is the whole text, or the text before a `|`."""
     pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
     for end in range(len(pieces), 0, -1):
-        if (column := special.get(_name("|".join(pieces[:end])))) is not None:
+        place = "|".join(pieces[:end])
+        if (column := special.get(place.strip(), special.get(_name(place)))) is not None:
             return column, "".join(f"|{piece}" for piece in pieces[end:])
     return None
 
@@ -159,6 +182,10 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
     known = list(columns)
     for name in sorted({*names} - {ROW, *known}):
         shown = ", ".join(mended(column)[:40] for column in known[:10]) or "none"
+        if (same := alike(name, known)) and (signs := _hidden_signs(same) or _hidden_signs(name)):
+            raise input_error(
+                field, f": the input has no column {name[:60]!r}, but one that looks like it ({signs}); rename it."
+            )
         meant = did_you_mean(name, map(mended, known), f"its columns: {shown}.")
         whole = (Named("each", "file", "{} asks about the whole file; "),) if name == "content" else ()
         raise input_error(field, f": the input has no column {name[:60]!r}; ", *whole, meant)

@@ -44,6 +44,7 @@ from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
 from promptmill.jobs.inputs import documents, encodings
+from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
 from promptmill.jobs.store.order import JobOrder
@@ -135,7 +136,9 @@ class FoundFiles:
         lines: list[Words] = []
         for reason, paths in self._left_out.items():
             more = len(paths) - _SHOWN
-            names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+            names = ", ".join(readable(str(path)) for path in paths[:_SHOWN]) + (
+                f" and {more:,} more" if more > 0 else ""
+            )
             count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
             lines.append((count, *parts_of(reason), f": {names}"))
         return lines
@@ -147,10 +150,12 @@ class FoundFiles:
         """
         for path, is_found in self._files.items():
             try:
+                if not is_utf8(str(path)):
+                    raise input_error("has a name that is not UTF-8; rename it")
                 result = read(path)
             except PromptmillError as error:
                 if not is_found:
-                    raise input_error(f"{path} ", *error.parts, ".") from None
+                    raise input_error(f"{readable(str(path))} ", *error.parts, ".") from None
                 self._leave_out(path, *error.parts)
                 continue
             self.count += 1

@@ -1,0 +1,193 @@
+"""The text of a mail or a saved page (.mhtml): sender, receivers, subject, date and texts, without MIME and base64.
+
+>>> mail_text(b"Subject: Hi\\n\\nText")
+'Subject: Hi\\n\\nText'
+"""
+
+from __future__ import annotations
+
+import binascii
+import codecs
+import email.parser
+import email.policy
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from email.message import Message
+from typing import Any, TypeAlias
+
+from promptmill.core.errors import input_error
+from promptmill.jobs.inputs import encodings
+from promptmill.jobs.inputs.web_pages import page_text
+
+_SHOWN = ("From", "To", "Cc", "Subject", "Date")
+_PAGES = frozenset({"text/html", "application/xhtml+xml"})
+_MAILS = frozenset({"message/rfc822", "message/global"})
+_SEEN = frozenset({"text/plain", *_PAGES, *_MAILS})
+_OF_PAGES = frozenset({"text/css", "text/javascript"})
+# Python's parsers of headers take time that grows with the square of a header's length: 17 s for 400 KB. Five hundred
+# receivers take 20,000 characters.
+_LONGEST_HEADER = 32_000
+_DEEPEST = 50  # mails within mails; three are usual
+_BLOCK = 1 << 16
+_LENGTH = re.compile(rb"(\d{1,12})\s*\n")
+_FOLD = re.compile(r"[\r\n]+[ \t]*")
+_WORD = re.compile(r"=\?([^?*\s]{1,60})(?:\*[^?\s]{0,60})?\?([bBqQ])\?([^?]*)\?=")  # letters beyond ASCII in a header
+# letters without a sign, with which newsletters hide the beginning of their text
+_BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
+_ENCRYPTED = "is encrypted; decrypt it in its mail program and save the text"
+_SIGNED = "is signed in a form that only mail programs read (S/MIME); save its text there"
+_PGP = "-----BEGIN PGP MESSAGE-----"
+_Part: TypeAlias = "Message[str, str]"
+
+
+def mail_text(data: bytes) -> str:
+    """Return a mail as text: sender, receivers, subject, date and body. Attachments are only named.
+
+    Raises `PromptmillError` (`invalid_input`) for an encrypted mail; its message is the predicate of a sentence.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # written by PowerShell
+        data = data.decode("utf-16", "replace").encode()
+    data = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    if first := _LENGTH.match(data):  # of the mail, in the first line of Apple Mail's .emlx
+        data, end = data[first.end() :], int(first[1])
+        data = data[:end] if data[end:].lstrip().startswith(b"<?xml") else data  # without Apple Mail's own flags
+    parser = email.parser.BytesFeedParser(Message, policy=_Headers())
+    for at in range(0, len(data), _BLOCK):  # in blocks: at once, the parser takes nine times the size of a mail
+        parser.feed(data[at : at + _BLOCK])
+    mail = parser.close()
+    content = _read(mail, 0)
+    if content.problem and not content.texts:
+        raise input_error(content.problem)
+    return _shown(mail, content, 0)
+
+
+class _Headers(email.policy.Compat32):
+    """Reads a header as its text, without the structure that Python's other policies find in it."""
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        """Return the name and the value of a header."""
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:_LONGEST_HEADER]
+
+    def header_fetch_parse(self, name: str, value: str) -> str:
+        """Return the text of a header, whose bytes may be of any encoding."""
+        del name
+        text = value if value.isascii() else encodings.text_of(value.encode("utf-8", "surrogateescape"))
+        return _FOLD.sub(" ", text)
+
+
+@dataclass(slots=True)
+class _Content:
+    """The content of a part of a mail."""
+
+    texts: list[str] = field(default_factory=list)
+    files: list[_Part] = field(default_factory=list)
+    """The attachments."""
+    problem: str = ""
+    """The reason why a part with a text cannot be read."""
+
+    def add(self, other: _Content, *, with_texts: bool = True) -> None:
+        """Add the content of the next part."""
+        self.texts += other.texts if with_texts else []
+        self.files += other.files
+        self.problem = self.problem or other.problem
+
+
+def _shown(mail: _Part, content: _Content, depth: int) -> str:
+    """Return the head and the body of a mail."""
+    head = [f"{name}: {value}" for name in _SHOWN if (value := _words(mail.get(name, "")).strip())]
+    texts, files = content.texts, content.files
+    if not texts:  # gateways and scanners mark the body itself as an attachment
+        read = [(part, _text(part, depth) if _is_text(part) else "") for part in files]
+        texts, files = [text for _, text in read if text], [part for part, text in read if not text]
+    names = [f"Attachments: {', '.join(map(_name, files))}"] if files else []
+    nothing = f"(it {content.problem.partition(';')[0]})" if content.problem else "(no text)"
+    return "\n".join([*head, *names]) + "\n\n" + ("\n\n".join(texts) or nothing)
+
+
+def _read(part: _Part, depth: int) -> _Content:
+    """Return the content of a part in its order. `depth`: the number of mails around it.
+
+    A mail may have several texts, such as those before and behind a picture, and the footer of a mailing list.
+    """
+    kind, content = _kind(part), _Content()
+    parts: Any = part.get_payload()
+    if kind == "multipart/encrypted" or kind.endswith(("/pkcs7-mime", "/x-pkcs7-mime")):
+        is_signed = "signed" in str(part.get_param("smime-type", ""))
+        return _Content(files=[part], problem=_SIGNED if is_signed else _ENCRYPTED)
+    if not isinstance(parts, list) or not kind.startswith("multipart/"):
+        is_file = part.get_content_disposition() == "attachment" or (part.get_filename() and kind not in _MAILS)
+        text = _text(part, depth) if not is_file and kind in _SEEN else ""
+        if text.startswith(_PGP):
+            return _Content(problem=_ENCRYPTED)
+        return _Content([text]) if text else _Content(files=[] if kind in _SEEN and not is_file else [part])
+    if kind == "multipart/related":  # a page and its pictures; `start` names the page if it is not the first
+        start = part.get_param("start", "")
+        page, *files = sorted(parts, key=lambda each: str(each["content-id"]).strip() != start)
+        content = _read(page, depth)
+        content.files += files
+    elif kind == "multipart/alternative":  # forms of one text, of which plain text goes first
+        for each in sorted(parts, key=lambda each: each.get_content_type() != "text/plain"):
+            form = _read(each, depth)
+            is_chosen = bool(form.texts) and not content.texts
+            if is_chosen or each.get_content_type() != "multipart/related":  # of pages, the pictures are no attachments
+                content.add(form, with_texts=is_chosen)
+    else:
+        for each in parts:
+            content.add(_read(each, depth))
+    return content
+
+
+def _kind(part: _Part) -> str:
+    """Return the type of a part. A part of several parts that has none is plain text."""
+    kind = part.get_content_type()
+    return kind if isinstance(part.get_payload(), list) or not kind.startswith("multipart/") else "text/plain"
+
+
+def _is_text(part: _Part) -> bool:
+    kind = _kind(part)
+    return kind in _SEEN or (kind.startswith("text/") and kind not in _OF_PAGES)
+
+
+def _text(part: _Part, depth: int) -> str:
+    """Return the text of a part; `""` if it has no visible sign."""
+    kind = _kind(part)
+    parts: Any = part.get_payload()
+    if kind in _MAILS and isinstance(parts, list):
+        if depth == _DEEPEST:
+            raise input_error(f"has more than {_DEEPEST} mails within mails")
+        mail = parts[0]
+        return _shown(mail, _read(mail, depth + 1), depth + 1)
+    data, charset = bytes(part.get_payload(decode=True) or b""), part.get_content_charset("")
+    text = page_text(data, charset) if kind in _PAGES else encodings.text_of(data, charset)
+    text = text.replace("\r\n", "\n").strip()
+    is_blank = all(sign in _BLANKS or unicodedata.category(sign)[0] in "ZC" for sign in text)
+    return "" if is_blank else text
+
+
+def _name(part: _Part) -> str:
+    """Return the name of an attachment, or its kind."""
+    return " ".join(_words(part.get_filename("") or part.get_content_type()).split())
+
+
+def _words(text: str) -> str:
+    """Return the text of a header with its encoded words, such as `=?utf-8?q?Gr=C3=B6=C3=9Fe?=`.
+
+    >>> _words("=?utf-8?b?w7Y=?= =?utf-8?q?=C3=9F?= a")
+    'öß a'
+    """
+    pieces, at, held, charset = [], 0, b"", ""  # `held`: a word's bytes, because a letter may extend into the next word
+    for match in _WORD.finditer(text):
+        between = text[at : match.start()]
+        if held and (not between.isspace() or match[1] != charset):
+            pieces.append(encodings.text_of(held, charset))
+            held = b""
+        pieces.append(between if not at or not between.isspace() else "")
+        try:
+            data = match[3].encode()
+            held += binascii.a2b_qp(data, header=True) if match[2] in "qQ" else binascii.a2b_base64(data + b"==")
+        except ValueError:
+            pieces.append(match[0])
+        at, charset = match.end(), match[1]
+    return "".join([*pieces, encodings.text_of(held, charset) if held else "", text[at:]])

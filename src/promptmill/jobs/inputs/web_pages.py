@@ -1,0 +1,319 @@
+"""The text of a web page as a reader sees it, without tags, scripts and hidden elements.
+
+selectolax parses the page as browsers do: it ends elements whose end tags are missing, and needs neither head nor body.
+
+>>> page_text(b"<p>One &amp; two</p><script>x</script><p>three")
+'One & two\\n\\nthree'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from selectolax.lexbor import LexborHTMLParser
+
+from promptmill.core.bounds import LARGEST_TEXT, MOST_COLUMNS
+from promptmill.core.errors import input_error
+from promptmill.jobs.inputs import encodings
+
+TOO_LONG = f"has more than {LARGEST_TEXT >> 20} million characters"
+_MOST = 4 * LARGEST_TEXT  # characters with the white space around them
+# browsers do not believe a page that names UTF-16 in letters of one byte, nor UTF-7
+_CHARSET = re.compile(
+    rb"""(?i)<(?:meta\b[^<>]{1,200}?charset|\?xml\b[^<>]{1,100}?encoding) ?= ?["']?(?!utf-(?:16|7))([\w-]+)"""
+)
+# In XHTML, each element may end in itself; in HTML, the rest of the page would be its content.
+_ENDED = re.compile(r"<(title|script|style|textarea|iframe|noscript|p|div|span|a|b|i|td|th|li)\b([^<>]*)/>")
+_HIDDEN_STYLE = re.compile(r"(?i)\b(?:display\s*:\s*none|visibility\s*:\s*hidden)\b")
+_RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
+# elements without a text of the page; those behind `iframe` have one only for programs that do not show the element
+_UNSEEN = frozenset(
+    {
+        *("script", "style", "template", "noscript", "svg", "datalist", "annotation", "annotation-xml"),
+        *("iframe", "noembed", "audio", "video", "canvas"),
+    }
+)
+_BLOCKS = frozenset(
+    {
+        *("p", "div", "section", "article", "header", "footer", "main", "aside", "blockquote", "pre", "form", "title"),
+        *("h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "hr", "figure", "fieldset", "address", "nav"),
+        *("figcaption", "details", "summary", "caption", "menu", "dir", "center", "xmp", "listing", "plaintext"),
+    }
+)
+_LINES = frozenset({"br", "li", "tr", "dt", "dd", "legend", "optgroup"})
+_CELLS = frozenset({"td", "th"})
+_GROUPS = frozenset({"thead", "tbody", "tfoot"})
+_LISTS = frozenset({"ol", "ul", "menu", "dir"})
+_AS_WRITTEN = frozenset({"pre", "xmp", "listing", "plaintext", "textarea"})
+_KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # the white space of such an element, until the end
+_GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
+_ENDS = "\0\1\2"
+_BOXES: Mapping[str, Sequence[str]] = MappingProxyType({"checkbox": ("☐", "☑"), "radio": ("☐", "☑")})
+_WITHOUT_VALUE = frozenset({"hidden", "password", "file", "image", *_BOXES})
+_ROMAN = tuple(
+    (worth, ("", a, a * 2, a * 3, a + b, b, b + a, b + a * 2, b + a * 3, a + c))
+    for worth, a, b, c in ((1000, "m", "", ""), (100, "c", "d", "m"), (10, "x", "l", "c"), (1, "i", "v", "x"))
+)
+_NUMERALS: Mapping[str, str] = MappingProxyType(
+    {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
+)
+
+
+def page_text(data: bytes, charset: str = "") -> str:
+    """Return the text of a web page, one line for each block, list item and table row.
+
+    `charset`: the charset that a mail names. It is tried before the page's own.
+
+    Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
+    """
+    named = _CHARSET.search(data[:4096])
+    page = encodings.text_of(data, charset, named[1].decode() if named else "")
+    if page.lstrip().startswith("<?xml"):
+        page = _ENDED.sub(r"<\1\2></\1>", page)
+    tree = LexborHTMLParser(page.encode("utf-8", "replace"))
+    hidden = {element.mem_id for element in tree.css("[hidden], [style], dialog") if _is_hidden(element)}
+    writer = _Writer()
+    _walk(tree.root, hidden, writer)
+    return writer.text()
+
+
+def raised(text: str) -> str:
+    """Return the digits of a superscript as such, because 10² is no 102.
+
+    >>> raised("2"), raised("2,3"), raised("st")
+    ('²', '²,³', 'st')
+    """
+    return text.translate(_RAISED) if re.match(r"\s*[-+\u2212(]?[0-9]", text) else text
+
+
+def numeral(number: int, form: str) -> str:
+    """Return the number of a list's item in a form as Word names it.
+
+    >>> numeral(28, "lowerLetter"), numeral(4, "upperRoman"), numeral(3, "decimal")
+    ('bb', 'IV', '3')
+    """
+    match form:
+        case "lowerLetter" | "upperLetter" if 0 < number < 1 << 15:
+            letters = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 + 1)
+        case "lowerRoman" | "upperRoman" if 0 < number < 4000:
+            letters = "".join(digits[number // worth % 10] for worth, digits in _ROMAN)
+        case _:
+            letters = str(number)
+    return letters.upper() if form.startswith("upper") else letters
+
+
+def whole_number(text: str | None, usual: int) -> int:
+    """Return the whole number in an attribute; `usual` if there is none."""
+    return int(text) if text and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text) else usual
+
+
+def _is_hidden(element: Any) -> bool:
+    attributes = element.attributes
+    if element.tag == "dialog" and "open" not in attributes:
+        return True
+    is_hidden = "hidden" in attributes and (attributes["hidden"] or "").lower() != "until-found"
+    return is_hidden or bool(_HIDDEN_STYLE.search(attributes.get("style") or ""))
+
+
+def _walk(root: Any, hidden: Set[int], writer: _Writer) -> None:
+    """Write the texts of all visible elements. It is no recursion, because a page may be nested deeply."""
+    node, open_elements = root, list[tuple[Any, str]]()
+    while node is not None:
+        tag = node.tag
+        if tag == "-text":
+            writer.add(node.text_content)
+        elif tag[0] not in "-!" and tag not in _UNSEEN and not (hidden and node.mem_id in hidden):
+            writer.start(tag, node)
+            if (child := node.first_child) is not None:
+                open_elements.append((node, tag))
+                node = child
+                continue
+            writer.end(tag)
+        while (following := node.next) is None and open_elements:
+            node, tag = open_elements.pop()
+            writer.end(tag)
+        node = following
+
+
+@dataclass(slots=True)
+class _Grid:
+    """The position in a table whose cells may be several columns and rows large."""
+
+    row: int = 0
+    column: int = 0
+    """The first column behind the last cell."""
+    shown: int = -1
+    """The column of the last cell."""
+    below: dict[int, int] = field(default_factory=dict)
+    """For each column, the first row below its last cell."""
+
+    def start_row(self) -> None:
+        """Go to the next row."""
+        self.row, self.column, self.shown = self.row + 1, 0, -1
+
+    def tabs(self, width: int, height: int) -> str:
+        """Return the tabs before a cell, so that it is in its own column."""
+        while self.below.get(self.column, 0) > self.row:
+            self.column += 1
+        tabs, self.shown = "\t" * (self.column - self.shown), self.column
+        width = max(1, min(width, MOST_COLUMNS - self.column))
+        if height > 1:
+            self.below |= dict.fromkeys(range(self.column, self.column + width), self.row + height)
+        self.column += width
+        return tabs
+
+
+@dataclass(slots=True)
+class _List:
+    """An open list: the number of its next item (None: its items have no numbers), their form and direction."""
+
+    number: int | None
+    form: str = ""
+    step: int = 1
+
+
+class _Writer:
+    """Collects the texts of a page."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._size = 0
+        self._lists: list[_List] = []
+        self._tables = [_Grid()]
+        self._raised: list[bool] = []
+        """For each open superscript or block, whether it is a superscript."""
+        self._as_written = 0
+        """The number of open elements whose white space is kept."""
+        self._chosen: int | None = None
+        """The only option that an open list shows; None: it shows all of them."""
+        self._is_unchosen = False
+        """Whether an option is open that its list does not show."""
+        self._begins, self._behind_table = False, False
+        """Whether nothing has followed the start of a cell, or the end of a table."""
+
+    def _put(self, text: str) -> None:
+        self._texts.append(text)
+        self._size += len(text)
+        if self._size > _MOST:
+            raise input_error(TOO_LONG)
+
+    def add(self, text: str) -> None:
+        """Add a text."""
+        if self._is_unchosen:
+            return
+        if self._raised and self._raised[-1]:
+            text = raised(text)
+        self._begins = self._begins and text.isspace()
+        # of other elements, each run of white space becomes a space; the letters around the text keep its own ends
+        self._put(text.translate(_KEPT) if self._as_written else " ".join(f"x{text}x".split())[1:-1])
+
+    def start(self, tag: str, element: Any) -> None:
+        """Start an element."""
+        if tag in _BLOCKS:
+            self._raised.append(False)
+            if not self._begins:
+                self._put("\n\n")
+        elif tag in _LINES:
+            self._put("\n" + (self._mark(element) if tag == "li" else ""))
+        if tag in _AS_WRITTEN:
+            self._put(" " if tag == "textarea" else "")
+            self._as_written += 1
+        elif tag in _CELLS:
+            self._start_cell(element.attributes)
+        elif tag == "tr":
+            self._tables[-1].start_row()
+        elif tag == "table":
+            self._tables.append(_Grid())
+        elif tag in _LISTS:
+            self._lists.append(_list(tag, element))
+        elif tag == "sup":
+            self._raised.append(True)
+        elif tag == "img" and (words := element.attributes.get("alt")):
+            self.add(f"[{words}]")
+        elif tag in {"input", "select", "option", "q"}:
+            self._start_field(tag, element)
+
+    def end(self, tag: str) -> None:
+        """End an element."""
+        if tag in _BLOCKS or tag == "sup":
+            del self._raised[-1:]
+        if tag in _AS_WRITTEN:
+            self._as_written -= 1
+        elif tag in _LISTS:
+            del self._lists[-1:]
+        elif tag == "table":
+            del self._tables[max(1, len(self._tables) - 1) :]
+        elif tag in _GROUPS:
+            self._tables[-1].below.clear()
+        elif tag == "option":
+            self._is_unchosen = False
+        elif tag == "q":
+            self.add('"')
+        self._behind_table = tag == "table" or (self._behind_table and tag not in _CELLS)
+        if tag in _BLOCKS:
+            self._put("\n\n")
+
+    def text(self) -> str:
+        """Return the text, with the white space that a browser shows."""
+        text = re.sub(" {2,}", " ", "".join(self._texts))
+        lines = (line.strip(" ").removeprefix("\t").strip(" ").rstrip().rstrip(_ENDS) for line in text.split("\n"))
+        text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+        for sign, white_space in _GIVEN_BACK:
+            text = text.replace(sign, white_space)
+        return text
+
+    def _mark(self, item: Any) -> str:
+        """Return the mark before an item of a list."""
+        of = self._lists[-1] if self._lists else _List(None)
+        if of.number is None:
+            return "- "
+        number = whole_number(item.attributes.get("value"), of.number)
+        of.number = number + of.step
+        return f"{numeral(number, of.form)}. "
+
+    def _start_cell(self, attributes: Mapping[str, str | None]) -> None:
+        grid = self._tables[-1]
+        if grid.column and not self._behind_table:
+            while self._texts and not self._texts[-1].strip(" \n"):
+                self._texts.pop()  # the break at the end of a block of the cell before
+        width, height = (min(whole_number(attributes.get(name), 1), 1000) for name in ("colspan", "rowspan"))
+        self._put(grid.tabs(width, height if height > 0 else 1000))  # as in browsers, 0 rows are all rows
+        self._begins = True
+
+    def _start_field(self, tag: str, element: Any) -> None:
+        """Add what a field of a form shows: its value, its box or its chosen option."""
+        attributes = element.attributes
+        if tag == "q":
+            self.add('"')
+        elif tag == "input":
+            kind = (attributes.get("type") or "text").lower()
+            if kind in _BOXES:
+                self.add(f" {_BOXES[kind]['checked' in attributes]} ")
+            elif kind not in _WITHOUT_VALUE and (value := attributes.get("value")):
+                self.add(f" {value} ")
+        elif tag == "select":
+            has_several = "multiple" in attributes or whole_number(attributes.get("size"), 1) > 1
+            options = [] if has_several else element.css("option")
+            selected = [each for each in options if "selected" in each.attributes]
+            self._chosen = (selected[-1:] or options)[0].mem_id if options else None
+        elif self._chosen is None:
+            self._put(f"\n{_BOXES['checkbox']['selected' in attributes]} ")
+        elif self._chosen == element.mem_id:
+            self._put(" ")
+        else:
+            self._is_unchosen = True
+
+
+def _list(tag: str, element: Any) -> _List:
+    if tag != "ol":
+        return _List(None)
+    attributes = element.attributes
+    form = _NUMERALS.get(attributes.get("type") or "", "")
+    if "reversed" not in attributes:
+        return _List(whole_number(attributes.get("start"), 1), form)
+    count = sum(child.tag == "li" for child in element.iter())
+    return _List(whole_number(attributes.get("start"), count), form, -1)
