@@ -13,7 +13,7 @@ from PIL import Image
 
 from dialect_replies import speaks
 from driving import ask, echoes, opened
-from fakes import KEY, openai_plan
+from fakes import KEY, openai_plan, without_rest
 from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.diagnosis import diagnose
@@ -850,13 +850,14 @@ async def test_a_stream_that_ends_early_is_tried_again(upstream, drive, name):
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_an_answer_is_shown_while_it_arrives(upstream, name):
-    upstream.reply = speaks("A fairly long answer.", thought="Hidden.")
+    half, whole = (speaks("A fairly long answer.", thought="Hidden.", cut=cut) for cut in (True, False))
+    upstream.reply = attempts(half, whole)
     shown: list[Growing] = []
-    async with opened(upstream.url, dialect=name) as backend:
+    async with opened(upstream.url, dialect=name, base_delay=0.01) as backend:
         result = await ask(backend, ["x"], Call(Facts(total=1), preview=shown.append))
     assert result.texts == ["A fairly long answer."]
     assert shown[-1] == ("A fairly long answer.", "Hidden.", [])
-    assert Growing("", "Hidde") in [each._replace(tool_calls=()) for each in shown]
+    assert len(shown[0].text) < len(shown[-1].text)
 
 
 _LOOKING = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
@@ -901,7 +902,7 @@ _STREAMED_CALLS = {
 @pytest.mark.parametrize("name", _STREAMED_CALLS)
 def test_a_tool_call_is_shown_while_its_arguments_arrive(name):
     body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in _STREAMED_CALLS[name]), list[Growing]()
-    preview = StreamPreview(shown.append, DIALECTS[name].delta_in, inline=False)
+    preview = StreamPreview(shown.append, DIALECTS[name].delta_in, inline=False, later=without_rest)
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     found = read(name, body, headers={"Content-Type": "text/event-stream"})

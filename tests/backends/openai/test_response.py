@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
 
+from fakes import without_rest
 from promptmill.backends.openai.chat_completion import ENDED, Ending, StreamPreview, events_in, read_finish
 from promptmill.backends.openai.dialects import chat
 from promptmill.backends.openai.endpoint import Endpoint
@@ -206,7 +209,7 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
     events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events), list[Growing]()
-    preview = StreamPreview(shown.append, chat.delta_in, inline=False)
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False, later=without_rest)
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     response = HttpResponse(200, Headers({b"content-type": b"text/event-stream"}), body)
@@ -223,10 +226,67 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
 def test_a_stream_with_a_tool_call_of_another_form_is_shown_without_it():
     odd = {"index": 0, "function": {"name": "look", "arguments": {"a": 1}}}
     shown: list[Growing] = []
-    preview = StreamPreview(shown.append, chat.delta_in, inline=False)
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False, later=without_rest)
     for delta in ({"content": "Pa"}, {"tool_calls": [odd]}, {"content": "ris"}):
         preview.feed(b"data: %b\n" % orjson.dumps({"choices": [{"delta": delta}]}))
     assert [growing.text for growing in shown] == ["Pa", "Paris"]
+
+
+class _Later:
+    """A clock, and the function that is called later by it."""
+
+    def __init__(self) -> None:
+        self.now, self._at, self._do = 0.0, math.inf, lambda: None
+
+    def __call__(self, seconds: float, do: Callable[[], None]) -> None:
+        self._at, self._do = self.now + seconds, do
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self._at:
+            self._at = math.inf
+            self._do()
+
+
+@pytest.mark.parametrize(("apart_s", "most"), [(0.00002, 120), (0.1, 20)])
+def test_a_long_answer_in_small_pieces_is_shown_some_times_per_second(apart_s, most):
+    time, shown = _Later(), list[int]()
+
+    def show(growing: Growing) -> None:
+        shown.append(len(growing.text))
+        time.now += len(growing.text) / 1e8  # seconds to show a text
+
+    preview = StreamPreview(show, chat.delta_in, inline=False, later=time, clock=lambda: time.now)
+    pieces = 20 if apart_s > 0.01 else 20_000
+    for _ in range(pieces):
+        preview.feed(b"data: %b\n\n" % orjson.dumps({"choices": [{"delta": {"content": "twenty characters ok"}}]}))
+        time.pass_by(apart_s)
+    time.pass_by(1)
+    assert len(shown) <= most
+    assert shown[-1] == 20 * pieces
+
+
+def test_a_closed_preview_shows_nothing_more():
+    shown, timers = list[Growing](), list[_Timer]()
+
+    def later(_seconds: float, do: Callable[[], None]) -> Any:
+        timers.append(_Timer(do))
+        return timers[-1]
+
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False, later=later)
+    preview.feed(b'data: {"choices": [{"delta": {"content": "Pa"}}]}\ndata: {"choi')
+    preview.feed(b'ces": [{"delta": {"content": "ris"}}]}\n')
+    preview.close()
+    assert [growing.text for growing in shown] == ["Pa"]
+    assert [timer.cancelled for timer in timers] == [True]
+
+
+class _Timer:
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do, self.cancelled = do, False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 def _usage_of(usage: dict[str, Any]) -> Usage:

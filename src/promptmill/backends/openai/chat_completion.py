@@ -8,7 +8,9 @@ reasoning fields.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Any
@@ -311,26 +313,62 @@ class _Call:
         return {**self._fields, "function": {"name": self._name[0], "arguments": self._arguments[0]}}
 
 
+# Showing takes at most one part in eleven of the time. A short answer is shown in microseconds, so with nearly every
+# piece; an answer of a megabyte takes milliseconds, and is shown some times per second.
+_REST_PER_SHOWING = 10
+
+
 class StreamPreview:
     """Shows a streamed answer while it arrives.
+
+    Showing takes time in proportion to the answer's length. Therefore each showing is followed by a rest, in which
+    pieces are only collected: a long answer in small pieces would otherwise block the event loop for minutes.
 
     Unreadable events are skipped, because the complete body is read again at the end.
     """
 
     def __init__(
-        self, show: Callable[[Growing], None], delta_in: Callable[[JsonDict], JsonDict], *, inline: bool
+        self,
+        show: Callable[[Growing], None],
+        delta_in: Callable[[JsonDict], JsonDict],
+        *,
+        inline: bool,
+        later: Callable[[float, Callable[[], None]], asyncio.TimerHandle | None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`show` gets the answer so far. `delta_in` returns what an event adds. `inline`: keep reasoning in the
-        text."""
+        text. `later` calls a function after some seconds."""
         self._show, self._inline, self._delta_in = show, inline, delta_in
-        self._rest = b""
+        self._later, self._clock = later, clock
+        self._line: list[bytes] = []
         self._message = GrowingMessage()
+        self._has_grown, self._rests = False, False
+        self._timer: asyncio.TimerHandle | None = None
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if sum(map(self._add, lines)):  # `sum` instead of `any`, which would stop at the first line
+        end = piece.rfind(b"\n")
+        if end < 0:  # joined only at its end: a line in many pieces would be copied with each of them
+            self._line.append(piece)
+            return
+        lines = b"".join((*self._line, piece[:end])).split(b"\n")
+        self._line = [piece[end + 1 :]]
+        self._has_grown |= sum(map(self._add, lines)) > 0  # `sum` instead of `any`, which would stop at the first line
+        if not self._rests:
+            self._go_on()
+
+    def close(self) -> None:
+        """Show nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _go_on(self) -> None:
+        self._rests = self._has_grown
+        if self._has_grown:
+            begun = self._clock()
             self._show(self._so_far())
+            self._has_grown = False
+            self._timer = self._later(_REST_PER_SHOWING * (self._clock() - begun), self._go_on)
 
     def _add(self, line: bytes) -> bool:
         """Return whether a line adds something to the answer."""
