@@ -856,8 +856,8 @@ async def test_an_answer_is_shown_while_it_arrives(upstream, name):
     async with opened(upstream.url, dialect=name, base_delay=0.01) as backend:
         result = await ask(backend, ["x"], Call(Facts(total=1), preview=shown.append))
     assert result.texts == ["A fairly long answer."]
-    assert shown[-1] == ("A fairly long answer.", "Hidden.", [])
     assert len(shown[0].text) < len(shown[-1].text)
+    assert shown[-1] == ("A fairly long answer.", "Hidden.", [])
 
 
 _LOOKING = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}

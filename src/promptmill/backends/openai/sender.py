@@ -61,6 +61,10 @@ class Item:
     """The endpoint's `successes` and `rejections` when it first refused the item because of load."""
     failed_at: EndpointState | None = None
     failed_serial: int = 0
+    losses: int = 0
+    """The number of attempts that ended without an answer, although the endpoint had accepted the connection."""
+    is_suspect: bool = False
+    """Whether the item may crash its server, so that it is sent while no other suspect is."""
     stale: bool = False
     """Whether the next attempt needs a new connection."""
     since: float = 0.0
