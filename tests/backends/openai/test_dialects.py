@@ -1060,6 +1060,124 @@ def test_the_prompt_of_an_anthropic_stream_is_counted_once(later, counts):
     assert usage["completion_tokens"] == 15
 
 
+def _anthropic_answer(*events: dict[str, Any], stop: str = "end_turn") -> Completion:
+    usage = {"input_tokens": 10, "output_tokens": 1, "cache_read_input_tokens": 100}
+    later = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 0}
+    whole = [
+        {"type": "message_start", "message": {"type": "message", "content": [], "usage": usage}},
+        *events,
+        {"type": "message_delta", "delta": {"stop_reason": stop}, "usage": later},
+        {"type": "message_stop"},
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in whole)
+    answer = read("anthropic", body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(answer, Completion)
+    assert answer.usage.cached_tokens == 100
+    return answer
+
+
+@pytest.mark.parametrize("begun", ["", "Paris", "Pa", None])
+@pytest.mark.parametrize("pieces", [["Pa", "ris"], ["Paris"], []])
+def test_a_block_whose_start_repeats_its_pieces_is_read_once(begun, pieces):
+    if begun in {"Pa", "", None} and not pieces:
+        pytest.skip("no whole text")
+    pieces = ["ris"] if begun == "Pa" else pieces
+    start = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": begun}}
+    deltas = [
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in pieces
+    ]
+    events = deltas if begun is None else [start, *deltas]
+    assert _anthropic_answer(*events).text == "Paris"
+    shown = list[str]()
+    preview = StreamPreview(
+        lambda now: shown.append(now.text), DIALECTS["anthropic"].delta_in, inline=False, later=without_rest
+    )
+    preview.feed(b"".join(b"data: %b\n" % orjson.dumps(event) for event in events))
+    assert shown[-1] == "Paris"
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Par', '{"city": nan}'])
+def test_the_arguments_of_a_call_that_is_cut_off_are_kept_as_they_are(arguments):
+    use = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": arguments}
+    answer = _anthropic_answer(
+        {"type": "content_block_start", "index": 0, "content_block": use},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        stop="max_tokens",
+    )
+    assert [call["function"]["arguments"] for call in answer.tool_calls] == [arguments]
+    assert answer.finish_reason == "length"
+
+
+def _said(text: str, phase: str | None = None) -> dict[str, Any]:
+    return {"type": "message", "phase": phase, "content": [{"type": "output_text", "text": text}]}
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        ([_said("I look.", "commentary"), _said("Paris", "final_answer")], "Paris"),
+        ([_said("I look.", "commentary"), _said("Paris")], "Paris"),
+        ([_said("Paris", "commentary"), _said("Paris", "final_answer")], "Paris"),
+        ([_said("I look.", "commentary")], "I look."),
+    ],
+)
+def test_what_a_model_says_between_its_steps_is_no_answer(output, text):
+    whole = {"status": "completed", "output": output}
+    events = [
+        *(
+            {"type": "response.output_item.added", "output_index": at, "item": item | {"content": []}}
+            for at, item in enumerate(output)
+        ),
+        *(
+            {"type": "response.output_text.delta", "output_index": at, "delta": item["content"][0]["text"]}
+            for at, item in enumerate(output)
+        ),
+        {"type": "response.completed", "response": whole},
+    ]
+    body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events), list[str]()
+    preview = StreamPreview(
+        lambda now: shown.append(now.text), DIALECTS["responses"].delta_in, inline=False, later=without_rest
+    )
+    preview.feed(body)
+    for answer in (
+        read("responses", orjson.dumps(whole)),
+        read("responses", body, headers={"Content-Type": "text/event-stream"}),
+    ):
+        assert isinstance(answer, Completion)
+        assert answer.text == text
+        assert all(text.startswith(part) for part in shown)
+
+
+@pytest.mark.parametrize("output", [[], None, ...])
+@pytest.mark.parametrize("kept", ["deltas", "items", "both"])
+def test_a_response_whose_last_event_has_no_output_is_read_from_the_others(output, kept):
+    call = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"}
+    deltas = [
+        *(
+            {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": text}
+            for text in ("Pa", "ris")
+        ),
+        {"type": "response.output_item.added", "output_index": 1, "item": {**call, "arguments": ""}},
+        {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": "{}"},
+    ]
+    items = [
+        {"type": "response.output_item.done", "output_index": 0, "item": _said("Paris")},
+        {"type": "response.output_item.done", "output_index": 1, "item": call},
+    ]
+    last = {"status": "completed"} | ({} if output is ... else {"output": output})
+    events = [
+        *(deltas if kept != "items" else ()),
+        *(items if kept != "deltas" else ()),
+        {"type": "response.completed", "response": last},
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    answer = read("responses", body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(answer, Completion)
+    assert answer.text == "Paris"
+    assert [one["function"] for one in answer.tool_calls] == [{"name": "look", "arguments": "{}"}]
+
+
 def test_a_count_that_the_last_event_of_gemini_leaves_out_is_kept():
     parts = [{"content": {"parts": [{"text": "Hi"}]}}, {"content": {"parts": []}, "finishReason": "STOP"}]
     counts = [

@@ -22,6 +22,7 @@ from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.reply import answer_in, read_other_response, read_payload, read_response
 from promptmill.backends.protocol import Completion, Growing, Usage
 from promptmill.core.bounds import LARGEST_BODY
+from promptmill.core.errors import Code
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
 PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}
@@ -162,13 +163,13 @@ def test_the_pieces_of_a_call_are_joined_once():
     def load(event: bytes) -> Any:
         found = orjson.loads(event)
         for piece in found["choices"][0]["delta"]["tool_calls"]:
-            piece["function"] = {name: _Piece(text) for name, text in piece["function"].items()}
+            piece["function"]["arguments"] = _Piece(piece["function"]["arguments"])
         return found
 
     pieces = b",".join([b'{"index":0,"function":{"arguments":"ab","name":"n"}}'] * 50)
     body = _event(b'{"tool_calls":[%b]}' % pieces)
-    (choice,) = chat.assemble(iter([*map(load, events_in(body)), ENDED]))["choices"]
-    function = {"name": "n" * 50, "arguments": "ab" * 50}
+    (choice,) = chat.assemble(iter([*(load(data) for _, data in events_in(body)), ENDED]))["choices"]
+    function = {"name": "n", "arguments": "ab" * 50}
     assert choice["message"]["tool_calls"] == [{"type": "function", "function": function}]
 
 
@@ -321,6 +322,177 @@ def test_a_whole_message_at_the_end_of_a_stream_does_not_repeat_its_text():
     assert _stream(_delta({"role": "assistant", "content": ""}), _delta({}, **whole)).text == "Paris"
     pieces = [{"message": {"content": piece}} for piece in ("Pa", "ris")]
     assert _stream(*({"choices": [piece]} for piece in pieces)).text == "Paris"
+
+
+_TEXT = [_delta({"role": "assistant", "content": ""}), _delta({"content": "Pa"}), _delta({"content": "ris"}, "stop")]
+
+
+def _body(*events: Any, last: bytes = b"data: [DONE]\n\n") -> bytes:
+    lines = (event if isinstance(event, bytes) else b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    return b"".join(lines) + last
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            _body(_TEXT[0], _TEXT[1], kept_open, _TEXT[2])
+            for kept_open in (
+                b"data:\n\n",
+                b"data: \n\n",
+                b"data: null\n\n",
+                b"data: []\n\n",
+                b"data: {}\n\n",
+                b"data: pong\n\n",
+                b'data: "ping"\n\n',
+                b"event: ping\ndata: \n\n",
+                b'event: ping\ndata: {"type": "ping"}\n\n',
+                b"event: keepalive\n\n",
+                b": ping\n\n",
+            )
+        ),
+        *(
+            _body(*_TEXT, last=end)
+            for end in (b"data: [DONE] \n\n", b'data: "[DONE]"\n\n', b"data: [done]\n\n", b"data:[Done]\n\n", b"")
+        ),
+        _body(*_TEXT, last=b'data: {"id":"c","choi'),
+        _body([_TEXT[1]], _TEXT[2]),
+        _body(_TEXT[1], _delta({"content": "ris"}), _delta({"role": "assistant"}, "stop", message=PLAIN)),
+        _body(*_TEXT, _delta({}, None, message=PLAIN), _delta({}, None, message=PLAIN)),
+    ],
+)
+def test_an_event_that_says_nothing_costs_no_answer(body):
+    answer = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert answer.text == "Paris"
+
+
+@pytest.mark.parametrize("body", [b"data: hello\n\n", b"event: ping\ndata: {\n\n", _body(b"data: {1}\n\n", *_TEXT)])
+def test_a_stream_without_a_readable_object_is_a_bad_response(body):
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert failure.error.code is Code.BAD_RESPONSE
+
+
+def test_a_stream_that_is_cut_off_in_an_event_is_a_lost_connection():
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, _body(_TEXT[1], last=b'data: {"choi'), ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert failure.error.code is Code.CONNECTION_LOST
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"error": {"message": "no slot is free", "code": 503}}\n\n',
+        b'event: error\ndata: {"message": "no slot is free", "status": 503}\n\n',
+        b'event:error\ndata: {"code": 503, "message": "no slot is free"}\n\n',
+        b'event: error\ndata: {"detail": "no slot is free"}\n\n',
+        b'event: error\ndata: "no slot is free"\n\n',
+        b"event: error\ndata: no slot is free\n\n",
+        b'error: {"code": 503, "message": "no slot is free", "type": "unavailable_error"}\n\n',
+        b"error: no slot is free\n\n",
+        b'data: {"code": 503, "message": "no slot is free"}\n\n',
+        b'data: {"detail": "no slot is free"}\n\n',
+        b'data: [{"error": {"message": "no slot is free"}}]\n\n',
+    ],
+)
+def test_an_error_in_a_stream_has_the_words_of_the_server(event):
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, _body(_TEXT[1], event, last=b""), ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert "no slot is free" in failure.error.message
+
+
+_PARIS, _ROME = ({"name": "look", "arguments": json.dumps({"city": city})} for city in ("Paris", "Rome"))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "calls"),
+    [
+        ([{"id": "a", "function": _PARIS}, {"id": "b", "function": _ROME}], [_PARIS, _ROME]),
+        ([{"function": _PARIS}, {"function": _ROME}], [_PARIS, _ROME]),
+        ([{"index": None, "function": _PARIS}, {"index": None, "function": _ROME}], [_PARIS, _ROME]),
+        (
+            [{"id": "a", "function": _PARIS}, {"function": _ROME | {"name": "other"}}],
+            [_PARIS, _ROME | {"name": "other"}],
+        ),
+        (
+            [{"id": "a", "function": {"name": "look", "arguments": part}} for part in ('{"city": ', '"Pa', 'ris"}')],
+            [_PARIS],
+        ),
+        (
+            [
+                {"index": 0, "function": {"name": "look", "arguments": part}}
+                for part in ('{"city": ', '"Pa', 'ris"}', "")
+            ],
+            [_PARIS],
+        ),
+        ([{"id": "a", "function": {"name": "look", "arguments": ""}}, {"id": "a", "function": _PARIS}], [_PARIS]),
+        ([{"function": {"name": "lo"}}, {"function": {"name": "ok"}}, {"function": {**_PARIS, "name": ""}}], [_PARIS]),
+        ([{"id": "a", "function": _PARIS}, {"id": "a", "function": _PARIS}], [_PARIS]),
+    ],
+)
+def test_the_calls_of_a_stream_are_told_apart(pieces, calls):
+    answer = _stream(*(_delta({"tool_calls": [piece]}) for piece in pieces), _delta({}, "tool_calls"))
+    assert [call["function"] for call in answer.tool_calls] == calls
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [
+            _delta({"function_call": {"name": "look", "arguments": '{"city": '}}),
+            _delta({"function_call": {"arguments": '"Paris"}'}}),
+        ],
+        [_delta({}, None, message={"content": None, "function_call": _PARIS})],
+        [
+            {
+                "choices": [
+                    {"index": 0, "delta": {}},
+                    {"index": 1, "delta": {"tool_calls": [{"id": "a", "function": _PARIS}]}},
+                ]
+            }
+        ],
+        [
+            _delta({"tool_calls": [{"index": 0, "id": "a", "function": _PARIS}]}),
+            _delta({}, None, message={"tool_calls": [{"id": "a", "function": _PARIS}]}),
+        ],
+    ],
+)
+def test_a_call_of_an_older_form_or_in_another_choice_is_read(events):
+    answer = _stream(_delta({"content": "I look."}), *events, _delta({}, "function_call"))
+    assert (answer.text, answer.finish_reason) == ("I look.", "tool_calls")
+    assert [call["function"] for call in answer.tool_calls] == [_PARIS]
+
+
+def test_the_text_and_the_call_of_two_choices_are_one_answer():
+    call = {"id": "a", "type": "function", "function": _PARIS}
+    text, calls = {"content": "I look."}, {"content": None, "tool_calls": [call]}
+    for pair in ((text, calls), (calls, text)):
+        choices = [{"message": message, "finish_reason": "tool_calls"} for message in pair]
+        answer = read_payload({"choices": choices}, {}, ENDPOINT)
+        assert isinstance(answer, Completion)
+        assert (answer.text, answer.tool_calls) == ("I look.", (call,))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [_delta({}, "stop", usage=SUMS)],
+        [_delta({}, "stop"), {"choices": [], "usage": SUMS}],
+        [_delta({}, "stop") | {"x_groq": {"id": "r", "usage": SUMS}}],
+        [_delta({}, "stop") | {"usage": SUMS}, {"choices": [], "usage": dict.fromkeys(SUMS, 0)}],
+        [
+            _delta({}) | {"usage": {"prompt_tokens": 24, "completion_tokens": 0}},
+            _delta({}, "stop") | {"usage": {"completion_tokens": 12}},
+        ],
+        [
+            _delta({}) | {"usage": SUMS | {"completion_tokens": 3, "total_tokens": 27}},
+            _delta({}, "stop") | {"usage": SUMS},
+        ],
+    ],
+)
+def test_the_usage_of_a_stream_is_read_wherever_it_stands(more):
+    assert _stream(_delta({"content": "Paris"}), *more).usage == Usage(24, 12)
 
 
 @pytest.mark.parametrize("ids", [("c1", "c2"), ("", ""), ("c1", "")])
