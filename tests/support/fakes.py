@@ -91,3 +91,8 @@ def openai_configuration(base_url: str | list[str], **block: Any) -> Configurati
 def openai_plan(base_url: str | list[str], **block: Any) -> ResolvedConfig:
     """Return the plan of `openai_configuration`."""
     return openai_configuration(base_url, **block).plan
+
+
+def without_rest(_seconds: float, do: Callable[[], None]) -> None:
+    """Do at once what a preview does after its rest, so that it shows each piece."""
+    do()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dialect_replies import speaks
 from driving import ask, echoes, opened
-from fakes import KEY, openai_plan
+from fakes import KEY, openai_plan, without_rest
 from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.diagnosis import diagnose
@@ -850,13 +850,14 @@ async def test_a_stream_that_ends_early_is_tried_again(upstream, drive, name):
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_an_answer_is_shown_while_it_arrives(upstream, name):
-    upstream.reply = speaks("A fairly long answer.", thought="Hidden.")
+    half, whole = (speaks("A fairly long answer.", thought="Hidden.", cut=cut) for cut in (True, False))
+    upstream.reply = attempts(half, whole)
     shown: list[Growing] = []
-    async with opened(upstream.url, dialect=name) as backend:
+    async with opened(upstream.url, dialect=name, base_delay=0.01) as backend:
         result = await ask(backend, ["x"], Call(Facts(total=1), preview=shown.append))
     assert result.texts == ["A fairly long answer."]
+    assert len(shown[0].text) < len(shown[-1].text)
     assert shown[-1] == ("A fairly long answer.", "Hidden.", [])
-    assert Growing("", "Hidde") in [each._replace(tool_calls=()) for each in shown]
 
 
 _LOOKING = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
@@ -901,7 +902,7 @@ _STREAMED_CALLS = {
 @pytest.mark.parametrize("name", _STREAMED_CALLS)
 def test_a_tool_call_is_shown_while_its_arguments_arrive(name):
     body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in _STREAMED_CALLS[name]), list[Growing]()
-    preview = StreamPreview(shown.append, DIALECTS[name].delta_in, inline=False)
+    preview = StreamPreview(shown.append, DIALECTS[name].delta_in, inline=False, later=without_rest)
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     found = read(name, body, headers={"Content-Type": "text/event-stream"})
@@ -1057,6 +1058,124 @@ def test_the_prompt_of_an_anthropic_stream_is_counted_once(later, counts):
     usage = (anthropic.completion(anthropic.assemble(iter(events)), {}) or {})["usage"]
     assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == counts
     assert usage["completion_tokens"] == 15
+
+
+def _anthropic_answer(*events: dict[str, Any], stop: str = "end_turn") -> Completion:
+    usage = {"input_tokens": 10, "output_tokens": 1, "cache_read_input_tokens": 100}
+    later = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 0}
+    whole = [
+        {"type": "message_start", "message": {"type": "message", "content": [], "usage": usage}},
+        *events,
+        {"type": "message_delta", "delta": {"stop_reason": stop}, "usage": later},
+        {"type": "message_stop"},
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in whole)
+    answer = read("anthropic", body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(answer, Completion)
+    assert answer.usage.cached_tokens == 100
+    return answer
+
+
+@pytest.mark.parametrize("begun", ["", "Paris", "Pa", None])
+@pytest.mark.parametrize("pieces", [["Pa", "ris"], ["Paris"], []])
+def test_a_block_whose_start_repeats_its_pieces_is_read_once(begun, pieces):
+    if begun in {"Pa", "", None} and not pieces:
+        pytest.skip("no whole text")
+    pieces = ["ris"] if begun == "Pa" else pieces
+    start = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": begun}}
+    deltas = [
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in pieces
+    ]
+    events = deltas if begun is None else [start, *deltas]
+    assert _anthropic_answer(*events).text == "Paris"
+    shown = list[str]()
+    preview = StreamPreview(
+        lambda now: shown.append(now.text), DIALECTS["anthropic"].delta_in, inline=False, later=without_rest
+    )
+    preview.feed(b"".join(b"data: %b\n" % orjson.dumps(event) for event in events))
+    assert shown[-1] == "Paris"
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Par', '{"city": nan}'])
+def test_the_arguments_of_a_call_that_is_cut_off_are_kept_as_they_are(arguments):
+    use = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": arguments}
+    answer = _anthropic_answer(
+        {"type": "content_block_start", "index": 0, "content_block": use},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        stop="max_tokens",
+    )
+    assert [call["function"]["arguments"] for call in answer.tool_calls] == [arguments]
+    assert answer.finish_reason == "length"
+
+
+def _said(text: str, phase: str | None = None) -> dict[str, Any]:
+    return {"type": "message", "phase": phase, "content": [{"type": "output_text", "text": text}]}
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        ([_said("I look.", "commentary"), _said("Paris", "final_answer")], "Paris"),
+        ([_said("I look.", "commentary"), _said("Paris")], "Paris"),
+        ([_said("Paris", "commentary"), _said("Paris", "final_answer")], "Paris"),
+        ([_said("I look.", "commentary")], "I look."),
+    ],
+)
+def test_what_a_model_says_between_its_steps_is_no_answer(output, text):
+    whole = {"status": "completed", "output": output}
+    events = [
+        *(
+            {"type": "response.output_item.added", "output_index": at, "item": item | {"content": []}}
+            for at, item in enumerate(output)
+        ),
+        *(
+            {"type": "response.output_text.delta", "output_index": at, "delta": item["content"][0]["text"]}
+            for at, item in enumerate(output)
+        ),
+        {"type": "response.completed", "response": whole},
+    ]
+    body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events), list[str]()
+    preview = StreamPreview(
+        lambda now: shown.append(now.text), DIALECTS["responses"].delta_in, inline=False, later=without_rest
+    )
+    preview.feed(body)
+    for answer in (
+        read("responses", orjson.dumps(whole)),
+        read("responses", body, headers={"Content-Type": "text/event-stream"}),
+    ):
+        assert isinstance(answer, Completion)
+        assert answer.text == text
+        assert all(text.startswith(part) for part in shown)
+
+
+@pytest.mark.parametrize("output", [[], None, ...])
+@pytest.mark.parametrize("kept", ["deltas", "items", "both"])
+def test_a_response_whose_last_event_has_no_output_is_read_from_the_others(output, kept):
+    call = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"}
+    deltas = [
+        *(
+            {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": text}
+            for text in ("Pa", "ris")
+        ),
+        {"type": "response.output_item.added", "output_index": 1, "item": {**call, "arguments": ""}},
+        {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": "{}"},
+    ]
+    items = [
+        {"type": "response.output_item.done", "output_index": 0, "item": _said("Paris")},
+        {"type": "response.output_item.done", "output_index": 1, "item": call},
+    ]
+    last = {"status": "completed"} | ({} if output is ... else {"output": output})
+    events = [
+        *(deltas if kept != "items" else ()),
+        *(items if kept != "deltas" else ()),
+        {"type": "response.completed", "response": last},
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    answer = read("responses", body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(answer, Completion)
+    assert answer.text == "Paris"
+    assert [one["function"] for one in answer.tool_calls] == [{"name": "look", "arguments": "{}"}]
 
 
 def test_a_count_that_the_last_event_of_gemini_leaves_out_is_kept():

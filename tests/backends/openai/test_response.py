@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
 
+from fakes import without_rest
 from promptmill.backends.openai.chat_completion import ENDED, Ending, StreamPreview, events_in, read_finish
 from promptmill.backends.openai.dialects import chat
 from promptmill.backends.openai.endpoint import Endpoint
@@ -19,6 +22,7 @@ from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.reply import answer_in, read_other_response, read_payload, read_response
 from promptmill.backends.protocol import Completion, Growing, Usage
 from promptmill.core.bounds import LARGEST_BODY
+from promptmill.core.errors import Code
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
 PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}
@@ -159,13 +163,13 @@ def test_the_pieces_of_a_call_are_joined_once():
     def load(event: bytes) -> Any:
         found = orjson.loads(event)
         for piece in found["choices"][0]["delta"]["tool_calls"]:
-            piece["function"] = {name: _Piece(text) for name, text in piece["function"].items()}
+            piece["function"]["arguments"] = _Piece(piece["function"]["arguments"])
         return found
 
     pieces = b",".join([b'{"index":0,"function":{"arguments":"ab","name":"n"}}'] * 50)
     body = _event(b'{"tool_calls":[%b]}' % pieces)
-    (choice,) = chat.assemble(iter([*map(load, events_in(body)), ENDED]))["choices"]
-    function = {"name": "n" * 50, "arguments": "ab" * 50}
+    (choice,) = chat.assemble(iter([*(load(data) for _, data in events_in(body)), ENDED]))["choices"]
+    function = {"name": "n", "arguments": "ab" * 50}
     assert choice["message"]["tool_calls"] == [{"type": "function", "function": function}]
 
 
@@ -206,7 +210,7 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
     events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events), list[Growing]()
-    preview = StreamPreview(shown.append, chat.delta_in, inline=False)
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False, later=without_rest)
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     response = HttpResponse(200, Headers({b"content-type": b"text/event-stream"}), body)
@@ -223,10 +227,67 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
 def test_a_stream_with_a_tool_call_of_another_form_is_shown_without_it():
     odd = {"index": 0, "function": {"name": "look", "arguments": {"a": 1}}}
     shown: list[Growing] = []
-    preview = StreamPreview(shown.append, chat.delta_in, inline=False)
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False, later=without_rest)
     for delta in ({"content": "Pa"}, {"tool_calls": [odd]}, {"content": "ris"}):
         preview.feed(b"data: %b\n" % orjson.dumps({"choices": [{"delta": delta}]}))
     assert [growing.text for growing in shown] == ["Pa", "Paris"]
+
+
+class _Later:
+    """A clock, and the function that is called later by it."""
+
+    def __init__(self) -> None:
+        self.now, self._at, self._do = 0.0, math.inf, lambda: None
+
+    def __call__(self, seconds: float, do: Callable[[], None]) -> None:
+        self._at, self._do = self.now + seconds, do
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self._at:
+            self._at = math.inf
+            self._do()
+
+
+@pytest.mark.parametrize(("apart_s", "most"), [(0.00002, 120), (0.1, 20)])
+def test_a_long_answer_in_small_pieces_is_shown_some_times_per_second(apart_s, most):
+    time, shown = _Later(), list[int]()
+
+    def show(growing: Growing) -> None:
+        shown.append(len(growing.text))
+        time.now += len(growing.text) / 1e8  # seconds to show a text
+
+    preview = StreamPreview(show, chat.delta_in, inline=False, later=time, clock=lambda: time.now)
+    pieces = 20 if apart_s > 0.01 else 20_000
+    for _ in range(pieces):
+        preview.feed(b"data: %b\n\n" % orjson.dumps({"choices": [{"delta": {"content": "twenty characters ok"}}]}))
+        time.pass_by(apart_s)
+    time.pass_by(1)
+    assert len(shown) <= most
+    assert shown[-1] == 20 * pieces
+
+
+def test_a_closed_preview_shows_nothing_more():
+    shown, timers = list[Growing](), list[_Timer]()
+
+    def later(_seconds: float, do: Callable[[], None]) -> Any:
+        timers.append(_Timer(do))
+        return timers[-1]
+
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False, later=later)
+    preview.feed(b'data: {"choices": [{"delta": {"content": "Pa"}}]}\ndata: {"choi')
+    preview.feed(b'ces": [{"delta": {"content": "ris"}}]}\n')
+    preview.close()
+    assert [growing.text for growing in shown] == ["Pa"]
+    assert [timer.cancelled for timer in timers] == [True]
+
+
+class _Timer:
+    def __init__(self, do: Callable[[], None]) -> None:
+        self.do, self.cancelled = do, False
+
+    def cancel(self) -> None:
+        self.cancelled = True
 
 
 def _usage_of(usage: dict[str, Any]) -> Usage:
@@ -261,6 +322,177 @@ def test_a_whole_message_at_the_end_of_a_stream_does_not_repeat_its_text():
     assert _stream(_delta({"role": "assistant", "content": ""}), _delta({}, **whole)).text == "Paris"
     pieces = [{"message": {"content": piece}} for piece in ("Pa", "ris")]
     assert _stream(*({"choices": [piece]} for piece in pieces)).text == "Paris"
+
+
+_TEXT = [_delta({"role": "assistant", "content": ""}), _delta({"content": "Pa"}), _delta({"content": "ris"}, "stop")]
+
+
+def _body(*events: Any, last: bytes = b"data: [DONE]\n\n") -> bytes:
+    lines = (event if isinstance(event, bytes) else b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    return b"".join(lines) + last
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            _body(_TEXT[0], _TEXT[1], kept_open, _TEXT[2])
+            for kept_open in (
+                b"data:\n\n",
+                b"data: \n\n",
+                b"data: null\n\n",
+                b"data: []\n\n",
+                b"data: {}\n\n",
+                b"data: pong\n\n",
+                b'data: "ping"\n\n',
+                b"event: ping\ndata: \n\n",
+                b'event: ping\ndata: {"type": "ping"}\n\n',
+                b"event: keepalive\n\n",
+                b": ping\n\n",
+            )
+        ),
+        *(
+            _body(*_TEXT, last=end)
+            for end in (b"data: [DONE] \n\n", b'data: "[DONE]"\n\n', b"data: [done]\n\n", b"data:[Done]\n\n", b"")
+        ),
+        _body(*_TEXT, last=b'data: {"id":"c","choi'),
+        _body([_TEXT[1]], _TEXT[2]),
+        _body(_TEXT[1], _delta({"content": "ris"}), _delta({"role": "assistant"}, "stop", message=PLAIN)),
+        _body(*_TEXT, _delta({}, None, message=PLAIN), _delta({}, None, message=PLAIN)),
+    ],
+)
+def test_an_event_that_says_nothing_costs_no_answer(body):
+    answer = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert answer.text == "Paris"
+
+
+@pytest.mark.parametrize("body", [b"data: hello\n\n", b"event: ping\ndata: {\n\n", _body(b"data: {1}\n\n", *_TEXT)])
+def test_a_stream_without_a_readable_object_is_a_bad_response(body):
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert failure.error.code is Code.BAD_RESPONSE
+
+
+def test_a_stream_that_is_cut_off_in_an_event_is_a_lost_connection():
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, _body(_TEXT[1], last=b'data: {"choi'), ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert failure.error.code is Code.CONNECTION_LOST
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"error": {"message": "no slot is free", "code": 503}}\n\n',
+        b'event: error\ndata: {"message": "no slot is free", "status": 503}\n\n',
+        b'event:error\ndata: {"code": 503, "message": "no slot is free"}\n\n',
+        b'event: error\ndata: {"detail": "no slot is free"}\n\n',
+        b'event: error\ndata: "no slot is free"\n\n',
+        b"event: error\ndata: no slot is free\n\n",
+        b'error: {"code": 503, "message": "no slot is free", "type": "unavailable_error"}\n\n',
+        b"error: no slot is free\n\n",
+        b'data: {"code": 503, "message": "no slot is free"}\n\n',
+        b'data: {"detail": "no slot is free"}\n\n',
+        b'data: [{"error": {"message": "no slot is free"}}]\n\n',
+    ],
+)
+def test_an_error_in_a_stream_has_the_words_of_the_server(event):
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, _body(_TEXT[1], event, last=b""), ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert "no slot is free" in failure.error.message
+
+
+_PARIS, _ROME = ({"name": "look", "arguments": json.dumps({"city": city})} for city in ("Paris", "Rome"))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "calls"),
+    [
+        ([{"id": "a", "function": _PARIS}, {"id": "b", "function": _ROME}], [_PARIS, _ROME]),
+        ([{"function": _PARIS}, {"function": _ROME}], [_PARIS, _ROME]),
+        ([{"index": None, "function": _PARIS}, {"index": None, "function": _ROME}], [_PARIS, _ROME]),
+        (
+            [{"id": "a", "function": _PARIS}, {"function": _ROME | {"name": "other"}}],
+            [_PARIS, _ROME | {"name": "other"}],
+        ),
+        (
+            [{"id": "a", "function": {"name": "look", "arguments": part}} for part in ('{"city": ', '"Pa', 'ris"}')],
+            [_PARIS],
+        ),
+        (
+            [
+                {"index": 0, "function": {"name": "look", "arguments": part}}
+                for part in ('{"city": ', '"Pa', 'ris"}', "")
+            ],
+            [_PARIS],
+        ),
+        ([{"id": "a", "function": {"name": "look", "arguments": ""}}, {"id": "a", "function": _PARIS}], [_PARIS]),
+        ([{"function": {"name": "lo"}}, {"function": {"name": "ok"}}, {"function": {**_PARIS, "name": ""}}], [_PARIS]),
+        ([{"id": "a", "function": _PARIS}, {"id": "a", "function": _PARIS}], [_PARIS]),
+    ],
+)
+def test_the_calls_of_a_stream_are_told_apart(pieces, calls):
+    answer = _stream(*(_delta({"tool_calls": [piece]}) for piece in pieces), _delta({}, "tool_calls"))
+    assert [call["function"] for call in answer.tool_calls] == calls
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [
+            _delta({"function_call": {"name": "look", "arguments": '{"city": '}}),
+            _delta({"function_call": {"arguments": '"Paris"}'}}),
+        ],
+        [_delta({}, None, message={"content": None, "function_call": _PARIS})],
+        [
+            {
+                "choices": [
+                    {"index": 0, "delta": {}},
+                    {"index": 1, "delta": {"tool_calls": [{"id": "a", "function": _PARIS}]}},
+                ]
+            }
+        ],
+        [
+            _delta({"tool_calls": [{"index": 0, "id": "a", "function": _PARIS}]}),
+            _delta({}, None, message={"tool_calls": [{"id": "a", "function": _PARIS}]}),
+        ],
+    ],
+)
+def test_a_call_of_an_older_form_or_in_another_choice_is_read(events):
+    answer = _stream(_delta({"content": "I look."}), *events, _delta({}, "function_call"))
+    assert (answer.text, answer.finish_reason) == ("I look.", "tool_calls")
+    assert [call["function"] for call in answer.tool_calls] == [_PARIS]
+
+
+def test_the_text_and_the_call_of_two_choices_are_one_answer():
+    call = {"id": "a", "type": "function", "function": _PARIS}
+    text, calls = {"content": "I look."}, {"content": None, "tool_calls": [call]}
+    for pair in ((text, calls), (calls, text)):
+        choices = [{"message": message, "finish_reason": "tool_calls"} for message in pair]
+        answer = read_payload({"choices": choices}, {}, ENDPOINT)
+        assert isinstance(answer, Completion)
+        assert (answer.text, answer.tool_calls) == ("I look.", (call,))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [_delta({}, "stop", usage=SUMS)],
+        [_delta({}, "stop"), {"choices": [], "usage": SUMS}],
+        [_delta({}, "stop") | {"x_groq": {"id": "r", "usage": SUMS}}],
+        [_delta({}, "stop") | {"usage": SUMS}, {"choices": [], "usage": dict.fromkeys(SUMS, 0)}],
+        [
+            _delta({}) | {"usage": {"prompt_tokens": 24, "completion_tokens": 0}},
+            _delta({}, "stop") | {"usage": {"completion_tokens": 12}},
+        ],
+        [
+            _delta({}) | {"usage": SUMS | {"completion_tokens": 3, "total_tokens": 27}},
+            _delta({}, "stop") | {"usage": SUMS},
+        ],
+    ],
+)
+def test_the_usage_of_a_stream_is_read_wherever_it_stands(more):
+    assert _stream(_delta({"content": "Paris"}), *more).usage == Usage(24, 12)
 
 
 @pytest.mark.parametrize("ids", [("c1", "c2"), ("", ""), ("c1", "")])

@@ -8,6 +8,10 @@ it concerns only the item (final), only this attempt (retry, counted against `re
 endpoint can take it; not counted while other items are not answered either). An item fails after `retries` counted
 attempts, and in any case after five times that number.
 
+A prompt that crashes its server loses the requests of its neighbours, too. An item whose connection was lost after
+`retries` losses is a *suspect*: suspects are sent one at a time, so that a neighbour is answered when its turn comes.
+An item fails after `2 * retries` losses if other items were answered meanwhile.
+
 A refusal that may concern every item, such as a refused key, is held until other items show whether it does: see
 `_Attribution`.
 """
@@ -49,6 +53,10 @@ from promptmill.images.load import ImageRules, WebImages
 
 # An item fails at the latest after this multiple of `retries` attempts, even if most of them were not counted.
 _HARD_CAP = 5
+# An item fails after this multiple of `retries` losses if other items were answered meanwhile, …
+_LOSS_CAP = 2
+# … with waits of up to this many seconds from `retries` losses on, so that an outage of 10 s is over by then.
+_LOST_WAIT_S = 5.0
 _NOTHING_BEHIND = 502  # a proxy's answer if its server is down
 # Failures with these codes are caused by the item's content, even if many items have them.
 _OWN = frozenset(
@@ -257,15 +265,18 @@ class Attempts(ConcurrencyShare):
         return self._take(Item(request))
 
     async def _answer(self, item: Item) -> Outcome:
-        limiter, sender, request = self._limiter, self._sender, item.request
         try:
-            preparing = sender.prepare(request)
+            preparing = self._sender.prepare(item.request)
             prepared = NOTHING if preparing is None else await preparing
-            item.tokens = _estimated_tokens(request) if limiter.counts_tokens else 0
+            item.tokens = _estimated_tokens(item.request) if self._limiter.counts_tokens else 0
         except PromptmillError as error:
             return _failure(item, error)
         except Exception as error:  # noqa: BLE001 (one item must never end the others)
             return _failure(item, internal_error("The request could not be prepared", error))
+        return await self._repeat(item, prepared)
+
+    async def _repeat(self, item: Item, prepared: Mapping[str, bytes]) -> Outcome:
+        limiter = self._limiter
         while True:
             if self._attribution is not None and self._attribution.ended:
                 return _failure(item, self._attribution.ended, concerns_all=True)
@@ -292,6 +303,18 @@ class Attempts(ConcurrencyShare):
             failure = await self._after_failure(item, permit, result, counts=counts)
             if failure is not None:
                 return failure
+            if item.losses >= self._settings.retries and not (item.is_suspect or result.status):
+                return await self._answer_alone(item, prepared)
+
+    async def _answer_alone(self, item: Item, prepared: Mapping[str, bytes]) -> Outcome:
+        """Answer a suspect while no other suspect is sent."""
+        with self.call.park():
+            await self._limiter.suspects.acquire()
+        item.is_suspect = True
+        try:
+            return await self._repeat(item, prepared)
+        finally:
+            self._limiter.suspects.release()
 
     def _attempt(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> Awaitable[_Result]:
         """Return the result of an attempt. Raises `PromptmillError` for an error in the item itself."""
@@ -344,6 +367,7 @@ class Attempts(ConcurrencyShare):
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.load.sent
         forgiven = endpoint_state.failed(permit, decision, before)
+        item.losses += decision.is_loss
         if decision.kind is FailureKind.LOAD:
             return not item.is_refused_for_load(endpoint_state)
         return not forgiven
@@ -378,6 +402,7 @@ class Attempts(ConcurrencyShare):
         if (
             final
             or item.counted >= settings.retries
+            or (item.losses >= _LOSS_CAP * settings.retries and endpoint_state.answered_about(item.since))
             or item.attempts - item.request.attempts >= _HARD_CAP * settings.retries
         ):
             refused = False
@@ -434,6 +459,8 @@ class Attempts(ConcurrencyShare):
         elif counts and not endpoint_state.is_down and not decision.stale:
             # only while the endpoint is up: when it is down, the pause between probes delays enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
+        if item.losses >= settings.retries:
+            wait_s = max(wait_s, min(settings.base_delay * 2**item.losses, settings.max_delay, _LOST_WAIT_S))
         if not self._limiter.elsewhere(endpoint_state):  # the next attempt can go nowhere else
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s

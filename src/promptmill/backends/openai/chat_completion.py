@@ -8,7 +8,9 @@ reasoning fields.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Any
@@ -27,9 +29,9 @@ _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
-END = b"[DONE]"
-"""The data of a stream's last event."""
-EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_END = b"[done]"
+"""The data of a stream's last event, in lower case."""
+EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
 def read_message(message: JsonObject) -> tuple[str, str | None]:
@@ -116,6 +118,7 @@ _LENGTH = _set_of(
     "length max_tokens max_output_tokens max_length model_length token_limit length_limit error_limit max_new_tokens "
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
+_CALLS = _set_of("tool_calls tool_call tool_use function_call function_calls")
 # Any word for a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(
     r"filter|safety|sensitive|moderat|blocked|blocklist|prohibit|spii|recitation|guardrail|toxic|refus|polic"
@@ -146,6 +149,8 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
         return "stop", Ending.WHOLE
     if word in _LENGTH:
         return "length", Ending.WHOLE
+    if word in _CALLS:
+        return "tool_calls", Ending.WHOLE
     if "malformed" in word or (_BROKEN.search(word) and not _FILTER.search(word)):
         return reason, Ending.BROKEN_OFF
     if _FILTER.search(word):
@@ -199,7 +204,7 @@ def is_stream(content_type: str, body: bytes) -> bool:
 
 def first_event(body: bytes) -> Any:
     """Return the first event that is JSON, or None. Some servers send errors as a stream."""
-    for data in events_in(body):
+    for _, data in events_in(body):
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -207,26 +212,40 @@ def first_event(body: bytes) -> Any:
     return None
 
 
-def events_in(body: bytes) -> Iterator[bytes]:
-    """Yield the data of each event; an event's data lines are joined by a line break.
+def is_end(data: bytes) -> bool:
+    """Return whether the data of an event mark the end of the stream. Some servers add quotes or blanks to the mark."""
+    return len(data) < 20 and data.strip(b" \t\"'").lower() == _END
 
-    An object or end mark after a whole object is an event of its own, also without the empty line between them.
+
+def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and the data of each event; an event's data lines are joined by a line break.
+
+    An object or end mark after a whole object is an event of its own, also without the empty line between them. A field
+    `error` (older llama-server) is an event with this name.
     """
-    lines: list[bytes] = []
+    name, lines = b"", list[bytes]()
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
         if line.startswith(b"data:"):
             data = line[5:].removeprefix(b" ")
             if lines and data.startswith((b"{", b"[")) and lines[-1].endswith(b"}"):
-                yield b"\n".join(lines)
-                lines = []
+                yield name, b"\n".join(lines)
+                name, lines = b"", []
             lines.append(data)
+        elif line.startswith(b"event:"):
+            if lines:
+                yield name, b"\n".join(lines)
+                lines = []
+            name = line[6:].strip()
+        elif line.startswith(b"error:"):
+            yield b"error", line[6:].strip()
         elif line.startswith(b"{"):  # no event stream, but one JSON object per line
-            yield line
-        elif not line and lines:
-            yield b"\n".join(lines)
-            lines = []
+            yield b"", line
+        elif not line:
+            if lines:
+                yield name, b"\n".join(lines)
+            name, lines = b"", []
     if lines:
-        yield b"\n".join(lines)
+        yield name, b"\n".join(lines)
 
 
 class GrowingMessage:
@@ -236,27 +255,47 @@ class GrowingMessage:
         self._details: JsonDict = {}
         self._texts: dict[str, list[str]] = {}
         self._calls: dict[int, list[_Call]] = {}
+        self._starts: dict[str, tuple[str, str]] = {}
+        self._hidden: set[object] = set()
         self._has_deltas = False
 
     def add(self, delta: JsonDict) -> None:
-        """Add the next pieces: a delta, or a `message`, which repeats the deltas if there were any.
+        """Add the next pieces. Raises `TypeError` if the content is not text.
 
-        Raises `TypeError` if the content is not text.
+        A delta may have, instead: `message`, which is like a delta, or repeats all deltas; `start`, the beginning of
+        texts that the next pieces may repeat; `hidden`, the number of an item whose pieces are not added.
         """
-        if "message" not in delta:
+        if "message" in delta:
+            message: JsonDict = delta["message"]
+            new = {name: value for name, value in message.items() if not (self._has_deltas and self._has(name))}
+            self._add(new)
+        elif "start" in delta:
+            for name, text in delta["start"].items():
+                self._starts[name] = (self._text_of(name), text)
+                self._texts[name] = []
+        elif "hidden" in delta:
+            self._hidden.add(delta["hidden"])
+        elif not self._hidden or delta.get("item") not in self._hidden:
             self._add(delta)
             self._has_deltas = self._has_deltas or bool(self._calls) or any(map(any, self._texts.values()))
-        elif not self._has_deltas:
-            self._add(delta["message"])
+
+    def _has(self, name: str) -> bool:
+        if name in {"tool_calls", "function_call"}:
+            return bool(self._calls)
+        if name in _REASONING:  # a server may repeat its reasoning under another name
+            return any(map(self._has_text, _REASONING))
+        return self._has_text(name) or name in self._details
+
+    def _has_text(self, name: str) -> bool:
+        return name in self._starts or any(self._texts.get(name, ()))
 
     def _add(self, delta: JsonDict) -> None:
         for name, value in delta.items():
             if name == "tool_calls":
                 for piece in value or ():
-                    calls = self._calls.setdefault(piece.get("index") or 0, [])
-                    if not calls or calls[-1].is_followed_by(piece):
-                        calls.append(_Call())
-                    calls[-1].add(piece)
+                    self._add_call(piece)
+            elif name == "function_call" and isinstance(value, dict):  # the older form of a call
+                self._add_call({"function": value})
             elif name == "reasoning_details" and isinstance(value, list):
                 self._details.setdefault(name, []).extend(value)
             elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
@@ -267,70 +306,156 @@ class GrowingMessage:
             elif name != "role" and isinstance(value, str):
                 self._text(name).append(value)
 
+    def _add_call(self, piece: JsonDict) -> None:
+        index = piece.get("index")
+        calls = self._calls.setdefault(index if isinstance(index, int) else 0, [])
+        if not calls or calls[-1].is_followed_by(piece):
+            calls.append(_Call())
+        calls[-1].add(piece)
+
     def _text(self, name: str) -> list[str]:
         return self._texts.setdefault(name, [])
 
+    def _text_of(self, name: str) -> str:
+        parts = self._texts.get(name, [])
+        parts[:] = ["".join(parts)]
+        earlier, start = self._starts.get(name, ("", ""))
+        return earlier + continued(start, parts[0])
+
     def as_dict(self) -> JsonDict:
         """Return the message so far."""
-        for parts in self._texts.values():
-            parts[:] = ["".join(parts)]
-        message = self._details | {name: text for name, (text,) in self._texts.items()}
+        message = self._details | {name: self._text_of(name) for name in self._texts}
         calls = [call.as_dict() for index in sorted(self._calls) for call in self._calls[index]]
         return message | ({"tool_calls": calls} if calls else {})
+
+
+def continued(start: str, pieces: str) -> str:
+    """Return a text that begins with `start` and goes on with `pieces`, which may repeat the start.
+
+    >>> continued("Paris", "Pa"), continued("Paris", "Paris is"), continued("Pa", "ris")
+    ('Paris', 'Paris is', 'Paris')
+    """
+    if start.startswith(pieces):
+        return start
+    return pieces if pieces.startswith(start) else start + pieces
+
+
+# Characters of arguments that are parsed with each piece that may begin another call: 64 KiB in pieces of 20 bytes take
+# 0.2 s.
+_LONGEST_COMPARED = 64 * 1024
+_LONGEST_NAME = 1000  # characters: those of functions have 64; a longer one would be copied with each piece
 
 
 class _Call:
     """A tool call whose name and arguments arrive in pieces."""
 
-    __slots__ = ("_arguments", "_fields", "_name")
+    __slots__ = ("_arguments", "_fields", "_length", "_name")
 
     def __init__(self) -> None:
         self._fields: JsonDict = {"type": "function"}
-        self._name: list[str] = []
+        self._name = ""
         self._arguments: list[str] = []
+        self._length = 0
 
     def is_followed_by(self, piece: JsonDict) -> bool:
-        """Return whether `piece` begins another call: Gemini's parallel calls all have the index 0."""
-        is_same = "id" not in piece or piece["id"] == self._fields.get("id")
-        return not is_same and bool(self._arguments) and bool((piece.get("function") or {}).get("name"))
+        """Return whether `piece` begins another call: parallel calls may all have the index 0, or none.
+
+        It does if it has another id and a name, or if it has no id, but a name after whole arguments.
+        """
+        function = piece.get("function") or {}
+        if not function.get("name") or not self._length:
+            return False
+        if piece.get("id"):
+            return bool(piece["id"] != self._fields.get("id"))
+        return bool(function.get("arguments") or function["name"] != self._name) and self._is_whole
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the arguments are a whole object. They are not parsed with each piece if they are long."""
+        if self._length > _LONGEST_COMPARED:
+            return False
+        try:
+            return isinstance(orjson.loads("".join(self._arguments)), dict)
+        except ValueError:
+            return False
 
     def add(self, piece: JsonDict) -> None:
         """Add the next piece. Raises `TypeError` if the name or the arguments are not text."""
         self._fields |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
         function = piece.get("function") or {}
-        for name, parts in (("name", self._name), ("arguments", self._arguments)):
-            if part := function.get(name):
-                if not isinstance(part, str):
-                    raise TypeError
-                parts.append(part)
+        name, arguments = function.get("name") or "", function.get("arguments") or ""
+        if not isinstance(name, str) or not isinstance(arguments, str):
+            raise TypeError
+        repeats = bool(name) and name == self._name  # some servers repeat the name with each piece, …
+        if repeats and len(arguments) == self._length and self._is_whole and arguments == "".join(self._arguments):
+            return  # … or the whole call at the end
+        if name and not repeats and len(self._name) <= _LONGEST_NAME:
+            self._name += name
+        self._arguments.append(arguments)
+        self._length += len(arguments)
 
     def as_dict(self) -> JsonDict:
         """Return the call so far."""
-        for parts in (self._name, self._arguments):
-            parts[:] = ["".join(parts)]
-        return {**self._fields, "function": {"name": self._name[0], "arguments": self._arguments[0]}}
+        self._arguments[:] = ["".join(self._arguments)]
+        return {**self._fields, "function": {"name": self._name, "arguments": self._arguments[0]}}
+
+
+# Showing takes at most one part in eleven of the time. A short answer is shown in microseconds, so with nearly every
+# piece; an answer of a megabyte takes milliseconds, and is shown some times per second.
+_REST_PER_SHOWING = 10
 
 
 class StreamPreview:
     """Shows a streamed answer while it arrives.
 
+    Showing takes time in proportion to the answer's length. Therefore each showing is followed by a rest, in which
+    pieces are only collected: a long answer in small pieces would otherwise block the event loop for minutes.
+
     Unreadable events are skipped, because the complete body is read again at the end.
     """
 
     def __init__(
-        self, show: Callable[[Growing], None], delta_in: Callable[[JsonDict], JsonDict], *, inline: bool
+        self,
+        show: Callable[[Growing], None],
+        delta_in: Callable[[JsonDict], JsonDict],
+        *,
+        inline: bool,
+        later: Callable[[float, Callable[[], None]], asyncio.TimerHandle | None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`show` gets the answer so far. `delta_in` returns what an event adds. `inline`: keep reasoning in the
-        text."""
+        text. `later` calls a function after some seconds."""
         self._show, self._inline, self._delta_in = show, inline, delta_in
-        self._rest = b""
+        self._later, self._clock = later, clock
+        self._line: list[bytes] = []
         self._message = GrowingMessage()
+        self._has_grown, self._rests = False, False
+        self._timer: asyncio.TimerHandle | None = None
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        if sum(map(self._add, lines)):  # `sum` instead of `any`, which would stop at the first line
+        end = piece.rfind(b"\n")
+        if end < 0:  # joined only at its end: a line in many pieces would be copied with each of them
+            self._line.append(piece)
+            return
+        lines = b"".join((*self._line, piece[:end])).split(b"\n")
+        self._line = [piece[end + 1 :]]
+        self._has_grown |= sum(map(self._add, lines)) > 0  # `sum` instead of `any`, which would stop at the first line
+        if not self._rests:
+            self._go_on()
+
+    def close(self) -> None:
+        """Show nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _go_on(self) -> None:
+        self._rests = self._has_grown
+        if self._has_grown:
+            begun = self._clock()
             self._show(self._so_far())
+            self._has_grown = False
+            self._timer = self._later(_REST_PER_SHOWING * (self._clock() - begun), self._go_on)
 
     def _add(self, line: bytes) -> bool:
         """Return whether a line adds something to the answer."""

@@ -80,6 +80,11 @@ class RetryDecision:
     reasoning: str = ""
 
     @property
+    def is_loss(self) -> bool:
+        """Whether the endpoint accepted the request and was lost, or answered 503. The request may be the cause."""
+        return self.kind is FailureKind.LOST and self.error.code not in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
+
+    @property
     def may_be_billed(self) -> bool:
         """Whether the attempt may have a cost."""
         return self.unmetered or self.usage != NO_USAGE

@@ -72,8 +72,19 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     if (hint := _hint_of(status, headers, body, endpoint)) is not None:
         error = PromptmillError(decision.error.code, decision.error.message, hint)
         decision = replace(decision, error=error)
+    decision = _as_asked(decision, headers.get("x-should-retry"))
     if status >= 300:
         decision.error.said = {"status_code": status, "error": _fields(body, endpoint)}
+    return decision
+
+
+def _as_asked(decision: RetryDecision, should_retry: str | None) -> RetryDecision:
+    """Return the decision that a server asks for with `x-should-retry`, as OpenAI and Anthropic do."""
+    word = should_retry.strip().lower() if should_retry else ""
+    if word == "false" and decision.kind is not FailureKind.ENDPOINT:
+        return replace(decision, kind=FailureKind.ITEM)
+    if word == "true" and decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
+        return replace(decision, kind=FailureKind.TRANSIENT)
     return decision
 
 

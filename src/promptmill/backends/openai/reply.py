@@ -48,6 +48,7 @@ _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 _ENDS = frozenset({"stop", "length"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
+_JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
 # object or list. Small bodies cannot contain many values.
@@ -234,12 +235,12 @@ def _ordinary(payload: JsonDict) -> Completion | None:
     `read_payload` gives the same result, but takes four times as long.
     """
     try:
-        choice = payload["choices"][0]
+        (choice,) = payload["choices"]
         message, finish = choice["message"], choice["finish_reason"]
         text = message["content"]
         if finish not in _ENDS or type(text) is not str or not text:
             return None
-    except (LookupError, TypeError):
+    except (LookupError, TypeError, ValueError):
         return None
     if choice.get("error") or choice.get("logprobs") or _is_error(payload):
         return None
@@ -290,12 +291,34 @@ def _read_stream(
 
 
 def _objects(body: bytes) -> Iterator[JsonDict]:
-    """Yield the events of a stream. Raises `ValueError` if one is not a JSON object."""
-    for data in chat_completion.events_in(body):
-        event = chat_completion.ENDED if data == chat_completion.END else _load(data)
-        if not isinstance(event, dict):
-            raise ValueError("an event is not a JSON object")
-        yield event
+    """Yield the events of a stream. Raises `ValueError` if one is not readable.
+
+    An event without an object, such as an empty one or a word, only keeps the connection open. An object that is cut
+    off at the end of the body is the stream's end.
+    """
+    events = chat_completion.events_in(body)
+    following = next(events, None)
+    has_object = False
+    while following is not None:
+        (name, data), following = following, next(events, None)
+        if chat_completion.is_end(data):
+            yield chat_completion.ENDED
+            continue
+        try:
+            value = _load(data) if data.strip()[:1] in _JSON_STARTS else None
+        except ValueError:
+            if following is None and has_object:
+                return
+            raise
+        if name == b"error" and not isinstance(value, dict):
+            value = {"error": {"message": _text(data.strip()) or "no reason given"}}
+        for event in value if isinstance(value, list) else (value,):
+            if isinstance(event, dict):
+                has_object = True
+                is_bare = name == b"error" and event.get("type") != "error" and not event.get("error")
+                yield {"error": event} if is_bare else event
+    if not has_object:
+        raise ValueError("no event is a JSON object")
 
 
 def read_payload(
@@ -329,7 +352,7 @@ def read_payload(
     logprobs = choice.get("logprobs")
     try:
         message = _message(choice)
-        text, reasoning, tool_calls = _contents(message)
+        text, reasoning, tool_calls = _contents(message) if len(choices) == 1 else _joined(choices)
         if (tool_calls or logprobs) and not chat_completion.can_go_on((tool_calls, logprobs)):
             raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
     except _ShapeError as problem:
@@ -372,10 +395,20 @@ def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, .
     except TypeError:
         raise _ShapeError("a `content` that is not text") from None
     calls = message.get("tool_calls")
+    older = message.get("function_call")
+    if not calls and isinstance(older, dict) and older.get("name"):
+        calls = [{"id": "", "type": "function", "function": older}]
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     if calls and not (tool_calls or text):
         raise _ShapeError("`tool_calls` that are not a list of objects")
     return text, reasoning, tool_calls
+
+
+def _joined(choices: list[Any]) -> tuple[str, str | None, tuple[JsonObject, ...]]:
+    """Return the contents of an answer in several choices: some gateways put its text and its call into two."""
+    contents = [_contents(_message(choice)) for choice in choices if isinstance(choice, dict)]
+    texts, thoughts, calls = zip(*contents, strict=True)
+    return next(filter(None, texts), ""), next(filter(None, thoughts), None), next(filter(None, calls), ())
 
 
 def _tier(payload: JsonObject) -> str:

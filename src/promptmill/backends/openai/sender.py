@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from promptmill.backends.openai.asked_wait import exhausted_s
@@ -18,7 +20,7 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permi
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request_body import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Growing, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, check_left_out
 
@@ -59,6 +61,10 @@ class Item:
     """The endpoint's `successes` and `rejections` when it first refused the item because of load."""
     failed_at: EndpointState | None = None
     failed_serial: int = 0
+    losses: int = 0
+    """The number of attempts that ended without an answer, although the endpoint had accepted the connection."""
+    is_suspect: bool = False
+    """Whether the item may crash its server, so that it is sent while no other suspect is."""
     stale: bool = False
     """Whether the next attempt needs a new connection."""
     since: float = 0.0
@@ -122,14 +128,16 @@ class Sender:
             )
         body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         inline = head.inline
-        on_data = None
-        if preview is not None:
-            on_data = StreamPreview(preview, DIALECTS[endpoint.dialect].delta_in, inline=inline).feed
+        growing = None if preview is None else _shown(preview, endpoint, inline=inline)
         endpoint = head.endpoint if preview is None else head.streaming
         item.attempts += 1
         call.sending(request, again=item.attempts > 1)
         try:  # not in a separate function, because each coroutine takes about 2,000 instructions
-            response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=on_data)
+            if growing is None:
+                response = await self._pool.send(endpoint, body, fresh=item.stale)
+            else:
+                with contextlib.closing(growing):
+                    response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=growing.feed)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
             return classify_exception(error, endpoint)
         keep_raw = call.facts.keep_raw
@@ -182,6 +190,11 @@ class Sender:
         elif reading.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(reading, kind=FailureKind.ITEM)  # this route is missing, but chats may have one
         return reading
+
+
+def _shown(show: Callable[[Growing], None], endpoint: Endpoint, *, inline: bool) -> StreamPreview:
+    delta_in = DIALECTS[endpoint.dialect].delta_in
+    return StreamPreview(show, delta_in, inline=inline, later=asyncio.get_running_loop().call_later)
 
 
 def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is_error: bool) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from promptmill.answers.schema import schema_of
-from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.chat_completion import CutOffError, continued
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
@@ -351,10 +351,11 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         elif kind == "content_block_start":
             blocks[event["index"]] = dict(event["content_block"])
         elif kind == "content_block_delta":
+            blocks.setdefault(event["index"], {"type": str(event["delta"].get("type")).removesuffix("_delta")})
             _add(pieces.setdefault(event["index"], {}), event["delta"])
         elif kind == "message_delta":
             message |= {name: value for name, value in event["delta"].items() if value is not None}
-            message["usage"] = _grown(message.get("usage") or {}, _given(event.get("usage")))
+            message["usage"] = _grown(message.get("usage") or {}, event.get("usage") or {})
         elif kind == "message_stop":
             ended = True
     if not message or (not ended and message.get("stop_reason") is None):
@@ -371,23 +372,20 @@ def _add(pieces: dict[str, list[str]], delta: JsonDict) -> None:
 def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
     """Return a block with its streamed pieces inserted."""
     for name, texts in pieces.items():
-        if name == "partial_json":
-            written = "".join(texts) or "{}"
-            value = orjson.loads(written)
-            block["input"] = written if block.get("type") == "tool_use" else value  # a streamed input is JSON text
+        if name != "partial_json":
+            block[name] = continued(str(block.get(name) or ""), "".join(texts))
+        elif block.get("type") == "tool_use":
+            block["input"] = "".join(texts) or "{}"  # its JSON text, which `max_tokens` may have cut off
         else:
-            block[name] = str(block.get(name) or "") + "".join(texts)
+            block["input"] = orjson.loads("".join(texts) or "{}")
     return block
 
 
 def _grown(usage: JsonObject, later: JsonObject) -> JsonDict:
-    """Return the usage after a later event. Some gateways report it with a prompt of 0 tokens, which is no count."""
-    has_prompt = any(later.get(name) for name in _PROMPT)
-    return {**usage, **{name: count for name, count in later.items() if has_prompt or name not in _PROMPT}}
-
-
-def _given(usage: Any) -> JsonDict:
-    return {name: value for name, value in usage.items() if value is not None} if isinstance(usage, dict) else {}
+    """Return the usage after a later event. Zeros of a prompt are counts only beside another count of it."""
+    if any(later.get(name) and later[name] != usage.get(name) for name in _PROMPT):
+        return {**usage, **{name: count for name, count in later.items() if count is not None}}
+    return dialect.grown_usage(usage, later)
 
 
 def delta_in(event: JsonDict) -> JsonDict:
@@ -398,6 +396,9 @@ def delta_in(event: JsonDict) -> JsonDict:
             return {"tool_calls": [{"index": event["index"], **begun}]}
         case {"delta": {"partial_json": text}}:
             return {"tool_calls": [{"index": event["index"], "function": {"arguments": text}}]}
-        case {"content_block": part} | {"type": "content_block_delta", "delta": part}:
+        case {"content_block": part}:
+            texts = {"content": part.get("text"), "reasoning_content": part.get("thinking")}
+            return {"start": {name: text for name, text in texts.items() if isinstance(text, str) and text}}
+        case {"type": "content_block_delta", "delta": part}:
             return {"content": part.get("text"), "reasoning_content": part.get("thinking")}
     return {}

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage
+from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.dialects.dialect import Written, bearer, same_url
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
@@ -21,6 +22,7 @@ PATH = "/chat/completions"
 url, headers = same_url, bearer
 STREAMED: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}
 FILLED: frozenset[str] = frozenset()
+_ERROR_TEXTS = ("message", "msg", "detail")
 _STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
 
 
@@ -97,29 +99,49 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     Raises `CutOffError` if the stream has neither a finish reason nor an end mark.
     """
     completion: JsonDict = {}
-    growing = GrowingMessage()
+    messages: dict[int, GrowingMessage] = {0: GrowingMessage()}
     logprobs: dict[str, list[Any]] = {}
+    usage: JsonDict = {}
     finish: Any = None
     ended = False
     for event in events:
         if ended := event is ENDED:
             break
-        known = {name: event.get(name) or completion.get(name) for name in ("usage", "service_tier")}
-        if event.get("error") or ("choices" not in event and event.get("object") == "error"):
-            return event | known | ({"choices": [begun]} if (begun := growing.as_dict()) else {})
+        if later := event.get("usage") or _of_groq(event):
+            usage = dialect.grown_usage(usage, later)
+        known = {"usage": usage or None, "service_tier": event.get("service_tier") or completion.get("service_tier")}
+        if (said := _error_in(event)) is not None:
+            return said | known | ({"choices": [begun]} if (begun := messages[0].as_dict()) else {})
         completion = event | known
         for choice in event.get("choices") or ():
-            if choice.get("index", 0) != 0:
-                continue
-            finish = choice.get("finish_reason") or finish
-            completion["usage"] = completion["usage"] or choice.get("usage")  # of Moonshot
-            _add_logprobs(logprobs, choice.get("logprobs"))
-            growing.add(_delta(choice))
+            index = choice.get("index") or 0
+            if "usage" in choice:  # of Moonshot
+                usage = dialect.grown_usage(usage, choice["usage"])
+            messages.setdefault(index, GrowingMessage()).add(_delta(choice))
+            if index == 0:
+                finish = choice.get("finish_reason") or finish
+                _add_logprobs(logprobs, choice.get("logprobs"))
     if finish is None and not ended:
         raise CutOffError
-    message = growing.as_dict()
-    choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
-    return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
+    whole, *others = (messages[index].as_dict() for index in sorted(messages))
+    choice = {"index": 0, "message": whole, "logprobs": logprobs or None, "finish_reason": finish}
+    choices = [choice, *({"message": other} for other in others)] if whole or finish or others else []
+    return {**completion, "object": "chat.completion", "usage": usage or None, "choices": choices}
+
+
+def _error_in(event: JsonDict) -> JsonDict | None:
+    if event.get("error"):
+        return event
+    if "choices" in event or "usage" in event:
+        return None
+    if event.get("object") == "error":
+        return event
+    return {"error": event} if any(isinstance(event.get(name), str) for name in _ERROR_TEXTS) else None
+
+
+def _of_groq(event: JsonDict) -> Any:
+    own = event.get("x_groq")
+    return own.get("usage") if isinstance(own, dict) else None
 
 
 def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
@@ -137,4 +159,6 @@ def delta_in(event: JsonDict) -> JsonDict:
 def _delta(choice: JsonDict) -> JsonDict:
     """Return the delta of a choice; without one, its `message`."""
     delta: JsonDict = choice.get("delta") or {}
-    return {"message": choice["message"]} if not delta and choice.get("message") else delta
+    if (message := choice.get("message")) and not any(value for name, value in delta.items() if name != "role"):
+        return {"message": message}
+    return delta

@@ -233,6 +233,21 @@ def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reas
     }
 
 
+def grown_usage(usage: JsonObject, later: Any) -> JsonDict:
+    """Return the usage after a later event of a stream, with what it adds: some servers report zeros at the end.
+
+    >>> grown_usage({"prompt_tokens": 9, "completion_tokens": 1}, {"prompt_tokens": 0, "completion_tokens": 5})
+    {'prompt_tokens': 9, 'completion_tokens': 5}
+    """
+    if not isinstance(later, Mapping):
+        return {**usage}
+    return {**usage, **{name: count for name, count in later.items() if name not in usage or not _is_zero(count)}}
+
+
+def _is_zero(count: Any) -> bool:
+    return not any(count.values()) if isinstance(count, Mapping) else not count
+
+
 def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
     """Return a JSON list of these elements, in pieces; each element is given in pieces."""
     pieces = [b"["]

@@ -128,10 +128,10 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     calls: list[JsonDict] = []
     others: list[JsonDict] = []
     logprobs: list[Any] = []
-    has_final = any(isinstance(item, dict) and item.get("phase") == "final_answer" for item in items)
+    has_answer = any(isinstance(one, dict) and _is_message(one) and not _is_commentary(one) for one in items)
     for item in items:
         match item:
-            case {"type": "message", "phase": "commentary", "content": list(parts)} if has_final:
+            case {"type": "message", "phase": "commentary", "content": list(parts)} if has_answer:
                 thoughts += [part["text"] for part in parts if part.get("type") == "output_text"]
             case {"type": "message", "content": list(parts)}:
                 for part in parts:
@@ -183,37 +183,84 @@ def _usage(usage: Any) -> JsonDict:
     )
 
 
+def _is_message(item: JsonObject) -> bool:
+    return item.get("type") == "message"
+
+
+def _is_commentary(item: JsonObject) -> bool:
+    """Return whether an item is what a model says between its steps: not its answer, if it has one."""
+    return _is_message(item) and item.get("phase") == "commentary"
+
+
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
     """Return the response at the end of a stream, or its error."""
     begun = False
+    streamed = _StreamedItems()
     for event in events:
         kind = event.get("type")
         if kind in {"response.completed", "response.incomplete", "response.failed"}:
-            return _unphased(event["response"])
+            response: JsonDict = event["response"]
+            return response if response.get("output") or not streamed.items else {**response, "output": streamed.whole}
         if kind == "error" or event.get("error"):
             said = event if kind != "error" or event.get("error") else {"error": event}
             return {**said, **({"choices": [{}]} if begun else {})}
         begun = begun or str(kind).endswith(".delta")
+        streamed.add(event)
     raise CutOffError
 
 
-def _unphased(response: JsonObject) -> JsonDict:
-    """Return a streamed response without the phases of its messages, because a preview shows the text of each."""
-    items = response.get("output")
-    if not isinstance(items, list):
-        return {**response}
-    return {**response, "output": [{**item, "phase": None} if isinstance(item, dict) else item for item in items]}
+class _StreamedItems:
+    """The items of a response from the events of its stream: some gateways send an empty `output` at the end."""
+
+    def __init__(self) -> None:
+        self.items: dict[int, JsonDict] = {}
+        self._texts: dict[int, list[str]] = {}
+
+    def add(self, event: JsonDict) -> None:
+        match event:
+            case {"type": "response.output_item.added" | "response.output_item.done", "item": dict(item)}:
+                self.items[event["output_index"]] = item
+            case {"type": str(kind), "output_index": int(at), "delta": str(text)} if kind in _TEXTS:
+                self.items.setdefault(at, {"type": _TEXTS[kind]})
+                self._texts.setdefault(at, []).append(text)
+
+    @property
+    def whole(self) -> list[JsonDict]:
+        """The items, with the texts of those whose end did not arrive."""
+        return [_with_text(self.items[at], "".join(self._texts.get(at, ()))) for at in sorted(self.items)]
+
+
+# The types of the items to which the pieces of a stream belong.
+_TEXTS = {
+    "response.output_text.delta": "message",
+    "response.reasoning_summary_text.delta": "reasoning",
+    "response.reasoning_text.delta": "reasoning",
+    "response.function_call_arguments.delta": "function_call",
+}
+
+
+def _with_text(item: JsonDict, text: str) -> JsonDict:
+    match item.get("type"):
+        case "message" if not item.get("content"):
+            return {**item, "content": [{"type": "output_text", "text": text}]}
+        case "reasoning" if not (item.get("content") or item.get("summary")):
+            return {**item, "content": [{"type": "reasoning_text", "text": text}]}
+        case "function_call" if not item.get("arguments"):
+            return {**item, "arguments": text}
+    return item
 
 
 def delta_in(event: JsonDict) -> JsonDict:
     """Convert an event to a delta of a chat completion."""
     match event:
         case {"type": "response.output_text.delta", "delta": text}:
-            return {"content": text}
+            return {"content": text, "item": event.get("output_index")}
         case {"type": "response.reasoning_summary_text.delta" | "response.reasoning_text.delta", "delta": text}:
             return {"reasoning_content": text}
         case {"type": "response.reasoning_summary_text.done" | "response.reasoning_text.done"}:
             return {"reasoning_content": _BETWEEN_THOUGHTS}
+        case {"type": "response.output_item.added", "item": {"phase": "commentary"}}:
+            return {"hidden": event["output_index"]}  # only the end shows whether it is the answer
         case {"type": "response.output_item.added", "item": {"type": "function_call"} as item}:
             begun = {"id": item.get("call_id"), "function": {"name": item.get("name")}}
             return {"tool_calls": [{"index": event["output_index"], **begun}]}

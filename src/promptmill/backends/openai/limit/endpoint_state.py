@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from promptmill.core.errors import Code, PromptmillError
 # third of all prompts does this once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
+# Answers within this time before an item was first sent show that the endpoint was well.
+_NEIGHBOURS_S = 60.0
 _LOAD_PERIOD_S, _PAGE_S = 1.0, 1.0
 # The upper bound of requests in flight to an operator's own server, if `concurrency` is not set.
 _MOST_OWN = 1024
@@ -74,6 +77,8 @@ class Health:
     successes: int = 0
     succeeded_at: int = 0
     """The value of `Load.sent` at the last success."""
+    answered_at: float = -math.inf
+    """The time of the last success."""
     newest_success: int = 0
     """The highest serial of a successful request."""
     has_listened: bool = False
@@ -179,7 +184,7 @@ class EndpointState:
         health.newest_success = max(health.newest_success, permit.serial)
         if health.trouble is not None or health.losses or self.pause.strikes:
             self._recovered(permit)
-        now = self._clock()
+        health.answered_at = now = self._clock()
         answer_s = now - permit.at
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
         limit, search = load.limit, load.search
@@ -295,6 +300,10 @@ class EndpointState:
         if wait_s <= min(60.0, longest_wait_s(self._settings)):
             self.pause.used_up_until = self._clock() + wait_s
             self.pause.until = max(self.pause.until, self.pause.used_up_until)
+
+    def answered_about(self, since: float) -> bool:
+        """Return whether a request was answered in the minute before `since`, or later."""
+        return self.health.answered_at >= since - _NEIGHBOURS_S
 
     @property
     def is_down(self) -> bool:

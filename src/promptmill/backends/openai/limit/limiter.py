@@ -222,6 +222,8 @@ class Limiter:
         self._in_flight = 0
         self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.suspects = asyncio.Lock()
+        """Held while an item is sent that may crash its server."""
         self.shares = FairShares(lambda: self.room)
         for state in endpoint_states:
             state.load.limit.resized = self.shares.divide
