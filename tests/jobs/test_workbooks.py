@@ -29,6 +29,7 @@ from promptmill.jobs.inputs.formats import format_of_output
 from promptmill.jobs.inputs.workbook import SheetTable
 from promptmill.jobs.store.spec import InputSpec
 from replies import answer, choose
+from workbook_files import sheet_xml, text_cell, write_parts
 
 _DATA = Path(__file__).parent / "data"
 _PROMPT = ("--prompt", "Say {{body}}")
@@ -116,6 +117,25 @@ def test_formulas_without_a_value_are_a_warning_in_python(bench, book):
 def test_formulas_with_a_value_have_no_note(bench):
     for name in ("libre.xlsx", "libre.ods", "libre.xls", "excel.xlsx"):
         assert not SheetTable(opened(find([_DATA / name], bench.output))).style.uncomputed
+
+
+def _formula(reference: str, result: str) -> str:
+    return f'<c r="{reference}"><f>LEN(A2)</f><v>{result}</v></c>'
+
+
+@pytest.mark.parametrize(("results", "read"), [((0, 0), (None, None)), ((0, 4), (0, 4))])
+@pytest.mark.parametrize("recalculates", [True, False])
+def test_the_zeros_that_xlsxwriter_gives_to_all_formulas_are_no_values(bench, results, read, recalculates):
+    head = f'<row r="1">{text_cell("A1", "body")}{text_cell("B1", "size")}</row>'
+    rows = [
+        f'<row r="{at}">{text_cell(f"A{at}", "tea")}{_formula(f"B{at}", result)}</row>'
+        for at, result in enumerate(results, 2)
+    ]
+    book = '<calcPr calcId="124519" fullCalcOnLoad="1"/>' if recalculates else ""
+    file = write_parts(bench.path / "a.xlsx", {"Data": sheet_xml(head + "".join(rows))}, book=book)
+    table = SheetTable(opened(find([file], bench.output)))
+    assert bool(table.style.uncomputed) == (recalculates and read == (None, None))
+    assert [row["size"] for row in objects_in(file)] == list(read if recalculates else results)
 
 
 @pytest.mark.parametrize("suffix", ["xlsx", "ods", "xls"])

@@ -169,7 +169,7 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
     if not full:
         raise empty
     grid = workbook.get_sheet_by_name(full[0])
-    look = _look_at(stream, full[0]) if zipfile.is_zipfile(stream) else _Look({}, [])
+    look = _look_at(stream, full[0]) if zipfile.is_zipfile(stream) else _Look()
     rows = _rows(grid, look, is_ods=file.lower().endswith(".ods"))
     above = [cells for _, cells in itertools.islice(rows, header_row - 1 if header_row else 0)]
     first_row = next(
@@ -207,6 +207,9 @@ def _rows(sheet: Any, look: _Look, *, is_ods: bool) -> Iterator[tuple[int, list[
         for column, text in look.errors.get(row, {}).items():
             if column < len(line):
                 line[column] = text
+        for column in look.zeros.get(row, ()):
+            if column < len(line):
+                line[column] = None
         for column, mask in look.masked.get(row, {}).items():
             if column < len(line) and type(number := line[column]) is int and number >= 0:
                 line[column] = _masked(number, mask)
@@ -246,15 +249,25 @@ def _value(cell: Any) -> Any:
 class _Look:
     """A pass over the XML of a sheet for facts that python-calamine does not report."""
 
-    def __init__(self, masks: Mapping[str, Sequence[str]], blocks: Iterable[bytes]) -> None:
-        """`masks`: by cell style, the number formats that show leading zeros."""
+    def __init__(
+        self,
+        masks: Mapping[str, Sequence[str]] | None = None,
+        blocks: Iterable[bytes] = (),
+        *,
+        recalculates: bool = False,
+    ) -> None:
+        """`masks`: by cell style, the number formats that show leading zeros. `recalculates`: the workbook asks the
+        program that opens it to compute all formulas."""
         self.errors: dict[int, dict[int, str]] = {}
         """Errors by row and column."""
         self.masked: dict[int, dict[int, Sequence[str]]] = {}
         """The formats with leading zeros, by row and column."""
         self.uncomputed: set[int] = set()
+        self.zeros: dict[int, list[int]] = {}
+        """The columns of formulas by row, if XlsxWriter has given all of the sheet the result 0."""
         self.hidden: list[int] = []
-        self._masks, self._row, self._column = masks, -1, -1
+        self._masks, self._row, self._column = masks or {}, -1, -1
+        self._may_be_zeros = recalculates
         self._kind, self._text, self._is_formula = "", "", False
         parser = expat.ParserCreate()
         parser.buffer_text = True
@@ -262,6 +275,9 @@ class _Look:
         self._parser, self._names = parser, dict[str, str]()
         for block in blocks:
             parser.Parse(block)
+        if not self._may_be_zeros:
+            self.zeros.clear()
+        self.uncomputed.update(*self.zeros.values())
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         if (word := self._names.get(name)) is None:
@@ -294,20 +310,25 @@ class _Look:
                 self.errors.setdefault(self._row, {})[self._column] = text
             elif self._is_formula and not text and self._kind != "str":  # no value; the text of `str` may be empty
                 self.uncomputed.add(self._column)
+            elif self._is_formula and self._may_be_zeros:
+                self._may_be_zeros = text == "0" and self._kind in {"", "n"}
+                self.zeros.setdefault(self._row, []).append(self._column)
 
 
 def _look_at(stream: IO[bytes], name: str) -> _Look:
     with zipfile.ZipFile(stream) as packed:
         if "[Content_Types].xml" not in packed.namelist():  # the archive of an .ods
-            return _Look({}, [])
+            return _Look()
         parts = xlsx.parts_of(packed)
         part = next((sheet.part for sheet in parts.sheets if sheet.name == name), "")
         if not part.endswith(".xml"):  # a part of an .xlsb
-            return _Look({}, [])
+            return _Look()
         data, masks = packed.read(part), _masks(packed, parts.styles)
+        calculation = next((one for one in parts.tree if xlsx.local(one.tag) == "calcPr"), {})
     if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
         raise ValueError("its XML has a DTD, which no spreadsheet program writes")
-    return _Look(masks, [data] if masks or any(mark in data for mark in _NOTED) else [])
+    blocks = [data] if masks or any(mark in data for mark in _NOTED) else []
+    return _Look(masks, blocks, recalculates=calculation.get("fullCalcOnLoad") in {"1", "true"})
 
 
 def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, list[str]]:
