@@ -324,11 +324,11 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
         if not part.endswith(".xml"):  # a part of an .xlsb
             return _Look()
         data, masks = packed.read(part), _masks(packed, parts.styles)
-        calculation = next((one for one in parts.tree if xlsx.local(one.tag) == "calcPr"), {})
+        asked = [one.get("fullCalcOnLoad") for one in parts.tree if xlsx.local(one.tag) == "calcPr"]
     if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
         raise ValueError("its XML has a DTD, which no spreadsheet program writes")
     blocks = [data] if masks or any(mark in data for mark in _NOTED) else []
-    return _Look(masks, blocks, recalculates=calculation.get("fullCalcOnLoad") in {"1", "true"})
+    return _Look(masks, blocks, recalculates=bool({"1", "true"} & {*asked}))
 
 
 def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, list[str]]:
