@@ -35,7 +35,8 @@ Tools: TypeAlias = Mapping[str, JsonObject]
 """The JSON Schemas of the tools' parameters, by tool name."""
 Found: TypeAlias = tuple[str, list[tuple[str, object]]]
 """The text without its calls, and the calls as pairs of name and arguments."""
-_PYTHON_TEXT = re.compile(r"""'(?:\\.|[^'\\])*+'|"(?:\\.|[^"\\])*+\"""", re.DOTALL)
+# A text without its closing mark extends to the end, as below.
+_PYTHON_TEXT = re.compile(r"""'(?:\\.|[^'\\])*+(?:'|\\?\Z)|"(?:\\.|[^"\\])*+(?:"|\\?\Z)""", re.DOTALL)
 _AROUND = re.compile(r"\A(?:<\|python_tag\|>|<\|tool_call\|>|functools)|<\|/tool_call\|>\Z")
 _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
 # A part without a closing mark extends to the end of the text. This keeps the search linear.

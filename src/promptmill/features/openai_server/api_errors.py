@@ -49,7 +49,7 @@ _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
 )
 _FIELDS = frozenset({"messages", "input", "model", *BESIDE, *PASSED_ON, *Sampling.model_fields})
-_PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
+_PARAM = re.compile(r"(?:sampling_params\.)?+([a-z_]++(?:\[\d++\]|\.[a-z_]++)*+)(?=[:; ])")
 
 
 @dataclass(eq=False)
@@ -98,8 +98,8 @@ def error_of(error: PromptmillError, path: str = "") -> ApiError:
     status, code = _STATUS.get(error.code, (500, str(error.code)))
     headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)
     said: Mapping[str, object] = (error.said or {}).get("error") or {}
-    found = filter(None, map(_PARAM.match, (error.message, f"{said.get('param')} ")))
-    fields = (name for each in found if re.split(r"\W", name := each[1])[0] in _FIELDS)
+    found = (_PARAM.match(text) for text in (error.message, f"{said.get('param')} "))
+    fields = (name for each in found if each and re.split(r"\W", name := each[1])[0] in _FIELDS)
     param = next(fields, _PARAMS.get(error.code))
     if param and param.startswith("messages") and path in {"/v1/responses", "/v1/embeddings"}:
         param = "input"
