@@ -417,7 +417,12 @@ class WholeFiles(FoundFiles):
 
     def _decoded(self, data: bytes) -> str:
         marked = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
-        for encoding in filter(None, (marked, "utf-8-sig", self._encoding)):
+        if self._encoding is None and (name := encodings.escaped(data)):
+            raise input_error("is not UTF-8 text", Named("encoding", name, " ({} reads it)"))
+        first = ("utf-8-sig", self._encoding)
+        if self._encoding and encodings.escaped(data):
+            first = (self._encoding, "utf-8-sig")
+        for encoding in filter(None, (marked, *first)):
             with contextlib.suppress(ValueError):  # tried first, because text in another encoding is rarely valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:
