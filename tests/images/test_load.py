@@ -86,7 +86,7 @@ def test_what_few_models_read_is_converted(tmp_path, kind, mode, sent):
     assert _like(image.getpixel((5, 10)), (255, 0, 0))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_sent(tmp_path, kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     path = tmp_path / "moving"
@@ -442,3 +442,33 @@ def test_a_source_longer_than_any_path_is_no_path(source, monkeypatch):
     monkeypatch.setattr("promptmill.images.load.home_expanded", lambda _: pytest.fail("it became a path"))
     with pytest.raises(PromptmillError, match="not a valid image path"):
         load_image(source, ImageRules())
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("options", [{}, {"lossless": True, "progressive": True}])
+def test_an_image_whose_end_is_missing_is_refused_and_one_without_the_end_mark_is_not(tmp_path, kind, options):
+    data = _bytes(Image.effect_noise((200, 100), 80).convert("RGB"), kind, **options)
+    path = tmp_path / "cut"
+    path.write_bytes(data[: len(data) // 2])
+    assert any(words in _problem(str(path)) for words in ("cut off", "broken image"))
+    path.write_bytes(data)
+    assert load_image(str(path), ANYWHERE).data
+    if kind == "JPEG" and not options:
+        for end in (data[:-2], data + b"padding"):
+            path.write_bytes(end)
+            assert load_image(str(path), ANYWHERE).data == end
+
+
+@pytest.mark.parametrize("options", [{}, {"big_tiff": True}])
+def test_each_page_of_a_tiff_has_a_name_and_a_preview_of_another_is_no_page(tmp_path, options):
+    pages = [Image.new("L", (8, 8), tone) for tone in (10, 120, 240)]
+    path = tmp_path / "fax.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+    assert "has 3 pages" in _problem(str(path))
+    for number, tone in enumerate((10, 120, 240), 1):
+        image = _open(load_image(f"{path}#page={number}", ANYWHERE).data)
+        assert _like(image.convert("RGB").getpixel((4, 4)), (tone, tone, tone))
+    assert "has no page 4" in _problem(f"{path}#page=4")
+    pages[1].encoderinfo = {"tiffinfo": {254: 1}}
+    pages[0].save(path, save_all=True, append_images=pages[1:2])
+    assert load_image(str(path), ANYWHERE).data

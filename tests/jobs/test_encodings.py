@@ -59,3 +59,13 @@ def test_a_short_header_is_no_proof_of_its_encoding(bench):
     bench.input.write_bytes("id,评论\n1,鞋子的尺码太小了\n2,质量很好\n".encode("gb18030"))
     said = " ".join(bench.fail("--prompt", "{{评论}}").split())
     assert '--encoding gb18030 reads line 1 as "id,评论"' in said
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.txt", "in.jsonl"])
+def test_a_text_with_escape_sequences_is_refused_with_its_encoding(bench, name):
+    bench.input = bench.path / name
+    text = '{"text": "日本"}\n' if name == "in.jsonl" else "text\n日本\n"
+    bench.input.write_bytes(text.encode("iso2022_jp"))
+    said = bench.fail("--prompt", "{{text}}")
+    assert "is ISO-2022 text" in said
+    assert ("iso2022_jp" in said) == (name != "in.jsonl")

@@ -156,7 +156,7 @@ def test_a_text_whose_font_has_no_characters_is_no_text(tmp_path, reader):
     )
     path.write_bytes(path.read_bytes().replace(b"/ToUnicode", b"/NoUnicode"))
     with path.open("rb") as file:
-        assert reader.contents(file) == [("", True, False)]
+        assert reader.contents(file) == [("", True, False, "")]
 
 
 def test_a_word_at_the_end_of_a_line_keeps_its_hyphen(tmp_path, reader):
@@ -315,3 +315,51 @@ def test_every_page_of_a_long_pdf_is_read(tmp_path):
             assert len({reader.page(file, page) for page in range(1, 53)}) == 52  # the document is opened again
     finally:
         reader.end()
+
+
+def _with_stamp(path: Path, more: str = "") -> Path:
+    """Write a page with a stamp: its words are in the stamp's own picture."""
+    shown = "BT /F 12 Tf (VOID) Tj ET"
+    parts = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Count 1/Kids[3 0 R]>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]/Annots[4 0 R]>>",
+        f"<</Type/Annot/Subtype/Stamp/Rect[0 0 99 30]/Name/Draft{more}>>",
+        f"<</Type/XObject/Subtype/Form/BBox[0 0 99 30]/Length {len(shown)}>>\nstream\n{shown}\nendstream",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    body = "%PDF-1.7\n" + "".join(f"{at} 0 obj\n{part}\nendobj\n" for at, part in enumerate(parts, 1))
+    path.write_text(f"{body}trailer<</Root 1 0 R/Size {len(parts) + 1}>>\n%%EOF")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [("/AP<</N 5 0 R>>", "Stamp: VOID"), ("/Contents(PAID)", "Stamp: PAID"), ("", "Stamp: Draft"), ("/F 2", "")],
+)
+def test_the_words_of_a_stamp_belong_to_the_text_of_a_page(tmp_path, reader, more, text):
+    with _with_stamp(tmp_path / "a.pdf", more).open("rb") as file:
+        assert reader.contents(file)[0].text == text
+
+
+def test_the_files_attached_to_a_pdf_are_named(bench):
+    from pypdfium2 import PdfDocument
+
+    pdf_of_texts(bench.path / "in.pdf", ["Invoice", "Page 2"])
+    document = PdfDocument(bench.path / "in.pdf")
+    document.new_attachment("invoice.xml").set_data(b"<a/>")
+    document.save(bench.path / "a.pdf")
+    bench.input = bench.path / "a.pdf"
+    bench.run("--prompt", "Sum up {{content}}")
+    ((text, images),) = _asked(bench)
+    assert text == "Sum up Attachments (not sent): invoice.xml\n\nInvoice\n\f\nPage 2"
+    assert not images
+
+
+def test_signs_without_a_meaning_are_no_dot_leaders():
+    class Layer:
+        def count_chars(self) -> int:
+            return 0
+
+    assert not pdf._is_text(Layer(), "\ufffd" * 40)
+    assert not pdf._is_text(Layer(), "\ue001" * 40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import openpyxl
 import pytest
@@ -13,7 +14,7 @@ from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import SheetDate
 from promptmill.jobs.columns import notes
-from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.any_format import format_of_input, input_of, objects_in
 from promptmill.jobs.inputs.files import find, opened
 from promptmill.jobs.inputs.workbook import SheetTable
 from workbook_files import sheet_xml, text_cell, write_parts
@@ -173,3 +174,117 @@ def test_a_file_that_is_no_workbook_cannot_be_read(tmp_path):
     for name in ("in.xlsx", "other.xlsx"):
         with pytest.raises(PromptmillError, match="cannot be read"):
             table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "shown"),
+    [
+        ('0#" "##" "##" "##" "##', 612345678, "06 12 34 56 78"),
+        ("0#########", 612345678, "0612345678"),
+        ("[<=999]000;[<=9999]000\\-00;000\\-0000", 600001, "060-0001"),
+        ("[<=999]000;[<=9999]000\\-00;000\\-0000", 6001, "060-01"),
+        ("[<=999]000;[<=9999]000\\-00;000\\-0000", 60, "060"),
+        ("00000;-00000;0", 0, 0),
+        ("00000;(00000)", 7, "00007"),
+        ("00000;(00000)", -7, -7),
+        ("00:00", 830, "08:30"),
+        ("[Red]00000", 501, "00501"),
+        ("0.00", 5, 5),
+        ("#,##0", 1234, 1234),
+        ("00/00", 5, 5),
+        ('"No; "000', 7, "No; 007"),
+    ],
+)
+def test_leading_zeros_are_those_that_the_format_shows(tmp_path, code, number, shown):
+    assert cell_with(tmp_path, f'<c r="A2" s="1"><v>{number}</v></c>', {1: escape(code, {'"': "&quot;"})}) == shown
+
+
+_ODS = (
+    'xmlns:office="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
+    'xmlns:table="urn:oasis:names:tc:opendocument:xmlns:table:1.0" '
+    'xmlns:text="urn:oasis:names:tc:opendocument:xmlns:text:1.0" '
+    'xmlns:calcext="urn:org:documentfoundation:names:experimental:calc:xmlns:calcext:1.0"'
+)
+
+
+def _ods(path: Path, rows: str) -> Path:
+    manifest = "urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        packed.writestr("META-INF/manifest.xml", f'<m:manifest xmlns:m="{manifest}"/>')
+        table = f'<table:table table:name="S">{rows}</table:table>'
+        body = f"<office:body><office:spreadsheet>{table}</office:spreadsheet></office:body>"
+        packed.writestr(
+            "content.xml", f'<office:document-content {_ODS} office:version="1.2">{body}</office:document-content>'
+        )
+    return path
+
+
+def _ods_cell(text: str, more: str = "") -> str:
+    return f'<table:table-cell office:value-type="string"{more}><text:p>{text}</text:p></table:table-cell>'
+
+
+def test_a_sheet_of_libre_office_says_as_much_as_one_of_excel(tmp_path):
+    error = 'table:formula="of:=1/0" office:value-type="float" office:value="0"'
+    note = "<office:annotation><text:p>of<text:tab/>Ann</text:p></office:annotation>"
+    signs = "a<text:tab/>b<text:line-break/>c<text:s text:c='2'/>d</text:p><text:p>e"
+    rows = [
+        _ods_cell("id") + _ods_cell("value"),
+        _ods_cell("1") + _ods_cell(signs, ' table:number-columns-repeated="2"'),
+        _ods_cell("2") + f"<table:table-cell {error}><text:p>#DIV/0!</text:p></table:table-cell>",
+        _ods_cell("3", ' table:number-rows-spanned="2"') + _ods_cell("x").replace("<text:p>", f"{note}<text:p>", 1),
+        "<table:covered-table-cell/>" + _ods_cell("y"),
+        _ods_cell("4") + _ods_cell("z"),
+    ]
+    lines = [f"<table:table-row>{row}</table:table-row>" for row in rows]
+    lines[-1] = lines[-1].replace("row>", 'row table:visibility="filter">', 1)
+    sheet = table(path := _ods(tmp_path / "a.ods", "".join(lines)))
+    values = [row["value"] for row in objects_in(path)]
+    assert values == ["a\tb\nc  d\ne", "#DIV/0!", "x", "y", "z"]
+    assert (sheet.style.errors, sheet.style.merged, sheet.style.hidden) == (("value",), ("id",), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.xls", b"<html><table><tr><td>id", "a web page"),
+        ("a.xls", b"\xef\xbb\xbf<?xml version='1.0'?><Workbook/>", "XML Spreadsheet 2003"),
+        ("a.xls", b"id\ttext\n1\ta\n", "name it .tsv"),
+        ("a.xlsx", b"id,text\n1,a\n", "name it .csv"),
+        ("a.xlsx", b"", "an empty file"),
+        ("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "give it the suffix .xls"),
+    ],
+)
+def test_a_file_with_the_suffix_of_another_format_is_named_by_its_content(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(PromptmillError, match=words):
+        list(objects_in(tmp_path / name))
+
+
+def test_a_header_over_several_columns_and_one_within_a_file_are_noted(tmp_path):
+    workbook = openpyxl.Workbook()
+    for row in (["Customer", None], ["Name", "City"], ["Ann", "Bonn"]):
+        workbook.worksheets[0].append(row)
+    workbook.worksheets[0].merge_cells("A1:B1")
+    workbook.save(tmp_path / "a.xlsx")
+    (tmp_path / "b.csv").write_text("id,text\n1,a\n\ufeffid,text\n2,b\n")
+    (tmp_path / "c.tsv").write_text('id\ttext\n1\t"a\n2\tb"\n3\tc\n')
+    for name, words in (
+        ("a.xlsx", "header in row 1 are merged"),
+        ("b.csv", "Line 3 repeats the header"),
+        ("c.tsv", "ends in line 3 contains tabs"),
+    ):
+        source = input_of(files := opened(find([tmp_path / name], Path("/nowhere"))), format_of_input(files))
+        list(source.stretches([]))
+        (note,) = notes(spec_of("csv").with_input(style=source.style))
+        assert words in note
+
+
+def test_a_workbook_with_a_number_sign_in_its_name_has_sheets(tmp_path):
+    workbook = openpyxl.Workbook()
+    for name in ("One", "A#B"):
+        workbook.create_sheet(name).append(["text"])
+        workbook[name].append([name])
+    workbook.save(tmp_path / "Order #12.xlsx")
+    for name in ("One", "A#B"):
+        assert list(objects_in(tmp_path / f"Order #12.xlsx#{name}")) == [{"text": name}]

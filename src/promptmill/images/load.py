@@ -28,6 +28,7 @@ from urllib.request import url2pathname
 from promptmill.core.bounds import LARGEST_FILE, LONGEST_PATH
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.images import pdf
+from promptmill.images.pages import is_cut_off, tiff_pages
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_file
@@ -137,9 +138,10 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
 
     BMP, TIFF, AVIF and ICO become PNG (an AVIF photo becomes JPEG), as do animations (their first frame), CMYK and
     16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG). With such types,
-    transparency becomes white. Any other image stays byte for byte. `scan.pdf#page=3` is a PDF page. Raises
-    `PromptmillError` (`invalid_image`; `missing_dependency` for a PDF).
+    transparency becomes white. Any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF or TIFF.
+    Raises `PromptmillError` (`invalid_image`; `missing_dependency` for a PDF).
     """
+    page: int | None = None
     if isinstance(source, HeldImage):
         name, data = "the image in memory", encode_held(source)
     elif is_data(source):
@@ -147,8 +149,9 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     elif is_bare_base64(source):
         name, data = _data(f"data:;base64,{source}")
     else:
-        name, data = _file(source, rules)
-    return _check(data, name, rules)
+        source, page = pdf.split(source)
+        name, data = _file(source, page, rules)
+    return _check(data, name, rules, page)
 
 
 def encode_held(source: HeldImage) -> bytes:
@@ -159,8 +162,7 @@ def encode_held(source: HeldImage) -> bytes:
         raise _unusable("The image in memory cannot be encoded.") from None
 
 
-def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
-    source, page = pdf.split(source)
+def _file(source: str, page: int | None, rules: ImageRules) -> tuple[str, bytes]:
     path = local_path(source)
     try:
         path = rules.files.placed(path)
@@ -278,7 +280,8 @@ def _probe(start: bytes, name: str) -> None:
         raise _unusable(f"{name} is {'empty' if not start else 'not an image that models read'}.")
 
 
-def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
+def _check(data: bytes, name: str, rules: ImageRules, page: int | None = None) -> ImageFile:
+    """Return a file as an image that can be sent. `page`: of a TIFF file."""
     from PIL import Image
 
     for plugin in _PLUGINS:
@@ -288,6 +291,8 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warning about large images; the limit is checked below
             with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
+                if image.format == "TIFF":
+                    _choose_page(image, data, name, page)
                 width, height = image.size
                 if width * height > rules.max_pixels:
                     raise _unusable(
@@ -297,6 +302,8 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                 media_type, is_usual = _FORMATS[_kind(image)], not _needs_rewriting(image)
                 needs_white = rules.types is not None and image.has_transparency_data
                 if media_type and is_usual and not needs_white and (rules.types is None or media_type in rules.types):
+                    if is_cut_off(data):
+                        _check_whole(data, image, name, rules)
                     return ImageFile(data, media_type)
                 size = width * height * _BYTES_PER_PIXEL
                 with rules.memory.hold(size):
@@ -315,6 +322,35 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
         ) from None
     except Exception:  # noqa: BLE001 (Pillow's decoders raise many kinds of errors)
         raise _unusable(f"{name} is a broken image: it cannot be opened.") from None
+
+
+def _choose_page(image: Any, data: bytes, name: str, page: int | None) -> None:
+    """Open a page of a TIFF file. Raises `PromptmillError` (`invalid_image`)."""
+    pages = tiff_pages(data)
+    if page is None and len(pages) > 1:
+        first = pdf.page_of(Path(name).name, pages[0])
+        raise _unusable(f"{name} has {len(pages):,} pages.", f"Name one of its pages, such as {first}.")
+    number = page or pages[0]
+    try:
+        image.seek(number - 1)
+    except EOFError:
+        raise _unusable(f"{name} has no page {number}.", "Name another page.") from None
+
+
+def _check_whole(data: bytes, image: Any, name: str, rules: ImageRules) -> None:
+    """Raise `PromptmillError` (`invalid_image`) for an image whose pixels are missing at its end."""
+    from PIL import Image
+
+    with rules.memory.hold(2 * image.width * image.height * _BYTES_PER_PIXEL):
+        try:
+            image.load()
+        except Exception:  # noqa: BLE001 (Pillow's decoders raise many kinds of errors)
+            if image.format == "JPEG" and "progressive" not in image.info:
+                with Image.open(io.BytesIO(data + b"\xff\xd9")) as ended:  # maybe only the end mark is missing:
+                    last = ended.crop((0, ended.height - 1, ended.width, ended.height)).convert("L").getextrema()
+                    if last[0] != last[1]:  # missing pixels would have one colour
+                        return
+            raise _unusable(f"{name} is cut off: its end is missing.", "Copy or download it again.") from None
 
 
 def _kind(image: Image) -> str:
@@ -431,10 +467,14 @@ def _needs_rewriting(image: Image) -> bool:
 
 
 def _rewritten(image: Image, *, needs_white: bool) -> bytes:
-    """Return an image, or its first frame, as a PNG file: upright, with 8 bits per channel, and on white if needed."""
+    """Return an image as a PNG file: upright, with 8 bits per channel, and on white if needed.
+
+    Of an animation, it is the first frame; of a TIFF, the chosen page.
+    """
     from PIL import ImageOps
 
-    image.seek(0)
+    if image.format != "TIFF":
+        image.seek(0)
     upright = ImageOps.exif_transpose(image)
     image.close()  # frees the pixels now: a reference cycle keeps the object until the next garbage collection
     changed = _in_web_mode(upright)

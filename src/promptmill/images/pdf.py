@@ -7,7 +7,7 @@ The process gets a file once and returns a page per request, so neither process 
 
 Messages to the process: `{"size": …}` followed by the `size` bytes of a file; then `{"page": …}` for a page, or
 `{"page": 0}` for the contents. Replies: `{"pages": …}`, `{"image": …}` in base64, `{"contents": [[text, is_image,
-has_pictures], …]}`, or `{"problem": …}`.
+has_pictures, attached], …]}`, or `{"problem": …}`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
-from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, MOST_KEPT
+from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, LONGEST_SEARCHED, MOST_KEPT, MOST_PDF_PAGES
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
 
 SUFFIX = ".pdf"
-_NAMED = re.compile(r"(?is)(.+\.pdf)#(?:page=(\d{1,9})|(text))")
+_NAMED = re.compile(r"(?is)(.+\.(?:pdf|tiff?))#(?:page=(\d{1,9})|(text))")
 # The limit of processor time. A scanned page with 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
 _COMPUTING_S = 20.0
 _REPLY_S = 60.0  # the limit of wall time, for a busy machine
@@ -46,7 +46,9 @@ _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
 _SAMPLED = 500  # max characters of a page that are checked for a meaning
 _UNMAPPED = 0.1  # share without a meaning: more than list symbols; all in fonts without a table
 _LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
-_LEADER = re.compile(r"([\W_])\1{3,}")
+_LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
+_DRAWN = re.compile(r"\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\()")  # texts of a drawing
+_ESCAPED = re.compile(r"\\(.)")
 _LOST = "takes too much time or memory to read, or is damaged"
 
 
@@ -63,6 +65,8 @@ class PageContent(NamedTuple):
     """Whether the text is not enough: the page is a scan or a drawing, or its text layer has no meaning."""
     has_pictures: bool
     """Whether a page with text also has pictures."""
+    attached: str = ""
+    """The names of the files attached to the PDF (in its first page), which are not sent, or to the page."""
 
 
 def page_of(source: str, page: int) -> str:
@@ -76,7 +80,7 @@ def text_of(source: str) -> str:
 
 
 def split(source: str) -> tuple[str, int | None]:
-    """Return the file in `source`, and the page of a PDF; 0 for its text, None if no page is named.
+    """Return the file in `source`, and the page of a PDF or TIFF; 0 for the text of a PDF, None if no page is named.
 
     >>> split("scans/a.pdf#page=3")
     ('scans/a.pdf', 3)
@@ -230,6 +234,8 @@ def _contents(document: Any) -> list[PageContent]:
         page = document[at]
         content = _content(page)
         page.close()
+        files = [*(_attached(document) if not at else ()), *filter(None, [content.attached])]
+        content = content._replace(attached=", ".join(dict.fromkeys(files)))
         contents.append(content)
         size += len(content.text)
         if size > LARGEST_TEXT:
@@ -247,8 +253,21 @@ def _content(page: Any) -> PageContent:
     drawn = share * _LETTERS_OF_PAGE + segments // _SEGMENTS_OF_LETTER
     is_image = not is_text or share >= _SCAN or drawn > len(text)
     parts = [text] if text and is_text else []
-    text = "\n".join(parts + _filled_in(page)).encode("utf-8", "replace").decode()  # a lone surrogate becomes ?
-    return PageContent(text, is_image, share >= _PICTURE and not is_image)
+    lines, files = _annotated(page)
+    text = "\n".join(parts + lines).encode("utf-8", "replace").decode()  # a lone surrogate becomes ?
+    return PageContent(text, is_image, share >= _PICTURE and not is_image, ", ".join(files))
+
+
+def _attached(document: Any) -> list[str]:
+    """Return the names of the files attached to a PDF, such as the XML of an invoice and the files of a portfolio."""
+    from pypdfium2 import raw
+
+    count = min(raw.FPDFDoc_GetAttachmentCount(document), MOST_PDF_PAGES)
+    return [
+        name
+        for at in range(count)
+        if (found := raw.FPDFDoc_GetAttachment(document, at)) and (name := _string(raw.FPDFAttachment_GetName, found))
+    ]
 
 
 def _is_text(layer: Any, text: str) -> bool:
@@ -286,14 +305,15 @@ def _drawn(page: Any) -> tuple[float, int]:
     return max(least, len(covered)) / _GRID**2, segments
 
 
-def _filled_in(page: Any) -> list[str]:
-    """Return a line for each filled form field of a page, such as `Name: Ann`, and for each text typed onto the page.
+def _annotated(page: Any) -> tuple[list[str], list[str]]:
+    """Return what is on a page and not in its text layer, and the names of files attached to places of the page.
 
-    The text layer contains neither.
+    A line for each filled form field, such as `Name: Ann`, for each text typed onto the page, and for each stamp.
     """
     from pypdfium2 import raw
 
     lines: dict[str, None] = {}  # once per value, because the buttons of a group share one
+    files = list[str]()
     for at in range(raw.FPDFPage_GetAnnotCount(page)):
         if not (found := raw.FPDFPage_GetAnnot(page, at)):
             continue
@@ -302,11 +322,25 @@ def _filled_in(page: Any) -> list[str]:
             pass
         elif kind == raw.FPDF_ANNOT_FREETEXT:
             lines[_string(raw.FPDFAnnot_GetStringValue, found, b"Contents")] = None
+        elif kind in {raw.FPDF_ANNOT_STAMP, raw.FPDF_ANNOT_WATERMARK} and (text := _stamped(found)):
+            lines[f"Stamp: {text}"] = None
+        elif kind == raw.FPDF_ANNOT_FILEATTACHMENT and (file := raw.FPDFAnnot_GetFileAttachment(found)):
+            files.append(_string(raw.FPDFAttachment_GetName, file))
         elif kind == raw.FPDF_ANNOT_WIDGET and page.formenv and (value := _value(page.formenv, found)):
             label = _string(raw.FPDFAnnot_GetFormFieldAlternateName, page.formenv, found)
             lines[f"{label or _string(raw.FPDFAnnot_GetFormFieldName, page.formenv, found)}: {value}"] = None
         raw.FPDFPage_CloseAnnot(found)
-    return [line for line in lines if line.strip()]
+    return [line for line in lines if line.strip()], list(filter(None, files))
+
+
+def _stamped(stamp: Any) -> str:
+    """Return the words that a stamp shows, or else its comment or its name, such as `Approved`."""
+    from pypdfium2 import raw
+
+    drawing = _string(raw.FPDFAnnot_GetAP, stamp, raw.FPDF_ANNOT_APPEARANCEMODE_NORMAL)[:LONGEST_SEARCHED]
+    drawn = "".join(_ESCAPED.sub(r"\1", text[1:-1]) for text in _DRAWN.findall(drawing))
+    names = (_string(raw.FPDFAnnot_GetStringValue, stamp, key) for key in (b"Contents", b"Name"))
+    return drawn.strip() if drawn.isprintable() and drawn.strip() else next(filter(None, names), "")
 
 
 def _value(form: Any, field: Any) -> str:
@@ -323,7 +357,7 @@ def _value(form: Any, field: Any) -> str:
 
 def _string(read: Callable[..., int], *arguments: object) -> str:
     """Return the string that a function of pdfium writes into a buffer."""
-    size = read(*arguments, None, 0)
+    size = int(read(*arguments, None, 0))
     buffer = (ctypes.c_ushort * (size // 2))()
     read(*arguments, buffer, size)
     return bytes(buffer).decode("utf-16-le", "replace").replace("\r", "\n").replace("\0", "").strip()

@@ -148,6 +148,18 @@ def notes(spec: JobSpec) -> Iterator[str]:
 def _style_notes(style: Style) -> Iterator[str]:
     if line := style.short_line:
         yield f"Rows with fewer cells than the header are read with empty cells at the end, the first in line {line:,}."
+    if line := style.repeated_line:
+        yield f"Line {line:,} repeats the header, as in joined files, and is sent as a row: remove it."
+    if line := style.joined_line:
+        yield (
+            f"A quoted cell that ends in line {line:,} contains tabs and line breaks. If its quotes are usual signs, "
+            'double them (""), or the rows in it are lost.'
+        )
+    if style.has_wide_header:
+        yield (
+            f"Cells of the header in row {style.header_row + 1} are merged over several columns. If the next row has "
+            "the names, choose it as the header row."
+        )
     if style.hidden:
         rows, are = counted(style.hidden, "row"), "is" if style.hidden == 1 else "are"
         yield f"{rows} of the sheet {are} hidden, as by a filter, and sent like the others: delete what is not wanted."

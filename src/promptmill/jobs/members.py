@@ -20,11 +20,20 @@ def split(path: Path) -> tuple[Path, str]:
 
     >>> split(Path("data/labels.xlsx#Sheet2"))
     (PosixPath('data/labels.xlsx'), 'Sheet2')
+    >>> split(Path("order #12.xlsx#Sheet2"))
+    (PosixPath('order #12.xlsx'), 'Sheet2')
     """
-    name, mark, member = path.name.partition(_MARK)
-    if not mark or not member or Path(name).suffix.lower() not in {*WORKBOOKS, *DATABASES} or path.exists():
+    pieces = path.name.split(_MARK)
+    if len(pieces) == 1 or path.exists():
         return path, ""
-    return path.with_name(name), member
+    divided = [(_MARK.join(pieces[:at]), _MARK.join(pieces[at:])) for at in range(1, len(pieces))]
+    tables = [
+        (path.with_name(name), member)
+        for name, member in divided
+        if member and Path(name).suffix.lower() in {*WORKBOOKS, *DATABASES}
+    ]
+    existing = tables if len(tables) < 2 else [table for table in tables if table[0].exists()] or tables
+    return existing[0] if existing else (path, "")
 
 
 def file_of(path: Path) -> Path:

@@ -84,6 +84,7 @@ def check_target(spec: JobSpec) -> None:
         raise input_error(
             f"{name[:60]} is no name for a sheet: it has {_LONGEST_NAME} characters at most, and none of [ ] : * ? / \\"
         )
+    _check_width(len(spec.input.header) + (not spec.fills_input))
     if not spec.keeps_sheets or not file.exists():
         return
     if spec.fills_input and spec.is_grid:
@@ -99,6 +100,11 @@ def check_target(spec: JobSpec) -> None:
         raise input_error(f"{file.name} has the sheet {alike[0]}, which Excel does not tell apart from {name}.")
     change = _Columns(spec, ["answer"], ()) if spec.fills_input else _NewSheet(name, ())
     _write(io.BytesIO(), file, change)
+
+
+def _check_width(columns: int) -> None:
+    if columns > MOST_COLUMNS:
+        raise input_error(f"A sheet holds {MOST_COLUMNS:,} columns at most; name the output .csv or .parquet.")
 
 
 class WorkbookWriter:
@@ -125,6 +131,7 @@ class WorkbookWriter:
 
     def _rows(self, answered: Iterable[AnsweredRow]) -> Iterator[Sequence[Any]]:
         form = self._form
+        _check_width(len(form.header))
         yield self._cells(form.header)
         for count, each in enumerate(answered):
             if count == _MOST_ROWS:

@@ -36,6 +36,7 @@ _SIGNS = MappingProxyType(
         b"\x28\xb5\x2f\xfd": "compressed with zstd; name it {}.zst",
         b"PK\x03\x04": "a ZIP archive or a workbook; unpack it, or give it the suffix .xlsx",
         b"PAR1": "a Parquet file; give it the suffix .parquet",
+        b"\xd0\xcf\x11\xe0": "a workbook of Excel; give it the suffix .xls",
     }
 )
 
@@ -64,13 +65,8 @@ def format_of_input(files: InputFiles) -> str:
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
-    if files.encoding is None and kind not in _BINARY and (name := _utf_16(start)):  # UTF-16 without a byte-order mark
-        reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
-        raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
-    if kind not in _BINARY and (words := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
-        once_more = words.startswith("compressed") and compression_of(path)
-        what = "compressed twice; decompress it once" if once_more else words.format(path.name)
-        raise input_error(f"The input file {path.name} is {what}.")
+    if kind not in _BINARY:
+        _check_text(files, kind)
     if kind == "txt" and files.encoding == "utf-16" and _has_tabs(files):
         return "tsv"  # Excel's name for this format is "Unicode text"
     if kind != "jsonl":
@@ -84,6 +80,24 @@ def format_of_input(files: InputFiles) -> str:
             f'{path.name} holds a table by columns, which is the default of pandas; write it with `orient="records"`.'
         )
     return "batch" if objects and is_batch(objects[0]) else kind
+
+
+def _check_text(files: InputFiles, kind: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a text file in another encoding, or with another content."""
+    path = files.parts[0].path
+    with files.stream() as stream:
+        start = stream.read(encodings.SAMPLE)
+    name, text = "", "UTF-16"
+    if files.encoding is None:  # UTF-16 without a byte-order mark; escape sequences, which are UTF-8 of other letters
+        name = _utf_16(start)
+        name, text = (name, text) if name else (encodings.escaped(start), "ISO-2022")
+    if name:
+        reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
+        raise input_error(f"The input file {path.name} is {text} text", reads, ".")
+    if words := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None):
+        once_more = words.startswith("compressed") and compression_of(path)
+        what = "compressed twice; decompress it once" if once_more else words.format(path.name)
+        raise input_error(f"The input file {path.name} is {what}.")
 
 
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:

@@ -139,6 +139,7 @@ class CellTable:
                         problem = _placed(problem, page.line_of(index))
                     input_rows.append(InputRow(n, dumps([*own, *surplus] if surplus else own), fields, problem))
                     n += 1
+                self._note(page, names)
                 yield Stretch(input_rows, page.extent, page.digest)
         if wrong and not self._is_utf8:
             count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
@@ -150,6 +151,16 @@ class CellTable:
                 Named("encoding", "utf-8", "; with {} such a row is a failure"),
                 ".",
             )
+
+    def _note(self, page: _Page, names: list[str]) -> None:
+        """Note a header within a file, and a quoted cell that contains rows of a TSV file."""
+        for header in (names, [f"\ufeff{''.join(names[:1])}", *names[1:]]):
+            if not self.style.repeated_line and self._kind != "txt" and header in page.rows:
+                self.style = self.style._replace(repeated_line=page.line_of(page.rows.index(header)))
+        if self._kind == "tsv" and not self.style.joined_line:
+            joined = (at for at, row in enumerate(page.rows) if any("\n" in cell and "\t" in cell for cell in row))
+            if (index := next(joined, None)) is not None:
+                self.style = self.style._replace(joined_line=page.line_of(index))
 
     def header_at(self, row: int) -> Sequence[str]:
         """Return the columns that the first file would have with its header in this line; see `Headed`."""

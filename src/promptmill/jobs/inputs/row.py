@@ -81,6 +81,12 @@ class Style(NamedTuple):
     """Workbook columns with cells that are merged over several rows: only the first of these rows has the value."""
     hidden: int = 0
     """The number of workbook rows that are hidden, for example by a filter."""
+    has_wide_header: bool = False
+    """Whether header cells of a workbook are merged over several columns, so that the next row may have the names."""
+    repeated_line: int = 0
+    """The number of the first line of a CSV file that repeats the header; 0: none."""
+    joined_line: int = 0
+    """The number of the first line of a TSV file with a quoted cell that contains tabs and line breaks; 0: none."""
     short_line: int = 0
     """The number of the first line of a CSV file that has fewer cells than the header; 0: none."""
     above: tuple[str, ...] = ()

@@ -18,13 +18,15 @@ import contextlib
 import datetime as dt
 import io
 import itertools
+import operator
 import os
 import re
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import IO, Any, BinaryIO
+from types import MappingProxyType
+from typing import IO, Any, BinaryIO, TypeAlias
 from xml.parsers import expat
 
 from promptmill.core import values
@@ -39,11 +41,40 @@ _REPLY_S = 900.0  # the limit of wall time, for a busy machine
 _AT_ONCE = 4 << 20  # characters of rows in one message
 _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
+_DTD = "its XML has a DTD, which no spreadsheet program writes"
+_MOST_REPEATED = 10_000  # rows, columns or spaces that an element of an .ods file stands for, and that have values
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
-_FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|#+(?=0)|(?P<sign>.)""")
+_FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|\*.|#+(?=0)|(?P<sign>.)""")
+_PART = re.compile(r"""(?:\\.|"[^"]*"|[^;"\\])+|;""")  # a part of a format, or the sign between two
+_CONDITION = re.compile(r"\[(<=|>=|<>|<|>|=)(-?[0-9.]{1,20})\]")
+_CONDITIONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
+    {
+        "<": operator.lt,
+        "<=": operator.le,
+        ">": operator.gt,
+        ">=": operator.ge,
+        "=": operator.eq,
+        "<>": operator.ne,
+        "": lambda *_: True,
+    }
+)
+_Section: TypeAlias = tuple[str, float, Sequence[str]]
 _DURATION = re.compile(r"(-?)PT(\d+)H(\d\d?)M(\d\d?)(?:[.,]0*)?S")  # of an .ods file, from 24 hours on
-_AS_THEY_ARE = frozenset("-() ")
+_SAVED = "open it in Excel or LibreOffice, and save it as .xlsx"
+_NO_WORKBOOKS = (  # files that banks, shops and other programs export under the name of a workbook
+    (
+        re.compile(rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype|html|head|body|table|meta|div)\b"),
+        f"a web page (HTML); {_SAVED}",
+    ),
+    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<"), f"XML, such as an XML Spreadsheet 2003; {_SAVED}"),
+    (re.compile(rb"%PDF"), "a PDF; save its table as .xlsx"),
+    (re.compile(rb"[^\0-\x08\x0e-\x1f]*\t[^\0-\x08\x0e-\x1f]*\Z"), "text with tabs; name it .tsv"),
+    (re.compile(rb"[^\0-\x08\x0e-\x1f]+\Z"), "text; name it .csv"),
+    (re.compile(rb"\xff\xfe|\xfe\xff"), "text in UTF-16; name it .tsv"),
+    (re.compile(rb"\Z"), "an empty file"),
+)
+_AS_THEY_ARE = frozenset("-() +:!^&'~{}=")
 _NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # the XML that `_Look` searches for, in addition to cells with formats
 
 
@@ -66,6 +97,8 @@ class Sheet:
     """The indices of columns that have cells merged over several rows."""
     hidden: int
     """The number of non-empty rows that are hidden, for example by a filter."""
+    has_wide_header: bool = False
+    """Whether cells of the header are merged over several columns."""
     above: list[str] = field(default_factory=list)
     """The texts above the header row that the user named."""
     rows: list[str] = field(default_factory=list)
@@ -170,7 +203,8 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
         raise empty
     grid = workbook.get_sheet_by_name(full[0])
     look = _look_at(stream, full[0]) if zipfile.is_zipfile(stream) else _Look()
-    rows = _rows(grid, look, is_ods=file.lower().endswith(".ods"))
+    merged = [*(grid.merged_cell_ranges or ()), *look.merged]
+    rows = _rows(grid, look)
     above = [cells for _, cells in itertools.islice(rows, header_row - 1 if header_row else 0)]
     first_row = next(
         ((row, cells) for row, cells in rows if header_row or any(value is not None for value in cells)), None
@@ -189,29 +223,30 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
         len(texts),
         sorted(look.uncomputed),
         sorted({column for row in below for column in look.errors.get(row, ())}),
-        sorted({left for (top, left), (end, _) in grid.merged_cell_ranges or () if end > top and end in below}),
+        sorted({left for (top, left), (end, _) in merged if end > top and end in below}),
         sum(1 for row in look.hidden if row in below and texts[row - below.start]),
+        any(top <= first <= end and right > left for (top, left), (end, right) in merged),
         [values.text_of(value) for cells in above for value in cells if value is not None],
         texts,
     )
 
 
-def _rows(sheet: Any, look: _Look, *, is_ods: bool) -> Iterator[tuple[int, list[Any]]]:
+def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
     """Yield the index and the values of each row of a sheet. (`iter_rows` omits empty columns at the left.)"""
     _, left = sheet.start
     for row, cells in enumerate(sheet.iter_rows()):
         line = [None] * left + [_value(cell) for cell in cells]
-        for column, text in enumerate(line) if is_ods else ():
+        for column, text in enumerate(line) if look.is_ods else ():
             if isinstance(text, str) and (found := _DURATION.fullmatch(text)):
                 line[column] = f"{found[1]}{int(found[2]):02}:{int(found[3]):02}:{int(found[4]):02}"
-        for column, text in look.errors.get(row, {}).items():
+        for column, text in (*look.errors.get(row, {}).items(), *look.texts.get(row, {}).items()):
             if column < len(line):
                 line[column] = text
         for column in look.zeros.get(row, ()):
             if column < len(line):
                 line[column] = None
         for column, mask in look.masked.get(row, {}).items():
-            if column < len(line) and type(number := line[column]) is int and number >= 0:
+            if column < len(line) and type(number := line[column]) is int:
                 line[column] = _masked(number, mask)
         yield row, line
 
@@ -225,6 +260,8 @@ def _check(content: bytes, file: str) -> None:
             xlsx.check_size(packed, file)
             with contextlib.suppress(KeyError):
                 is_protected = b"encryption-data" in packed.read(_MANIFEST)  # in the manifest of .ods
+    elif kind := next((words for sign, words in _NO_WORKBOOKS if sign.match(content[:1000])), ""):
+        raise input_error(f"{file} is no workbook, but {kind}.")
     if is_protected:
         raise input_error(_PROTECTED.format(file))
 
@@ -249,9 +286,11 @@ def _value(cell: Any) -> Any:
 class _Look:
     """A pass over the XML of a sheet for facts that python-calamine does not report."""
 
+    is_ods = False
+
     def __init__(
         self,
-        masks: Mapping[str, Sequence[str]] | None = None,
+        masks: Mapping[str, Sequence[_Section]] | None = None,
         blocks: Iterable[bytes] = (),
         *,
         recalculates: bool = False,
@@ -260,8 +299,12 @@ class _Look:
         program that opens it to compute all formulas."""
         self.errors: dict[int, dict[int, str]] = {}
         """Errors by row and column."""
-        self.masked: dict[int, dict[int, Sequence[str]]] = {}
+        self.masked: dict[int, dict[int, Sequence[_Section]]] = {}
         """The formats with leading zeros, by row and column."""
+        self.texts: dict[int, dict[int, str]] = {}
+        """Texts with tabs and line breaks, by row and column (of an .ods file)."""
+        self.merged: list[tuple[tuple[int, int], tuple[int, int]]] = []
+        """The first and the last row and column of merged cells (of an .ods file)."""
         self.uncomputed: set[int] = set()
         self.zeros: dict[int, list[int]] = {}
         """The columns of formulas by row, if XlsxWriter has given all of the sheet the result 0."""
@@ -315,10 +358,80 @@ class _Look:
                 self.zeros.setdefault(self._row, []).append(self._column)
 
 
+class _OdsLook(_Look):
+    """The pass over the XML of a sheet of an .ods file."""
+
+    is_ods = True
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self._name, self._is_in, self._notes = name, False, 0
+        self._repeats = self._rows_repeated = 1
+        self._words: list[str] | None = None
+        self._has_signs = False
+        super().__init__(blocks=[data])
+
+    def _start(self, name: str, attributes: Mapping[str, str]) -> None:
+        match name:
+            case "table:table":
+                self._is_in, self._row, self._rows_repeated = attributes.get("table:name") == self._name, 0, 0
+            case "table:table-row" if self._is_in:
+                self._row += self._rows_repeated
+                self._rows_repeated, self._column, self._repeats = (
+                    _count(attributes, "table:number-rows-repeated"),
+                    0,
+                    0,
+                )
+                if attributes.get("table:visibility", "visible") != "visible":
+                    self.hidden += range(self._row, self._row + min(self._rows_repeated, _MOST_REPEATED))
+            case "table:table-cell" | "table:covered-table-cell" if self._is_in:
+                self._column += self._repeats
+                self._repeats = _count(attributes, "table:number-columns-repeated")
+                last_row = self._row + _count(attributes, "table:number-rows-spanned") - 1
+                last_column = self._column + _count(attributes, "table:number-columns-spanned") - 1
+                if (last_row, last_column) != (self._row, self._column):
+                    self.merged.append(((self._row, self._column), (last_row, last_column)))
+                self._kind = attributes.get("calcext:value-type") or attributes.get("office:value-type", "")
+                self._words, self._has_signs = [], False
+            case "office:annotation":
+                self._notes += 1
+            case "text:p" if self._words:
+                self._words.append("\n")
+            case "text:tab" | "text:line-break" if self._words is not None and not self._notes:
+                self._words.append("\t" if name == "text:tab" else "\n")
+                self._has_signs = True
+            case "text:s" if self._words is not None and not self._notes:
+                self._words.append(" " * min(_count(attributes, "text:c"), _MOST_REPEATED))
+        self._parser.CharacterDataHandler = self._add if self._words is not None and not self._notes else None
+
+    def _add(self, text: str) -> None:
+        if self._words is not None:
+            self._words.append(text)
+
+    def _end(self, name: str) -> None:
+        if name == "office:annotation":
+            self._notes -= 1
+        if name not in {"table:table-cell", "table:covered-table-cell"} or self._words is None:
+            return
+        text, self._words = "".join(self._words), None
+        is_error = self._kind == "error" or (self._kind == "float" and text.startswith(("#", "Err:")))
+        if is_error or (self._has_signs and self._kind in {"string", ""}):
+            places = self.errors if is_error else self.texts
+            for row in range(self._row, self._row + min(self._rows_repeated, _MOST_REPEATED)):
+                columns = range(self._column, self._column + min(self._repeats, _MOST_REPEATED))
+                places.setdefault(row, {}).update(dict.fromkeys(columns, text))
+
+
+def _count(attributes: Mapping[str, str], name: str) -> int:
+    return max(1, int(attributes.get(name, "1")))
+
+
 def _look_at(stream: IO[bytes], name: str) -> _Look:
     with zipfile.ZipFile(stream) as packed:
         if "[Content_Types].xml" not in packed.namelist():  # the archive of an .ods
-            return _Look()
+            data = packed.read("content.xml")
+            if b"<!DOCTYPE" in data:
+                raise ValueError(_DTD)
+            return _OdsLook(name, data)
         parts = xlsx.parts_of(packed)
         part = next((sheet.part for sheet in parts.sheets if sheet.name == name), "")
         if not part.endswith(".xml"):  # a part of an .xlsb
@@ -326,45 +439,70 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
         data, masks = packed.read(part), _masks(packed, parts.styles)
         asked = [one.get("fullCalcOnLoad") for one in parts.tree if xlsx.local(one.tag) == "calcPr"]
     if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
-        raise ValueError("its XML has a DTD, which no spreadsheet program writes")
+        raise ValueError(_DTD)
     blocks = [data] if masks or any(mark in data for mark in _NOTED) else []
     return _Look(masks, blocks, recalculates=bool({"1", "true"} & {*asked}))
 
 
-def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, list[str]]:
+def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, Sequence[_Section]]:
     """Return the number formats that show leading zeros, such as 00000, by cell style."""
     if not part:
         return {}
     tree = xlsx.tree_of(packed, part)
     codes = {one.get("numFmtId"): one.get("formatCode", "") for one in xlsx.children(tree, "numFmts")}
-    masks = {number: mask for number, code in codes.items() if (mask := _mask(code))}
+    sections = {number: _sections(code) for number, code in codes.items()}
+    masks = {number: parts for number, parts in sections.items() if any(mask for *_, mask in parts)}
     styles = enumerate(xlsx.children(tree, "cellXfs"))
     return {str(at): masks[number] for at, one in styles if (number := one.get("numFmtId")) in masks}
 
 
-def _mask(code: str) -> list[str]:
+def _sections(code: str) -> list[_Section]:
+    """Return the parts of a number format, each with its condition and its signs.
+
+    Without conditions, the first part is that of positive numbers, the second of negative ones, the third of zero.
+
+    >>> [(sign, limit) for sign, limit, _ in _sections("[<=999]000;[<=9999]000\\\\-00;000\\\\-0000")]
+    [('<=', 999.0), ('<=', 9999.0), ('', 0.0)]
+    """
+    parts = [match[0] for match in _PART.finditer(code) if match[0] != ";"]
+    conditions = [_CONDITION.search(part) for part in parts]
+    if any(conditions):
+        limits = [(match[1], float(match[2])) if match else ("", 0.0) for match in conditions]
+    else:
+        limits = [[("", 0.0)], [(">=", 0.0), ("", 0.0)]][len(parts) > 1]
+        limits = limits if len(parts) < 3 else [(">", 0.0), ("<", 0.0), ("", 0.0)]
+    return [(*limit, _mask(part)) for limit, part in zip(limits, parts, strict=False)]
+
+
+def _mask(part: str) -> list[str]:
     """Return the signs of a format of whole numbers with leading zeros, each `0` a digit; `[]` for any other format.
 
-    >>> _mask("00000"), _mask('000\\\\-00'), _mask("0.00")
-    (['0', '0', '0', '0', '0'], ['0', '0', '0', '\\\\-', '0', '0'], [])
+    >>> _mask("00000"), _mask('0#" "##'), _mask("0.00")
+    (['0', '0', '0', '0', '0'], ['0', '0', '\\\\ ', '0', '0'], [])
     """
     signs: list[str] = []
-    for match in _FORMAT.finditer(code.partition(";")[0]):
-        if match["sign"] == "0":
+    for match in _FORMAT.finditer(_CONDITION.sub("", part)):
+        sign = match["sign"]
+        if sign == "0" or (sign in {"#", "?"} and "0" in signs):  # Excel shows all digits behind a `0`
             signs.append("0")
-        elif match["sign"] is not None and match["sign"] not in _AS_THEY_ARE:
+        elif sign is not None and sign not in _AS_THEY_ARE:
             return []
         else:
-            signs += [f"\\{letter}" for letter in match["letter"] or match["text"] or match["sign"] or ""]
+            signs += [f"\\{letter}" for letter in match["letter"] or match["text"] or sign or ""]
     return signs if signs.count("0") > 1 else []
 
 
-def _masked(number: int, mask: Sequence[str]) -> str:
-    """Return a number in the form that its format shows.
+def _masked(number: int, sections: Sequence[_Section]) -> int | str:
+    """Return a number in the form that its format shows, if this has leading zeros.
 
-    >>> _masked(501, _mask("00000")), _masked(123456789, _mask("000-00-0000"))
-    ('00501', '123-45-6789')
+    >>> _masked(501, _sections("00000")), _masked(123456789, _sections("000-00-0000")), _masked(-5, _sections("00"))
+    ('00501', '123-45-6789', -5)
+    >>> _masked(600001, _sections("[<=999]000;[<=9999]000\\\\-00;000\\\\-0000"))
+    '060-0001'
     """
+    mask = next((mask for sign, limit, mask in sections if _CONDITIONS[sign](number, limit)), ())
+    if number < 0 or not mask:
+        return number
     digits = str(number).zfill(mask.count("0"))
     rest = len(digits) - mask.count("0")
     text, at = "", 0

@@ -43,6 +43,7 @@ from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
+from promptmill.images.pages import tiff_pages
 from promptmill.jobs.inputs import documents, encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
@@ -60,6 +61,7 @@ _QUOTES_VALUES = re.compile(
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # first files of a folder, among which a table is searched for
+_TIFF = frozenset({".tif", ".tiff"})
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
 # Texts whose markup is sent, too: the noun, the suffixes, the first bytes.
@@ -344,8 +346,14 @@ class WholeFiles(FoundFiles):
         """Return the row of an image. The image is read when the row is sent. Raises the errors of `_text_row`."""
         if path.suffix.lower() not in IMAGES:
             raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
-        self._read(path, 0)
-        return {"images": [str(path.absolute())]}
+        source = str(path.absolute())
+        if path.suffix.lower() not in _TIFF:
+            self._read(path, 0)
+            return {"images": [source]}
+        pages = tiff_pages(self._read(path, LARGEST_FILE))
+        if len(pages) > MOST_PDF_PAGES:
+            raise input_error(f"has more than {MOST_PDF_PAGES} pages, the most images of one request; split it")
+        return {"images": [pdf.page_of(source, page) for page in pages] if len(pages) > 1 else [source]}
 
     def _pdf_row(self, path: Path) -> JsonDict:
         """Return the row of a PDF. The row of an unreadable PDF names the file as its image, and fails when it is sent.
@@ -392,9 +400,12 @@ class WholeFiles(FoundFiles):
             else:
                 form = "with pictures sent only as text" if page.has_pictures else "sent as text"
                 texts.append(page.text)
+            if page.attached:
+                texts[-1] = f"Attachments (not sent): {page.attached}\n\n{texts[-1]}"
             forms[form] += is_auto or page.is_image
         # a form feed after each page, as in pdftotext's output, so that a position in the text has a page
-        return "\n\f\n".join(texts) if has_text else "", images, +forms
+        is_sent = has_text or any(page.attached for page in pages)
+        return "\n\f\n".join(texts) if is_sent else "", images, +forms
 
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text file. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
@@ -417,7 +428,12 @@ class WholeFiles(FoundFiles):
 
     def _decoded(self, data: bytes) -> str:
         marked = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
-        for encoding in filter(None, (marked, "utf-8-sig", self._encoding)):
+        if self._encoding is None and (name := encodings.escaped(data)):
+            raise input_error("is not UTF-8 text", Named("encoding", name, " ({} reads it)"))
+        first = ("utf-8-sig", self._encoding)
+        if self._encoding and encodings.escaped(data):
+            first = (self._encoding, "utf-8-sig")
+        for encoding in filter(None, (marked, *first)):
             with contextlib.suppress(ValueError):  # tried first, because text in another encoding is rarely valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:

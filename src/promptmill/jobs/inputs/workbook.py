@@ -98,4 +98,5 @@ def _joined(style: Style, sheet: Sheet, names: Sequence[str]) -> Style:
         errors=of(sheet.errors, style.errors),
         merged=of(sheet.merged, style.merged),
         hidden=style.hidden + sheet.hidden,
+        has_wide_header=style.has_wide_header or sheet.has_wide_header,
     )
