@@ -470,7 +470,7 @@ class StreamPreview:
         message = self._message.as_dict()
         text, reasoning = read_message(message)
         if not self._inline:
-            marked, text = split_marked(without_broken_mark(text), already=reasoning is not None)
-            reasoning = reasoning or marked
+            marked, text = split_marked(without_broken_mark(text))
+            reasoning = "\n".join(filter(None, (reasoning, marked)))
         calls = [call for call in message.get("tool_calls", ()) if call["function"]["name"]]
         return Growing(text, (reasoning or "").rstrip(), calls)
