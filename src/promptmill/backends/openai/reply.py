@@ -358,8 +358,9 @@ def read_payload(
             raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
     except _ShapeError as problem:
         return replace(_unreadable(endpoint, str(problem), b""), **spent)
+    refusal = message.get("refusal")
     if not text and not tool_calls:
-        if refusal := message.get("refusal"):
+        if refusal:
             text = chat_completion.text_of(refusal)
         elif finish is None:
             return _empty(endpoint, spent)
@@ -372,6 +373,7 @@ def read_payload(
         logprobs=logprobs if isinstance(logprobs, dict) else None,
         details=chat_completion.details_of(payload, choice, message) if keep_raw else None,
         tier=tier,
+        is_refusal=bool(refusal and text == refusal),
     )
 
 
