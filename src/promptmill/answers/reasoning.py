@@ -33,6 +33,7 @@ FAMILIES = (
     Family("OpenThinker", ("<|begin_of_thought|>",), ("<|end_of_thought|>",)),
     Family("Command A", ("<|START_THINKING|>",), ("<|END_THINKING|>",)),
     Family("Gemma 4", ("<|channel>thought", "<|channel>"), ("<channel|>",)),
+    Family("MedGemma", ("<unused94>thought", "<unused94>"), ("<unused95>",)),
     Family("LongCat", ("<longcat_think>",), ("</longcat_think>",)),
     Family("MiniMax M3", ("<mm:think>",), ("</mm:think>",)),
     Family("Solar Open 2", ("<|think:start|>",), ("<|think:end|>",)),
@@ -96,6 +97,9 @@ TAGS = tuple(mark for family in (*FAMILIES, *WRAPS) for mark in (*family.opening
 """The marks of all families except gpt-oss."""
 _OPENINGS = tuple(mark for family in FAMILIES for mark in family.openings)
 _CLOSING_ALONE = tuple(mark for family in FAMILIES if family.in_prompt for mark in family.closings)
+_CLOSING_AGAIN = tuple(
+    mark for family in FAMILIES if family.in_prompt and not family.is_prose for mark in family.closings
+)
 _WRAP_OPENINGS = tuple(mark for wrap in WRAPS for mark in wrap.openings)
 _WRAP_CLOSINGS = tuple(mark for wrap in WRAPS for mark in wrap.closings)
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
@@ -115,7 +119,22 @@ _UNMARKED = re.compile(
     "|".join(re.escape(mark) for family in FAMILIES if family.is_prose for mark in family.openings)
     + r"|(?:assistant)?(?:analysis|commentary)(?=[^ \t:,.;()-])|assistantfinal"
 )
-_MARKS = (*CHANNEL_MARKS, *TAGS)
+# The marks at the end of a turn, which some servers leave in the text, each with the mark of a beginning.
+_TURN_MARKS = {
+    "</s>": "<s>",
+    "<|im_end|>": "<|im_start|>",
+    "<|eot_id|>": "<|start_header_id|>",
+    "<|end_of_text|>": "<|begin_of_text|>",
+    "<|endoftext|>": "<|startoftext|>",
+    "<end_of_turn>": "<start_of_turn>",
+    "<turn|>": "<|turn>",
+    "<eos>": "<bos>",
+    "<｜end▁of▁sentence｜>": "<｜begin▁of▁sentence｜>",
+    "<|end▁of▁sentence|>": "<|begin▁of▁sentence|>",
+}
+_TURN_ENDS = (*_ENDS, *_TURN_MARKS)
+_EMPTY_BLOCKS = ("<think/>", "<think />", "<thought/>", "<thought />")
+_MARKS = (*CHANNEL_MARKS, *TAGS, *_TURN_MARKS, *_EMPTY_BLOCKS)
 _MARK_LENGTH = max(map(len, _MARKS))
 _BLANK = "\ufeff \t\r\n"
 _OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
@@ -164,6 +183,8 @@ def split_reasoning(text: str, *, opened: Family | None = None) -> tuple[str | N
 
 def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None, str] | None:
     """Return `(reasoning, answer)` of a text that begins inside a block or with a block; None for other texts."""
+    if empty := next((mark for mark in _EMPTY_BLOCKS if start.startswith(mark)), ""):
+        return None, _unwrapped(start.removeprefix(empty).lstrip(), behind_reasoning=True)
     if opened is None and not start.startswith(_OPENINGS):
         return None
     family = opened or next(one for one in FAMILIES if start.startswith(one.openings))
@@ -177,7 +198,27 @@ def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None,
         thoughts.append(start[:place].strip())
         start = start[end:].lstrip()
         is_within = False
+    rest, start = _closed_again(start)
+    thoughts += rest
     return "\n".join(filter(None, thoughts)) or None, _unwrapped(start, behind_reasoning=True)
+
+
+def _closed_again(text: str) -> tuple[list[str], str]:
+    """Return `(thoughts, answer)` of a text behind a thought, which a model may close a second time."""
+    thoughts: list[str] = []
+    while (found := _closed_in(text, _CLOSING_AGAIN)) is not None:
+        thoughts.append(found[0].strip())
+        text = found[1].lstrip()
+    return thoughts, text
+
+
+def _closed_in(text: str, marks: Iterable[str] = _CLOSING_ALONE) -> tuple[str, str] | None:
+    """Return the texts before and after the first closing mark without an opening mark; None if it is a quotation."""
+    place, mark = min((_place_of(mark, text), mark) for mark in marks)
+    before, behind = text[:place], text[place + len(mark) :]
+    if place == len(text) or any(opening in before for opening in _OPENINGS):
+        return None
+    return None if _PROSE.search(before) and behind[:1] == " " else (before, behind)
 
 
 def _without_opening(start: str, family: Family) -> str:
@@ -218,29 +259,44 @@ def opened_by(prompt: str) -> Family | None:
     return next((one for one in FAMILIES if one.in_prompt and end.endswith(one.openings)), None)
 
 
-def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
+def split_marked(text: str) -> tuple[str | None, str]:
     """Return `(reasoning, answer)` of a text from an endpoint, for the marks of any model.
 
-    The opening mark may be missing, because some chat templates end the prompt with it. `already`: the endpoint has
-    separated the reasoning; then only a closing mark at the start is removed.
+    The opening mark may be missing, because some chat templates end the prompt with it.
     """
-    end = text.rstrip()
-    if mark := next((mark for mark in _ENDS if end.endswith(mark)), ""):
-        text = end.removesuffix(mark)
+    text = without_turn_end(text)
     start = text.lstrip(_BLANK)
     if (block := _split_blocks(start)) is not None:
         return block
     if _ON_CHANNELS.match(start) or _begins_in_channel(start):
         return split_channels(start)
-    if _UNMARKED.match(start) and (found := _BARE_CHANNELS.match(start)):
-        return (found[1] or "").strip() or None, start[found.end() :].lstrip()
-    place, mark = min((_place_of(mark, start), mark) for mark in _CLOSING_ALONE)
-    if place == len(start) or (already and place):
+    if _UNMARKED.match(start) and (bare := _BARE_CHANNELS.match(start)):
+        return (bare[1] or "").strip() or None, start[bare.end() :].lstrip()
+    if (found := _closed_in(start)) is None:
         return None, _unwrapped(text)
-    before, behind = start[:place], start[place + len(mark) :]
-    if any(opening in before for opening in _OPENINGS) or (_PROSE.search(before) and behind[:1] == " "):
-        return None, text
-    return before.strip() or None, _unwrapped(behind.lstrip(), behind_reasoning=True)
+    thoughts, answer = _closed_again(found[1].lstrip())
+    return "\n".join(filter(None, [found[0].strip(), *thoughts])) or None, _unwrapped(answer, behind_reasoning=True)
+
+
+def without_turn_end(text: str) -> str:
+    """Return a text without the mark of its end, and without the turns that a model has written behind it.
+
+    A mark that the text quotes, or whose beginning it has, too, belongs to the answer.
+
+    >>> without_turn_end("Paris</s>"), without_turn_end("<s>Rome</s>"), without_turn_end("The end token is </s>")
+    ('Paris', '<s>Rome</s>', 'The end token is </s>')
+    """
+    end = text.rstrip()
+    for mark, begin in _TURN_MARKS.items():
+        before = end.partition(begin)[0].rstrip() if begin in end else ""
+        if before.endswith(mark) and end.find(mark) == len(before) - len(mark):
+            text, end = before, before
+    while mark := next((mark for mark in _TURN_ENDS if end.endswith(mark)), ""):
+        before = end.removesuffix(mark)
+        if before[-1:] in _OPENING_QUOTES or _TURN_MARKS.get(mark, mark) in before or _PROSE.search(before):
+            break
+        text, end = before, before.rstrip()
+    return text
 
 
 def _begins_in_channel(text: str) -> bool:

@@ -536,6 +536,19 @@ def test_the_cache_writes_of_an_hour_of_litellm_are_read():
     ("usage", "counts"),
     [
         (SUMS | {"cache_read_input_tokens": 8, "prompt_tokens_details": {"cached_tokens": 0}}, (24, 8, 0, 0)),
+        (SUMS | {"prompt_tokens_details": {"cache_creation_tokens": 8}}, (24, 0, 8, 0)),
+        (SUMS | {"prompt_tokens_details": {"cache_creation_input_tokens": 8}}, (24, 0, 8, 0)),
+        (SUMS | {"prompt_tokens_details": {"cache_creation": {"ephemeral_5m_input_tokens": 8}}}, (24, 0, 8, 0)),
+        (SUMS | {"prompt_tokens_details": {"cached_tokens": 100}}, (124, 100, 0, 0)),
+        (SUMS | {"total_tokens": 46, "prompt_tokens_details": {"cached_tokens": 10}}, (34, 10, 0, 0)),
+        (
+            SUMS | {"total_tokens": 66, "cache_read_input_tokens": 20, "cache_creation_input_tokens": 10},
+            (54, 20, 10, 0),
+        ),
+        (
+            {"prompt_tokens": 0, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": 24}},
+            (24, 24, 0, 0),
+        ),
         (SUMS | {"cache_creation_input_tokens": 8}, (24, 0, 8, 0)),
         (
             {
@@ -548,7 +561,6 @@ def test_the_cache_writes_of_an_hour_of_litellm_are_read():
             (24, 8, 2, 5),
         ),
     ],
-    ids=["read", "written", "of a response"],
 )
 def test_cached_tokens_are_read_under_each_name(usage, counts):
     found = read_other_response(200, {}, orjson.dumps({"output": [], "usage": usage}), ENDPOINT)

@@ -36,8 +36,20 @@ EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 def read_message(message: JsonObject) -> tuple[str, str | None]:
     """Return `(text, reasoning)` of a message; the text is unchanged. Raises `TypeError` if the content is not text."""
-    text, thought = _split_parts(message.get("content"))
+    content = message.get("content")
+    if content in (None, "") and isinstance(parsed := message.get("parsed"), dict | list):
+        content = parsed
+    if isinstance(content, dict | list) and _is_value(content):
+        return orjson.dumps(content).decode(), _reasoning(message)
+    text, thought = _split_parts(content)
     return text, _reasoning(message) or thought or None
+
+
+def _is_value(content: JsonDict | list[Any]) -> bool:
+    """Return whether a content is the object or list that was requested as JSON, not its text (Workers AI)."""
+    if isinstance(content, dict):
+        return bool(content) and "type" not in content and not content.keys() <= set(_INNER)
+    return bool(content) and all(isinstance(part, dict) and _is_value(part) for part in content)
 
 
 def _is_thinking(part: Any) -> bool:
@@ -470,7 +482,7 @@ class StreamPreview:
         message = self._message.as_dict()
         text, reasoning = read_message(message)
         if not self._inline:
-            marked, text = split_marked(without_broken_mark(text), already=reasoning is not None)
-            reasoning = reasoning or marked
+            marked, text = split_marked(without_broken_mark(text))
+            reasoning = "\n".join(filter(None, (reasoning, marked)))
         calls = [call for call in message.get("tool_calls", ()) if call["function"]["name"]]
         return Growing(text, (reasoning or "").rstrip(), calls)

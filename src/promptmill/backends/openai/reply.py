@@ -89,10 +89,11 @@ def answer_in(
 
 def with_reasoning_apart(completion: Completion) -> Completion:
     """Return `completion` with the reasoning in its text moved to the field `reasoning`."""
-    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
+    reasoning, text = split_marked(completion.text)
     if text == completion.text:
         return completion
-    return replace(completion, text=text, reasoning=completion.reasoning or reasoning)
+    thoughts = [thought for thought in (completion.reasoning, reasoning) if thought]
+    return replace(completion, text=text, reasoning="\n".join(thoughts) or completion.reasoning)
 
 
 def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:
@@ -357,8 +358,9 @@ def read_payload(
             raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
     except _ShapeError as problem:
         return replace(_unreadable(endpoint, str(problem), b""), **spent)
+    refusal = message.get("refusal")
     if not text and not tool_calls:
-        if refusal := message.get("refusal"):
+        if refusal:
             text = chat_completion.text_of(refusal)
         elif finish is None:
             return _empty(endpoint, spent)
@@ -371,6 +373,7 @@ def read_payload(
         logprobs=logprobs if isinstance(logprobs, dict) else None,
         details=chat_completion.details_of(payload, choice, message) if keep_raw else None,
         tier=tier,
+        is_refusal=bool(refusal and text == refusal),
     )
 
 
@@ -459,27 +462,44 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     total = _count(usage, "total_tokens") or 0
     if not answers:
         prompt, completion = prompt or total, completion or 0
-    if not prompt or completion is None:
+    if prompt is None or completion is None:
         return NO_USAGE
     of_prompt = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    cached = (
-        _count(of_prompt, "cached_tokens")
-        or _count(usage, "prompt_cache_hit_tokens")  # DeepSeek
-        or _count(usage, "cached_tokens")  # Moonshot
-        or _count(usage, "cache_read_input_tokens")  # LiteLLM, for models of Anthropic
-        or 0
+    cached, written = _count_of_any(_CACHED, of_prompt, usage), _count_of_any(_WRITTEN, of_prompt, usage)
+    kinds = [_details(part, name) for part in (of_prompt, usage) for name in _WRITTEN_KINDS]
+    an_hour = max(
+        _count_of_any(("ephemeral_1h_input_tokens",), *kinds), _count(of_prompt, "cache_write_1h_tokens") or 0
     )
-    written = _count(of_prompt, "cache_write_tokens") or _count(usage, "cache_creation_input_tokens") or 0
-    an_hour = (
-        _count(of_prompt, "cache_write_1h_tokens")
-        or _count(_details(of_prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens")  # LiteLLM
-        or 0
-    )
+    written = written or an_hour + _count_of_any(("ephemeral_5m_input_tokens",), *kinds)
     reasoning = _count(_details(usage, "completion_tokens_details", "output_tokens_details"), "reasoning_tokens") or 0
+    beside, rest = cached + written, total - prompt - completion
+    if beside > prompt or (beside and rest == beside != reasoning):  # counted beside the prompt, as Anthropic does
+        prompt += beside
+    if not prompt:
+        return NO_USAGE
     # the larger: xAI and Gemini bill reasoning as output, but count it only in the total
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
     return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
+
+
+# Names of what was read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others.
+_CACHED = (
+    "cached_tokens",
+    "prompt_cache_hit_tokens",
+    "cache_read_input_tokens",
+    "cache_read_tokens",
+    "cached_input_tokens",
+    "cached_prompt_tokens",
+)
+# … and written to it: OpenAI; Anthropic, DashScope; LiteLLM.
+_WRITTEN = ("cache_write_tokens", "cache_creation_input_tokens", "cache_creation_tokens", "cache_write_input_tokens")
+_WRITTEN_KINDS = ("cache_creation", "cache_creation_token_details")
+
+
+def _count_of_any(names: tuple[str, ...], *parts: JsonObject) -> int:
+    """Return the first count that is not 0, in the first of `parts` that has one."""
+    return next((count for part in parts for name in names if (count := _count(part, name))), 0)
 
 
 def _details(usage: JsonObject, name: str, other: str = "") -> JsonObject:
