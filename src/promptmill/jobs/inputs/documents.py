@@ -43,6 +43,13 @@ _CHARSET = re.compile(
     rb"""(?i)<(?:meta\b[^<>]{1,200}?charset|\?xml\b[^<>]{1,100}?encoding) ?= ?["']?(?!utf-(?:16|7))([\w-]+)"""
 )
 _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WIDE = {
+    b"\1\0\0\0": "utf-32-le",
+    b"\0\0\0\1": "utf-32-be",
+    b"\1\0": "utf-16-le",
+    b"\0\1": "utf-16-be",
+}
+"""Encodings without a byte-order mark, by which of the first bytes of a Latin text are not zero."""
 _NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # their bytes may also be UTF-8, and then mean another text
 _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: each name means the larger encoding
     {
@@ -153,7 +160,16 @@ def page_text(data: bytes, charset: str = "") -> str:
 def _text(data: bytes, *charsets: str) -> str:
     """Return a text as mailers and browsers read it, even if its charset is wrong."""
     named = [_encoding(charset) for charset in charsets]
-    first = ["utf-16"] if data.startswith(_TWO_BYTES) else [name for name in named if name.startswith(_NO_ASCII)]
+    # else a key in it would be letters with zeros between them
+    wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        wide = "utf-32"
+    named = [wide, *named] if wide else named
+    first = (
+        ["utf-16"]
+        if data.startswith(_TWO_BYTES) and not wide
+        else [name for name in named if name.startswith(_NO_ASCII)]
+    )
     for encoding in (*first, "utf-8-sig", *named):
         with contextlib.suppress(LookupError, ValueError):
             return data.decode(encoding)
