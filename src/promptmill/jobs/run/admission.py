@@ -170,8 +170,8 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
         part = "sheet" if file.suffix.lower() == ".xlsx" else "table"
         other = f"name another {part}" if member else "name another file, or move it away"
         if begun is None and folder.had_job:
-            lost = f"The database {folder.database} was damaged or removed, so whether its job made {output} is unknown; {other}"
-            raise input_error(lost, overwrite, ".")
+            lost = f"The database {folder.database} was damaged or removed, so {output} may be its own output or not; "
+            raise input_error(f"{lost}{other}", overwrite, ".")
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
