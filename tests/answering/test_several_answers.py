@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from fakes import openai_configuration
+from promptmill.answering.chain import Copies
 from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
@@ -92,3 +94,26 @@ async def test_workers_send_them_as_well(ask, upstream):
     outcomes, stats = await ask(*(f"{at}" for at in range(20)), n=2, block={"num_workers": 2, "bulk_threshold": 10})
     assert [outcome.answers for outcome in outcomes] == [(f"echo: {at}",) * 2 for at in range(20)]
     assert (stats.counts.done, stats.counts.requests) == (20, 40)
+
+
+@pytest.mark.parametrize(("size", "together"), [(4, 2), (5, 2), (6, 1), (50, 1), (0, 8)])
+async def test_copies_of_long_prompts_in_flight_are_bounded(size, together):
+    """One prompt of 7 MB with `n: 128` took 1.4 GB."""
+    copies, peak, held = Copies(most=10), 0, 0
+
+    async def send():
+        nonlocal peak, held
+        async with copies.held(size):
+            held += 1
+            peak = max(peak, held)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            held -= 1
+
+    await asyncio.gather(*(send() for _ in range(8)))
+    assert peak == together
+
+
+async def test_a_long_prompt_has_all_its_answers(ask, upstream):
+    (outcome,), _ = await ask("a" * (1 << 18), n=3)
+    assert len(outcome.answers) == len(upstream.seen) == 3

@@ -184,3 +184,9 @@ def test_the_line_of_a_key_is_found_in_any_block():
     blocks = (whole[at : at + 10_000] for at in range(0, len(whole), 10_000))
     assert SecretFinder().find_in(blocks) == ("an API key", 15_433)
     assert SecretFinder().find_in([b"ordinary"]) == ("", 0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("text", ["<password>hunter22x9secret</password>", 'db: {"password": "hunter22x9secret"}'])
+def test_an_assigned_password_is_found_in_every_encoding(encoding, text):
+    assert find_assigned(text.encode(encoding), has_lines=False)

@@ -64,6 +64,16 @@ def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
     assert (found["estimated_prompt_tokens"], found["estimated_cost"]) == (3, pytest.approx(3.0))
 
 
+def test_several_answers_to_a_prompt_are_several_requests_of_an_estimate(bench):
+    bench.prompts(3)
+    price = ("--set", 'price={"input": 1000000, "output": 0}', "--max-tokens", "5")
+    one, many = (
+        json.loads(bench.run("--dry-run", "--json", *price, "--set", f"sampling_params.n={n}").stdout) for n in (1, 128)
+    )
+    for name in ("requests", "estimated_prompt_tokens", "estimated_cost", "most_cost"):
+        assert many[name] == pytest.approx(128 * one[name]), name
+
+
 def test_validate_counts_repeated_ids_within_the_limit(bench):
     bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": "1"}])
     assert "repeated ids in all: 1" in bench.run("--dry-run").stdout

@@ -231,3 +231,40 @@ def test_answers_whose_description_is_lost_are_not_removed_with_a_mistake(bench)
     bench.succeed()
     assert len(bench.upstream.seen) == 300
     check_answers(bench, list(range(600)))
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "20")])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: b"", "is empty, so the answers of its job are lost"),
+        (lambda data: b"no database" * 1000, "is damaged beyond reading"),
+        (lambda data: data[:4096] + b"\xff" * 12288 + data[16384:], "was damaged or removed"),
+    ],
+    ids=["empty", "garbage", "description"],
+)
+def test_a_damaged_database_is_said_before_anything_else_and_no_row_is_paid_again(bench, limit, damage, said):
+    """The command said of its own output that it was another's, or answered the rows again without a word."""
+    bench.prompts(40)
+    bench.succeed(*limit)
+    sent = len(bench.upstream.seen)
+    database = bench.folder.database
+    for beside in database.parent.glob("job.db-*"):
+        beside.unlink()
+    database.write_bytes(damage(database.read_bytes()))
+    for _ in range(2):
+        assert said in bench.fail(*limit)
+    assert len(bench.upstream.seen) == sent
+    again = ("--again", "all", "--overwrite") if said != "was damaged or removed" else ("--overwrite",)
+    assert bench.succeed(*limit, *again)["answered"] == (20 if limit else 40)
+
+
+def test_an_unfinished_job_whose_database_is_empty_is_not_paid_again_without_a_word(bench):
+    bench.prompts(40)
+    bench.half_done(answers(0, 20))
+    bench.folder.database.write_bytes(b"")
+    for beside in bench.folder.database.parent.glob("job.db-*"):
+        beside.unlink()
+    assert "is empty, so the answers of its job are lost" in bench.fail()
+    assert not bench.upstream.seen
+    assert bench.succeed("--again", "all")["answered"] == 40

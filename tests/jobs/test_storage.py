@@ -57,6 +57,8 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(bench):
     assert f"The job's database {bench.folder.database} cannot be" in found["reason"]
     assert bench.status()["state"] in {"stopped", "interrupted"}
     sent = len(bench.upstream.seen)
+    (note,) = (warning for warning in found["warnings"] if "could not be stored" in warning)
+    assert note.startswith(f"{sent - found['done']} rows had a request whose answer"), "paid and lost"
     assert 0 < found["done"] < 2000
     assert (found["done"], found["failed"]) == (
         len(bench.records()),

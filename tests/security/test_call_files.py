@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from fakes import KEY
+from fakes import KEY, openai_configuration
 from ingested import Ingested
 from planted import HARMLESS, ROWS, SECRET, VENDOR_KEY, plant
 from promptmill.config.loading import Configuration
@@ -23,6 +23,7 @@ from promptmill.jobs.inputs.row_secrets import check, check_beginning
 from promptmill.jobs.store.database import Work
 from promptmill.system.call_files import FileRule, RefusedError, is_secret_name
 from promptmill.system.safe_open import OutsideError
+from replies import answer, by_prompt
 from server_process import written
 from talk import serving, text
 
@@ -540,3 +541,45 @@ def test_a_refused_name_tells_nothing_about_files_that_are_there(tmp_path):
         return str(caught.value)
 
     assert refusal(".env") == refusal(".env2") == "is hidden"
+
+
+@pytest.mark.rule("F22")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "page", ["<pre>db:\n  password: hunter22x9secret\n</pre>", "<password>hunter22x9secret</password>"]
+)
+async def test_a_web_page_with_a_password_is_not_sent_in_any_encoding(upstream, tmp_path, monkeypatch, encoding, page):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.html").write_bytes(f"<html><body>{page}</body></html>".encode(encoding))
+    async with serving(openai_configuration(upstream.url)) as talk:
+        await talk.error("bulk_generate", files=["page.html"], prompt="{{content}}")
+    assert not upstream.seen
+
+
+@pytest.mark.rule("F22")
+@pytest.mark.parametrize(
+    "said",
+    [
+        "it is sk-proj-0123456789abcdefghij",
+        '{"password": "hunter22"}',
+        '{"a": [{"b": "ghp_0123456789abcdefghijABCDEFGHIJ012345"}]}',
+    ],
+)
+async def test_a_key_in_an_answer_is_withheld_from_pages_and_the_resource(upstream, tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    upstream.reply = by_prompt({"row 1": answer(said)}, answer())
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": f"row {n}"}) + "\n" for n in range(3)))
+    async with serving(openai_configuration(upstream.url)) as talk:
+        job_id = (await talk("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")).structured_content[
+            "job_id"
+        ]
+        await talk.ended(job_id)
+        for read in ("all", "answers"):
+            rows = (await talk("bulk_status", read=read, job_id=job_id)).structured_content["rows"]
+            assert [row["answer"] for row in rows] == ["echo: row 0", None, "echo: row 2"]
+            assert "may hold secrets" in rows[1]["left_out"]
+        (resource,) = await talk.client.read_resource(f"promptmill://jobs/{job_id}/answers")
+        page = resource.model_dump()["text"]
+        assert json.dumps(said)[1:-1] not in page
+        assert "may hold secrets" in page
+    assert said in [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -228,6 +228,36 @@ async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder,
     assert "the text" not in _sent(theirs)
 
 
+@pytest.mark.rule("F25")
+@pytest.mark.rule("M1")
+@MODES
+@pytest.mark.parametrize("changes", ["endpoint", "cost"])
+async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstreams, mode, changes):
+    """While the user decides, another call chooses another endpoint, or a model that costs more."""
+    first, second = upstreams(), upstreams()
+    top: dict[str, Any] = {"backend_configs": {"openai": {"base_url": first.url}}}
+    later: dict[str, Any] = {"backend_configs": {"openai": {"base_url": second.url}}}
+    if changes == "cost":
+        top, later = ({"sampling_params": {"max_tokens": tokens}, "backend_configs": {}} for tokens in (1, 600))
+    asked: list[str] = []
+
+    async def user(message, *_):
+        asked.append(message)
+        if len(asked) == 1:
+            await talk.init(**later)
+        return ElicitResult(action="accept" if len(asked) == 1 else "decline", content={"agree": True})
+
+    price = {**PRICE, "ask_above_cost": 0.5} if changes == "cost" else {}
+    async with serving(Configuration(_raw(upstream, **price)), mode=mode, elicitation_handler=user) as talk:
+        await talk.init(**top)
+        job = await talk("bulk_generate", **FILES[0])
+        if not job.is_error:
+            await talk.ended(job.structured_content["job_id"])
+    assert len(set(asked)) == len(asked) == (2 if mode == "auto" else 1)
+    assert "the text of a file" not in _sent(second)
+    assert all(seen.json["max_tokens"] == 1 for seen in upstream.seen if changes == "cost")
+
+
 # The cost
 
 

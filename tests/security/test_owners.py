@@ -16,7 +16,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.server import create_server, tasks, tool_calls
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang
-from served import TOKEN, Served
+from served import TOKEN, Served, ServedHere
 from server_process import written
 from talk import Talk
 from tasking import Tasking, ask
@@ -168,3 +168,31 @@ def test_over_http_the_token_is_the_owner_and_over_stdio_the_user(upstream, tmp_
         again = first.session(bearer)
         eventually(lambda: again.call("bulk_status", job_id=job_id)["structuredContent"]["done"] == 1)
         assert again.call("bulk_status", action="cancel", job_id=job_id)["structuredContent"]["state"] == "cancelled"
+
+
+@pytest.mark.rule("H10")
+@pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28, which has no sessions, and 2025-11-25
+async def test_clients_of_one_address_do_not_see_each_others_jobs_on_prompts(upstream, tmp_path, mode):
+    config = written(tmp_path, upstream.url, {"max_call_s": 1.0, "allowed_roots": [str(tmp_path)]})
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "of a file"}) + "\n")
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    files = {"input_file": str(tmp_path / "in.jsonl"), "output_file": str(tmp_path / "out.jsonl")}
+    with ServedHere(config, environ=environ) as served:
+        async with Client(served.url, mode=mode) as one, Client(served.url, mode=mode) as two:
+            first, second = Talk(one), Talk(two)
+            job = (await first("bulk_generate", prompts=["a secret"])).structured_content["job_id"]
+            await first.ended(job)
+            upstream.reply = by_prompt({"secret 1": hang()}, answer())
+            call = await first("generate", prompt_ls=["secret 0", "secret 1"])
+            assert call.structured_content["job_id"].startswith("call-")
+            on_files = (await first("bulk_generate", **files)).structured_content["job_id"]
+            listed = [each["job_id"] for each in (await second("bulk_status")).structured_content["jobs"]]
+            assert listed == [on_files]
+            other = (await second("bulk_generate", prompts=["a secret"])).structured_content
+            assert other["job_id"] != job
+            assert other["state"] != "finished"
+            await second.ended(other["job_id"])
+            rows = (await first("bulk_status", read="all", job_id=job)).structured_content["rows"]
+            assert rows[0]["answer"] == "echo: a secret"
+            mine = [each["job_id"] for each in (await first("bulk_status")).structured_content["jobs"]]
+            assert (job in mine) == (mode == "legacy")

@@ -13,8 +13,9 @@ follow in this module.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choice
 from promptmill.backends import protocol, registry
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
+from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget
 from promptmill.core.request import (
@@ -181,6 +182,7 @@ class _SeveralAnswers:
         self._passed: Sampling | None = None
         """The last parameters for `plain`. Most requests share them, and reading a field takes 500 instructions."""
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+        self._copies = Copies()
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request. A request without `n` is passed on."""
@@ -194,10 +196,14 @@ class _SeveralAnswers:
         return self._following(request, call)
 
     async def _each(self, request: Request, n: int, call: protocol.Call) -> protocol.Outcome:
-        def one(place: int) -> Awaitable[protocol.Outcome]:
+        texts, images = request.conversation.texts, request.conversation.images
+        size = sum(map(len, texts)) + sum(len(image.source) for image in images)
+
+        async def one(place: int) -> protocol.Outcome:
             sampling = self._single_sampling(request.sampling, place)
             earlier = 0 if place else request.attempts  # the earlier attempts count once, in the sum
-            return self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
+            async with self._copies.held(size if place and size * n > _LONG else 0):
+                return await self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
 
         return _joined(await together([functools.partial(one, place) for place in range(n)], call), call)
 
@@ -206,6 +212,30 @@ class _SeveralAnswers:
         seed = None if sampling.seed is None else sampling.seed + place
         changes = {"n": None, "seed": seed}
         return once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
+
+
+class Copies:
+    """The copies of prompts in flight, beyond the first of each: a prompt of 7 MB with `n: 128` would take 1.4 GB."""
+
+    def __init__(self, most: int = MOST_SHARED) -> None:
+        """`most`: the characters that all copies may have together. A longer prompt is sent once at a time."""
+        self._most, self._held, self._freed = most, 0, asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def held(self, size: int) -> AsyncIterator[None]:
+        """Wait until a copy of `size` characters has room, and hold it."""
+        if not size:
+            yield
+            return
+        async with self._freed:
+            await self._freed.wait_for(lambda: not self._held or self._held + size <= self._most)
+            self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+            async with self._freed:
+                self._freed.notify_all()
 
 
 def once(

@@ -337,7 +337,7 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
         if (price := prices.of(request)) is None:
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
-        estimated += price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
+        estimated += (request.sampling.n or 1) * price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
         most += most_of(request, plan, prices)
     return estimated, None if math.isinf(most) else most
 

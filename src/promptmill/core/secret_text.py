@@ -158,6 +158,8 @@ def find_assigned(data: bytes, *, has_lines: bool) -> str:
 
     `has_lines`: values need no quotes, for example in YAML.
     """
+    if b"\0" in data:  # UTF-16 or UTF-32
+        data = data.replace(b"\0", b"")
     if any(form.search(data) for form in _FILES):
         return "passwords or keys, by its form"
     small = data.lower()

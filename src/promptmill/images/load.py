@@ -232,6 +232,17 @@ def _local_path(source: str) -> Path:
     return home_expanded(source)
 
 
+def names_of(source: str, files: FileRule) -> list[str]:
+    """Return the names that errors have for a local image: its resolved path, whole and shortened."""
+    if not isinstance(source, str) or is_data(source) or is_web(source):
+        return []
+    try:
+        path = local_path(pdf.split(source)[0])
+    except PromptmillError:
+        return []
+    return [name for each in (files.placed(path), path) for name in (_whole(each), _short_path(each))]
+
+
 def _short_path(path: Path) -> str:
     """Return the path for a message. A long path (perhaps base64 without the `data:` prefix) is shortened."""
     text = str(path)

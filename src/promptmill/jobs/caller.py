@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +21,14 @@ class Caller(NamedTuple):
     owner: str = ""
     """Over HTTP a digest of the token; over stdio `""` for this user. If a job's rows came in a call, only the job's
     owner may see, read and end it."""
+    is_alone: bool = True
+    """Whether no other client has this session. In a protocol without sessions, clients at one address share it: it
+    limits what they use together, but no list shows their jobs, and equal rows of two calls are two jobs."""
+
+    @property
+    def of_rows(self) -> str:
+        """The owner of rows of a call, which distinguishes equal rows of two clients."""
+        return self.session if self.is_alone else secrets.token_hex(16)
 
 
 USER = Caller()

@@ -162,9 +162,9 @@ async def _rows_of(
     files: list[str] | None,
     *,
     options: Mapping[str, Any],
-    session: str,
+    caller: Caller,
 ) -> Rows:
-    """Return the rows of a call. Equal rows of two sessions are two jobs, so that no client learns another's requests.
+    """Return the rows of a call. Equal rows of two clients are two jobs, so that no client learns another's requests.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -176,11 +176,11 @@ async def _rows_of(
         if not prompts:
             raise input_error("`prompts` is an empty list; send at least one prompt.")
         lines = lines_of(prompts, "text" if "prompt" in options else "prompt", "prompts")
-        return Rows(blocks=lines, has_lines=False, owned_by=session)
+        return Rows(blocks=lines, has_lines=False, owned_by=caller.of_rows)
     if files is None:
         return Rows([str(paths.allowed(input_file, "input_file"))])
     if options.get("each") != "line":
-        return Rows(files, rule=paths.rule, owned_by=session)
+        return Rows(files, rule=paths.rule, owned_by=caller.of_rows)
     return Rows(await asyncio.to_thread(lambda: [*map(str, RowFiles(files, paths.rule).paths())]))
 
 
@@ -278,7 +278,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             if (input_file or files is not None) and not validate:
                 await questions.check_endpoint(ctx, models.plan)
             cost = None if validate else questions.cost(ctx, models.plan, values.get("max_cost"), "This job")
-            rows = await _rows_of(running.paths, input_file, prompts, files, options=values, session=caller.session)
+            rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
                 "system_prompt": form["system"],
                 "fields": values.get("fields") is not False,

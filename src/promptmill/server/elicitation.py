@@ -12,6 +12,7 @@ neither sent nor replaced, because nothing else protects them.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
 
     `name` distinguishes the questions of a call. Raises `UnansweredQuestion`.
     """
+    name = f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:16]}"  # the answer is to this question alone
     session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
     form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
     asked = ElicitRequestFormParams(message=question, requested_schema={**form, "required": [_ANSWER]})

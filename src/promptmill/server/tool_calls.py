@@ -534,11 +534,14 @@ def caller_of(ctx: Context, service: Service) -> Caller:
     """Return the client of a call."""
     context = ctx.request_context
     owner = owner_of(None if context is None else context.request)
-    return Caller(session_of(ctx) if service.is_shared else "", owner)
+    if not service.is_shared:
+        return Caller("", owner)
+    return Caller(session_of(ctx), owner, ctx.session.protocol_version not in MODERN_PROTOCOL_VERSIONS)
 
 
 def session_of(ctx: Context) -> str:
-    """Return the id of a client's session; in a protocol without sessions (2026-07-28), its owner and address."""
+    """Return the id of a client's session; in a protocol without sessions (2026-07-28), its owner and address, which
+    other clients may have, too: see `Caller.is_alone`."""
     request = None if ctx.request_context is None else ctx.request_context.request
     if request is None:
         return ""

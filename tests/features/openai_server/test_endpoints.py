@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from pathlib import Path
 
 import openai
 import pytest
@@ -71,6 +72,47 @@ def test_an_answer_that_was_cut_before_its_first_word_is_empty_as_at_openai(open
     assert "".join(each.content or "" for each in said) == ""
     assert "".join(getattr(each, "reasoning_content", None) or "" for each in said) == "hm"
     assert [each.finish_reason for chunk in chunks for each in chunk.choices if each.finish_reason] == ["length"]
+
+
+@pytest.mark.parametrize(
+    "path", ["./a.png", "~/x.png", "../up.png", "file:///etc/passwd", "scan.pdf#page=2", "b" * 200]
+)
+def test_an_error_names_a_path_as_the_client_wrote_it(openais, upstream, path):
+    """A resolved path shows the folders of the server's machine and its user."""
+    content = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": path}}]
+    with pytest.raises(openai.BadRequestError) as refused:
+        openais().chat.completions.create(model="default", messages=[{"role": "user", "content": content}])
+    said = str(refused.value)
+    assert path[:80] in said
+    for folder in (Path.cwd(), Path.home()):
+        assert str(folder) not in said
+        assert str(folder)[:20] not in said
+
+
+def test_so_does_the_error_file_of_a_batch(openais):
+    client = openais()
+    content = [{"type": "image_url", "image_url": {"url": "./a.png"}}]
+    bad = line("bad", "?")
+    bad["body"]["messages"] = [{"role": "user", "content": content}]
+    batch = ended(client, started(client, [line("good", "hi"), bad]))
+    said = results(client, batch.error_file_id)["bad"]["response"]["body"]["error"]["message"]
+    assert said.startswith("./a.png is outside")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name"),
+    [
+        ("max_output_tokens", 0, "max_output_tokens"),
+        ("reasoning", {"effort": 5}, "reasoning.effort"),
+        ("text", {"format": {"type": "json_schema", "name": "a", "schema": {"type": "nope"}}}, "text.format"),
+        ("input", [{"role": "alien", "content": "x"}], "input"),
+    ],
+)
+def test_an_error_of_responses_names_the_field_of_its_own_body(openais, field, value, name):
+    with pytest.raises(openai.BadRequestError) as refused:
+        openais().responses.create(**{"model": "default", "input": "hi", field: value})
+    assert refused.value.param == name
+    assert refused.value.body["message"].startswith(name)
 
 
 def asked(client, path, **more):

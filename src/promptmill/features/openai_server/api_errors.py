@@ -15,9 +15,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.request import BESIDE, PASSED_ON, Sampling
+from promptmill.core.request import BESIDE, PASSED_ON, Conversation, Sampling
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
+from promptmill.images.load import names_of
+from promptmill.system.call_files import FileRule
 
 _log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -45,6 +47,14 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
 """The status and `code` for an error of promptmill. Any other error is a 500 with promptmill's code."""
 _PARAMS = {Code.CONTEXT_LENGTH: "messages", Code.NOT_FOUND: "model"}
 """The invalid field of an error that does not name one."""
+IN_RESPONSES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+"""Fields of `/v1/responses`, by their names in chat completions."""
+_NAMED_FIRST = re.compile(rf"(?:{'|'.join(IN_RESPONSES)})\b")
 _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
 )
@@ -101,12 +111,32 @@ def error_of(error: PromptmillError, path: str = "") -> ApiError:
     found = (_PARAM.match(text) for text in (error.message, f"{said.get('param')} "))
     fields = (name for each in found if each and re.split(r"\W", name := each[1])[0] in _FIELDS)
     param = next(fields, _PARAMS.get(error.code))
-    if param and param.startswith("messages") and path in {"/v1/responses", "/v1/embeddings"}:
-        param = "input"
+    if param and path in {"/v1/responses", "/v1/embeddings"}:
+        param = "input" if param.startswith("messages") else IN_RESPONSES.get(param, param)
     if code is None and status == 400 and isinstance(own := said.get("code"), str) and own.isidentifier():
         code = own
     message = redact(str(error)).removeprefix("sampling_params.")
+    if path == "/v1/responses":
+        message = (
+            _NAMED_FIRST.sub(lambda match: IN_RESPONSES[match[0]], message, count=1)
+            if _NAMED_FIRST.match(message)
+            else message
+        )
     return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
+
+
+def as_written(error: PromptmillError, conversation: Conversation, files: FileRule) -> PromptmillError:
+    """Return `error` with the paths of images as the client wrote them: a resolved one shows the server's folders."""
+    message = error.message
+    for image in conversation.images:
+        names = (name for name in names_of(image.source, files) if name in message)
+        if name := next(names, ""):
+            message = message.replace(name, image.source[:80])
+    if message == error.message:
+        return error
+    changed = PromptmillError(error.code, message, error.hint)
+    changed.said = error.said
+    return changed
 
 
 def as_api_error(error: Exception) -> ApiError:

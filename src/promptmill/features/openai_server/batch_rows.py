@@ -23,14 +23,16 @@ from promptmill.backends.batch_lines import CHAT
 from promptmill.backends.protocol import Completion
 from promptmill.core.bounds import LONGEST_ROW, MOST_BATCH_LINES, MOST_ROWS, MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.values import JsonDict
-from promptmill.features.openai_server.api_errors import ApiError, as_api_error, error_of
+from promptmill.core.request import conversation_from_messages
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.features.openai_server.api_errors import ApiError, as_api_error, as_written, error_of
 from promptmill.features.openai_server.bodies import reply_body
 from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.features.openai_server.stored_files import check_disk
 from promptmill.jobs import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.store.folder import Folder
+from promptmill.system.call_files import FileRule
 
 INPUT, REFUSED = "input.jsonl", "refused.jsonl"
 _TEXTS = frozenset({"messages", "input", "model"})
@@ -145,8 +147,9 @@ class FileCheck:
 class Results:
     """Writes the output file and the error file of a batch from the rows of its job."""
 
-    def __init__(self, endpoint: str, place: Path, folder: Folder, last: str) -> None:
-        """`last`: the final state of the batch."""
+    def __init__(self, endpoint: str, place: Path, folder: Folder, last: str, files: FileRule) -> None:
+        """`last`: the final state of the batch. `files`: the rule for files that rows name."""
+        self._files = files
         self._endpoint, self._refused, self._folder, self._last = endpoint, place / REFUSED, folder, last
         self._unread = place / INPUT
         self.completed = self.failed = 0
@@ -205,9 +208,15 @@ class Results:
                 out.write(line)
                 return
         else:
-            found |= self._failed(number, outcome.error)
+            found |= self._failed(number, self._as_written(outcome.error, row))
         self.failed += 1
         errors.write(_json_line(found))
+
+    def _as_written(self, error: PromptmillError, row: JsonObject) -> PromptmillError:
+        """Return the error of a row with the paths of its images as its line wrote them."""
+        with contextlib.suppress(PromptmillError, LookupError, TypeError):
+            return as_written(error, conversation_from_messages(row["body"]["messages"], "messages"), self._files)
+        return error
 
     def _undone(self) -> JsonDict:
         code, message = _UNDONE[self._last]

@@ -282,7 +282,7 @@ class BatchRuns:
         await asyncio.to_thread(self._store_results, batch, owner, last)
 
     def _store_results(self, batch: Batch, owner: str, last: State) -> None:
-        results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last)
+        results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last, self._endpoints.files)
         expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
         with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
             if batch.request_counts.total:  # not if the batch was cancelled before its file was read completely

@@ -31,7 +31,7 @@ from promptmill.core.request import (
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server import response_bodies
-from promptmill.features.openai_server.api_errors import ApiError, error_of, unsupported, wrong_type
+from promptmill.features.openai_server.api_errors import IN_RESPONSES, ApiError, error_of, unsupported, wrong_type
 from promptmill.features.openai_server.choices import choices_of, usage_of
 from promptmill.features.openai_server.response_bodies import GUIDED
 
@@ -115,7 +115,11 @@ def request_of(path: str, body: JsonObject) -> Request:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else None
-        raise ApiError(400, explain(error, Sampling), name, _code_of(first["type"], name)) from None
+        code, said = _code_of(first["type"], name), explain(error, Sampling)
+        names = IN_RESPONSES if path == RESPONSES else {"max_tokens": "max_completion_tokens"}
+        if name in names and (path == RESPONSES or names[name] in body):  # the client's own name
+            name, said = names[name], said.replace(name, names[name], 1)
+        raise ApiError(400, said, name, code) from None
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise wrong_type("messages", messages, "a list of messages")

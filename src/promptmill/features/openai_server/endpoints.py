@@ -19,13 +19,14 @@ from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import PASSED_ON, Request, required_of
 from promptmill.core.values import JsonDict
-from promptmill.features.openai_server.api_errors import ApiError, error_of, wrong_type
+from promptmill.features.openai_server.api_errors import ApiError, as_written, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
 from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
 from promptmill.server.tool_calls import owner_of
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
 from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
@@ -118,6 +119,11 @@ class Endpoints:
         raise ApiError(404, f"There is no model {name[:60]!r}; models here: {models}.", "model", "model_not_found")
 
     @property
+    def files(self) -> FileRule:
+        """The rule for files that requests name."""
+        return self._service.plan.file_rule
+
+    @property
     def has_several(self) -> bool:
         """Whether clients may choose among several models; then each row of a job must name its model."""
         return len(self._usable("")) > 1
@@ -164,7 +170,7 @@ class Endpoints:
             return outcome
         except PromptmillError as error:
             code = str(error.code)
-            raise error_of(error, asked.path) from None
+            raise error_of(as_written(error, asked.request.conversation, asked.plan.file_rule), asked.path) from None
         except asyncio.CancelledError:
             code = "cancelled"
             raise

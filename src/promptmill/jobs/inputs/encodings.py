@@ -21,6 +21,13 @@ _USUAL = "cp1252"
 _KNOWN = (_USUAL, "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr")
 _SHOWN = 60  # max characters of a line in an error
 _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WIDE = {
+    b"\1\0\0\0": "utf-32-le",
+    b"\0\0\0\1": "utf-32-be",
+    b"\1\0": "utf-16-le",
+    b"\0\1": "utf-16-be",
+}
+"""Encodings without a byte-order mark, by which of the first bytes of a Latin text are not zero."""
 _NO_ASCII = ("utf-16", "utf-32", "utf-7", "iso2022", "hz")  # their bytes may also be UTF-8, and then mean another text
 _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: each name means the larger encoding
     {
@@ -53,7 +60,13 @@ def text_of(data: bytes, *charsets: str) -> str:
     """Return a text as mailers and browsers read it. `charsets`: the names that it gives itself, maybe wrong ones."""
     named = [_encoding(charset) for charset in charsets]
     named += ["big5hkscs"] if "cp950" in named else []  # browsers read both as one
-    first = ["utf-16"] if data.startswith(_TWO_BYTES) else [name for name in named if name.startswith(_NO_ASCII)]
+    # a key in such a text would be letters with zeros between them
+    wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        wide = "utf-32"
+    elif data.startswith(_TWO_BYTES):
+        wide = "utf-16"
+    first = [wide] if wide else [name for name in named if name.startswith(_NO_ASCII)]
     for encoding in (*first, "utf-8-sig", *named):
         with contextlib.suppress(LookupError, ValueError):
             return data.decode(encoding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,8 @@ def results_page(
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}
-        fields = _Fields(spec, rule.finder if rule.is_guarded else None)
+        finder = rule.finder if rule.is_guarded else None
+        fields = _Fields(spec, finder)
         size, last, after = 0, -1, None
         for each in answered_rows(store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)):
             if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE):
@@ -174,6 +176,8 @@ def results_page(
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
             given = spec.plan.marks(spec, each.record, each.beside)
             marks = {names.get(name, name): value for name, value in given.items()}
+            if finder is not None and _holds_secret(answered | marks, answered[names.get("answer", "answer")], finder):
+                answered, marks = _withheld(answered, names), dict.fromkeys(marks)
             own |= variant_values(spec, each.slot)
             shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
             size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
@@ -200,6 +204,22 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
         return answer_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
     return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
+
+
+def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:
+    """Return whether the fields of an answer may hold a key or password, as a row of the input may."""
+    if isinstance(answer, str) and answer.lstrip()[:1] == "{":
+        with contextlib.suppress(ValueError):
+            answer = read_json(answer.encode())
+    return bool((isinstance(answer, Mapping) and find_field(answer)) or finder.find(rows.json_line(fields)))
+
+
+def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of an answer without its texts."""
+    kept = {names.get(name, name) for name in ("usage", "finish_reason", "cost")}
+    shown = {name: value for name, value in fields.items() if name in kept}
+    told = f"The row's answer {MAY_HOLD_SECRETS}; the job's output has it."
+    return {names.get("answer", "answer"): None, names.get("error", "error"): None, **shown, "left_out": told}
 
 
 def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:

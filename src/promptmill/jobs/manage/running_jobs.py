@@ -94,7 +94,7 @@ class RunningJobs:
         """
         order, source = opened.order, opened.source
         if opened.loose is not None:
-            self.visible.add(opened.loose.job_id, caller.session)
+            self.visible.add(opened.loose.job_id, caller)
         running = await asyncio.to_thread(self._running, order)
         if running is not None and not validate:
             return dict(running)
@@ -362,7 +362,7 @@ class RunningJobs:
     def _show(self, job_id: str) -> None:
         """List the job of a call in `status`, if this server has only one client."""
         if not self._service.is_shared:
-            self.visible.add(job_id, "")
+            self.visible.add(job_id, USER)
 
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:

@@ -28,9 +28,10 @@ class VisibleJobs:
         self._sessions: dict[str, str] = {}
         """The session that started each job on rows of a call, by the job's id."""
 
-    def add(self, job_id: str, session: str) -> None:
+    def add(self, job_id: str, caller: Caller) -> None:
         """List a job on rows of a call for the session of the call."""
-        self._sessions[job_id] = session
+        if caller.is_alone:
+            self._sessions[job_id] = caller.session
 
     def newest(self, limit: int, caller: Caller) -> dict[str, object]:
         """Return the status of the newest jobs: `{"jobs": […], "more": the number of other jobs}`. Blocks."""
@@ -81,7 +82,7 @@ class VisibleJobs:
 
     def _is_listed(self, spec: JobSpec, caller: Caller) -> bool:
         if self._is_loose(spec):
-            return self._sessions.get(spec.job_id) == caller.session
+            return caller.is_alone and self._sessions.get(spec.job_id) == caller.session
         return self._is_owner(spec, caller) and self._may_see(spec)
 
     @staticmethod

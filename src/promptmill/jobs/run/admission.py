@@ -53,7 +53,12 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
         is_new = folder.spec is None or not (order.question.templates or new.input.format != "jsonl")
         if is_new and not are_columns_checked and files.input is not None:
             check_columns(order.question, new.input.format, files.input)
-        _check_output(folder, new, order, members.stamp(new.output.path))
+        damage = folder.damage()
+        if damage == "empty" and order.earlier.again != "all":
+            empty = f"The database {folder.database} is empty, so the answers of its job are lost. Restore it, or "
+            raise input_error(empty, SEND_ALL, " sends all rows again.")
+        if not damage:  # else its repair shows whose output it is
+            _check_output(folder, new, order, members.stamp(new.output.path))
         if not folders.beside_outputs or files.is_loose:
             disk.make_private_folder(folders.root)  # without changes to the folders above it
         if (lock := _locked(folder)) is None:
@@ -164,6 +169,9 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
             return  # kept: only one sheet is replaced
         part = "sheet" if file.suffix.lower() == ".xlsx" else "table"
         other = f"name another {part}" if member else "name another file, or move it away"
+        if begun is None and folder.had_job:
+            lost = f"The database {folder.database} was damaged or removed, so {output} may be its own output or not; "
+            raise input_error(f"{lost}{other}", overwrite, ".")
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 

@@ -252,6 +252,11 @@ class Runner:
         if error is not None and error.code is Code.STORAGE and job.folder.is_open:
             with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written do not count
                 self.progress.take(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
+                if lost := job.folder.store.in_flight.rows:
+                    self.progress.notes.append(
+                        f"{counted(lost, 'row')} had a request whose answer could not be stored. What they cost "
+                        "is paid, their answers are lost, and the next run sends the rows again."
+                    )
         if self.progress.state == states.FINISHED:
             with contextlib.suppress(OSError, DamagedError):  # the next run then finds no rows for the last round
                 rounds.end(job.folder.store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -131,8 +132,10 @@ def _check_rows(
             where = rows.place(kind, row.n, has_lines=spec.input.has_lines)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
-            sent += len(parts)
-            tokens += sum(-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
+            answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
+            sent += sum(answers)
+            sizes = (-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
+            tokens += sum(map(operator.mul, answers, sizes))
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
                 if len(shown) < prompts:

@@ -146,6 +146,27 @@ class Folder:
         finally:
             self.open()
 
+    @property
+    def had_job(self) -> bool:
+        """Whether a job has had its database here."""
+        return InFlight.beside(self.database).exists()
+
+    def damage(self) -> str:
+        """Return `damaged` or `empty` for a database without the job that has been in it; `""` for all others.
+
+        A file is also empty if a kill came before its first page.
+        """
+        try:
+            if not self.database.stat().st_size:
+                return "empty" if self.had_job else ""
+            with self.reading() as store:
+                store.get("spec")
+        except DamagedError:
+            return "damaged"
+        except OSError:  # missing, or reported by `open`
+            return ""
+        return ""
+
     def forget(self) -> None:
         """Remove the database."""
         self.close()

@@ -123,6 +123,11 @@ class InFlight:
         self.recorded(tuple(self._places))
 
     @property
+    def rows(self) -> int:
+        """The number of rows with a sent request and no record."""
+        return len(self._places)
+
+    @property
     def requests_lost(self) -> int:
         """The number of requests of earlier runs that no record counts."""
         return self._cleared + sum(entry.requests for entry in self.lost.values())
