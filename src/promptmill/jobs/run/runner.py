@@ -254,8 +254,8 @@ class Runner:
                 self.progress.take(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
                 if lost := job.folder.store.in_flight.rows:
                     self.progress.notes.append(
-                        f"{counted(lost, 'row')} had a request whose answer could not be stored. What they cost is paid, "
-                        "their answers are lost, and the next run sends the rows again."
+                        f"{counted(lost, 'row')} had a request whose answer could not be stored. What they cost "
+                        "is paid, their answers are lost, and the next run sends the rows again."
                     )
         if self.progress.state == states.FINISHED:
             with contextlib.suppress(OSError, DamagedError):  # the next run then finds no rows for the last round
