@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -556,6 +557,10 @@ async def test_a_web_page_with_a_password_is_not_sent_in_any_encoding(upstream, 
     assert not upstream.seen
 
 
+def text_of(resource: Any) -> str:
+    return str(resource.text)
+
+
 @pytest.mark.rule("F22")
 @pytest.mark.parametrize(
     "said",
@@ -579,7 +584,6 @@ async def test_a_key_in_an_answer_is_withheld_from_pages_and_the_resource(upstre
             assert [row["answer"] for row in rows] == ["echo: row 0", None, "echo: row 2"]
             assert "may hold secrets" in rows[1]["left_out"]
         (resource,) = await talk.client.read_resource(f"promptmill://jobs/{job_id}/answers")
-        page = resource.model_dump()["text"]
-        assert json.dumps(said)[1:-1] not in page
-        assert "may hold secrets" in page
+        assert json.dumps(said)[1:-1] not in text_of(resource)
+        assert "may hold secrets" in text_of(resource)
     assert said in [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]

@@ -235,8 +235,8 @@ async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder,
 async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstreams, mode, changes):
     """While the user decides, another call chooses another endpoint, or a model that costs more."""
     first, second = upstreams(), upstreams()
-    top: dict[str, Any] = {"backend_configs": {"openai": {"base_url": first.url}}}
-    later: dict[str, Any] = {"backend_configs": {"openai": {"base_url": second.url}}}
+    top: Any = {"backend_configs": {"openai": {"base_url": first.url}}}
+    later: Any = {"backend_configs": {"openai": {"base_url": second.url}}}
     if changes == "cost":
         top, later = ({"sampling_params": {"max_tokens": tokens}, "backend_configs": {}} for tokens in (1, 600))
     asked: list[str] = []

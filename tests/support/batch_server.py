@@ -250,7 +250,8 @@ class BatchServer:
 
     def left_files(self) -> list[str]:
         """Return the names of the files that still exist."""
-        return [file.name for file in list(self.files.values())]
+        keeps = self._about.get("keeps_results", False)  # the provider's own, which are no files
+        return [file.name for file in list(self.files.values()) if not (keeps and file.batch)]
 
     def never_read(self) -> list[str]:
         """Return the ids of batches whose results were billed, but never read to their end."""
@@ -406,7 +407,8 @@ class BatchServer:
         return {"record": self._file_record(file)}
 
     def _files(self, values: dict[str, Any]) -> dict[str, Any]:
-        files = self._listed([*self.files.values()])
+        keeps = self._about.get("keeps_results", False)
+        files = self._listed([file for file in self.files.values() if not (keeps and file.batch)])
         return self._page(values, [file.id for file in files], [*map(self._file_record, files)])
 
     def _delete_file(self, values: dict[str, Any]) -> None:
@@ -497,6 +499,17 @@ class BatchServer:
         batch = self.create([(row["custom_id"], row["body"]) for row in rows], **known)
         return {"record": self._record(batch)}
 
+    def _read(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return a page of a batch's results."""
+        batch = self._known(values)
+        if self.switches.gone or batch.files[0] not in self.files:
+            raise _RefusedError("missing")
+        self.requests["download"] += 1
+        records = self._results(batch) or []
+        page = self._page(values, [f"r{number}" for number in range(len(records))], records)
+        batch.was_read = batch.was_read or not page["next"]
+        return page
+
     def _list(self, values: dict[str, Any]) -> dict[str, Any]:
         batches = self._listed([batch for batch in self.batches.values() if not batch.is_deleted])
         records = [self._record(batch, with_results=False) for batch in batches]
@@ -558,7 +571,8 @@ class BatchServer:
                 (line,) = self._result("answer", custom_id, self._body(body, answer, "batch"))
                 if _is_each(self.switches.retried, number):
                     lines += self._result("error", custom_id)
-                is_cut = _is_each(self.switches.damaged, number) and "results" not in self._named["batch"]["body"]
+                are_lines = "results" not in self._named["batch"]["body"] and "keeps_results" not in self._about
+                is_cut = _is_each(self.switches.damaged, number) and are_lines
                 lines.append(line[: len(line) // 2] if is_cut else line)
                 if _is_each(self.switches.duplicates, number):
                     lines += self._result("answer", custom_id, self._body(body, f"second {answer}", "batch"))

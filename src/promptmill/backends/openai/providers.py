@@ -461,7 +461,13 @@ PROFILES = (
         parameters=_OPENAIS,
         thinking=_NO_SWITCH,
         prompt_cache="automatic",
-        batch=BatchProfile(family="none"),
+        batch=BatchProfile(
+            family="xai",
+            limits=BatchLimits(file_bytes=48_000_000, poll_s=60.0),  # of its Files API; none is stated for batches
+            label="name",
+            discount=0.2,
+            page="docs.x.ai/docs/guides/batch-api",
+        ),
     ),
     ProviderProfile(
         "cerebras",

@@ -148,8 +148,11 @@ class Folder:
 
     @property
     def had_job(self) -> bool:
-        """Whether a job has had its database here."""
-        return InFlight.beside(self.database).exists()
+        """Whether a job of this user has had its database here."""
+        with contextlib.suppress(OSError):
+            self.check()
+            return InFlight.beside(self.database).exists()
+        return False
 
     def damage(self) -> str:
         """Return `damaged` or `empty` for a database without the job that has been in it; `""` for all others.

@@ -34,7 +34,7 @@ KEY = "test-key-1234567890"
 ROWS = 40
 DIALECTS_OF = {"anthropic": "anthropic", "gemini": "gemini"}
 NAMES = {"gemini": "google"}
-WITH_FILES = ["openai", "azure", "together", "mistral", "gemini", "fireworks"]
+WITH_FILES = ["openai", "azure", "together", "mistral", "gemini", "fireworks", "xai"]
 ALL = [*WITH_FILES, "anthropic", "openrouter"]
 
 
@@ -149,7 +149,7 @@ async def test_a_row_is_answered_failed_or_missing_whatever_the_order_and_form_o
         failed = {f"{number - 1}-a" for number in numbers if number % 7 == 0 and number % 10}
         missing = {f"{number - 1}-a" for number in numbers if number % 10 == 0}
         damaged = {f"{number - 1}-a" for number in numbers if number % 11 == 0 and number % 10 and number % 7}
-        if family == "openrouter":  # its results are no lines
+        if family in {"openrouter", "xai"}:  # its results are no lines
             damaged = set()
         assert found.count(None) == len(damaged)
         assert {reply.custom_id for reply in replies if reply.status >= 400} == failed
@@ -321,7 +321,7 @@ async def test_requests_that_read_are_repeated(family, tmp_path):
                 await api.find(batch)
 
 
-@pytest.mark.parametrize("family", [family for family in ALL if family != "openrouter"])
+@pytest.mark.parametrize("family", [family for family in ALL if family not in {"openrouter", "xai"}])
 async def test_a_download_that_is_cut_is_repeated_from_its_beginning(family, tmp_path):
     with BatchServer(family, cut_downloads=2) as server:
         async with opened(server) as api:

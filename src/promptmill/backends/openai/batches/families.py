@@ -384,6 +384,64 @@ class FireworksBatches(openai_batches.Batches):
         return state if state.is_ended else replace(state, results=())
 
 
+class XAIBatches(openai_batches.Batches):
+    """xAI's: OpenAI's files and lines, counters in place of a state, results in pages of JSON.
+
+    Facts: docs.x.ai/docs/guides/batch-api and its REST reference (/v1/batches, files of JSON Lines since March 2026),
+    xai-sdk 1.21.0, litellm 1.109.1.
+    """
+
+    FIELD, CANCEL = "batches", ":cancel"
+    PAGES = Paging({"limit": 100}, _following("pagination_token", "pagination_token"))
+    SKEW_S = 86_400.0  # a time may be only a date
+    PLACES = openai_batches.Places(
+        id="batch_id",
+        done="state.num_success",
+        failed="state.num_error",
+        total="state.num_requests",
+        created="create_time",
+        expires="expire_time",
+        key="name",
+        error="error",
+        results=(),
+    )
+
+    @override
+    def _order(self, batch: PlannedBatch) -> tuple[str, JsonObject]:
+        return self.JOBS, {"name": batch.key, "input_file_id": batch.file_id}
+
+    @override
+    def _read(self, job: Any) -> BatchState:
+        requests, pending = (reading.count(reading.at(job, f"state.num_{name}")) for name in ("requests", "pending"))
+        stopped = reading.at(job, "cancel_by_xai_message")
+        is_cancelled = bool(stopped or reading.at(job, "cancel_time"))
+        if not pending and (requests or is_cancelled):
+            said = "failed" if stopped else "cancelled" if is_cancelled else "completed"
+        else:
+            said = "cancelling" if is_cancelled else "in_progress" if requests else "validating"
+        state = super()._read({**job, "status": said, "error": {"message": stopped} if stopped else None})
+        return replace(state, results=(f"{self._place(state.id)}/results",) if state.is_ended else ())
+
+    @override
+    async def _results(self, name: str) -> AsyncIterator[JsonDict]:
+        async for page in self._connection.pages(name, "results", self.PAGES):
+            for result in page:
+                yield result
+
+    @override
+    def _reply(self, line: JsonObject) -> Reply | None:
+        match line:
+            case {"batch_request_id": str(custom_id), "batch_result": {"response": dict(response)}} if response:
+                return Reply(custom_id, 200, orjson.dumps(next(iter(response.values()))))
+            case {"batch_request_id": str(custom_id), "batch_result": {"error": dict(error)}}:
+                return _coded(custom_id, error)
+        return None
+
+    @override
+    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
+        await super().delete(batch, None)  # its results are no files
+
+
 def _id(batch: PlannedBatch) -> str:
     """Return promptmill's key as an id: in lower case, starting with a letter."""
     return f"pm-{batch.key.lower()}"
@@ -398,5 +456,6 @@ FAMILIES: Mapping[Family, type[openai_batches.Batches]] = MappingProxyType(
         "openrouter": OpenRouterBatches,
         "gemini": GeminiBatches,
         "fireworks": FireworksBatches,
+        "xai": XAIBatches,
     }
 )

@@ -7,7 +7,9 @@ from typing import Literal, TypeAlias
 
 from promptmill.backends.batches import BatchLimits
 
-Family: TypeAlias = Literal["openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "none"]
+Family: TypeAlias = Literal[
+    "openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "xai", "none"
+]
 """`none`: the provider runs no batches of requests in the endpoint's API (Bedrock's need AWS signatures and S3)."""
 
 
@@ -20,7 +22,7 @@ class BatchProfile:
 
     family: Family = "openai"
     limits: BatchLimits = _OPENAIS
-    label: Literal["metadata", "displayName", "id", ""] = "metadata"
+    label: Literal["metadata", "displayName", "id", "name", ""] = "metadata"
     """The field for promptmill's key; empty: the provider stores no label."""
     discount: float | None = None
     """The documented discount, as a share of the live price; None: not documented for all models."""
