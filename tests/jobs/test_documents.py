@@ -352,6 +352,8 @@ def test_a_mail_whose_parts_are_nested_too_deeply_does_not_end_the_process_that_
         ("<body><svg><title>x</title><p>One</p>two", "One\n\ntwo"),
         ("<?xml version='1.0'?><html><head><title/><script src='x'/></head><body><p/>One</body></html>", "One"),
         ("<p>x</p><pre>\nif a:\n\n\n\n    b  c\n</pre><p>y", "x\n\nif a:\n\n\n\n    b  c\n\ny"),
+        ("<noscript>a</noscript><head><NoScript ><p>b</noscript></head><p>One", "One"),
+        ("<ol><li><p>One</p><li><div>two</div></ol><ul><li>a<ul><li>b</ul></ul>", "1. One\n\n2. two\n\n- a\n\n- b"),
         ("<pre>\tone</pre><table><tr><td>a<td>b", "\tone\n\na\tb"),
         ("Name: <input value=Ann> <input type=hidden value=x><input type=password value=y>", "Name: Ann"),
         ("<input type=checkbox checked>a<br><input type=radio>b", "☑ a\n☐ b"),
