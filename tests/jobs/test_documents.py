@@ -352,6 +352,8 @@ def test_a_mail_whose_parts_are_nested_too_deeply_does_not_end_the_process_that_
         ("<body><svg><title>x</title><p>One</p>two", "One\n\ntwo"),
         ("<?xml version='1.0'?><html><head><title/><script src='x'/></head><body><p/>One</body></html>", "One"),
         ("<p>x</p><pre>\nif a:\n\n\n\n    b  c\n</pre><p>y", "x\n\nif a:\n\n\n\n    b  c\n\ny"),
+        ("<noscript>a</noscript><head><NoScript ><p>b</noscript></head><p>One", "One"),
+        ("<ol><li><p>One</p><li><div>two</div></ol><ul><li>a<ul><li>b</ul></ul>", "1. One\n\n2. two\n\n- a\n\n- b"),
         ("<pre>\tone</pre><table><tr><td>a<td>b", "\tone\n\na\tb"),
         ("Name: <input value=Ann> <input type=hidden value=x><input type=password value=y>", "Name: Ann"),
         ("<input type=checkbox checked>a<br><input type=radio>b", "☑ a\n☐ b"),
@@ -471,3 +473,42 @@ def test_the_fields_of_an_old_form_show_their_state():
     field = f"<w:ffData>{boxes}<w:ddList><w:result w:val='1'/>{names}<w:ddList>{names}</w:ffData>"
     paragraph = f"<w:p><w:r><w:fldChar w:fldCharType='begin'>{field}</w:fldChar></w:r></w:p>"
     assert word_text(_word(paragraph)) == "☑☐bluered"
+
+
+_M = "xmlns:m='http://schemas.openxmlformats.org/officeDocument/2006/math'"
+
+
+def _e(text):
+    return f"<m:r><m:t>{text}</m:t></m:r>"
+
+
+@pytest.mark.parametrize(
+    ("piece", "text"),
+    [
+        (f"<m:f><m:num>{_e('a+b')}</m:num><m:den>{_e('2')}</m:den></m:f>", "(a+b)/2"),
+        (f"<m:sSup><m:e>{_e('x')}</m:e><m:sup>{_e('2')}</m:sup></m:sSup>", "x²"),
+        (f"<m:sSubSup><m:e>{_e('x')}</m:e><m:sub>{_e('i')}</m:sub><m:sup>{_e('n')}</m:sup></m:sSubSup>", "x_i^n"),
+        (f"<m:d><m:e>{_e('a+b')}</m:e></m:d>{_e('c')}", "(a+b)c"),
+        (f"<m:rad><m:deg>{_e('3')}</m:deg><m:e>{_e('x')}</m:e></m:rad>", "³√(x)"),
+        (
+            f"<m:nary><m:naryPr><m:chr m:val='∑'/></m:naryPr><m:sub>{_e('i')}</m:sub><m:e>{_e('i')}</m:e></m:nary>",
+            "∑_i i",
+        ),
+        ("<w:sym w:font='Symbol' w:char='F0B1'/><w:sym w:font='Segoe UI' w:char='2713'/>", "±✓"),
+        (
+            "<w:ruby><w:rt><w:r><w:t>b</w:t></w:r></w:rt><w:rubyBase><w:r><w:t>a</w:t></w:r></w:rubyBase></w:ruby>",
+            "a(b)",
+        ),
+    ],
+)
+def test_formulas_and_signs_keep_their_meaning_in_a_line(piece, text):
+    wrapped = f"<m:oMath {_M}>{piece}</m:oMath>" if "m:" in piece else f"<w:r>{piece}</w:r>"
+    assert word_text(_word(f"<w:p>{wrapped}</w:p>")) == text
+
+
+def test_a_row_that_begins_later_and_a_paragraph_without_its_mark():
+    cell = "<w:tc><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:tc>"
+    later = f"<w:tr><w:trPr><w:gridBefore w:val='1'/></w:trPr>{cell.format('c')}</w:tr>"
+    table = f"<w:tbl><w:tr>{cell.format('a')}{cell.format('b')}</w:tr>{later}</w:tbl>"
+    first = "<w:p><w:pPr><w:rPr><w:del/></w:rPr></w:pPr><w:r><w:t>d</w:t></w:r></w:p>"
+    assert word_text(_word(table, first, "<w:p><w:r><w:t>e</w:t></w:r></w:p>")) == "a\tb\n\tc\nde"

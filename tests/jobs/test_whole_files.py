@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,16 @@ import pytest
 from PIL import Image
 
 import promptmill
+from fakes import openai_configuration
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.caller import USER, CallModels
+from promptmill.jobs.door import Rows
+from promptmill.jobs.inputs import documents, whole_files
+from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store.stored import Question
+from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
 
 
 @pytest.fixture
@@ -164,3 +175,41 @@ def test_a_warning_of_mails_and_web_pages_comes_before_anything_is_sent(bench):
     assert not bench.upstream.seen
     assert warning in " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
     assert len(bench.upstream.seen) == len(RAW)
+
+
+async def test_a_cancelled_call_ends_the_reading_of_its_documents(bench, closing):
+    (bench.path / "m").mkdir()
+    part = b"--B\nContent-Type: text/html\n\nx\n"
+    for name in ("a.eml", "b.eml"):  # each takes ten seconds
+        (bench.path / "m" / name).write_bytes(b"Content-Type: multipart/mixed; boundary=B\n\n" + part * 200_000)
+    configuration = openai_configuration(bench.upstream.url)
+    board = RunningJobs(closing(Service(configuration)), lambda: FileRule((bench.path.resolve(),)))
+    rows = Rows([str(bench.path / "m" / "*.eml")], rule=FileRule((bench.path.resolve(),)))
+    documents.text_of(".html", b"x")
+    reader = documents._HELPER.pid
+
+    async def call() -> None:
+        async with board.opened(
+            rows, None, {"prompt": "{{content}}"}, CallModels(await board._service.job_plan(None)), USER
+        ):
+            raise AssertionError("the mails were read")
+
+    calling = asyncio.ensure_future(call())
+    await asyncio.sleep(0.5)
+    assert board._reading.locked()
+    calling.cancel()
+    await asyncio.wait({calling})
+    assert calling.cancelled()
+    assert not board._reading.locked()
+    assert documents._HELPER.pid != reader
+
+
+def test_the_documents_of_a_call_have_one_bound_of_processor_time(tmp_path, monkeypatch):
+    (tmp_path / "a.html").write_text("<p>a")
+    (tmp_path / "b.html").write_text("<p>b")
+    asked = FileQuestion(Question(templates=("{{content}}",)))
+    monkeypatch.setattr(whole_files, "LONGEST_READING_S", -1)
+    files = WholeFiles([str(tmp_path / "*.html")], FileRule((tmp_path.resolve(),)), asked)
+    with pytest.raises(PromptmillError, match="name fewer files"):
+        list(files.lines())
+    assert len([*OwnFiles([tmp_path], tmp_path / "out", asked).lines()]) == 2

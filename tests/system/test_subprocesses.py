@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 
-from promptmill.system.subprocesses import Child
+import pytest
+
+from promptmill.system.subprocesses import Child, group_exists
 
 
 async def test_nothing_is_sent_to_a_process_whose_pipe_is_closed():
@@ -12,3 +17,23 @@ async def test_nothing_is_sent_to_a_process_whose_pipe_is_closed():
     child.kill()
     await child.wait()
     assert await child.send(b"a frame") is False
+
+
+_PARENT = """
+from promptmill.jobs.inputs import documents
+documents.text_of(".html", b"x")
+print(documents._HELPER.pid, flush=True)
+part = b"--B\\nContent-Type: text/html\\n\\nx\\n"
+documents.text_of(".eml", b"Content-Type: multipart/mixed; boundary=B\\n\\n" + part * 200_000)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform == "win32", reason="a process of Windows keeps the id of its parent")
+def test_a_helper_that_computes_ends_with_its_parent():
+    with subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        helper = int(parent.stdout.readline())
+        parent.kill()
+    while group_exists(helper):  # for a second, not for the minute of the mail
+        time.sleep(0.05)

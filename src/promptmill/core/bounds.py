@@ -122,6 +122,9 @@ MOST_PDF_PAGES = 100
 LONGEST_QUERY_S = 300
 """Seconds for a call's query to return its rows, because a recursive query makes any number of rows from nothing. A
 million short rows take a minute."""
+LONGEST_READING_S = 120
+"""Seconds of processor time in which the documents and PDFs of a call are read, because one queue reads those of all
+calls: ten thousand mails take ten seconds."""
 LONGEST_COLUMN = 200
 """Characters of a column name from a call, because each row of the output repeats it."""
 MOST_NAMES = 10_000

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class Rows:
     """Rows in a temporary file of promptmill, instead of names."""
     rule: FileRule | None = None
     """The file rule for `names` from a call, if the content of each file is a row."""
+    halt: threading.Event | None = None
+    """Set when the call was cancelled."""
     has_lines: bool = True
     """Whether the user knows a row of `blocks` as a line; False: as a row, such as one of a list."""
     name: str = "rows"
@@ -269,7 +272,7 @@ def _whole_files(
     """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
     asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, plan.has_schema)
     if rows.rule is not None:
-        return WholeFiles(rows.names, rows.rule, asked)
+        return WholeFiles(rows.names, rows.rule, asked, rows.halt)
     if paths and are_asked_whole(paths, options.get("each")):
         return OwnFiles(paths, order.output, asked)
     return None

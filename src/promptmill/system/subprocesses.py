@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
@@ -43,6 +44,7 @@ _KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
 _PAUSE_S = 0.005
 _START_S = 30.0  # bound of a helper's imports, on a busy machine
+_LOOK_S = 1.0  # between two looks at the parent process
 _NICENESS = 5  # a low priority: the server answers fast on a busy machine, and the engine does not starve
 
 if sys.platform == "win32":
@@ -191,6 +193,8 @@ class Helper:
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_killed = False
+        self.computed_s = 0.0
+        """The processor time of all replies, in seconds; for a question without a reply, its wall time."""
 
     @property
     def pid(self) -> int | None:
@@ -204,7 +208,7 @@ class Helper:
         If there is no reply (None), the process was ended.
         """
         with self._turn:
-            reply = None
+            reply, began = None, time.monotonic()
             try:
                 if self.pid is None:
                     self.end()
@@ -217,6 +221,8 @@ class Helper:
             finally:
                 if reply is None:
                     self.end()
+                spent = time.monotonic() - began if reply is None else reply.pop("computed_s", 0.0)
+                self.computed_s += float(spent)
             return reply
 
     def kill(self) -> None:
@@ -291,6 +297,7 @@ def serve_parent(
     """
     incoming, outgoing = private_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     lower_priority()
     runtime.limit_memory(memory)
     for name in modules:
@@ -302,11 +309,23 @@ def serve_parent(
         if (asked := frames.read(incoming)) is None:
             os._exit(0)
         runtime.limit_computing(computing_s)
+        before = time.process_time()
         try:
             message = reply(asked, incoming)
         except Exception as error:  # noqa: BLE001 (damaged data make a parser raise any)
             message = failure(asked, error)
         runtime.limit_computing(0.0)
+        message["computed_s"] = time.process_time() - before
+
+
+def _end_after(parent: int) -> None:
+    """End this process soon after its parent has ended, even during a reply.
+
+    (Linux could report the end, but it is that of the thread that started the process.)
+    """
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)
 
 
 def end_with_parent() -> None:

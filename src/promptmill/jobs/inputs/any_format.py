@@ -90,7 +90,8 @@ def _check_text(files: InputFiles, kind: str) -> None:
     name, text = "", "UTF-16"
     if files.encoding is None:  # UTF-16 without a byte-order mark; escape sequences, which are UTF-8 of other letters
         name = _utf_16(start)
-        name, text = (name, text) if name else (encodings.escaped(start), "ISO-2022")
+        if not name and b"\x1b$" in start:
+            name, text = encodings.escaped(start), "ISO-2022"
     if name:
         reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is {text} text", reads, ".")

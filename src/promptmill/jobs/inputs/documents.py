@@ -46,6 +46,16 @@ def text_of(suffix: str, data: bytes) -> str:
     return str(reply["text"])
 
 
+def computed_s() -> float:
+    """Return the processor time, in seconds, in which documents were read for this process."""
+    return _HELPER.computed_s
+
+
+def stop() -> None:
+    """End the reading of a document. It fails as one that cannot be read; the next one starts a new process."""
+    _HELPER.kill()
+
+
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
     """Answer the parent process; `incoming` holds the document."""
     from promptmill.jobs.inputs import mails, web_pages, word  # imported in the process alone: the parsers are heavy

@@ -61,6 +61,8 @@ _CONDITIONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
 )
 _Section: TypeAlias = tuple[str, float, Sequence[str]]
 _DURATION = re.compile(r"(-?)PT(\d+)H(\d\d?)M(\d\d?)(?:[.,]0*)?S")  # of an .ods file, from 24 hours on
+_PLACE = re.compile(rb'\br="([A-Z]{1,3})(\d{1,7})"')
+_KIND = re.compile(rb'\bt="(\w{1,20})"')
 _SAVED = "open it in Excel or LibreOffice, and save it as .xlsx"
 _NO_WORKBOOKS = (  # files that banks, shops and other programs export under the name of a workbook
     (
@@ -322,6 +324,21 @@ class _Look:
             self.zeros.clear()
         self.uncomputed.update(*self.zeros.values())
 
+    def find_masked(self, data: bytes) -> bool:
+        """Find the cells with a format in the XML as text, in a quarter of a parser's time.
+
+        Return False if it is XML of another form than Excel's.
+        """
+        styles = b"|".join(re.escape(style.encode()) for style in self._masks)
+        for cell in re.finditer(rb'<(?:\w{1,9}:)?c ([^<>]{0,200}?\bs="(%b)"[^<>]{0,200}?)/?>' % styles, data):
+            place, kind = _PLACE.search(cell[1]), _KIND.search(cell[1])
+            if place is None:
+                return False
+            if kind is None or kind[1] == b"n":
+                row, column = int(place[2]) - 1, xlsx.column_of(place[1].decode())
+                self.masked.setdefault(row, {})[column] = self._masks[cell[2].decode()]
+        return b"='" not in data
+
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         if (word := self._names.get(name)) is None:
             word = self._names[name] = xlsx.local(name)
@@ -440,8 +457,10 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
         asked = [one.get("fullCalcOnLoad") for one in parts.tree if xlsx.local(one.tag) == "calcPr"]
     if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
         raise ValueError(_DTD)
-    blocks = [data] if masks or any(mark in data for mark in _NOTED) else []
-    return _Look(masks, blocks, recalculates=bool({"1", "true"} & {*asked}))
+    if any(mark in data for mark in _NOTED):
+        return _Look(masks, [data], recalculates=bool({"1", "true"} & {*asked}))
+    look = _Look(masks)
+    return look if not masks or look.find_masked(data) else _Look(masks, [data])
 
 
 def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, Sequence[_Section]]:

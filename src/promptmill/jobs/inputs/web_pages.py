@@ -28,6 +28,7 @@ _CHARSET = re.compile(
 )
 # In XHTML, each element may end in itself; in HTML, the rest of the page would be its content.
 _ENDED = re.compile(r"<(title|script|style|textarea|iframe|noscript|p|div|span|a|b|i|td|th|li)\b([^<>]*)/>")
+_NOSCRIPT, _NOSCRIPT_END = re.compile(r"(?i)<noscript\b[^<>]*>"), re.compile(r"(?i)</noscript\s*>")
 _HIDDEN_STYLE = re.compile(r"(?i)\b(?:display\s*:\s*none|visibility\s*:\s*hidden)\b")
 _RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
 # elements without a text of the page; those behind `iframe` have one only for programs that do not show the element
@@ -74,6 +75,9 @@ def page_text(data: bytes, charset: str = "") -> str:
     page = encodings.text_of(data, charset, named[1].decode() if named else "")
     if page.lstrip().startswith("<?xml"):
         page = _ENDED.sub(r"<\1\2></\1>", page)
+    # for the parser, no script runs, so that it would take a text for those without scripts out of its element
+    first, *others = _NOSCRIPT.split(page)
+    page = first + "".join(_NOSCRIPT_END.split(other, maxsplit=1)[-1] for other in others)
     tree = LexborHTMLParser(page.encode("utf-8", "replace"))
     hidden = {element.mem_id for element in tree.css("[hidden], [style], dialog") if _is_hidden(element)}
     writer = _Writer()
@@ -219,6 +223,7 @@ class _Writer:
                 self._put("\n\n")
         elif tag in _LINES:
             self._put("\n" + (self._mark(element) if tag == "li" else ""))
+            self._begins = tag == "li" or (self._begins and tag == "br")
         if tag in _AS_WRITTEN:
             self._put(" " if tag == "textarea" else "")
             self._as_written += 1

@@ -21,6 +21,7 @@ import contextlib
 import itertools
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
@@ -34,6 +35,7 @@ from promptmill.core.bounds import (
     LARGEST_FILE,
     LARGEST_TEXT,
     LONGEST_PATH,
+    LONGEST_READING_S,
     LONGEST_SEARCHED,
     MOST_FILES,
     MOST_PDF_PAGES,
@@ -118,6 +120,10 @@ def _question_of(question: Question, as_pdf: PdfForm | None, *, suffixes: Set[st
     return question.model_copy(update={"prompt_only": fields, "templates": templates, **images})
 
 
+def _reading_s() -> float:
+    return documents.computed_s() + pdf.READER.computed_s
+
+
 class FoundFiles:
     """The files that `names` match and that `rule` permits."""
 
@@ -127,6 +133,7 @@ class FoundFiles:
         self._left_out: dict[Words, list[Path]] = {}
         """The omitted files, by reason."""
         self._looked_at = self.count = 0
+        self._halt: threading.Event | None = None
         self._files: dict[Path, bool] = {}
         """The found files, each with whether a pattern found it."""
         for path, is_found in self._each():
@@ -150,7 +157,9 @@ class FoundFiles:
 
         Raises `PromptmillError` (`invalid_input`) if no file is left, or for a file that no pattern found.
         """
+        before = _reading_s()
         for path, is_found in self._files.items():
+            self._check_call(_reading_s() - before)
             try:
                 if not is_utf8(str(path)):
                     raise input_error("has a name that is not UTF-8; rename it")
@@ -165,6 +174,14 @@ class FoundFiles:
         if not self.count:
             reasons = [part for reason in self.left_out for part in ("; ", *reason)]
             raise input_error("No file to send", *(reasons or ["; correct the paths or patterns"]), ".")
+
+    def _check_call(self, seconds: float) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the call was cancelled, or has read for too long."""
+        if self._halt is not None and self._halt.is_set():
+            raise input_error("The call was cancelled.")
+        if seconds > LONGEST_READING_S:
+            most = f"{LONGEST_READING_S} s of processor time, the most of a call"
+            raise input_error(f"`files` take more than {most}, to read; name fewer files.")
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
         """Yield the files, each with whether a pattern found it."""
@@ -280,9 +297,12 @@ class FileQuestion(NamedTuple):
 class WholeFiles(FoundFiles):
     """Files that become rows: one line of JSON for each file."""
 
-    def __init__(self, names: Sequence[str], rule: FileRule, asked: FileQuestion) -> None:
-        """Raises `PromptmillError` (`invalid_input`)."""
+    def __init__(
+        self, names: Sequence[str], rule: FileRule, asked: FileQuestion, halt: threading.Event | None = None
+    ) -> None:
+        """`halt`: set when the call was cancelled. Raises `PromptmillError` (`invalid_input`)."""
         super().__init__(names, rule)
+        self._halt = halt
         self._as_pdf = asked.as_pdf
         self._encoding = asked.encoding
         suffixes = {path.suffix.lower() for path in self._files}
@@ -470,6 +490,9 @@ class OwnFiles(WholeFiles):
 
     def _check_size(self, size: int) -> None:
         """Do nothing: the operator may send any number of files."""
+
+    def _check_call(self, seconds: float) -> None:
+        """Do nothing: the operator waits for the own files."""
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
         """Do nothing: the files belong to the user."""

@@ -16,12 +16,21 @@ from promptmill.jobs.inputs.web_pages import numeral, raised, whole_number
 from promptmill.jobs.inputs.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
-# deleted text, properties, instructions of fields, and the second form of a drawing
-_UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "instrText", "Fallback", "sdtPr", "footnoteRef", "endnoteRef"})
+# deleted text, properties, and instructions of fields
+_UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "instrText", "sdtPr", "footnoteRef", "endnoteRef"})
 _SIGNS: Mapping[str, str] = MappingProxyType({"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"})
 _SYMBOLS: Mapping[str, str] = MappingProxyType(  # of the font Wingdings: a box that is checked or not is a value
     {"F0FE": "☑", "F0FD": "☒", "F0FC": "✓", "F0FB": "✗", "F0A8": "☐", "F06F": "☐"}
 )
+_SYMBOL_FONT: Mapping[int, str] = MappingProxyType(
+    {
+        **dict(zip(bytes.fromhex("6162636465666768696a6b6c6d6e6f70"), "αβχδεφγηιϕκλμνοπ", strict=True)),
+        **dict(zip(bytes.fromhex("7172737475777879 7a4446474c505357"), "θρστυωξψζΔΦΓΛΠΣΩ", strict=True)),
+        **dict(zip(bytes.fromhex("a3a5abacaeb0b1b3 b4b8b9bbd6d7c5ce"), "≤∞↔←→°±≥\xd7÷≠≈√⋅⊕∈", strict=True)),
+        **dict(zip(bytes.fromhex("b7bae5f2a2b2d0db de2d"), "•≡∑∫\u2032″∠⇔⇒\u2212", strict=True)),
+    }
+)
+_MATH = "/math}"  # the end of the namespaces of formulas
 
 
 def word_text(data: bytes) -> str:
@@ -66,6 +75,8 @@ def _word(element: Any) -> str:
         return ""
     if name == "t":
         return element.text or ""
+    if _MATH in element.tag and (formula := _formula(name, element)) is not None:
+        return formula
     if (sign := _sign(name, element)) is not None:
         return sign
     text = "".join(map(_word, element))
@@ -75,12 +86,13 @@ def _word(element: Any) -> str:
             if _is_on(hidden):
                 return ""
             return raised(text) if place is not None and _attribute(place, "val") == "superscript" else text
-        case "p":
-            return f"{text}\n"
+        case "p":  # without its mark, it goes on with the next one
+            return text if element.find("{*}pPr/{*}rPr/{*}del") is not None else f"{text}\n"
         case "txbxContent":
             return f"\n{text}"
         case "tr":
-            return "" if element.find("{*}trPr/{*}del") is not None else f"{text[:-1]}\n"
+            before = min(max(0, whole_number(_value_of(element, "trPr/{*}gridBefore"), 0)), _MOST_SPANNED)
+            return "" if element.find("{*}trPr/{*}del") is not None else "\t" * before + f"{text[:-1]}\n"
         case "tc":
             span, merged = element.find("{*}tcPr/{*}gridSpan"), element.find("{*}tcPr/{*}vMerge")
             is_below = merged is not None and _attribute(merged, "val") != "restart"
@@ -100,7 +112,18 @@ def _sign(name: str, element: Any) -> str | None:
         return f"[{name.removesuffix('Reference')} {_attribute(element, 'id')}]"
     match name:
         case "sym":
-            return _SYMBOLS.get(_attribute(element, "char"), "")
+            sign, font = _attribute(element, "char").upper(), _attribute(element, "font")
+            if re.fullmatch("[0-9A-F]{4}", sign) and not "E000" <= sign <= "F8FF":
+                return chr(int(sign, 16))
+            if font == "Symbol" and re.fullmatch("F0[0-9A-F]{2}", sign):
+                return _SYMBOL_FONT.get(int(sign, 16) & 0xFF, "")
+            return _SYMBOLS.get(sign, "")
+        case "ruby":  # a word with its phonetic guide
+            base, guide = _in(element, "rubyBase"), _in(element, "rt")
+            return f"{base}({guide})" if guide else base
+        case "AlternateContent":  # the same in two forms
+            shown = _first(element, "Choice", "Fallback")
+            return "" if shown is None else "".join(map(_word, shown))
         case "checkBox":
             return "☑" if _is_on(_first(element, "checked", "default")) else "☐"
         case "ddList":
@@ -108,6 +131,40 @@ def _sign(name: str, element: Any) -> str | None:
             entries = [_attribute(each, "val") for each in element.findall("{*}listEntry")]
             return "".join(entries[max(0, chosen) :][:1])
     return None
+
+
+def _formula(name: str, element: Any) -> str | None:
+    """Return a part of a formula in one line, such as `(a+b)/2`; None for a part that is read as a text."""
+    match name:
+        case "f":
+            return f"{_grouped(_in(element, 'num'))}/{_grouped(_in(element, 'den'))}"
+        case "sSup" | "sSub" | "sSubSup" | "sPre":
+            lower, upper = _in(element, "sub"), _in(element, "sup")
+            power = raised(upper) if upper and raised(upper) != upper else f"^{_grouped(upper)}" if upper else ""
+            return _in(element, "e") + (f"_{_grouped(lower)}" if lower else "") + power
+        case "rad":
+            return f"{raised(_in(element, 'deg'))}√({_in(element, 'e')})"
+        case "d":
+            begin, end, between = (
+                default if (sign := element.find(f"{{*}}dPr/{{*}}{key}")) is None else _attribute(sign, "val")
+                for key, default in (("begChr", "("), ("endChr", ")"), ("sepChr", "|"))
+            )
+            return begin + between.join("".join(map(_word, each)) for each in element.findall("{*}e")) + end
+        case "nary":
+            sign, lower, upper = _value_of(element, "naryPr/{*}chr") or "∫", _in(element, "sub"), _in(element, "sup")
+            limits = (f"_{_grouped(lower)}" if lower else "") + (f"^{_grouped(upper)}" if upper else "")
+            return f"{sign}{limits} {_in(element, 'e')}"
+    return None
+
+
+def _grouped(text: str) -> str:
+    return text if text.isalnum() else f"({text})"
+
+
+def _in(element: Any, name: str) -> str:
+    """Return the text of the child with this name; `""` if there is none."""
+    child = element.find(f"{{*}}{name}")
+    return "" if child is None else "".join(map(_word, child))
 
 
 class _Numbering:

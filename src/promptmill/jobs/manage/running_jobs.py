@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -16,7 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
-from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs import documents, formats
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
@@ -33,6 +35,7 @@ from promptmill.system.call_files import FileRule
 
 T = TypeVar("T")
 _WAIT_S = 1.0
+_STOP_S = 0.1  # between two attempts to end a reading
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
 """Called with the estimated and the highest cost of a job (None: unknown). It raises an error to prevent the job."""
 
@@ -48,6 +51,7 @@ class RunningJobs:
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         """The jobs of calls that wait for a place or are about to start."""
+        self._reading = asyncio.Lock()
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._apart = detached.OtherProcess(self._places)
@@ -72,14 +76,28 @@ class RunningJobs:
     ) -> AsyncGenerator[OpenJob]:
         """Yield the job of a call: `open_job` in a thread. `CallPaths` has checked the paths of the call.
 
-        Raises `PromptmillError`.
+        Calls with files read them one after the other, so that these take one thread of the server. A cancelled call
+        ends its reading. Raises `PromptmillError`.
         """
-        door_ = open_job(rows, output, options, models, self.folders, caller=caller)
-        job = await asyncio.to_thread(door_.__enter__)
+        halt = threading.Event()
+        door_ = open_job(replace(rows, halt=halt), output, options, models, self.folders, caller=caller)
+
+        async def close() -> None:
+            await asyncio.to_thread(door_.__exit__, None, None, None)
+
+        async with self._reading if rows.rule is not None else contextlib.nullcontext():
+            opening = asyncio.ensure_future(asyncio.to_thread(door_.__enter__))
+            try:
+                job = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                halt.set()
+                with contextlib.suppress(PromptmillError):
+                    await asyncio.shield(_closed(opening, close, reads=rows.rule is not None))
+                raise
         try:
             yield job
         finally:
-            await asyncio.to_thread(door_.__exit__, None, None, None)
+            await close()
 
     async def start(
         self, opened: OpenJob, caller: Caller, approve: Approve | None = None, *, validate: bool = False
@@ -363,6 +381,18 @@ class RunningJobs:
         """List the job of a call in `status`, if this server has only one client."""
         if not self._service.is_shared:
             self.visible.add(job_id, USER)
+
+
+async def _closed(opening: asyncio.Future[OpenJob], close: Callable[[], Awaitable[object]], *, reads: bool) -> None:
+    """Wait for the end of an opening, and close what it has opened. Raises its error.
+
+    `reads`: it may read documents. Their reading is ended, again and again, as its thread may be just about to begin.
+    """
+    while reads and not opening.done():
+        documents.stop()
+        await asyncio.wait({opening}, timeout=_STOP_S)
+    await opening
+    await close()
 
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:
