@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from promptmill.core.request import (
 
 T = TypeVar("T")
 _OURS = frozenset({"reasoning", "choices"})  # promptmill itself applies these, for every backend
+_TOOLS = frozenset({"tools", "functions"})
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 
@@ -334,6 +335,8 @@ class _StructuredAnswers:
         for again in range(self._retries + 1):
             usage, latency_s = usage + outcome.usage, round(latency_s + outcome.latency_s, 6)
             cost = protocol.sum_of(cost, outcome.cost)
+            if isinstance(outcome, protocol.Completion):
+                outcome = _as_text(outcome, request)
             if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
                 return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
             complete = outcome.finish_reason != "length"
@@ -350,6 +353,22 @@ class _StructuredAnswers:
         wrong = f"does not satisfy its schema: {problem}" if choices is None else choices.why_none(outcome.text)
         invalid = _invalid(wrong, complete=complete, wanted="choices" if choices else str(wanted.get("type")))
         return protocol.Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
+
+
+def _as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
+    """Return an answer whose text a schema can check: not a refusal, and not a call that the request has no tool for.
+
+    The arguments of such a call are the answer: LiteLLM, for one, translates a schema to a tool.
+    """
+    if answer.is_refusal:
+        error = PromptmillError(Code.CONTENT_FILTER, f"The model refused to answer: {answer.text[:400]}")
+        return protocol.Failure(error, answer.attempts, answer.latency_s, answer.usage, answer.text)
+    if not answer.tool_calls or answer.text or not _TOOLS.isdisjoint(request.extra):
+        return answer
+    function = answer.tool_calls[0].get("function")
+    written = function.get("arguments") if isinstance(function, Mapping) and len(answer.tool_calls) == 1 else None
+    finish = "stop" if answer.finish_reason == "tool_calls" else answer.finish_reason
+    return replace(answer, text=written if isinstance(written, str) else "", tool_calls=(), finish_reason=finish)
 
 
 def _with_schema(sampling: Sampling) -> tuple[Sampling, Choices]:

@@ -546,7 +546,8 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+# Also reads line breaks and tabs in texts, which some models do not escape.
+_DECODER = json.JSONDecoder(parse_constant=_refuse, strict=False)
 
 
 def _written(value: Any) -> str:
@@ -568,10 +569,10 @@ def _candidates(text: str) -> Iterator[tuple[Any, int, int]]:
     prose, in which slips (trailing commas, single quotes, missing quotes) are corrected, but never a word or a bracket.
     Raises `_DoubtError` for a value that is cut off, or that continues after its end.
     """
-    with contextlib.suppress(ValueError):
-        value = _read_json(text)
+    with contextlib.suppress(ValueError, RecursionError):
+        value = _DECODER.decode(text)
         if isinstance(value, str):
-            value = _read_json(value)
+            value = _DECODER.decode(value)
         yield value, 0, len(text)
         return
     for piece, begin, end in _fenced(text):

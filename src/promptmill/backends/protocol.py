@@ -102,6 +102,8 @@ class Completion:
     """The usages of the attempts that reported one, if there were several. `usage` is their sum."""
     made_of: int = 1
     """The number of answers from which it was merged, such as answers about pieces of a text."""
+    is_refusal: bool = False
+    """Whether the text is the model's refusal to answer, in a field of its own."""
 
     @property
     def is_metered(self) -> bool:
@@ -565,7 +567,7 @@ class Call:
             self.warn_of_marks(outcome.text)
         elif outcome.reasoning and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
-        elif outcome.finish_reason == "stop" and "payload" not in (outcome.details or ()):  # not a chat
+        elif outcome.finish_reason in {"stop", "tool_calls"} and "payload" not in (outcome.details or ()):  # not a chat
             self.warn(_EMPTY)
 
 

@@ -100,10 +100,10 @@ FAULTS = [
     _row(
         "error object in a 200",
         raw(b'{"error": {"message": "out of order"}}'),
-        Code.BAD_RESPONSE,
+        Code.SERVER_ERROR,
         says=("out of order",),
     ),
-    _row("error text in a 200", raw(b'{"error": "out of order"}'), Code.BAD_RESPONSE, says=("out of order",)),
+    _row("error text in a 200", raw(b'{"error": "out of order"}'), Code.SERVER_ERROR, says=("out of order",)),
     _row(
         "error 502 in a 200", raw(b'{"error": {"message": "upstream", "code": 502}}'), Code.SERVER_ERROR, says=("502",)
     ),
@@ -119,8 +119,8 @@ FAULTS = [
         Code.BAD_RESPONSE,
         says=("without a message",),
     ),
-    _row("content of another shape", answer({"a": 1}), Code.BAD_RESPONSE, says=("`content`",)),
-    _row("parts of another shape", answer([{"a": 1}]), Code.BAD_RESPONSE, says=("`content`",)),
+    _row("content of another shape", answer(5), Code.BAD_RESPONSE, says=("`content`",)),
+    _row("parts of another shape", answer([{"a": 1}, 5]), Code.BAD_RESPONSE, says=("`content`",)),
     _row(
         "content of another shape, streamed",
         sse(b'data: {"choices": [{"delta": {"content": {"a": 1}}}]}'),
@@ -350,7 +350,7 @@ STREAM_FAULTS = [
     _row(
         "error in the stream",
         sse(b'data: {"error": {"message": "engine broke"}}'),
-        Code.BAD_RESPONSE,
+        Code.SERVER_ERROR,
         says=("engine broke",),
     ),
     _row(

@@ -36,8 +36,20 @@ EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 def read_message(message: JsonObject) -> tuple[str, str | None]:
     """Return `(text, reasoning)` of a message; the text is unchanged. Raises `TypeError` if the content is not text."""
-    text, thought = _split_parts(message.get("content"))
+    content = message.get("content")
+    if content in (None, "") and isinstance(parsed := message.get("parsed"), dict | list):
+        content = parsed
+    if isinstance(content, dict | list) and _is_value(content):
+        return orjson.dumps(content).decode(), _reasoning(message)
+    text, thought = _split_parts(content)
     return text, _reasoning(message) or thought or None
+
+
+def _is_value(content: JsonDict | list[Any]) -> bool:
+    """Return whether a content is the object or list that was requested as JSON, not its text (Workers AI)."""
+    if isinstance(content, dict):
+        return bool(content) and "type" not in content and not content.keys() <= set(_INNER)
+    return bool(content) and all(isinstance(part, dict) and _is_value(part) for part in content)
 
 
 def _is_thinking(part: Any) -> bool:
@@ -325,8 +337,25 @@ class GrowingMessage:
     def as_dict(self) -> JsonDict:
         """Return the message so far."""
         message = self._details | {name: self._text_of(name) for name in self._texts}
-        calls = [call.as_dict() for index in sorted(self._calls) for call in self._calls[index]]
+        calls = distinct([call.as_dict() for index in sorted(self._calls) for call in self._calls[index]])
         return message | ({"tool_calls": calls} if calls else {})
+
+
+def distinct(calls: list[JsonDict]) -> list[JsonDict]:
+    """Return tool calls, in which repeated ids are made different: results are matched by id.
+
+    >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": ""}, {"id": ""}])]
+    ['a', 'a-2', '', '']
+    """
+    if len(calls) < 2:
+        return calls
+    seen: dict[object, int] = {}
+    for call in calls:
+        identity = call.get("id")
+        if isinstance(identity, str) and identity:
+            seen[identity] = number = seen.get(identity, 0) + 1
+            call["id"] = identity if number == 1 else f"{identity}-{number}"
+    return calls
 
 
 def continued(start: str, pieces: str) -> str:

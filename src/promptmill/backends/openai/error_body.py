@@ -17,7 +17,8 @@ import orjson
 
 from promptmill.core.bounds import LONGEST_SEARCHED, MOST_LEAVES
 
-_MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "error", "errors", "title", "reason", "err")
+_MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "errormessage", "error", "errors", "title",
+             "reason", "err")  # fmt: skip
 _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "status_code", "statuscode",
                     "http_code", "param", "limit_source", "errorcode", "object"})  # fmt: skip
 _NUMBERED = ("code", "status_code", "http_code", "status", "statusCode", "error_code")
@@ -135,18 +136,35 @@ def _searched(leaves: list[str]) -> tuple[str, str]:
 def _message(value: Any) -> str:
     """Return the message of a body. It may be nested, as in FastAPI's list of errors with locations."""
     if isinstance(value, dict):
-        inner = _message(value.get("inner"))  # read once: two reads per level would double the time with each level
-        message = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
+        fields = {str(name).lower(): inner for name, inner in itertools.islice(value.items(), MOST_LEAVES)}
+        inner = _message(fields.get("inner"))  # read once: two reads per level would double the time with each level
+        message = next((text for name in _MESSAGES if (text := _message(fields.get(name)))), "")
         if not message:
             nested = ("base_resp", "header", "response", "inner", "body")
-            texts = (inner if name == "inner" else _message(value.get(name)) for name in nested)
+            texts = (inner if name == "inner" else _message(fields.get(name)) for name in nested)
             message = next(filter(None, texts), "")
-        raw = value.get("metadata")
-        more = _message(raw.get("raw")) if isinstance(raw, dict) else inner
-        return f"{message}: {more}" if message and more and more != message else message or more
+        raw = fields.get("metadata")
+        more = _message(raw.get("raw")) if isinstance(raw, dict) else inner or _by_field(fields.get("errors"))
+        message = f"{message}: {more}" if message and more and more != message else message or more
+        place = _place(fields.get("loc"))
+        return f"{place}: {message}" if place and message and place not in message else message
     if isinstance(value, list):
         return "; ".join(filter(None, map(_message, value[:20])))
     return value[:LONGEST_SEARCHED].strip() if isinstance(value, str) else ""
+
+
+def _by_field(errors: Any) -> str:
+    """Return the messages of .NET's validation errors, each with its field."""
+    if not isinstance(errors, dict):
+        return ""
+    lists = [(name, value) for name, value in itertools.islice(errors.items(), 20) if isinstance(value, list)]
+    return "; ".join(f"{str(name)[:100]}: {text}" for name, value in lists if (text := _message(value)))
+
+
+def _place(location: Any) -> str:
+    """Return the field that a location of FastAPI names: `["body", "messages", 0, "role"]` is `messages.0.role`."""
+    parts = location if isinstance(location, list) else ()
+    return ".".join(str(part)[:100] for part in parts[:10] if isinstance(part, str | int) and part != "body")
 
 
 class Cause(Enum):
@@ -158,6 +176,8 @@ class Cause(Enum):
     """The request is longer than the model's context."""
     TOO_LARGE = auto()
     """The request exceeds every limit for a single request."""
+    SAMPLE = auto()
+    """The model's answer did not have the requested form: another sample may have it."""
     INPUT = auto()
     """Another mistake in the request."""
     KEY = auto()
@@ -189,6 +209,7 @@ CODES: dict[Cause, frozenset[str]] = {
         "context_length_exceeded context_window_exceeded exceed_context_size_error string_above_max_length "
         "model_max_prompt_tokens_exceeded oversizetokens context_too_long prompt_too_long max_tokens_exceeded"
     ),
+    Cause.SAMPLE: _set_of("json_validate_failed tool_use_failed output_parse_failed malformed_function_call"),
     Cause.TOO_LARGE: _set_of("request_too_large tokens_limit_reached payload_too_large"),
     Cause.KEY: _set_of(
         "invalid_api_key wrong_api_key api_key_invalid invalidapikey missing_api_key authentication_error "
@@ -211,6 +232,10 @@ CODES: dict[Cause, frozenset[str]] = {
 }
 
 WORDS: dict[Cause, re.Pattern[str]] = {
+    Cause.SAMPLE: re.compile(
+        r"failed to (?:generate|validate|parse) (?:valid |the generated |generated )?json|failed to call a function"
+        r"|model (?:generated|produced|output|returned) (?:an? )?(?:invalid|malformed)|tool call validation failed"
+    ),
     Cause.FILTER: re.compile(
         r"content (?:management |filter(?:ing)? |usage |safety )?polic|content[_ -]?filter|content violates"
         r"|violat\w+ (?:our |openai'?s |the |anthropic'?s )?(?:usage|content|safety)|usage polic(?:y|ies)"
@@ -224,6 +249,7 @@ WORDS: dict[Cause, re.Pattern[str]] = {
     ),
     Cause.CONTEXT: re.compile(
         r"context[_ -]?(?:length|window|size|limit)"
+        r"|must have less than \d+ tokens|input token count|max(?:_new|_completion)?_tokens must be at least \d+, got -"
         r"|maximum (?:context|prompt length|model length|input length|allowed length)"
         r"|(?:prompt|input|message|conversation) (?:is|are) too long|prompt too long|too long for"
         r"|(?:prompt|input) (?:length|tokens)\b.{0,80}exceed"
@@ -316,5 +342,6 @@ NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(
 CONTEXT_FOR_SURE = re.compile(
     r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
     r"|maximum context length is \d|context_length_exceeded"
+    r"|prompt too long|(?:prompt|input) length \(?\d+\)? exceeds"
 )
 FEATURE = re.compile(r"support (?:image|tool|vision|audio|file|the requested|structured|response_format)")

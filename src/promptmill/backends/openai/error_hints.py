@@ -9,7 +9,7 @@ import re
 from collections.abc import Container
 from typing import NamedTuple
 
-from promptmill.backends.openai.error_body import ErrorBody
+from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.errors import READS_IMAGES
 
 
@@ -22,16 +22,19 @@ class Hint(NamedTuple):
     """The hint. `{0}` is replaced by the text that the group in `words` matched."""
     is_in_quotations: bool = True
     """Whether words inside URLs and quotations also match."""
+    causes: Container[Cause] = frozenset(Cause)
+    """The causes of the response."""
 
-    def of(self, status: int, body: ErrorBody) -> str | None:
+    def of(self, status: int, body: ErrorBody, cause: Cause) -> str | None:
         """Return the hint for a response; None if the row does not match."""
-        if status not in self.statuses:
+        if status not in self.statuses or cause not in self.causes:
             return None
         match = self.words.search(body.text if self.is_in_quotations else body.words)
         return None if match is None else self.text.format(*match.groups())
 
 
 _FORBIDDEN, _REFUSED, _BROKEN = frozenset({403}), frozenset({400, 422}), range(500, 1000)
+_ACCESS = frozenset({Cause.KEY, Cause.MODEL})
 _UNSUPPORTED = r".{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
 
 HINTS = (
@@ -45,18 +48,21 @@ HINTS = (
         re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)"),
         "The provider refuses this account or region; another key will not help.",
         is_in_quotations=False,
+        causes=_ACCESS,
     ),
     Hint(
         _FORBIDDEN,
         re.compile(r"(?:does not|doesn't|not) have access to (?:the )?model|model.{0,60}not.{0,20}access"),
         "The key is valid, but its account or project may not use this model: allow it there, or name another.",
         is_in_quotations=False,
+        causes=_ACCESS,
     ),
     Hint(
         _FORBIDDEN,
         re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow"),
         "The key is valid but lacks a permission; the message above names it.",
         is_in_quotations=False,
+        causes=_ACCESS,
     ),
     Hint(
         _REFUSED,

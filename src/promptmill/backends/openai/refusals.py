@@ -51,6 +51,10 @@ _ENDPOINTS = {
 }
 # Replies to plain HTTP on a TLS port: nginx, Apache, Go, Tomcat, Node behind a load balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
+_RESPONSES_ONLY = re.compile(
+    r"only .{0,40}\bresponses\b|(?:use|try|call|via|through|switch to) (?:the )?(?:openai )?[`'\"/]*(?:v1/)?responses\b"
+    r"|not .{0,40}chat/?[ _-]?completions?.{0,80}\bv1/responses"
+)
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 
 
@@ -65,10 +69,13 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     cause = endpoint.profile.errors.cause_of(body) or _cause(meant, body, wait_s)
     if cause is Cause.INPUT and meant < 500:  # looks closer, because a provider may have one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
-    decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
+    if cause in {Cause.INPUT, Cause.BUSY} and meant < 500 and _says(body, Cause.SAMPLE):
+        cause = Cause.SAMPLE
+    is_own = isinstance(payload, dict) and bool(payload.get("error"))  # the API itself says that it failed
+    decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s, is_own=is_own), status=meant)
     if meant in _LOST_ANSWERS:
         decision = replace(decision, unmetered=True)
-    if (hint := _hint_of(status, headers, body, endpoint)) is not None:
+    if (hint := _hint_of(status, headers, body, endpoint, cause)) is not None:
         error = PromptmillError(decision.error.code, decision.error.message, hint)
         decision = replace(decision, error=error)
     decision = _as_asked(decision, headers.get("x-should-retry"))
@@ -103,7 +110,7 @@ def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, object]:
     }
 
 
-def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> RetryDecision:
+def _decision(cause: Cause, meant: int, message: str, wait_s: float | None, *, is_own: bool) -> RetryDecision:
     if cause in _FINAL:
         code = Code.SERVER_ERROR if meant in _NEVER_RETRIED else _FINAL[cause]
         if 300 <= meant < 400:
@@ -112,12 +119,15 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
     if cause in _ENDPOINTS:
         error = PromptmillError(_ENDPOINTS[cause], message)
         return RetryDecision(FailureKind.ENDPOINT, error, wait_s)
+    if cause is Cause.SAMPLE:
+        return RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.INVALID_ANSWER, message), wait_s)
     if cause is Cause.DAY:
         return RetryDecision(FailureKind.ENDPOINT, PromptmillError(Code.RATE_LIMITED, message, _LATER))
     if cause is Cause.RATE:
         return RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, message), wait_s)
     if not meant:
-        return RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.BAD_RESPONSE, message), wait_s)
+        code = Code.SERVER_ERROR if is_own else Code.BAD_RESPONSE
+        return RetryDecision(FailureKind.TRANSIENT, PromptmillError(code, message), wait_s)
     kind = FailureKind.LOST if meant == 503 else FailureKind.TRANSIENT
     code = Code.TIMEOUT if meant == 408 else Code.SERVER_ERROR
     return RetryDecision(kind, PromptmillError(code, message), wait_s)
@@ -218,15 +228,17 @@ def _says(body: ErrorBody, cause: Cause) -> bool:
     return _coded(body, cause) or error_body.WORDS[cause].search(body.words) is not None
 
 
-def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
+def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint, cause: Cause) -> str | None:
     """Return the user's next step after a response with `status`; None if the error code is clear enough."""
     if 300 <= status < 400:
         return _redirected(headers.get("Location", ""), endpoint)
     if any(words in body.text for words in SPOKE_TLS) and endpoint.url.startswith("http:"):
         return "Write https:// instead of http:// in `base_url`."
+    if status >= 400 and endpoint.dialect == "openai" and _RESPONSES_ONLY.search(body.words):
+        return "Set `dialect: responses`: the endpoint has this model at that API alone."
     if status in {404, 405} and not _ABOUT_MODELS.search(body.words):
         return wrong_address(endpoint)
-    return next((hint for row in HINTS if (hint := row.of(status, body)) is not None), None)
+    return next((hint for row in HINTS if (hint := row.of(status, body, cause)) is not None), None)
 
 
 def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
@@ -309,6 +321,13 @@ def _redirected(location: str, endpoint: Endpoint) -> str | None:
     host = f"[{there.hostname}]" if ":" in (there.hostname or "") else there.hostname or ""
     path = there.path.rstrip("/")
     shown = redact(f"{there.scheme}://{host}{port}{path.removesuffix(COMPLETIONS)}"[:200], endpoint.secrets)
+    if there._replace(path=path, query="", fragment="") == urlsplit(endpoint.url)._replace(query="", fragment=""):
+        if there.query:
+            return (
+                "It redirects to the result of a request that took too long: request less at once (a lower "
+                "`max_tokens`), or raise the time limit of the server or its proxy."
+            )
+        return "It redirects to the same address, which is a mistake of the server or of a proxy in front of it."
     if path.endswith(COMPLETIONS):
         return f"It redirects to {shown}; put that into `base_url`."
     return f"It redirects to {shown}, which is not the API; correct `base_url`, or sign in there."

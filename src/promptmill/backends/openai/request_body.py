@@ -11,6 +11,7 @@ of the messages. Images are encoded once per call and inserted as bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import pybase64
 
 from promptmill.backends.openai.dialects import DIALECTS, anthropic
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import LOCAL, profile_named
+from promptmill.backends.openai.providers import LOCAL, ProviderProfile, profile_named
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
     TOP_CHOICES,
@@ -40,6 +41,17 @@ _LARGE_PIECE = 32 * 1024
 _MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads; their parameters take several times the memory
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
+
+
+# Refusals of a `response_format`, but not of its schema: DeepSeek's, Groq's, pydantic's of FastAPI, and others. Then
+# the schema is written into the prompt.
+_FORM = r"(?:response[_ ]?format|json_schema|structured[_ ]output)"
+_NO_FORM = re.compile(
+    rf"{_FORM}.{{0,80}}(?:support|unavailable|unknown|unrecogni|type expected|extra inputs"
+    r"|not (?:allowed|available|permitted|implemented))"
+    rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
+)
+_NO_USAGE = re.compile(r"stream_options|include_usage")
 
 
 class Head(NamedTuple):
@@ -145,11 +157,21 @@ class RequestEncoder:
         return head
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
-        """Return whether to send a request with `head` again, because its refusal identified the server."""
-        if head.endpoint.profile is not LOCAL or _LM_STUDIO not in refusal:
+        """Return whether to send a request with `head` again, because its refusal shows what the server accepts."""
+        sent = head.endpoint.profile
+        corrected: ProviderProfile | None = None
+        if sent is LOCAL and _LM_STUDIO in refusal:
+            corrected = profile_named("lmstudio")
+        elif b'"response_format":' in head.text and sent.json.form != "words" and _NO_FORM.search(refusal.lower()):
+            is_schema = b'"json_schema"' in head.text and sent.json.form != "object"
+            corrected = replace(sent, json=replace(sent.json, form="object" if is_schema else "words"))
+        elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
+            self._streamed = {"stream": True}
+            corrected = sent
+        if corrected is None:
             return False
-        if self._endpoint.profile is LOCAL:
-            self._endpoint = replace(self._endpoint, profile=profile_named("lmstudio"))
+        if self._endpoint.profile is sent:  # else another request's refusal has corrected it
+            self._endpoint = replace(self._endpoint, profile=corrected)
             self._heads.clear()
             self._last = None
         return True
