@@ -50,6 +50,7 @@ _ENDS = frozenset({"stop", "length"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
 _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
+_SHORT_EVENT = 20  # bytes: an end mark is shorter
 _JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
@@ -305,15 +306,19 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
     has_object = False
     while following is not None:
         (name, data), following = following, next(events, None)
-        if chat_completion.is_end(data):
+        if len(data) < _SHORT_EVENT and chat_completion.is_end(data):
             yield chat_completion.ENDED
             continue
         try:
-            value = _load(data) if data.strip()[:1] in _JSON_STARTS else None
+            value = _load(data) if data.lstrip()[:1] in _JSON_STARTS else None
         except ValueError:
             if following is None and has_object:
                 return
             raise
+        if type(value) is dict and name != b"error":  # nearly every event
+            has_object = True
+            yield value
+            continue
         if name == b"error" and not isinstance(value, dict):
             value = {"error": {"message": _text(data.strip()) or "no reason given"}}
         for event in value if isinstance(value, list) else (value,):
