@@ -12,7 +12,7 @@ from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
-from replies import answer, by_prompt, choose
+from replies import answer, attempts, by_prompt, choose, status
 from shapes import SHAPES
 
 NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -87,11 +87,93 @@ async def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
     assert (stats.counts.requests, stats.counts.asked_again) == (1, 0)
 
 
+def _called(arguments, **more):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return answer(None, message={"tool_calls": [call], **more}, finish_reason="tool_calls")
+
+
 async def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    upstream.reply = answer(None, message={"tool_calls": [call]}, finish_reason="tool_calls")
-    (outcome,), _ = await ask(["Who?"])
+    upstream.reply = _called("{}")
+    (outcome,), _ = await ask(["Who?"], tools=[{"type": "function", "function": {"name": "f"}}])
     assert outcome.tool_calls
+
+
+async def test_the_arguments_of_a_call_that_nobody_asked_for_are_the_answer(ask, upstream):
+    upstream.reply = _called('{"name": "Ada"}')
+    (outcome,), stats = await ask(["Who?"])
+    assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ('{"name": "Ada"}', (), "stop")
+    assert stats.counts.requests == 1
+
+
+async def test_a_call_that_nobody_asked_for_is_a_wrong_answer_if_its_arguments_are(ask, upstream):
+    upstream.reply = _called("{}")
+    (outcome,), _ = await ask(["Who?"])
+    assert outcome.error.code is Code.INVALID_ANSWER
+
+
+async def test_a_refusal_is_an_error_with_its_words_after_one_request(ask, upstream):
+    upstream.reply = answer(None, message={"refusal": "I cannot help with that."})
+    (outcome,), stats = await ask(["Who?"])
+    assert outcome.error.code is Code.CONTENT_FILTER
+    assert "I cannot help with that." in outcome.error.message
+    assert stats.counts.requests == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer({"name": "Ada"}),
+        answer(None, message={"parsed": {"name": "Ada"}}),
+    ],
+)
+async def test_an_answer_that_is_an_object_instead_of_its_text_is_read(ask, upstream, reply):
+    upstream.reply = reply
+    (outcome,), stats = await ask(["Who?"])
+    assert json.loads(outcome.text) == {"name": "Ada"}
+    assert stats.counts.requests == 1
+
+
+@pytest.mark.parametrize("text", ['{"name": "A\nda"}', '{"name": "A\tda"}', '```json\n{"name": "A\nda"}\n```'])
+async def test_line_breaks_in_the_texts_of_json_are_repaired(ask, upstream, text):
+    upstream.reply = answer(text)
+    (outcome,), stats = await ask(["Who?"])
+    assert " ".join(json.loads(outcome.text)["name"].split()) == "A da"
+    assert (stats.counts.requests, stats.counts.repaired) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "This response_format type is unavailable now",
+        "This model does not support response format `json_schema`.",
+        "Unknown parameter: response_format",
+    ],
+)
+async def test_a_schema_that_an_endpoint_does_not_know_is_asked_for_in_words(ask, upstream, refusal):
+    def form(seen):
+        return (seen.json.get("response_format") or {}).get("type")
+
+    upstream.reply = choose(
+        lambda seen: answer('{"name": "Ada"}') if form(seen) != "json_schema" else status(400, message=refusal)
+    )
+    outcomes, stats = await ask(["Who?", "And who?"])
+    assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 2
+    assert any("JSON schema" in json.dumps(seen.json["messages"]) for seen in upstream.seen)
+    assert stats.counts.failed == 0
+
+
+async def test_a_schema_that_is_wrong_stays_an_error(ask, upstream):
+    upstream.reply = status(400, message="Invalid schema for response_format 'answer': 'name' is not of type object")
+    (outcome,), stats = await ask(["Who?"])
+    assert outcome.error.code is Code.BAD_REQUEST
+    assert stats.counts.requests == 1
+
+
+async def test_an_answer_that_the_server_found_invalid_is_sampled_again(ask, upstream):
+    refused = status(400, message="Failed to generate JSON. Please adjust your prompt.", code="json_validate_failed")
+    upstream.reply = attempts(refused, answer('{"name": "Ada"}'))
+    (outcome,), _ = await ask(["Who?"])
+    assert outcome.text == '{"name": "Ada"}'
 
 
 @pytest.mark.parametrize(("start", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("", "</think>")])

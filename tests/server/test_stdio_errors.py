@@ -4,7 +4,7 @@ import threading
 
 import pytest
 from mcp.shared.message import SessionMessage
-from mcp_types import jsonrpc_message_adapter
+from mcp_types import JSONRPCRequest, jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from promptmill.server import stdio
@@ -44,6 +44,32 @@ def test_params_that_are_no_object_are_said(params):
     assert "params" in answer.error.message
 
 
+@pytest.mark.parametrize("line", ["[]", '[{"jsonrpc":"2.0","id":7,"method":"ping"}]'])
+def test_a_batch_is_refused(line):
+    answer = _answer(line)
+    assert (answer.id, answer.error.code) == (None, -32600)
+    assert "batch" in answer.error.message
+
+
+@pytest.mark.parametrize("number", ["null", "1.5", "true", "[]"])
+def test_a_request_with_an_invalid_id_is_refused(number):
+    line = f'{{"jsonrpc":"2.0","id":{number},"method":"ping"}}'
+    message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+    refusal = stdio._refusal_of(message)
+    assert refusal is not None
+    assert (refusal.id, refusal.error.code) == (None, -32600)
+
+
+def test_a_notification_and_a_null_progress_token_are_no_mistakes():
+    notification = jsonrpc_message_adapter.validate_json('{"jsonrpc":"2.0","method":"notifications/cancelled"}')
+    call = jsonrpc_message_adapter.validate_json(
+        '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"_meta":{"progressToken":null,"x":1}}}'
+    )
+    assert stdio._refusal_of(notification) is stdio._refusal_of(call) is None
+    assert isinstance(call, JSONRPCRequest)
+    assert call.params == {"_meta": {"x": 1}}
+
+
 def test_a_number_that_nobody_reads_is_said():
     assert _answer(CALL % (3, '{"a":' + "9" * 5000 + "}")).id == 3
     assert _answer(CALL % ("9" * 5000, "{}")) is None
@@ -61,7 +87,6 @@ def test_an_id_behind_what_is_nested_is_found_too():
     [
         "",
         "garbage",
-        "[]",
         "null",
         '"text"',
         '{"jsonrpc":"2.0"}',

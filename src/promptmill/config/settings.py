@@ -141,7 +141,12 @@ class _EndpointLimits(Block):
 class _EndpointPatience(Block):
     """Timeouts and retries of an endpoint."""
 
-    retries: int = Field(5, ge=1, le=100, description="Most attempts per item; only failures of the item itself count.")
+    retries: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Most attempts per item; only failures of the item itself count. Lost connections: twice as many.",
+    )
     base_delay: float = Field(1.0, ge=0, description="First wait before a retry, in seconds; doubles each time.")
     max_delay: float = Field(30.0, ge=0, description="Longest wait before a retry, in seconds.")
     timeout: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(

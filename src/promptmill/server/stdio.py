@@ -1,9 +1,10 @@
-"""The server over standard input and output: the SDK's transport, with four additions.
+"""The server over standard input and output: the SDK's transport, with additions.
 
 * A client may send `server/discover` first, and `initialize` if the answer takes too long (the Vercel AI SDK: one
   second). The MCP SDK derives the protocol version from the first request and refuses the other version, so an initial
   `server/discover` is handled as a separate conversation.
-* An unreadable request gets an error reply. The SDK drops such lines, and their senders wait forever.
+* An unreadable request gets an error reply, and so do a batch and a request with an invalid id. The SDK drops such
+  lines, and their senders wait forever.
 * `last_answers` waits until the client has read the answers to its calls, so that they arrive before the process ends.
   The SDK does not report its writes, so it writes into `_Pipe`.
 * After the client has disconnected, nothing is sent.
@@ -192,6 +193,9 @@ async def _received(reading: Any, writing: Any, client: _Client) -> AsyncIterato
     async for received in reading:
         item = _without_mark(received)
         if isinstance(item, SessionMessage):
+            if (refusal := _refusal_of(item.message)) is not None:
+                await client.send(SessionMessage(refusal), writing)
+                continue
             client.expect(item.message)
             yield item
         elif isinstance(item, ValidationError):
@@ -205,6 +209,25 @@ async def _received(reading: Any, writing: Any, client: _Client) -> AsyncIterato
                 is_hinted = True
                 print(_NO_CLIENT, file=sys.stderr)
     client.has_left = True
+
+
+def _refusal_of(message: mcp_types.JSONRPCMessage) -> mcp_types.JSONRPCError | None:
+    """Return the error reply to a request whose id is neither a text nor a whole number; None for other messages.
+
+    The SDK takes such a request for a notification, so its sender would wait forever. A progress token that is null is
+    removed, as if it were absent.
+    """
+    if isinstance(message, mcp_types.JSONRPCNotification) and not message.method.startswith("notifications/"):
+        return _invalid(None, "The `id` of a request is a text or a whole number.")
+    meta = (message.params or {}).get("_meta") if isinstance(message, mcp_types.JSONRPCRequest) else None
+    if isinstance(meta, dict) and meta.get("progressToken", "") is None:
+        del meta["progressToken"]
+    return None
+
+
+def _invalid(number: int | str | None, problem: str) -> mcp_types.JSONRPCError:
+    wrong = mcp_types.ErrorData(code=mcp_types.INVALID_REQUEST, message=problem)
+    return mcp_types.JSONRPCError(jsonrpc="2.0", id=number, error=wrong)
 
 
 def _without_mark(item: SessionMessage | Exception) -> SessionMessage | Exception:
@@ -270,10 +293,11 @@ def answer_to(error: ValidationError) -> mcp_types.JSONRPCError | None:
     deeply, or has a list as `params`, which JSON-RPC allows but MCP does not.
     """
     if (line := _unreadable_line(error)) is None:
-        if (number := _id_of_request(error)) is None:
-            return None
-        wrong = mcp_types.ErrorData(code=mcp_types.INVALID_REQUEST, message="`params` of the request is not an object.")
-        return mcp_types.JSONRPCError(jsonrpc="2.0", id=number, error=wrong)
+        problem = error.errors(include_url=False)[0]
+        if problem["type"] == "model_type" and isinstance(problem["input"], list):
+            return _invalid(None, "A batch of messages is not supported; send each message in a line of its own.")
+        number = _id_of_request(error)
+        return None if number is None else _invalid(number, "`params` of the request is not an object.")
     if (number := _id_of(line)) is None:
         return None
     reason = error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]

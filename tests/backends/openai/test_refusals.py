@@ -7,8 +7,10 @@ import ssl
 import time
 from dataclasses import replace
 from email.utils import format_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 import pytest
 
 from promptmill.backends.openai.asked_wait import asked_wait_s
@@ -85,6 +87,71 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
 )  # fmt: skip
 def test_the_hint_fits(status: int, body: bytes, said: str) -> None:
     assert said in _error(status, body).hint
+
+
+_ONLY_RESPONSES = (
+    "This model is only supported in v1/responses and not in v1/chat/completions.",
+    "The requested model cannot be used at /chat/completions. Use the Responses API instead.",
+    "This is not a chat model and thus not supported in the v1/chat/completions endpoint. Try v1/responses.",
+)
+
+
+@pytest.mark.parametrize("message", _ONLY_RESPONSES)
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_model_of_the_responses_api_alone_is_reported_with_the_dialect(status: int, message: str) -> None:
+    body = orjson.dumps({"error": {"message": message, "type": "invalid_request_error"}})
+    assert "`dialect: responses`" in _error(status, body).hint
+
+
+_PLACE = {"type": "missing", "loc": ["body", "messages", 0, "seed"], "msg": "Field required"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"detail": [_PLACE]}, "messages.0.seed: Field required"),
+        ({"detail": [_PLACE, {"loc": ["body", "top_k"], "msg": "Bad"}]}, "top_k: Bad"),
+        ({"object": "error", "message": {"detail": [_PLACE]}}, "messages.0.seed"),
+        ({"title": "Validation errors occurred.", "errors": {"seed": ["Not valid."]}}, "occurred.: seed: Not valid."),
+        ({"ErrorCode": "X", "Message": "from primary"}, "from primary"),
+        ({"Error": {"Code": 1, "Message": "denied"}}, "denied"),
+        ({"errorMessage": "task timed out"}, "task timed out"),
+    ],
+)
+def test_a_refusal_has_the_words_of_the_server_and_the_field_that_they_are_about(body: Any, said: str) -> None:
+    assert said in _error(422, orjson.dumps(body)).message
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (500, "prompt too long; exceeded max context length by 23 tokens"),
+        (422, "Input validation error: `inputs` must have less than 4095 tokens. Given: 5000"),
+        (500, "Encountered an error in forward: Prompt length (5000) exceeds maximum input length (4096)."),
+        (400, "Unable to submit request because the input token count is 40000 but model only supports up to 32768."),
+        (400, "max_tokens must be at least 1, got -904."),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_seen_as_such(status: int, message: str) -> None:
+    assert _error(status, orjson.dumps({"error": {"message": message}})).code is Code.CONTEXT_LENGTH
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": "The caller does not have permission", "error": "Content violates usage guidelines."},
+        {"code": "The caller does not have permission", "error": "Your team doesn't have any credits yet."},
+    ],
+)
+def test_a_filter_or_an_empty_account_is_not_reported_as_a_missing_permission(body: Any) -> None:
+    assert "permission" not in (_error(403, orjson.dumps(body)).hint or "")
+
+
+@pytest.mark.parametrize("location", [f"{_URL}/", f"{_URL}?call_id=1", "/v1/chat/completions?call_id=1", _URL])
+def test_a_redirect_to_the_same_address_names_no_base_url(location: str) -> None:
+    hint = _error(308, b"", Location=location).hint
+    assert "It redirects to the" in hint
+    assert "base_url" not in hint
 
 
 def test_an_unknown_model_is_not_reported_as_a_wrong_path() -> None:

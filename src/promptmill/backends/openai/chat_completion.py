@@ -28,6 +28,7 @@ _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value
 # Fields that are not kept: `Completion` has them, or they are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
+_NO_TEXT = frozenset({"role", "tool_calls"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
 _END = b"[done]"
 """The data of a stream's last event, in lower case."""
@@ -226,7 +227,7 @@ def first_event(body: bytes) -> Any:
 
 def is_end(data: bytes) -> bool:
     """Return whether the data of an event mark the end of the stream. Some servers add quotes or blanks to the mark."""
-    return len(data) < 20 and data.strip(b" \t\"'").lower() == _END
+    return data.strip(b" \t\"'").lower() == _END
 
 
 def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -289,7 +290,8 @@ class GrowingMessage:
             self._hidden.add(delta["hidden"])
         elif not self._hidden or delta.get("item") not in self._hidden:
             self._add(delta)
-            self._has_deltas = self._has_deltas or bool(self._calls) or any(map(any, self._texts.values()))
+            if not self._has_deltas:
+                self._has_deltas = bool(self._calls) or any(map(any, self._texts.values()))
 
     def _has(self, name: str) -> bool:
         if name in {"tool_calls", "function_call"}:
@@ -303,7 +305,9 @@ class GrowingMessage:
 
     def _add(self, delta: JsonDict) -> None:
         for name, value in delta.items():
-            if name == "tool_calls":
+            if type(value) is str and name not in _NO_TEXT:  # nearly every piece
+                self._text(name).append(value)
+            elif name == "tool_calls":
                 for piece in value or ():
                     self._add_call(piece)
             elif name == "function_call" and isinstance(value, dict):  # the older form of a call
@@ -315,8 +319,6 @@ class GrowingMessage:
                     self._text("reasoning_content" if _is_thinking(part) else name).append(text_of(part))
             elif name == "content" and value is not None and not isinstance(value, str):
                 raise TypeError
-            elif name != "role" and isinstance(value, str):
-                self._text(name).append(value)
 
     def _add_call(self, piece: JsonDict) -> None:
         index = piece.get("index")
@@ -337,8 +339,25 @@ class GrowingMessage:
     def as_dict(self) -> JsonDict:
         """Return the message so far."""
         message = self._details | {name: self._text_of(name) for name in self._texts}
-        calls = [call.as_dict() for index in sorted(self._calls) for call in self._calls[index]]
+        calls = distinct([call.as_dict() for index in sorted(self._calls) for call in self._calls[index]])
         return message | ({"tool_calls": calls} if calls else {})
+
+
+def distinct(calls: list[JsonDict]) -> list[JsonDict]:
+    """Return tool calls, in which repeated ids are made different: results are matched by id.
+
+    >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": ""}, {"id": ""}])]
+    ['a', 'a-2', '', '']
+    """
+    if len(calls) < 2:
+        return calls
+    seen: dict[object, int] = {}
+    for call in calls:
+        identity = call.get("id")
+        if isinstance(identity, str) and identity:
+            seen[identity] = number = seen.get(identity, 0) + 1
+            call["id"] = identity if number == 1 else f"{identity}-{number}"
+    return calls
 
 
 def continued(start: str, pieces: str) -> str:

@@ -360,9 +360,15 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 
 
 def _entries(payload: Any) -> list[JsonObject] | None:
-    """Return the entries of a list of models in the format of OpenAI and Anthropic, Google, or Together."""
+    """Return the entries of a list of models in the format of OpenAI and Anthropic, Google, or Together.
+
+    An entry may be the name alone. Load balancers list a model once for each of its replicas.
+    """
     entries = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else None
+    if not isinstance(entries, list):
+        return None
+    objects = ({"id": entry} if isinstance(entry, str) else entry for entry in entries)
+    return list({str(one.get("id", one.get("name"))): one for one in objects if isinstance(one, dict)}.values())
 
 
 def _listed(payload: Any) -> list[Any]:

@@ -178,6 +178,8 @@ class Cause(Enum):
     """The answer was cut before its first word."""
     TOO_LARGE = auto()
     """The request exceeds every limit for a single request."""
+    SAMPLE = auto()
+    """The model's answer did not have the requested form: another sample may have it."""
     INPUT = auto()
     """Another mistake in the request."""
     KEY = auto()
@@ -209,6 +211,7 @@ CODES: dict[Cause, frozenset[str]] = {
         "context_length_exceeded context_window_exceeded exceed_context_size_error string_above_max_length "
         "model_max_prompt_tokens_exceeded oversizetokens context_too_long prompt_too_long max_tokens_exceeded"
     ),
+    Cause.SAMPLE: _set_of("json_validate_failed tool_use_failed output_parse_failed malformed_function_call"),
     Cause.TOO_LARGE: _set_of("request_too_large tokens_limit_reached payload_too_large"),
     Cause.KEY: _set_of(
         "invalid_api_key wrong_api_key api_key_invalid invalidapikey missing_api_key authentication_error "
@@ -231,6 +234,10 @@ CODES: dict[Cause, frozenset[str]] = {
 }
 
 WORDS: dict[Cause, re.Pattern[str]] = {
+    Cause.SAMPLE: re.compile(
+        r"failed to (?:generate|validate|parse) (?:valid |the generated |generated )?json|failed to call a function"
+        r"|model (?:generated|produced|output|returned) (?:an? )?(?:invalid|malformed)|tool call validation failed"
+    ),
     Cause.FILTER: re.compile(
         r"content (?:management |filter(?:ing)? |usage |safety )?polic|content[_ -]?filter|content violates"
         r"|violat\w+ (?:our |openai'?s |the |anthropic'?s )?(?:usage|content|safety)|usage polic(?:y|ies)"

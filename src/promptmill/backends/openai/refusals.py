@@ -70,6 +70,8 @@ def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endp
     cause = endpoint.profile.errors.cause_of(body) or _cause(meant, body, wait_s)
     if cause is Cause.INPUT and meant < 500:  # looks closer, because a provider may have one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.CUT, Cause.TOO_LARGE, Cause.MODEL) or cause
+    if cause in {Cause.INPUT, Cause.BUSY} and meant < 500 and _says(body, Cause.SAMPLE):
+        cause = Cause.SAMPLE
     is_own = isinstance(payload, dict) and bool(payload.get("error"))  # the API itself says that it failed
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s, is_own=is_own), status=meant)
     if meant in _LOST_ANSWERS or cause is Cause.CUT:
@@ -118,6 +120,8 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None, *, i
     if cause in _ENDPOINTS:
         error = PromptmillError(_ENDPOINTS[cause], message)
         return RetryDecision(FailureKind.ENDPOINT, error, wait_s)
+    if cause is Cause.SAMPLE:
+        return RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.INVALID_ANSWER, message), wait_s)
     if cause is Cause.DAY:
         return RetryDecision(FailureKind.ENDPOINT, PromptmillError(Code.RATE_LIMITED, message, _LATER))
     if cause is Cause.RATE:

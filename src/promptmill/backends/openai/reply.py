@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
@@ -48,6 +49,8 @@ _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 _ENDS = frozenset({"stop", "length"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
+_CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
+_SHORT_EVENT = 20  # bytes: an end mark is shorter
 _JSON_STARTS = (b"{", b"[")
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
@@ -127,7 +130,8 @@ def read_response(
         try:
             payload = orjson.loads(body)
         except orjson.JSONDecodeError:
-            payload = None
+            body = _as_utf8(body, headers)
+            payload = _json(body)
         if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
             return completion
         return _read_other_form(status, headers, body, payload, endpoint, keep_raw=keep_raw)
@@ -302,15 +306,19 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
     has_object = False
     while following is not None:
         (name, data), following = following, next(events, None)
-        if chat_completion.is_end(data):
+        if len(data) < _SHORT_EVENT and chat_completion.is_end(data):
             yield chat_completion.ENDED
             continue
         try:
-            value = _load(data) if data.strip()[:1] in _JSON_STARTS else None
+            value = _load(data) if data.lstrip()[:1] in _JSON_STARTS else None
         except ValueError:
             if following is None and has_object:
                 return
             raise
+        if type(value) is dict and name != b"error":  # nearly every event
+            has_object = True
+            yield value
+            continue
         if name == b"error" and not isinstance(value, dict):
             value = {"error": {"message": _text(data.strip()) or "no reason given"}}
         for event in value if isinstance(value, list) else (value,):
@@ -401,7 +409,8 @@ def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, .
     older = message.get("function_call")
     if not calls and isinstance(older, dict) and older.get("name"):
         calls = [{"id": "", "type": "function", "function": older}]
-    tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+    objects = [{**call} for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    tool_calls = tuple(chat_completion.distinct(objects))
     if calls and not (tool_calls or text):
         raise _ShapeError("`tool_calls` that are not a list of objects")
     return text, reasoning, tool_calls
@@ -524,6 +533,24 @@ def _loosely(body: bytes) -> Any:
         return mended(_load_leniently(body))
     except ValueError:
         return None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _as_utf8(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return a body in UTF-8, which JSON requires, if its `Content-Type` names another charset."""
+    charset = _CHARSET.search(headers.get("Content-Type", "")[:200])
+    if charset is None or len(body) > LONGEST_ANSWER:
+        return body
+    try:
+        return body.decode(charset[1]).encode()
+    except (LookupError, UnicodeError):
+        return body
 
 
 def _text(body: bytes) -> str:

@@ -110,7 +110,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         if later := event.get("usage") or _of_groq(event):
             usage = dialect.grown_usage(usage, later)
         known = {"usage": usage or None, "service_tier": event.get("service_tier") or completion.get("service_tier")}
-        if (said := _error_in(event)) is not None:
+        if ("choices" not in event or "error" in event) and (said := _error_in(event)) is not None:
             return said | known | ({"choices": [begun]} if (begun := messages[0].as_dict()) else {})
         completion = event | known
         for choice in event.get("choices") or ():
