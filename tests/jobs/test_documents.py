@@ -391,6 +391,7 @@ def test_a_text_is_read_in_the_larger_encoding_that_its_charset_means(charset, c
 
 
 _PLAIN = b"Content-Type: text/plain\n\n"
+_PACKED = b"\nContent-Transfer-Encoding: base64\n\n" + base64.b64encode(b"Subject: Inner\n\nThe text")
 _FORWARDED = b"Content-Type: message/rfc822\n\nSubject: Inner\n\nThe text"
 
 
@@ -404,6 +405,7 @@ _FORWARDED = b"Content-Type: message/rfc822\n\nSubject: Inner\n\nThe text"
             "From: Jörg\nSubject: Größe €\n\nb",
         ),
         (b"Subject: Gr\xf6\xdfe\n\na\r\nb", "Subject: Größe\n\na\nb"),
+        (_FORWARDED.replace(b"\n\nSubject: Inner\n\nThe text", _PACKED), "\n\nSubject: Inner\n\nThe text"),
         (_FORWARDED, "\n\nSubject: Inner\n\nThe text"),
         (_PLAIN.replace(b"\n\n", b"\nContent-Disposition: attachment; filename=b.txt\n\nc"), "\n\nc"),
         (b"Content-Type: text/calendar\n\nBEGIN:VCALENDAR", "\n\nBEGIN:VCALENDAR"),

@@ -52,14 +52,18 @@ def mail_text(data: bytes) -> str:
     if first := _LENGTH.match(data):  # of the mail, in the first line of Apple Mail's .emlx
         data, end = data[first.end() :], int(first[1])
         data = data[:end] if data[end:].lstrip().startswith(b"<?xml") else data  # without Apple Mail's own flags
-    parser = email.parser.BytesFeedParser(Message, policy=_Headers())
-    for at in range(0, len(data), _BLOCK):  # in blocks: at once, the parser takes nine times the size of a mail
-        parser.feed(data[at : at + _BLOCK])
-    mail = parser.close()
+    mail = _parsed(data)
     content = _read(mail, 0)
     if content.problem and not content.texts:
         raise input_error(content.problem)
     return _shown(mail, content, 0)
+
+
+def _parsed(data: bytes) -> _Part:
+    parser = email.parser.BytesFeedParser(Message, policy=_Headers())
+    for at in range(0, len(data), _BLOCK):  # in blocks: at once, the parser takes nine times the size of a mail
+        parser.feed(data[at : at + _BLOCK])
+    return parser.close()
 
 
 class _Headers(email.policy.Compat32):
@@ -157,7 +161,10 @@ def _text(part: _Part, depth: int) -> str:
     if kind in _MAILS and isinstance(parts, list):
         if depth == _DEEPEST:
             raise input_error(f"has more than {_DEEPEST} mails within mails")
-        mail = parts[0]
+        mail, encoding = parts[0], str(part.get("content-transfer-encoding", "")).strip().lower()
+        if not mail.keys() and encoding in {"base64", "quoted-printable"}:  # which the standard forbids
+            mail["content-transfer-encoding"] = encoding
+            mail = _parsed(bytes(mail.get_payload(decode=True) or b""))
         return _shown(mail, _read(mail, depth + 1), depth + 1)
     data, charset = bytes(part.get_payload(decode=True) or b""), part.get_content_charset("")
     text = page_text(data, charset) if kind in _PAGES else encodings.text_of(data, charset)
