@@ -148,7 +148,11 @@ class Folder:
 
     @property
     def had_job(self) -> bool:
-        """Whether a job has had its database here."""
+        """Whether a job has had its database here. A folder that another user planted says nothing."""
+        try:
+            self.check()
+        except OSError:
+            return False
         return InFlight.beside(self.database).exists()
 
     def damage(self) -> str:
@@ -157,6 +161,7 @@ class Folder:
         A file is also empty if a kill came before its first page.
         """
         try:
+            self.check()
             if not self.database.stat().st_size:
                 return "empty" if self.had_job else ""
             with self.reading() as store:
