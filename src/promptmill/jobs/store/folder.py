@@ -148,11 +148,12 @@ class Folder:
 
     @property
     def had_job(self) -> bool:
-        """Whether a job of this user has had its database here."""
-        with contextlib.suppress(OSError):
+        """Whether a job has had its database here. A folder that another user planted says nothing."""
+        try:
             self.check()
-            return InFlight.beside(self.database).exists()
-        return False
+        except OSError:
+            return False
+        return InFlight.beside(self.database).exists()
 
     def damage(self) -> str:
         """Return `damaged` or `empty` for a database without the job that has been in it; `""` for all others.
@@ -160,6 +161,7 @@ class Folder:
         A file is also empty if a kill came before its first page.
         """
         try:
+            self.check()
             if not self.database.stat().st_size:
                 return "empty" if self.had_job else ""
             with self.reading() as store:
