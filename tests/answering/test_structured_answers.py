@@ -162,8 +162,9 @@ async def test_a_schema_that_an_endpoint_does_not_know_is_asked_for_in_words(ask
     assert stats.counts.failed == 0
 
 
-async def test_a_schema_that_is_wrong_stays_an_error(ask, upstream):
-    upstream.reply = status(400, message="Invalid schema for response_format 'answer': 'name' is not of type object")
+@pytest.mark.parametrize("problem", ["'name' is not of type object", "'uniqueItems' is not permitted"])
+async def test_a_schema_that_is_wrong_stays_an_error(ask, upstream, problem):
+    upstream.reply = status(400, message=f"Invalid schema for response_format 'answer': {problem}.")
     (outcome,), stats = await ask(["Who?"])
     assert outcome.error.code is Code.BAD_REQUEST
     assert stats.counts.requests == 1

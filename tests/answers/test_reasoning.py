@@ -53,6 +53,7 @@ def test_the_reasoning_of_each_family_goes_and_so_do_the_marks_around_its_answer
         ("Paris.<end_of_turn>\n", (None, "Paris.")),
         ("Paris.<|im_end|>\n<|im_start|>user\nAnd of Italy?", (None, "Paris.")),
         ("Paris.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nRome?", (None, "Paris.")),
+        ('"Paris."</s>', (None, '"Paris."')),
         ("<s>Rome</s>", (None, "<s>Rome</s>")),
         ("The end token is </s>", (None, "The end token is </s>")),
         ("It is `</s>`", (None, "It is `</s>`")),

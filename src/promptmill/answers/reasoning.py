@@ -281,7 +281,7 @@ def split_marked(text: str) -> tuple[str | None, str]:
 def without_turn_end(text: str) -> str:
     """Return a text without the mark of its end, and without the turns that a model has written behind it.
 
-    A mark that the text quotes, or whose beginning it has, too, belongs to the answer.
+    A mark in prose, or whose beginning the text has, too, belongs to the answer.
 
     >>> without_turn_end("Paris</s>"), without_turn_end("<s>Rome</s>"), without_turn_end("The end token is </s>")
     ('Paris', '<s>Rome</s>', 'The end token is </s>')
@@ -293,7 +293,7 @@ def without_turn_end(text: str) -> str:
             text, end = before, before
     while mark := next((mark for mark in _TURN_ENDS if end.endswith(mark)), ""):
         before = end.removesuffix(mark)
-        if before[-1:] in _OPENING_QUOTES or _TURN_MARKS.get(mark, mark) in before or _PROSE.search(before):
+        if _TURN_MARKS.get(mark, mark) in before or _PROSE.search(before):
             break
         text, end = before, before.rstrip()
     return text

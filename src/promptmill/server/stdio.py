@@ -43,6 +43,8 @@ _POLL_S = 0.01
 _PIECE_BYTES = 16 << 10
 # A string, also an unclosed one up to the end of its line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
+# The beginnings of the methods that are requests.
+_REQUESTS = ("ping", "initialize", "server/", "tools/", "resources/", "prompts/", "completion/", "logging/", "tasks/")
 _NO_CLIENT = (
     "promptmill: stdin holds no JSON; this is an MCP server: a client starts it; for a question: "
     "promptmill generate 'PROMPT'"
@@ -217,7 +219,7 @@ def _refusal_of(message: mcp_types.JSONRPCMessage) -> mcp_types.JSONRPCError | N
     The SDK takes such a request for a notification, so its sender would wait forever. A progress token that is null is
     removed, as if it were absent.
     """
-    if isinstance(message, mcp_types.JSONRPCNotification) and not message.method.startswith("notifications/"):
+    if isinstance(message, mcp_types.JSONRPCNotification) and message.method.startswith(_REQUESTS):
         return _invalid(None, "The `id` of a request is a text or a whole number.")
     meta = (message.params or {}).get("_meta") if isinstance(message, mcp_types.JSONRPCRequest) else None
     if isinstance(meta, dict) and meta.get("progressToken", "") is None:

@@ -103,6 +103,12 @@ def test_a_model_of_the_responses_api_alone_is_reported_with_the_dialect(status:
     assert "`dialect: responses`" in _error(status, body).hint
 
 
+def test_other_words_about_responses_are_no_hint_at_the_dialect() -> None:
+    assert "dialect" not in (
+        _error(400, b'{"error": {"message": "Only streaming responses are supported."}}').hint or ""
+    )
+
+
 _PLACE = {"type": "missing", "loc": ["body", "messages", 0, "seed"], "msg": "Field required"}
 
 

@@ -52,9 +52,10 @@ _ENDPOINTS = {
 }
 # Replies to plain HTTP on a TLS port: nginx, Apache, Go, Tomcat, Node behind a load balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
+_RESPONSES = r"(?:/?v1/responses|/responses|(?:openai )?responses (?:api|endpoint))\b"
 _RESPONSES_ONLY = re.compile(
-    r"only .{0,40}\bresponses\b|(?:use|try|call|via|through|switch to) (?:the )?(?:openai )?[`'\"/]*(?:v1/)?responses\b"
-    r"|not .{0,40}chat/?[ _-]?completions?.{0,80}\bv1/responses"
+    rf"only .{{0,40}}{_RESPONSES}|(?:use|try|call|via|through|switch to) (?:the )?[`'\"]?{_RESPONSES}"
+    rf"|not .{{0,40}}chat/completions.{{0,80}}{_RESPONSES}"
 )
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 

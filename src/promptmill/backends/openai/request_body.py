@@ -47,7 +47,7 @@ _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudi
 # the schema is written into the prompt.
 _FORM = r"(?:response[_ ]?format|json_schema|structured[_ ]output)"
 _NO_FORM = re.compile(
-    rf"{_FORM}.{{0,80}}(?:support|unavailable|unknown|unrecogni|type expected|extra inputs"
+    rf"(?<!schema for ){_FORM}.{{0,80}}(?:support|unavailable|unknown|unrecogni|type expected|extra inputs"
     r"|not (?:allowed|available|permitted|implemented))"
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
