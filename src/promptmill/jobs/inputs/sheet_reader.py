@@ -14,6 +14,7 @@ second pass over the sheet's XML finds these.
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import datetime as dt
 import io
@@ -64,18 +65,8 @@ _DURATION = re.compile(r"(-?)PT(\d+)H(\d\d?)M(\d\d?)(?:[.,]0*)?S")  # of an .ods
 _PLACE = re.compile(rb'\br="([A-Z]{1,3})(\d{1,7})"')
 _KIND = re.compile(rb'\bt="(\w{1,20})"')
 _SAVED = "open it in Excel or LibreOffice, and save it as .xlsx"
-_NO_WORKBOOKS = (  # files that banks, shops and other programs export under the name of a workbook
-    (
-        re.compile(rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype|html|head|body|table|meta|div)\b"),
-        f"a web page (HTML); {_SAVED}",
-    ),
-    (re.compile(rb"(?:\xef\xbb\xbf)?\s*<"), f"XML, such as an XML Spreadsheet 2003; {_SAVED}"),
-    (re.compile(rb"%PDF"), "a PDF; save its table as .xlsx"),
-    (re.compile(rb"[^\0-\x08\x0e-\x1f]*\t[^\0-\x08\x0e-\x1f]*\Z"), "text with tabs; name it .tsv"),
-    (re.compile(rb"[^\0-\x08\x0e-\x1f]+\Z"), "text; name it .csv"),
-    (re.compile(rb"\xff\xfe|\xfe\xff"), "text in UTF-16; name it .tsv"),
-    (re.compile(rb"\Z"), "an empty file"),
-)
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
+_OF_PAGES = (b"<!doctype", b"<html", b"<head", b"<body", b"<table", b"<meta", b"<div")
 _AS_THEY_ARE = frozenset("-() +:!^&'~{}=")
 _NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # the XML that `_Look` searches for, in addition to cells with formats
 
@@ -262,10 +253,25 @@ def _check(content: bytes, file: str) -> None:
             xlsx.check_size(packed, file)
             with contextlib.suppress(KeyError):
                 is_protected = b"encryption-data" in packed.read(_MANIFEST)  # in the manifest of .ods
-    elif kind := next((words for sign, words in _NO_WORKBOOKS if sign.match(content[:1000])), ""):
+    elif kind := _other_kind(content[:1000]):
         raise input_error(f"{file} is no workbook, but {kind}.")
     if is_protected:
         raise input_error(_PROTECTED.format(file))
+
+
+def _other_kind(start: bytes) -> str:
+    """Return what a file is that banks, shops and other programs export under the name of a workbook; else `""`."""
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if text.startswith(b"<"):
+        is_page = any(tag in text for tag in _OF_PAGES)
+        return f"{'a web page (HTML)' if is_page else 'XML, such as an XML Spreadsheet 2003'}; {_SAVED}"
+    if text.startswith(b"%pdf"):
+        return "a PDF; save its table as .xlsx"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "text in UTF-16; name it .tsv"
+    if _CONTROL.search(start):
+        return ""
+    return ("text with tabs; name it .tsv" if b"\t" in start else "text; name it .csv") if start else "an empty file"
 
 
 def _value(cell: Any) -> Any:
