@@ -47,7 +47,8 @@ _SAMPLED = 500  # max characters of a page that are checked for a meaning
 _UNMAPPED = 0.1  # share without a meaning: more than list symbols; all in fonts without a table
 _LETTERS = 1 / 3  # min share of letters among the visible characters of a text, without dot leaders
 _LEADER = re.compile(r"([^\w\ufffd\ue000-\uf8ff]|_)\1{3,}")
-_DRAWN = re.compile(r"\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\()")  # texts of a drawing
+# the texts of a drawing; an escaped bracket begins none
+_DRAWN = re.compile(r"\\.|(\((?:[^()\\]|\\.){0,500}\)(?=[^()]{0,20}T[jJ]|[^A-Za-z()]{0,20}\())")
 _ESCAPED = re.compile(r"\\(.)")
 _LOST = "takes too much time or memory to read, or is damaged"
 
