@@ -158,7 +158,8 @@ async def test_a_model_that_reads_only_text_never_has_an_image_read(submitted):
 async def test_an_image_that_is_broken_behind_its_header_is_the_items_error(submitted, tmp_path):
     whole = io.BytesIO()
     Image.effect_noise((60, 60), 90).save(whole, "PNG")
-    (tmp_path / "torn.png").write_bytes(whole.getvalue()[:1500])
+    data = whole.getvalue()
+    (tmp_path / "torn.png").write_bytes(data[:1000] + bytes(500) + data[1500:])
     message = await submitted(conversation_from_prompt("x", "").with_images([str(tmp_path / "torn.png")], None))
     with pytest.raises(PromptmillError) as caught:
         pictures(message.get("images", ()))

@@ -481,6 +481,19 @@ def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path
     assert (server.creates, server.live) == (1, 0)
 
 
+def test_failed_results_that_the_provider_counts_as_completed_are_not_waited_for(tmp_path, server, monkeypatch):
+    """As some gateways: lines of failed requests, and counts by which none failed."""
+    state = OpenAIBatches.state
+
+    async def counted(self: OpenAIBatches, batch_id: str) -> Any:
+        return replace(await state(self, batch_id), done=ROWS, failed=0)
+
+    monkeypatch.setattr(OpenAIBatches, "state", counted)
+    server.switches.set({"errors": 10})
+    bulk(tmp_path, server)
+    assert answers(tmp_path) == {f"text {n}": answer_to(f"Say text {n}") for n in range(ROWS)}
+
+
 @pytest.mark.parametrize("is_counted_twice", [False, True])
 def test_failed_requests_without_a_result_are_not_waited_for(tmp_path, server, monkeypatch, is_counted_twice):
     """A batch of 3,000 whose 73 failed requests had no line in the error file stopped the job after 15 minutes."""

@@ -517,7 +517,8 @@ class BatchRound:
             left = batch.requests - replies.requests
             text = f"{nameless} results of batch {batch.there.id} name no row, and {left} requests have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
-        found = replies.answers + damaged + unknown
+        refused = replies.requests - replies.answers
+        found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))  # some count these as done
         is_short = found < _completed(state, batch) or (gone is not None and state.done is None)
         if is_short and replies.requests < batch.requests:
             if replies.ready:  # the others may never come
