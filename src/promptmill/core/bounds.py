@@ -94,6 +94,9 @@ MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context has. The number is charged to `tpm`."""
 LONGEST_DEBT_S = 120
 """Seconds without requests after tokens beyond `tpm`, because the usage that an endpoint reports may be wrong."""
+LONGEST_CALLED = 1000
+"""Characters of the name of a called function in a stream, because a longer one would be copied with each piece; real
+names have 64."""
 
 # ---- a row of a file
 
@@ -115,6 +118,11 @@ WORKBOOK_MEMORY = 4 << 30
 """The memory of processes that read workbooks and documents: a few kilobytes can describe a grid of any size."""
 MOST_COLUMNS = 16_384
 """Columns of a sheet, which is Excel's limit, and of a table in a document, whose cells may name any number."""
+LONGEST_HEADER = 32_000
+"""Characters of a mail's header: Python's parsers of headers take time in the square of its length, 17 s for 400 KB.
+Five hundred receivers take 20,000 characters."""
+DEEPEST_MAIL = 50
+"""Mails within mails, as each is read by a call within a call; three are usual."""
 LARGEST_TEXT = 1 << 20
 """Bytes of a text file that is sent completely, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100

@@ -19,6 +19,7 @@ import orjson
 
 from promptmill.answers.reasoning import split_marked, without_broken_mark
 from promptmill.backends.protocol import Growing
+from promptmill.core.bounds import LONGEST_CALLED
 from promptmill.core.values import JsonDict, JsonObject
 
 # Names of the reasoning field: vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic via gateways.
@@ -374,7 +375,6 @@ def continued(start: str, pieces: str) -> str:
 # Characters of arguments that are parsed with each piece that may begin another call: 64 KiB in pieces of 20 bytes take
 # 0.2 s.
 _LONGEST_COMPARED = 64 * 1024
-_LONGEST_NAME = 1000  # characters: those of functions have 64; a longer one would be copied with each piece
 
 
 class _Call:
@@ -420,7 +420,7 @@ class _Call:
         repeats = bool(name) and name == self._name  # some servers repeat the name with each piece, …
         if repeats and len(arguments) == self._length and self._is_whole and arguments == "".join(self._arguments):
             return  # … or the whole call at the end
-        if name and not repeats and len(self._name) <= _LONGEST_NAME:
+        if name and not repeats and len(self._name) <= LONGEST_CALLED:
             self._name += name
         self._arguments.append(arguments)
         self._length += len(arguments)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any, TypeAlias
 
+from promptmill.core.bounds import DEEPEST_MAIL, LONGEST_HEADER
 from promptmill.core.errors import input_error
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.web_pages import page_text
@@ -25,10 +26,6 @@ _PAGES = frozenset({"text/html", "application/xhtml+xml"})
 _MAILS = frozenset({"message/rfc822", "message/global"})
 _SEEN = frozenset({"text/plain", *_PAGES, *_MAILS})
 _OF_PAGES = frozenset({"text/css", "text/javascript"})
-# Python's parsers of headers take time that grows with the square of a header's length: 17 s for 400 KB. Five hundred
-# receivers take 20,000 characters.
-_LONGEST_HEADER = 32_000
-_DEEPEST = 50  # mails within mails; three are usual
 _BLOCK = 1 << 16
 _LENGTH = re.compile(rb"(\d{1,12})\s*\n")
 _FOLD = re.compile(r"[\r\n]+[ \t]*")
@@ -72,7 +69,7 @@ class _Headers(email.policy.Compat32):
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         """Return the name and the value of a header."""
         name, value = super().header_source_parse(sourcelines)
-        return name, value[:_LONGEST_HEADER]
+        return name, value[:LONGEST_HEADER]
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         """Return the text of a header, whose bytes may be of any encoding."""
@@ -159,8 +156,8 @@ def _text(part: _Part, depth: int) -> str:
     kind = _kind(part)
     parts: Any = part.get_payload()
     if kind in _MAILS and isinstance(parts, list):
-        if depth == _DEEPEST:
-            raise input_error(f"has more than {_DEEPEST} mails within mails")
+        if depth == DEEPEST_MAIL:
+            raise input_error(f"has more than {DEEPEST_MAIL} mails within mails")
         mail, encoding = parts[0], str(part.get("content-transfer-encoding", "")).strip().lower()
         if not mail.keys() and encoding in {"base64", "quoted-printable"}:  # which the standard forbids
             mail["content-transfer-encoding"] = encoding
