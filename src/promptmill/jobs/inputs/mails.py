@@ -69,7 +69,8 @@ class _Headers(email.policy.Compat32):
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         """Return the name and the value of a header."""
         name, value = super().header_source_parse(sourcelines)
-        return name, value[:LONGEST_HEADER]
+        is_whole = len(value) <= LONGEST_HEADER
+        return name, value if is_whole else f"{value[:LONGEST_HEADER]} ..."  # in ASCII: its encoding is not yet known
 
     def header_fetch_parse(self, name: str, value: str) -> str:
         """Return the text of a header, whose bytes may be of any encoding."""
