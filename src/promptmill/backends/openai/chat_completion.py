@@ -362,7 +362,7 @@ def distinct(calls: list[JsonDict]) -> list[JsonDict]:
 
 
 def continued(start: str, pieces: str) -> str:
-    """Return a text that begins with `start` and goes on with `pieces`, which may repeat the start.
+    """Return `start` followed by `pieces`, which may repeat it.
 
     >>> continued("Paris", "Pa"), continued("Paris", "Paris is"), continued("Pa", "ris")
     ('Paris', 'Paris is', 'Paris')

@@ -731,7 +731,7 @@ def _agreed() -> Mapping[str, Cause]:
 # of other providers.
 PLAIN = ProviderProfile("plain", Site(public=False), errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES))
 # The profile of an unknown server on this machine or in its network, probably llama.cpp; others work without the
-# features that llama.cpp lacks. Images go as they are: nobody knows that it does not read them.
+# features that llama.cpp lacks. Images are sent unchanged, since it may read any format.
 LOCAL = replace(
     PLAIN,
     name="local",
