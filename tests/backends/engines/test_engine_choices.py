@@ -8,6 +8,7 @@ import pytest
 from promptmill.answers.schema import Choices
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.model import TOY
 from promptmill.service.service import Service
@@ -123,8 +124,8 @@ def test_choices_follow_the_reasoning_that_the_prompt_opened(desk, make_engine, 
     pytest.importorskip("torch")
     thinker = make_engine(tiny(template="{{ messages[0]['content'] }}<think>"))
     (outcome,) = desk.ask(thinker, ["abc"], max_tokens=8, choices=MOODS, response_format=Choices(MOODS).response_format)
-    assert outcome.finish_reason == "length"
-    assert not outcome.text.startswith('{"answer"'), "it is still reasoning"
+    assert outcome.error.code is Code.TRUNCATED, "it is still reasoning: no choice was forced into its thoughts"
+    assert outcome.usage.completion_tokens == 8
 
 
 def test_an_ending_is_known_as_soon_as_no_other_is_possible():
