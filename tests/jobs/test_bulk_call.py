@@ -503,16 +503,17 @@ def test_a_list_of_prompts_is_several_prompts_named_by_their_texts(options, upst
 @pytest.mark.parametrize(
     ("fields", "schema"),
     [
-        (["name", "amount:number"], {"name": "string", "amount": "number"}),
+        (["name!", "amount:number"], {"name": "string", "amount": ["number", "null"]}),
         ({"amount": float, "due": "date", "n": int, "ok": bool}, None),
-        ({"size": ["S", "M"]}, {"size": ["S", "M"]}),
+        ({"size": ["S", "M"]}, {"size": ["S", "M", None]}),
     ],
 )
 def test_fields_are_a_list_or_a_dict_of_types(options, upstream, fields, schema):
     upstream.reply = answer("{}")
     promptmill.bulk([{"text": "a"}], prompt="{{text}}", fields=fields, settings={"schema_retries": 0}, **options)
     sent = upstream.seen[0].json["response_format"]["json_schema"]["schema"]["properties"]
-    expected = schema or {"amount": "number", "due": "string", "n": "integer", "ok": "boolean"}
+    types = {"amount": "number", "due": "string", "n": "integer", "ok": "boolean"}
+    expected = schema or {name: [type_, "null"] for name, type_ in types.items()}
     assert {name: field.get("type", field.get("enum")) for name, field in sent.items()} == expected
 
 

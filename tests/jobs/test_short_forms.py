@@ -11,17 +11,19 @@ from replies import answer
 
 
 def test_fields_in_one_line_are_a_schema():
-    schema = schema_of_fields("customer, amount: number, date:date?, kind:a | b?, tags:list")
+    schema = schema_of_fields("customer!, amount: number, date:date?, kind:a | b, size:S|M!, tags:list, names:list!")
     assert schema == {
         "type": "object",
         "properties": {
             "customer": {"type": "string"},
-            "amount": {"type": "number"},
+            "amount": {"type": ["number", "null"]},
             "date": {"type": ["string", "null"], "format": "date"},
             "kind": {"enum": ["a", "b", None]},
+            "size": {"enum": ["S", "M"]},
             "tags": {"type": "array", "items": {"type": "string"}},
+            "names": {"type": "array", "items": {"type": "string"}, "minItems": 1},
         },
-        "required": ["customer", "amount", "date", "kind", "tags"],
+        "required": ["customer", "amount", "date", "kind", "size", "tags", "names"],
         "additionalProperties": False,
     }
 
@@ -33,6 +35,8 @@ def test_fields_in_one_line_are_a_schema():
         ("a:numbr", "no type 'numbr'; did you mean number?"),
         ("a:x", "the types are text, number"),
         ("a,a", "The field a is there twice"),
+        ("a!:number", "'a!:number' is no field"),
+        ("a:number!?", "no type 'number!'"),
     ],
 )
 def test_a_wrong_field_is_answered_with_the_remedy(text, said):

@@ -55,7 +55,8 @@ class AnswerOptions(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
     """`schema` in OpenAI's form."""
     fields: bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]
-    """`schema` in one line: name,amount:number,day:date; False: a JSON text, not a column for each field."""
+    """`schema` in one line: name!,amount:number,day:date, where only `!` demands a value; False: a JSON text, not a
+    column for each field."""
     choices_many: bool
     """With `choices`: any number of them."""
     answer_column: str
@@ -186,10 +187,10 @@ class DocumentsOptions(TypedDict, total=False):
     """Options: documents."""
 
     split: int | Literal["auto"] | None
-    """Read longer rows in pieces of so many tokens and merge their answers; `auto`: of the most that the model
-    takes; see docs/documents.md."""
+    """Read longer rows in pieces, each a request of so many tokens, prompt included, the answer's `max_tokens` not;
+    `auto`: of the most that the model takes; see docs/documents.md."""
     overlap: int | None
-    """Tokens that a piece repeats of the piece before it."""
+    """Tokens that a piece repeats of the piece before it (a twentieth, at most 200; 0 with `merge` `sum`)."""
     merge: Literal["ask", "first", "sum"] | None
     """If pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers."""
     merge_prompt: str | None

@@ -227,15 +227,19 @@ ANSWERS = (
     Option(
         "fields",
         str | bool,
-        "{schema} in one line: name,amount:number,day:date; False: a JSON text, not a column for each field",
+        "{schema} in one line: name!,amount:number,day:date, where only `!` demands a value; False: a JSON text, not a "
+        "column for each field",
         flag=Flag(
             metavar="A,B:TYPE,…",
-            words="{schema} in one line: name,amount:number,day:date",
+            words="{schema} in one line: name!,amount:number,day:date; a field without ! may be empty",
             read="promptmill.jobs.inputs.short_forms:schema_of_fields",
             stored="schema",
             one_of="form",
         ),
-        argument=Argument(words="facts to extract, as columns: name,amount:number,day:date,size:S|M|L", is_common=True),
+        argument=Argument(
+            words="facts to extract, as columns: name!,amount:number,day:date,size:S|M|L; only `!` demands a value",
+            is_common=True,
+        ),
         keyword=Keyword(type="bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]"),
     ),
     Option(

@@ -58,32 +58,36 @@ class Labels(NamedTuple):
 def schema_of_fields(text: str) -> JsonDict:
     """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
 
-    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. A `?` at its end allows null.
+    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. It may be null, and a list empty, because a model invents the
+    value that a schema demands: `amount:number` gave 0 for 30 of 40 mails without an amount. A `!` at its end demands a
+    value; a `?` changes nothing.
 
-    >>> schema_of_fields("customer:str,amount:float?")["properties"]
+    >>> schema_of_fields("customer:str!,amount:float")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
     """
     fields: dict[str, JsonDict] = {}
     for part in text.split(","):
-        stated, optional, rest = part.strip().partition("?")
-        name, colon, kind = (piece.strip() for piece in stated.partition(":"))
-        if not name or rest or (colon and not kind):
+        stated = part.strip()
+        name, colon, kind = (piece.strip() for piece in stated.removesuffix("!").removesuffix("?").partition(":"))
+        if not name or (colon and not kind) or {"!", "?"} & {*name}:
             raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
         if name in fields:
             raise input_error(f"The field {name[:40]} is there twice.")
-        fields[name] = _type(kind or "text", is_optional=bool(optional))
+        fields[name] = _type(kind or "text", is_required=stated.endswith("!"))
     return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
 
 
-def _type(kind: str, *, is_optional: bool) -> JsonDict:
+def _type(kind: str, *, is_required: bool) -> JsonDict:
     if "|" in kind:
         options: list[str | None] = [option.strip() for option in kind.split("|")]
-        return {"enum": [*options, *([None] if is_optional else [])]}
+        return {"enum": [*options, *([] if is_required else [None])]}
     known = _TYPES.get(_OTHER_NAMES.get(kind, kind))
     if known is None:
         types = f"the types are {', '.join(_TYPES)}, and a|b|c for one of several texts."
         raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types)}")
-    return {**known, "type": [known["type"], "null"]} if is_optional else dict(known)
+    if known["type"] == "array":
+        return {**known, "minItems": 1} if is_required else dict(known)
+    return dict(known) if is_required else {**known, "type": [known["type"], "null"]}
 
 
 def named_schema(text: str) -> Path | JsonDict:

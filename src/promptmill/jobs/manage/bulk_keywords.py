@@ -149,9 +149,9 @@ def check_path(name: str, path: str | os.PathLike[str]) -> None:
 
 
 def _field_name(name: object) -> str:
-    if not isinstance(name, str) or set(name) & set(",:?"):
+    if not isinstance(name, str) or set(name) & set(",:?!"):
         raise input_error(
-            f"`fields`: {str(name)[:40]!r} is no name of a field; write it without , : and ?, or as `schema`."
+            f"`fields`: {str(name)[:40]!r} is no name of a field; write it without , : ? and !, or as `schema`."
         )
     return name
 
@@ -164,7 +164,7 @@ def _field_type(name: str, kind: object) -> str:
     if (
         isinstance(kind, Sequence)
         and kind
-        and all(isinstance(each, str) and not set(each) & set(",|?") for each in kind)
+        and all(isinstance(each, str) and not set(each) & set(",|?!") for each in kind)
     ):
         return "|".join(kind)
     raise input_error(
