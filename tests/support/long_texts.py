@@ -25,7 +25,7 @@ def document(pages: int, facts: int, seed: int = 0) -> tuple[str, dict[str, int]
         planted = [f"Party {name} pays {name[1:]}00 euros." for name, at in places.items() if at == page]
         for sentence in planted:
             words.insert(chance.randrange(len(words)), sentence)
-        texts.append(f"Page {page + 1}.\n" + " ".join(words))
+        texts.append(f"Page {page + 1}.\n{' '.join(words)}.")
     return "\n\f\n".join(texts), {name: at + 1 for name, at in places.items()}
 
 

@@ -14,8 +14,10 @@ from typing import TextIO, cast
 
 import orjson
 
+from promptmill.cli.options import option_of
 from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
-from promptmill.core.errors import READS_IMAGES, Code, without_controls
+from promptmill.core.errors import READS_IMAGES, Code, without_controls, worded
+from promptmill.core.feature import remedies
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
 from promptmill.jobs import members
@@ -24,6 +26,7 @@ from promptmill.jobs.store import status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
+from promptmill.jobs.store.spec import Plan
 from promptmill.jobs.store.status_record import Status
 
 _GO_ON = "  the same command resumes the job; its answers are kept"
@@ -65,7 +68,7 @@ def print_status(
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     go_on = _go_on(found, output=not on_stderr) if again else []
     text = status_words.summary(
-        found, examples=examples, remedies=_remedies(found, examples), go_on=go_on, output=not on_stderr
+        found, examples=examples, remedies=_remedies(found, examples, folder), go_on=go_on, output=not on_stderr
     )
     say(mark + (text.partition("\n")[0] if quiet else text), stream, wrap=True)
 
@@ -83,9 +86,11 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     ]
 
 
-def _remedies(found: Status, examples: Mapping[str, str]) -> dict[str, str]:
+def _remedies(found: Status, examples: Mapping[str, str], folder: Folder | None) -> dict[str, str]:
     """Return the remedy for the rows of each count, by its name. `examples`: a message for each failure code."""
-    failed = {"failed": "\n".join(_failed(found, examples))} if found.get("failed") else {}
+    failed = (
+        {"failed": "\n".join(_failed(found, examples) + _of_features(found, folder))} if found.get("failed") else {}
+    )
     return {"truncated": "--again truncated --max-tokens 4096 sends them again", **failed}
 
 
@@ -97,7 +102,7 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
         return ["  -m NAME --keep --again failed sends the failed rows to a model that reads images"]
     if Code.INVALID_IMAGE in errors:  # correcting the image that a row names does not change the row
         lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
-    elif not errors.keys() <= {*_OF_THE_FILE, Code.TRUNCATED}:
+    elif not errors.keys() <= {*_OF_THE_FILE, Code.TRUNCATED, Code.CONTEXT_LENGTH}:
         lines.append("  --again failed sends the failed rows again")
     if Code.TRUNCATED in errors:
         lines.append("  --max-tokens 4096 --again truncated gives the cut rows more room, and sends only them")
@@ -109,6 +114,13 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
     if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
         lines.append("  (--dry-run in its place lists them and sends nothing)")
     return lines
+
+
+def _of_features(found: Status, folder: Folder | None) -> list[str]:
+    spec = None if folder is None else folder.spec
+    if spec is None or type(spec.plan) is not Plan:
+        return []
+    return [f"  {worded(words, option_of)}" for words in remedies(found.get("errors", {}))]
 
 
 def _is_in_own_workbook(found: Status) -> bool:

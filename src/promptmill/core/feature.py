@@ -12,14 +12,14 @@ from __future__ import annotations
 import functools
 import os
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.core.errors import config_error
+from promptmill.core.errors import Words, config_error
 
 GROUP = "promptmill.features"
 """The package of promptmill's features, and the entry-point group of other distributions."""
@@ -193,6 +193,9 @@ class Feature:
     after_job: Mapping[str, str] = field(default_factory=dict)
     """What follows after a command has run a job, by the option that asks for it, such as `{"report":
     "module:function"}`; each function takes the `promptmill.cli.job_run.EndedJob`."""
+    remedies: Mapping[str, Words] = field(default_factory=dict)
+    """By the code of failed rows, what an option of the feature does about them, for the summary of a job without a
+    plan: `{"code": (Named("lake"), " sends them …")}`."""
     variants: str = ""
     """`"module:function"`: prints the answers of a job with several to each row, after a command has run it. It takes
     the path of the output and the name of the column with the variant."""
@@ -238,6 +241,11 @@ def client_command() -> str:
     """Return the command that adds promptmill to an MCP client; `""` without one."""
     names = (each.client_command for each in features().values())
     return next((f"promptmill {name}" for name in names if name), "")
+
+
+def remedies(codes: Collection[str]) -> list[Words]:
+    """Return what options of features do about rows that failed with one of `codes`."""
+    return [words for each in features().values() for code, words in each.remedies.items() if code in codes]
 
 
 def figures() -> Mapping[str, Figure]:

@@ -146,12 +146,12 @@ def test_a_failed_piece_is_named_and_the_next_run_sends_it_alone(tmp_path, serve
         return None if "Party P0 pays" in prompt_of(body) else reader(body)
 
     server.answers = refuse
-    bulk(tmp_path, server)
+    bulk(tmp_path, server, overlap=0)
     (row,) = out(tmp_path)
     assert f"page {places['P0']}: " in row["error"]
     assert {*places} - {"P0"} >= {*json.loads(row["party"])} > set()
     server.answers, sent = reader, len(server.billed)
-    bulk(tmp_path, server, again="failed")
+    bulk(tmp_path, server, overlap=0, again="failed")
     check(tmp_path, server, (text, places))
     assert len(server.billed) == sent + 1
     assert server.live == 0

@@ -20,6 +20,8 @@ from promptmill.features.documents.merging import Found, decided, merged, nullab
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
+PIECES = ("--split", "700", "--overlap", "0")
+"""Pieces without a shared page: one failure is one piece."""
 
 
 def write(bench: Any, *texts: str) -> None:
@@ -46,6 +48,43 @@ def test_forty_facts_on_151_pages_are_all_found_once_with_their_pages(bench):
     assert json.loads(long["sources"])["party"] == [f"page {pages[name]}" for name in found]
     assert (json.loads(short["party"]), short["sources"]) == (["X"], "")
     assert all(tokens(seen.prompt) < 1700 for seen in bench.upstream.seen)
+
+
+@pytest.mark.parametrize("window", [2000, 500], ids=["whole pieces", "halves"])
+def test_facts_across_the_ends_of_pages_are_found(bench, window):
+    text, _ = document(30, 0)
+    pages = text.split(".\n\f\n")
+    text = pages[0] + "".join(
+        f" Party C{at} pays\n\f\n{at}00 euros. {page.partition(chr(10))[2]}" for at, page in enumerate(pages[1:])
+    )
+    bench.upstream.reply = reader(window)
+    write(bench, text)
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "900")
+    (row,) = out(bench)
+    assert sorted(json.loads(row["party"])) == sorted(f"C{at}" for at in range(29))
+
+
+def test_a_row_that_is_too_long_names_the_option_that_reads_it(bench):
+    text, places = document(12, 4)
+    bench.upstream.reply = reader()
+    write(bench, text, "Party X pays 1 euros.")
+    asked = (*ASKED, "--fields", "party:list")
+    assert "--split auto --again failed reads rows that are too long in pieces" in bench.run(*asked).stdout
+    sent = len(bench.upstream.seen)
+    bench.succeed(*asked, "--split", "auto", "--again", "failed")
+    assert [sorted(json.loads(row["party"])) for row in out(bench)] == [sorted(places), ["X"]]
+    assert all("Party X pays" not in seen.prompt for seen in bench.upstream.seen[sent:]), "its answer is paid"
+
+
+def test_the_system_prompt_counts_as_part_of_a_piece(bench):
+    text, places = document(12, 4)
+    bench.upstream.reply = reader()
+    write(bench, text)
+    bench.succeed(*ASKED, "--fields", "party:list", "--system", "Be exact. " * 100, "--split", "900")
+    (row,) = out(bench)
+    assert sorted(json.loads(row["party"])) == sorted(places)
+    sent = ["".join(message["content"] for message in seen.json["messages"]) for seen in bench.upstream.seen]
+    assert all(500 < tokens(text) <= 900 for text in sent[:-1])
 
 
 def test_auto_learns_the_window_from_the_refusals_of_the_first_row(bench):
@@ -131,7 +170,7 @@ def test_failed_pieces_are_named_the_others_kept_and_the_next_run_sends_only_the
     lost = next(iter(places.values()))
     bench.upstream.reply = choose(lambda seen: status(400) if f"Page {lost}." in seen.prompt else reader())
     write(bench, text)
-    bench.run(*ASKED, "--fields", "party:list", "--split", "700")
+    bench.run(*ASKED, "--fields", "party:list", *PIECES)
     (row,) = out(bench)
     assert row["error"].startswith("bad_request: 1 of ")
     assert f"page {lost}" in row["error"]
@@ -140,7 +179,7 @@ def test_failed_pieces_are_named_the_others_kept_and_the_next_run_sends_only_the
     assert json.loads(row["sources"])["party"] == [f"page {places[name]}" for name in kept]
     sent = len(bench.upstream.seen)
     bench.upstream.reply = reader()
-    bench.succeed(*ASKED, "--fields", "party:list", "--split", "700", "--again", "failed")
+    bench.succeed(*ASKED, "--fields", "party:list", *PIECES, "--again", "failed")
     (row,) = out(bench)
     assert (sorted(json.loads(row["party"])), row["error"]) == (sorted(places), "")
     assert len(bench.upstream.seen) == sent + 1
@@ -195,7 +234,7 @@ def test_a_text_with_a_failed_piece_or_last_request_has_the_texts_of_the_pieces(
 
     bench.upstream.reply = reply("Page 9.")
     write(bench, text)
-    command = (*ASKED, "--split", split, "--merge-prompt", "Join:")
+    command = (*ASKED, "--split", split, "--overlap", "0", "--merge-prompt", "Join:")
     bench.run(*command)
     (row,) = out(bench)
     assert row["error"].startswith("bad_request: 1 of ")
@@ -441,7 +480,7 @@ def test_all_rows_again_sends_all_pieces_of_a_failed_row_and_then_only_those_tha
     text, _ = document(8, 3)
     bench.upstream.reply = choose(lambda seen: status(400) if "Page 8." in seen.prompt else reader())
     write(bench, text)
-    command = (*ASKED, "--fields", "party:list", "--split", "900")
+    command = (*ASKED, "--fields", "party:list", "--split", "900", "--overlap", "0")
     bench.run(*command)
     sent = len(bench.upstream.seen)
     bench.run(*command, "--again", "all")

@@ -1,9 +1,18 @@
 """Long rows: a text that exceeds the model's window is read in pieces, and the answers about the pieces are merged."""
 
+from promptmill.core.errors import Code, Named
 from promptmill.core.feature import Feature, PlanEntry
 
 FEATURE = Feature(
     words="rows longer than the model's window, read piece by piece",
+    remedies={
+        Code.CONTEXT_LENGTH: (
+            Named("split", "auto"),
+            " ",
+            Named("again", "failed"),
+            " reads rows that are too long in pieces",
+        )
+    },
     options="promptmill.features.documents.options:OPTIONS",
     plans=(
         PlanEntry("split", ("split", "overlap", "merge", "merge_prompt"), "promptmill.features.documents.plan:Split"),

@@ -36,15 +36,20 @@ _CHARACTERS_OF_TOKEN = 8  # max characters of a token; no usual text has more
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"\f",
+        r"[.!?\u3002\uff01\uff1f]['\")\]\u00bb\u2019\u201d]*[ \t\r\n]*\f",
         r"\n(?=[ \t]*(?:#{1,6} |(?:Chapter|Section|Article|Part|§) ?[\dIVX]|\d+(?:\.\d+)*\.? [A-Z]))",
         r"\n[ \t\r]*\n",
+        r"[.!?\u3002\uff01\uff1f]['\")\]\u00bb\u2019\u201d]*[ \t\r]*\n",
+        r"\f",
         r"\n",
         r"[.!?]['\")\]]*\s|[\u3002\uff01\uff1f]",
         r"\s",
     )
 )
-"""The places at which a piece may end, the best first: after a page, before a heading, after a paragraph, …"""
+"""The places at which a piece may end, the best first: after a page that ends with a sentence, before a heading, after
+a paragraph, after a line that ends with a sentence, after any page, any line, …"""
+_SHARE_REPEATED = 20  # a twentieth of a piece; without it, 35 to 39 of 40 facts in 150 pages were found
+_MOST_REPEATED = 200  # tokens: more than a long sentence
 
 
 class How(Stored):
@@ -52,12 +57,23 @@ class How(Stored):
 
     size: int | None = Field(None, ge=LEAST)
     """The tokens per piece; None: as many as the model accepts, which is found by trying."""
-    overlap: int = Field(0, ge=0)
-    """The number of tokens that a piece repeats from the end of the previous piece."""
+    overlap: int | None = Field(None, ge=0)
+    """The number of tokens that a piece repeats from the end of the previous piece; None: see `repeated`."""
     merge: Literal["ask", "first", "sum"] = "ask"
     """The rule that chooses among different values of a field."""
     merge_prompt: str = ""
     """The prompt that requests one answer from the answers about the pieces; `""`: promptmill's own prompt."""
+
+    def repeated(self, size: int) -> int:
+        """Return the number of tokens that a piece of `size` tokens repeats: by default a twentieth, at most 200; none
+        if numbers are summed, because a repeated number would count twice.
+
+        >>> How().repeated(2000), How(merge="sum").repeated(2000), How(overlap=30).repeated(2000)
+        (100, 0, 30)
+        """
+        if self.overlap is not None:
+            return self.overlap
+        return 0 if self.merge == "sum" else min(_MOST_REPEATED, size // _SHARE_REPEATED)
 
 
 class Piece(NamedTuple):
@@ -70,11 +86,12 @@ class Piece(NamedTuple):
         """Return the text of the piece."""
         return text[self.start : self.end]
 
-    def halves(self, text: str) -> list[Piece]:
-        """Return the piece as two pieces, cut near the middle."""
-        size = self.end - self.start
+    def halves(self, text: str, how: How) -> list[Piece]:
+        """Return the piece as two pieces, cut near the middle; the second repeats the end of the first as pieces do."""
+        size, count = self.end - self.start, max(1, tokens(self.of(text)))
         at = _end(text, self.start + size * 5 // 16, self.start + max(1, size * 9 // 16))
-        return [Piece(self.start, at), Piece(at, self.end)]
+        share = min(how.repeated(count) / count, 0.25)  # more would leave the halves as long as the piece
+        return [Piece(self.start, at), Piece(_repeated_from(text, self.start, at, share) if share else at, self.end)]
 
 
 def tokens(text: str) -> int:

@@ -6,11 +6,12 @@ A place is a page or, in a text without pages, a range of characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
+from promptmill.core.request import Message
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
 
 ANY = "Answer from this part alone."
@@ -20,6 +21,7 @@ _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
 _MOST_WORDS = 30  # max words of a text that is searched for
+_LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
 _NUMBER = re.compile(r"(?<![\w.,])\d++(?:[.,'\u2019\u00a0\u202f]\d++)*+(?!\w)")
 _WHOLE = re.compile(r"\d+|\d{1,3}(?:\D\d{3})+")
 
@@ -44,12 +46,13 @@ class Document(NamedTuple):
             return cls(before, message[len(before) : len(message) - len(after)], after)
         return cls("", message, "")
 
-    def pieces(self, size: int, overlap: int, count: Count = tokens) -> Iterator[Piece]:
-        """Yield the pieces that have at most `size` tokens with the prompt around each.
+    def pieces(self, size: int, overlap: int, count: Count = tokens, system: str = "") -> Iterator[Piece]:
+        """Yield the pieces whose requests have at most `size` tokens: the messages before (`system`), the prompt around
+        the piece, and the line that names its place count.
 
-        A prompt that takes most of a piece leaves it a quarter.
+        A prompt that takes most of a request leaves the piece a quarter.
         """
-        own = max(size - count(self.before + self.after), size // 4)
+        own = max(size - count(f"{system}{self.before}{_LONGEST_LINE}{self.after}"), size // 4)
         return pieces(self.text, own, min(overlap, own // 2), count)
 
     def place(self, piece: Piece) -> str:
@@ -58,9 +61,17 @@ class Document(NamedTuple):
 
     def message(self, piece: Piece, only: str) -> str:
         """Return the message about a piece, which names its place. `only`: a sentence about the answer."""
-        where = self.place(piece)
-        about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
-        return f"{self.before}{about}{piece.of(self.text)}{self.after}"
+        return f"{self.before}{_line(self.place(piece), only)}{piece.of(self.text)}{self.after}"
+
+
+def text_before(messages: Sequence[Message]) -> str:
+    """Return the texts of the messages before the last one, such as the system prompt."""
+    return "\n".join(each.content for each in messages[:-1] if isinstance(each.content, str))
+
+
+def _line(place: str, only: str) -> str:
+    """Return the line in front of a piece."""
+    return f"[{place[0].upper()}{place[1:]} of a document. {only}]\n"
 
 
 def place(text: str, piece: Piece) -> str:

@@ -22,7 +22,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
-from promptmill.features.documents.document import ANY, FIELDS, Document, place_of
+from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
 from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
@@ -87,7 +87,7 @@ class LongRows(PlanWork):
         self._call = call
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
-        if not isinstance(text, str) or (size is not None and self._is_short(text, size)):
+        if not isinstance(text, str) or (size is not None and self._is_short(text_before(messages) + text, size)):
             return self.send(request, call)
         return self._read(request, text, call)
 
@@ -103,7 +103,9 @@ class LongRows(PlanWork):
             if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
                 return outcome
             refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # of this run only
-        elif await asyncio.to_thread(lambda: cutting.fits(text, size, self._count)):
+        elif await asyncio.to_thread(
+            lambda: cutting.fits(text_before(request.conversation.messages) + text, size, self._count)
+        ):
             return await self.send(request, call)
         document, replaces = await asyncio.to_thread(self._row, request.key, text)
         reading = Reading(self, request, call, document, replaces, refused)
@@ -123,13 +125,13 @@ class LongRows(PlanWork):
                     return await self._learned(reading)
             finally:
                 self._learning.release()
-        return await asyncio.to_thread(self._cut, reading.document, self._size), None
+        return await asyncio.to_thread(self._cut, reading, self._size), None
 
     async def _learned(self, reading: Reading) -> tuple[list[Piece], Asked]:
         """Find the size that the model accepts, with the first piece of a row."""
         size = max(LEAST, cutting.tokens(reading.document.text) // 2)
         while True:
-            cut = await asyncio.to_thread(self._cut, reading.document, size)
+            cut = await asyncio.to_thread(self._cut, reading, size)
             first = await reading.one(cut[0], 1)
             if first.code is None:
                 self._size = size
@@ -144,9 +146,10 @@ class LongRows(PlanWork):
         several = len({target.model for target in self.job.spec.targets}) > 1
         return cutting.tokens if several else cutting.count_of(self.job.config)
 
-    def _cut(self, document: Document, size: int) -> list[Piece]:
-        """Return the pieces of a document. Blocks."""
-        return list(document.pieces(size, self.how.overlap, self._count))
+    def _cut(self, reading: Reading, size: int) -> list[Piece]:
+        """Return the pieces of a row's document. Blocks."""
+        system = text_before(reading.request.conversation.messages)
+        return list(reading.document.pieces(size, self.how.repeated(size), self._count, system))
 
     def of_piece(self, sampling: Sampling) -> Sampling:
         """Return the parameters of requests for pieces, whose fields may be null: one object for each `sampling`."""
@@ -245,7 +248,10 @@ class Reading:
             return [asked]
         # stored, because the answers about the halves may arrive by batch, in a later run
         await self.rows.keep(asked.name, {"refused": True})
-        return [await self.one(half, choice + at) for at, half in enumerate(piece.halves(self.document.text), 1)]
+        return [
+            await self.one(half, choice + at)
+            for at, half in enumerate(piece.halves(self.document.text, self.rows.how), 1)
+        ]
 
     async def one(self, piece: Piece, choice: int) -> Asked:
         """Return the stored outcome of a piece; without one, send a request and store the answer."""

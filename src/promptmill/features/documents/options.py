@@ -20,22 +20,36 @@ def size(text: str) -> int | str:
         raise input_error(f"{text[:20]!r} is neither a number of tokens nor auto") from None
 
 
+def overlap(text: str) -> int:
+    """Return a number of repeated tokens; 0 repeats none.
+
+    >>> overlap("200"), overlap("0")
+    (200, 0)
+    """
+    if not text.isascii() or not text.isdigit():
+        raise input_error(f"{text[:20]!r} is not a number of tokens")
+    return int(text)
+
+
 OPTIONS = (
     Option(
         "split",
         int | Literal["auto"],
-        "read longer rows in pieces of so many tokens and merge their answers; `auto`: of the most that the model "
-        "takes; see docs/documents.md",
+        "read longer rows in pieces, each a request of so many tokens, prompt included, the answer's {max_tokens} not; "
+        "`auto`: of the most that the model takes; see docs/documents.md",
         flag=Flag(metavar="TOKENS", read="promptmill.features.documents.options:size"),
-        argument=Argument(words="read longer rows in pieces of so many tokens, or `auto`, and merge their answers"),
+        argument=Argument(
+            words="read longer rows in pieces, each a request of so many tokens with its prompt; merge the answers"
+        ),
         keyword=Keyword(type='int | Literal["auto"] | None'),
         excludes=[Excluded("dedupe"), Excluded("votes"), Excluded("sure")],
     ),
     Option(
         "overlap",
         int,
-        "tokens that a piece repeats of the piece before it",
-        flag=Flag(metavar="TOKENS"),
+        "tokens that a piece repeats of the piece before it (a twentieth, at most 200; 0 with {merge} `sum`)",
+        flag=Flag(metavar="TOKENS", read="promptmill.features.documents.options:overlap"),
+        argument=Argument(least=0),
         needs=[Named("split")],
     ),
     Option(

@@ -20,7 +20,7 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
-from promptmill.features.documents.document import FIELDS, Document
+from promptmill.features.documents.document import FIELDS, Document, text_before
 from promptmill.features.documents.merging import SOURCES
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, RunningJob
@@ -47,8 +47,10 @@ class Split(Plan):
             raise input_error(Named("split"), f" is {str(size)[:20]}; {how}")
         if size == AUTO and options.get("batch"):  # refused: each trial of a size would take as long as a batch
             raise input_error(Named("split", AUTO), " tries sizes live; with ", Named("batch"), ", write tokens.")
-        overlap = options.get("overlap") or 0
-        if not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2):
+        overlap = options.get("overlap")
+        if overlap is not None and (
+            not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2)
+        ):
             raise input_error(Named("overlap"), f" is {str(overlap)[:20]}; write tokens, half a piece at most.")
         merge, prompt = options.get("merge") or "ask", options.get("merge_prompt") or ""
         return cls(how=How(size=None if size == AUTO else size, overlap=overlap, merge=merge, merge_prompt=prompt))
@@ -61,9 +63,9 @@ class Split(Plan):
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""
-        if sends_all or begun == self:
+        if sends_all or begun == self or type(begun) is Plan:  # rows that were answered whole keep their answers
             return self
-        was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else "whole rows"
+        was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else f"the plan {begun.name}"
         raise input_error(
             f"Job {job_id} was begun with {was}, and its answers are paid. Keep that, send all rows again with ",
             Named("again", "all"),
@@ -72,12 +74,13 @@ class Split(Plan):
 
     def sent(self, request: Request, prompt: str) -> Iterator[Request]:
         """Yield the request of a short row, or a request for each piece of a long row."""
-        *before, last = request.conversation.messages or (Message("user", None),)
-        if (size := self.how.size) is None or not isinstance(last.content, str) or fits(last.content, size):
+        *before, last = messages = request.conversation.messages or (Message("user", None),)
+        system, size = text_before(messages), self.how.size
+        if size is None or not isinstance(last.content, str) or fits(system + last.content, size):
             yield request
             return
         document = Document.of(last.content, prompt)
-        for piece in document.pieces(size, self.how.overlap):
+        for piece in document.pieces(size, self.how.repeated(size), system=system):
             message = Message(last.role, document.message(piece, FIELDS), last.extra)
             yield request.changed(conversation=Conversation((*before, message)))
 
