@@ -110,6 +110,23 @@ def test_a_folder_as_output_and_other_settings_are_told(bench):
     assert "temperature was 0.2, now 0.9" in bench.fail("--temperature", "0.9")
 
 
+def test_mistakes_at_the_prompt_name_the_option_that_was_meant(bench):
+    bench.prompts(1)
+    assert "--prompt names no column; --prompt-file ask.txt reads a prompt from a file" in bench.fail(
+        "--prompt", "@ask.txt"
+    )
+    assert "unknown option -p; did you mean --prompt?" in bench.fail("-p", "{{text}}")
+
+
+def test_a_table_without_a_line_of_names_is_called_that(bench):
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("1,great food\n2,cold soup\n")
+    said = " ".join(bench.fail("--prompt", "Sum up {{text}}").split())
+    assert "The first line looks like a row: write the names of the columns above it." in said
+    bench.input.write_text("id,body\n1,great food\n")
+    assert "looks like a row" not in bench.fail("--prompt", "Sum up {{text}}")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -217,7 +234,7 @@ def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, opti
 def test_a_user_at_a_terminal_is_asked_what_a_changed_prompt_means(bench, monkeypatch, answer, sent):
     bench.write([{"text": f"t{at}"} for at in range(3)])
     bench.succeed("--prompt", "One: {{text}}")
-    monkeypatch.setattr(job_run, "_is_terminal", lambda: True)
+    monkeypatch.setattr(job_run, "is_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", lambda: answer)
     result = bench.run("--prompt", "Two: {{text}}", "--quiet")
     assert result.returncode == (0 if answer else 2)
@@ -276,7 +293,8 @@ def test_rows_on_stdin_are_no_files_to_choose_from(bench):
         (["--clear"], "--clear needs --cache."),
         (["--rows"], "--rows needs a job, its output or a file of rows"),
         (["--join"], "--join needs the output"),
-        (["--unfinished"], "--unfinished needs --prune AGE."),
+        (["--unfinished"], "--unfinished needs --prune AGE or --forget."),
+        (["--forget"], "name the job to forget; `promptmill jobs` lists them."),
         (["out.jsonl", "--prune", "7d"], "--prune applies to all jobs older than AGE; leave JOB out."),
         (["--follow"], "name the job to follow; `promptmill jobs` lists them."),
     ],

@@ -14,6 +14,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Completion
+from promptmill.cli import jobs
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
@@ -93,6 +94,33 @@ def test_an_unfinished_job_goes_only_when_asked_for(bench):
     assert prune.prune(folders, DAY_S, unfinished=True) == [bench.folder.job_id]
     assert not bench.folder.path.exists()
     bench.succeed()
+
+
+def test_one_job_is_forgotten_and_its_output_stays(bench):
+    bench.prompts(3)
+    bench.half_done({})
+    job = bench.folder.job_id
+    refused = bench.jobs(job, "--forget")
+    assert f"Job {job} could be resumed, and its answers are paid; --unfinished forgets it." in refused.stderr
+    bench.succeed()
+    lock = sure(Lock.take(bench.folder.lock))
+    try:
+        assert f"`promptmill jobs {job} --cancel`" in bench.jobs(job, "--forget", "--unfinished").stderr
+    finally:
+        lock.release()
+    assert bench.jobs(str(bench.output), "--forget").stdout == f"{job}\n"
+    assert len(bench.answers()) == 3
+    assert not bench.folder.path.exists()
+
+
+@pytest.mark.parametrize("answer", ["y", ""])
+def test_a_user_at_a_terminal_is_asked_before_jobs_are_deleted(bench, monkeypatch, answer):
+    old = _finished(bench, "old", 8)
+    monkeypatch.setattr(jobs, "is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda: answer)
+    asked = bench.jobs("--prune", "7d").stderr
+    assert "1 job of 1 folder will be deleted; their outputs stay. Go on? (y/N): " in asked
+    assert old.path.exists() == (not answer)
 
 
 def test_a_job_that_runs_is_never_removed(bench):

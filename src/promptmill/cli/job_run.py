@@ -81,12 +81,13 @@ def run(
         try:
             return _run(arguments, configuration, opened, live=live, is_step=is_step)
         except ChangedError as error:
-            if is_step or live is not None or arguments.json or not _is_terminal():
+            if is_step or live is not None or arguments.json or not is_terminal():
                 raise _with_command(error, arguments) from None
             opened = replace(opened, order=_chosen(error, opened.order))
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Return whether a person can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -16,7 +16,7 @@ import orjson
 from promptmill.cli import show
 from promptmill.cli.bulk import remembered
 from promptmill.cli.job_display import print_jobs, print_status
-from promptmill.cli.job_run import run
+from promptmill.cli.job_run import is_terminal, run
 from promptmill.cli.listings import show_cache
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, refuse
@@ -38,7 +38,7 @@ _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
 _ACTIONS = (
     *("follow", "watch", "rows", "cancel", "resume", "retry_failed", "pause", "unpause"),
-    *("export", "join", "prune", "cache"),
+    *("export", "join", "forget", "prune", "cache"),
 )
 """The actions; a command has at most one of them."""
 _LIVE = ("concurrency", "max_cost")
@@ -71,6 +71,7 @@ def add_options(jobs: Parser) -> None:
     acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
     acting.add_argument("--unpause", action="store_true", help="send rows again")
     acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers so far to FILE")
+    acting.add_argument("--forget", action="store_true", help="delete what is stored of a job; its output stays")
     acting.add_argument("--join", action="store_true", help="write OUTPUT from the parts that `bulk --shard I/N` made")
     acting.add_argument("--overwrite", action="store_true", help="with --join: replace OUTPUT if it exists")
     every = jobs.add_argument_group("all jobs")
@@ -78,7 +79,9 @@ def add_options(jobs: Parser) -> None:
     every.add_argument(
         "--prune", metavar="AGE", help="delete finished jobs older than AGE (30m, 12h, 7d, 2w); outputs stay"
     )
-    every.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could be resumed")
+    every.add_argument(
+        "--unfinished", action="store_true", help="with --prune or --forget: also jobs that could be resumed"
+    )
     every.add_argument("--cache", action="store_true", help="show the size of the cache of answers")
     every.add_argument("--clear", action="store_true", help="with --cache: delete all of its answers")
     jobs.add_argument("--state", type=Path, metavar="DIR", help="the folder of jobs, as for bulk")
@@ -100,7 +103,11 @@ def _run(arguments: argparse.Namespace) -> int:
     job_id, is_pruned, shows_rows = arguments.job_id, arguments.prune is not None, arguments.rows is not None
     refuse(
         (arguments.all and arguments.export is None and job_id, "--all", "lists all jobs; omit JOB, or add --export."),
-        (arguments.unfinished and not is_pruned, "--unfinished", "needs --prune AGE."),
+        (
+            arguments.unfinished and not (is_pruned or arguments.forget),
+            "--unfinished",
+            "needs --prune AGE or --forget.",
+        ),
         (is_pruned and job_id, "--prune", "applies to all jobs older than AGE; leave JOB out."),
         (arguments.full and not shows_rows, "--full", "needs --rows."),
         (arguments.seed is not None and not shows_rows, "--seed", "needs --rows."),
@@ -110,7 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     _check_actions(arguments)
     if is_pruned:
-        return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
+        return _prune(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.cache:
         return show_cache(arguments, configuration_of(arguments))
     if arguments.watch:
@@ -135,6 +142,8 @@ def _of_one_job(arguments: argparse.Namespace) -> int:
     if arguments.export is not None:
         job = _named(arguments.job_id, "whose answers to write")
         return _export(job, arguments.export, everything=arguments.all, as_json=arguments.json)
+    if arguments.forget:
+        return _forget(_named(arguments.job_id, "to forget"), unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.follow:
         return _follow(_named(arguments.job_id, "to follow"), as_json=arguments.json)
     if arguments.cancel:
@@ -296,8 +305,24 @@ def _resume(arguments: argparse.Namespace) -> int:
     return run(arguments, configuration, reopened(job, configuration, JobFolders.from_environ(), again=again))
 
 
-def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:
-    removed = prune.prune(JobFolders.from_environ(), prune.age_s(age), unfinished=unfinished)
+def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:
+    prune.forget_ended(job, JobFolders.from_environ(), unfinished=unfinished)
+    return _report_removed([job.job_id], as_json=as_json)
+
+
+def _prune(age: str, *, unfinished: bool, as_json: bool) -> int:
+    """Remove old jobs. On a terminal, the user decides: the jobs may be of any folder."""
+    folders, age_s = JobFolders.from_environ(), prune.age_s(age)
+    if not as_json and is_terminal() and (old := prune.old(folders, age_s, unfinished=unfinished)):
+        places = counted(len({folder.path.parent for folder in old}), "folder")
+        what = f"{counted(len(old), 'job')} of {places} will be deleted; their outputs stay. Go on? (y/N): "
+        print(what, end="", file=sys.stderr, flush=True)
+        if input().strip().lower()[:1] != "y":
+            return OK
+    return _report_removed(prune.prune(folders, age_s, unfinished=unfinished), as_json=as_json)
+
+
+def _report_removed(removed: Sequence[str], *, as_json: bool) -> int:
     if as_json:
         say(orjson.dumps({"removed": removed}).decode())
     else:

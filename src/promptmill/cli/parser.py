@@ -131,6 +131,9 @@ class Parser(argparse.ArgumentParser):
         places = {action.dest: str(action.metavar or action.dest) for action in self._get_positional_actions()}
         if meant := synonym(key, places):
             self._leave(f"{message}; {places[meant]} has no option: `{self.prog} {' '.join(places.values())} …`")
+        starts = f"-{names[0]}" if len(names[0]) == 2 else None
+        if starts and (long := next((name for name in known if name.startswith(starts)), "")):
+            self._leave(f"{message}; did you mean {long}?")
         self._leave(message + _meant(names[0], self._option_string_actions, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -49,6 +49,8 @@ _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white spa
 _WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such as `mail body` or `mail-body`
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
+_VALUE = re.compile(r"[-+]?[\d.,]+%?|\d{4}-\d\d-\d\d.*")
+_LONGEST_COLUMN = 80  # characters of a name; a longer one is a text of a row
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # bounds, because nothing can stop Python while it compiles a template
 
 
@@ -78,6 +80,10 @@ def check_names_some(text: str, image_column: Callable[[], str]) -> None:
         name = single[1][:40] if single else "text"
         column = image_column()
         images = Named("image_column", column, f"; to ask about the images in {column}: {{}}")
+        if text.startswith("@"):
+            raise input_error(
+                PROMPT, " names no column", Named("prompt_file", text[1:], "; {} reads a prompt from a file"), "."
+            )
         problem = f" names no column; write it in double braces, such as {{{{{name}}}}}"
         raise input_error(PROMPT, problem, *([images] if column else []), ".")
 
@@ -187,8 +193,20 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
                 field, f": the input has no column {name[:60]!r}, but one that looks like it ({signs}); rename it."
             )
         meant = did_you_mean(name, map(mended, known), f"its columns: {shown}.")
+        if first_line_is_row(known):
+            meant += " The first line looks like a row: write the names of the columns above it."
         whole = (Named("each", "file", "{} asks about the whole file; "),) if name == "content" else ()
         raise input_error(field, f": the input has no column {name[:60]!r}; ", *whole, meant)
+
+
+def first_line_is_row(columns: Sequence[str]) -> bool:
+    """Return whether names of columns look like values: a number, a date, or a sentence.
+
+    >>> first_line_is_row(["1", "great food"]), first_line_is_row(["id", "text", "2024"])
+    (True, False)
+    """
+    values = [name for name in columns if _VALUE.fullmatch(name.strip()) or len(name) > _LONGEST_COLUMN]
+    return 2 * len(values) >= len(columns) > 0
 
 
 class ExpressionTemplate:

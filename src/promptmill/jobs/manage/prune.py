@@ -40,6 +40,13 @@ def age_s(text: str) -> float:
     return float(match[1]) * _UNITS_S[match[2]]
 
 
+def old(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[Folder]:
+    """Return the jobs that `prune` would remove, unless they run."""
+    before = time.time() - older_than_s
+    found = (folders.folder_at(path) for path in folders.paths())
+    return [folder for folder in found if folder is not None and _is_old(folder, before, unfinished=unfinished)]
+
+
 def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:
     """Remove the folders of jobs that have not changed for `older_than_s`; return the jobs' ids.
 
@@ -153,6 +160,18 @@ def forget(folder: Folder, folders: JobFolders) -> None:
     folder.close()
     folders.unregister(folder)
     remove(folder)
+
+
+def forget_ended(folder: Folder, folders: JobFolders, *, unfinished: bool) -> None:
+    """Remove a job that has ended. Raises `PromptmillError` (`invalid_input`) for a running or an unfinished job."""
+    name = folder.job_id
+    if not _removed(folder, lambda: unfinished or _is_done(folder)):
+        if unfinished or _is_done(folder):
+            raise input_error(f"Job {name} runs; end it first: ", Named("status", f"{name} --cancel"), ".")
+        raise input_error(
+            f"Job {name} could be resumed, and its answers are paid; ", Named("unfinished"), " forgets it."
+        )
+    folders.unregister(folder)
 
 
 def _last_change(path: Path) -> float:

@@ -173,7 +173,8 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
             lost = f"The database {folder.database} was damaged or removed, so {output} may be its own output or not; "
             raise input_error(f"{lost}{other}", overwrite, ".")
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
-        raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
+        why = "was changed after the job wrote it" if has_written else "exists and is not this job's own output"
+        raise input_error(f"{output} {why}; {away}", overwrite, ".")
 
 
 def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> tuple[JobSpec, Change]:
