@@ -117,6 +117,10 @@ def test_a_terminal_shows_once_who_gets_a_key_and_that_the_embedded_model_is_sma
     note_once(served)
     assert capsys.readouterr().err == ""  # no terminal
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("MISTRAL_API_KEY", "k-secret")
+    note_once(embedded)
+    assert "--provider mistral uses the key in MISTRAL_API_KEY and gives" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.delenv("MISTRAL_API_KEY")
     for said in ("note: 127.0.0.1:9 receives the key in LLM_API_KEY.", "is a small model to try promptmill with", ""):
         note_once(served if "key" in said else embedded)
         shown = " ".join(capsys.readouterr().err.split())

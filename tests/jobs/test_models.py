@@ -34,6 +34,8 @@ def test_rows_are_answered_by_the_model_that_they_name_or_one_that_stands_in_for
     done = bench.run(*_models(bench), *(["--detach"] if detached else []))
     assert done.returncode == 0, done.stderr
     if detached:
+        job = bench.folder.job_id
+        assert f"`promptmill jobs {job} --follow` shows it, `promptmill jobs {job} --cancel` ends it" in done.stderr
         eventually(lambda: bench.status()["state"] == "finished")
     rows = bench.answers()
     assert [(row["answer"], row["answered_by"]) for row in rows] == [

@@ -128,7 +128,13 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             return _validate(job, as_json=arguments.json)
         if arguments.detach:
             job = replace(job, models=decided(configuration))
-            print_status(job.detach(warn_of_input), as_json=arguments.json)
+            print_status(begun := job.detach(warn_of_input), as_json=arguments.json)
+            if not arguments.json:
+                name = begun["job_id"]
+                say(
+                    f"  `promptmill jobs {name} --follow` shows it, `promptmill jobs {name} --cancel` ends it",
+                    sys.stderr,
+                )
             return OK
         code = run(arguments, configuration, job)
         return code if job.remote is None else _delivered(job.remote, code, folders, tell)

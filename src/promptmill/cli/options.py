@@ -187,9 +187,9 @@ def note_once(plan: ResolvedConfig) -> None:
 
     notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(plan)]
     if is_embedded(plan):
-        notes.append(
-            f"{plan.model} is a small model to try promptmill with; --base-url or --provider gives better answers."
-        )
+        known = [(one.provider, one.key_env) for one in registry.providers() if one.key_is_set]
+        use = f"--provider {known[0][0]} uses the key in {known[0][1]} and" if known else "--base-url or --provider"
+        notes.append(f"{plan.model} is a small model to try promptmill with; {use} gives better answers.")
     for note in notes:
         seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
         if seen.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from promptmill.cli.options import add_shared, configuration_of
@@ -154,7 +155,8 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         environ=os.environ,
     ) as bound:
         wanted = [face for face in _faces() if not getattr(arguments, f"no_{face.name}")]
-        return process.serve_http(configuration, bound, [part(face.app) for face in wanted], _tools(arguments))
+        named = replace(bound, greeting="; ".join([bound.greeting, *(face.words for face in wanted)]))
+        return process.serve_http(configuration, named, [part(face.app) for face in wanted], _tools(arguments))
 
 
 def _tools(arguments: argparse.Namespace) -> list[str]:
