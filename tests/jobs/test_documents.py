@@ -514,3 +514,138 @@ def test_a_row_that_begins_later_and_a_paragraph_without_its_mark():
     table = f"<w:tbl><w:tr>{cell.format('a')}{cell.format('b')}</w:tr>{later}</w:tbl>"
     first = "<w:p><w:pPr><w:rPr><w:del/></w:rPr></w:pPr><w:r><w:t>d</w:t></w:r></w:p>"
     assert word_text(_word(table, first, "<w:p><w:r><w:t>e</w:t></w:r></w:p>")) == "a\tb\n\tc\nde"
+
+
+_NAMESPACES = (
+    'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math" '
+    'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" xmlns:v="urn:schemas-microsoft-com:vml"'
+)
+
+
+def _math(text, name="e"):
+    return f"<m:{name}><m:r><m:t>{text}</m:t></m:r></m:{name}>"
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (f"<m:limLow>{_math('lim')}{_math('x→0', 'lim')}</m:limLow>{_math('f')}", "lim_(x→0)f"),
+        (
+            f"<m:d><m:e><m:m><m:mr>{_math('1')}{_math('2')}</m:mr><m:mr>{_math('3')}{_math('4')}</m:mr></m:m></m:e></m:d>",
+            "(1 2; 3 4)",
+        ),
+        (f"<m:eqArr>{_math('x=1')}{_math('y=2')}</m:eqArr>", "x=1; y=2"),
+        (f"<m:bar><m:barPr><m:pos m:val='top'/></m:barPr>{_math('x')}</m:bar>", "x\u0305"),
+        (f"<m:acc>{_math('a+b')}</m:acc>", "(a+b)\u0302"),
+        (f"<m:func>{_math('sin', 'fName')}{_math('x')}</m:func>", "sin x"),
+        (f"<m:f><m:fPr><m:type m:val='noBar'/></m:fPr>{_math('n', 'num')}{_math('k', 'den')}</m:f>", "n¦k"),
+        (f"<m:phant><m:phantPr><m:show m:val='0'/></m:phantPr>{_math('x')}</m:phant>{_math('y')}", "y"),
+    ],
+)
+def test_a_formula_keeps_its_structure_in_a_line(formula, text):
+    assert word_text(_word(f"<w:p><m:oMath {_NAMESPACES}>{formula}</m:oMath></w:p>")) == text
+
+
+@pytest.mark.parametrize(
+    ("piece", "text"),
+    [
+        ("<w:r><w:sym w:font='Wingdings 2' w:char='F052'/><w:sym w:font='Wingdings 2' w:char='F0A3'/></w:r>", "☑☐"),
+        ("<w:r><w:sym w:font='Wingdings' w:char='00FE'/><w:sym w:font='Symbol' w:char='0062'/></w:r>", "☑β"),
+        ("<w:r><w:sym w:font='Wingdings' w:char='F0E0'/><w:sym w:font='Odd' w:char='F001'/></w:r>", "→\ufffd"),
+        (_run("þ J", "<w:rFonts w:ascii='Wingdings'/>"), "☑ ☺"),
+        (_run("\uf0fe"), "☑"),
+        (_run("10") + _run("6", "<w:position w:val='8'/>"), "10⁶"),
+        (_run("10") + _run("n+1", "<w:vertAlign w:val='superscript'/>"), "10^(n+1)"),
+        (_run("log") + _run("2", "<w:vertAlign w:val='subscript'/>") + _run("8"), "log₂8"),
+        (_run("x = ") + r"<w:r><w:instrText> EQ \f(1;2) </w:instrText></w:r>", r"x = \f(1;2)"),
+        (_run("a") + r'<w:r><w:instrText> SYMBOL 254 \f "Wingdings" </w:instrText></w:r>', "a☑"),
+        (f"<w:r><w:pict><v:textpath {_NAMESPACES} string='SALE'/></w:pict></w:r>", "SALE"),
+    ],
+)
+def test_signs_of_fonts_fields_and_raised_digits_keep_their_meaning(piece, text):
+    assert word_text(_word(f"<w:p>{piece}</w:p>")) == text
+
+
+def _numbered(form, text="%1.", more=""):
+    level = f"<w:lvl w:ilvl='0'><w:start w:val='1'/>{form}{more}<w:lvlText w:val='{text}'/></w:lvl>"
+    below = "<w:numFmt w:val='decimal'/><w:isLgl/><w:lvlRestart w:val='0'/><w:lvlText w:val='%1.%2'/>"
+    below = f"<w:lvl w:ilvl='1'>{below}</w:lvl>"
+    kind = f"<w:abstractNum w:abstractNumId='5'>{level}{below}</w:abstractNum>"
+    return f"{kind}<w:num w:numId='7'><w:abstractNumId w:val='5'/></w:num>"
+
+
+@pytest.mark.parametrize(
+    ("form", "numbers"),
+    [
+        ("decimalZero", "01 02 03"),
+        ("ordinal", "1st 2nd 3rd"),
+        ("ordinalText", "First Second Third"),
+        ("cardinalText", "One Two Three"),
+        ("russianLower", "\u0430 \u0431 \u0432"),
+        ("hebrew1", "א ב ג"),
+        ("chineseCounting", "一 二 三"),
+        ("aiueo", "ｱ ｲ ｳ"),
+        ("ganada", "가 나 다"),
+        ("decimalEnclosedCircle", "① ② ③"),
+        ("decimalFullWidth", "\uff11 \uff12 \uff13"),
+        ("unknown", "1 2 3"),
+    ],
+)
+def test_the_numbers_of_a_list_have_the_form_that_word_shows(form, numbers):
+    lists = _numbered(f"<w:numFmt w:val='{form}'/>")
+    text = word_text(_word(_list(7, "a"), _list(7, "b"), _list(7, "c"), numbering=lists))
+    assert text.split("\n") == [f"{number}. {name}" for number, name in zip(numbers.split(), "abc", strict=True)]
+
+
+def test_numbers_of_a_list_follow_its_legal_form_its_restarts_and_its_deleted_items():
+    gone = "<w:p><w:pPr><w:numPr><w:numId w:val='7'/></w:numPr><w:rPr><w:{}/></w:rPr></w:pPr></w:p>"
+    items = [
+        _list(7, "a"),
+        _list(7, "b", 1),
+        gone.format("del"),
+        gone.format("vanish"),
+        _list(7, "c"),
+        _list(7, "d", 1),
+    ]
+    text = word_text(_word(*items, numbering=_numbered("<w:numFmt w:val='upperRoman'/>")))
+    assert text.split("\n") == ["I. a", "1.1 b", "II. c", "2.2 d"]
+    form = "<mc:Choice Requires='w14'><w:numFmt w:val='custom' w:format='001, 002, …'/></mc:Choice>"
+    form = f"<mc:AlternateContent {_NAMESPACES}>{form}</mc:AlternateContent>"
+    lists = _numbered(form, "§%1", "<w:suff w:val='nothing'/>")
+    note = "<w:footnote w:id='1'>" + _list(7, "n") + "</w:footnote>"
+    assert word_text(_word(_list(7, "a"), numbering=lists, footnotes=note)) == "§001a\n[footnote 1] §001n"
+
+
+def test_cells_that_are_hidden_deleted_or_covered_by_old_forms_of_merging():
+    def cell(text, properties=""):
+        return f"<w:tc><w:tcPr>{properties}</w:tcPr><w:p>{_run(text)}</w:p></w:tc>"
+
+    rows = [
+        cell("a", "<w:vMerge/>") + cell("5", "<w:hMerge w:val='restart'/>") + cell("5", "<w:hMerge/>") + cell("x"),
+        f"<w:trPr><w:hidden/></w:trPr>{cell('no')}",
+        cell("b") + cell("gone", "<w:cellDel/>") + cell("c"),
+    ]
+    text = word_text(_word("<w:tbl>" + "".join(f"<w:tr>{row}</w:tr>" for row in rows) + "</w:tbl>"))
+    assert text == "a\t5\t\tx\nb\tc"
+
+
+def test_a_page_within_a_word_document_is_its_text():
+    document = docx.Document(io.BytesIO(_word(f"<w:p>{_run('before')}</w:p>")))
+    for name, kind, data in [
+        ("a.html", "text/html", b"<p>10<sup>2</sup>"),
+        (
+            "a.docx",
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+            _word("<w:p>" + _run("in") + "</w:p>"),
+        ),
+        ("a.rtf", "application/rtf", b"{}"),
+    ]:
+        part = Part(PackURI(f"/word/{name}"), kind, data)
+        relation = document.part.relate_to(
+            part, "http://schemas.openxmlformats.org/officeDocument/2006/relationships/aFChunk"
+        )
+        chunk = document.element.body.makeelement(document.element.body.tag.replace("body", "altChunk"))
+        chunk.set("{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id", relation)
+        document.element.body.insert(len(document.element.body) - 1, chunk)
+    document.save(data := io.BytesIO())
+    assert word_text(data.getvalue()) == "before\n10²\nin\n(a part that is not read: application/rtf)"

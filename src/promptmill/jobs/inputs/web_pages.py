@@ -19,6 +19,7 @@ from selectolax.lexbor import LexborHTMLParser
 from promptmill.core.bounds import LARGEST_TEXT, MOST_COLUMNS
 from promptmill.core.errors import input_error
 from promptmill.jobs.inputs import encodings
+from promptmill.jobs.inputs.numerals import numeral
 
 TOO_LONG = f"has more than {LARGEST_TEXT >> 20} million characters"
 _MOST = 4 * LARGEST_TEXT  # characters with the white space around them
@@ -31,6 +32,9 @@ _ENDED = re.compile(r"<(title|script|style|textarea|iframe|noscript|p|div|span|a
 _NOSCRIPT, _NOSCRIPT_END = re.compile(r"(?i)<noscript\b[^<>]*>"), re.compile(r"(?i)</noscript\s*>")
 _HIDDEN_STYLE = re.compile(r"(?i)\b(?:display\s*:\s*none|visibility\s*:\s*hidden)\b")
 _RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
+_LOWERED = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+_RAISED_START = re.compile(r"\s*[-+\u2212(]?[0-9]|\s*[-+\u2212]\s*\Z")
+_POWER = re.compile(r"[-+\u2212]?[i-kmnpqtx-z](?:[-+\u2212*/]\w{1,9})?|[.,][0-9]{1,9}")  # 1o, 1e and 1a are ordinals
 # elements without a text of the page; those behind `iframe` have one only for programs that do not show the element
 _UNSEEN = frozenset(
     {
@@ -55,10 +59,6 @@ _GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
 _ENDS = "\0\1\2"
 _BOXES: Mapping[str, Sequence[str]] = MappingProxyType({"checkbox": ("☐", "☑"), "radio": ("☐", "☑")})
 _WITHOUT_VALUE = frozenset({"hidden", "password", "file", "image", *_BOXES})
-_ROMAN = tuple(
-    (worth, ("", a, a * 2, a * 3, a + b, b, b + a, b + a * 2, b + a * 3, a + c))
-    for worth, a, b, c in ((1000, "m", "", ""), (100, "c", "d", "m"), (10, "x", "l", "c"), (1, "i", "v", "x"))
-)
 _NUMERALS: Mapping[str, str] = MappingProxyType(
     {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 )
@@ -86,28 +86,23 @@ def page_text(data: bytes, charset: str = "") -> str:
 
 
 def raised(text: str) -> str:
-    """Return the digits of a superscript as such, because 10² is no 102.
+    """Return the digits of a superscript as such, because 10² is no 102; a power that is no number is `^n`.
 
-    >>> raised("2"), raised("2,3"), raised("st")
-    ('²', '²,³', 'st')
+    >>> raised("2"), raised("2,3"), raised("st"), raised("n+1"), raised(".5")
+    ('²', '²,³', 'st', '^(n+1)', '^.5')
     """
-    return text.translate(_RAISED) if re.match(r"\s*[-+\u2212(]?[0-9]", text) else text
+    if _POWER.fullmatch(text):
+        return f"^{text}" if text.isalnum() or text[0] in ".," else f"^({text})"
+    return text.translate(_RAISED) if _RAISED_START.match(text) else text
 
 
-def numeral(number: int, form: str) -> str:
-    """Return the number of a list's item in a form as Word names it.
+def lowered(text: str) -> str:
+    """Return the digits of a subscript as such, because log₂8 is no log28.
 
-    >>> numeral(28, "lowerLetter"), numeral(4, "upperRoman"), numeral(3, "decimal")
-    ('bb', 'IV', '3')
+    >>> lowered("2"), lowered("max")
+    ('₂', 'max')
     """
-    match form:
-        case "lowerLetter" | "upperLetter" if 0 < number < 1 << 15:
-            letters = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 + 1)
-        case "lowerRoman" | "upperRoman" if 0 < number < 4000:
-            letters = "".join(digits[number // worth % 10] for worth, digits in _ROMAN)
-        case _:
-            letters = str(number)
-    return letters.upper() if form.startswith("upper") else letters
+    return text.translate(_LOWERED)
 
 
 def whole_number(text: str | None, usual: int) -> int:
