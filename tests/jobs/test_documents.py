@@ -649,3 +649,85 @@ def test_a_page_within_a_word_document_is_its_text():
         document.element.body.insert(len(document.element.body) - 1, chunk)
     document.save(data := io.BytesIO())
     assert word_text(data.getvalue()) == "before\n10²\nin\n(a part that is not read: application/rtf)"
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<math><mfrac><mn>1</mn><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow></mfrac></math>", "1/(a+b)"),
+        ("<math><msup><mi>x</mi><mn>2</mn></msup><msub><mi>y</mi><mi>i</mi></msub></math>", "x²y_i"),
+        ("<math><msqrt><mn>2</mn></msqrt><mroot><mi>x</mi><mn>3</mn></mroot></math>", "√(2)³√(x)"),
+        ("<math><mtable><mtr><mtd>1</mtd><mtd>2</mtd></mtr><mtr><mtd>3</mtd></mtr></mtable></math>", "1 2; 3"),
+        ("<math><semantics><mi>a</mi><annotation>\\alpha</annotation></semantics></math>", "a"),
+        ("<span><math><mi>a</mi></math></span><span class=katex-html aria-hidden=true>a</span>", "a"),
+        ("10<span style='vertical-align: super'>6</span> log<sub>2</sub>8 2<sup>n+1</sup>", "10⁶ log₂8 2^(n+1)"),
+        ("<ruby>漢<rt>kan</ruby> <ruby>漢<rp>(<rt>kan<rp>)</ruby>", "漢(kan) 漢(kan)"),
+        ("<div style='white-space: pre-wrap'>a\n  b</div>", "a\n  b"),
+        ("<div role=checkbox aria-checked=true>yes</div><div role=radio aria-checked=false>no</div>", "☑ yes\n\n☐ no"),
+        ("<select><option label=Tea value=1></select> <input type=image alt=Go>", "Tea Go"),
+        (
+            "<p style='font-size:0px'>a</p><p style='display:/**/none'>b</p><p style='mso-hide:all'>d</p>e",
+            "e",
+        ),
+        ("<p popover>a</p>b", "b"),
+        ("<p style='font-size: 0.9em; opacity: 0.5'>a</p>", "a"),
+        ("<div><template shadowrootmode=open><p>a</p></template></div>b", "a\n\nb"),
+    ],
+)
+def test_a_page_keeps_its_formulas_boxes_and_styles(page, text):
+    assert page_text(page.encode()) == text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"<!-- <meta charset=koi8-r> --><meta charset=iso-8859-2>",
+        b"<script>'<meta charset=koi8-r>'</script><meta\n charset\n=\n'iso-8859-2'>",
+        b"<!--" + b"x" * 5000 + b"--><meta charset=iso-8859-2>",
+    ],
+)
+def test_the_charset_of_a_page_stands_in_no_comment_and_may_stand_late(head):
+    assert page_text(head + b"<p>\xb1") == "ą"
+
+
+def _page_part(page):
+    return b"Content-Type: text/html\n\n" + page + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("mail", "text"),
+    [
+        (b"Content-Transfer-Encoding: base64;\n\naGk=\n", "hi"),
+        (b"Content-Transfer-Encoding: base64 (all)\n\naGk=\naG8=\n\n--\na list\n", "hiho\n\n--\na list"),
+        (b"Content-Type: text/plain; charset*=us-ascii'en'iso-8859-2\n\n\xb1", "ą"),
+        (b"Content-Type: text/plain; charset=cp-850\n\nGr\x94\xe1e", "Größe"),
+        (b"Subject: x\n\n\x1b$B@A5a\x1b(B", "請求"),
+        (b"Subject: x\n\n" + "Привет, как дела?".encode("cp1251"), "Привет, как дела?"),
+        (b"Subject: x\n\n" + "請求書を送付します。".encode("cp932"), "請求書を送付します。"),
+        (b">From a@b Mon\nSubject: x\nContent-Transfer-Encoding: base64\n\naGk=", "hi"),
+        (b"Subject : x\nContent-Transfer-Encoding : base64\n\naGk=", "hi"),
+        (b"\0Subject: x\r\r\nContent-Transfer-Encoding: base64\r\r\n\r\r\naGk=", "hi"),
+        (b"Subject: x\r\rhi\rho", "hi\nho"),
+        ("Subject: x\n\nhi".encode("utf-16-be"), "hi"),
+        (_mixed(b"\nUse an HTML mail program.\n", _page_part(b"<p>5 EUR"), kind="alternative"), "5 EUR"),
+        (
+            _mixed(b"\nSee below\n", _page_part(b"<p>See below: " + b"5 EUR " * 9), kind="alternative"),
+            "See below: " + "5 EUR " * 8 + "5 EUR",
+        ),
+    ],
+)
+def test_a_mail_of_another_program_is_decoded_and_the_form_with_its_text_is_taken(mail, text):
+    assert mail_text(mail).partition("\n\n")[2] == text
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"Content-Type: application/ms-tnef; name=winmail.dat", "only Outlook reads"),
+        (b"Content-Type: message/partial; id=a; number=2", "one piece"),
+        (b"Content-Type: application/octet-stream; name=smime.p7m", "is encrypted"),
+    ],
+)
+def test_a_mail_whose_text_is_in_a_form_of_one_program_is_an_error(head, reason):
+    with pytest.raises(PromptmillError, match=reason):
+        mail_text(b"Subject: x\n" + head + b"\n\nabc\n")

@@ -13,9 +13,10 @@ from typing import Any
 from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.inputs import encodings, symbol_fonts
+from promptmill.jobs.inputs.formulas import grouped, lowered, raised
 from promptmill.jobs.inputs.mails import mail_text
 from promptmill.jobs.inputs.numerals import numeral
-from promptmill.jobs.inputs.web_pages import lowered, page_text, raised, whole_number
+from promptmill.jobs.inputs.web_pages import page_text, whole_number
 from promptmill.jobs.inputs.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
@@ -199,13 +200,13 @@ def _formula(name: str, element: Any) -> str | None:
     """Return a part of a formula in one line, such as `(a+b)/2`; None for a part that is read as a text."""
     match name:
         case "f" if _value_of(element, "fPr/{*}type") == "noBar":
-            return f"{_grouped(_in(element, 'num'))}¦{_grouped(_in(element, 'den'))}"
+            return f"{grouped(_in(element, 'num'))}¦{grouped(_in(element, 'den'))}"
         case "f":
-            return f"{_grouped(_in(element, 'num'))}/{_grouped(_in(element, 'den'))}"
+            return f"{grouped(_in(element, 'num'))}/{grouped(_in(element, 'den'))}"
         case "sSup" | "sSub" | "sSubSup" | "sPre":
             lower, upper = _in(element, "sub"), _in(element, "sup")
-            power = raised(upper) if upper and raised(upper) != upper else f"^{_grouped(upper)}" if upper else ""
-            return _in(element, "e") + (f"_{_grouped(lower)}" if lower else "") + power
+            power = raised(upper) if upper and raised(upper) != upper else f"^{grouped(upper)}" if upper else ""
+            return _in(element, "e") + (f"_{grouped(lower)}" if lower else "") + power
         case "rad":
             return f"{raised(_in(element, 'deg'))}√({_in(element, 'e')})"
         case "d":
@@ -216,10 +217,10 @@ def _formula(name: str, element: Any) -> str | None:
             return begin + between.join("".join(map(_word, each)) for each in element.findall("{*}e")) + end
         case "nary":
             sign, lower, upper = _value_of(element, "naryPr/{*}chr") or "∫", _in(element, "sub"), _in(element, "sup")
-            limits = (f"_{_grouped(lower)}" if lower else "") + (f"^{_grouped(upper)}" if upper else "")
+            limits = (f"_{grouped(lower)}" if lower else "") + (f"^{grouped(upper)}" if upper else "")
             return f"{sign}{limits} {_in(element, 'e')}"
         case "limLow" | "limUpp":
-            return f"{_in(element, 'e')}{'_' if name == 'limLow' else '^'}{_grouped(_in(element, 'lim'))}"
+            return f"{_in(element, 'e')}{'_' if name == 'limLow' else '^'}{grouped(_in(element, 'lim'))}"
         case "func":
             content = _in(element, "e")
             return f"{_in(element, 'fName')}{'' if content.startswith('(') else ' '}{content}"
@@ -233,14 +234,10 @@ def _formula(name: str, element: Any) -> str | None:
             sign = (
                 ("\u0332" if below else "\u0305") if name == "bar" else _value_of(element, "accPr/{*}chr") or "\u0302"
             )
-            return f"{_grouped(_in(element, 'e'))}{sign}"
+            return f"{grouped(_in(element, 'e'))}{sign}"
         case "phant" if (show := element.find("{*}phantPr/{*}show")) is not None and not _is_on(show):
             return ""
     return None
-
-
-def _grouped(text: str) -> str:
-    return text if text.isalnum() else f"({text})"
 
 
 def _in(element: Any, name: str) -> str:
