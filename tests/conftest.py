@@ -1,10 +1,10 @@
 """What every test stands on: a sealed environment, an event loop, and loopback endpoints.
 
 Fixtures: `upstream` (one `Upstream`), `upstreams` (a maker of more, also with TLS), `drive` (runs
-prompts through the openai backend), `talk` and `serve` (a server's client), `closing` (closes with the test what it
-opened). An `async def` test or fixture runs on an event loop of its own, whose time is simulated where the test is
-marked `simulated`. The modules in `support/`, such as `upstream`, `replies` and `fakes`, can be imported by name from
-every test.
+prompts through the openai backend), `talk` and `serve` (a server's client), `protocol` (both protocols, for
+tests of access), `closing` (closes with the test what it opened). An `async def` test or fixture runs on an
+event loop of its own, whose time is simulated where the test is marked `simulated`. The modules in
+`support/`, such as `upstream`, `replies` and `fakes`, can be imported by name from every test.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -301,6 +302,23 @@ def serve(upstream: Upstream) -> Serve:
         return serving(Configuration({**configuration._raw, **(top or {})}))
 
     return server
+
+
+@pytest.fixture(params=["auto", "legacy"])
+def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test of access with clients of both protocols; return their `mode`.
+
+    `auto` is 2026-07-28, which has no sessions, `legacy` is 2025-11-25. This holds for FastMCP's clients and for
+    `server.session()`.
+    """
+    from fastmcp import Client
+
+    import served
+
+    mode: str = request.param
+    monkeypatch.setattr(Client, "__init__", partialmethod(Client.__init__, mode=mode))
+    monkeypatch.setattr(served.Asked, "version", served.VERSION if mode == "legacy" else served.SESSIONLESS)
+    return mode
 
 
 @pytest.fixture

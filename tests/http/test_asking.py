@@ -10,8 +10,8 @@ from served import Served
 pytestmark = pytest.mark.thorough
 
 
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_the_user_of_a_client_over_http_is_asked_before_a_job_that_costs_much(upstream, tmp_path, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_the_user_of_a_client_over_http_is_asked_before_a_job_that_costs_much(upstream, tmp_path):
     """`legacy` needs a stream, in which the server sends its question, from a client that usually receives JSON."""
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n' * 5)
     more = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 6}
@@ -27,7 +27,7 @@ async def test_the_user_of_a_client_over_http_is_asked_before_a_job_that_costs_m
         return ElicitResult(action="decline")
 
     with Served(config, environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
-        async with Client(server.url, mode=mode, elicitation_handler=answered) as client:
+        async with Client(server.url, elicitation_handler=answered) as client:
             result = await client.call_tool("bulk_generate", files, raise_on_error=False)
     assert asked == ["This job costs about $0.00, at most $15.00. Start it?"]
     assert result.is_error

@@ -13,25 +13,25 @@ import psutil
 import pytest
 
 from replies import answer, by_prompt, hang, late
-from served import VERSION, Served, messages
+from served import VERSION, ServedHere, messages
 from server_process import written
 from sure import sure
 from talk import text
 from waiting import PATIENCE_S, eventually, until
 
 pytestmark = pytest.mark.http
-BOTH = pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28 and 2025-11-25
 
 
-def _client(server, mode):
+def _client(server, **options):
     from fastmcp import Client
 
-    return Client(server.url, mode=mode)
+    return Client(server.url, **options)
 
 
 # What is offered
 
 
+@pytest.mark.usefixtures("protocol")
 def test_files_are_out_of_reach_unless_the_operator_names_folders(server, upstream, tmp_path):
     from PIL import Image
 
@@ -48,7 +48,7 @@ def test_files_are_out_of_reach_unless_the_operator_names_folders(server, upstre
     assert not upstream.seen
     state = {"XDG_STATE_HOME": str(tmp_path / "state")}
     config = written(tmp_path, upstream.url, {"allowed_roots": [str(tmp_path)]})
-    with Served(config, environ=state) as open_handed:
+    with ServedHere(config, environ=state) as open_handed:
         session = open_handed.session()
         assert not session.call("multimodal_generate", **picture)["isError"]
         started = session.call("bulk_generate", **job)["structuredContent"]["job_id"]
@@ -71,8 +71,8 @@ def test_web_images_and_data_go_through(server, upstream):
 # Progress
 
 
-@BOTH
-async def test_progress_arrives_while_the_call_works(server, upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_progress_arrives_while_the_call_works(server, upstream):
     enough = threading.Event()
 
     async def slow(exchange):
@@ -87,7 +87,7 @@ async def test_progress_arrives_while_the_call_works(server, upstream, mode):
         if len(told) == 3:
             enough.set()
 
-    async with _client(server, mode) as client:
+    async with _client(server) as client:
         result = await client.call_tool("generate", {"prompt_ls": ["a", "slow"]}, progress_handler=heard)
 
     assert result.structured_content == {"ans_ls": ["echo: a", "echo: slow"]}
@@ -100,10 +100,10 @@ async def test_progress_arrives_while_the_call_works(server, upstream, mode):
 
 
 @pytest.mark.thorough
-@BOTH
-async def test_twenty_thousand_prompts_are_answered_in_order(server, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_twenty_thousand_prompts_are_answered_in_order(server):
     prompts = [str(i) for i in range(20_000)]
-    async with _client(server, mode) as client:
+    async with _client(server) as client:
         result = await client.call_tool("generate", {"prompt_ls": prompts}, progress_handler=_nobody)
 
     assert result.structured_content == {"ans_ls": [f"echo: {prompt}" for prompt in prompts]}
@@ -113,20 +113,20 @@ async def _nobody(progress, total, message):
     """Ask for progress, as clients do."""
 
 
-@BOTH
-async def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_long_it_took(server, upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_long_it_took(server, upstream):
     upstream.reply = late(1.2, answer("ü" * 3_000_000))
-    async with _client(server, mode) as client:
+    async with _client(server) as client:
         result = await client.call_tool("generate", {"prompt_ls": ["x" * 5000]}, progress_handler=_nobody)
 
     assert result.structured_content == {"ans_ls": ["ü" * 3_000_000]}
 
 
-@BOTH
-async def test_answers_in_any_script_arrive_as_an_event(server, upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_answers_in_any_script_arrive_as_an_event(server, upstream):
     """3 bytes of UTF-8 each, which the SDK would write as 6."""
     upstream.reply = late(2.2, answer("你" * 30_000))
-    async with _client(server, mode) as client:
+    async with _client(server) as client:
         result = await client.call_tool("generate", {"prompt_ls": ["x"] * 10}, progress_handler=_nobody)
     assert result.structured_content == {"ans_ls": ["你" * 30_000] * 10}
 
@@ -178,7 +178,7 @@ async def test_the_client_of_the_sdk_is_served(server):
 
 async def test_two_clients_at_once_get_each_their_own_answers(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
-    async with _client(server, "auto") as one, _client(server, "legacy") as other:
+    async with _client(server, mode="auto") as one, _client(server, mode="legacy") as other:
         waiting = asyncio.ensure_future(one.call_tool("generate", {"prompt_ls": ["hang"]}))
         await until(lambda: upstream.in_flight)
         both = await asyncio.gather(
@@ -198,10 +198,10 @@ async def test_two_clients_at_once_get_each_their_own_answers(server, upstream):
 # Stopping
 
 
-@BOTH
-async def test_a_client_that_gives_up_stops_the_work(server, upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_a_client_that_gives_up_stops_the_work(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
-    async with _client(server, mode) as client:
+    async with _client(server) as client:
         giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"] * 20}))
         await until(lambda: upstream.in_flight)
         giving_up.cancel()
@@ -316,7 +316,7 @@ async def test_a_crowd_leaves_nothing_behind(server):
     process = psutil.Process(server.process.pid)
 
     async def one(number):
-        async with _client(server, "auto" if number % 2 else "legacy") as client:
+        async with _client(server, mode="auto" if number % 2 else "legacy") as client:
             for turn in range(5):
                 result = await client.call_tool("generate", {"prompt_ls": [f"{number}.{turn}", "x"]})
                 assert result.structured_content == {"ans_ls": [f"echo: {number}.{turn}", "echo: x"]}

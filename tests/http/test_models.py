@@ -13,6 +13,7 @@ pytestmark = pytest.mark.http
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("protocol")
 def test_a_client_names_a_model_and_samples_within_the_operator_s_limits(upstream, tmp_path):
     def model(name):
         return {"openai": {"base_url": upstream.url, "model_name": name}, "sampling_params": {"max_tokens": 7}}

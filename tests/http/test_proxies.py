@@ -24,7 +24,6 @@ from waiting import PATIENCE_S, eventually, until
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = "mill.example.com"
 pytestmark = pytest.mark.http
-BOTH = pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28 and 2025-11-25
 
 
 def _caddy(folder: Path, port: int, server: int) -> tuple[list[str], Path]:
@@ -56,7 +55,7 @@ class _Proxy:
         self.port = port
         self._tls = ssl.create_default_context(cafile=str(certificate))
 
-    def client(self, mode: str):
+    def client(self, **options: str):
         from fastmcp import Client
         from fastmcp.client.transports import StreamableHttpTransport
 
@@ -65,7 +64,7 @@ class _Proxy:
             return httpx2.AsyncClient(headers=headers, timeout=timeout or 60, auth=auth, transport=through, **more)
 
         url = f"https://{NAME}/mcp"
-        return Client(StreamableHttpTransport(url, auth=TOKEN, httpx_client_factory=factory), mode=mode)
+        return Client(StreamableHttpTransport(url, auth=TOKEN, httpx_client_factory=factory), **options)
 
     def ask(self, method: str, path: str, host: str = NAME, **more) -> httpx2.Response:
         headers = BEARER | {"Host": host}
@@ -124,8 +123,8 @@ def proxy(_started, upstream):
     return _started
 
 
-@BOTH
-async def test_progress_arrives_before_the_answer(proxy, upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_progress_arrives_before_the_answer(proxy, upstream):
     told = threading.Event()
 
     async def once_told(exchange):
@@ -136,14 +135,14 @@ async def test_progress_arrives_before_the_answer(proxy, upstream, mode):
         told.set()
 
     upstream.reply = once_told
-    async with proxy.client(mode) as client:
+    async with proxy.client() as client:
         result = await client.call_tool("generate", {"prompt_ls": ["a", "b"]}, progress_handler=hear)
     assert result.structured_content["ans_ls"] == ["echo: a", "echo: b"]
 
 
 async def test_a_call_whose_client_is_gone_ends(proxy, upstream):
     upstream.reply = hang()
-    async with proxy.client("auto") as client:
+    async with proxy.client(mode="auto") as client:
         call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["a"]}))
         await until(lambda: upstream.in_flight)
         call.cancel()
@@ -154,7 +153,7 @@ async def test_a_call_whose_client_is_gone_ends(proxy, upstream):
 @pytest.mark.thorough
 async def test_large_requests_pass_up_to_the_servers_own_limit(proxy, upstream):
     upstream.reply = answer("read")
-    async with proxy.client("auto") as client:
+    async with proxy.client(mode="auto") as client:
         result = await client.call_tool("generate", {"prompt_ls": ["x" * (31 << 20)]})
     assert result.structured_content["ans_ls"] == ["read"]
     assert proxy.ask("POST", "/mcp", content=b"x" * (32 << 20 | 1)).status_code == 413

@@ -514,3 +514,220 @@ def test_a_row_that_begins_later_and_a_paragraph_without_its_mark():
     table = f"<w:tbl><w:tr>{cell.format('a')}{cell.format('b')}</w:tr>{later}</w:tbl>"
     first = "<w:p><w:pPr><w:rPr><w:del/></w:rPr></w:pPr><w:r><w:t>d</w:t></w:r></w:p>"
     assert word_text(_word(table, first, "<w:p><w:r><w:t>e</w:t></w:r></w:p>")) == "a\tb\n\tc\nde"
+
+
+_NAMESPACES = (
+    'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math" '
+    'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" xmlns:v="urn:schemas-microsoft-com:vml"'
+)
+
+
+def _math(text, name="e"):
+    return f"<m:{name}><m:r><m:t>{text}</m:t></m:r></m:{name}>"
+
+
+@pytest.mark.parametrize(
+    ("formula", "text"),
+    [
+        (f"<m:limLow>{_math('lim')}{_math('x→0', 'lim')}</m:limLow>{_math('f')}", "lim_(x→0)f"),
+        (
+            f"<m:d><m:e><m:m><m:mr>{_math('1')}{_math('2')}</m:mr><m:mr>{_math('3')}{_math('4')}</m:mr></m:m></m:e></m:d>",
+            "(1 2; 3 4)",
+        ),
+        (f"<m:eqArr>{_math('x=1')}{_math('y=2')}</m:eqArr>", "x=1; y=2"),
+        (f"<m:bar><m:barPr><m:pos m:val='top'/></m:barPr>{_math('x')}</m:bar>", "x\u0305"),
+        (f"<m:acc>{_math('a+b')}</m:acc>", "(a+b)\u0302"),
+        (f"<m:func>{_math('sin', 'fName')}{_math('x')}</m:func>", "sin x"),
+        (f"<m:f><m:fPr><m:type m:val='noBar'/></m:fPr>{_math('n', 'num')}{_math('k', 'den')}</m:f>", "n¦k"),
+        (f"<m:phant><m:phantPr><m:show m:val='0'/></m:phantPr>{_math('x')}</m:phant>{_math('y')}", "y"),
+    ],
+)
+def test_a_formula_keeps_its_structure_in_a_line(formula, text):
+    assert word_text(_word(f"<w:p><m:oMath {_NAMESPACES}>{formula}</m:oMath></w:p>")) == text
+
+
+@pytest.mark.parametrize(
+    ("piece", "text"),
+    [
+        ("<w:r><w:sym w:font='Wingdings 2' w:char='F052'/><w:sym w:font='Wingdings 2' w:char='F0A3'/></w:r>", "☑☐"),
+        ("<w:r><w:sym w:font='Wingdings' w:char='00FE'/><w:sym w:font='Symbol' w:char='0062'/></w:r>", "☑β"),
+        ("<w:r><w:sym w:font='Wingdings' w:char='F0E0'/><w:sym w:font='Odd' w:char='F001'/></w:r>", "→\ufffd"),
+        (_run("þ J", "<w:rFonts w:ascii='Wingdings'/>"), "☑ ☺"),
+        (_run("\uf0fe"), "☑"),
+        (_run("10") + _run("6", "<w:position w:val='8'/>"), "10⁶"),
+        (_run("10") + _run("n+1", "<w:vertAlign w:val='superscript'/>"), "10^(n+1)"),
+        (_run("log") + _run("2", "<w:vertAlign w:val='subscript'/>") + _run("8"), "log₂8"),
+        (_run("x = ") + r"<w:r><w:instrText> EQ \f(1;2) </w:instrText></w:r>", r"x = \f(1;2)"),
+        (_run("a") + r'<w:r><w:instrText> SYMBOL 254 \f "Wingdings" </w:instrText></w:r>', "a☑"),
+        (f"<w:r><w:pict><v:textpath {_NAMESPACES} string='SALE'/></w:pict></w:r>", "SALE"),
+    ],
+)
+def test_signs_of_fonts_fields_and_raised_digits_keep_their_meaning(piece, text):
+    assert word_text(_word(f"<w:p>{piece}</w:p>")) == text
+
+
+def _numbered(form, text="%1.", more=""):
+    level = f"<w:lvl w:ilvl='0'><w:start w:val='1'/>{form}{more}<w:lvlText w:val='{text}'/></w:lvl>"
+    below = "<w:numFmt w:val='decimal'/><w:isLgl/><w:lvlRestart w:val='0'/><w:lvlText w:val='%1.%2'/>"
+    below = f"<w:lvl w:ilvl='1'>{below}</w:lvl>"
+    kind = f"<w:abstractNum w:abstractNumId='5'>{level}{below}</w:abstractNum>"
+    return f"{kind}<w:num w:numId='7'><w:abstractNumId w:val='5'/></w:num>"
+
+
+@pytest.mark.parametrize(
+    ("form", "numbers"),
+    [
+        ("decimalZero", "01 02 03"),
+        ("ordinal", "1st 2nd 3rd"),
+        ("ordinalText", "First Second Third"),
+        ("cardinalText", "One Two Three"),
+        ("russianLower", "\u0430 \u0431 \u0432"),
+        ("hebrew1", "א ב ג"),
+        ("chineseCounting", "一 二 三"),
+        ("aiueo", "ｱ ｲ ｳ"),
+        ("ganada", "가 나 다"),
+        ("decimalEnclosedCircle", "① ② ③"),
+        ("decimalFullWidth", "\uff11 \uff12 \uff13"),
+        ("unknown", "1 2 3"),
+    ],
+)
+def test_the_numbers_of_a_list_have_the_form_that_word_shows(form, numbers):
+    lists = _numbered(f"<w:numFmt w:val='{form}'/>")
+    text = word_text(_word(_list(7, "a"), _list(7, "b"), _list(7, "c"), numbering=lists))
+    assert text.split("\n") == [f"{number}. {name}" for number, name in zip(numbers.split(), "abc", strict=True)]
+
+
+def test_numbers_of_a_list_follow_its_legal_form_its_restarts_and_its_deleted_items():
+    gone = "<w:p><w:pPr><w:numPr><w:numId w:val='7'/></w:numPr><w:rPr><w:{}/></w:rPr></w:pPr></w:p>"
+    items = [
+        _list(7, "a"),
+        _list(7, "b", 1),
+        gone.format("del"),
+        gone.format("vanish"),
+        _list(7, "c"),
+        _list(7, "d", 1),
+    ]
+    text = word_text(_word(*items, numbering=_numbered("<w:numFmt w:val='upperRoman'/>")))
+    assert text.split("\n") == ["I. a", "1.1 b", "II. c", "2.2 d"]
+    form = "<mc:Choice Requires='w14'><w:numFmt w:val='custom' w:format='001, 002, …'/></mc:Choice>"
+    form = f"<mc:AlternateContent {_NAMESPACES}>{form}</mc:AlternateContent>"
+    lists = _numbered(form, "§%1", "<w:suff w:val='nothing'/>")
+    note = "<w:footnote w:id='1'>" + _list(7, "n") + "</w:footnote>"
+    assert word_text(_word(_list(7, "a"), numbering=lists, footnotes=note)) == "§001a\n[footnote 1] §001n"
+
+
+def test_cells_that_are_hidden_deleted_or_covered_by_old_forms_of_merging():
+    def cell(text, properties=""):
+        return f"<w:tc><w:tcPr>{properties}</w:tcPr><w:p>{_run(text)}</w:p></w:tc>"
+
+    rows = [
+        cell("a", "<w:vMerge/>") + cell("5", "<w:hMerge w:val='restart'/>") + cell("5", "<w:hMerge/>") + cell("x"),
+        f"<w:trPr><w:hidden/></w:trPr>{cell('no')}",
+        cell("b") + cell("gone", "<w:cellDel/>") + cell("c"),
+    ]
+    text = word_text(_word("<w:tbl>" + "".join(f"<w:tr>{row}</w:tr>" for row in rows) + "</w:tbl>"))
+    assert text == "a\t5\t\tx\nb\tc"
+
+
+def test_a_page_within_a_word_document_is_its_text():
+    document = docx.Document(io.BytesIO(_word(f"<w:p>{_run('before')}</w:p>")))
+    for name, kind, data in [
+        ("a.html", "text/html", b"<p>10<sup>2</sup>"),
+        (
+            "a.docx",
+            "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+            _word("<w:p>" + _run("in") + "</w:p>"),
+        ),
+        ("a.rtf", "application/rtf", b"{}"),
+    ]:
+        part = Part(PackURI(f"/word/{name}"), kind, data)
+        relation = document.part.relate_to(
+            part, "http://schemas.openxmlformats.org/officeDocument/2006/relationships/aFChunk"
+        )
+        chunk = document.element.body.makeelement(document.element.body.tag.replace("body", "altChunk"))
+        chunk.set("{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id", relation)
+        document.element.body.insert(len(document.element.body) - 1, chunk)
+    document.save(data := io.BytesIO())
+    assert word_text(data.getvalue()) == "before\n10²\nin\n(a part that is not read: application/rtf)"
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<math><mfrac><mn>1</mn><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow></mfrac></math>", "1/(a+b)"),
+        ("<math><msup><mi>x</mi><mn>2</mn></msup><msub><mi>y</mi><mi>i</mi></msub></math>", "x²y_i"),
+        ("<math><msqrt><mn>2</mn></msqrt><mroot><mi>x</mi><mn>3</mn></mroot></math>", "√(2)³√(x)"),
+        ("<math><mtable><mtr><mtd>1</mtd><mtd>2</mtd></mtr><mtr><mtd>3</mtd></mtr></mtable></math>", "1 2; 3"),
+        ("<math><semantics><mi>a</mi><annotation>\\alpha</annotation></semantics></math>", "a"),
+        ("<span><math><mi>a</mi></math></span><span class=katex-html aria-hidden=true>a</span>", "a"),
+        ("10<span style='vertical-align: super'>6</span> log<sub>2</sub>8 2<sup>n+1</sup>", "10⁶ log₂8 2^(n+1)"),
+        ("<ruby>漢<rt>kan</ruby> <ruby>漢<rp>(<rt>kan<rp>)</ruby>", "漢(kan) 漢(kan)"),
+        ("<div style='white-space: pre-wrap'>a\n  b</div>", "a\n  b"),
+        ("<div role=checkbox aria-checked=true>yes</div><div role=radio aria-checked=false>no</div>", "☑ yes\n\n☐ no"),
+        ("<select><option label=Tea value=1></select> <input type=image alt=Go>", "Tea Go"),
+        (
+            "<p style='font-size:0px'>a</p><p style='display:/**/none'>b</p><p style='mso-hide:all'>d</p>e",
+            "e",
+        ),
+        ("<p popover>a</p>b", "b"),
+        ("<p style='font-size: 0.9em; opacity: 0.5'>a</p>", "a"),
+        ("<div><template shadowrootmode=open><p>a</p></template></div>b", "a\n\nb"),
+    ],
+)
+def test_a_page_keeps_its_formulas_boxes_and_styles(page, text):
+    assert page_text(page.encode()) == text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"<!-- <meta charset=koi8-r> --><meta charset=iso-8859-2>",
+        b"<script>'<meta charset=koi8-r>'</script><meta\n charset\n=\n'iso-8859-2'>",
+        b"<!--" + b"x" * 5000 + b"--><meta charset=iso-8859-2>",
+    ],
+)
+def test_the_charset_of_a_page_stands_in_no_comment_and_may_stand_late(head):
+    assert page_text(head + b"<p>\xb1") == "ą"
+
+
+def _page_part(page):
+    return b"Content-Type: text/html\n\n" + page + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("mail", "text"),
+    [
+        (b"Content-Transfer-Encoding: base64;\n\naGk=\n", "hi"),
+        (b"Content-Transfer-Encoding: base64 (all)\n\naGk=\naG8=\n\n--\na list\n", "hiho\n\n--\na list"),
+        (b"Content-Type: text/plain; charset*=us-ascii'en'iso-8859-2\n\n\xb1", "ą"),
+        (b"Content-Type: text/plain; charset=cp-850\n\nGr\x94\xe1e", "Größe"),
+        (b"Subject: x\n\n\x1b$B@A5a\x1b(B", "請求"),
+        (b"Subject: x\n\n" + "Привет, как дела?".encode("cp1251"), "Привет, как дела?"),
+        (b"Subject: x\n\n" + "請求書を送付します。".encode("cp932"), "請求書を送付します。"),
+        (b">From a@b Mon\nSubject: x\nContent-Transfer-Encoding: base64\n\naGk=", "hi"),
+        (b"Subject : x\nContent-Transfer-Encoding : base64\n\naGk=", "hi"),
+        (b"\0Subject: x\r\r\nContent-Transfer-Encoding: base64\r\r\n\r\r\naGk=", "hi"),
+        (b"Subject: x\r\rhi\rho", "hi\nho"),
+        ("Subject: x\n\nhi".encode("utf-16-be"), "hi"),
+        (_mixed(b"\nUse an HTML mail program.\n", _page_part(b"<p>5 EUR"), kind="alternative"), "5 EUR"),
+        (
+            _mixed(b"\nSee below\n", _page_part(b"<p>See below: " + b"5 EUR " * 9), kind="alternative"),
+            "See below: " + "5 EUR " * 8 + "5 EUR",
+        ),
+    ],
+)
+def test_a_mail_of_another_program_is_decoded_and_the_form_with_its_text_is_taken(mail, text):
+    assert mail_text(mail).partition("\n\n")[2] == text
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"Content-Type: application/ms-tnef; name=winmail.dat", "only Outlook reads"),
+        (b"Content-Type: message/partial; id=a; number=2", "one piece"),
+        (b"Content-Type: application/octet-stream; name=smime.p7m", "is encrypted"),
+    ],
+)
+def test_a_mail_whose_text_is_in_a_form_of_one_program_is_an_error(head, reason):
+    with pytest.raises(PromptmillError, match=reason):
+        mail_text(b"Subject: x\n" + head + b"\n\nabc\n")

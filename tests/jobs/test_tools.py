@@ -106,6 +106,7 @@ async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
 
 
 @pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "again": "all"}])
+@pytest.mark.usefixtures("protocol")
 async def test_jobs_of_clients_share_the_servers_budget(bench, tools, again):
     """Each answer has two tokens, of ten that it may have, at a cent each."""
     bench.upstream.reply = answer("two words")
@@ -165,6 +166,7 @@ def priced(bench: Any) -> Service:
     return Service(Configuration({**openai_configuration(bench.upstream.url)._raw, **more}))
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced):
     asked: list[str] = []
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
@@ -185,6 +187,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
 @pytest.mark.parametrize(
     ("action", "content"), [("accept", {"agree": False}), ("accept", {}), ("decline", {}), ("cancel", {})]
 )
+@pytest.mark.usefixtures("protocol")
 async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced, action, content):
     asked: list[str] = []
     async with tools(priced, elicitation_handler=asked_of(asked, action, **content)) as call:
@@ -195,6 +198,7 @@ async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced,
     assert not bench.upstream.seen
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_client_that_cannot_ask_its_user_starts_jobs_as_before(bench, tools, priced):
     async with tools(priced) as call:
         await ran(call)
@@ -276,6 +280,7 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(be
         assert (await call("bulk_generate", **files))["state"] == "finished"
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(400)
@@ -713,6 +718,7 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
         assert len((await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]) == 3
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     bench.prompts(1)
     output, asked, agreed = bench.path / "out.jsonl", [], [False, True]
@@ -1048,6 +1054,7 @@ async def test_the_rows_of_a_query_are_asked(mails, tools):
     ("column", "cell"),
     [("note", "sk-proj-0123456789abcdefghij"), ("password", "x"), ("note", b"sk-proj-0123456789abcdefghij")],
 )
+@pytest.mark.usefixtures("protocol")
 async def test_a_query_cannot_take_a_key_to_pieces(mails, tools, column, cell):
     with contextlib.closing(sqlite3.connect(mails.path / "mails.db")) as database:
         database.execute(f"CREATE TABLE other ({column})")
@@ -1073,6 +1080,7 @@ async def test_no_more_rows_of_a_query_are_read_than_the_call_asks_for(mails, to
     assert len(mails.upstream.seen) == 5, "the first answers stay"
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkeypatch):
     steps = []
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
 import promptmill
-from fakes import openai_configuration
+from pdf_files import pages_of, pdf_of_texts
+from processtable import gone
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.caller import USER, CallModels
-from promptmill.jobs.door import Rows
+from promptmill.images import pdf
 from promptmill.jobs.inputs import documents, whole_files
 from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles
-from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.stored import Question
-from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
+from promptmill.system.subprocesses import Helper
+from sure import sure
+from waiting import until
 
 
 @pytest.fixture
@@ -177,31 +180,50 @@ def test_a_warning_of_mails_and_web_pages_comes_before_anything_is_sent(bench):
     assert len(bench.upstream.seen) == len(RAW)
 
 
-async def test_a_cancelled_call_ends_the_reading_of_its_documents(bench, closing):
-    (bench.path / "m").mkdir()
+def _slow_mail(path: Path) -> None:
     part = b"--B\nContent-Type: text/html\n\nx\n"
-    for name in ("a.eml", "b.eml"):  # each takes ten seconds
-        (bench.path / "m" / name).write_bytes(b"Content-Type: multipart/mixed; boundary=B\n\n" + part * 200_000)
-    configuration = openai_configuration(bench.upstream.url)
-    board = RunningJobs(closing(Service(configuration)), lambda: FileRule((bench.path.resolve(),)))
-    rows = Rows([str(bench.path / "m" / "*.eml")], rule=FileRule((bench.path.resolve(),)))
+    path.write_bytes(b"Content-Type: multipart/mixed; boundary=B\n\n" + part * 200_000)
+
+
+def _slow_pdf(path: Path) -> None:
+    pages_of(path, lambda canvas: canvas._code.append("0 0 m 9 9 l S\n" * 1_000_000))
+
+
+@pytest.fixture
+def reading(bench: Any) -> Callable[..., Awaitable[psutil.Process]]:
+    """Wait until the process of a helper, which has started, works at a call; return the process."""
+
+    async def found(helper: Helper, calling: asyncio.Future[Any]) -> psutil.Process:
+        process = psutil.Process(sure(helper.pid))
+        before = process.cpu_times().user
+        await until(lambda: calling.done() or process.cpu_times().user > before + 0.2)
+        assert not calling.done()
+        return process
+
+    return found
+
+
+@pytest.mark.usefixtures("protocol")
+@pytest.mark.parametrize("kind", ["mail", "PDF", "page of a PDF"])
+async def test_a_cancelled_call_ends_the_process_that_reads_its_file(bench, tools, reading, kind):
+    """Each file takes seconds to read."""
+    path = bench.path / ("a.eml" if kind == "mail" else "a.pdf")
+    (_slow_mail if kind == "mail" else _slow_pdf)(path)
     documents.text_of(".html", b"x")
-    reader = documents._HELPER.pid
-
-    async def call() -> None:
-        async with board.opened(
-            rows, None, {"prompt": "{{content}}"}, CallModels(await board._service.job_plan(None)), USER
-        ):
-            raise AssertionError("the mails were read")
-
-    calling = asyncio.ensure_future(call())
-    await asyncio.sleep(0.5)
-    assert board._reading.locked()
-    calling.cancel()
-    await asyncio.wait({calling})
-    assert calling.cancelled()
-    assert not board._reading.locked()
-    assert documents._HELPER.pid != reader
+    with pdf_of_texts(bench.path / "small.pdf", ["x"]).open("rb") as file:
+        pdf.READER.pages(file)
+    helper, lost = documents._HELPER if kind == "mail" else pdf.READER._helper, len(pdf.READER._lost)
+    asked: dict[str, Any] = {"files": [path.name], "prompt": "{{content}}"}
+    if kind == "page of a PDF":
+        asked = {"prompt_ls": ["x"], "multimodal_path": [[pdf.page_of(str(path), 1)]]}
+    async with tools() as call:
+        calling = asyncio.ensure_future(call("bulk_generate" if "files" in asked else "multimodal_generate", **asked))
+        reader = await reading(helper, calling)
+        calling.cancel()
+        await asyncio.wait({calling})
+        assert calling.cancelled()
+        await until(lambda: gone([reader]))
+        assert len(pdf.READER._lost) == lost, "the next call reads the file again"
 
 
 def test_the_documents_of_a_call_have_one_bound_of_processor_time(tmp_path, monkeypatch):

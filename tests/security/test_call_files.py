@@ -61,6 +61,7 @@ def _sent(upstream):
 
 @pytest.mark.rule("F21")
 @pytest.mark.rule("F22")
+@pytest.mark.usefixtures("protocol")
 async def test_a_pattern_over_everything_sends_no_secret_and_names_what_it_leaves_out(folder, outcome, upstream):
     found = await outcome(files=["*", "**/*", "."], prompt="{{path}}: {{content}}")
     assert found["files"] == len(HARMLESS)
@@ -75,6 +76,7 @@ async def test_a_pattern_over_everything_sends_no_secret_and_names_what_it_leave
 
 @pytest.mark.rule("F21")
 @posix
+@pytest.mark.usefixtures("protocol")
 async def test_the_configuration_is_no_file_of_calls_by_any_name(tmp_path, monkeypatch, upstream):
     config = written(tmp_path, upstream.url, api_key="a-word-of-eighteen")
     work = tmp_path / "work"
@@ -94,6 +96,7 @@ async def test_the_configuration_is_no_file_of_calls_by_any_name(tmp_path, monke
 
 
 @pytest.mark.rule("F21")
+@pytest.mark.usefixtures("protocol")
 async def test_the_folder_of_jobs_is_no_folder_of_calls(tmp_path, monkeypatch, serve, upstream):
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
@@ -163,6 +166,7 @@ def test_a_hidden_folder_that_the_operator_allows_is_a_root(tmp_path):
 @pytest.mark.rule("F2")
 @pytest.mark.rule("F21")
 @pytest.mark.parametrize("scheme", ["path", "file"])
+@pytest.mark.usefixtures("protocol")
 async def test_the_roots_and_names_hold_for_images_in_every_place(tmp_path, monkeypatch, serve, upstream, scheme):
     work = tmp_path / "work"
     (work / ".private").mkdir(parents=True)
@@ -273,6 +277,7 @@ async def test_a_key_behind_the_beginning_of_a_large_file_stops_its_job_before_t
 
 
 @pytest.mark.rule("F22")
+@pytest.mark.usefixtures("protocol")
 async def test_a_template_that_takes_a_key_apart_gets_no_key(folder, outcome, upstream):
     _of_rows(folder / "in.csv", KEY)
     template = "{% for letter in text %}{{ letter }} {% endfor %}"
@@ -284,6 +289,7 @@ async def test_a_template_that_takes_a_key_apart_gets_no_key(folder, outcome, up
 
 
 @pytest.mark.rule("F22")
+@pytest.mark.usefixtures("protocol")
 async def test_an_error_about_columns_quotes_no_secret(folder, serve):
     """Without a header, the first row of a file is its columns."""
     (folder / "no_header.csv").write_text(f"me,{KEY}\n")
@@ -362,6 +368,7 @@ HEADERS = {"X-Gateway-Key": "gateway0word", "Cookie": "session=cookie-value-123;
 
 
 @pytest.mark.rule("F22")
+@pytest.mark.usefixtures("protocol")
 async def test_own_keys_are_those_of_all_models_headers_and_the_environment(folder, upstream, monkeypatch):
     monkeypatch.setenv("OTHER_API_KEY", "environment-key-1")
     monkeypatch.setenv("SOME_TOKEN", "environment-token-1")
@@ -387,6 +394,7 @@ async def test_own_keys_are_those_of_all_models_headers_and_the_environment(fold
 
 
 @pytest.mark.rule("F22")
+@pytest.mark.usefixtures("protocol")
 async def test_a_page_of_the_operators_own_job_shows_no_row_with_secrets(folder, serve, upstream):
     """The operator may answer any file in a shell; a client that reads the answers gets no password of its rows."""
     from promptmill.jobs.manage.bulk_call import bulk_async
@@ -410,6 +418,7 @@ async def test_a_page_of_the_operators_own_job_shows_no_row_with_secrets(folder,
 
 @pytest.mark.rule("F23")
 @pytest.mark.parametrize("place", ["root", "home", "above home"])
+@pytest.mark.usefixtures("protocol")
 async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_path, monkeypatch, serve, upstream, place):
     home = tmp_path / "people" / "me"
     home.mkdir(parents=True)
@@ -439,6 +448,7 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
 @pytest.mark.rule("F8")
 @pytest.mark.rule("F21")
 @pytest.mark.parametrize("place", ["root", "home"])
+@pytest.mark.usefixtures("protocol")
 async def test_a_relative_name_is_below_the_only_root_of_a_server_that_a_desktop_program_started(
     tmp_path, monkeypatch, serve, upstream, place
 ):
@@ -475,6 +485,7 @@ async def test_a_relative_name_is_below_the_only_root_of_a_server_that_a_desktop
 
 
 @pytest.mark.rule("F8")
+@pytest.mark.usefixtures("protocol")
 async def test_a_relative_name_outside_several_roots_is_refused_with_the_whole_path_to_use(
     tmp_path, monkeypatch, serve
 ):
@@ -488,6 +499,7 @@ async def test_a_relative_name_outside_several_roots_is_refused_with_the_whole_p
 
 @posix
 @pytest.mark.rule("F23")
+@pytest.mark.usefixtures("protocol")
 async def test_a_server_whose_folder_was_removed_answers_and_allows_no_file(tmp_path, monkeypatch, serve):
     (tmp_path / "gone").mkdir()
     (tmp_path / "in.csv").write_text("text\na\n")
@@ -506,6 +518,7 @@ async def test_a_server_whose_folder_was_removed_answers_and_allows_no_file(tmp_
 
 
 @pytest.mark.rule("F24")
+@pytest.mark.usefixtures("protocol")
 async def test_the_operators_own_programs_use_any_file(tmp_path, monkeypatch, upstream):
     from promptmill.jobs.manage.bulk_call import bulk_async
 
@@ -570,6 +583,7 @@ def text_of(resource: Any) -> str:
         '{"a": [{"b": "ghp_0123456789abcdefghijABCDEFGHIJ012345"}]}',
     ],
 )
+@pytest.mark.usefixtures("protocol")
 async def test_a_key_in_an_answer_is_withheld_from_pages_and_the_resource(upstream, tmp_path, monkeypatch, said):
     monkeypatch.chdir(tmp_path)
     upstream.reply = by_prompt({"row 1": answer(said)}, answer())

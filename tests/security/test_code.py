@@ -134,6 +134,7 @@ async def test_weights_that_are_a_pickle_are_not_run(tmp_path, trusted):
 
 @pytest.mark.rule("C3")
 @pytest.mark.parametrize("operator", [{}, {"model_name_or_path": "mine", "trust_remote_code": False}])
+@pytest.mark.usefixtures("protocol")
 async def test_a_call_cannot_have_a_models_code_run(operator):
     file = {"backend": "hf", "backend_configs": {"hf": operator}}
     async with serving(Configuration(file)) as talk:
@@ -175,6 +176,7 @@ FOREIGN_ARGUMENTS = [
 
 
 @pytest.mark.rule("C7")
+@pytest.mark.usefixtures("protocol")
 async def test_a_call_sets_no_engine_argument_beyond_the_allowed_ones():
     async with serving(Configuration({"backend": "vllm"})) as talk:
         for name, value in FOREIGN_ARGUMENTS:
@@ -243,6 +245,7 @@ def test_no_tag_of_yaml_makes_an_object(tmp_path, tag):
 
 
 @pytest.mark.rule("C5")
+@pytest.mark.usefixtures("protocol")
 async def test_a_call_sets_backends_sampling_and_extras_and_nothing_else(serve, upstream, tmp_path):
     operators = set(Settings.model_fields) - {"backend", "backend_configs", "sampling_params", "extra_params"}
     evil = dict.fromkeys(operators, "evil") | {"allowed_roots": ["/"], "fetch_images": True, "system_prompt": "evil"}
@@ -278,6 +281,7 @@ async def test_a_call_sets_backends_sampling_and_extras_and_nothing_else(serve, 
         "<img> file:///etc/passwd data:text/plain,hi",
     ],
 )
+@pytest.mark.usefixtures("protocol")
 async def test_a_prompt_is_a_prompt(upstream, prompt):
     async with serving(openai_configuration(upstream.url)) as talk:
         result = await talk.answers(prompt)

@@ -28,7 +28,6 @@ from waiting import PATIENCE_S
 
 PRICE = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 1}}
 """Each answer costs two dollars, its highest cost is one."""
-MODES = pytest.mark.parametrize("mode", ["legacy", "auto"])
 
 
 class User:
@@ -71,6 +70,7 @@ def _sent(upstream):
 
 @pytest.mark.rule("F25")
 @pytest.mark.parametrize("block", ["base_url", "api_key", "headers", "one more"])
+@pytest.mark.usefixtures("protocol")
 async def test_an_endpoint_that_a_call_chose_gets_no_text_of_files(folder, upstream, upstreams, block):
     """The attack: two calls, and the operator's files are at an address of the attacker's choice."""
     theirs = upstreams()
@@ -96,10 +96,10 @@ async def test_an_endpoint_that_a_call_chose_gets_no_text_of_files(folder, upstr
 
 
 @pytest.mark.rule("F25")
-@MODES
-async def test_it_gets_them_when_the_user_of_the_client_agrees(folder, upstream, upstreams, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_it_gets_them_when_the_user_of_the_client_agrees(folder, upstream, upstreams):
     theirs, user = upstreams(), User()
-    options = {"mode": mode, "elicitation_handler": user}
+    options = {"elicitation_handler": user}
     async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=0.5)), **options) as talk:
         await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
         for asked in FILES:
@@ -122,10 +122,10 @@ async def test_it_gets_them_when_the_user_of_the_client_agrees(folder, upstream,
 
 
 @pytest.mark.rule("F25")
-@MODES
-async def test_it_gets_none_when_the_user_declines(folder, upstream, upstreams, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_it_gets_none_when_the_user_declines(folder, upstream, upstreams):
     theirs, user = upstreams(), User(agrees=False)
-    async with serving(Configuration(_raw(upstream)), mode=mode, elicitation_handler=user) as talk:
+    async with serving(Configuration(_raw(upstream)), elicitation_handler=user) as talk:
         await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
         for asked in FILES:
             assert "The user did not agree to send the text of files" in await talk.error("bulk_generate", **asked)
@@ -165,6 +165,7 @@ def test_the_operator_names_endpoints_in_four_places(upstream, monkeypatch):
 
 
 @pytest.mark.rule("F25")
+@pytest.mark.usefixtures("protocol")
 async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_in_its_place(
     folder, upstream, closing, monkeypatch
 ):
@@ -201,6 +202,7 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
 
 
 @pytest.mark.rule("F25")
+@pytest.mark.usefixtures("protocol")
 async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder, upstream, upstreams, monkeypatch):
     """Until its first use, a configuration without a model is open, and another call could fill it in."""
     theirs = upstreams()
@@ -230,9 +232,8 @@ async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder,
 
 @pytest.mark.rule("F25")
 @pytest.mark.rule("M1")
-@MODES
 @pytest.mark.parametrize("changes", ["endpoint", "cost"])
-async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstreams, mode, changes):
+async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstreams, protocol, changes):
     """While the user decides, another call chooses another endpoint, or a model that costs more."""
     first, second = upstreams(), upstreams()
     top: Any = {"backend_configs": {"openai": {"base_url": first.url}}}
@@ -248,12 +249,12 @@ async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstream
         return ElicitResult(action="accept" if len(asked) == 1 else "decline", content={"agree": True})
 
     price = {**PRICE, "ask_above_cost": 0.5} if changes == "cost" else {}
-    async with serving(Configuration(_raw(upstream, **price)), mode=mode, elicitation_handler=user) as talk:
+    async with serving(Configuration(_raw(upstream, **price)), elicitation_handler=user) as talk:
         await talk.init(**top)
         job = await talk("bulk_generate", **FILES[0])
         if not job.is_error:
             await talk.ended(job.structured_content["job_id"])
-    assert len(set(asked)) == len(asked) == (2 if mode == "auto" else 1)
+    assert len(set(asked)) == len(asked) == (2 if protocol == "auto" else 1)
     assert "the text of a file" not in _sent(second)
     assert all(seen.json["max_tokens"] == 1 for seen in upstream.seen if changes == "cost")
 
@@ -262,8 +263,8 @@ async def test_a_yes_counts_only_for_its_own_question(folder, upstream, upstream
 
 
 @pytest.mark.rule("M1")
-@MODES
-async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream):
     user = User(agrees=False)
     message = {"role": "user", "content": "x"}
     calls: dict[str, dict[str, Any]] = {
@@ -272,9 +273,7 @@ async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream
         "multiturn_generate": {"messages": [message], "sampling_params": {"max_tokens": 7}},
         "bulk_generate": {"prompts": [f"x {number}" for number in range(7)]},
     }
-    async with serving(
-        Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), mode=mode, elicitation_handler=user
-    ) as talk:
+    async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
         for tool, arguments in calls.items():
             said = await talk.error(tool, **arguments)
             assert "The user did not agree to this call, which costs about $0.00, at most $7.00; nothing" in said, tool
@@ -286,12 +285,10 @@ async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream
 
 
 @pytest.mark.rule("M1")
-@MODES
-async def test_the_sum_of_small_calls_is_asked_about(upstream, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_the_sum_of_small_calls_is_asked_about(upstream):
     user = User(agrees=False)
-    async with serving(
-        Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), mode=mode, elicitation_handler=user
-    ) as talk:
+    async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
         for number in range(3):
             assert await talk.answers(f"{number}") == [f"echo: {number}"]  # two dollars each
         assert user.asked == []
@@ -309,6 +306,7 @@ async def test_the_sum_of_small_calls_is_asked_about(upstream, mode):
 
 
 @pytest.mark.rule("M1")
+@pytest.mark.usefixtures("protocol")
 async def test_calls_at_the_same_time_are_one_sum(upstream):
     user = User(agrees=False)
     async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
@@ -318,6 +316,7 @@ async def test_calls_at_the_same_time_are_one_sum(upstream):
 
 
 @pytest.mark.rule("M1")
+@pytest.mark.usefixtures("protocol")
 async def test_a_call_that_cost_nothing_counts_for_nothing(upstream):
     user = User(agrees=False)
     async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
@@ -330,6 +329,7 @@ async def test_a_call_that_cost_nothing_counts_for_nothing(upstream):
 
 
 @pytest.mark.rule("M1")
+@pytest.mark.usefixtures("protocol")
 async def test_a_call_without_max_tokens_may_cost_any_amount(upstream):
     user = User(agrees=False)
     raw = _raw(upstream, price=PRICE["price"], ask_above_cost=6)
@@ -345,6 +345,7 @@ async def test_a_call_without_max_tokens_may_cost_any_amount(upstream):
 
 @pytest.mark.rule("M1")
 @pytest.mark.parametrize("chosen", [{"model_name": "an-unknown-model"}, {"base_url": "here", "model_name": "unknown"}])
+@pytest.mark.usefixtures("protocol")
 async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folder, upstream, monkeypatch, chosen):
     """The operator knows the price of the configured model; a call chooses another one."""
     user, real = User(agrees=False), prices._listed

@@ -513,6 +513,7 @@ def test_a_custom_id_is_no_path_either(shell, work_folder, tmp_path):
 
 
 @pytest.mark.rule("F12")
+@pytest.mark.usefixtures("protocol")
 async def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(serve, bulk, shell, work_folder, tmp_path):
     assert shell().returncode == 0
     secret = tmp_path / "secret.jsonl"
@@ -614,6 +615,7 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
 @pytest.mark.rule("F13")
 @posix
 @pytest.mark.parametrize("planted", ["job.db", "folder", "hidden", "owner"])
+@pytest.mark.usefixtures("protocol")
 async def test_a_job_folder_that_another_user_planted_is_not_read(
     serve, shell, work_folder, tmp_path, monkeypatch, planted
 ):
@@ -649,6 +651,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
 
 
 @pytest.mark.rule("F14")
+@pytest.mark.usefixtures("protocol")
 async def test_jobs_of_other_folders_are_not_shown(serve, shell, work_folder, tmp_path, monkeypatch):
     assert shell().returncode == 0
     job = JobFolders.from_environ().of(work_folder / "out.jsonl")
@@ -696,6 +699,7 @@ asyncio.run(main())
 
 
 @pytest.mark.rule("F18")
+@pytest.mark.usefixtures("protocol")
 async def test_the_cache_is_its_users_alone_and_holds_no_prompt_and_no_key(serve, upstream, tmp_path):
     path = tmp_path / "cache" / "answers.sqlite"
 
@@ -714,6 +718,7 @@ async def test_the_cache_is_its_users_alone_and_holds_no_prompt_and_no_key(serve
 
 @posix
 @pytest.mark.rule("F18")
+@pytest.mark.usefixtures("protocol")
 async def test_a_link_or_a_folder_is_not_used_as_the_cache(serve, upstream, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("precious")

@@ -19,7 +19,7 @@ from fuzzing import SEED, TRACE
 from promptmill.config.loading import HTTP_DEFAULTS
 from promptmill.http.token import Token
 from replies import answer, by_prompt, hang, late
-from served import BEARER, TOKEN, Served, messages
+from served import BEARER, TOKEN, Served, ServedHere, messages
 from server_process import written
 from upstream import Upstream
 from waiting import PATIENCE_S, eventually
@@ -120,6 +120,7 @@ def test_pages_from_elsewhere_are_refused_and_no_script_may_read(server, origin)
 
 
 @pytest.mark.rule("H6")
+@pytest.mark.usefixtures("protocol")
 def test_no_call_over_http_changes_the_configuration(server, upstream):
     session = server.session(BEARER)
     names = {tool["name"] for tool in session.request("tools/list")["result"]["tools"]}
@@ -135,6 +136,7 @@ def test_no_call_over_http_changes_the_configuration(server, upstream):
 
 
 @pytest.mark.rule("H7")
+@pytest.mark.usefixtures("protocol")
 def test_no_file_is_read_or_written_unless_the_operator_names_folders(server, upstream, tmp_path):
     assert HTTP_DEFAULTS["allowed_roots"] == []
     path = tmp_path / "a.png"
@@ -195,17 +197,19 @@ def test_what_two_readers_could_read_differently_is_no_request(server, framing):
 
 
 @pytest.mark.rule("H10")
+@pytest.mark.usefixtures("protocol")
 def test_one_client_cannot_end_or_read_the_work_of_another(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
     first, second = server.session(BEARER), server.session(BEARER)
     message = {"jsonrpc": "2.0", "id": 77, "method": "tools/call"}
-    body = json.dumps(message | {"params": {"name": "generate", "arguments": {"prompt_ls": ["hang"]}}}).encode()
+    params = {"name": "generate", "arguments": {"prompt_ls": ["hang"]}}
+    headers, body = first.written(message | {"params": params})
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        lines = {**first.headers, "Host": "localhost", "Content-Length": str(len(body))}
+        lines = {**headers, "Host": "localhost", "Content-Length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         connection.sendall(f"POST /mcp HTTP/1.1\r\n{head}\r\n".encode() + body)
         eventually(lambda: upstream.in_flight)
-        second.notify("notifications/cancelled", requestId=77)
+        second.post({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 77}})
         assert second.answers("mine") == ["echo: mine"]
         assert upstream.in_flight == 1
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -213,12 +217,15 @@ def test_one_client_cannot_end_or_read_the_work_of_another(server, upstream):
 
 
 @pytest.mark.rule("H10")
-def test_one_client_cannot_find_the_prompts_of_another_or_learn_that_it_asked_the_same(upstream, tmp_path):
-    """A call that became a job, and a job on a list of prompts, are known to their own client alone."""
+def test_one_client_cannot_find_the_prompts_of_another_or_learn_that_it_asked_the_same(upstream, tmp_path, protocol):
+    """A call that became a job, and a job on a list of prompts, are known to their own client alone.
+
+    A client without a session is a new one with each request: it finds its own job only by the id.
+    """
     upstream.reply = late(0.2, answer())
     config = written(tmp_path, upstream.url, {"max_call_s": 0.5}, concurrency=1)
     environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "XDG_STATE_HOME": str(tmp_path / "state")}
-    with Served(config, environ=environ) as served:
+    with ServedHere(config, environ=environ) as served:
         first, second = served.session(BEARER), served.session(BEARER)
         call = first.call("generate", prompt_ls=[f"secret {number}" for number in range(12)])["structuredContent"]
         upstream.reply = answer()
@@ -226,10 +233,10 @@ def test_one_client_cannot_find_the_prompts_of_another_or_learn_that_it_asked_th
         eventually(lambda: first.call("bulk_status", job_id=job)["structuredContent"]["state"] == "finished")
         assert call["job_id"].startswith("call-")
         assert second.call("bulk_status")["structuredContent"]["jobs"] == []
-        (listed,) = first.call("bulk_status")["structuredContent"]["jobs"]
-        assert listed["job_id"] == job
+        listed = [each["job_id"] for each in first.call("bulk_status")["structuredContent"]["jobs"]]
+        assert listed == ([job] if protocol == "legacy" else [])
         again = first.call("bulk_generate", prompts=["a secret"])["structuredContent"]
-        assert (again["job_id"], again["state"]) == (job, "finished")
+        assert (again["job_id"] == job and again["state"] == "finished") is (protocol == "legacy")
         other = second.call("bulk_generate", prompts=["a secret"])["structuredContent"]
         assert other["job_id"] != job
         assert other["state"] != "finished"

@@ -114,6 +114,7 @@ def test_the_configurations_key_and_headers_go_to_its_own_endpoint_alone(url):
 
 
 @pytest.mark.rule("K2")
+@pytest.mark.usefixtures("protocol")
 async def test_secrets_in_extra_parameters_stay_with_the_operators_endpoint(upstream, upstreams):
     theirs = upstreams()
     extra = {"api_key": KEY, "inner": {"user_token": KEY, "n_tokens": 3}, "min_tokens": 2, "stop_token_ids": [7]}
@@ -138,6 +139,7 @@ def test_a_call_reads_no_other_variable_by_its_name(name):
 
 
 @pytest.mark.rule("K4")
+@pytest.mark.usefixtures("protocol")
 async def test_a_variable_in_a_call_stays_text(upstream, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     variable = "${OPENAI_API_KEY}"
@@ -175,6 +177,7 @@ async def test_no_redirect_is_followed(drive, upstream, upstreams, code):
 @pytest.mark.rule("K7")
 @pytest.mark.parametrize("code", [200, 400, 401, 403, 429, 500, 503])
 @pytest.mark.parametrize("key", [KEY, "sk-proj-0123456789abcdefghij", "swordfish", "a+b/c=d%20e&f"])
+@pytest.mark.usefixtures("protocol")
 async def test_a_key_that_an_endpoint_repeats_is_not_repeated_by_us(serve, upstream, capfd, code, key):
     async def shout(exchange):
         said = f"{key} {'x' * 380} {key} {exchange.seen.headers} https://user:{key}@host/"
@@ -220,6 +223,7 @@ def test_no_key_stands_on_a_command_line_or_in_the_environment_of_a_worker(upstr
 
 
 @pytest.mark.rule("K9")
+@pytest.mark.usefixtures("protocol")
 async def test_trust_client_lifts_these_rules_and_errors_name_it(upstream, monkeypatch):
     (headers,) = _sent({"base_url": "https://evil.example", "api_key_env": "OTHER_SECRET"}, trust_client=True)
     assert headers["Authorization"] == f"Bearer {KEY}"
@@ -274,6 +278,7 @@ def test_no_key_is_written_to_disk_or_to_stderr(upstream, tmp_path):
 @pytest.mark.parametrize(
     "name", ["Host", "HOST", "Connection", "upgrade", "Expect", "TE", "Transfer-Encoding", "Proxy-Authorization"]
 )
+@pytest.mark.usefixtures("protocol")
 async def test_a_call_sets_no_header_that_says_who_is_asked_or_how(talk, upstream, name):
     assert "backend_configs.openai.headers" in await talk.error(
         "generation_init",
@@ -285,6 +290,7 @@ async def test_a_call_sets_no_header_that_says_who_is_asked_or_how(talk, upstrea
 
 
 @pytest.mark.rule("K11")
+@pytest.mark.usefixtures("protocol")
 async def test_the_operator_may_name_the_host(serve, upstream):
     async with serve(headers={"Host": "model.internal"}) as talk:
         assert await talk.answers("x") == ["echo: x"]

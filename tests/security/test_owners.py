@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -87,7 +87,27 @@ async def test_the_job_of_a_task_is_its_owners_for_every_tool(served, upstream, 
 
 
 @pytest.mark.rule("H10")
+def test_a_task_of_2025_11_25_is_its_owners(upstream, tmp_path):
+    upstream.reply = hang()
+    config, state = written(tmp_path, upstream.url), {"XDG_STATE_HOME": str(tmp_path / "state")}
+    tokens = TOKEN, TOKEN[::-1]
+    with ExitStack() as stack:
+        environs = [{**state, "PROMPTMILL_HTTP_TOKEN": token} for token in tokens]
+        servers = [stack.enter_context(ServedHere(config, environ=environ)) for environ in environs]
+        each = zip(servers, tokens, strict=True)
+        mine, other = [server.session({"Authorization": f"Bearer {token}"}) for server, token in each]
+        arguments, task = {"prompt_ls": ["secret"]}, {"ttl": 1}
+        begun = mine.request("tools/call", name="generate", arguments=arguments, task=task)
+        task_id = begun["result"]["task"]["taskId"]
+        for method in ("get", "result", "cancel"):
+            assert "There is no task" in other.request(f"tasks/{method}", taskId=task_id)["error"]["message"]
+        assert mine.request("tasks/get", taskId=task_id)["result"]["status"] == "working"
+        assert mine.request("tasks/cancel", taskId=task_id)["result"]["status"] == "cancelled"
+
+
+@pytest.mark.rule("H10")
 @pytest.mark.parametrize("kind", ["deferred", "too large", "prompts", "files", "prompts into a file"])
+@pytest.mark.usefixtures("protocol")
 async def test_so_is_every_job_on_what_came_in_a_call(served, upstream, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "note.txt").write_text("secret text")
@@ -116,6 +136,7 @@ async def test_so_is_every_job_on_what_came_in_a_call(served, upstream, tmp_path
 
 
 @pytest.mark.rule("H10")
+@pytest.mark.usefixtures("protocol")
 async def test_jobs_on_files_are_everybodys_who_may_use_the_files(served, upstream, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
@@ -148,6 +169,7 @@ async def test_a_job_of_an_older_release_has_the_owner_of_its_task(served, upstr
 
 @pytest.mark.rule("H10")
 @pytest.mark.thorough
+@pytest.mark.usefixtures("protocol")
 def test_over_http_the_token_is_the_owner_and_over_stdio_the_user(upstream, tmp_path):
     """Servers of one user share the folder of jobs; the ids of their jobs are known to all."""
     upstream.reply = by_prompt({"secret 1": hang()}, answer())
@@ -171,14 +193,13 @@ def test_over_http_the_token_is_the_owner_and_over_stdio_the_user(upstream, tmp_
 
 
 @pytest.mark.rule("H10")
-@pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28, which has no sessions, and 2025-11-25
-async def test_clients_of_one_address_do_not_see_each_others_jobs_on_prompts(upstream, tmp_path, mode):
+async def test_clients_of_one_address_do_not_see_each_others_jobs_on_prompts(upstream, tmp_path, protocol):
     config = written(tmp_path, upstream.url, {"max_call_s": 1.0, "allowed_roots": [str(tmp_path)]})
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "of a file"}) + "\n")
     environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
     files = {"input_file": str(tmp_path / "in.jsonl"), "output_file": str(tmp_path / "out.jsonl")}
     with ServedHere(config, environ=environ) as served:
-        async with Client(served.url, mode=mode) as one, Client(served.url, mode=mode) as two:
+        async with Client(served.url) as one, Client(served.url) as two:
             first, second = Talk(one), Talk(two)
             job = (await first("bulk_generate", prompts=["a secret"])).structured_content["job_id"]
             await first.ended(job)
@@ -195,4 +216,4 @@ async def test_clients_of_one_address_do_not_see_each_others_jobs_on_prompts(ups
             rows = (await first("bulk_status", read="all", job_id=job)).structured_content["rows"]
             assert rows[0]["answer"] == "echo: a secret"
             mine = [each["job_id"] for each in (await first("bulk_status")).structured_content["jobs"]]
-            assert (job in mine) == (mode == "legacy")
+            assert (job in mine) == (protocol == "legacy")

@@ -176,6 +176,7 @@ REFUSED: dict[str, list[Row]] = {
 @pytest.mark.parametrize(
     "rule", [rule if POSIX or rule != "F8" else pytest.param(rule, marks=pytest.mark.skip("POSIX")) for rule in REFUSED]
 )
+@pytest.mark.usefixtures("protocol")
 async def test_what_an_attacker_sends_is_refused(folder, serve, upstream, rule):
     before = sorted(folder.parent.rglob("*"))
     async with serve() as talk:

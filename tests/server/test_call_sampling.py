@@ -5,6 +5,7 @@ import pytest
 from talk import sent, text
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone(serve, upstream):
     async with serve(top={"sampling_params": {"temperature": 0.5, "top_p": 0.9}}) as talk:
         await talk("generate", prompt_ls=["a"], sampling_params={"temperature": 0, "max_tokens": 5})
@@ -34,6 +35,7 @@ async def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone
         ({"stop": [None] * 30_000}, "too many values"),
     ],
 )
+@pytest.mark.usefixtures("protocol")
 async def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(serve, upstream, sampling, said):
     async with serve(top={"client_limits": {"max_tokens": 100}}) as talk:
         assert said in await talk.error("generate", prompt_ls=["a"], sampling_params=sampling)
@@ -44,6 +46,7 @@ async def test_what_cannot_be_asked_for_is_said_before_anything_is_sent(serve, u
     ("configured", "asked", "expected"),
     [(None, None, 100), (50, None, 50), (500, None, 100), (50, 80, 80), (50, {"max_tokens": None}, 100)],
 )
+@pytest.mark.usefixtures("protocol")
 async def test_the_limit_of_tokens_holds_whatever_a_call_leaves_out(serve, upstream, configured, asked, expected):
     sampling = asked if isinstance(asked, dict) else {} if asked is None else {"max_tokens": asked}
 
@@ -54,6 +57,7 @@ async def test_the_limit_of_tokens_holds_whatever_a_call_leaves_out(serve, upstr
     assert sent(upstream)["max_tokens"] == expected
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_generation_init_keeps_to_the_limits_too(serve):
     async with serve(top={"client_limits": {"max_tokens": 100, "models": ["cheap"]}}) as talk:
         model = await talk.init(backend_configs={"openai": {"model_name": "dear"}})

@@ -36,6 +36,7 @@ def key_sent(upstream, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["LLM_API_KEY", "OPENAI_API_KEY"])
+@pytest.mark.usefixtures("protocol")
 async def test_a_key_from_the_environment_goes_to_what_the_operator_named(key_sent, far, name):
     assert await key_sent(operator={"base_url": far}, environ={name: KEY}) == f"Bearer {KEY}"
 
@@ -48,15 +49,18 @@ async def test_a_key_from_the_environment_goes_to_what_the_operator_named(key_se
         ({}, "llm"),
     ],
 )
+@pytest.mark.usefixtures("protocol")
 async def test_keys_go_by_their_order(key_sent, far, operator, key):
     environ = {"MINE": "mine", "LLM_API_KEY": "llm", "OPENAI_API_KEY": "openai"}
     assert await key_sent(operator={"base_url": far, **operator}, environ=environ) == f"Bearer {key}"
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_key_from_the_environment_does_not_go_to_what_only_a_call_named(key_sent, far, upstream):
     assert await key_sent(block={"base_url": far}, environ=ENVIRONMENT) is None
     assert KEY not in str(upstream.seen[0])
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_key_that_the_call_brings_goes_where_the_call_says(key_sent, far):
     assert await key_sent(block={"base_url": far, "api_key": KEY}) == f"Bearer {KEY}"

@@ -27,6 +27,7 @@ async def _names(talk):
     return {tool.name for tool in await talk.client.list_tools()}
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_it_lists_no_tool_that_changes_what_runs(locked, talk):
     names = await _names(locked)
     assert await _names(talk) - names == HIDDEN
@@ -34,6 +35,7 @@ async def test_it_lists_no_tool_that_changes_what_runs(locked, talk):
 
 
 @pytest.mark.parametrize("tool", sorted(HIDDEN))
+@pytest.mark.usefixtures("protocol")
 async def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool):
     refused = await locked(tool, backend_configs={}, sampling_params={})
     unknown = await locked("no_such_tool", backend_configs={}, sampling_params={})
@@ -42,6 +44,7 @@ async def test_what_it_hides_is_refused_like_a_tool_that_never_was(locked, tool)
     assert await locked.answers("hi") == ["echo: hi"]
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, upstream):
     said = "".join([tool.model_dump_json() for tool in await locked.client.list_tools()])
     said += sure(create_server(Service(openai_configuration(upstream.url)), locked=True).instructions)
@@ -49,6 +52,7 @@ async def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, ups
     assert not {name for name in HIDDEN if name in said}
 
 
+@pytest.mark.usefixtures("protocol")
 def test_serve_locked_is_how_to_start_one(upstream, tmp_path):
     file = tmp_path / "parameter.yaml"
     file.write_text(yaml.safe_dump(openai_configuration(upstream.url)._raw))

@@ -164,6 +164,7 @@ async def test_what_fails_is_told_where_it_fails(serve, upstream):
     assert text(result).startswith("1 of 4 failed with bad_request")
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     upstream.reply = hang()
     async with serve(top={"max_call_s": 60}) as talk:
@@ -175,6 +176,7 @@ async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     await until(lambda: not _folders())  # the last write of its job is made in a thread
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_an_action_ends_the_rest_and_another_resumes_it(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, late(0.05, answer()))
     async with serve(top=LIMIT) as talk:
@@ -216,6 +218,7 @@ async def test_where_no_disk_takes_the_rest_the_call_goes_on(serve, upstream, mo
     assert "max_call_s" in result.meta["warnings"][0]
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_job_of_a_call_is_for_those_who_know_its_id(serve, upstream):
     upstream.reply = late(2.0, answer())
     async with serve(top={"max_call_s": 1}) as talk:
@@ -231,6 +234,7 @@ async def test_a_job_of_a_call_is_for_those_who_know_its_id(serve, upstream):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
+@pytest.mark.usefixtures("protocol")
 async def test_prompts_on_disk_are_private(serve, upstream):
     upstream.reply = late(2.0, answer())
     async with serve(top={"max_call_s": 1}) as talk:
@@ -246,6 +250,7 @@ async def test_prompts_on_disk_are_private(serve, upstream):
     assert not [file.name for file in held if file.stat().st_mode & 0o077]
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look(
     serve, upstream, tmp_path, monkeypatch
 ):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from replies import answer, choose, status
 from talk import codes, sent
 
@@ -30,6 +32,7 @@ async def test_each_answering_tool_takes_a_model_by_name(serve, upstream):
     assert len(upstream.seen) == 4
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_the_models_are_listed_for_clients_without_their_secrets(serve, upstream):
     models = {"fast": _openai(upstream, "small", fallback=["default"])}
     async with serve(top={"models": models}) as talk:

@@ -84,6 +84,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_no_secret_of_any_kind_shows_up(monkeypatch):
     monkeypatch.setenv("LLM_API_KEY", SECRETS["variable"])
     monkeypatch.setenv("MY_API_KEY", SECRETS["named"])
@@ -127,6 +128,7 @@ async def test_no_secret_of_any_kind_shows_up(monkeypatch):
 
 
 @pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.usefixtures("protocol")
 async def test_a_locked_server_has_it_too(upstream, locked, closing):
     from fastmcp import Client
 

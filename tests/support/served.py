@@ -38,6 +38,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 _GREETING = re.compile(r"serving MCP at (https?)://(\S+):(\d+)/mcp")
 _ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 VERSION = "2025-11-25"
+SESSIONLESS = "2026-07-28"
 
 
 @dataclass
@@ -61,6 +62,9 @@ class Answer:
 
 class Asked:
     """An address of a server, and requests to it."""
+
+    version = VERSION
+    """The protocol of its sessions; the fixture `protocol` changes it."""
 
     def __init__(self, url: str) -> None:
         """`url` is that of MCP."""
@@ -100,8 +104,8 @@ class Asked:
             return said
 
     def session(self, headers: dict[str, str] | None = None) -> Session:
-        """Shake hands as a client of 2025 does."""
-        return Session(self, headers or {})
+        """Return a client, which has shaken hands if `version` has sessions."""
+        return Session(self, headers or {}) if self.version == VERSION else Sessionless(self, headers or {})
 
 
 class Served(ServerProcess, Asked):
@@ -214,7 +218,12 @@ class Session:
 
     def post(self, message: Any, timeout_s: float = PATIENCE_S) -> Answer:
         """POST one message."""
-        return self._server.ask(headers=self.headers, body=json.dumps(message).encode(), timeout_s=timeout_s)
+        headers, body = self.written(message)
+        return self._server.ask(headers=headers, body=body, timeout_s=timeout_s)
+
+    def written(self, message: Any) -> tuple[dict[str, str], bytes]:
+        """Return the headers and the body of a message."""
+        return self.headers, json.dumps(message).encode()
 
     def notify(self, method: str, **params: Any) -> None:
         """Send a notification."""
@@ -242,6 +251,28 @@ class Session:
     def close(self) -> None:
         """End the session as clients should."""
         assert self._server.ask("DELETE", headers=self.headers).status == 200
+
+
+class Sessionless(Session):
+    """A client of 2026-07-28, each of whose requests stands for itself."""
+
+    def __init__(self, server: Asked, headers: dict[str, str]) -> None:
+        self._server = server
+        self._ids = itertools.count(1)
+        self.headers = _ACCEPT | headers | {"Mcp-Protocol-Version": SESSIONLESS}
+
+    def written(self, message: Any) -> tuple[dict[str, str], bytes]:
+        """Return the headers and the body of a message."""
+        name = "io.modelcontextprotocol/"
+        meta = {f"{name}protocolVersion": SESSIONLESS, f"{name}clientCapabilities": {}}
+        params = message.get("params", {})
+        params = {**params, "_meta": {**params.get("_meta", {}), **meta}}
+        named = {"Mcp-Name": str(params.get("name", params.get("uri", "")))}
+        headers = self.headers | {"Mcp-Method": message["method"]} | (named if named["Mcp-Name"] else {})
+        return headers, json.dumps({**message, "params": params}).encode()
+
+    def close(self) -> None:
+        """Do nothing: there is no session."""
 
 
 def messages(body: bytes) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from promptmill.system.subprocesses import Child, group_exists
+from promptmill.system import frames
+from promptmill.system.subprocesses import Child, Halt, Helper, group_exists
 
 
 async def test_nothing_is_sent_to_a_process_whose_pipe_is_closed():
@@ -17,6 +18,21 @@ async def test_nothing_is_sent_to_a_process_whose_pipe_is_closed():
     child.kill()
     await child.wait()
     assert await child.send(b"a frame") is False
+
+
+def test_a_call_that_has_ended_gets_no_reply_and_ends_no_process_of_another_call():
+    helper, halt = Helper("promptmill.answers.checker", 30.0), Halt()
+    question = frames.packed({"schema": "{}", "text": "1", "complete": True})
+    try:
+        assert helper.ask(question, halt=halt) == {"problem": "", "repaired": None}
+        process = helper.pid
+        halt.set()
+        assert helper.pid == process, "it answers no question of this call"
+        assert helper.ask(question) == {"problem": "", "repaired": None}
+        assert helper.ask(question, halt=halt) is None
+        assert helper.pid == process
+    finally:
+        helper.end()
 
 
 _PARENT = """

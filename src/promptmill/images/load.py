@@ -32,6 +32,7 @@ from promptmill.images.pages import is_cut_off, tiff_pages
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_file
+from promptmill.system.subprocesses import Halt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,12 +134,13 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
     return next((path for path in paths if is_file(pdf.split(path)[0])), paths[0])
 
 
-def load_image(source: str, rules: ImageRules) -> ImageFile:
+def load_image(source: str, rules: ImageRules, halt: Halt | None = None) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or in memory. Blocks: call it in a thread.
 
     BMP, TIFF, AVIF and ICO become PNG (an AVIF photo becomes JPEG), as do animations (their first frame), CMYK and
     16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG). With such types,
     transparency becomes white. Any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF or TIFF.
+    `halt` ends the reading of a PDF.
     Raises `PromptmillError` (`invalid_image`; `missing_dependency` for a PDF).
     """
     page: int | None = None
@@ -150,7 +152,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
         name, data = _data(f"data:;base64,{source}")
     else:
         source, page = pdf.split(source)
-        name, data = _file(source, page, rules)
+        name, data = _file(source, page, rules, halt)
     return _check(data, name, rules, page)
 
 
@@ -162,13 +164,13 @@ def encode_held(source: HeldImage) -> bytes:
         raise _unusable("The image in memory cannot be encoded.") from None
 
 
-def _file(source: str, page: int | None, rules: ImageRules) -> tuple[str, bytes]:
+def _file(source: str, page: int | None, rules: ImageRules, halt: Halt | None) -> tuple[str, bytes]:
     path = local_path(source)
     try:
         path = rules.files.placed(path)
         with os.fdopen(rules.files.open(path), "rb") as file:
             if path.suffix.lower() == pdf.SUFFIX:
-                return _whole(path), _pdf_page(file, page, _whole(path))
+                return _whole(path), _pdf_page(file, page, _whole(path), halt)
             _probe(file.read(16), _whole(path))
             file.seek(0)
             size = os.fstat(file.fileno()).st_size
@@ -190,12 +192,12 @@ def _file(source: str, page: int | None, rules: ImageRules) -> tuple[str, bytes]
     return _whole(path), data
 
 
-def _pdf_page(file: BinaryIO, page: int | None, name: str) -> bytes:
+def _pdf_page(file: BinaryIO, page: int | None, name: str, halt: Halt | None) -> bytes:
     """Return the image of a PDF page. Raises `PromptmillError` (`invalid_image`, `missing_dependency`)."""
     try:
         if page:
-            return pdf.READER.page(file, page)
-        pages = pdf.READER.pages(file)
+            return pdf.READER.page(file, page, halt)
+        pages = pdf.READER.pages(file, halt)
     except pdf.PdfError as error:
         raise _unusable(f"{name} {error}.", "Name a PDF, or a page of it, that can be read.") from None
     if page == 0:
@@ -577,6 +579,7 @@ class ImageCache:
         self._kept = 0
         # a separate pool, because an image may wait for memory, which must not block other work
         self._threads: ThreadPoolExecutor | None = None
+        self._halt = Halt()
 
     async def read(self, source: str) -> bytes:
         """Return the encoded image at `source`. Raises `PromptmillError` (`invalid_image`)."""
@@ -595,7 +598,7 @@ class ImageCache:
         return await asyncio.wrap_future(self._threads.submit(self._load, source))
 
     def _load(self, source: str) -> bytes:
-        return self._encode(load_image(source, self._rules))
+        return self._encode(load_image(source, self._rules, self._halt))
 
     def _remember(self, read: str, reading: asyncio.Future[bytes]) -> None:
         self._kept += _kept_size(read, reading)
@@ -608,6 +611,7 @@ class ImageCache:
 
     def close(self) -> None:
         """Cancel all running reads and downloads."""
+        self._halt.set()
         for reading in self._readings.values():
             reading.cancel()
         if self._threads is not None:

@@ -109,29 +109,32 @@ class PdfReader:
         self._lost: OrderedDict[object, None] = OrderedDict()
         """Files that crashed the process. Their other pages are not tried, because they would take as long."""
 
-    def pages(self, file: BinaryIO) -> int:
-        """Return the number of pages. Raises `PdfError`; and `PromptmillError` (`missing_dependency`)."""
+    def pages(self, file: BinaryIO, halt: subprocesses.Halt | None = None) -> int:
+        """Return the number of pages. `halt` ends the reading.
+
+        Raises `PdfError`; and `PromptmillError` (`missing_dependency`).
+        """
         with self._turn:
-            self._hold(file)
+            self._hold(file, halt)
             return self._pages
 
-    def contents(self, file: BinaryIO) -> list[PageContent]:
+    def contents(self, file: BinaryIO, halt: subprocesses.Halt | None = None) -> list[PageContent]:
         """Return the content of each page, up to `LARGEST_TEXT`. Raises as `pages` does."""
         with self._turn:
-            self._hold(file)
-            return [PageContent(*page) for page in self._reply({"page": 0})["contents"]]
+            self._hold(file, halt)
+            return [PageContent(*page) for page in self._reply({"page": 0}, halt)["contents"]]
 
-    def page(self, file: BinaryIO, page: int) -> bytes:
+    def page(self, file: BinaryIO, page: int, halt: subprocesses.Halt | None = None) -> bytes:
         """Return page `page`, from 1, as a JPEG. Raises as `pages` does."""
         import pybase64
 
         with self._turn:
-            self._hold(file)
+            self._hold(file, halt)
             if not 1 <= page <= self._pages:
                 raise PdfError(f"has no page {page}, but {self._pages:,}")
-            return bytes(pybase64.b64decode(self._reply({"page": page})["image"]))
+            return bytes(pybase64.b64decode(self._reply({"page": page}, halt)["image"]))
 
-    def _hold(self, file: BinaryIO) -> None:
+    def _hold(self, file: BinaryIO, halt: subprocesses.Halt | None) -> None:
         """Send a file to the process, unless the process already has it."""
         about = os.fstat(file.fileno())
         key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
@@ -143,19 +146,23 @@ class PdfReader:
             return
         self._held = key
         try:
-            self._pages = int(self._reply({"size": about.st_size}, file)["pages"])
+            self._pages = int(self._reply({"size": about.st_size}, halt, file)["pages"])
         except PdfError:
             self._held = None
             raise
 
-    def _reply(self, question: frames.Frame, file: BinaryIO | None = None) -> frames.Frame:
+    def _reply(
+        self, question: frames.Frame, halt: subprocesses.Halt | None, file: BinaryIO | None = None
+    ) -> frames.Frame:
         """Send a question to the process and return its reply. Raises `PdfError`."""
         if self._helper.pid is None:
             check_installed()
         try:
-            reply = self._helper.ask(frames.packed(question), file)
+            reply = self._helper.ask(frames.packed(question), file, halt)
         except OSError:
             raise PdfError("cannot be read, as no process for it starts") from None
+        if reply is None and halt is not None and halt.is_set():
+            raise PdfError("is not read, as the call has ended")
         if reply is None:
             self._lost[self._held] = None
             while len(self._lost) > MOST_KEPT:

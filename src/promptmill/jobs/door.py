@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +49,7 @@ from promptmill.service.service import Service
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path
+from promptmill.system.subprocesses import Halt
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Rows:
     """Rows in a temporary file of promptmill, instead of names."""
     rule: FileRule | None = None
     """The file rule for `names` from a call, if the content of each file is a row."""
-    halt: threading.Event | None = None
+    halt: Halt | None = None
     """Set when the call was cancelled."""
     has_lines: bool = True
     """Whether the user knows a row of `blocks` as a line; False: as a row, such as one of a list."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
@@ -180,6 +180,37 @@ def _options(environment: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+class Halt:
+    """Ends the questions of a call to helpers: those in progress and all later ones. Questions of other calls stay."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._helpers = set[Helper]()
+        self._is_set = False
+
+    def set(self) -> None:
+        """End the processes that answer a question of the call."""
+        with self._lock:
+            self._is_set = True
+            for helper in self._helpers:
+                helper.kill()
+
+    def is_set(self) -> bool:
+        """Return whether the call has ended."""
+        return self._is_set
+
+    @contextlib.contextmanager
+    def asking(self, helper: Helper) -> Iterator[None]:
+        """The context in which `helper` answers a question of the call."""
+        with self._lock:
+            self._helpers.add(helper)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._helpers.remove(helper)
+
+
 class Helper:
     """Runs a module that calls `serve_parent`. The first question starts the process; any thread may ask.
 
@@ -202,12 +233,15 @@ class Helper:
         process = self._process  # read once, because another thread may end it
         return None if process is None or self._is_killed or process.poll() is not None else process.pid
 
-    def ask(self, question: bytes, file: IO[bytes] | None = None) -> frames.Frame | None:
+    def ask(self, question: bytes, file: IO[bytes] | None = None, halt: Halt | None = None) -> frames.Frame | None:
         """Send a frame, followed by the content of `file`; return the reply. Raises `OSError` if no process starts.
 
-        If there is no reply (None), the process was ended.
+        If there is no reply (None), the process was ended, or `halt` was set before.
         """
-        with self._turn:
+        halt = halt or Halt()
+        with self._turn, halt.asking(self):
+            if halt.is_set():
+                return None
             reply, began = None, time.monotonic()
             try:
                 if self.pid is None:
@@ -217,7 +251,8 @@ class Helper:
                     if _exchange(self._process, b"", None, _START_S) is None:
                         raise OSError("no process starts")
                 assert self._process is not None
-                reply = _exchange(self._process, question, file, self._reply_s)
+                if not halt.is_set():  # again, because `kill` does nothing before the process runs
+                    reply = _exchange(self._process, question, file, self._reply_s)
             finally:
                 if reply is None:
                     self.end()

@@ -134,6 +134,7 @@ async def test_the_verdicts_of_changed_answers_are_not_those_of_the_earlier_ones
         assert found["judge"]["state"] != "finished"
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_judge_gets_no_row_that_may_hold_secrets(summaries, tools):
     path = summaries.path / "short.jsonl"
     path.write_text(path.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
@@ -146,12 +147,12 @@ async def test_a_judge_gets_no_row_that_may_hold_secrets(summaries, tools):
     assert not any("sk-proj" in seen.prompt for seen in summaries.upstream.seen)
 
 
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_a_judge_that_costs_more_than_the_operator_set_is_asked_about(summaries, tools, mode):
+@pytest.mark.usefixtures("protocol")
+async def test_a_judge_that_costs_more_than_the_operator_set_is_asked_about(summaries, tools):
     more = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 6}
     asked: list[str] = []
     service = Service(Configuration({**openai_configuration(summaries.upstream.url)._raw, **more}))
-    async with tools(service, mode=mode, elicitation_handler=asked_of(asked, "decline")) as call:
+    async with tools(service, elicitation_handler=asked_of(asked, "decline")) as call:
         with pytest.raises(ToolError, match=r"did not agree .* at most \$48.00"):
             await call("compare", **_JUDGED)
     assert asked
@@ -180,6 +181,7 @@ async def test_wrong_arguments_of_a_judge_are_named(summaries, tools, given, sai
     assert not summaries.upstream.seen
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_an_unknown_judge_is_named(summaries, tools):
     limited = {**openai_configuration(summaries.upstream.url)._raw, "client_limits": {"models": ["small"]}}
     async with tools(Service(Configuration(limited))) as call:

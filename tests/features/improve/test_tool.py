@@ -135,6 +135,7 @@ async def test_an_unusable_search_sends_nothing(gold, tools, changes, problem):
 
 
 @pytest.mark.parametrize("row", [{"text": KEY, "label": "positive"}, {"text": "x", "label": "positive", "password": 1}])
+@pytest.mark.usefixtures("protocol")
 async def test_gold_rows_with_secrets_are_not_sent(gold, tools, row):
     gold.write([*({"text": f"review {n}", "label": truth(n)} for n in range(GOLD_ROWS)), row])
     async with tools() as call:

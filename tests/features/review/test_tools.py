@@ -83,6 +83,7 @@ async def test_the_labels_in_a_file_are_taken(voted, tools):
     assert [voted.answers()[n]["answer"] for n in (9, 14)] == [SURE_LABELS[1], "odd"]
 
 
+@pytest.mark.usefixtures("protocol")
 async def test_a_review_uses_only_the_files_and_arguments_that_a_call_may_use(voted, tools, tmp_path):
     outside = tmp_path / "decisions.csv"
     outside.write_text("row,label\n10,neutral\n")

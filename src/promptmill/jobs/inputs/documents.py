@@ -28,15 +28,15 @@ _HELPER = subprocesses.Helper(__name__, _REPLY_S)
 atexit.register(_HELPER.end)
 
 
-def text_of(suffix: str, data: bytes) -> str:
-    """Return the text of a document with this suffix. Blocks.
+def text_of(suffix: str, data: bytes, halt: subprocesses.Halt | None = None) -> str:
+    """Return the text of a document with this suffix. Blocks; `halt` ends the reading.
 
     Raises `PromptmillError` (`missing_dependency`, `invalid_input`); its message is the predicate of a sentence.
     """
     if suffix == _WORD and importlib.util.find_spec("docx") is None:
         raise PromptmillError(Code.MISSING_DEPENDENCY, "needs python-docx", adding("files"))
     try:
-        reply = _HELPER.ask(frames.packed({"suffix": suffix, "size": len(data)}), io.BytesIO(data))
+        reply = _HELPER.ask(frames.packed({"suffix": suffix, "size": len(data)}), io.BytesIO(data), halt)
     except OSError:
         raise input_error("cannot be read, as no process for it starts") from None
     if reply is None:
@@ -49,11 +49,6 @@ def text_of(suffix: str, data: bytes) -> str:
 def computed_s() -> float:
     """Return the processor time, in seconds, in which documents were read for this process."""
     return _HELPER.computed_s
-
-
-def stop() -> None:
-    """End the reading of a document. It fails as one that cannot be read; the next one starts a new process."""
-    _HELPER.kill()
 
 
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:

@@ -19,6 +19,7 @@ SAMPLE = 1 << 18
 """The number of bytes that the detection uses."""
 _USUAL = "cp1252"
 _KNOWN = (_USUAL, "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr")
+_FEWEST = 12  # bytes beyond ASCII from which the detection is right more often than not
 _SHOWN = 60  # max characters of a line in an error
 _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WIDE = {
@@ -51,6 +52,8 @@ _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: eac
         "unicode-1-1-utf-8": "utf-8",
     }
 )
+_NO_NAMES = frozenset({"unknown-8bit", "x-unknown", "unknown", "default", "8bit", "binary"})
+_TAG, _LATIN = re.compile(rb"<[^<>]{0,999}>"), re.compile(rb"[A-Za-z]")
 _PARTS_OF_JIS = re.compile(rb"\x1b(\$\([@BD]|[$(][@-Z])")  # the signs that begin a part in another set of characters
 _ESCAPES = re.compile(rb"\x1b\$(?:[@B]|\)C)")
 _PAIR_OF_EUC = re.compile(rb"\x8f[\xa1-\xfe]{2}|\x8e([\xa1-\xdf])|([\xa1-\xfe]{2})")
@@ -58,7 +61,7 @@ _PAIR_OF_EUC = re.compile(rb"\x8f[\xa1-\xfe]{2}|\x8e([\xa1-\xdf])|([\xa1-\xfe]{2
 
 def text_of(data: bytes, *charsets: str) -> str:
     """Return a text as mailers and browsers read it. `charsets`: the names that it gives itself, maybe wrong ones."""
-    named = [_encoding(charset) for charset in charsets]
+    named = [_encoding(charset) for charset in charsets if charset and charset.lower() not in _NO_NAMES]
     named += ["big5hkscs"] if "cp950" in named else []  # browsers read both as one
     # a key in such a text would be letters with zeros between them
     wide = next((name for start, name in _WIDE.items() if bytes(map(bool, data[:4])).startswith(start)), "")
@@ -66,6 +69,8 @@ def text_of(data: bytes, *charsets: str) -> str:
         wide = "utf-32"
     elif data.startswith(_TWO_BYTES):
         wide = "utf-16"
+    elif not named and (name := escaped(data)):
+        wide = name
     first = [wide] if wide else [name for name in named if name.startswith(_NO_ASCII)]
     for encoding in (*first, "utf-8-sig", *named):
         with contextlib.suppress(LookupError, ValueError):
@@ -85,12 +90,31 @@ def _mostly(data: bytes, named: list[str]) -> str:
             text = data.decode(encoding, "replace")
             if text.count("\ufffd") * 20 < sum(sign > "\x7f" for sign in text):
                 return encoding
-    return _USUAL
+    return _likely(data) if not any(map(_is_known, named)) else _USUAL
+
+
+def _is_known(encoding: str) -> bool:
+    with contextlib.suppress(LookupError):
+        return codecs.lookup(encoding).name != "utf-8"
+    return False
+
+
+def _likely(data: bytes) -> str:
+    """Return the likely encoding of a text that names none: the usual one, unless most of its letters are not Latin."""
+    text = _TAG.sub(b"", data[:SAMPLE])
+    others = sum(sign > 0x7F for sign in text)
+    if others < _FEWEST or others < len(_LATIN.findall(text)):
+        return _USUAL
+    from charset_normalizer import from_bytes  # imported on use: it is heavy
+
+    best = from_bytes(data[:SAMPLE], cp_isolation=[*_KNOWN, "koi8_r"]).best()
+    return _USUAL if best is None else _READ_AS.get(codecs.lookup(best.encoding).name, best.encoding)
 
 
 def _encoding(charset: str) -> str:
     """Return Python's name of the encoding that browsers use for a charset; `""` for an unknown one."""
     name = re.sub(r"^(?:x-)+", "", charset.lower().strip())
+    name = re.sub(r"^(?:cp|dos)-(?=\d)", "cp", name)
     with contextlib.suppress(LookupError, ValueError):
         name = codecs.lookup(name).name
     return _READ_AS.get(name, name)

@@ -28,10 +28,19 @@ _SEEN = frozenset({"text/plain", *_PAGES, *_MAILS})
 _OF_PAGES = frozenset({"text/css", "text/javascript"})
 _BLOCK = 1 << 16
 _LENGTH = re.compile(rb"(\d{1,12})\s*\n")
+_BEFORE = b" \t\r\n\0"
+_HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]{1,60}[ \t]{0,9}:[ \t\r\n]")
+_SPACED = re.compile(rb"(?m)^([A-Za-z][A-Za-z0-9-]{1,60})[ \t]{1,9}:")  # as some programs write a header
+_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _FOLD = re.compile(r"[\r\n]+[ \t]*")
 _WORD = re.compile(r"=\?([^?*\s]{1,60})(?:\*[^?\s]{0,60})?\?([bBqQ])\?([^?]*)\?=")  # letters beyond ASCII in a header
 # letters without a sign, with which newsletters hide the beginning of their text
 _BLANKS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180e\u2800\u3164\uffa0")
+_OF_OUTLOOK = "has its text in winmail.dat, which only Outlook reads; save the text there"
+_IN_PIECES = "is one piece of a mail that was sent in several; join them in its mail program"
+_SHORT = 3
+"""A plain text is no form of the page beside it if the page has so many times its letters."""
+_LONGEST_STUB = 300  # characters of a text such as "Your mail program does not show HTML"
 _ENCRYPTED = "is encrypted; decrypt it in its mail program and save the text"
 _SIGNED = "is signed in a form that only mail programs read (S/MIME); save its text there"
 _PGP = "-----BEGIN PGP MESSAGE-----"
@@ -43,13 +52,22 @@ def mail_text(data: bytes) -> str:
 
     Raises `PromptmillError` (`invalid_input`) for an encrypted mail; its message is the predicate of a sentence.
     """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # written by PowerShell
-        data = data.decode("utf-16", "replace").encode()
-    data = data.removeprefix(codecs.BOM_UTF8).lstrip()
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if data.startswith(marks) or data[1:4:2] == b"\0\0" or data[:3:2] == b"\0\0":  # written by PowerShell
+        data = encodings.text_of(data).encode()
+    data = data.removeprefix(codecs.BOM_UTF8).lstrip(_BEFORE)
+    if b"\r\r\n" in data[:_BLOCK]:  # line ends that were converted twice
+        data = data.replace(b"\r\r\n", b"\n")
+    elif b"\n" not in data:
+        data = data.replace(b"\r", b"\n")
     if first := _LENGTH.match(data):  # of the mail, in the first line of Apple Mail's .emlx
         data, end = data[first.end() :], int(first[1])
         data = data[:end] if data[end:].lstrip().startswith(b"<?xml") else data  # without Apple Mail's own flags
-    mail = _parsed(data)
+    first_line, _, rest = data.partition(b"\n")
+    if not _HEADER.match(first_line) and not first_line.startswith(b"From ") and _HEADER.match(rest):
+        data = rest  # behind `>From …` of a mailbox, or a line of a program
+    head, gap, body = data.partition(b"\n\n")
+    mail = _parsed(_SPACED.sub(rb"\1:", head) + gap + body)
     content = _read(mail, 0)
     if content.problem and not content.texts:
         raise input_error(content.problem)
@@ -75,7 +93,11 @@ class _Headers(email.policy.Compat32):
     def header_fetch_parse(self, name: str, value: str) -> str:
         """Return the text of a header, whose bytes may be of any encoding."""
         del name
-        text = value if value.isascii() else encodings.text_of(value.encode("utf-8", "surrogateescape"))
+        text = (
+            value
+            if value.isascii() and "\x1b" not in value
+            else encodings.text_of(value.encode("utf-8", "surrogateescape"))
+        )
         return _FOLD.sub(" ", text)
 
 
@@ -113,12 +135,16 @@ def _read(part: _Part, depth: int) -> _Content:
 
     A mail may have several texts, such as those before and behind a picture, and the footer of a mailing list.
     """
-    kind, content = _kind(part), _Content()
-    parts: Any = part.get_payload()
-    if kind == "multipart/encrypted" or kind.endswith(("/pkcs7-mime", "/x-pkcs7-mime")):
+    kind, content, parts = _kind(part), _Content(), _parts(part)
+    name = str(part.get_filename("")).lower()
+    if kind == "application/ms-tnef" or name == "winmail.dat":
+        return _Content(files=[part], problem=_OF_OUTLOOK)
+    if kind == "message/partial":
+        return _Content(problem=_IN_PIECES)
+    if kind == "multipart/encrypted" or kind.endswith(("/pkcs7-mime", "/x-pkcs7-mime")) or name.endswith(".p7m"):
         is_signed = "signed" in str(part.get_param("smime-type", ""))
         return _Content(files=[part], problem=_SIGNED if is_signed else _ENCRYPTED)
-    if not isinstance(parts, list) or not kind.startswith("multipart/"):
+    if not part.is_multipart() or not kind.startswith("multipart/"):
         is_file = part.get_content_disposition() == "attachment" or (part.get_filename() and kind not in _MAILS)
         text = _text(part, depth) if not is_file and kind in _SEEN else ""
         if text.startswith(_PGP):
@@ -129,22 +155,37 @@ def _read(part: _Part, depth: int) -> _Content:
         page, *files = sorted(parts, key=lambda each: str(each["content-id"]).strip() != start)
         content = _read(page, depth)
         content.files += files
-    elif kind == "multipart/alternative":  # forms of one text, of which plain text goes first
-        for each in sorted(parts, key=lambda each: each.get_content_type() != "text/plain"):
-            form = _read(each, depth)
-            is_chosen = bool(form.texts) and not content.texts
-            if is_chosen or each.get_content_type() != "multipart/related":  # of pages, the pictures are no attachments
-                content.add(form, with_texts=is_chosen)
+    elif kind == "multipart/alternative":
+        _add_form(content, parts, depth)
     else:
         for each in parts:
             content.add(_read(each, depth))
     return content
 
 
+def _add_form(content: _Content, parts: list[_Part], depth: int) -> None:
+    """Add one of several forms of a text: the plain one, unless it only says that the text is in the others."""
+    forms = [(each.get_content_type(), _read(each, depth)) for each in parts]
+    forms.sort(key=lambda form: form[0] != "text/plain")
+    texts = ["".join(form.texts) for _, form in forms] or [""]
+    others = max(texts[1:], key=len, default="")
+    is_about_html = "html" in texts[0].lower() and "html" not in others.lower() and len(texts[0]) < _LONGEST_STUB
+    is_stub = bool(others) and texts[0] != "" and (is_about_html or len(texts[0]) * _SHORT < len(others))
+    chosen = next((form for _, form in forms[is_stub:] if form.texts), None)
+    for kind, form in forms:
+        if form is chosen or kind != "multipart/related":  # of pages, the pictures are no attachments
+            content.add(form, with_texts=form is chosen)
+
+
 def _kind(part: _Part) -> str:
     """Return the type of a part. A part of several parts that has none is plain text."""
     kind = part.get_content_type()
-    return kind if isinstance(part.get_payload(), list) or not kind.startswith("multipart/") else "text/plain"
+    return kind if part.is_multipart() or not kind.startswith("multipart/") else "text/plain"
+
+
+def _parts(part: _Part) -> list[_Part]:
+    parts: Any = part.get_payload() if part.is_multipart() else []
+    return list(parts)
 
 
 def _is_text(part: _Part) -> bool:
@@ -155,20 +196,45 @@ def _is_text(part: _Part) -> bool:
 def _text(part: _Part, depth: int) -> str:
     """Return the text of a part; `""` if it has no visible sign."""
     kind = _kind(part)
-    parts: Any = part.get_payload()
-    if kind in _MAILS and isinstance(parts, list):
+    parts = _parts(part)
+    if kind in _MAILS and parts:
         if depth == DEEPEST_MAIL:
             raise input_error(f"has more than {DEEPEST_MAIL} mails within mails")
         mail, encoding = parts[0], str(part.get("content-transfer-encoding", "")).strip().lower()
         if not mail.keys() and encoding in {"base64", "quoted-printable"}:  # which the standard forbids
             mail["content-transfer-encoding"] = encoding
-            mail = _parsed(bytes(mail.get_payload(decode=True) or b""))
+            mail = _parsed(_data(mail))
         return _shown(mail, _read(mail, depth + 1), depth + 1)
-    data, charset = bytes(part.get_payload(decode=True) or b""), part.get_content_charset("")
+    data, charset = _data(part), part.get_content_charset("").strip("'\"")
     text = page_text(data, charset) if kind in _PAGES else encodings.text_of(data, charset)
     text = text.replace("\r\n", "\n").strip()
     is_blank = all(sign in _BLANKS or unicodedata.category(sign)[0] in "ZC" for sign in text)
     return "" if is_blank else text
+
+
+def _data(part: _Part) -> bytes:
+    """Return the bytes of a part."""
+    encoding = str(part.get("content-transfer-encoding", "")).lower().partition("(")[0].strip(" ;\t")
+    del part["content-transfer-encoding"]
+    part["content-transfer-encoding"] = "8bit" if encoding == "base64" else encoding
+    data = bytes(part.get_payload(decode=True) or b"")
+    return _of_base64(data) if encoding == "base64" else data
+
+
+def _of_base64(data: bytes) -> bytes:
+    """Return the bytes of a text in base64, with the plain lines that mailing lists add below it.
+
+    >>> _of_base64(b"YQ==\\nYg==\\n\\n--\\nfooter")
+    b'ab\\n\\n--\\nfooter'
+    """
+    lines = data.splitlines()
+    end = next((at for at, line in enumerate(lines) if not _BASE64_LINE.fullmatch(line.strip())), len(lines))
+    packed, decoded = b"".join(line.strip() for line in lines[:end]), []
+    for piece in packed.replace(b"=", b" ").split():  # several encoded texts may follow one another
+        whole = piece[: len(piece) - (len(piece) % 4 == 1)]
+        decoded.append(binascii.a2b_base64(whole + b"=" * (-len(whole) % 4)))
+    below = b"\n".join(lines[end:])
+    return b"".join(decoded) + (b"\n\n" + below if below else b"")
 
 
 def _name(part: _Part) -> str:

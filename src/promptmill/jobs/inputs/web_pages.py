@@ -19,18 +19,28 @@ from selectolax.lexbor import LexborHTMLParser
 from promptmill.core.bounds import LARGEST_TEXT, MOST_COLUMNS
 from promptmill.core.errors import input_error
 from promptmill.jobs.inputs import encodings
+from promptmill.jobs.inputs.formulas import lowered, of_mathml, raised
+from promptmill.jobs.inputs.numerals import numeral
 
 TOO_LONG = f"has more than {LARGEST_TEXT >> 20} million characters"
 _MOST = 4 * LARGEST_TEXT  # characters with the white space around them
 # browsers do not believe a page that names UTF-16 in letters of one byte, nor UTF-7
 _CHARSET = re.compile(
-    rb"""(?i)<(?:meta\b[^<>]{1,200}?charset|\?xml\b[^<>]{1,100}?encoding) ?= ?["']?(?!utf-(?:16|7))([\w-]+)"""
+    rb"""(?i)<(?:meta\b[^<>]{1,200}?charset|\?xml\b[^<>]{1,100}?encoding)\s{0,9}=\s{0,9}["']?(?!utf-(?:16|7))([\w-]+)"""
 )
+_HEAD = 4096  # bytes in which the charset stands; comments and scripts in them are left out
+_NO_TAGS = re.compile(rb"(?is)<!--.*?(?:-->|\Z)|<script\b.*?(?:</script|\Z)")
 # In XHTML, each element may end in itself; in HTML, the rest of the page would be its content.
 _ENDED = re.compile(r"<(title|script|style|textarea|iframe|noscript|p|div|span|a|b|i|td|th|li)\b([^<>]*)/>")
 _NOSCRIPT, _NOSCRIPT_END = re.compile(r"(?i)<noscript\b[^<>]*>"), re.compile(r"(?i)</noscript\s*>")
-_HIDDEN_STYLE = re.compile(r"(?i)\b(?:display\s*:\s*none|visibility\s*:\s*hidden)\b")
-_RAISED = str.maketrans("0123456789+-\u2212=()", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
+_SHADOW = re.compile(r"(?i)<template\b[^<>]{0,300}\bshadowrootmode\b[^<>]{0,300}>")
+_COMMENT = re.compile(r"/\*.{0,200}?\*/")
+_HIDDEN_STYLE = re.compile(
+    r"(?i)(?<![\w-])(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|mso-hide\s*:\s*all"
+    r"|(?:font-size|opacity)\s*:\s*0(?:\.0{1,9})?(?:px|pt|em|rem|%)?\s*(?:;|!|$))"
+)
+_RAISED_STYLE = re.compile(r"(?i)(?<![\w-])vertical-align\s*:\s*(super|sub)\b")
+_WRITTEN_STYLE = re.compile(r"(?i)(?<![\w-])white-space\s*:\s*(?:pre|break-spaces)")
 # elements without a text of the page; those behind `iframe` have one only for programs that do not show the element
 _UNSEEN = frozenset(
     {
@@ -55,10 +65,6 @@ _GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
 _ENDS = "\0\1\2"
 _BOXES: Mapping[str, Sequence[str]] = MappingProxyType({"checkbox": ("☐", "☑"), "radio": ("☐", "☑")})
 _WITHOUT_VALUE = frozenset({"hidden", "password", "file", "image", *_BOXES})
-_ROMAN = tuple(
-    (worth, ("", a, a * 2, a * 3, a + b, b, b + a, b + a * 2, b + a * 3, a + c))
-    for worth, a, b, c in ((1000, "m", "", ""), (100, "c", "d", "m"), (10, "x", "l", "c"), (1, "i", "v", "x"))
-)
 _NUMERALS: Mapping[str, str] = MappingProxyType(
     {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 )
@@ -71,43 +77,31 @@ def page_text(data: bytes, charset: str = "") -> str:
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
-    named = _CHARSET.search(data[:4096])
+    named = _CHARSET.search(_NO_TAGS.sub(b"", data[:_HEAD])) or _CHARSET.search(data, _HEAD)
     page = encodings.text_of(data, charset, named[1].decode() if named else "")
     if page.lstrip().startswith("<?xml"):
         page = _ENDED.sub(r"<\1\2></\1>", page)
     # for the parser, no script runs, so that it would take a text for those without scripts out of its element
     first, *others = _NOSCRIPT.split(page)
     page = first + "".join(_NOSCRIPT_END.split(other, maxsplit=1)[-1] for other in others)
+    page = _SHADOW.sub("<div>", page)  # its content is shown
     tree = LexborHTMLParser(page.encode("utf-8", "replace"))
-    hidden = {element.mem_id for element in tree.css("[hidden], [style], dialog") if _is_hidden(element)}
+    hidden = {element.mem_id for element in tree.css("[hidden], [style], [popover], dialog") if _is_hidden(element)}
+    hidden |= {element.mem_id for element in tree.css(".katex-html[aria-hidden]")}  # beside the same in MathML
+    for formula in tree.css("math"):
+        if formula.mem_id not in hidden:
+            formula.replace_with(of_mathml(formula))
+    for guide in tree.css("ruby > rt"):
+        if guide.parent is not None and guide.parent.css_first("rp") is None:
+            guide.insert_before("(")
+            guide.insert_after(")")
+    for box in tree.css("[role=checkbox][aria-checked], [role=radio][aria-checked], [role=switch][aria-checked]"):
+        if box.tag != "input" and (first := box.first_child) is not None:
+            first.insert_before("☑ " if box.attributes["aria-checked"] == "true" else "☐ ")
+    styles = {element.mem_id: tag for element in tree.css("[style]") if (tag := _tag_of_style(element))}
     writer = _Writer()
-    _walk(tree.root, hidden, writer)
+    _walk(tree.root, hidden, styles, writer)
     return writer.text()
-
-
-def raised(text: str) -> str:
-    """Return the digits of a superscript as such, because 10² is no 102.
-
-    >>> raised("2"), raised("2,3"), raised("st")
-    ('²', '²,³', 'st')
-    """
-    return text.translate(_RAISED) if re.match(r"\s*[-+\u2212(]?[0-9]", text) else text
-
-
-def numeral(number: int, form: str) -> str:
-    """Return the number of a list's item in a form as Word names it.
-
-    >>> numeral(28, "lowerLetter"), numeral(4, "upperRoman"), numeral(3, "decimal")
-    ('bb', 'IV', '3')
-    """
-    match form:
-        case "lowerLetter" | "upperLetter" if 0 < number < 1 << 15:
-            letters = chr(ord("a") + (number - 1) % 26) * ((number - 1) // 26 + 1)
-        case "lowerRoman" | "upperRoman" if 0 < number < 4000:
-            letters = "".join(digits[number // worth % 10] for worth, digits in _ROMAN)
-        case _:
-            letters = str(number)
-    return letters.upper() if form.startswith("upper") else letters
 
 
 def whole_number(text: str | None, usual: int) -> int:
@@ -117,20 +111,32 @@ def whole_number(text: str | None, usual: int) -> int:
 
 def _is_hidden(element: Any) -> bool:
     attributes = element.attributes
-    if element.tag == "dialog" and "open" not in attributes:
+    if "popover" in attributes or (element.tag == "dialog" and "open" not in attributes):
         return True
     is_hidden = "hidden" in attributes and (attributes["hidden"] or "").lower() != "until-found"
-    return is_hidden or bool(_HIDDEN_STYLE.search(attributes.get("style") or ""))
+    return is_hidden or bool(_HIDDEN_STYLE.search(_COMMENT.sub("", attributes.get("style") or "")))
 
 
-def _walk(root: Any, hidden: Set[int], writer: _Writer) -> None:
-    """Write the texts of all visible elements. It is no recursion, because a page may be nested deeply."""
+def _tag_of_style(element: Any) -> str:
+    """Return the tag of an element that looks as this one does by its style; `""` if its own tag says it."""
+    style = element.attributes.get("style") or ""
+    if place := _RAISED_STYLE.search(style):
+        return "sup" if place[1].lower() == "super" else "sub"
+    return "pre" if element.tag in _BLOCKS and _WRITTEN_STYLE.search(style) else ""
+
+
+def _walk(root: Any, hidden: Set[int], styles: Mapping[int, str], writer: _Writer) -> None:
+    """Write the texts of all visible elements. `styles`: the tags that elements look like.
+
+    It is no recursion, because a page may be nested deeply.
+    """
     node, open_elements = root, list[tuple[Any, str]]()
     while node is not None:
         tag = node.tag
         if tag == "-text":
             writer.add(node.text_content)
         elif tag[0] not in "-!" and tag not in _UNSEEN and not (hidden and node.mem_id in hidden):
+            tag = styles.get(node.mem_id, tag) if styles else tag
             writer.start(tag, node)
             if (child := node.first_child) is not None:
                 open_elements.append((node, tag))
@@ -188,8 +194,8 @@ class _Writer:
         self._size = 0
         self._lists: list[_List] = []
         self._tables = [_Grid()]
-        self._raised: list[bool] = []
-        """For each open superscript or block, whether it is a superscript."""
+        self._places: list[str] = []
+        """For each open superscript, subscript or block, its tag."""
         self._as_written = 0
         """The number of open elements whose white space is kept."""
         self._chosen: int | None = None
@@ -209,8 +215,11 @@ class _Writer:
         """Add a text."""
         if self._is_unchosen:
             return
-        if self._raised and self._raised[-1]:
-            text = raised(text)
+        match self._places[-1:]:
+            case ["sup"]:
+                text = raised(text)
+            case ["sub"]:
+                text = lowered(text)
         self._begins = self._begins and text.isspace()
         # of other elements, each run of white space becomes a space; the letters around the text keep its own ends
         self._put(text.translate(_KEPT) if self._as_written else " ".join(f"x{text}x".split())[1:-1])
@@ -218,7 +227,7 @@ class _Writer:
     def start(self, tag: str, element: Any) -> None:
         """Start an element."""
         if tag in _BLOCKS:
-            self._raised.append(False)
+            self._places.append(tag)
             if not self._begins:
                 self._put("\n\n")
         elif tag in _LINES:
@@ -235,8 +244,8 @@ class _Writer:
             self._tables.append(_Grid())
         elif tag in _LISTS:
             self._lists.append(_list(tag, element))
-        elif tag == "sup":
-            self._raised.append(True)
+        elif tag in {"sup", "sub"}:
+            self._places.append(tag)
         elif tag == "img" and (words := element.attributes.get("alt")):
             self.add(f"[{words}]")
         elif tag in {"input", "select", "option", "q"}:
@@ -244,8 +253,8 @@ class _Writer:
 
     def end(self, tag: str) -> None:
         """End an element."""
-        if tag in _BLOCKS or tag == "sup":
-            del self._raised[-1:]
+        if tag in _BLOCKS or tag in {"sup", "sub"}:
+            del self._places[-1:]
         if tag in _AS_WRITTEN:
             self._as_written -= 1
         elif tag in _LISTS:
@@ -296,7 +305,9 @@ class _Writer:
             self.add('"')
         elif tag == "input":
             kind = (attributes.get("type") or "text").lower()
-            if kind in _BOXES:
+            if kind == "image" and (words := attributes.get("alt")):
+                self.add(f" {words} ")
+            elif kind in _BOXES:
                 self.add(f" {_BOXES[kind]['checked' in attributes]} ")
             elif kind not in _WITHOUT_VALUE and (value := attributes.get("value")):
                 self.add(f" {value} ")
@@ -305,10 +316,10 @@ class _Writer:
             options = [] if has_several else element.css("option")
             selected = [each for each in options if "selected" in each.attributes]
             self._chosen = (selected[-1:] or options)[0].mem_id if options else None
-        elif self._chosen is None:
-            self._put(f"\n{_BOXES['checkbox']['selected' in attributes]} ")
-        elif self._chosen == element.mem_id:
-            self._put(" ")
+        elif self._chosen is None or self._chosen == element.mem_id:
+            box = f"\n{_BOXES['checkbox']['selected' in attributes]} " if self._chosen is None else " "
+            is_empty = not element.text(deep=True).strip()
+            self._put(box + ((attributes.get("label") or "") if is_empty else ""))
         else:
             self._is_unchosen = True
 

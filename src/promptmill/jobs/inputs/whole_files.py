@@ -21,7 +21,6 @@ import contextlib
 import itertools
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
@@ -54,6 +53,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
+from promptmill.system.subprocesses import Halt
 
 T = TypeVar("T")
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # folders of installed or generated code
@@ -133,7 +133,7 @@ class FoundFiles:
         self._left_out: dict[Words, list[Path]] = {}
         """The omitted files, by reason."""
         self._looked_at = self.count = 0
-        self._halt: threading.Event | None = None
+        self._halt: Halt | None = None
         self._files: dict[Path, bool] = {}
         """The found files, each with whether a pattern found it."""
         for path, is_found in self._each():
@@ -297,9 +297,7 @@ class FileQuestion(NamedTuple):
 class WholeFiles(FoundFiles):
     """Files that become rows: one line of JSON for each file."""
 
-    def __init__(
-        self, names: Sequence[str], rule: FileRule, asked: FileQuestion, halt: threading.Event | None = None
-    ) -> None:
+    def __init__(self, names: Sequence[str], rule: FileRule, asked: FileQuestion, halt: Halt | None = None) -> None:
         """`halt`: set when the call was cancelled. Raises `PromptmillError` (`invalid_input`)."""
         super().__init__(names, rule)
         self._halt = halt
@@ -385,9 +383,9 @@ class WholeFiles(FoundFiles):
         images, text, forms = [source], "", Counter[str]()
         with self._opened(path) as file, contextlib.suppress(pdf.PdfError):
             if self._as_pdf == "images":
-                images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
+                images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file, self._halt))]
             else:
-                text, images, forms = self._parts(source, pdf.READER.contents(file))
+                text, images, forms = self._parts(source, pdf.READER.contents(file, self._halt))
         if len(images) > MOST_PDF_PAGES:
             most = f"more than the {MOST_PDF_PAGES} images of one request"
             raise input_error(f"has {len(images):,} pages to send as images, {most}; split it, or send its text")
@@ -439,7 +437,7 @@ class WholeFiles(FoundFiles):
         if len(data) > most:
             raise input_error(f"is larger than {most >> 20} MiB")
         self._check_secrets(path, data)
-        text = documents.text_of(suffix, data) if is_document else self._decoded(data)
+        text = documents.text_of(suffix, data, self._halt) if is_document else self._decoded(data)
         self._check_secrets(path.with_suffix(".txt") if is_document else path, text.encode("utf-8", "replace"))
         if not is_document:
             start = text[:LONGEST_SEARCHED]

@@ -12,36 +12,37 @@ from typing import Any
 
 from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs.inputs.web_pages import numeral, raised, whole_number
+from promptmill.jobs.inputs import encodings, symbol_fonts
+from promptmill.jobs.inputs.formulas import grouped, lowered, raised
+from promptmill.jobs.inputs.mails import mail_text
+from promptmill.jobs.inputs.numerals import numeral
+from promptmill.jobs.inputs.web_pages import page_text, whole_number
 from promptmill.jobs.inputs.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
 # deleted text, properties, and instructions of fields
-_UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "instrText", "sdtPr", "footnoteRef", "endnoteRef"})
+_UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "sdtPr", "footnoteRef", "endnoteRef"})
 _SIGNS: Mapping[str, str] = MappingProxyType({"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"})
-_SYMBOLS: Mapping[str, str] = MappingProxyType(  # of the font Wingdings: a box that is checked or not is a value
-    {"F0FE": "☑", "F0FD": "☒", "F0FC": "✓", "F0FB": "✗", "F0A8": "☐", "F06F": "☐"}
+_CUSTOM = re.compile("0+1")  # the first number of a form such as 001, 002, 003, …
+_RAISED_BY = 3  # half points, from which a run is above the line
+_SYMBOL_FIELD = re.compile(
+    r"""SYMBOL\s+(0[xX][0-9A-Fa-f]{1,4}|[1-9][0-9]{0,4})\b(?:.{0,40}?\\f\s*["“]?([\w ]{1,40}))?"""
 )
-_SYMBOL_FONT: Mapping[int, str] = MappingProxyType(
-    {
-        **dict(zip(bytes.fromhex("6162636465666768696a6b6c6d6e6f70"), "αβχδεφγηιϕκλμνοπ", strict=True)),
-        **dict(zip(bytes.fromhex("7172737475777879 7a4446474c505357"), "θρστυωξψζΔΦΓΛΠΣΩ", strict=True)),
-        **dict(zip(bytes.fromhex("a3a5abacaeb0b1b3 b4b8b9bbd6d7c5ce"), "≤∞↔←→°±≥\xd7÷≠≈√⋅⊕∈", strict=True)),
-        **dict(zip(bytes.fromhex("b7bae5f2a2b2d0db de2d"), "•≡∑∫\u2032″∠⇔⇒\u2212", strict=True)),
-    }
-)
+_FORMULA_FIELD = re.compile(r"EQ\s|\\[a-z]{1,2}\s*\(")
 _MATH = "/math}"  # the end of the namespaces of formulas
 
 
-def word_text(data: bytes) -> str:
+def word_text(data: bytes, *, is_inner: bool = False) -> str:
     """Return the text of a Word document. The cells of its tables are separated by tabs.
+
+    `is_inner`: it is a part of another document, whose own parts are not read.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
     import docx
     from docx.oxml import parse_xml
 
-    around: dict[str, list[str]] = {"header": [], "footnotes": [], "endnotes": [], "footer": []}
+    around: dict[str, list[Any]] = {"header": [], "footnotes": [], "endnotes": [], "footer": []}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
             if sum(one.file_size for one in packed.infolist()) > LARGEST_FILE:
@@ -51,18 +52,45 @@ def word_text(data: bytes) -> str:
         for one in document.part.rels.values():
             if (kind := posixpath.basename(one.reltype)) in trees:
                 trees[kind] = parse_xml(one.target_part.blob)
-            elif (kind := posixpath.basename(one.reltype)) in around:
-                around[kind].append(_word(parse_xml(one.target_part.blob)).strip())
-        if trees["numbering"] is not None:
-            _Numbering(**trees).write(document.element.body)
-        body = _word(document.element.body)
+            elif kind in around:
+                around[kind].append(parse_xml(one.target_part.blob))
+        body = document.element.body
+        for tree in (body, *(tree for each in around.values() for tree in each)):
+            if trees["numbering"] is not None:
+                _Numbering(**trees).write(tree)
+        for element in list(body.iter("{*}altChunk")):
+            _write_chunk(element, document.part.rels, is_inner=is_inner)
+        shown = _word(body)
+        texts = {kind: [_word(tree).strip() for tree in each] for kind, each in around.items()}
     except PromptmillError:
         raise
     except Exception:  # noqa: BLE001 (the parser may raise any exception for a damaged file)
         raise input_error("is no Word document that can be read") from None
-    body = body.rstrip().lstrip("\n \xa0")  # a tab at the start marks an empty cell
-    parts = [*around.pop("header"), body, *(text for texts in around.values() for text in texts)]
+    shown = shown.rstrip().lstrip("\n \xa0")  # a tab at the start marks an empty cell
+    parts = [*texts.pop("header"), shown, *(text for each in texts.values() for text in each)]
     return "\n".join(dict.fromkeys(filter(None, parts)))
+
+
+def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) -> None:
+    """Write the text of a file that Word shows at this place (`altChunk`), as converters from HTML store it."""
+    name, text = _attribute(element, "id"), ""
+    if name in relations and not relations[name].is_external:
+        part = relations[name].target_part
+        kind = str(part.content_type).lower()
+        if "html" in kind:
+            text = page_text(part.blob)
+        elif "wordprocessingml" in kind and not is_inner:
+            text = word_text(part.blob, is_inner=True)
+        elif kind == "message/rfc822":
+            text = mail_text(part.blob)
+        elif kind == "text/plain":
+            text = encodings.text_of(part.blob)
+        else:
+            text = f"(a part that is not read: {kind})"
+    paragraph, shown = (element.makeelement(element.tag.replace("altChunk", tag)) for tag in "pt")
+    shown.text = text
+    paragraph.append(shown)
+    element.getparent().replace(element, paragraph)
 
 
 def _word(element: Any) -> str:
@@ -71,7 +99,7 @@ def _word(element: Any) -> str:
     A paragraph ends with a line break, a cell with a tab for each of its columns.
     """
     name = local(element.tag) if isinstance(element.tag, str) else ""
-    if name in _UNSEEN:
+    if name in _UNSEEN or (name == "tr" and _is_on(element.find("{*}trPr/{*}hidden"))):
         return ""
     if name == "t":
         return element.text or ""
@@ -82,25 +110,56 @@ def _word(element: Any) -> str:
     text = "".join(map(_word, element))
     match name:
         case "r":
-            hidden, place = element.find("{*}rPr/{*}vanish"), element.find("{*}rPr/{*}vertAlign")
-            if _is_on(hidden):
-                return ""
-            return raised(text) if place is not None and _attribute(place, "val") == "superscript" else text
-        case "p":  # without its mark, it goes on with the next one
-            return text if element.find("{*}pPr/{*}rPr/{*}del") is not None else f"{text}\n"
+            return _run(text, element)
+        case "p":
+            return text if _joins_next(element) else f"{text}\n"
         case "txbxContent":
             return f"\n{text}"
         case "tr":
             before = min(max(0, whole_number(_value_of(element, "trPr/{*}gridBefore"), 0)), _MOST_SPANNED)
             return "" if element.find("{*}trPr/{*}del") is not None else "\t" * before + f"{text[:-1]}\n"
-        case "tc":
-            span, merged = element.find("{*}tcPr/{*}gridSpan"), element.find("{*}tcPr/{*}vMerge")
-            is_below = merged is not None and _attribute(merged, "val") != "restart"
+        case "tc" if element.find("{*}tcPr/{*}cellDel") is None:
+            span = element.find("{*}tcPr/{*}gridSpan")
             width = 1 if span is None else min(max(1, whole_number(_attribute(span, "val"), 1)), _MOST_SPANNED)
-            return ("" if is_below else text.strip()) + "\t" * width
+            return ("" if _is_covered(element) else text.strip()) + "\t" * width
+        case "tc":
+            return ""
         case "footnote" | "endnote":
             return "" if _attribute(element, "type") else f"[{name} {_attribute(element, 'id')}] {text.strip()}\n"
     return text
+
+
+def _run(text: str, element: Any) -> str:
+    """Return the text of a run as its properties show it."""
+    if (properties := element.find("{*}rPr")) is None:
+        return symbol_fonts.shown(text)
+    if _is_on(properties.find("{*}vanish")):
+        return ""
+    fonts = properties.find("{*}rFonts")
+    text = symbol_fonts.shown(text, "" if fonts is None else _attribute(fonts, "ascii"))
+    place = _value_of(properties, "vertAlign")
+    if place == "superscript" or whole_number(_value_of(properties, "position"), 0) > _RAISED_BY:
+        return raised(text)
+    return lowered(text) if place == "subscript" else text
+
+
+def _joins_next(paragraph: Any) -> bool:
+    """Return whether the mark at the end of a paragraph is deleted or hidden, so that it goes on with the next one."""
+    mark = paragraph.find("{*}pPr/{*}rPr")
+    if mark is None:
+        return False
+    return any(mark.find(f"{{*}}{name}") is not None for name in ("del", "moveFrom")) or _is_on(mark.find("{*}vanish"))
+
+
+def _is_covered(cell: Any) -> bool:
+    """Return whether a cell is a part of a merged one that begins at its left or above it."""
+    if (merged := cell.find("{*}tcPr/{*}hMerge")) is not None:
+        return _attribute(merged, "val") != "restart"
+    merged = cell.find("{*}tcPr/{*}vMerge")
+    if merged is None or _attribute(merged, "val") == "restart":
+        return False
+    above = cell.getparent().getprevious()
+    return above is not None and next(above.iter("{*}vMerge"), None) is not None
 
 
 def _sign(name: str, element: Any) -> str | None:
@@ -112,12 +171,16 @@ def _sign(name: str, element: Any) -> str | None:
         return f"[{name.removesuffix('Reference')} {_attribute(element, 'id')}]"
     match name:
         case "sym":
-            sign, font = _attribute(element, "char").upper(), _attribute(element, "font")
-            if re.fullmatch("[0-9A-F]{4}", sign) and not "E000" <= sign <= "F8FF":
-                return chr(int(sign, 16))
-            if font == "Symbol" and re.fullmatch("F0[0-9A-F]{2}", sign):
-                return _SYMBOL_FONT.get(int(sign, 16) & 0xFF, "")
-            return _SYMBOLS.get(sign, "")
+            code = _attribute(element, "char")
+            sign = chr(int(code, 16)) if re.fullmatch("[0-9A-Fa-f]{4}", code) else ""
+            return symbol_fonts.shown(sign, _attribute(element, "font"))
+        case "instrText":  # a formula or a sign of an old field has no result
+            code = (element.text or "").strip()
+            if field := _SYMBOL_FIELD.match(code):
+                return symbol_fonts.shown(chr(int(field[1], 0)), field[2] or "")
+            return code.removeprefix("EQ ") if _FORMULA_FIELD.match(code) else ""
+        case "textpath":  # of WordArt
+            return _attribute(element, "string")
         case "ruby":  # a word with its phonetic guide
             base, guide = _in(element, "rubyBase"), _in(element, "rt")
             return f"{base}({guide})" if guide else base
@@ -136,12 +199,14 @@ def _sign(name: str, element: Any) -> str | None:
 def _formula(name: str, element: Any) -> str | None:
     """Return a part of a formula in one line, such as `(a+b)/2`; None for a part that is read as a text."""
     match name:
+        case "f" if _value_of(element, "fPr/{*}type") == "noBar":
+            return f"{grouped(_in(element, 'num'))}¦{grouped(_in(element, 'den'))}"
         case "f":
-            return f"{_grouped(_in(element, 'num'))}/{_grouped(_in(element, 'den'))}"
+            return f"{grouped(_in(element, 'num'))}/{grouped(_in(element, 'den'))}"
         case "sSup" | "sSub" | "sSubSup" | "sPre":
             lower, upper = _in(element, "sub"), _in(element, "sup")
-            power = raised(upper) if upper and raised(upper) != upper else f"^{_grouped(upper)}" if upper else ""
-            return _in(element, "e") + (f"_{_grouped(lower)}" if lower else "") + power
+            power = raised(upper) if upper and raised(upper) != upper else f"^{grouped(upper)}" if upper else ""
+            return _in(element, "e") + (f"_{grouped(lower)}" if lower else "") + power
         case "rad":
             return f"{raised(_in(element, 'deg'))}√({_in(element, 'e')})"
         case "d":
@@ -152,13 +217,27 @@ def _formula(name: str, element: Any) -> str | None:
             return begin + between.join("".join(map(_word, each)) for each in element.findall("{*}e")) + end
         case "nary":
             sign, lower, upper = _value_of(element, "naryPr/{*}chr") or "∫", _in(element, "sub"), _in(element, "sup")
-            limits = (f"_{_grouped(lower)}" if lower else "") + (f"^{_grouped(upper)}" if upper else "")
+            limits = (f"_{grouped(lower)}" if lower else "") + (f"^{grouped(upper)}" if upper else "")
             return f"{sign}{limits} {_in(element, 'e')}"
+        case "limLow" | "limUpp":
+            return f"{_in(element, 'e')}{'_' if name == 'limLow' else '^'}{grouped(_in(element, 'lim'))}"
+        case "func":
+            content = _in(element, "e")
+            return f"{_in(element, 'fName')}{'' if content.startswith('(') else ' '}{content}"
+        case "m":  # a matrix
+            rows = ([_word(each) for each in row.findall("{*}e")] for row in element.findall("{*}mr"))
+            return "; ".join(" ".join(cells) for cells in rows)
+        case "eqArr":
+            return "; ".join(map(_word, element.findall("{*}e")))
+        case "bar" | "acc":
+            below = _value_of(element, "barPr/{*}pos") != "top"
+            sign = (
+                ("\u0332" if below else "\u0305") if name == "bar" else _value_of(element, "accPr/{*}chr") or "\u0302"
+            )
+            return f"{grouped(_in(element, 'e'))}{sign}"
+        case "phant" if (show := element.find("{*}phantPr/{*}show")) is not None and not _is_on(show):
+            return ""
     return None
-
-
-def _grouped(text: str) -> str:
-    return text if text.isalnum() else f"({text})"
 
 
 def _in(element: Any, name: str) -> str:
@@ -193,13 +272,24 @@ class _Numbering:
             for level in (*of_kind, *(each for change in changed for each in change.findall("{*}lvl"))):
                 self._levels[name, _level(level)] = level
 
-    def write(self, body: Any) -> None:
+    def write(self, tree: Any) -> None:
         """Write the numbers into the paragraphs."""
-        for paragraph in list(body.iter("{*}p")):
+        twice = {  # the second form of a content
+            paragraph
+            for second in tree.iter("{*}Fallback")
+            if second.getparent().find("{*}Choice") is not None
+            for paragraph in second.iter("{*}p")
+        }
+        goes_on = False
+        for paragraph in list(tree.iter("{*}p")):
             properties = paragraph.find("{*}pPr")
-            if properties is not None and (mark := self._mark(properties)):
+            if properties is None or paragraph in twice:
+                continue
+            is_joined, is_seen = goes_on, not _joins_next(paragraph) or bool(_word(paragraph))
+            goes_on = is_seen and _joins_next(paragraph)
+            if is_seen and not is_joined and (mark := self._mark(properties)):
                 text = paragraph.makeelement(properties.tag.replace("pPr", "t"))
-                text.text = f"{mark} "
+                text.text = mark
                 properties.addnext(text)
 
     def _mark(self, properties: Any) -> str:
@@ -214,25 +304,47 @@ class _Numbering:
         at = whole_number(level, 0)
         if (form := self._levels.get((name, at))) is None:
             return ""
+        after = "" if _value_of(form, "suff") == "nothing" else " "
         if _value_of(form, "numFmt") == "bullet":
-            return "-"
+            return "- "
         counts = self._counts.setdefault(self._kinds[name], {})
         counts |= self._starts.pop(name, {})
         counts[at] = counts.get(at, self._start(name, at) - 1) + 1
-        for lower in [each for each in counts if each > at]:
+        for lower in [each for each in counts if each > at and at < self._restart(name, each)]:
             del counts[lower]
-        return re.sub(
-            r"%([1-9])", lambda place: self._number(name, int(place[1]) - 1, counts), _value_of(form, "lvlText")
+        is_legal = _is_on(form.find("{*}isLgl"))
+        number = re.sub(
+            r"%([1-9])",
+            lambda place: self._number(name, int(place[1]) - 1, counts, is_legal=is_legal),
+            _value_of(form, "lvlText"),
+        )
+        return number and number + after
+
+    def _restart(self, name: str, level: int) -> int:
+        """Return the level below which an item begins the numbers of this level anew."""
+        return (
+            whole_number(_value_of(self._levels[name, level], "lvlRestart"), level)
+            if (name, level) in self._levels
+            else level
         )
 
     def _start(self, name: str, level: int) -> int:
         return whole_number(_value_of(self._levels[name, level], "start"), 1)
 
-    def _number(self, name: str, level: int, counts: Mapping[int, int]) -> str:
-        if (name, level) not in self._levels:
+    def _number(self, name: str, level: int, counts: Mapping[int, int], *, is_legal: bool) -> str:
+        if (form := self._levels.get((name, level))) is None:
             return ""
         number = counts.get(level, self._start(name, level))
-        return numeral(number, _value_of(self._levels[name, level], "numFmt"))
+        custom = _CUSTOM.match(_format(form, "AlternateContent/{*}Choice/{*}numFmt"))
+        if custom is not None:
+            return str(number).zfill(len(custom[0]))
+        kind = _value_of(form, "numFmt") or _value_of(form, "AlternateContent/{*}Fallback/{*}numFmt")
+        return numeral(number, "decimal" if is_legal and kind != "decimalZero" else kind)
+
+
+def _format(element: Any, path: str) -> str:
+    found = element.find(f"{{*}}{path}")
+    return "" if found is None else _attribute(found, "format")
 
 
 def _first(element: Any, *names: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
-from promptmill.jobs.inputs import documents, formats
+from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
@@ -32,10 +31,10 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
+from promptmill.system.subprocesses import Halt
 
 T = TypeVar("T")
 _WAIT_S = 1.0
-_STOP_S = 0.1  # between two attempts to end a reading
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
 """Called with the estimated and the highest cost of a job (None: unknown). It raises an error to prevent the job."""
 
@@ -79,7 +78,7 @@ class RunningJobs:
         Calls with files read them one after the other, so that these take one thread of the server. A cancelled call
         ends its reading. Raises `PromptmillError`.
         """
-        halt = threading.Event()
+        halt = Halt()
         door_ = open_job(replace(rows, halt=halt), output, options, models, self.folders, caller=caller)
 
         async def close() -> None:
@@ -91,8 +90,7 @@ class RunningJobs:
                 job = await asyncio.shield(opening)
             except asyncio.CancelledError:
                 halt.set()
-                with contextlib.suppress(PromptmillError):
-                    await asyncio.shield(_closed(opening, close, reads=rows.rule is not None))
+                await asyncio.shield(_closed(opening, close))
                 raise
         try:
             yield job
@@ -383,16 +381,14 @@ class RunningJobs:
             self.visible.add(job_id, USER)
 
 
-async def _closed(opening: asyncio.Future[OpenJob], close: Callable[[], Awaitable[object]], *, reads: bool) -> None:
-    """Wait for the end of an opening, and close what it has opened. Raises its error.
+async def _closed(opening: asyncio.Future[OpenJob], close: Callable[[], Awaitable[object]]) -> None:
+    """Wait for the end of an opening, and close what it has opened.
 
-    `reads`: it may read documents. Their reading is ended, again and again, as its thread may be just about to begin.
+    Its error is not raised: FastMCP cancels a call again while it waits here, and then nobody would receive it.
     """
-    while reads and not opening.done():
-        documents.stop()
-        await asyncio.wait({opening}, timeout=_STOP_S)
-    await opening
-    await close()
+    with contextlib.suppress(PromptmillError):
+        await opening
+        await close()
 
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:

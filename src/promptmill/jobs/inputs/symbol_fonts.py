@@ -1,0 +1,52 @@
+"""Signs of fonts whose letters are pictures, such as Wingdings: a box that is ticked or not is a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+_NO_SIGN = "\ufffd"
+"""A sign that is shown, but has no letter in Unicode here."""
+_WINGDINGS: Mapping[int, str] = MappingProxyType(
+    {
+        **dict(zip(bytes.fromhex("28292a4a4b4c6c6e6f7071727376"), "☎✆✉☺😐☹●■☐☐❑❒⬧❖", strict=True)),
+        **dict(zip(range(0x80, 0x96), "⓪①②③④⑤⑥⑦⑧⑨⑩⓿❶❷❸❹❺❻❼❽❾❿", strict=True)),
+        **dict(zip(bytes.fromhex("9fa1a7a8abd8dfe0e1e2e8eff0f1f2"), "•○▪☐★➢←→↑↓➔⇦⇨⇧⇩", strict=True)),
+        **dict(zip(bytes.fromhex("fbfcfdfe"), "✗✓☒☑", strict=True)),
+    }
+)
+_WINGDINGS_2: Mapping[int, str] = MappingProxyType(
+    dict(zip(bytes.fromhex("4f50515253549798a2a3"), "✗✓☒☑☒☒●●■☐", strict=True))
+)
+_WEBDINGS: Mapping[int, str] = MappingProxyType(dict(zip(b"acgnr", "✔☐■●✖", strict=True)))
+_SYMBOL: Mapping[int, str] = MappingProxyType(
+    {
+        **dict(zip(bytes.fromhex("6162636465666768696a6b6c6d6e6f70"), "αβχδεφγηιϕκλμνοπ", strict=True)),
+        **dict(zip(bytes.fromhex("7172737475777879 7a4446474c505357"), "θρστυωξψζΔΦΓΛΠΣΩ", strict=True)),
+        **dict(zip(bytes.fromhex("a3a5abacaeb0b1b3 b4b8b9bbd6d7c5ce"), "≤∞↔←→°±≥\xd7÷≠≈√⋅⊕∈", strict=True)),
+        **dict(zip(bytes.fromhex("b7bae5f2a2b2d0db de2d"), "•≡∑∫\u2032″∠⇔⇒\u2212", strict=True)),
+    }
+)
+_FONTS: Mapping[str, Mapping[int, str]] = MappingProxyType(
+    {"wingdings": _WINGDINGS, "wingdings 2": _WINGDINGS_2, "webdings": _WEBDINGS, "symbol": _SYMBOL}
+)
+
+
+def shown(text: str, font: str = "") -> str:
+    """Return a text as it is shown in a font. A sign of a private code that is unknown is U+FFFD.
+
+    >>> shown("\\uf0fe", "Wingdings"), shown("J", "Wingdings"), shown("m", "Symbol"), shown("a", "Arial")
+    ('☑', '☺', 'μ', 'a')
+    """
+    signs = _FONTS.get(font.lower())
+    return "".join(_shown(letter, signs) for letter in text) if signs or not text.isascii() else text
+
+
+def _shown(letter: str, signs: Mapping[int, str] | None) -> str:
+    code = ord(letter)
+    is_private = 0xF000 <= code <= 0xF0FF  # as Word stores the letters of such a font
+    if not is_private and (signs is None or code > 0xFF or letter.isspace()):
+        return letter
+    if signs is None:
+        signs = _WINGDINGS  # the usual font of lists and boxes
+    return signs.get(code & 0xFF) or (letter if signs is _SYMBOL and not is_private else _NO_SIGN)
