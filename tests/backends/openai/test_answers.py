@@ -84,6 +84,15 @@ async def test_an_unknown_mark_of_reasoning_is_told_once(upstream, drive):
     assert "contains <pondering" in warning
 
 
+async def test_marks_of_turns_and_calls_in_an_answer_are_each_told_once(upstream, drive):
+    upstream.reply = by_prompt({"hi": answer("Paris<|stop_here|>")}, answer('<tool_call>{"name": "look"}</tool_call>'))
+    result = await drive(["hi", "hi", "ho", "ho"])
+    assert [warning.split(",")[0] for warning in sorted(result.stats.warnings)] == [
+        "An answer ends with <|stop_here|>",
+        "The text of an answer has the mark of a tool call",
+    ]
+
+
 @pytest.mark.parametrize("content", ["", None, "\n\n"])
 async def test_an_empty_answer_that_the_model_ended_is_told_in_a_warning(upstream, drive, content):
     upstream.reply = answer(content)
