@@ -576,6 +576,35 @@ def test_parallel_calls_with_one_index_are_apart(ids):
     assert functions == [("f", '{"a":1} '), ("g", '{"a":1}')]
 
 
+@pytest.mark.parametrize(
+    ("ids", "different"),
+    [
+        (["a", "a"], ["a", "a-2"]),
+        (["a", "a", "a-2"], ["a", "a-3", "a-2"]),
+        ([1, 1], ["1", "1-2"]),
+        ([" ", ""], ["", ""]),
+    ],
+)
+def test_calls_with_one_id_get_different_ids(ids, different):
+    calls = [{"id": identity, "type": "function", "function": _PARIS} for identity in ids]
+    answer = read_payload({"choices": [{"message": {"content": None, "tool_calls": calls}}]}, {}, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert [call["id"] for call in answer.tool_calls] == different
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [("latin-1", "iso-8859-1"), ("cp1252", '"windows-1252"'), ("gbk", "gbk"), ("utf-16", "UTF-16"), ("utf-8", "utf-8")],
+)
+def test_a_body_is_read_in_the_charset_of_its_content_type(encoding, named):
+    text = "巴黎" if encoding == "gbk" else "Zürich"
+    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False)
+    headers = {"Content-Type": f"application/json; charset={named}"}
+    answer = read_response(200, headers, body.encode(encoding), ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert answer.text == text
+
+
 def test_the_usage_of_a_streamed_choice_is_read():
     usage = _stream(_delta({"content": "Paris"}), _delta({}, "stop", usage=SUMS | {"cached_tokens": 8})).usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (24, 12, 8)

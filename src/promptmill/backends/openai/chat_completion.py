@@ -375,19 +375,23 @@ class GrowingMessage:
 
 
 def distinct(calls: list[JsonDict]) -> list[JsonDict]:
-    """Return tool calls, in which repeated ids are made different: results are matched by id.
+    """Return tool calls, in which repeated ids are made different: results are matched by id. Numbers become texts.
 
-    >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": ""}, {"id": ""}])]
-    ['a', 'a-2', '', '']
+    >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": "a-2"}, {"id": 1}, {"id": ""}, {"id": " "}])]
+    ['a', 'a-3', 'a-2', '1', '', '']
     """
-    if len(calls) < 2:
-        return calls
-    seen: dict[object, int] = {}
+    given = {str(call.get("id")) for call in calls}
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for call in calls:
-        identity = call.get("id")
-        if isinstance(identity, str) and identity:
-            seen[identity] = number = seen.get(identity, 0) + 1
-            call["id"] = identity if number == 1 else f"{identity}-{number}"
+        if not isinstance(call.get("id"), str | int):
+            continue
+        identity = new = str(call["id"]).strip()
+        while new and (new in taken or (new != identity and new in given)):
+            numbers[identity] = numbers.get(identity, 1) + 1
+            new = f"{identity}-{numbers[identity]}"
+        call["id"] = new
+        taken.add(new)
     return calls
 
 
