@@ -12,7 +12,9 @@ from promptmill.answers.reasoning import (
     split_channels,
     split_marked,
     split_reasoning,
+    unknown_end,
     unknown_mark,
+    unread_call,
     without_broken_mark,
 )
 from promptmill.backends.engines.tool_use import BARE_FORM, form_of
@@ -97,10 +99,50 @@ def test_what_a_prompt_may_ask_for_stays_and_the_marks_of_models_go(text, split)
         ("<p>Paris.</p>", ""),
         ("[1, 2]", ""),
         ("I am thinking <thinking>", ""),
+        ("&lt;think&gt;capital?&lt;/think&gt;Paris.", "&lt;think&gt;"),
+        ("<｜begin▁of▁thinking｜>capital?", "<｜begin▁of▁thinking｜>"),
+        ("<start_of_turn>model\nParis", "<start_of_turn>"),
+        ("<s>Paris.", "<s>"),
+        ("<s>Rome</s> Paris", ""),
     ],
 )
 def test_a_text_that_begins_with_an_unknown_mark_of_this_shape_is_noticed(text, mark):
     assert unknown_mark(text) == mark
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("Paris<|end_of_utterance|>\n", "<|end_of_utterance|>"),
+        ("Paris[|endofsomething|]", "[|endofsomething|]"),
+        ("Paris.<pad>", "<pad>"),
+        ("Paris.[/INST]", "[/INST]"),
+        ("Paris.<think>", "<think>"),
+        ("The token is <pad>", ""),
+        ("`<pad>`", ""),
+        ('It is "<pad>"', ""),
+        ("<p>Paris.</p>", ""),
+        ("<|x|>", ""),
+        ("list[int]", ""),
+    ],
+)
+def test_a_text_that_ends_with_an_unknown_mark_of_a_turn_is_noticed(text, mark):
+    assert unknown_end(text) == mark
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ('<tool_call>{"name": "look"}</tool_call>', "<tool_call>"),
+        ("I look.\n[TOOL_CALLS][]", "[TOOL_CALLS]"),
+        ("<function=look>{}</function>", "<function="),
+        ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁begin｜>"),
+        ("Write `<tool_call>` for a tool.", ""),
+        ("My tool is <b>", ""),
+    ],
+)
+def test_the_mark_of_a_call_that_a_server_did_not_read_is_noticed(text, mark):
+    assert unread_call(text) == mark
 
 
 _CALL_MARKS = (*form_of("<|tool_call_begin|>").marks, *form_of("<｜tool▁call▁begin｜>").marks, *BARE_FORM.marks)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from promptmill.core.values import json_text, read_json
+from promptmill.core.values import exact_float, has_long_fraction, json_text, read_json
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**30])
@@ -18,3 +18,20 @@ def test_a_whole_number_is_read_and_written_exactly(number):
 def test_a_text_that_cannot_be_read_is_one_kind_of_error(text):
     with pytest.raises(json.JSONDecodeError):
         read_json(text)
+
+
+@pytest.mark.parametrize(
+    "number", ["8.000000000000001", "1234567890123456.7", "-9007199254740993.0", "1.2345678901234567e-5"]
+)
+def test_a_fraction_that_a_float_would_round_is_written_with_its_digits(number):
+    assert has_long_fraction(f'{{"a": {number}}}'.encode())
+    assert float(str(exact_float(number))) == float(number)
+    assert str(exact_float(number)) == (number if "e" not in number else "0.000012345678901234567")
+
+
+@pytest.mark.parametrize("number", [1 / 3, 0.1, 19.99, 8.000000000000002, 5e-324])
+def test_a_float_of_a_program_is_read_as_a_float(number):
+    for text in (repr(number), json_text(number)):
+        assert not has_long_fraction(f'{{"a": {text}, "ä": "\\u00e4"}}'.encode())
+        assert exact_float(text) == number
+        assert type(exact_float(text)) is float

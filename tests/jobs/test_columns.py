@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from typing import Any
@@ -211,6 +213,21 @@ def test_a_row_is_left_out_only_if_all_of_its_cells_are_empty_and_a_note_counts_
     found = bench.succeed("--skip-empty", "--prompt", prompt)
     assert (found["skipped"], found["warnings"]) == (1, [note])
     assert sorted(seen.prompt for seen in bench.upstream.seen) == [" / b", "a / ", "a / b", "c / "]
+
+
+def test_bytes_that_are_no_text_are_noted(bench):
+    with contextlib.closing(sqlite3.connect(bench.path / "in.db")) as database, database:
+        database.execute("CREATE TABLE mail (text, other)")
+        database.executemany(
+            "INSERT INTO mail VALUES (?, ?)", [("Größe".encode(), b"\xff"), ("é".encode("cp1252"), b"")]
+        )
+    bench.input = bench.path / "in.db"
+    found = bench.succeed("--prompt", "{{text}}")
+    note = (
+        "Bytes that are no text in UTF-8 are sent in base64: `text` in 1 row. Store texts of another encoding as texts."
+    )
+    assert found["warnings"] == [note]
+    assert sorted(seen.prompt for seen in bench.upstream.seen) == ["6Q==", "Größe"]
 
 
 def test_a_row_with_an_image_has_a_blank_place(bench):

@@ -271,13 +271,23 @@ def test_a_header_over_several_columns_and_one_within_a_file_are_noted(tmp_path)
     (tmp_path / "c.tsv").write_text('id\ttext\n1\t"a\n2\tb"\n3\tc\n')
     for name, words in (
         ("a.xlsx", "header in row 1 are merged"),
-        ("b.csv", "Line 3 repeats the header"),
+        ("b.csv", "Line 3 repeats the header, as in joined files: it is no row"),
         ("c.tsv", "ends in line 3 contains tabs"),
     ):
         source = input_of(files := opened(find([tmp_path / name], Path("/nowhere"))), format_of_input(files))
         list(source.stretches([]))
         (note,) = notes(spec_of("csv").with_input(style=source.style))
         assert words in note
+
+
+def test_a_header_within_a_file_is_no_row_unless_the_file_has_one_column(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text\n1,a\nid,text\n\ufeffId, Text\nid,x\n2,b\n")
+    (tmp_path / "b.csv").write_text("word\ntea\nword\n")
+    assert [tuple(row.values()) for row in objects_in(tmp_path / "a.csv")] == [("1", "a"), ("id", "x"), ("2", "b")]
+    assert list(objects_in(tmp_path / "b.csv")) == [{"word": "tea"}, {"word": "word"}]
+    (tmp_path / "c.csv").write_text("id,text\n1,a\ntext,id\nb,2\n")
+    with pytest.raises(PromptmillError, match="Line 3 repeats the header in another order"):
+        list(objects_in(tmp_path / "c.csv"))
 
 
 def test_a_workbook_with_a_number_sign_in_its_name_has_sheets(tmp_path):

@@ -44,6 +44,13 @@ def test_params_that_are_no_object_are_said(params):
     assert "params" in answer.error.message
 
 
+@pytest.mark.parametrize("version", ['"jsonrpc":"1.0",', '"jsonrpc":2.0,', ""])
+def test_a_request_of_another_version_of_json_rpc_is_refused(version):
+    answer = _answer("{" + version + '"id":3,"method":"ping"}')
+    assert (answer.id, answer.error.code) == (3, -32600)
+    assert "jsonrpc" in answer.error.message
+
+
 @pytest.mark.parametrize("line", ["[]", '[{"jsonrpc":"2.0","id":7,"method":"ping"}]'])
 def test_a_batch_is_refused(line):
     answer = _answer(line)
@@ -96,7 +103,6 @@ def test_an_id_behind_what_is_nested_is_found_too():
         r'{"jsonrpc":"2.0","id":null,"method":"x","params":"\ud800"}',
         r'{"jsonrpc":"2.0","id":3,"result":"\ud800"}',
         '{"jsonrpc":"2.0","id":3,"method":"unclosed',
-        '{"jsonrpc":"1.0","id":3,"method":"ping"}',
     ],
 )
 def test_where_nobody_waits_nothing_is_said(line):

@@ -96,6 +96,7 @@ CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|
 TAGS = tuple(mark for family in (*FAMILIES, *WRAPS) for mark in (*family.openings, *family.closings))
 """The marks of all families except gpt-oss."""
 _OPENINGS = tuple(mark for family in FAMILIES for mark in family.openings)
+_TAG_OPENINGS = tuple(mark for mark in _OPENINGS if mark[0] in "<[◁")
 _CLOSING_ALONE = tuple(mark for family in FAMILIES if family.in_prompt for mark in family.closings)
 _CLOSING_AGAIN = tuple(
     mark for family in FAMILIES if family.in_prompt and not family.is_prose for mark in family.closings
@@ -124,11 +125,14 @@ _TURN_MARKS = {
     "</s>": "<s>",
     "<|im_end|>": "<|im_start|>",
     "<|eot_id|>": "<|start_header_id|>",
+    "<|eom_id|>": "<|start_header_id|>",
     "<|end_of_text|>": "<|begin_of_text|>",
     "<|endoftext|>": "<|startoftext|>",
     "<end_of_turn>": "<start_of_turn>",
     "<turn|>": "<|turn>",
     "<eos>": "<bos>",
+    "<|END_OF_TURN_TOKEN|>": "<|START_OF_TURN_TOKEN|>",
+    "[|endofturn|]": "[|assistant|]",
     "<｜end▁of▁sentence｜>": "<｜begin▁of▁sentence｜>",
     "<|end▁of▁sentence|>": "<|begin▁of▁sentence|>",
 }
@@ -142,7 +146,20 @@ _PROSE = re.compile(r"(?<=\w) $")
 _BOX = re.compile(r"(?<![`\"'“])<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z)", re.DOTALL)
 _THOUGHT = r"(?i:[\w.:|-]*(?:think|thought|reason|reflect|ponder|scratchpad|analysis|monolog)[\w.:|-]*)"
 _UNKNOWN = re.compile(
-    rf"\s*(<\|[\w.: -]+\|?>|<{_THOUGHT}>|\[{_THOUGHT}\]|◁{_THOUGHT}▷|<details type=.reasoning.|analysis(?=[A-Z]\w* ))"
+    rf"\s*(<[|｜][\w▁.: -]+[|｜]?>|<{_THOUGHT}>|&lt;{_THOUGHT}&gt;|\[{_THOUGHT}\]|◁{_THOUGHT}▷"
+    r"|<details type=.reasoning.|<(?:bos|pad|start_of_turn|role)>|<s>(?!.*</s>)|analysis(?=[A-Z]\w* ))",
+    re.DOTALL,
+)
+# The end of a text that looks like a mark of a turn: `<|…|>`, `[|…|]`, and the special tokens of some tokenizers.
+_UNKNOWN_END = re.compile(
+    r"(<[|｜][\w▁./: -]+[|｜]>|\[\|[\w./: -]+\|\]"
+    r"|<(?:s|pad|eos|eot|unk|_end|end_of_[a-z]+|start_of_turn|reserved_\d+)>|\[EOS\]|\[/INST\])\Z"
+)
+# A call at the beginning of a line, as models write it: Hermes and Qwen, Mistral, Llama, DeepSeek, MiniMax.
+_CALL = re.compile(
+    r"^[ \t]*(<tool_calls?>|\[TOOL_CALLS\]|<function=|<function_calls>|<minimax:tool_call>|<\|python_tag\|>"
+    r"|<[|｜]tool[▁_]calls?[▁_]\w+[|｜]>|<\|tool_calls?_section_begin\|>)",
+    re.MULTILINE,
 )
 
 
@@ -166,6 +183,29 @@ def unknown_mark(text: str) -> str:
         return ""
     pairs = ((opening, closing) for family in FAMILIES for opening in family.openings for closing in family.closings)
     return next((opening for opening, closing in pairs if closing in text.partition(f"\n{opening}")[2]), "")
+
+
+def unknown_end(text: str) -> str:
+    """Return a mark at the end of a text that looks like a mark of a model's turns; `""` without one.
+
+    >>> unknown_end("Paris<|end_of_utterance|>"), unknown_end("The end token is <pad>")
+    ('<|end_of_utterance|>', '')
+    """
+    end = text.rstrip()[-80:]
+    found = _UNKNOWN_END.search(end) if end.endswith((">", "]")) else None
+    mark = found[1] if found is not None else next((opening for opening in _TAG_OPENINGS if end.endswith(opening)), "")
+    before = end.removesuffix(mark)
+    return "" if not before or _PROSE.search(before) or before[-1] in _OPENING_QUOTES else mark
+
+
+def unread_call(text: str) -> str:
+    """Return the mark of a tool call that a server left in the text, at the beginning of a line; `""` without one.
+
+    >>> unread_call('I look.\\n<tool_call>{"name": "look"}</tool_call>')
+    '<tool_call>'
+    """
+    found = _CALL.search(text) if "tool" in text or "TOOL" in text or "<function" in text else None
+    return "" if found is None else found[1]
 
 
 def split_reasoning(text: str, *, opened: Family | None = None) -> tuple[str | None, str]:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from promptmill.answers.reasoning import unknown_mark
+from promptmill.answers.reasoning import unknown_end, unknown_mark, unread_call
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, truncated_error, without_frames
 from promptmill.core.money import Budget
@@ -25,6 +25,9 @@ _EMPTY = (
     "and ask a chat model."
 )
 _UNKNOWN_MARK = "An answer contains "
+_UNKNOWN_END = "An answer ends with "
+_LOST_CHARACTER = "A character of an answer was lost: "
+_UNREAD_CALL = "The text of an answer has the mark of a tool call, "
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds of duration histograms, from OpenTelemetry's conventions for generative models."""
@@ -528,14 +531,37 @@ class Call:
         self.warnings[message] = None
 
     def warn_of_marks(self, text: str) -> None:
-        """Warn about the first answer that starts with an unknown reasoning mark."""
-        mark = unknown_mark(text)
-        if mark and not any(warning.startswith(_UNKNOWN_MARK) for warning in self.warnings):
-            self.warn(
-                f"{_UNKNOWN_MARK}{mark:.40}, which may be a mark of reasoning that promptmill does not know there, "
-                "so that answers contain the model's reasoning. Set the reasoning parser of the server, or switch "
-                "thinking off by `enable_thinking: false`."
+        """Warn about the first answer that starts with an unknown reasoning mark, ends with a mark of a turn, has the
+        mark of a tool call, or has lost a character."""
+        if "\ufffd" in text:
+            self._warn_once(
+                _LOST_CHARACTER,
+                "\ufffd stands for bytes that are no UTF-8. Correct the encoding of the server's "
+                "replies, or the charset in its `Content-Type`.",
             )
+        if call := unread_call(text):
+            self._warn_once(
+                _UNREAD_CALL,
+                f"{call:.40}: the server did not read the call. Set the tool parser of the server, or ask for "
+                "an answer without tools.",
+            )
+        elif mark := unknown_mark(text):
+            self._warn_once(
+                _UNKNOWN_MARK,
+                f"{mark:.40}, which may be a mark of reasoning that promptmill does not know there, so that answers "
+                "contain the model's reasoning. Set the reasoning parser of the server, or switch thinking off by "
+                "`enable_thinking: false`.",
+            )
+        if end := unknown_end(text):
+            self._warn_once(
+                _UNKNOWN_END,
+                f"{end:.40}, which may be a mark of the model's own. Correct the chat template of the server, or name "
+                "the mark in `stop`.",
+            )
+
+    def _warn_once(self, start: str, rest: str) -> None:
+        if not any(warning.startswith(start) for warning in self.warnings):
+            self.warn(start + rest)
 
     def sending(self, request: Request, *, again: bool = False) -> None:
         """Count a request that is about to be sent. `again`: an earlier attempt at its item has failed."""

@@ -11,6 +11,7 @@ b'[1,"a",null,{"promptmill:bytes":"AA=="},{"promptmill:date":"2025-01-02"}]'
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import decimal
 import json
@@ -31,8 +32,8 @@ JsonDict: TypeAlias = dict[str, Any]
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG, _LONG_NEGATIVE = b"0" * 20, b"-" + b"0" * 19  # the digits of 2^64 and of -2^63
-_DIGITS = 18  # a float has up to 17
-_NUMBERS = bytes(sign if sign in b"0123456789." else 32 for sign in range(256))
+_DIGITS = 16  # a float keeps each number of 15
+_NUMBERS = bytes(sign if sign in b"0123456789.eE+-" else 32 for sign in range(256))
 
 
 class SheetDate(str):
@@ -81,8 +82,8 @@ def as_float(digits: str) -> float | str:
 def exact_float(digits: str) -> float | str | ExactNumber:
     """Return a number of JSON as `as_float` does; as an exact number if a float has other digits.
 
-    >>> exact_float("0.1"), exact_float("12345678901234567.89")
-    (0.1, Decimal('12345678901234567.89'))
+    >>> exact_float("0.1"), exact_float("8.000000000000001")
+    (0.1, Decimal('8.000000000000001'))
     """
     number = as_float(digits)
     if isinstance(number, str) or len(digits) < _DIGITS:
@@ -94,11 +95,22 @@ def exact_float(digits: str) -> float | str | ExactNumber:
 
 
 def has_long_fraction(data: bytes) -> bool:
-    """Return whether a JSON text may have a fraction with more digits than a float has."""
+    """Return whether a JSON text may have a fraction with other digits than its float has."""
     if b"0" * _DIGITS not in data.translate(_ZEROS).replace(b".", b"0"):
         return False  # mostly so, and fifty times as fast as a regular expression
-    long = [part for part in data.translate(_NUMBERS).split() if len(part) > _DIGITS]
-    return any(b"." in part and len(part.lstrip(b"0.")) >= _DIGITS for part in long)
+    with contextlib.suppress(TypeError, ValueError):  # mostly, the floats of a program, which orjson writes alike
+        if orjson.dumps(orjson.loads(data)).translate(None, b" ") == data.translate(None, b" \t\r\n"):
+            return False
+    long = [part for part in data.translate(_NUMBERS).split() if len(part) > _DIGITS and b"." in part]
+    return any(len(part.lstrip(b"-0.")) >= _DIGITS and not _is_float(part) for part in long)
+
+
+def _is_float(part: bytes) -> bool:
+    """Return whether a number has the digits that Python writes for its float. A piece of a text has as well."""
+    try:
+        return repr(float(part)).encode() == part
+    except ValueError:
+        return True
 
 
 def read_json(text: bytes | str) -> Any:
@@ -207,6 +219,29 @@ def _untagged(value: Any) -> Any:
     return value
 
 
+def holds_base64(value: object) -> bool:
+    """Return whether the text of a value has bytes that are no text in UTF-8, and are hence written in base64.
+
+    >>> holds_base64("Größe".encode()), holds_base64([b"\\xff"])
+    (False, True)
+    """
+    match value:
+        case bytes() | bytearray() | memoryview():
+            return value != b"" and not _utf8(value)
+        case list() | tuple():
+            return any(map(holds_base64, value))
+        case dict():
+            return any(map(holds_base64, value.values()))
+    return False
+
+
+def _utf8(data: bytes | bytearray | memoryview) -> str:
+    """Return bytes as text; `""` if they are no text in UTF-8."""
+    text = bytes(data).decode("utf-8", "replace")
+    is_text = "\ufffd" not in text and all(sign.isprintable() or sign in "\t\n\r" for sign in text)
+    return text if is_text else ""
+
+
 def plain_text(value: object) -> str:
     """Return a value that JSON cannot represent as text; bytes that are no text in UTF-8 become base64.
 
@@ -219,9 +254,7 @@ def plain_text(value: object) -> str:
         case ExactNumber():
             return str(value)
         case bytes() | bytearray() | memoryview():
-            text = bytes(value).decode("utf-8", "replace")
-            is_text = "\ufffd" not in text and all(sign.isprintable() or sign in "\t\n\r" for sign in text)
-            return text if is_text else base64.b64encode(value).decode()
+            return _utf8(value) or base64.b64encode(value).decode()
         case decimal.Decimal():
             return format(value, "f")
         case dt.timedelta():

@@ -142,6 +142,9 @@ def notes(spec: JobSpec) -> Iterator[str]:
     if spec.input.blank:
         of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.blank.items())
         yield f"Empty cells leave their places in the prompt blank: {of}."
+    if spec.input.packed:
+        of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.packed.items())
+        yield f"Bytes that are no text in UTF-8 are sent in base64: {of}. Store texts of another encoding as texts."
     yield from _style_notes(spec.input.style)
 
 
@@ -149,7 +152,7 @@ def _style_notes(style: Style) -> Iterator[str]:
     if line := style.short_line:
         yield f"Rows with fewer cells than the header are read with empty cells at the end, the first in line {line:,}."
     if line := style.repeated_line:
-        yield f"Line {line:,} repeats the header, as in joined files, and is sent as a row: remove it."
+        yield f"Line {line:,} repeats the header, as in joined files: it is no row, and is left out."
     if line := style.joined_line:
         yield (
             f"A quoted cell that ends in line {line:,} contains tabs and line breaks. If its quotes are usual signs, "

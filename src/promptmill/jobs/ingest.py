@@ -22,7 +22,7 @@ from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_json
 from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, holds_base64
 from promptmill.jobs import columns
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
@@ -42,6 +42,7 @@ _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 """The columns of table `row`."""
 _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
+_BYTES = b'"promptmill:bytes"'  # the tag of bytes in the cells of a row
 _QUOTES = 4  # a row in CSV may be this many times longer, because of its quotes and commas
 _SEED = 0  # of all jobs, so that two models on a sample of one input get the same rows
 CALL_DISK_SHARE = 0.5
@@ -182,6 +183,7 @@ class _Reader:
         if self._is_table:
             self._prepare(())
         self._blank: Counter[str] = Counter()
+        self._packed: Counter[str] = Counter()
         self._names = _Names(spec, source.header)
         self._most_bytes, self._is_whole = most_bytes, True
         is_query = any(part.query for part in spec.input.parts)
@@ -232,7 +234,9 @@ class _Reader:
         """Return the job with its columns. Call it after all rows were read."""
         if self._is_whole:  # in a part, an unread row may have the column
             self._names.check_templates(self._questions)
-        return self._names.named().with_input(fields=self._fields, style=self._source.style, blank=dict(self._blank))
+        return self._names.named().with_input(
+            fields=self._fields, style=self._source.style, blank=dict(self._blank), packed=dict(self._packed)
+        )
 
     def _has(self, row: InputRow) -> bool:
         """Return whether a row belongs to the job. Rows of other shards count only for the names of the columns."""
@@ -263,6 +267,9 @@ class _Reader:
             asked.append(rows.digest("table", text) or _NO_QUESTION)
             line.append(text)
         self._blank.update(blank)
+        if _BYTES in cells and fields and not problem:
+            packed = (name for name, value in fields.items() if holds_base64(value))
+            self._packed.update(name for name in packed if name != self._spec.question.image_column)
         stores = problem or self._stores_questions
         return n, b"".join(asked), joined(line) if stores else None, cells
 

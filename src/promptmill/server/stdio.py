@@ -298,8 +298,7 @@ def answer_to(error: ValidationError) -> mcp_types.JSONRPCError | None:
         problem = error.errors(include_url=False)[0]
         if problem["type"] == "model_type" and isinstance(problem["input"], list):
             return _invalid(None, "A batch of messages is not supported; send each message in a line of its own.")
-        number = _id_of_request(error)
-        return None if number is None else _invalid(number, "`params` of the request is not an object.")
+        return _refusal_of_request(error)
     if (number := _id_of(line)) is None:
         return None
     reason = error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]
@@ -342,12 +341,14 @@ def _number(text: str) -> int | None:
     return int(text) if len(text) <= 4000 else None
 
 
-def _id_of_request(error: ValidationError) -> int | str | None:
-    """Return the id of a message that is a valid request except for its `params`."""
+def _refusal_of_request(error: ValidationError) -> mcp_types.JSONRPCError | None:
+    """Return the error reply to a message that is a valid request except for its `params` or its `jsonrpc`."""
     for problem in error.errors(include_url=False):
         match problem["input"]:
             case {"jsonrpc": "2.0", "method": str(), "id": number} if _is_id(number):
-                return number  # type: ignore[no-any-return]
+                return _invalid(number, "`params` of the request is not an object.")
+            case {"method": str(), "id": number} if _is_id(number):
+                return _invalid(number, '`jsonrpc` of the request is not "2.0".')
     return None
 
 

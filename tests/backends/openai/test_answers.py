@@ -84,6 +84,33 @@ async def test_an_unknown_mark_of_reasoning_is_told_once(upstream, drive):
     assert "contains <pondering" in warning
 
 
+async def test_marks_of_turns_and_calls_in_an_answer_are_each_told_once(upstream, drive):
+    upstream.reply = by_prompt({"hi": answer("Paris<|stop_here|>")}, answer('<tool_call>{"name": "look"}</tool_call>'))
+    result = await drive(["hi", "hi", "ho", "ho"])
+    assert [warning.split(",")[0] for warning in sorted(result.stats.warnings)] == [
+        "An answer ends with <|stop_here|>",
+        "The text of an answer has the mark of a tool call",
+    ]
+
+
+async def test_a_letter_that_is_no_utf_8_is_told(upstream, drive):
+    body = '{"choices": [{"message": {"content": "Zürich"}, "finish_reason": "stop"}]}'
+    upstream.reply = raw(body.encode("latin-1"))
+    result = await drive(["hi"])
+    assert result.texts == ["Z\ufffdrich"]
+    assert any("A character of an answer was lost" in warning for warning in result.stats.warnings)
+
+
+async def test_an_endpoint_that_refuses_stream_options_is_an_error_that_names_it(upstream, drive):
+    location = ["body", "stream_options", "include_usage"]
+    upstream.reply = raw(
+        orjson.dumps({"detail": [{"loc": location, "msg": "Extra inputs are not permitted"}]}), code=422
+    )
+    (failure,) = (await drive(["hi"], stream=True)).outcomes
+    assert not isinstance(failure, Completion)
+    assert "stream_options" in failure.error.message
+
+
 @pytest.mark.parametrize("content", ["", None, "\n\n"])
 async def test_an_empty_answer_that_the_model_ended_is_told_in_a_warning(upstream, drive, content):
     upstream.reply = answer(content)

@@ -1204,3 +1204,50 @@ def test_commentary_before_the_final_answer_of_a_response_is_no_part_of_it():
     found = read_response(200, {}, orjson.dumps(response | {"output": output[:1]}), _endpoint("responses"))
     assert isinstance(found, Completion)
     assert found.text == "Let me look."
+
+
+def test_the_arguments_of_a_streamed_call_that_the_last_event_lacks_are_read():
+    begun = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": ""}
+    for more, output in (
+        ({"type": "response.function_call_arguments.delta", "output_index": 0, "delta": '{"a": 1}'}, [begun]),
+        ({"type": "response.function_call_arguments.done", "output_index": 0, "arguments": '{"a": 1}'}, []),
+        (
+            {"type": "response.output_item.done", "output_index": 0, "item": {**begun, "arguments": '{"a": 1}'}},
+            [{"type": "message", "id": "m", "content": [{"type": "output_text", "text": "I look."}]}],
+        ),
+    ):
+        events = [
+            {"type": "response.output_item.added", "output_index": 0, "item": begun},
+            more,
+            {"type": "response.completed", "response": {"status": "completed", "output": output}},
+        ]
+        body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+        found = read("responses", body, headers={"Content-Type": "text/event-stream"})
+        assert isinstance(found, Completion)
+        assert found.tool_calls == (_LOOKING,)
+
+
+def test_messages_before_a_final_answer_are_no_answer_whatever_their_phase():
+    messages = [
+        {"type": "message", "phase": phase, "content": [{"type": "output_text", "text": text}]}
+        for phase, text in (("analysis", "Let me think."), ("final_answer", "Paris"))
+    ]
+    found = read("responses", orjson.dumps({"status": "completed", "output": messages}))
+    assert isinstance(found, Completion)
+    assert (found.text, found.reasoning) == ("Paris", "Let me think.")
+
+
+def test_blocks_of_anthropic_with_one_index_are_apart():
+    begun = {"type": "message", "usage": {"input_tokens": 1}}
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": begun}]
+    for name in ("look", "listen"):
+        use = {"type": "tool_use", "id": name, "name": name, "input": {}}
+        events.append({"type": "content_block_start", "index": 0, "content_block": use})
+        piece = {"type": "input_json_delta", "partial_json": '{"a": 1}'}
+        events.append({"type": "content_block_delta", "index": 0, "delta": piece})
+    events.append({"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}})
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    found = read("anthropic", body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(found, Completion)
+    functions = [call["function"] for call in found.tool_calls]
+    assert functions == [{"name": name, "arguments": '{"a": 1}'} for name in ("look", "listen")]

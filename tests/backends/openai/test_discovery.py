@@ -99,6 +99,14 @@ async def test_a_model_that_ollama_has_loaded_has_its_context_and_is_the_default
     assert (await _models(openai_plan(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
 
 
+@pytest.mark.parametrize(
+    "listed", [{"data": ["m1"]}, ["m1"], {"models": ["m1"]}, {"data": [{"id": "m1"}, {"id": "m1"}]}]
+)
+async def test_a_model_may_be_listed_by_its_name_alone_or_for_each_replica(upstream, listed):
+    upstream.gets = {"/v1/models": listed}
+    assert [model.name for model in (await _models(openai_plan(upstream.url))).models] == ["m1"]
+
+
 async def test_one_of_several_models_must_be_named(upstream):
     upstream.models = ["small", "large"]
     with pytest.raises(PromptmillError, match=r"model_name: is missing; .* has small, large: name one") as caught:

@@ -258,3 +258,17 @@ def test_retry_after_may_be_a_time(written):
     wait = asked_wait_s({"Retry-After": written(time.time() + 30)}, {}, "")
     assert wait is not None
     assert 28 < wait < 31
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "1, 20"}, 20.0),
+        ({"Retry-After": '"20"'}, 20.0),
+        ({"Retry-After": "PT1M20S"}, 80.0),
+        ({"Retry-After": "soon, 20"}, 20.0),
+        ({"x-ms-retry-after-ms": "1500", "Retry-After": "20"}, 1.5),
+    ],
+)
+def test_a_wait_is_read_in_the_spelling_of_a_proxy_or_a_provider(headers, wait):
+    assert asked_wait_s(headers, {}, "") == wait

@@ -429,6 +429,25 @@ _PARIS, _ROME = ({"name": "look", "arguments": json.dumps({"city": city})} for c
         ([{"id": "a", "function": {"name": "look", "arguments": ""}}, {"id": "a", "function": _PARIS}], [_PARIS]),
         ([{"function": {"name": "lo"}}, {"function": {"name": "ok"}}, {"function": {**_PARIS, "name": ""}}], [_PARIS]),
         ([{"id": "a", "function": _PARIS}, {"id": "a", "function": _PARIS}], [_PARIS]),
+        (
+            [
+                {"index": 0, "id": "a", "function": {"name": "look", "arguments": '{"city": '}},
+                {"index": 0, "id": "b", "function": {"name": "look", "arguments": '{"city": '}},
+                {"index": 0, "id": "a", "function": {"arguments": '"Paris"}'}},
+                {"index": 0, "id": "b", "function": {"arguments": '"Rome"}'}},
+            ],
+            [_PARIS, _ROME],
+        ),
+        (
+            [{"id": identity, "function": {"name": f"{identity}_now", "arguments": ""}} for identity in "ab"],
+            [{"name": f"{identity}_now", "arguments": ""} for identity in "ab"],
+        ),
+        (
+            [{"function": {"name": "lo"}}, {"function": {"name": "look"}}, {"function": {**_PARIS, "name": ""}}],
+            [_PARIS],
+        ),
+        ([{"id": "a", "function": {**_PARIS, "name": None}}, {"id": "a", "function": {"name": "look"}}], [_PARIS]),
+        ([{"id": "a", **_PARIS}], [_PARIS]),
     ],
 )
 def test_the_calls_of_a_stream_are_told_apart(pieces, calls):
@@ -462,6 +481,59 @@ def test_a_call_of_an_older_form_or_in_another_choice_is_read(events):
     answer = _stream(_delta({"content": "I look."}), *events, _delta({}, "function_call"))
     assert (answer.text, answer.finish_reason) == ("I look.", "tool_calls")
     assert [call["function"] for call in answer.tool_calls] == [_PARIS]
+
+
+def test_a_call_in_the_older_and_the_newer_form_is_one_call():
+    both = {"function_call": _PARIS, "tool_calls": [{"index": 0, "id": "a", "function": _PARIS}]}
+    answer = _stream(_delta(both), _delta({}, "tool_calls"))
+    assert answer.tool_calls == ({"id": "a", "type": "function", "function": _PARIS},)
+
+
+def test_a_streamed_call_of_a_custom_tool_is_read():
+    begun = {"index": 0, "id": "a", "type": "custom", "custom": {"name": "look", "input": "Pa"}}
+    more = {"index": 0, "custom": {"input": "ris"}}
+    answer = _stream(_delta({"tool_calls": [begun]}), _delta({"tool_calls": [more]}), _delta({}, "tool_calls"))
+    assert answer.tool_calls == ({"id": "a", "type": "custom", "custom": {"name": "look", "input": "Paris"}},)
+
+
+def test_a_whole_message_at_the_end_of_a_stream_completes_it():
+    whole = {"content": "Paris", "tool_calls": [{"id": identity, "function": _PARIS} for identity in "ab"]}
+    begun = _delta({"content": "Pa", "tool_calls": [{"index": 0, "id": "a", "function": _PARIS}]})
+    answer = _stream(begun, _delta({}, "tool_calls", message=whole))
+    assert (answer.text, [call["id"] for call in answer.tool_calls]) == ("Paris", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        ({"id": "a", "function": {"arguments": "{}"}}, "without the name"),
+        ({"id": "a", "function": {"name": "", "arguments": "{}"}}, "without the name"),
+        ({"id": "a"}, "without the name"),
+        ({"id": "a", "function": {"name": "look" * 300, "arguments": "{}"}}, "more than 1,000 characters"),
+    ],
+)
+def test_a_streamed_call_without_a_usable_name_is_a_bad_response(call, problem):
+    body = _body(_delta({"tool_calls": [{"index": 0, **call}]}), _delta({}, "tool_calls"))
+    failure = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
+    assert isinstance(failure, RetryDecision)
+    assert (failure.error.code, problem in failure.error.message) == (Code.BAD_RESPONSE, True)
+
+
+@pytest.mark.parametrize("call", [{"name": "look", "input": {"city": "Paris"}}, _PARIS])
+def test_a_call_whose_parts_are_not_in_a_function_is_read(call):
+    answer = read_payload({"choices": [{"message": {"tool_calls": [{"id": "a", **call}]}}]}, {}, ENDPOINT)
+    assert isinstance(answer, Completion)
+    (found,) = answer.tool_calls
+    assert (found["function"]["name"], json.loads(found["function"]["arguments"])) == ("look", {"city": "Paris"})
+
+
+def test_the_calls_of_several_choices_are_one_answer():
+    first, second = ({"id": identity, "type": "function", "function": _PARIS} for identity in "ab")
+    other = {"id": "c", "type": "function", "function": _ROME}
+    choices = [{"message": {"content": None, "tool_calls": calls}} for calls in ([first], [second, other])]
+    answer = read_payload({"choices": choices}, {}, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert answer.tool_calls == (first, other), "a call that a choice repeats counts once"
 
 
 def test_the_text_and_the_call_of_two_choices_are_one_answer():
@@ -502,6 +574,35 @@ def test_parallel_calls_with_one_index_are_apart(ids):
     found = _stream(*(_delta({"tool_calls": [call]}) for call in calls), _delta({}, "tool_calls")).tool_calls
     functions = [(call["function"]["name"], call["function"]["arguments"]) for call in found]
     assert functions == [("f", '{"a":1} '), ("g", '{"a":1}')]
+
+
+@pytest.mark.parametrize(
+    ("ids", "different"),
+    [
+        (["a", "a"], ["a", "a-2"]),
+        (["a", "a", "a-2"], ["a", "a-3", "a-2"]),
+        ([1, 1], ["1", "1-2"]),
+        ([" ", ""], ["", ""]),
+    ],
+)
+def test_calls_with_one_id_get_different_ids(ids, different):
+    calls = [{"id": identity, "type": "function", "function": _PARIS} for identity in ids]
+    answer = read_payload({"choices": [{"message": {"content": None, "tool_calls": calls}}]}, {}, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert [call["id"] for call in answer.tool_calls] == different
+
+
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [("latin-1", "iso-8859-1"), ("cp1252", '"windows-1252"'), ("gbk", "gbk"), ("utf-16", "UTF-16"), ("utf-8", "utf-8")],
+)
+def test_a_body_is_read_in_the_charset_of_its_content_type(encoding, named):
+    text = "巴黎" if encoding == "gbk" else "Zürich"
+    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False)
+    headers = {"Content-Type": f"application/json; charset={named}"}
+    answer = read_response(200, headers, body.encode(encoding), ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert answer.text == text
 
 
 def test_the_usage_of_a_streamed_choice_is_read():
@@ -550,6 +651,9 @@ def test_the_cache_writes_of_an_hour_of_litellm_are_read():
             (24, 24, 0, 0),
         ),
         (SUMS | {"cache_creation_input_tokens": 8}, (24, 0, 8, 0)),
+        (SUMS | {"prompt_tokens_details": {"cached_creation_tokens": 8}}, (24, 0, 8, 0)),
+        (SUMS | {"cacheReadInputTokens": 8, "cacheWriteInputTokens": 2}, (24, 8, 2, 0)),
+        (SUMS | {"num_cached_tokens": 8}, (24, 8, 0, 0)),
         (
             {
                 "input_tokens": 24,

@@ -392,11 +392,17 @@ def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(in
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-@pytest.mark.parametrize("vector", [[1.0, None], [None], ["1.0"]])
+@pytest.mark.parametrize("vector", [[1.0, None], [None], ["1.0"], [True, 1.0]])
 def test_an_embedding_without_all_its_numbers_is_an_error_of_the_endpoint(vector, encoding):
     answer = Completion("", details={"payload": {"data": [{"embedding": vector}]}})
     with pytest.raises(ApiError) as raised:
         reply_body(EMBEDDINGS, {"input": "x", "encoding_format": encoding}, answer, "m")
+    assert raised.value.status == 502
+
+
+def test_embeddings_of_different_lengths_are_an_error_of_the_endpoint():
+    with pytest.raises(ApiError, match="different lengths") as raised:
+        _embeddings({"embedding": [1.0]}, {"embedding": [1.0, 2.0]})
     assert raised.value.status == 502
 
 

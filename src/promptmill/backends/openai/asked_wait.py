@@ -67,6 +67,7 @@ _LIMITS = (
         for what in ("requests", "tokens", "input-tokens", "output-tokens")
     ),
 )
+_MILLISECONDS = ("retry-after-ms", "x-ms-retry-after-ms")  # OpenAI; Azure
 _NONSENSE_S = 100 * 365 * 86400.0
 
 
@@ -97,16 +98,18 @@ def exhausted_s(headers: Mapping[str, str]) -> float | None:
 
 def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Return the wait in `retry-after-ms` or `Retry-After`: seconds, a time (Unix or a date), or a span (`1m30s`)."""
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
+    for name in _MILLISECONDS:
+        if (milliseconds := _number(headers.get(name))) is not None:
+            return milliseconds / 1000
     text = headers.get("Retry-After")
     if text is None:
         return None
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now)
     except (ValueError, TypeError, OverflowError):
-        return _span_s(text, None, now)
+        # a proxy joins the values of two headers by a comma; the longer wait satisfies both
+        waits = [_span_s(value.strip(" \"'"), None, now) for value in text[:200].split(",")]
+        return max((wait for wait in waits if wait is not None), default=None)
 
 
 def _from_fields(payload: Any, now: float) -> float | None:
@@ -135,6 +138,8 @@ def _span_s(value: Any, unit_s: float | None, now: float) -> float | None:
             number /= 1000
         return max(0.0, number - now) if number > 1e9 else number
     text = str(value).strip()
+    if text[:2].upper() == "PT":  # ISO 8601
+        text = text[2:]
     if _SPAN.fullmatch(text):
         return _span_sum_s(text)
     if match := _CLOCK.fullmatch(text):

@@ -262,6 +262,14 @@ def events_in(body: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield name, b"\n".join(lines)
 
 
+_OLDER = -1
+"""The place of a call in the older form, which some gateways send in addition to the call in the newer form."""
+
+
+class UnreadableEventError(ValueError):
+    """An event of a stream is not usable. The text describes it."""
+
+
 class GrowingMessage:
     """A message whose fields arrive in pieces."""
 
@@ -269,6 +277,7 @@ class GrowingMessage:
         self._details: JsonDict = {}
         self._texts: dict[str, list[str]] = {}
         self._calls: dict[int, list[_Call]] = {}
+        self._calls_by_id: dict[tuple[int, str], _Call] = {}
         self._starts: dict[str, tuple[str, str]] = {}
         self._hidden: set[object] = set()
         self._has_deltas = False
@@ -280,9 +289,7 @@ class GrowingMessage:
         texts that the next pieces may repeat; `hidden`, the number of an item whose pieces are not added.
         """
         if "message" in delta:
-            message: JsonDict = delta["message"]
-            new = {name: value for name, value in message.items() if not (self._has_deltas and self._has(name))}
-            self._add(new)
+            self._add_message(delta["message"])
         elif "start" in delta:
             for name, text in delta["start"].items():
                 self._starts[name] = (self._text_of(name), text)
@@ -293,6 +300,22 @@ class GrowingMessage:
             self._add(delta)
             if not self._has_deltas:
                 self._has_deltas = bool(self._calls) or any(map(any, self._texts.values()))
+
+    def _add_message(self, message: JsonDict) -> None:
+        """Add a whole message. It replaces a text or calls of which not all deltas arrived."""
+        calls = message.get("tool_calls")
+        if isinstance(calls, list) and len(calls) > sum(map(len, self._calls.values())):
+            self._calls.clear()
+            self._calls_by_id.clear()
+            calls = [{**call, "index": at} for at, call in enumerate(calls)]
+            message = {**message, "tool_calls": calls}
+        for name, value in message.items():
+            if self._has_deltas and isinstance(value, str) and self._has_text(name):
+                so_far = self._text_of(name)
+                if value.startswith(so_far) and not self._starts.get(name):
+                    self._texts[name] = [value]
+            elif not (self._has_deltas and self._has(name)):
+                self._add({name: value})
 
     def _has(self, name: str) -> bool:
         if name in {"tool_calls", "function_call"}:
@@ -312,7 +335,7 @@ class GrowingMessage:
                 for piece in value or ():
                     self._add_call(piece)
             elif name == "function_call" and isinstance(value, dict):  # the older form of a call
-                self._add_call({"function": value})
+                self._add_call({"index": _OLDER, "function": value})
             elif name == "reasoning_details" and isinstance(value, list):
                 self._details.setdefault(name, []).extend(value)
             elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
@@ -322,11 +345,17 @@ class GrowingMessage:
                 raise TypeError
 
     def _add_call(self, piece: JsonDict) -> None:
-        index = piece.get("index")
-        calls = self._calls.setdefault(index if isinstance(index, int) else 0, [])
-        if not calls or calls[-1].is_followed_by(piece):
-            calls.append(_Call())
-        calls[-1].add(piece)
+        index, identity = piece.get("index"), piece.get("id")
+        place = index if isinstance(index, int) else 0
+        calls = self._calls.setdefault(place, [])
+        call = self._calls_by_id.get((place, identity)) if identity else None
+        if call is None:
+            if not calls or calls[-1].is_followed_by(piece):
+                calls.append(_Call())
+            call = calls[-1]
+            if identity:
+                self._calls_by_id[place, identity] = call
+        call.add(piece)
 
     def _text(self, name: str) -> list[str]:
         return self._texts.setdefault(name, [])
@@ -340,24 +369,29 @@ class GrowingMessage:
     def as_dict(self) -> JsonDict:
         """Return the message so far."""
         message = self._details | {name: self._text_of(name) for name in self._texts}
-        calls = distinct([call.as_dict() for index in sorted(self._calls) for call in self._calls[index]])
+        places = [index for index in sorted(self._calls) if index != _OLDER] or list(self._calls)
+        calls = distinct([call.as_dict() for index in places for call in self._calls[index]])
         return message | ({"tool_calls": calls} if calls else {})
 
 
 def distinct(calls: list[JsonDict]) -> list[JsonDict]:
-    """Return tool calls, in which repeated ids are made different: results are matched by id.
+    """Return tool calls, in which repeated ids are made different: results are matched by id. Numbers become texts.
 
-    >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": ""}, {"id": ""}])]
-    ['a', 'a-2', '', '']
+    >>> [call["id"] for call in distinct([{"id": "a"}, {"id": "a"}, {"id": "a-2"}, {"id": 1}, {"id": ""}, {"id": " "}])]
+    ['a', 'a-3', 'a-2', '1', '', '']
     """
-    if len(calls) < 2:
-        return calls
-    seen: dict[object, int] = {}
+    given = {str(call.get("id")) for call in calls}
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for call in calls:
-        identity = call.get("id")
-        if isinstance(identity, str) and identity:
-            seen[identity] = number = seen.get(identity, 0) + 1
-            call["id"] = identity if number == 1 else f"{identity}-{number}"
+        if not isinstance(call.get("id"), str | int):
+            continue
+        identity = new = str(call["id"]).strip()
+        while new and (new in taken or (new != identity and new in given)):
+            numbers[identity] = numbers.get(identity, 1) + 1
+            new = f"{identity}-{numbers[identity]}"
+        call["id"] = new
+        taken.add(new)
     return calls
 
 
@@ -380,25 +414,32 @@ _LONGEST_COMPARED = 64 * 1024
 class _Call:
     """A tool call whose name and arguments arrive in pieces."""
 
-    __slots__ = ("_arguments", "_fields", "_length", "_name")
+    __slots__ = ("_arguments", "_fields", "_is_custom", "_length", "_name")
 
     def __init__(self) -> None:
         self._fields: JsonDict = {"type": "function"}
         self._name = ""
         self._arguments: list[str] = []
         self._length = 0
+        self._is_custom = False
 
     def is_followed_by(self, piece: JsonDict) -> bool:
         """Return whether `piece` begins another call: parallel calls may all have the index 0, or none.
 
-        It does if it has another id and a name, or if it has no id, but a name after whole arguments.
+        It does if it has another id and a name, or if it has no id, but a name after whole arguments. Without arguments
+        so far, it also needs another name.
         """
-        function = piece.get("function") or {}
-        if not function.get("name") or not self._length:
+        function = _function_in(piece)
+        name, identity = function.get("name"), self._fields.get("id")
+        if not name:
+            return False
+        if piece.get("id") and identity:
+            return bool(piece["id"] != identity and (self._length or (self._name and name != self._name)))
+        if not self._length or not self._name:
             return False
         if piece.get("id"):
-            return bool(piece["id"] != self._fields.get("id"))
-        return bool(function.get("arguments") or function["name"] != self._name) and self._is_whole
+            return True
+        return bool(function.get("arguments") or name != self._name) and self._is_whole
 
     @property
     def _is_whole(self) -> bool:
@@ -411,24 +452,40 @@ class _Call:
             return False
 
     def add(self, piece: JsonDict) -> None:
-        """Add the next piece. Raises `TypeError` if the name or the arguments are not text."""
+        """Add the next piece. Raises `TypeError` if the name or the arguments are not text, and `UnreadableEventError`
+        if the name is too long."""
         self._fields |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
-        function = piece.get("function") or {}
-        name, arguments = function.get("name") or "", function.get("arguments") or ""
+        function = _function_in(piece)
+        self._is_custom = self._is_custom or "custom" in piece
+        name, arguments = function.get("name") or "", function.get("input" if self._is_custom else "arguments") or ""
         if not isinstance(name, str) or not isinstance(arguments, str):
             raise TypeError
         repeats = bool(name) and name == self._name  # some servers repeat the name with each piece, …
         if repeats and len(arguments) == self._length and self._is_whole and arguments == "".join(self._arguments):
             return  # … or the whole call at the end
-        if name and not repeats and len(self._name) <= LONGEST_CALLED:
-            self._name += name
+        if name and not repeats:  # some send the name so far with each piece
+            self._name = name if name.startswith(self._name) else self._name + name
+            if len(self._name) > LONGEST_CALLED:
+                raise UnreadableEventError(
+                    f"a call of a function whose name has more than {LONGEST_CALLED:,} characters"
+                )
         self._arguments.append(arguments)
         self._length += len(arguments)
 
     def as_dict(self) -> JsonDict:
         """Return the call so far."""
         self._arguments[:] = ["".join(self._arguments)]
+        if self._is_custom:
+            return {**self._fields, "custom": {"name": self._name, "input": self._arguments[0]}}
         return {**self._fields, "function": {"name": self._name, "arguments": self._arguments[0]}}
+
+
+def _function_in(piece: JsonDict) -> JsonDict:
+    """Return the name and arguments in a piece of a call: some servers do not put them into `function`."""
+    for name in ("function", "custom"):
+        if isinstance(inner := piece.get(name), dict):
+            return inner
+    return piece
 
 
 # Showing takes at most one part in eleven of the time. A short answer is shown in microseconds, so with nearly every
@@ -503,5 +560,5 @@ class StreamPreview:
         if not self._inline:
             marked, text = split_marked(without_broken_mark(text))
             reasoning = "\n".join(filter(None, (reasoning, marked)))
-        calls = [call for call in message.get("tool_calls", ()) if call["function"]["name"]]
+        calls = [call for call in message.get("tool_calls", ()) if _function_in(call)["name"]]
         return Growing(text, (reasoning or "").rstrip(), calls)

@@ -21,7 +21,7 @@ import orjson
 from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.chat_completion import Ending
-from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects import DIALECTS, dialect
 from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
@@ -291,6 +291,8 @@ def _read_stream(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
         )
         return RetryDecision(FailureKind.TRANSIENT, error, unmetered=True)
+    except chat_completion.UnreadableEventError as problem:
+        return _unreadable(endpoint, str(problem), b"")
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
 
@@ -409,18 +411,36 @@ def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, .
     older = message.get("function_call")
     if not calls and isinstance(older, dict) and older.get("name"):
         calls = [{"id": "", "type": "function", "function": older}]
-    objects = [{**call} for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    objects = [_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     tool_calls = tuple(chat_completion.distinct(objects))
     if calls and not (tool_calls or text):
         raise _ShapeError("`tool_calls` that are not a list of objects")
     return text, reasoning, tool_calls
 
 
+def _call(call: JsonObject) -> JsonDict:
+    """Return a tool call; some servers do not put its parts into `function`. Raises `_ShapeError` without a name."""
+    function = call.get("function")
+    if function is None and isinstance(call.get("custom"), dict):
+        return {**call}
+    if function is None and call.get("name"):
+        arguments = call.get("arguments", call.get("input", call.get("parameters")))
+        return dialect.call(str(call.get("id") or ""), call["name"], arguments)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise _ShapeError("a tool call without the name of a function")
+    return {**call}
+
+
 def _joined(choices: list[Any]) -> tuple[str, str | None, tuple[JsonObject, ...]]:
-    """Return the contents of an answer in several choices: some gateways put its text and its call into two."""
+    """Return the contents of an answer in several choices: some gateways put its text and its calls into several."""
     contents = [_contents(_message(choice)) for choice in choices if isinstance(choice, dict)]
     texts, thoughts, calls = zip(*contents, strict=True)
-    return next(filter(None, texts), ""), next(filter(None, thoughts), None), next(filter(None, calls), ())
+    different: list[JsonObject] = []
+    for found in calls:
+        known = {str(call.get("function")) for call in different}
+        different += [call for call in found if str(call.get("function")) not in known]
+    tool_calls = tuple(chat_completion.distinct([{**call} for call in different]))
+    return next(filter(None, texts), ""), next(filter(None, thoughts), None), tool_calls
 
 
 def _tier(payload: JsonObject) -> str:
@@ -492,7 +512,8 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
 
 
-# Names of what was read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others.
+# Names of what was read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others. Gateways pass on
+# the last four names: of Gemini's SDK, vLLM, Bedrock, Gemini.
 _CACHED = (
     "cached_tokens",
     "prompt_cache_hit_tokens",
@@ -500,9 +521,20 @@ _CACHED = (
     "cache_read_tokens",
     "cached_input_tokens",
     "cached_prompt_tokens",
+    "cached_content_token_count",
+    "num_cached_tokens",
+    "cacheReadInputTokens",
+    "cachedContentTokenCount",
 )
 # … and written to it: OpenAI; Anthropic, DashScope; LiteLLM.
-_WRITTEN = ("cache_write_tokens", "cache_creation_input_tokens", "cache_creation_tokens", "cache_write_input_tokens")
+_WRITTEN = (
+    "cache_write_tokens",
+    "cache_creation_input_tokens",
+    "cache_creation_tokens",
+    "cache_write_input_tokens",
+    "cached_creation_tokens",
+    "cacheWriteInputTokens",
+)
 _WRITTEN_KINDS = ("cache_creation", "cache_creation_token_details")
 
 

@@ -233,6 +233,9 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
         problem = f"The reply of the endpoint does not hold one embedding for each of the {count} inputs."
         raise ApiError(502, problem, None, "bad_response") from None
+    if len({*map(len, vectors)}) > 1:
+        text = f"The reply of the endpoint holds embeddings of different lengths for the {count} inputs."
+        raise ApiError(502, text, None, "bad_response")
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     tokens = answer.usage.prompt_tokens
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
@@ -246,6 +249,8 @@ def _encoded(vector: str | Sequence[float], encoding: object) -> str | Sequence[
     if isinstance(vector, str):
         data = base64.b64decode(vector)
         return vector if encoding == "base64" else struct.unpack(f"<{len(data) // 4}f", data)
+    if not {bool, str}.isdisjoint(map(type, vector)):
+        raise TypeError
     if encoding == "base64":
         return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
     struct.pack(f"<{len(vector)}d", *vector)

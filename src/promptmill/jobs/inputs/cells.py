@@ -114,7 +114,7 @@ class CellTable:
             places = _places(names, part, self._columns)
             for page in self._pages(at, window):
                 input_rows, is_ascii = [], places is None and page.text.isascii() and page.text != ""
-                for index, cells in enumerate(page.rows):
+                for index, cells in self._without_headers(page, names):
                     own, surplus, problem = cells, _NONE, page.problems.get(index, "") if page.problems else ""
                     if len(cells) < width and not problem:
                         own = cells + [""] * (width - len(cells))
@@ -139,8 +139,8 @@ class CellTable:
                         problem = _placed(problem, page.line_of(index))
                     input_rows.append(InputRow(n, dumps([*own, *surplus] if surplus else own), fields, problem))
                     n += 1
-                self._note(page, names)
-                yield Stretch(input_rows, page.extent, page.digest)
+                self._note(page)
+                yield Stretch(input_rows, page.extent._replace(rows=len(input_rows)), page.digest)
         if wrong and not self._is_utf8:
             count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
             with self._files.stream() as stream:
@@ -152,11 +152,29 @@ class CellTable:
                 ".",
             )
 
-    def _note(self, page: _Page, names: list[str]) -> None:
-        """Note a header within a file, and a quoted cell that contains rows of a TSV file."""
-        for header in (names, [f"\ufeff{''.join(names[:1])}", *names[1:]]):
-            if not self.style.repeated_line and self._kind != "txt" and header in page.rows:
-                self.style = self.style._replace(repeated_line=page.line_of(page.rows.index(header)))
+    def _without_headers(self, page: _Page, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows of a page with their indices, without those that repeat the header, as in joined files.
+
+        In a file with one column, the name may be a value. Raises `PromptmillError` (`invalid_input`) for a header in
+        another order.
+        """
+        header = [*map(_folded, names)] if len(names) > 1 and self._kind != "txt" else []
+        longest = max(map(len, names), default=0) + 2  # with a byte-order mark and a space
+        for index, cells in enumerate(page.rows):
+            if len(cells[0]) > longest or _folded(cells[0]) not in header or len(cells) != len(header):
+                yield index, cells
+                continue
+            folded = [*map(_folded, cells)]
+            if folded != header and sorted(folded) == sorted(header):
+                order = "repeats the header in another order: split the file above this line"
+                raise input_error(f"Line {page.line_of(index):,} {order}.")
+            if folded != header:
+                yield index, cells
+            elif not self.style.repeated_line:
+                self.style = self.style._replace(repeated_line=page.line_of(index))
+
+    def _note(self, page: _Page) -> None:
+        """Note a quoted cell that contains rows of a TSV file."""
         if self._kind == "tsv" and not self.style.joined_line:
             joined = (at for at, row in enumerate(page.rows) if any("\n" in cell and "\t" in cell for cell in row))
             if (index := next(joined, None)) is not None:
@@ -348,6 +366,11 @@ class _Pieces:
 def _quote_problem(error: csv.Error, lines: int) -> str:
     never = lines > 1 or "end of data" in str(error)
     return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
+
+
+def _folded(name: str) -> str:
+    """Return the name of a column without a byte-order mark, white space around it, and capitals."""
+    return name.strip("\ufeff \t").lower()
 
 
 def _surplus(cells: int, width: int) -> str:

@@ -55,7 +55,7 @@ _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: eac
 _NO_NAMES = frozenset({"unknown-8bit", "x-unknown", "unknown", "default", "8bit", "binary"})
 _TAG, _LATIN = re.compile(rb"<[^<>]{0,999}>"), re.compile(rb"[A-Za-z]")
 _PARTS_OF_JIS = re.compile(rb"\x1b(\$\([@BD]|[$(][@-Z])")  # the signs that begin a part in another set of characters
-_ESCAPES = re.compile(rb"\x1b\$(?:[@B]|\)C)")
+_ESCAPES = re.compile(rb"\x1b(?:\$(?:[@B]|\)C)|\(I)")
 _PAIR_OF_EUC = re.compile(rb"\x8f[\xa1-\xfe]{2}|\x8e([\xa1-\xdf])|([\xa1-\xfe]{2})")
 
 
@@ -168,8 +168,8 @@ _JAPANESE = MappingProxyType({"iso2022_jp": _iso_2022_jp, "euc_jp": _euc_jp})
 def escaped(data: bytes) -> str:
     """Return the encoding of a text that changes its letters by escape sequences; `""` for any other text.
 
-    >>> escaped("日本".encode("iso2022_jp")), escaped(b"text")
-    ('iso2022_jp', '')
+    >>> escaped("日本".encode("iso2022_jp")), escaped(b"\\x1b(I1"), escaped(b"text")
+    ('iso2022_jp', 'iso2022_jp', '')
     """
     match = _ESCAPES.search(data)
     return "" if match is None else "iso2022_kr" if match[0].endswith(b")C") else "iso2022_jp"

@@ -84,7 +84,7 @@ class Style(NamedTuple):
     has_wide_header: bool = False
     """Whether header cells of a workbook are merged over several columns, so that the next row may have the names."""
     repeated_line: int = 0
-    """The number of the first line of a CSV file that repeats the header; 0: none."""
+    """The number of the first line of a CSV file that repeats the header and is left out; 0: none."""
     joined_line: int = 0
     """The number of the first line of a TSV file with a quoted cell that contains tabs and line breaks; 0: none."""
     short_line: int = 0

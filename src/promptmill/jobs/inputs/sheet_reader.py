@@ -502,8 +502,8 @@ def _sections(code: str) -> list[_Section]:
 def _mask(part: str) -> list[str]:
     """Return the signs of a format of whole numbers with leading zeros, each `0` a digit; `[]` for any other format.
 
-    >>> _mask("00000"), _mask('0#" "##'), _mask("0.00")
-    (['0', '0', '0', '0', '0'], ['0', '0', '\\\\ ', '0', '0'], [])
+    >>> _mask("00000"), _mask('0#" "##'), _mask('"0"0'), _mask("0.00")
+    (['0', '0', '0', '0', '0'], ['0', '0', '\\\\ ', '0', '0'], ['\\\\0', '0'], [])
     """
     signs: list[str] = []
     for match in _FORMAT.finditer(_CONDITION.sub("", part)):
@@ -514,7 +514,7 @@ def _mask(part: str) -> list[str]:
             return []
         else:
             signs += [f"\\{letter}" for letter in match["letter"] or match["text"] or sign or ""]
-    return signs if signs.count("0") > 1 else []
+    return signs if signs.count("0") > 1 or ("0" in signs and "\\0" in signs) else []
 
 
 def _masked(number: int, sections: Sequence[_Section]) -> int | str:

@@ -34,6 +34,7 @@ _AS_READ = (
     "taken",
     "settings_read",
     "blank",
+    "packed",
 )
 """The fields of `InputSpec` that are set only after the input was read."""
 _READ_BY = ("format", "encoding", "header_row")

@@ -70,6 +70,8 @@ class InputSpec(Stored):
     """The columns that are read as settings of each row."""
     blank: dict[str, int] = Field(default_factory=dict)
     """For each column: the number of rows whose empty cell leaves a blank in the prompt."""
+    packed: dict[str, int] = Field(default_factory=dict)
+    """For each column: the number of rows whose bytes are no text, and stand in the prompt in base64."""
 
     @property
     def names(self) -> Sequence[str]:

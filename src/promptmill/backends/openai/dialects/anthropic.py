@@ -338,8 +338,9 @@ def _usage(usage: Any) -> JsonDict:
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
     """Return the message in a stream; for an error, the error with the usage so far."""
     message: JsonDict = {}
-    blocks: dict[int, JsonDict] = {}
-    pieces: dict[int, dict[str, list[str]]] = {}
+    blocks: dict[tuple[int, int], JsonDict] = {}
+    pieces: dict[tuple[int, int], dict[str, list[str]]] = {}
+    numbers: dict[int, int] = {}  # by index: some servers give all blocks the index 0
     ended = False
     for event in events:
         kind = event.get("type")
@@ -349,10 +350,12 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         if kind == "message_start":
             message = dict(event["message"])
         elif kind == "content_block_start":
-            blocks[event["index"]] = dict(event["content_block"])
+            numbers[event["index"]] = numbers.get(event["index"], 0) + 1
+            blocks[event["index"], numbers[event["index"]]] = dict(event["content_block"])
         elif kind == "content_block_delta":
-            blocks.setdefault(event["index"], {"type": str(event["delta"].get("type")).removesuffix("_delta")})
-            _add(pieces.setdefault(event["index"], {}), event["delta"])
+            place = event["index"], numbers.setdefault(event["index"], 0)
+            blocks.setdefault(place, {"type": str(event["delta"].get("type")).removesuffix("_delta")})
+            _add(pieces.setdefault(place, {}), event["delta"])
         elif kind == "message_delta":
             message |= {name: value for name, value in event["delta"].items() if value is not None}
             message["usage"] = _grown(message.get("usage") or {}, event.get("usage") or {})
@@ -360,13 +363,15 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             ended = True
     if not message or (not ended and message.get("stop_reason") is None):
         raise CutOffError
-    return {**message, "content": [_filled(blocks[index], pieces.get(index, {})) for index in sorted(blocks)]}
+    return {**message, "content": [_filled(blocks[place], pieces.get(place, {})) for place in sorted(blocks)]}
 
 
 def _add(pieces: dict[str, list[str]], delta: JsonDict) -> None:
     for name, piece in delta.items():
         if name != "type" and isinstance(piece, str):
             pieces.setdefault(name, []).append(piece)
+        elif name == "partial_json" and piece is not None:
+            raise TypeError
 
 
 def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:

@@ -128,10 +128,12 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     calls: list[JsonDict] = []
     others: list[JsonDict] = []
     logprobs: list[Any] = []
-    has_answer = any(isinstance(one, dict) and _is_message(one) and not _is_commentary(one) for one in items)
+    messages = [one for one in items if isinstance(one, dict) and _is_message(one)]
+    final = [one for one in messages if one.get("phase") == "final_answer"]
+    answers = {*map(id, final or [one for one in messages if not _is_commentary(one)] or messages)}
     for item in items:
         match item:
-            case {"type": "message", "phase": "commentary", "content": list(parts)} if has_answer:
+            case {"type": "message", "content": list(parts)} if id(item) not in answers:
                 thoughts += [part["text"] for part in parts if part.get("type") == "output_text"]
             case {"type": "message", "content": list(parts)}:
                 for part in parts:
@@ -200,7 +202,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         kind = event.get("type")
         if kind in {"response.completed", "response.incomplete", "response.failed"}:
             response: JsonDict = event["response"]
-            return response if response.get("output") or not streamed.items else {**response, "output": streamed.whole}
+            return {**response, "output": streamed.filled(response.get("output"))} if streamed.items else response
         if kind == "error" or event.get("error"):
             said = event if kind != "error" or event.get("error") else {"error": event}
             return {**said, **({"choices": [{}]} if begun else {})}
@@ -210,32 +212,53 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
 
 
 class _StreamedItems:
-    """The items of a response from the events of its stream: some gateways send an empty `output` at the end."""
+    """The items of a response from the events of its stream: some gateways leave them out of the `output` at the end,
+    or leave out their texts."""
 
     def __init__(self) -> None:
         self.items: dict[int, JsonDict] = {}
-        self._texts: dict[int, list[str]] = {}
+        self._texts: dict[tuple[int, int], list[str]] = {}
+        """By the numbers of the item and of its part."""
 
     def add(self, event: JsonDict) -> None:
         match event:
             case {"type": "response.output_item.added" | "response.output_item.done", "item": dict(item)}:
                 self.items[event["output_index"]] = item
-            case {"type": str(kind), "output_index": int(at), "delta": str(text)} if kind in _TEXTS:
-                self.items.setdefault(at, {"type": _TEXTS[kind]})
-                self._texts.setdefault(at, []).append(text)
+            case {"type": str(kind), "output_index": int(at)} if kind in _TEXTS:
+                item_type, field = _TEXTS[kind]
+                if isinstance(text := event.get(field), str):
+                    self.items.setdefault(at, {"type": item_type})
+                    texts = self._texts.setdefault((at, event.get("content_index") or 0), [])
+                    if field == "delta" or not texts:  # an event of the end repeats the pieces
+                        texts.append(text)
 
-    @property
-    def whole(self) -> list[JsonDict]:
-        """The items, with the texts of those whose end did not arrive."""
-        return [_with_text(self.items[at], "".join(self._texts.get(at, ()))) for at in sorted(self.items)]
+    def filled(self, output: Any) -> list[JsonDict]:
+        """Return the items of `output` with the texts and calls that it lacks."""
+        texts: dict[int, str] = {}
+        for at, part in sorted(self._texts):
+            texts[at] = texts.get(at, "") + "".join(self._texts[at, part])
+        streamed = {at: _with_text(self.items[at], texts.get(at, "")) for at in sorted(self.items)}
+        if not output:
+            return [*streamed.values()]
+        places = {_identity(item): at for at, item in streamed.items()}
+        items = [_with_text(item, texts.get(places.get(_identity(item), at), "")) for at, item in enumerate(output)]
+        known = {*map(_identity, items)}
+        calls = [item for item in streamed.values() if item.get("type") == "function_call"]
+        return [*items, *(call for call in calls if _identity(call) not in known)]
 
 
-# The types of the items to which the pieces of a stream belong.
+def _identity(item: JsonObject) -> tuple[object, object]:
+    return item.get("type"), item.get("call_id") or item.get("id")
+
+
+# The types of the items to which the pieces of a stream belong, and the fields with their texts.
 _TEXTS = {
-    "response.output_text.delta": "message",
-    "response.reasoning_summary_text.delta": "reasoning",
-    "response.reasoning_text.delta": "reasoning",
-    "response.function_call_arguments.delta": "function_call",
+    "response.output_text.delta": ("message", "delta"),
+    "response.output_text.done": ("message", "text"),
+    "response.reasoning_summary_text.delta": ("reasoning", "delta"),
+    "response.reasoning_text.delta": ("reasoning", "delta"),
+    "response.function_call_arguments.delta": ("function_call", "delta"),
+    "response.function_call_arguments.done": ("function_call", "arguments"),
 }
 
 
