@@ -361,7 +361,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
 
         A `stopped` job has a `reason`, and the same bulk_generate resumes it.
         """
-        running, caller = await jobs(), caller_of(ctx, service)
+        running, caller, began = await jobs(), caller_of(ctx, service), time.monotonic()
         if job_id is None:
             if wait_s or any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
                 raise input_error("`job_id` is missing: name the job.")
@@ -389,7 +389,10 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
-        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status)
+        took = {
+            "seconds": round(time.monotonic() - began, 3)
+        }  # from which the page of the job takes the time between looks
+        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status, took)
 
     @mcp.resource(
         "promptmill://jobs/{job_id}/answers{?offset}",

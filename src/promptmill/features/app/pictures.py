@@ -26,12 +26,15 @@ from promptmill.system.call_files import FileRule
 
 _MODULE = "promptmill.features.app.pictures"
 _COMPUTING_S = 60  # bound of processor time; 32 images of 89 megapixels take 40 s
+_FILE = "path"
+"""The column of a row that is a whole file, such as a picture of a folder."""
 _LARGEST = 8_000
 """Characters of a thumbnail: with the head of its `data:` URL, it has 8 KB."""
 
 
 async def pictures(jobs: RunningJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
-    """Return the thumbnails of the first images of rows, by their numbers, and the columns that may name images.
+    """Return the thumbnails of the first images of rows, by their numbers, and the columns that may name images, the
+    likeliest first.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -52,7 +55,7 @@ def _pictures(_: Work, *, path: Path, rows: list[int], rule: FileRule) -> JsonDi
     column = spec.question.image_column
     return {
         "job_id": folder.job_id,
-        "columns": [column] if column else [*IMAGES, "messages"],
+        "columns": [*([column] if column else [*IMAGES, "messages"]), _FILE],
         "pictures": {number: picture for number, picture in found.items() if picture is not None},
     }
 

@@ -105,15 +105,17 @@ def _review(
     if target is not None:
         review_page.write(target, found, _call(found))
     finder = rule.finder if rule.is_guarded else None
+    takes_none = f"The job has several answers to each row and stores no labels; {_call(found)} measures them."
     return {
         "job_id": found.job_id,
         "count": len(found.rows),
         "reasons": found.reasons,
         "labels": [
             cut(label, LONGEST_SHOWN)
-            for label in found.labels[:MOST_SHOWN]
+            for label in found.labels[: MOST_SHOWN if found.can_take else 0]
             if finder is None or not finder.find(label.encode())
         ],
+        **({} if found.can_take else {"note": takes_none}),
         **({} if target is None else {"file": str(target)}),
         "rows": [_shown(row, finder) for row in found.rows],
     }
