@@ -237,7 +237,7 @@ ANSWERS = (
             one_of="form",
         ),
         argument=Argument(
-            words="facts to extract, as columns: name!,amount:number,day:date,size:S|M|L; only `!` demands a value",
+            words="facts as columns: name!,amount:number,size:S|M|L; `!`: never empty",
             is_common=True,
         ),
         keyword=Keyword(type="bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]"),

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
+_READ_AHEAD = 2  # pages of rows that are read for one, whose length is known only when it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls; the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -382,10 +383,11 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
                 job_status[name] = await part(controls[name])(running, caller, job_id, value)
         if read is None:
             return ToolResult(structured_content=job_status)
-        results = functools.partial(running.visible.results, with_input=with_input)
+        characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
+        largest = min(LARGEST_PAGE, _READ_AHEAD * characters)
+        results = functools.partial(running.visible.results, with_input=with_input, largest=largest)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
         job_status = job_status | rows  # the rows' `state` is the newer one
-        characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)

@@ -153,9 +153,12 @@ def _text(turn: Message) -> str:
 
 
 def results_page(
-    folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool
+    folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool, largest: int
 ) -> dict[str, Any]:
     """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`.
+
+    `largest`: about the bytes of rows to read, because a client that reads 3,000 long rows page by page would have them
+    searched for keys several hundred times.
 
     Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
     """
@@ -165,9 +168,9 @@ def results_page(
         names = spec.output.names or {}
         finder = rule.finder if rule.is_guarded else None
         fields = _Fields(spec, finder)
-        size, last, after = 0, -1, None
+        size, read, last, after = 0, 0, -1, None
         for each in answered_rows(store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)):
-            if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE):
+            if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE or read > largest):
                 after = each.row.n
                 break
             answered = _answer_fields(each.record, names)
@@ -180,7 +183,8 @@ def results_page(
                 answered, marks = _withheld(answered, names), dict.fromkeys(marks)
             own |= variant_values(spec, each.slot)
             shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
-            size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
+            cells, text = (each.row.cells or b"") if with_input else b"", orjson.dumps(answered)
+            size, read = size + _size(each.row.cells or b"") + _size(text), read + len(cells) + len(text)
             last = each.row.n
     now = status.read(folder)
     return {

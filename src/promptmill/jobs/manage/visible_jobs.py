@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import input_error
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
@@ -39,10 +40,19 @@ class VisibleJobs:
         return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
 
     def results(
-        self, job_id: str, caller: Caller, offset: int, limit: int, only: Only = "all", *, with_input: bool = True
+        self,
+        job_id: str,
+        caller: Caller,
+        offset: int,
+        limit: int,
+        only: Only = "all",
+        *,
+        with_input: bool = True,
+        largest: int = LARGEST_PAGE,
     ) -> dict[str, object]:
         """Return a page of answered rows, even before the job's end; see `results_page`. Blocks."""
-        return results_page(self.find(job_id, caller), self.paths.rule, offset, limit, only, with_input=with_input)
+        folder, rule = self.find(job_id, caller), self.paths.rule
+        return results_page(folder, rule, offset, limit, only, with_input=with_input, largest=largest)
 
     def output_of(self, job_id: str, caller: Caller) -> Path:
         """Return the output of a job that the caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
