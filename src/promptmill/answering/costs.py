@@ -17,6 +17,7 @@ from functools import partial
 import orjson
 
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, price_of, tier_of
+from promptmill.answers.schema import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
@@ -120,11 +121,7 @@ class BudgetedAnswers:
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
         tier = self._tiers(request, call).charged()
         most = worst_case(request, self._model)
-        usages = [most]
-        if request.shared is not None:  # writing the shared beginning to the provider's cache may cost more
-            an_hour = most.prompt_tokens if call.exchange is not None else 0
-            usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
-        return most, max(price.cost(usage, one) for usage in usages for one in self._served_at(tier))
+        return most, _highest(price, most, request, self._served_at(tier), by_batch=call.exchange is not None)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
@@ -305,21 +302,38 @@ def _served_at(plan: resolved_config.ResolvedConfig, tier: str) -> set[str]:
     return {tier, (_DEAREST | decides).get(tier, tier)}
 
 
+def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], *, by_batch: bool = False) -> float:
+    """Return the highest cost of an attempt with the usage `most`, at any of `tiers`.
+
+    Writing the beginning that a request shares to the provider's cache may cost more than the prompt itself.
+    """
+    usages = [most]
+    if request.shared is not None:
+        an_hour = most.prompt_tokens if by_batch else 0
+        usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
+    return max(price.cost(usage, tier) for usage in usages for tier in tiers)
+
+
 def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Prices, *, by_batch: bool = False) -> float:
     """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and for second
     attempts under a schema; infinite without a limit or a price. Failed attempts are not included."""
-    price, sampling, live = prices.of(request), request.sampling, _served_at(plan, tier_of(request.extra))
-    is_checked = sampling.response_format is not None or sampling.choices is not None
+    price, sampling = prices.of(request), request.sampling
+    live = _served_at(plan, Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
+    if sampling.choices is not None:  # sent as a schema
+        form = choices_of(tuple(sampling.choices)).response_format
+        request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
+    is_checked = request.sampling.response_format is not None
     try:
         first = worst_case(request, plan.model)
     except PromptmillError:
         return math.inf
     if price is None:
         return math.inf
-    again = replace(first, prompt_tokens=first.prompt_tokens + first.completion_tokens + _PER_COMPLAINT)
-    cost = max(price.cost(first, tier) for tier in ({BATCH} if by_batch else live))
+    invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts the bytes of the invalid answer
+    again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
+    cost = _highest(price, first, request, {BATCH} if by_batch else live, by_batch=by_batch)
     if is_checked:
-        cost += plan.settings.schema_retries * max(price.cost(again, tier) for tier in live)
+        cost += plan.settings.schema_retries * _highest(price, again, request, live)
     return (sampling.n or 1) * cost
 
 

@@ -17,7 +17,7 @@ from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Request, TextPart, check_encodable
+from promptmill.core.request import LEAST_SHARED, Conversation, Request, Shared, TextPart, check_encodable
 from promptmill.core.wording import cut
 from promptmill.images import load as images
 from promptmill.jobs import columns
@@ -122,6 +122,7 @@ def _check_rows(
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     local = spec.model_copy(update={"origin": Origin()})
+    may_share = bool(registry.prompt_cache_of(plan))
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
         for one in (plan, *(most.plan for most in sums))
@@ -144,7 +145,7 @@ def _check_rows(
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
                 for part in parts if same is made else _parts(spec, same):
-                    most.add(part)
+                    most.add(_sharing(part) if may_share else part)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -175,6 +176,12 @@ def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
     """Return the requests that the plan sends for a row. `requests`: the row's own, one for each prompt."""
     prompts = spec.question.templates or ("",)
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
+
+
+def _sharing(request: Request) -> Request:
+    """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
+    size = _bytes(request.conversation)
+    return request.changed(shared=Shared(size, "")) if size >= LEAST_SHARED else request
 
 
 def _cost(sums: Sequence[_Most], result: Mapping[str, Any], *, by_batch: bool = False) -> dict[str, float | None]:
