@@ -16,6 +16,7 @@ from functools import partial
 
 import orjson
 
+from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, price_of, tier_of
 from promptmill.answers.schema import choices_of
 from promptmill.backends import registry
@@ -338,7 +339,7 @@ def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Pric
 
 
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
-    """Return the estimated cost of all prompts, and the highest cost of all requests together; each None if unknown.
+    """Return the likely cost and the highest cost of all requests together; each None if unknown.
 
     The highest cost is also None if answers have no limit. It does not include failed attempts.
     """
@@ -346,12 +347,13 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     if own is None:
         return None, None
     prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
-    estimated, most = 0.0, 0.0
+    estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
         if (price := prices.of(request)) is None:
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
-        estimated += (request.sampling.n or 1) * price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
+        usage = Usage(prompt // _BYTES_PER_TOKEN, lengths.of(request).tokens)
+        estimated += (request.sampling.n or 1) * price.cost(usage, tier)
         most += most_of(request, plan, prices)
     return estimated, None if math.isinf(most) else most
 

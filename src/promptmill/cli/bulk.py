@@ -12,13 +12,15 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 
+from promptmill.answering.likely import ASSUMED
 from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
@@ -29,7 +31,7 @@ from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
-from promptmill.core.wording import cut
+from promptmill.core.wording import counted, cut
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -224,14 +226,10 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             f"{'images and ' if found['images'] else ''}what the chat template adds",
             wrap=True,
         )
-        if (cost := found.get("estimated_cost")) is not None:
-            most = found["most_cost"]
-            answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
-            say(f"about {dollars(cost)} for the prompts{answers}")
-            if (by_batch := found.get("batch_estimated_cost")) is not None:
-                most = found["batch_most_cost"]
-                answers = "" if most is None else f", at most {dollars(most)} with the answers"
-                say(f"by batch about {dollars(by_batch)} for the prompts{answers}")
+        if found.get("estimated_cost") is not None:
+            say(_price_words(found))
+            if found.get("batch_estimated_cost") is not None:
+                say(f"by batch {_price_words(found, 'batch_')}")
         elif any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan)):
             key = plan.key("price")
             say(
@@ -242,6 +240,16 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         if words := job.order.plan.estimate_words(found):
             say(words, wrap=True)
     return int(found["invalid"] > 0)
+
+
+def _price_words(found: Mapping[str, Any], way: str = "") -> str:
+    """Return the likely and the highest price of a job as text. `way`: the beginning of the names in `found`."""
+    each, source = found["estimated_completion_tokens"] / max(1, found["requests"]), found["estimated_completion_from"]
+    length = counted(round(each), "token")
+    answers = f"if an answer has {length}" if source == ASSUMED else f"with answers of {length}, {source}"
+    most = found[f"{way}most_cost"]
+    highest = "more with longer answers, as `max_tokens` is not set" if most is None else f"at most {dollars(most)}"
+    return f"about {dollars(found[f'{way}estimated_cost'])} {answers}; {highest}"
 
 
 def _shortened(prompt: str) -> str:
