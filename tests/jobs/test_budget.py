@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from promptmill.core.money import Budget, dollars
 from replies import answer, choose, from_request, hang, late, status
 from served import Served
 from server_process import written
+from sure import sure
 from waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -294,3 +296,20 @@ def test_the_highest_price_of_a_dry_run_is_never_below_what_the_budget_reserves(
     bench.run(*options, **block)
     assert len(reserved) >= len(bench.upstream.seen) > 0
     assert sum(reserved) < found["most_cost"] + 1e-9
+
+
+def test_a_budget_that_is_too_small_for_one_request_names_the_longest_answer_that_fits(bench):
+    bench.prompts(1)
+    options = ("--set", "price={input: 1, output: 10}", "--max-cost", "0.001", "--max-tokens")
+    said = bench.fail(*options, "4096", code=75)
+    assert not bench.upstream.seen
+    tokens = int(sure(re.search(r"one request fits with --max-tokens (\d+)\.", said))[1])
+    assert f"fits with --max-tokens {tokens}." in bench.fail(*options, str(tokens + 1), code=75)
+    bench.succeed(*options, str(tokens))
+    assert len(bench.upstream.seen) == 1
+
+
+def test_a_budget_that_is_too_small_for_the_prompt_names_no_length_of_answers(bench):
+    bench.prompts(3)
+    options = ("--set", "price={input: 1, output: 10}", "--max-cost", "0.000001", "--max-tokens", "100")
+    assert "fits" not in bench.fail(*options, code=75)

@@ -8,6 +8,7 @@ allow this, the item returns with its cost so far, and waits until other items h
 from __future__ import annotations
 
 import asyncio
+import bisect
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
-from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, TextPart, nested
 from promptmill.core.values import JsonObject
@@ -140,7 +141,11 @@ class BudgetedAnswers:
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
                 advise = partial(_advise, call, most, worst, partial(price.cost, tier=tier))
-                no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call, advise)
+                fitting = partial(self._fitting, request, call, price)
+                if full is None:
+                    no_room = await self._wait_for_room(account, call, advise, fitting)
+                else:
+                    no_room = self._failure(full, worst, fitting)
                 if no_room is not None and not request.attempts:
                     return no_room  # one object for all unsent items, of which there may be hundreds of thousands
                 if no_room is not None:
@@ -169,7 +174,9 @@ class BudgetedAnswers:
             return _BATCH
         return Tiers(tier_of(request.extra), self._tier) if request.extra else self._usual_tiers
 
-    async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
+    async def _wait_for_room(
+        self, account: _BudgetAccount, call: Call, advise: Callable[[], None], fitting: Callable[[float], int]
+    ) -> Failure | None:
         """Wait until the request's cost can be reserved. Return a failure if a budget will never allow it.
 
         While the budget is full, `advise` is called for the first waiting request.
@@ -181,13 +188,28 @@ class BudgetedAnswers:
                 while not account.reserve():
                     full = account.never_fits()
                     if full is not None:
-                        return self._failure(full, account.worst)
+                        return self._failure(full, account.worst, fitting)
                     advise()
                     await account.changed()
         return None
 
-    def _failure(self, full: Budget, worst: float) -> Failure:
-        """Return the failure for unsent items: one object for all, until the spent amount changes."""
+    def _fitting(self, request: Request, call: Call, price: Price, room: float) -> int:
+        """Return the largest `max_tokens` with which a request costs at most `room`; 0 if there is none."""
+        sampling = request.sampling
+        if sampling.max_tokens is None or worst_case(request, self._model).completion_tokens != sampling.max_tokens:
+            return 0  # another limit counts
+
+        def cost(tokens: int) -> float:
+            lower = request.changed(sampling=sampling.model_copy(update={"max_tokens": tokens}))
+            return self._worst(lower, call, price)[1]
+
+        return bisect.bisect_right(range(1, sampling.max_tokens), room, key=cost)
+
+    def _failure(self, full: Budget, worst: float, fitting: Callable[[float], int]) -> Failure:
+        """Return the failure for unsent items: one object for all, until the spent amount changes.
+
+        `fitting` returns the largest `max_tokens` with which the item costs at most an amount; 0 if there is none.
+        """
         state = full.limit, full.spent, full.set_aside
         if self._no_room is None or self._no_room[0] != state:
             aside = (
@@ -199,7 +221,11 @@ class BudgetedAnswers:
                 f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, "
                 f"{aside}and the next could cost {dollars(worst)}."
             )
-            self._no_room = state, Failure(PromptmillError(Code.BUDGET, message))
+            hint: Words | None = None
+            if state == (full.limit, 0.0, 0.0) and (tokens := fitting(full.limit)):  # too small for one request
+                fits = "or lower the limit of answers: one request fits with ", Named("max_tokens", tokens), "."
+                hint = "Raise ", Named("max_cost"), ", ", *fits
+            self._no_room = state, Failure(PromptmillError(Code.BUDGET, message, hint))
         return self._no_room[1]
 
 
