@@ -132,6 +132,7 @@ def test_the_folder_of_an_output_is_made(bench):
     ("options", "said"),
     [
         (["--model", "nobody-lists-this"], "no price is known for nobody-lists-this: `price:`"),
+        (["--model", "nobody-lists-this"], "the list of prices, if it is not installed, may know it: "),
         (
             ["--set", "price={input: 1, output: 2}", "--max-tokens", "100"],
             "about $0.00060 if an answer has 100 tokens; at most",
@@ -143,7 +144,12 @@ def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, o
     bench.settings = {"model_name": "gpt-5-mini"}
     shown = bench.run("--dry-run", "--provider", "openai", *options, base_url=[]).stdout
     assert "about 3 prompt tokens" in shown
-    assert said in shown
+    assert said in " ".join(shown.split())
+
+
+def test_validate_for_a_server_on_this_machine_asks_for_no_price(bench):
+    bench.prompts(1)
+    assert bench.run("--dry-run").stdout.endswith("no price is known for test-model\n")
 
 
 def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):

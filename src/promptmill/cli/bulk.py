@@ -29,6 +29,7 @@ from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut
@@ -46,6 +47,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
 from promptmill.options.check import check
 from promptmill.options.table import groups
+from promptmill.system.installation import command_for
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
@@ -230,16 +232,23 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             say(_price_words(found))
             if found.get("batch_estimated_cost") is not None:
                 say(f"by batch {_price_words(found, 'batch_')}")
-        elif any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan)):
-            key = plan.key("price")
-            say(
-                f"no price is known for {plan.model or 'the model'}: `{key}:` in the configuration, or --set "
-                f"'{key}={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
-                wrap=True,
-            )
+        elif plan.record.needs_endpoint:
+            say(_unknown_price(plan), wrap=True)
         if words := job.order.plan.estimate_words(found):
             say(words, wrap=True)
     return int(found["invalid"] > 0)
+
+
+def _unknown_price(plan: ResolvedConfig) -> str:
+    """Return that no price is known, and for a provider how to give it. A server on this machine seldom has one."""
+    unknown = f"no price is known for {plan.model or 'the model'}"
+    if all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(plan)):
+        return unknown
+    key = plan.key("price")
+    return (
+        f"{unknown}: `{key}:` in the configuration, or --set '{key}={{input: 1, output: 2}}', says what a million "
+        f"tokens cost in US dollars; the list of prices, if it is not installed, may know it: {command_for('prices')}"
+    )
 
 
 def _price_words(found: Mapping[str, Any], way: str = "") -> str:
