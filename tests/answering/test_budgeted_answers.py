@@ -195,7 +195,7 @@ def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(job, upstream, 
 def test_what_a_job_will_cost_is_said_before_it_begins(job, upstream, capsys):
     assert main([*job, "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert 200 * 20 * 100 / 1_000_000 + found["estimated_cost"] < found["most_cost"] < 1
+    assert 200 * 20 * 100 / 1_000_000 < found["estimated_cost"] < found["most_cost"] < 1
     assert not upstream.seen
 
 

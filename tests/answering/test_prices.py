@@ -20,6 +20,7 @@ from promptmill.core.request import (
     Message,
     Request,
     Sampling,
+    Shared,
     conversation_from_prompt,
 )
 from sure import sure
@@ -252,6 +253,14 @@ def test_the_prompt_of_a_second_try_has_the_first_answer():
     request = _request(max_tokens=1000, choices=("yes", "no"))
     first = worst_case(request).prompt_tokens
     assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 > 2 * first + 1000
+
+
+@pytest.mark.parametrize(("by_batch", "factor"), [(False, 1.25), (True, 0.5 * 2)])
+def test_the_highest_cost_has_writing_a_shared_prompt_to_the_cache(by_batch, factor):
+    plan = priced_plan(price={"input": 1, "output": 0, "batch": 0.5})
+    prices, alone = Prices(plan, sure(price_of(plan))), _request(max_tokens=100)
+    shared = alone.changed(shared=Shared(5000, ""))
+    assert most_of(shared, plan, prices, by_batch=by_batch) == pytest.approx(factor * most_of(alone, plan, prices))
 
 
 def test_the_list_has_anthropics_prices_of_writing_to_its_cache():

@@ -29,7 +29,7 @@ async def test_the_user_of_a_client_over_http_is_asked_before_a_job_that_costs_m
     with Served(config, environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
         async with Client(server.url, elicitation_handler=answered) as client:
             result = await client.call_tool("bulk_generate", files, raise_on_error=False)
-    assert asked == ["This job costs about $0.00, at most $15.00. Start it?"]
+    assert asked == ["This job costs about $15.00, at most $15.00. Start it?"]
     assert result.is_error
     assert "The user did not agree" in result.content[0].text
     assert not upstream.seen

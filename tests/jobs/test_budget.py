@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from typing import Any
 
 import psutil
 import pytest
 
-from promptmill.core.money import dollars
+from prompt_cache import PromptCache
+from promptmill.core.money import Budget, dollars
 from replies import answer, choose, from_request, hang, late, status
 from served import Served
 from server_process import written
+from sure import sure
 from waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -259,3 +263,53 @@ def test_a_budget_with_room_gives_no_advice(bench):
     bench.prompts(40)
     price = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
     assert not any("budget" in warning for warning in bench.succeed(*price)["warnings"])
+
+
+LONG = "Judge the text by these rules. " * 200
+LINE = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
+FLEX = LINE | {"body": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 20, "service_tier": "flex"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "options", "block"),
+    [
+        (3, PromptCache("anthropic"), ["--system", LONG], {"provider": "anthropic"}),
+        (3, PromptCache("openai"), ["--system", LONG, "--choices", "yes,no"], {"provider": "openai"}),
+        (3, answer("maybe " * 250), ["--choices", "yes,no", "--set", "schema_retries=2"], {}),
+        ([FLEX], answer("yes"), [], {}),
+    ],
+    ids=["cache writes", "a cache and choices", "second tries", "a tier of a row"],
+)
+def test_the_highest_price_of_a_dry_run_is_never_below_what_the_budget_reserves(
+    bench, monkeypatch, rows, reply, options, block
+):
+    bench.upstream.reply, reserve, reserved = reply, Budget.reserve, list[float]()
+    bench.write(rows) if isinstance(rows, list) else bench.prompts(rows)
+    options = [*options, "--max-tokens", "400", "--set", "price={input: 100, output: 200}", "--max-cost", "1000"]
+    found = json.loads(bench.run(*options, "--dry-run", "--json", **block).stdout)
+
+    def noted(budget: Budget, amount: float) -> bool:
+        reserved.append(amount)
+        return reserve(budget, amount)
+
+    monkeypatch.setattr(Budget, "reserve", noted)
+    bench.run(*options, **block)
+    assert len(reserved) >= len(bench.upstream.seen) > 0
+    assert sum(reserved) < found["most_cost"] + 1e-9
+
+
+def test_a_budget_that_is_too_small_for_one_request_names_the_longest_answer_that_fits(bench):
+    bench.prompts(1)
+    options = ("--set", "price={input: 1, output: 10}", "--max-cost", "0.001", "--max-tokens")
+    said = bench.fail(*options, "4096", code=75)
+    assert not bench.upstream.seen
+    tokens = int(sure(re.search(r"one request fits with --max-tokens (\d+)\.", said))[1])
+    assert f"fits with --max-tokens {tokens}." in bench.fail(*options, str(tokens + 1), code=75)
+    bench.succeed(*options, str(tokens))
+    assert len(bench.upstream.seen) == 1
+
+
+def test_a_budget_that_is_too_small_for_the_prompt_names_no_length_of_answers(bench):
+    bench.prompts(3)
+    options = ("--set", "price={input: 1, output: 10}", "--max-cost", "0.000001", "--max-tokens", "100")
+    assert "fits" not in bench.fail(*options, code=75)

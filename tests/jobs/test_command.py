@@ -59,9 +59,39 @@ def test_validate_refuses_what_the_job_refuses(bench, options, said):
 
 def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
     bench.write([{"prompt": text} for text in ("abc", "abcdefg", "", "")])
-    price = ("--set", "price={input: 1000000, output: 1}", "--skip-empty")
+    price = ("--set", "price={input: 1000000, output: 0}", "--skip-empty")
     found = json.loads(bench.run("--dry-run", "--json", *price).stdout)
     assert (found["estimated_prompt_tokens"], found["estimated_cost"]) == (3, pytest.approx(3.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "$0.060 if an answer has 200 tokens; more with longer answers, as `max_tokens` is not set"),
+        (["--max-tokens", "50"], "$0.015 if an answer has 50 tokens; at most $0.015"),
+        (["--choices", "good,bad"], "$0.0021 with answers of 7 tokens, as the longest choice has; more"),
+        (["--schema", "good:boolean"], "$0.0018 with answers of 6 tokens, by the names and types of the fields; more"),
+    ],
+)
+def test_the_likely_price_has_answers_of_the_form_that_the_job_asks_for(bench, options, words):
+    bench.prompts(3)
+    price = ("--set", "price={input: 0, output: 100}")
+    assert f"about {words}" in bench.run("--dry-run", *price, *options).stdout
+
+
+def test_the_likely_price_has_answers_as_long_as_those_of_the_first_rows(bench):
+    bench.upstream.reply = answer("one two three four five")
+    bench.prompts(40)
+    price = ("--set", "price={input: 0, output: 100}", "--max-tokens", "100")
+    bench.run(*price, "--limit", "20")
+    found = json.loads(bench.run("--dry-run", "--json", *price).stdout)
+    assert (found["estimated_completion_tokens"], found["estimated_completion_from"]) == (
+        200,
+        "as in the 20 answers so far",
+    )
+    assert found["estimated_cost"] == pytest.approx(200 * 100 / 1_000_000)
+    other = json.loads(bench.run("--dry-run", "--json", *price, "--prompt", "Say {{prompt}}").stdout)
+    assert other["estimated_completion_from"] == "an assumption", "answers to another question"
 
 
 def test_several_answers_to_a_prompt_are_several_requests_of_an_estimate(bench):
@@ -102,7 +132,11 @@ def test_the_folder_of_an_output_is_made(bench):
     ("options", "said"),
     [
         (["--model", "nobody-lists-this"], "no price is known for nobody-lists-this: `price:`"),
-        (["--set", "price={input: 1, output: 2}", "--max-tokens", "100"], "about $0.0000030 for the prompts, at most"),
+        (["--model", "nobody-lists-this"], "the list of prices, if it is not installed, may know it: "),
+        (
+            ["--set", "price={input: 1, output: 2}", "--max-tokens", "100"],
+            "about $0.00060 if an answer has 100 tokens; at most",
+        ),
     ],
 )
 def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, options, said):
@@ -110,7 +144,12 @@ def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, o
     bench.settings = {"model_name": "gpt-5-mini"}
     shown = bench.run("--dry-run", "--provider", "openai", *options, base_url=[]).stdout
     assert "about 3 prompt tokens" in shown
-    assert said in shown
+    assert said in " ".join(shown.split())
+
+
+def test_validate_for_a_server_on_this_machine_asks_for_no_price(bench):
+    bench.prompts(1)
+    assert bench.run("--dry-run").stdout.endswith("no price is known for test-model\n")
 
 
 def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):

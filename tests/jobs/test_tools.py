@@ -177,7 +177,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
         await call("bulk_generate", **files)
         await ended(call, job_id, "finished")
         earlier = "Earlier calls without a question cost at most $6.00."
-        assert asked == [f"This job costs about $0.00, at most $9.00. {earlier} Start it?"], "two rows are answered"
+        assert asked == [f"This job costs about $9.00, at most $9.00. {earlier} Start it?"], "two rows are answered"
         assert (await call("bulk_generate", **files))["message"] == "The job is finished already."
         await call("bulk_generate", **files, again="all", max_cost=5)
         assert len(asked) == 1, "five dollars at most, since the question"
@@ -191,7 +191,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
 async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced, action, content):
     asked: list[str] = []
     async with tools(priced, elicitation_handler=asked_of(asked, action, **content)) as call:
-        with pytest.raises(ToolError, match=r"The user did not agree .* costs about \$0.00, at most \$15.00; nothing"):
+        with pytest.raises(ToolError, match=r"The user did not agree .* costs about \$15.00, at most \$15.00; nothing"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert (await call("bulk_status"))["jobs"] == []
     assert len(asked) == 1

@@ -276,7 +276,7 @@ async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream
     async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
         for tool, arguments in calls.items():
             said = await talk.error(tool, **arguments)
-            assert "The user did not agree to this call, which costs about $0.00, at most $7.00; nothing" in said, tool
+            assert "The user did not agree to this call, which costs about $7.00, at most $7.00; nothing" in said, tool
         assert len(user.asked) == len(calls), "the same prompts through another tool are another question"
         assert not upstream.seen
         assert len(await talk.answers("six", *"54321")) == 6
@@ -294,7 +294,7 @@ async def test_the_sum_of_small_calls_is_asked_about(upstream):
         assert user.asked == []
         assert "nothing was sent" in await talk.error("generate", prompt_ls=["one too many"])
         earlier = "Earlier calls without a question cost at most $6.00."
-        assert user.asked == [f"This call costs about $0.00, at most $1.00. {earlier} Start it?"]
+        assert user.asked == [f"This call costs about $1.00, at most $1.00. {earlier} Start it?"]
         assert "nothing was sent" in await talk.error("bulk_generate", prompts=["also too many"])
         user.agrees = True
         assert await talk.answers("agreed") == ["echo: agreed"]

@@ -8,6 +8,7 @@ allow this, the item returns with its cost so far, and waits until other items h
 from __future__ import annotations
 
 import asyncio
+import bisect
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -16,12 +17,14 @@ from functools import partial
 
 import orjson
 
+from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, price_of, tier_of
+from promptmill.answers.schema import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
-from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, TextPart, nested
 from promptmill.core.values import JsonObject
@@ -120,11 +123,7 @@ class BudgetedAnswers:
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
         tier = self._tiers(request, call).charged()
         most = worst_case(request, self._model)
-        usages = [most]
-        if request.shared is not None:  # writing the shared beginning to the provider's cache may cost more
-            an_hour = most.prompt_tokens if call.exchange is not None else 0
-            usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
-        return most, max(price.cost(usage, one) for usage in usages for one in self._served_at(tier))
+        return most, _highest(price, most, request, self._served_at(tier), by_batch=call.exchange is not None)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
@@ -142,7 +141,11 @@ class BudgetedAnswers:
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
                 advise = partial(_advise, call, most, worst, partial(price.cost, tier=tier))
-                no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call, advise)
+                fitting = partial(self._fitting, request, call, price)
+                if full is None:
+                    no_room = await self._wait_for_room(account, call, advise, fitting)
+                else:
+                    no_room = self._failure(full, worst, fitting)
                 if no_room is not None and not request.attempts:
                     return no_room  # one object for all unsent items, of which there may be hundreds of thousands
                 if no_room is not None:
@@ -171,7 +174,9 @@ class BudgetedAnswers:
             return _BATCH
         return Tiers(tier_of(request.extra), self._tier) if request.extra else self._usual_tiers
 
-    async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
+    async def _wait_for_room(
+        self, account: _BudgetAccount, call: Call, advise: Callable[[], None], fitting: Callable[[float], int]
+    ) -> Failure | None:
         """Wait until the request's cost can be reserved. Return a failure if a budget will never allow it.
 
         While the budget is full, `advise` is called for the first waiting request.
@@ -183,13 +188,28 @@ class BudgetedAnswers:
                 while not account.reserve():
                     full = account.never_fits()
                     if full is not None:
-                        return self._failure(full, account.worst)
+                        return self._failure(full, account.worst, fitting)
                     advise()
                     await account.changed()
         return None
 
-    def _failure(self, full: Budget, worst: float) -> Failure:
-        """Return the failure for unsent items: one object for all, until the spent amount changes."""
+    def _fitting(self, request: Request, call: Call, price: Price, room: float) -> int:
+        """Return the largest `max_tokens` with which a request costs at most `room`; 0 if there is none."""
+        sampling = request.sampling
+        if sampling.max_tokens is None or worst_case(request, self._model).completion_tokens != sampling.max_tokens:
+            return 0  # another limit counts
+
+        def cost(tokens: int) -> float:
+            lower = request.changed(sampling=sampling.model_copy(update={"max_tokens": tokens}))
+            return self._worst(lower, call, price)[1]
+
+        return bisect.bisect_right(range(1, sampling.max_tokens), room, key=cost)
+
+    def _failure(self, full: Budget, worst: float, fitting: Callable[[float], int]) -> Failure:
+        """Return the failure for unsent items: one object for all, until the spent amount changes.
+
+        `fitting` returns the largest `max_tokens` with which the item costs at most an amount; 0 if there is none.
+        """
         state = full.limit, full.spent, full.set_aside
         if self._no_room is None or self._no_room[0] != state:
             aside = (
@@ -201,7 +221,11 @@ class BudgetedAnswers:
                 f"The budget of {dollars(full.limit)} has no room for another request: {dollars(full.spent)} is spent, "
                 f"{aside}and the next could cost {dollars(worst)}."
             )
-            self._no_room = state, Failure(PromptmillError(Code.BUDGET, message))
+            hint: Words | None = None
+            if state == (full.limit, 0.0, 0.0) and (tokens := fitting(full.limit)):  # too small for one request
+                fits = "or lower the limit of answers: one request fits with ", Named("max_tokens", tokens), "."
+                hint = "Raise ", Named("max_cost"), ", ", *fits
+            self._no_room = state, Failure(PromptmillError(Code.BUDGET, message, hint))
         return self._no_room[1]
 
 
@@ -305,26 +329,43 @@ def _served_at(plan: resolved_config.ResolvedConfig, tier: str) -> set[str]:
     return {tier, (_DEAREST | decides).get(tier, tier)}
 
 
+def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], *, by_batch: bool = False) -> float:
+    """Return the highest cost of an attempt with the usage `most`, at any of `tiers`.
+
+    Writing the beginning that a request shares to the provider's cache may cost more than the prompt itself.
+    """
+    usages = [most]
+    if request.shared is not None:
+        an_hour = most.prompt_tokens if by_batch else 0
+        usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
+    return max(price.cost(usage, tier) for usage in usages for tier in tiers)
+
+
 def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Prices, *, by_batch: bool = False) -> float:
     """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and for second
     attempts under a schema; infinite without a limit or a price. Failed attempts are not included."""
-    price, sampling, live = prices.of(request), request.sampling, _served_at(plan, tier_of(request.extra))
-    is_checked = sampling.response_format is not None or sampling.choices is not None
+    price, sampling = prices.of(request), request.sampling
+    live = _served_at(plan, Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
+    if sampling.choices is not None:  # sent as a schema
+        form = choices_of(tuple(sampling.choices)).response_format
+        request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
+    is_checked = request.sampling.response_format is not None
     try:
         first = worst_case(request, plan.model)
     except PromptmillError:
         return math.inf
     if price is None:
         return math.inf
-    again = replace(first, prompt_tokens=first.prompt_tokens + first.completion_tokens + _PER_COMPLAINT)
-    cost = max(price.cost(first, tier) for tier in ({BATCH} if by_batch else live))
+    invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts the bytes of the invalid answer
+    again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
+    cost = _highest(price, first, request, {BATCH} if by_batch else live, by_batch=by_batch)
     if is_checked:
-        cost += plan.settings.schema_retries * max(price.cost(again, tier) for tier in live)
+        cost += plan.settings.schema_retries * _highest(price, again, request, live)
     return (sampling.n or 1) * cost
 
 
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
-    """Return the estimated cost of all prompts, and the highest cost of all requests together; each None if unknown.
+    """Return the likely cost and the highest cost of all requests together; each None if unknown.
 
     The highest cost is also None if answers have no limit. It does not include failed attempts.
     """
@@ -332,12 +373,13 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     if own is None:
         return None, None
     prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
-    estimated, most = 0.0, 0.0
+    estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
         if (price := prices.of(request)) is None:
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
-        estimated += (request.sampling.n or 1) * price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
+        usage = Usage(prompt // _BYTES_PER_TOKEN, lengths.of(request).tokens)
+        estimated += (request.sampling.n or 1) * price.cost(usage, tier)
         most += most_of(request, plan, prices)
     return estimated, None if math.isinf(most) else most
 

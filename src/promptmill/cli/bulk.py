@@ -12,13 +12,15 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 
+from promptmill.answering.likely import ASSUMED
 from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
@@ -27,9 +29,10 @@ from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
-from promptmill.core.wording import cut
+from promptmill.core.wording import counted, cut
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -44,6 +47,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
 from promptmill.options.check import check
 from promptmill.options.table import groups
+from promptmill.system.installation import command_for
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
@@ -230,24 +234,37 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             f"{'images and ' if found['images'] else ''}what the chat template adds",
             wrap=True,
         )
-        if (cost := found.get("estimated_cost")) is not None:
-            most = found["most_cost"]
-            answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
-            say(f"about {dollars(cost)} for the prompts{answers}")
-            if (by_batch := found.get("batch_estimated_cost")) is not None:
-                most = found["batch_most_cost"]
-                answers = "" if most is None else f", at most {dollars(most)} with the answers"
-                say(f"by batch about {dollars(by_batch)} for the prompts{answers}")
-        elif any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan)):
-            key = plan.key("price")
-            say(
-                f"no price is known for {plan.model or 'the model'}: `{key}:` in the configuration, or --set "
-                f"'{key}={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
-                wrap=True,
-            )
+        if found.get("estimated_cost") is not None:
+            say(_price_words(found))
+            if found.get("batch_estimated_cost") is not None:
+                say(f"by batch {_price_words(found, 'batch_')}")
+        elif plan.record.needs_endpoint:
+            say(_unknown_price(plan), wrap=True)
         if words := job.order.plan.estimate_words(found):
             say(words, wrap=True)
     return int(found["invalid"] > 0)
+
+
+def _unknown_price(plan: ResolvedConfig) -> str:
+    """Return that no price is known, and for a provider how to give it. A server on this machine seldom has one."""
+    unknown = f"no price is known for {plan.model or 'the model'}"
+    if all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(plan)):
+        return unknown
+    key = plan.key("price")
+    return (
+        f"{unknown}: `{key}:` in the configuration, or --set '{key}={{input: 1, output: 2}}', says what a million "
+        f"tokens cost in US dollars; the list of prices, if it is not installed, may know it: {command_for('prices')}"
+    )
+
+
+def _price_words(found: Mapping[str, Any], way: str = "") -> str:
+    """Return the likely and the highest price of a job as text. `way`: the beginning of the names in `found`."""
+    each, source = found["estimated_completion_tokens"] / max(1, found["requests"]), found["estimated_completion_from"]
+    length = counted(round(each), "token")
+    answers = f"if an answer has {length}" if source == ASSUMED else f"with answers of {length}, {source}"
+    most = found[f"{way}most_cost"]
+    highest = "more with longer answers, as `max_tokens` is not set" if most is None else f"at most {dollars(most)}"
+    return f"about {dollars(found[f'{way}estimated_cost'])} {answers}; {highest}"
 
 
 def _shortened(prompt: str) -> str:

@@ -194,10 +194,10 @@ def section(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> J
 def estimate_words(sure: Mapping[str, Any]) -> str:
     """Return the size and the price of the sample as text, for a validation."""
     model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
-    alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
+    alone = f": about {dollars(sure['cost_alone'])}" if "cost_alone" in sure else ""
     if not sure["sampled"]:
         return f"{rows}{alone}; so few need no sample"
-    cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
+    cost = f", about {dollars(sure['sample_cost'])} at {model}" if "sample_cost" in sure else ""
     if "taught" in sure:
         return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
     return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"

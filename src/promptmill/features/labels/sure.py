@@ -110,8 +110,8 @@ class Sure(SureRule):
         if self.student:
             sure["taught"] = taught
         if price is not None:
-            tokens = checked["estimated_prompt_tokens"]
-            alone = cost_of_many(price, Usage(tokens), rows, tier_of(strong.settings.extra_params))
+            usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
+            alone = cost_of_many(price, usage, rows, tier_of(strong.settings.extra_params))
             sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
         return {"sure": sure}
 

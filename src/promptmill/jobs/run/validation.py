@@ -11,14 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.costs import most_of
+from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.backends import registry, rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Request, TextPart, check_encodable
-from promptmill.core.wording import cut
+from promptmill.core.request import LEAST_SHARED, Conversation, Request, Shared, TextPart, check_encodable
+from promptmill.core.wording import counted, cut
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
@@ -29,7 +30,9 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
+from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
@@ -38,10 +41,11 @@ _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scri
 
 
 def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts: int = 0) -> dict[str, Any]:
-    """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
+    """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens and cost.
 
-    The estimate includes the system prompt, but neither images nor the additions of a chat template. `may_name`: see
-    `RowReader`. `prompts`: the number of finished prompts to return.
+    The estimate includes the system prompt, but neither images nor the additions of a chat template. The length of an
+    answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
+    `prompts`: the number of finished prompts to return.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.parsed_shard is not None:
@@ -61,38 +65,76 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         models = spec.plan.asked(spec.targets)
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         every = [answering[name] for name in models]
-        sums = [_Most(one, price) for one in every if (price := price_of(one)) is not None]
+        sums = [_Sums(one, price_of(one)) for one in every]
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
+        answered = _answered(files.folder, spec)
+        rows_sent = result["rows"] - result["invalid"] - result.get("skipped", 0)
+        for name, one in zip(models, sums, strict=True):
+            one.expect(answered.get(name), rows_sent * max(1, len(spec.question.templates)))
+        result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))
+        result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
         more = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.limit))
         result["estimated_prompt_tokens"] *= len(every)
+        result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
         result["requests"] *= len(every)
         cost: dict[str, float | None] = {}
-        if len(sums) == len(every):
+        prices = [one.price for one in sums if one.price is not None]
+        if len(prices) == len(every):
             cost = _cost(sums, result)
-            if order.way == BATCH and all(one.price.batch is not None for one in sums):
+            if order.way == BATCH and all(price.batch is not None for price in prices):
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **more}
 
 
-class _Most:
-    """The highest cost of the rows with one model, live and by batch."""
+class _Sums:
+    """The likely tokens of all answers of one model, and the highest cost of the rows, live and by batch."""
 
-    def __init__(self, plan: ResolvedConfig, price: Price) -> None:
+    def __init__(self, plan: ResolvedConfig, price: Price | None) -> None:
         self.plan, self.price = plan, price
-        self._prices = Prices(plan, price)
+        self._prices = None if price is None else Prices(plan, price)
+        self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
+        self.completion_tokens = 0
+        self.source = ""
+        """Where the length of answers comes from, in words; `""` without requests."""
 
     def add(self, request: Request) -> None:
         """Add the request of a row."""
+        likely = self._lengths.of(request)
+        self.completion_tokens += (request.sampling.n or 1) * likely.tokens
+        self.source = likely.source
+        if self._prices is None or self.price is None:
+            return
         self.live += most_of(request, self.plan, self._prices)
         if self.price.batch is not None:
             self.by_batch += most_of(request, self.plan, self._prices, by_batch=True)
+
+    def expect(self, answered: tuple[int, int] | None, rows: int) -> None:
+        """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
+        if answered is not None and rows:
+            count, tokens = answered
+            self.completion_tokens = round(tokens / count * rows)
+            self.source = f"as in the {counted(count, 'answer')} so far"
+
+
+def _answered(folder: Folder, spec: JobSpec) -> dict[str, tuple[int, int]]:
+    """Return, by model, the number and the tokens of the answers that the job has to the same question."""
+    known, found = folder.spec, dict[str, tuple[int, int]]()
+    if known is None or known.question != spec.question:
+        return found
+    with folder.reading() as store:
+        paid = {slot: sums for (_, slot), sums in statistics.paid(store, ()).items()}
+    for slot, (before, target) in enumerate(zip(known.targets, spec.targets, strict=False)):
+        if slot in paid and paid[slot].usage.completion_tokens and before.fingerprint == target.fingerprint:
+            count, tokens = found.get(target.model, (0, 0))
+            found[target.model] = count + paid[slot].rows, tokens + paid[slot].usage.completion_tokens
+    return found
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
@@ -110,7 +152,7 @@ def _check_rows(
     spec: JobSpec,
     plan: ResolvedConfig,
     order: JobOrder,
-    sums: Sequence[_Most],
+    sums: Sequence[_Sums],
     *,
     may_name: frozenset[str] | None,
     prompts: int,
@@ -122,6 +164,7 @@ def _check_rows(
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     local = spec.model_copy(update={"origin": Origin()})
+    may_share = bool(registry.prompt_cache_of(plan))
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
         for one in (plan, *(most.plan for most in sums))
@@ -144,7 +187,7 @@ def _check_rows(
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
                 for part in parts if same is made else _parts(spec, same):
-                    most.add(part)
+                    most.add(_sharing(part) if may_share else part)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -177,12 +220,21 @@ def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
 
 
-def _cost(sums: Sequence[_Most], result: Mapping[str, Any], *, by_batch: bool = False) -> dict[str, float | None]:
+def _sharing(request: Request) -> Request:
+    """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
+    size = _bytes(request.conversation)
+    return request.changed(shared=Shared(size, "")) if size >= LEAST_SHARED else request
+
+
+def _cost(sums: Sequence[_Sums], result: Mapping[str, Any], *, by_batch: bool = False) -> dict[str, float | None]:
     """Return the cost if each model answers all requests."""
-    tokens, requests = (result[name] // len(sums) for name in ("estimated_prompt_tokens", "requests"))
+    prompts, requests = (result[name] // len(sums) for name in ("estimated_prompt_tokens", "requests"))
     tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
-    every = zip(sums, tiers, strict=True)
-    estimated = sum(cost_of_many(one.price, Usage(tokens), requests, tier) for one, tier in every)
+    estimated = sum(
+        cost_of_many(one.price, Usage(prompts, one.completion_tokens), requests, tier)
+        for one, tier in zip(sums, tiers, strict=True)
+        if one.price is not None
+    )
     most = sum(one.by_batch if by_batch else one.live for one in sums)
     return {"estimated_cost": estimated, "most_cost": None if most == math.inf else most}
 

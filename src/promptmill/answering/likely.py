@@ -1,0 +1,110 @@
+"""The likely length of an answer that does not exist yet, from the form that its request asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from promptmill.answers.schema import choices_of, schema_of
+from promptmill.config.resolved_config import TOKEN_LIMITS, whole_number
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import Request, Sampling
+from promptmill.core.values import JsonObject
+
+ASSUMED = "an assumption"
+"""The source of a length that nothing supports: the request asks for a text."""
+_CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
+_TEXT = 200  # tokens: a paragraph of about 150 English words
+_BYTES_PER_TOKEN = 3  # of JSON, whose quotes and braces are tokens of their own
+_BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
+_BYTES_OF_TEXT = 40  # a name, a title or a short phrase
+_ITEMS = 3
+_DEEPEST = 50
+
+
+class Likely(NamedTuple):
+    """The likely number of tokens of an answer, and where it comes from, in words."""
+
+    tokens: int
+    source: str
+
+
+class LikelyLengths:
+    """Returns the likely length of the answers to requests. Requests of a job have few different `sampling`."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Sampling, Likely] | None = None
+
+    def of(self, request: Request) -> Likely:
+        """Return the likely length of an answer to `request`, at most the smallest of its limits."""
+        if self._last is None or self._last[0] is not request.sampling:
+            self._last = request.sampling, _by_form(request.sampling)
+        likely = self._last[1]
+        if request.path == "/embeddings":
+            return likely._replace(tokens=0)
+        limits = [request.sampling.max_tokens, *map(request.extra.get, TOKEN_LIMITS)]
+        known = [limit for limit in map(whole_number, limits) if limit is not None]
+        return likely._replace(tokens=min(likely.tokens, *known)) if known else likely
+
+
+def _by_form(sampling: Sampling) -> Likely:
+    form, source = sampling.response_format, _FIELDS
+    if sampling.choices is not None:
+        form, source = choices_of(tuple(sampling.choices)).response_format, _CHOICE
+    try:
+        schema = schema_of(form) if form is not None and form.get("type") == "json_schema" else None
+    except PromptmillError:  # the answer's check reports it
+        schema = None
+    if schema is None:
+        return Likely(_TEXT, ASSUMED)
+    return Likely(-(-_Sizes(schema).of(schema) // _BYTES_PER_TOKEN), source)
+
+
+class _Sizes:
+    """The likely bytes of JSON values, by the definitions of one schema."""
+
+    def __init__(self, schema: JsonObject) -> None:
+        self._definitions = {
+            f"#/{place}/{name}": value
+            for place in ("$defs", "definitions")
+            if isinstance(named := schema.get(place), Mapping)
+            for name, value in named.items()
+        }
+        self._known: dict[str, int] = {}
+
+    def of(self, schema: Any, depth: int = 0) -> int:
+        """Return the likely bytes of a value with this schema."""
+        if not isinstance(schema, Mapping) or depth > _DEEPEST:
+            return _BYTES_OF_TEXT
+        if (name := schema.get("$ref")) in self._definitions:
+            return self._named(name, depth)
+        options = [schema["const"]] if "const" in schema else schema.get("enum")
+        if isinstance(options, list) and options:
+            return max(map(_bytes, options))
+        for parts in map(schema.get, ("anyOf", "oneOf", "allOf")):
+            if isinstance(parts, list) and parts:
+                return max(self.of(part, depth + 1) for part in parts)
+        return self._of_type(schema, depth)
+
+    def _named(self, name: str, depth: int) -> int:
+        if name not in self._known:
+            self._known[name] = 0  # a definition that contains itself ends there
+            self._known[name] = self.of(self._definitions[name], depth + 1)
+        return self._known[name]
+
+    def _of_type(self, schema: JsonObject, depth: int) -> int:
+        kinds = schema.get("type")
+        kind = next((one for one in kinds if one != "null"), "null") if isinstance(kinds, list) else kinds
+        if isinstance(fields := schema.get("properties"), Mapping):
+            return 2 + sum(_bytes(name) + 4 + self.of(field, depth + 1) for name, field in fields.items())
+        if kind == "array":
+            least, most = (whole_number(schema.get(name)) for name in ("minItems", "maxItems"))
+            items = max(least or 0, min(most or _ITEMS, _ITEMS))
+            return 2 + items * (2 + self.of(schema.get("items"), depth + 1))
+        longest = whole_number(schema.get("maxLength")) or _BYTES_OF_TEXT
+        return _BYTES_OF.get(str(kind), min(_BYTES_OF_TEXT, longest + 2))
+
+
+def _bytes(value: object) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
