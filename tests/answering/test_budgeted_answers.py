@@ -117,7 +117,7 @@ async def test_the_items_that_a_budget_has_no_room_for_share_one_error_and_other
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count())
-    ((outcomes, _),) = await _asked(service, 20_000)
+    ((outcomes, _),) = await _asked(service, 5_000)
     ended.set()
     await counting
     assert upstream.seen == []
@@ -125,8 +125,8 @@ async def test_the_items_that_a_budget_has_no_room_for_share_one_error_and_other
     entries = list_call.errors(outcomes)
     assert entries[0]["message"] == str(outcomes[0].error)
     assert len(entries) < 2_000, "a run of items that share a failure is one entry"
-    assert sum(entry.get("last", entry["index"]) - entry["index"] + 1 for entry in entries) == 20_000
-    assert turns >= 20_000 // 256
+    assert sum(entry.get("last", entry["index"]) - entry["index"] + 1 for entry in entries) == 5_000
+    assert turns >= 5_000 // 256
 
 
 async def test_a_budget_without_a_price_is_an_error_before_anything_is_sent(opened, upstream):

@@ -209,7 +209,7 @@ def test_values_of_parquet_are_cells(bench):
 
 def test_many_rows_are_written_in_groups_with_the_types_of_all(bench):
     bench.output = bench.path / "out.parquet"
-    count, filler = 5000, "x" * 1500
+    count, filler = 500, "x" * 15_000
     bench.write(
         [{"prompt": f"p{at}", "filler": filler, "late": at if at == count - 1 else None} for at in range(count)]
     )

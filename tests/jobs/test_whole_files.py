@@ -204,7 +204,11 @@ def reading(bench: Any) -> Callable[..., Awaitable[psutil.Process]]:
 
 
 @pytest.mark.usefixtures("protocol")
-@pytest.mark.parametrize("kind", ["mail", "PDF", "page of a PDF"])
+@pytest.mark.parametrize(
+    ("kind", "protocol"),
+    [("mail", "auto"), ("mail", "legacy"), ("PDF", "auto"), ("page of a PDF", "auto")],
+    indirect=["protocol"],
+)
 async def test_a_cancelled_call_ends_the_process_that_reads_its_file(bench, tools, reading, kind):
     """Each file takes seconds to read."""
     path = bench.path / ("a.eml" if kind == "mail" else "a.pdf")

@@ -18,7 +18,7 @@ import pytest
 
 from promptmill.answering.cached import AnswerCache
 from replies import answer, by_prompt, choose
-from served import Served, messages
+from served import Served, ServedHere, messages
 from server_process import written
 from waiting import eventually
 
@@ -41,12 +41,20 @@ def upstream(lasting):
 
 
 @pytest.fixture(scope="module")
-def sharing(folder, lasting):
-    """A server with a cache, a price, and an endpoint that takes no `top_k`."""
+def _sharing(folder, lasting):
     top = {"allowed_roots": [str(folder)], "cache": True, "schema_retries": 2, **_BILLED}
     environ = {"XDG_STATE_HOME": str(folder / "state"), "PROMPTMILL_CACHE": str(folder / "cache")}
-    with Served(written(folder, lasting.url, top, provider="openai", num_workers=2), environ=environ) as server:
-        yield server
+    with ServedHere(written(folder, lasting.url, top, provider="openai", num_workers=2), environ=environ) as server:
+        yield server, environ
+
+
+@pytest.fixture
+def sharing(_sharing, monkeypatch):
+    """A server with a cache, a price, and an endpoint that takes no `top_k`."""
+    server, environ = _sharing
+    for name, value in environ.items():  # each test begins without these variables
+        monkeypatch.setenv(name, value)
+    return server
 
 
 def _reported(client, tool="generate", **arguments):
@@ -127,7 +135,7 @@ def test_a_request_equal_to_a_running_one_of_another_client_is_reported_like_a_n
 
     (folder / "waiting").mkdir()
     file = written(folder / "waiting", upstream.url, {"cache": True, **_BILLED}, concurrency=1)
-    with Served(file, environ={"PROMPTMILL_CACHE": str(folder / "waiting" / "cache")}) as server:
+    with ServedHere(file, environ={"PROMPTMILL_CACHE": str(folder / "waiting" / "cache")}) as server:
         client = server.session()
         upstream.reply = by_prompt({"running": held})
 
@@ -180,10 +188,8 @@ def test_a_job_reports_a_hit_like_a_new_request(sharing, upstream, folder, order
         return _facts(found), row
 
     known, fresh = "known", "fresh"
-    if "max_cost" in order:
-        assert not sharing.session().call("generate", prompt_ls=[f"known {order}"]).get("isError")
-    else:
-        report(sharing.session(), known, **order)
+    warm = {name: value for name, value in order.items() if name != "max_cost"}
+    assert not sharing.session().call("generate", prompt_ls=[f"known {order}"], **warm).get("isError")
     sent, client = len(upstream.seen), sharing.session()
     hit = report(client, known, **order)
     assert len(upstream.seen) == sent

@@ -38,19 +38,20 @@ ENCODINGS = ("cp037", "cp500", "utf-7", "utf-16-le", "utf-32-be", "punycode")
 URLS = ("hf://datasets/acme/mails", "s3://bucket/a.csv", "postgres://h/d", "http://h/a.csv")
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a server, with secrets in it and beside it, and links to them."""
-    path = plant(tmp_path / "project")
-    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": SECRET}) + "\n")
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with secrets in it and next to it, and links to them; no test changes it."""
+    around = tmp_path_factory.mktemp("around")
+    path = plant(around / "project")
+    (around / "in.jsonl").write_text(json.dumps({"prompt": SECRET}) + "\n")
     for name in NAMED:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         rows = json.dumps({"text": SECRET}) if ".jsonl" in name else ROWS
         (path / name).write_bytes(gzip.compress(rows.encode()) if name.endswith(".gz") else rows.encode())
     (path / ".hidden" / "in.csv").write_text(ROWS)
     if POSIX:
-        (path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
-        (path / "above").symlink_to(tmp_path)
+        (path / "link.jsonl").symlink_to(around / "in.jsonl")
+        (path / "above").symlink_to(around)
         for name, target in LINKS.items():
             (path / name).with_suffix("" if target == ".hidden" else ".csv").symlink_to(path / target)
         (path / ".named").symlink_to(path / "readme.md")
@@ -65,8 +66,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with contextlib.closing(sqlite3.connect(path / "mails.db")) as database:
         database.execute("CREATE TABLE inbox (id, body)")
         database.commit()
-    monkeypatch.chdir(path)
     return path
+
+
+@pytest.fixture
+def folder(planted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a server."""
+    monkeypatch.chdir(planted)
+    return planted
 
 
 def rows(source: str = "data.csv", target: str = "out.csv", **more: Any) -> tuple[str, dict[str, Any]]:

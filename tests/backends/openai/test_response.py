@@ -127,19 +127,19 @@ _DONE = b"data: [DONE]\n\n"
 @pytest.mark.parametrize(
     ("body", "is_read"),
     [
-        (_with(_names(400_000)), True),
-        (_with(_names(600_000)), False),
-        (_with(b"[%b]" % b",".join([b'"12:30"'] * 400_000)), True),
-        (_with(_names(50_000), _HALF), True),
-        (_with(_names(250_000), _HALF), False),
-        (_event(b'{"content":"x"}') + _event(_names(600_000)) + _DONE, False),
-        (_event(b'{"content":"x","usage":{"a":1,"b":2,"c":3}}') * 100_000 + _DONE, True),
-        (b"data:\r" * 400_000 + _event(b'{"content":"x"}') + _DONE, False),
+        (lambda: _with(_names(400_000)), True),
+        (lambda: _with(_names(600_000)), False),
+        (lambda: _with(b"[%b]" % b",".join([b'"12:30"'] * 400_000)), True),
+        (lambda: _with(_names(50_000), _HALF), True),
+        (lambda: _with(_names(250_000), _HALF), False),
+        (lambda: _event(b'{"content":"x"}') + _event(_names(600_000)) + _DONE, False),
+        (lambda: _event(b'{"content":"x","usage":{"a":1,"b":2,"c":3}}') * 100_000 + _DONE, True),
+        (lambda: b"data:\r" * 400_000 + _event(b'{"content":"x"}') + _DONE, False),
     ],
     ids=["names", "more names", "colons", "mended", "mended names", "event", "events", "returns"],
 )
 def test_a_body_is_not_read_if_no_other_thread_could_run_for_long(body, is_read):
-    assert isinstance(read_response(200, {}, body, ENDPOINT), Completion) is is_read
+    assert isinstance(read_response(200, {}, body(), ENDPOINT), Completion) is is_read
 
 
 def test_half_surrogate_pairs_in_a_row_are_mended():
