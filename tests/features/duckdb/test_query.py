@@ -199,7 +199,7 @@ def test_a_table_of_duckdb_is_an_output_with_types(bench, database):
     assert _rows(database, "SELECT count(*) FROM inbox") == [(100,)]
     bench.succeed(*_PROMPT)
     _rows(database, "DELETE FROM labels WHERE id = 3")
-    assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
+    assert "was changed after the job wrote it" in bench.fail(*_PROMPT)
     bench.succeed(*_PROMPT, "--overwrite")
     assert _rows(database, "SELECT count(*) FROM labels") == [(100,)]
     assert len(bench.upstream.seen) == 100
