@@ -26,7 +26,6 @@ _EMPTY = (
 )
 _UNKNOWN_MARK = "An answer contains "
 _UNKNOWN_END = "An answer ends with "
-_LOST_CHARACTER = "A character of an answer was lost: "
 _UNREAD_CALL = "The text of an answer has the mark of a tool call, "
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
@@ -531,14 +530,8 @@ class Call:
         self.warnings[message] = None
 
     def warn_of_marks(self, text: str) -> None:
-        """Warn about the first answer that starts with an unknown reasoning mark, ends with a mark of a turn, has the
-        mark of a tool call, or has lost a character."""
-        if "\ufffd" in text:
-            self._warn_once(
-                _LOST_CHARACTER,
-                "\ufffd stands for bytes that are no UTF-8. Correct the encoding of the server's "
-                "replies, or the charset in its `Content-Type`.",
-            )
+        """Warn about the first answer that starts with an unknown reasoning mark, ends with a mark of a turn, or has
+        the mark of a tool call."""
         if call := unread_call(text):
             self._warn_once(
                 _UNREAD_CALL,
