@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import aclosing
 from typing import Any
 
@@ -140,3 +141,12 @@ def test_several_models_in_one_text_are_refused(bench):
     bench.prompts(2)
     assert "give -m twice (-m a -m b)" in bench.fail("-m", "a,b")
     assert not bench.upstream.seen
+
+
+@pytest.mark.processes
+def test_a_detached_job_names_its_folder_in_the_commands(bench):
+    bench.write([{"prompt": "a"}])
+    done = bench.run("--detach", "--state", "kept")
+    (command,) = re.findall(r"`(promptmill jobs \S+ --state \S+) --follow` shows it", done.stderr)
+    shown = bench.jobs(*command.split()[2:], "--follow")
+    assert (done.returncode, shown.returncode) == (0, 0), shown.stderr

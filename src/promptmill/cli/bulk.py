@@ -23,7 +23,7 @@ import orjson
 from promptmill.answering.likely import ASSUMED
 from promptmill.backends import registry
 from promptmill.cli import options
-from promptmill.cli.job_display import print_status
+from promptmill.cli.job_display import command_of, print_status
 from promptmill.cli.job_run import remembered_command, run, warn_of_input
 from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
@@ -134,11 +134,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             job = replace(job, models=decided(configuration))
             print_status(begun := job.detach(warn_of_input), as_json=arguments.json)
             if not arguments.json:
-                name = begun["job_id"]
-                say(
-                    f"  `promptmill jobs {name} --follow` shows it, `promptmill jobs {name} --cancel` ends it",
-                    sys.stderr,
-                )
+                its_command = command_of(begun)
+                say(f"  `{its_command} --follow` shows it, `{its_command} --cancel` ends it", sys.stderr)
             return OK
         code = run(arguments, configuration, job)
         return code if job.remote is None else _delivered(job.remote, code, folders, tell)

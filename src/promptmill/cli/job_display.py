@@ -76,14 +76,19 @@ def print_status(
 def _go_on(found: Status, *, output: bool) -> list[str]:
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
-    state = os.environ.get("PROMPTMILL_STATE")
-    job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
+    job = f"    {command_of(found)}"
     return [
         "  answers are kept; resume with the same command, or with",
         f"{job} --resume",
         "  write the answers so far with",
         f"{job} --export FILE",
     ]
+
+
+def command_of(found: Status) -> str:
+    """Return the command that shows a job, to which an action may be added."""
+    state = os.environ.get("PROMPTMILL_STATE")
+    return f"promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
 
 
 def _remedies(found: Status, examples: Mapping[str, str], folder: Folder | None) -> dict[str, str]:
