@@ -536,6 +536,14 @@ def test_the_calls_of_several_choices_are_one_answer():
     assert answer.tool_calls == (first, other), "a call that a choice repeats counts once"
 
 
+def test_calls_of_custom_tools_in_several_choices_are_all_read():
+    calls = [{"id": name, "type": "custom", "custom": {"name": "look", "input": name}} for name in ("a", "b")]
+    choices = [{"message": {"content": None, "tool_calls": [call]}} for call in calls]
+    answer = read_payload({"choices": choices}, {}, ENDPOINT)
+    assert isinstance(answer, Completion)
+    assert [*answer.tool_calls] == calls
+
+
 def test_the_text_and_the_call_of_two_choices_are_one_answer():
     call = {"id": "a", "type": "function", "function": _PARIS}
     text, calls = {"content": "I look."}, {"content": None, "tool_calls": [call]}

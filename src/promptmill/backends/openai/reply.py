@@ -431,14 +431,19 @@ def _call(call: JsonObject) -> JsonDict:
     return {**call}
 
 
+def _called(call: JsonObject) -> object:
+    """Return the name and arguments of a call, which a second choice may repeat with another id."""
+    return call.get("function") or call.get("custom")
+
+
 def _joined(choices: list[Any]) -> tuple[str, str | None, tuple[JsonObject, ...]]:
     """Return the contents of an answer in several choices: some gateways put its text and its calls into several."""
     contents = [_contents(_message(choice)) for choice in choices if isinstance(choice, dict)]
     texts, thoughts, calls = zip(*contents, strict=True)
     different: list[JsonObject] = []
     for found in calls:
-        known = {str(call.get("function")) for call in different}
-        different += [call for call in found if str(call.get("function")) not in known]
+        known = [_called(call) for call in different]
+        different += [call for call in found if _called(call) not in known]
     tool_calls = tuple(chat_completion.distinct([{**call} for call in different]))
     return next(filter(None, texts), ""), next(filter(None, thoughts), None), tool_calls
 
