@@ -391,9 +391,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
-        took = {
-            "seconds": round(time.monotonic() - began, 3)
-        }  # from which the page of the job takes the time between looks
+        took = {"seconds": round(time.monotonic() - began, 3)}  # the page of the job rests ten times as long
         return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status, took)
 
     @mcp.resource(

@@ -33,6 +33,7 @@ from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _MODULE = "promptmill.features.review.call_review"
+_SEVERAL = "The job has several answers to each row and stores no labels"
 _COMPUTING_S = 300  # bound of processor time, as for a comparison
 
 
@@ -105,7 +106,6 @@ def _review(
     if target is not None:
         review_page.write(target, found, _call(found))
     finder = rule.finder if rule.is_guarded else None
-    takes_none = f"The job has several answers to each row and stores no labels; {_call(found)} measures them."
     return {
         "job_id": found.job_id,
         "count": len(found.rows),
@@ -115,7 +115,7 @@ def _review(
             for label in found.labels[: MOST_SHOWN if found.can_take else 0]
             if finder is None or not finder.find(label.encode())
         ],
-        **({} if found.can_take else {"note": takes_none}),
+        **({} if found.can_take else {"note": f"{_SEVERAL}; {_call(found)} measures them."}),
         **({} if target is None else {"file": str(target)}),
         "rows": [_shown(row, finder) for row in found.rows],
     }

@@ -24,7 +24,7 @@ _REVIEW = object_schema(
         "count": {"type": "integer", "description": "Number of rows to review, also those that do not fit in `rows`."},
         "reasons": {"type": "object", "additionalProperties": {"type": "integer"}},
         "labels": {"type": "array", "items": {"type": "string"}, "description": "The labels of all answers."},
-        "note": {"type": "string", "description": "Why the job stores no labels."},
+        "note": {"type": "string", "description": "The reason, if the job stores no labels."},
         "file": {"type": "string"},
         "rows": objects_schema(
             "The most doubtful row first: `row`, its number from 1, `answer`, `why` and `score`, `label`, if the user "
