@@ -44,7 +44,7 @@ from promptmill.service.service import Service
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 QUESTIONS = ["Hi!", "What is the capital of France?", "Count from one to ten. " * 12, "Why is the sky blue? " * 40, "x"]
 LONGEST, PAIRS = 48, 3
-PROMPTS = {"cuda": 128, "cpu": 16}
+PROMPTS = {"cuda": 32, "cpu": 16}  # 128 on an H200 took more than six minutes for the embedded model
 FREED_MIB = 64  # a driver's own memory comes and goes
 
 
@@ -84,6 +84,7 @@ class Theirs:
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(self.device).eval()
 
     def ids(self, texts: list[str]) -> Any:
@@ -181,6 +182,10 @@ async def speed(check: Check, name: str, folder: Path) -> str:
             rates["generate, padded"].append(theirs.padded(work))
             if theirs.device == "cuda":  # on a CPU its cache takes all the memory of the machine
                 rates["generate_batch"].append(theirs.continuous(work))
+            print(
+                f"          {name}: {' · '.join(f'{way} {rate[-1]:,.0f}' for way, rate in rates.items() if rate)}",
+                flush=True,
+            )
     finally:
         await host.aclose()
     found = [f"{way} {statistics.median(rate):,.0f}" for way, rate in rates.items() if rate]
