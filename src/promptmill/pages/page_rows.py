@@ -44,6 +44,10 @@ class Column:
     """Whether the cells show thumbnails."""
     is_hidden: bool = False
     """Whether the column is shown only if the user chooses it."""
+    source: str = ""
+    """The name of the column's values in the column of places."""
+    has_places: bool = False
+    """Whether the cells have the place of each value in its document, as JSON."""
 
 
 @dataclass(slots=True)
@@ -123,10 +127,17 @@ class PageRows:
 
     def order_columns(self, asked: Collection[str] = ()) -> None:
         """Order the columns by worth. `asked`: the keys of those that a prompt shows; `()`: any of the input may be."""
+        measured = {
+            column.key: _mean_length(cells[:_MEASURED]) for column, cells in zip(self.columns, self.cells, strict=True)
+        }
+        self.order_by(measured, asked)
+
+    def order_by(self, measured: Mapping[str, float], asked: Collection[str] = ()) -> None:
+        """Do the same, with the mean lengths of the columns' texts, by key."""
         asked = asked or {column.key for column in self.columns if column.kind == "own"}
         lengths = {
-            column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])
-            for column, cells in zip(self.columns, self.cells, strict=True)
+            column.name: math.inf if column.has_images else measured.get(column.key, 0.0)
+            for column in self.columns
             if column.key in asked or column.has_images
         }
         answers = {column.name for column in self.columns if column.kind == "answer"}
@@ -165,7 +176,15 @@ class PageRows:
         if hidden := len(self.own) - sum(self.own.values()):
             note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
         columns = [
-            {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "wrong": one.wrong,
+                "images": one.has_images,
+                "hidden": one.is_hidden,
+                **({"source": one.source} if one.source else {}),
+                **({"places": True} if one.has_places else {}),
+            }
             for one in self.columns
         ]
         return {

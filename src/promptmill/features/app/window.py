@@ -22,12 +22,12 @@ from promptmill.backends.rows import IMAGES
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import unescaped
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.columns import SCORE
+from promptmill.jobs.columns import SCORE, mean_lengths
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.job_rows import LEFT_OUT, ShownRows
+from promptmill.jobs.manage.job_rows import LEFT_OUT, ShownRows, asked_names
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
@@ -117,8 +117,8 @@ class _Table:
         self._marks = spec.plan.fields
         images = {spec.question.image_column} if spec.question.image_column else {*IMAGES}
         self.rows = PageRows()
-        names_of_rows = (name for row in store.row_page(0) for name in self._shown.own(row))
-        own = [name for name in dict.fromkeys(names_of_rows) if name != LEFT_OUT]
+        first = [self._shown.own(row) for row in store.row_page(0)]
+        own = [name for name in dict.fromkeys(itertools.chain.from_iterable(first)) if name != LEFT_OUT]
         self._first_own = f"{OWN}{own[0]}" if own else ""
         for name in own:
             self.rows.has_own(name, has_images=name in images)
@@ -137,6 +137,8 @@ class _Table:
         for column in columns:
             self.rows.add_column(column, len(self.rows.columns))
         self.rows.name_columns()
+        measured = {OWN + name: length for name, length in mean_lengths(first).items()} if first else {}
+        self.rows.order_by(measured, {OWN + name for name in asked_names(spec)})
 
     @property
     def _variants(self) -> Sequence[str]:

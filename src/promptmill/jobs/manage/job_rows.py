@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
 from promptmill.images.load import is_data
-from promptmill.jobs.columns import answer_fields, by_worth, mean_lengths, variant_values
+from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
@@ -37,14 +36,9 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
-<<<<<<< HEAD
 LEFT_OUT = "left_out"
 """The field with the reason, if a row's fields or its answer are withheld."""
 _IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
-=======
-_MEASURED = 100  # rows of a page whose texts are measured to order the columns
-_IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
->>>>>>> cb3e4c12 (pages, cli, compare, app: the text of a row comes before its id)
 """The fields that a row keeps if the input's columns are left out."""
 
 
@@ -171,7 +165,7 @@ def results_page(
 
     Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
     """
-    shown_rows, own_rows = list[dict[str, Any]](), list[dict[str, Any]]()
+    shown_rows = list[dict[str, Any]]()
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}
@@ -181,14 +175,8 @@ def results_page(
             if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE or read > largest):
                 after = each.row.n
                 break
-<<<<<<< HEAD
             answered = shown.answer(each)
             own = shown.own(each.row)
-=======
-            answered = _answer_fields(each.record, names)
-            own = fields.of(each.row)
-            own_rows.append(own)
->>>>>>> cb3e4c12 (pages, cli, compare, app: the text of a row comes before its id)
             if not with_input:
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
             own |= variant_values(spec, each.slot)
@@ -203,17 +191,9 @@ def results_page(
         "done": now.get("done", 0),
         "total": now.get("total"),
         **({"columns": names} if names else {}),
-        **({"order": own_by_worth(spec, own_rows[:_MEASURED])} if with_input and own_rows else {}),
         "rows": shown_rows,
         "next_offset": after,
     }
-
-
-def own_by_worth(spec: JobSpec, shown: Sequence[JsonObject]) -> list[str]:
-    """Return the columns of the input in the order `by_worth`. `shown`: the input's values of some rows."""
-    lengths, asked, images = mean_lengths(shown), asked_names(spec), image_columns(spec)
-    in_prompts = {name: length for name, length in lengths.items() if not asked or name in asked}
-    return by_worth([*lengths], (), in_prompts | dict.fromkeys(lengths.keys() & images, math.inf))
 
 
 def asked_names(spec: JobSpec) -> set[str]:
