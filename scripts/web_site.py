@@ -62,7 +62,7 @@ def adapted(page: Path, text: str) -> str:
             for name in ("srcset", "src", "alt")
             if (found := re.search(rf'\b{name}="([^"]+)"', parts[0]))
         )
-        return f"![{alt}]({light}#only-light)\n![{alt}]({dark}#only-dark)"
+        return f"![{alt}]({light}#only-light) ![{alt}]({dark}#only-dark)"
 
     kept: list[str] = []
 

@@ -37,7 +37,7 @@ def test_links_of_a_page_lead_to_pages_of_the_site_or_to_github():
 def test_a_picture_for_two_colour_schemes_follows_the_site_s_own_switch():
     sources = '<source srcset="docs/killed-dark.svg">\n<img alt="A\n  job" src="docs/killed-light.svg">'
     found = SITE["adapted"](ROOT / "README.md", f"<picture>\n{sources}\n</picture>")
-    assert found == "![A job](killed-light.svg#only-light)\n![A job](killed-dark.svg#only-dark)"
+    assert found == "![A job](killed-light.svg#only-light) ![A job](killed-dark.svg#only-dark)"
 
 
 @pytest.mark.parametrize(
