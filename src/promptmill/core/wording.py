@@ -12,6 +12,7 @@ from typing import Any
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
 _SYNONYMS = (
+    ("prompts", "rows items texts"),
     ("input_file files input rows", "file path filename csv data dataset infile"),
     ("output_file output", "out outfile outputs target destination save_to results_file"),
     ("prompt prompt_ls", "prompts question questions query template task text prompt_template instruction"),

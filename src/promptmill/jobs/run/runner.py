@@ -362,6 +362,11 @@ class Runner:
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         await self._in_thread(self._note_persons)
+        if (most := job.folder.control.concurrency) is not None:
+            progress.notes.append(
+                f"At most {counted(most, 'request')} in flight: an earlier run was set to `concurrency={most}`, which "
+                f"stays until `promptmill jobs {job.spec.job_id} --set concurrency=N`, or bulk_status, sets another."
+            )
         if self._hooks.before_answers is not None:
             await self._hooks.before_answers()
 
