@@ -148,6 +148,13 @@ def test_what_only_looks_unclosed_is_a_template(text):
     template_of(text)
 
 
+@pytest.mark.parametrize("options", [["--prompt", "Sum up {{text}}"], ["--prompt-column", "text"], []])
+def test_one_object_around_the_rows_says_how_to_save_them(bench, options):
+    bench.write([{"data": [{"text": "a"}, {"text": "b"}]}])
+    said = " ".join(bench.fail(*options).split())
+    assert "whose rows are in the list 'data': save only that list, such as with `jq .data FILE > rows.json`." in said
+
+
 @pytest.mark.parametrize(
     ("row", "options"),
     [

@@ -756,8 +756,8 @@ async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(
 
 
 async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
-    (bench.path / "a.mbox").write_text("From: a@example.org\n\nHello")
-    asked = {"files": ["*.mbox"], "prompt": "{{content}}"}
+    (bench.path / "a.mail").write_text("MIME-Version: 1.0\n\nHello")
+    asked = {"files": ["*.mail"], "prompt": "{{content}}"}
     warning = "1 mail is sent raw, with MIME, base64 and tags"
     async with tools() as call:
         assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]
