@@ -352,7 +352,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench):
         pass
     process.communicate(timeout=PATIENCE_S)
     assert b"rows/s" in shown
-    assert b"in flight" in shown
+    assert b"open" in shown
     assert b"left" in shown
     assert "…".encode() not in shown, "nothing is cut off"
     bench.output.unlink()

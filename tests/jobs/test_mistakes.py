@@ -116,6 +116,10 @@ def test_mistakes_at_the_prompt_name_the_option_that_was_meant(bench):
         "--prompt", "@ask.txt"
     )
     assert "unknown option -p; did you mean --prompt?" in bench.fail("-p", "{{text}}")
+    assert "unknown option --retry; did you mean --again?" in bench.fail("--retry")
+    braces = " ".join(bench.fail("--schema", "{name, amount}").split())
+    assert "it is not JSON: line 1, column 2" in braces
+    assert "Fields in one line have no braces: name,amount:number." in braces
 
 
 def test_a_table_without_a_line_of_names_is_called_that(bench):

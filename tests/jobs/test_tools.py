@@ -295,6 +295,7 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="all")
         found = await call("bulk_status", action="cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
+        assert any("in flight ended with the job, and may be charged" in said for said in found["warnings"])
         await until(lambda: bench.upstream.in_flight == 0)
         assert (await call("bulk_status", action="cancel", job_id=job_id))["state"] == "cancelled"
         bench.upstream.reply = answer()

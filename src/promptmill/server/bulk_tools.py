@@ -335,7 +335,9 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         ] = 0,
         action: Annotated[
             Literal["pause", "continue", "cancel"] | None,
-            Field(description="Done first. `continue` also resumes a stopped job of `generate`."),
+            Field(
+                description="Done first. `continue` also resumes a stopped job of `generate`; `cancel` ends at once."
+            ),
         ] = None,
         read: Annotated[
             Literal["answers", "failed", "all"] | None, Field(description="Also return these rows.")

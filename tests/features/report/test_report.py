@@ -57,7 +57,7 @@ def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench
     assert shown.startswith("in.jsonl → out.jsonl: 8 of 8 answers to 4 rows\n")
     assert shown.count("model   small") == shown.count("model   good") == 4
     listed = bench.jobs(bench.folder.job_id).stdout
-    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 variants: 8 answered in ")  # noqa: RUF001 (a product)
+    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 answers: 8 answered in ")  # noqa: RUF001 (a product)
     assert listed.partition("\n")[0].endswith(" by small, good")
 
 

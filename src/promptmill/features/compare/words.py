@@ -431,7 +431,7 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
     if any(NOT_WORSE in row for row in overview(found).rows):
         yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
     if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
-        yield f"{LABEL_MEAN}: macro F1"
+        yield f"{LABEL_MEAN}: of the F1 of each label (macro F1); F1 is low if the label is missed, or given wrongly"
     if any(BEYOND_CHANCE in section.title for section in shown):
         yield f"{BEYOND_CHANCE}: Cohen's kappa"
     if gold and any(share_lines(gold)):
