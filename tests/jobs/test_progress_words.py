@@ -60,7 +60,7 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
 
 def test_a_line_that_says_nothing_new_is_not_repeated(progress, monkeypatch):
     clock, screen = itertools.count(0, 60), io.StringIO()
-    monkeypatch.setattr(status_words.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("promptmill.jobs.store.status_words.time.monotonic", lambda: float(next(clock)))
     progress.stats.flow = Flow(GONE)
     watch = status_words.progress_lines("j", screen)
     for done in (120, 120, 120, 121):
