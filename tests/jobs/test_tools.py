@@ -141,6 +141,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
         checked = await call("bulk_generate", **files, validate=True)
         assert (checked["state"], checked["rows"], checked["invalid"]) == ("validated", 5, 0)
+        assert checked["message"] == "Nothing was sent and no job was made. No price is known for test-model."
         assert not bench.upstream.seen
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
         assert (await ended(call, job_id, "finished"))["done"] == 4

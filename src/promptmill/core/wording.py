@@ -136,6 +136,16 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
 
 
+def cut_inside(text: str, most: int) -> str:
+    """Return `text` if it has at most `most` characters, else its beginning, an ellipsis and its end.
+
+    >>> cut_inside("a long, long text", 9)
+    'a lon…ext'
+    """
+    end = (most - 1) // 3
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
 def unescaped(text: str) -> str:
     """Return a text; in JSON, letters that models write as escapes are decoded: é for `\\u00e9`. All else stays.
 
