@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, cut, in_percent
+from promptmill.core.wording import counted, cut, in_percent, list_in_words
 from promptmill.features.compare.answer_values import LABEL, SIMILARITY
 from promptmill.features.compare.figures import CONTRADICTION, HALF, SHOWN_VALUES, TIE, commonest, tabulated
 from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
@@ -387,7 +387,8 @@ def one_text(answer: Any, row: JsonObject) -> str:
     if isinstance(answer, str):
         return answer
     differing = row["differing_fields"]
-    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in answer.items() if value)
+    values = {name: list_in_words(value) for name, value in answer.items() if value}
+    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in values.items())
 
 
 def price(judge: JsonObject) -> str:
@@ -430,7 +431,7 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
     if any(NOT_WORSE in row for row in overview(found).rows):
         yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
     if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
-        yield f"{LABEL_MEAN}: macro F1"
+        yield f"{LABEL_MEAN}: of the F1 of each label (macro F1); F1 is low if the label is missed, or given wrongly"
     if any(BEYOND_CHANCE in section.title for section in shown):
         yield f"{BEYOND_CHANCE}: Cohen's kappa"
     if gold and any(share_lines(gold)):
