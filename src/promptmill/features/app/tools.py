@@ -21,8 +21,9 @@ from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tool_socket import ToolSocket
 
 ADDRESS = "ui://promptmill/job.html"
-TOOLS = frozenset({"bulk_generate", "bulk_status", "compare"})
-"""The tools whose results the page shows. The page itself calls `bulk_status`, `review` and `job_pictures`."""
+TOOLS = frozenset({"bulk_generate", "compare"})
+"""The tools whose results the page shows. `bulk_status`, which a model calls again and again, would add a page of the
+same job each time. The page itself calls `bulk_status`, `review` and `job_pictures`."""
 PICTURES = "job_pictures"
 _FOUND = object_schema(
     {
