@@ -362,7 +362,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
 
         A `stopped` job has a `reason`, and the same bulk_generate resumes it.
         """
-        running, caller, began = await jobs(), caller_of(ctx, service), time.monotonic()
+        running, caller = await jobs(), caller_of(ctx, service)
         if job_id is None:
             if wait_s or any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
                 raise input_error("`job_id` is missing: name the job.")
@@ -391,8 +391,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
-        took = {"seconds": round(time.monotonic() - began, 3)}  # the page of the job rests ten times as long
-        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status, took)
+        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status)
 
     @mcp.resource(
         "promptmill://jobs/{job_id}/answers{?offset}",

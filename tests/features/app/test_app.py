@@ -24,7 +24,7 @@ from fakes import openai_configuration
 from labellers import LABELS
 from promptmill.features.app import MOST_PICTURES
 from promptmill.features.app.chat_page import html
-from promptmill.features.app.tools import ADDRESS, PICTURES, TOOLS
+from promptmill.features.app.tools import ADDRESS, OWN_TOOLS, PICTURES, ROWS, TOOLS
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, late, status
@@ -58,9 +58,9 @@ async def test_only_a_host_of_such_pages_learns_of_the_page(client):
         named = {tool.name for tool in tools if (tool.meta or {}).get("ui") == {"resourceUri": ADDRESS}}
         assert named == TOOLS & {tool.name for tool in tools}
         assert "bulk_status" not in named, "each look of a model would add a page of the same job"
-        assert PICTURES not in {tool.name for tool in without}
-        (own,) = [tool for tool in tools if tool.name == PICTURES]
-        assert (own.meta or {})["ui"] == {"visibility": ["app"]}, "the host hides it from the model"
+        assert not OWN_TOOLS & {tool.name for tool in without}
+        own = [tool for tool in tools if tool.name in OWN_TOOLS]
+        assert [(tool.meta or {})["ui"] for tool in own] == [{"visibility": ["app"]}] * 2, "hidden from the model"
         (page,) = await host.read_resource(ADDRESS)
         assert page.mime_type == "text/html;profile=mcp-app"
 
@@ -233,7 +233,7 @@ async def test_several_models_stand_side_by_side_and_their_review_is_not_offered
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
         await shown(page, url, host, "bulk_status", job_id="out.csv")
         await page.inside("document.querySelectorAll('#table tbody tr:not(.space)').length === 2")
-        assert await page.inside(_cells(0)) == "2|milk|a: Say milk|b: Say milk|"
+        assert await page.inside(_cells(0)) == "2|milk|a: Say milk|b: Say milk"
         assert "4 of 4 answered (2 rows" in await page.inside("document.getElementById('facts').textContent")
         assert await page.inside("document.getElementById('unsure').hidden")
         found = (await host.call_tool("review", {"job_id": "out.csv"})).structured_content
@@ -257,6 +257,105 @@ async def test_columns_of_the_input_keep_their_values_whatever_their_names(same_
         await page.inside("document.querySelectorAll('#table tbody tr:not(.space)').length === 1")
         assert {*(await page.inside(_cells(0))).split("|")} >= {"1", "7", "yes", "echo: Say tea"}
         assert "1 of 1 answered" in await page.inside("document.getElementById('facts').textContent")
+
+
+@pytest.fixture
+def reviews(bench):
+    """A bench with a finished job of 400 rows in a table, of which 2 have failed."""
+    lines = [
+        f"{n},{'é' if n == 300 else 'tea'} {n} {'y' * 900 if n == 399 else ''},{(n * 7) % 400}" for n in range(400)
+    ]
+    bench.write(["id,text,size", *lines], "in.csv")
+    bench.output = bench.path / "out.csv"
+    failed = {"tea 7 ": status(400, "no"), "tea 250 ": status(400, "no")}
+    labelled = choose(
+        lambda seen: failed.get(seen.prompt) or answer("odd" if int(seen.prompt.split()[1]) % 2 else "even")
+    )
+    bench.upstream.reply = labelled
+    bench.fail("--prompt", "{{text}}", code=1)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("view", "found", "numbers"),
+    [
+        ({}, 400, [251, 8, 400, 399]),
+        ({"offset": 2, "limit": 2}, 400, [400, 399]),
+        ({"down": True}, 400, [1, 2, 3, 4]),
+        ({"show": "failed"}, 2, [251, 8]),
+        ({"show": "answered"}, 398, [400, 399, 398, 397]),
+        ({"search": "TEA 39"}, 11, [400, 399, 398, 397]),
+        ({"search": " É 300"}, 1, [301]),
+        ({"search": "no such row"}, 0, []),
+        ({"sort": "size"}, 400, [1, 344, 287, 230]),
+        ({"sort": "size", "down": True, "show": "failed"}, 2, [251, 8]),
+        ({"sort": "answer"}, 400, [1, 3, 5, 7]),
+        ({"wanted": {"answer": "odd", "size": "2"}}, 0, []),
+        ({"wanted": {"answer": "odd", "size": "7"}}, 1, [2]),
+        ({"row": 17}, 1, [17]),
+    ],
+)
+async def test_a_window_has_the_rows_of_a_view_in_its_order(reviews, client, view, found, numbers):
+    async with client() as host:
+        window = (await host.call_tool(ROWS, {"job_id": "out.csv", "limit": 4, **view})).structured_content
+    assert (window["found"], window["all"]) == (found, 400)
+    assert window["rows"]["number"] == numbers
+    assert [column["name"] for column in window["columns"]][:5] == ["id", "text", "size", "answer", "error"]
+
+
+KEY = "sk-proj-0123456789abcdefghij"
+
+
+@pytest.fixture
+def with_keys(bench):
+    """A bench with a finished job, a row and an answer of which hold a key."""
+    bench.write([{"prompt": "tea"}, {"prompt": f"the key {KEY}"}, {"prompt": "milk"}])
+    bench.upstream.reply = choose(lambda seen: answer(f"it is {KEY}" if seen.prompt == "milk" else "fine"))
+    bench.succeed()
+    return bench
+
+
+@pytest.mark.usefixtures("with_keys")
+async def test_a_search_finds_no_row_that_is_withheld(client):
+    async with client() as host:
+        rows = {
+            name: (await host.call_tool(ROWS, {"job_id": "out.jsonl", "search": name})).structured_content
+            for name in ("sk-proj", "the key", "it is", "tea", "")
+        }
+    assert {name: window["found"] for name, window in rows.items()} == {
+        "sk-proj": 0,
+        "the key": 0,
+        "it is": 0,
+        "tea": 1,
+        "": 3,
+    }
+    assert KEY not in json.dumps([window["rows"] for window in rows.values()])
+    assert "may hold secrets" in json.dumps(rows[""]["rows"])
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_the_page_gets_the_rows_that_it_shows_and_asks_for_others(reviews, client):
+    lines = "[...document.querySelectorAll('#table tbody tr:not(.space)')]"
+    count = "document.getElementById('count')?.textContent"
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await shown(page, url, host, "bulk_status", job_id="out.csv")
+        await page.inside(f"{count} === '400 rows' && {lines}.length > 5")
+        looks = f"window.calls.filter(each => each.name === '{ROWS}')"
+        assert await page.run(f"{looks}.length") == 1, "the job has ended, and one window is shown"
+        await page.inside(
+            f"(scrollTo(0, 150 * 52), {lines}.length > 5 && {lines}.every(each => /^[12]/.test(each.textContent)))"
+        )
+        assert await page.run(f"{looks}.length") < 5
+        search = "Object.assign(document.getElementById('search'), {value: '%s'}).dispatchEvent(new Event('input'))"
+        await page.inside(search % "tea 123")
+        await page.inside(f"{count} === '1 of 400 rows' && {lines}.length === 1")
+        assert (await page.inside(f"{lines}[0].textContent")).startswith("124123tea 123")
+        await page.inside("(document.querySelector('#table th:last-child button').click(), true)")
+        await page.inside(search % "yyy")
+        await page.inside(f"{count} === '1 of 400 rows' && {lines}[0].textContent.startsWith('400')")
+        await page.inside(f"({lines}[0].click(), true)")
+        await page.inside("document.querySelector('dialog').textContent.includes('y'.repeat(900))")
+        assert len(await page.inside(f"{lines}[0].textContent")) < 900, "the table has the beginning of a long text"
 
 
 @pytest.fixture

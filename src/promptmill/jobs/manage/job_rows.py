@@ -35,7 +35,9 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
-_IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
+LEFT_OUT = "left_out"
+"""The field with the reason, if a row's fields or its answer are withheld."""
+_IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
 """The fields that a row keeps if the input's columns are left out."""
 
 
@@ -166,23 +168,18 @@ def results_page(
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}
-        finder = rule.finder if rule.is_guarded else None
-        fields = _Fields(spec, finder)
+        shown = ShownRows(spec, rule)
         size, read, last, after = 0, 0, -1, None
         for each in answered_rows(store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)):
             if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE or read > largest):
                 after = each.row.n
                 break
-            answered = _answer_fields(each.record, names)
-            own = fields.of(each.row)
+            answered = shown.answer(each)
+            own = shown.own(each.row)
             if not with_input:
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
-            given = spec.plan.marks(spec, each.record, each.beside)
-            marks = {names.get(name, name): value for name, value in given.items()}
-            if finder is not None and _holds_secret(answered | marks, answered[names.get("answer", "answer")], finder):
-                answered, marks = _withheld(answered, names), dict.fromkeys(marks)
             own |= variant_values(spec, each.slot)
-            shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
+            shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered)
             cells, text = (each.row.cells or b"") if with_input else b"", orjson.dumps(answered)
             size, read = size + _size(each.row.cells or b"") + _size(text), read + len(cells) + len(text)
             last = each.row.n
@@ -207,7 +204,7 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
         return answer_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
-    return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
+    return answer_fields(record._replace(more=None), names) | {LEFT_OUT: left_out}
 
 
 def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:
@@ -223,7 +220,7 @@ def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
     kept = {names.get(name, name) for name in ("usage", "finish_reason", "cost")}
     shown = {name: value for name, value in fields.items() if name in kept}
     told = f"The row's answer {MAY_HOLD_SECRETS}; the job's output has it."
-    return {names.get("answer", "answer"): None, names.get("error", "error"): None, **shown, "left_out": told}
+    return {names.get("answer", "answer"): None, names.get("error", "error"): None, **shown, LEFT_OUT: told}
 
 
 def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
@@ -245,20 +242,31 @@ def _size(text: bytes) -> int:
     return len(text) + _VALUE * text.count(b",")
 
 
-class _Fields:
-    """The input's fields of a job's rows, as far as they can be sent."""
+class ShownRows:
+    """The rows of a job and their answers as fields that can be sent to a caller, without what may be a secret."""
 
-    def __init__(self, spec: JobSpec, finder: SecretFinder | None) -> None:
-        """`finder`: finds secrets in the rows of the operator's job; None: no check is needed."""
-        self._spec, self._finder = spec, finder
-        self._own = OwnValues(spec)
+    def __init__(self, spec: JobSpec, rule: FileRule) -> None:
+        """`rule`: says whether the rows are those of the operator's job, in which secrets are searched for."""
+        self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
+        self._finder = rule.finder if rule.is_guarded else None
 
-    def of(self, row: Row) -> dict[str, Any]:
-        """Return the fields of a row; `{}` if the row is unreadable or too large for a page."""
+    def own(self, row: Row) -> dict[str, Any]:
+        """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = rows.json_line(self._own.in_json(row))
         value: dict[str, Any] = exact(read_json(text))
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
-            return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
+            return {LEFT_OUT: f"The row's fields {MAY_HOLD_SECRETS}."}
         return value
+
+    def answer(self, answered: AnsweredRow) -> dict[str, Any]:
+        """Return the fields of an answer, by their names in the output; `left_out` in place of what is withheld."""
+        spec, names = self._spec, self._names
+        fields = _answer_fields(answered.record, names)
+        given = spec.plan.marks(spec, answered.record, answered.beside)
+        marks = {names.get(name, name): value for name, value in given.items()}
+        answer = fields[names.get("answer", "answer")]
+        if self._finder is not None and _holds_secret(fields | marks, answer, self._finder):
+            return _withheld(fields, names) | dict.fromkeys(marks)
+        return fields | marks
