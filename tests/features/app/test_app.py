@@ -197,17 +197,25 @@ async def test_labels_of_a_person_are_stored_from_the_page(doubtful, client):
 
 
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
-async def test_a_comparison_is_its_table_and_the_rows_that_differ(bench, client):
+async def test_a_comparison_shows_its_figures_and_the_rows_that_differ(bench, client):
     need("compare")
     for name, answers in (("a.csv", "xyz"), ("b.csv", "xxz")):
-        rows = "".join(f"{n},{text}\n" for n, text in enumerate(answers))
-        (bench.path / name).write_text(f"id,answer\n{rows}")
+        rows = "".join(f"{n},{text},xyz\n" for n, text in enumerate(answers))
+        (bench.path / name).write_text(f"id,answer,gold\n{rows}".replace("2,z,xyz", "2,z,z").replace("xyz", "x"))
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
-        await shown(page, url, host, "compare", files=["a.csv", "b.csv"])
-        assert await page.inside("document.getElementById('facts').textContent") == "1 of 3 rows differ"
-        assert "66.7 %" in await page.inside("document.querySelector('.overview').textContent")
-        row = await page.inside("document.querySelector('#table tbody tr:not(.space)').textContent")
-        assert row.startswith("2")
+        await shown(page, url, host, "compare", files=["a.csv", "b.csv"], gold="gold")
+        assert await page.inside("document.getElementById('name').textContent") == "A a.csv · B b.csv"
+        assert await page.inside("document.getElementById('facts').textContent") == "3 rows · 1 differ"
+        sections = "[...document.querySelectorAll('section')].map(each => each.textContent)"
+        right, agreement, files, _ = await page.inside(sections)
+        assert right.startswith("Right, by goldA a.csv66.7 %B b.csv100.0 %B against A: +33.3 points")
+        assert agreement == "AgreementA and B66.7 %"
+        assert "A a.csv66.7 % (20.8 % to 93.9 %)3" in files
+        visible = "[...document.querySelectorAll('section')].every(each => each.offsetHeight > 40)"
+        assert await page.inside(visible)
+        assert await page.inside(_cells(0)) == "2|1|y|x|x"
+        wrong = "[...document.querySelectorAll('#table td.bad')].map(each => each.textContent).join()"
+        assert await page.inside(wrong) == "y"
 
 
 def _cells(row: int) -> str:
