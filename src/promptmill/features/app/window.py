@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.backends.rows import IMAGES
+from promptmill.core.bounds import MOST_SHOWN
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import unescaped
+from promptmill.jobs import labels
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns import SCORE
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
@@ -35,6 +37,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.statistics import Shown
+from promptmill.jobs.store.status_record import Results
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
@@ -42,7 +45,7 @@ from promptmill.system.call_files import FileRule
 _MODULE = "promptmill.features.app.window"
 _COMPUTING_S = 60  # bound of processor time; a search of 1,000,000 rows
 _MOST_ORDERED = 500_000  # rows of the table: browsers show no higher page
-_KEPT = 8  # orders
+_KEPT, _MOST_BARS = 8, 8  # orders; values of a column
 _ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
 _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
@@ -93,10 +96,12 @@ async def window(
         orders[key] = order
         while len(orders) > _KEPT:
             del orders[next(iter(orders))]
-    rows = await asyncio.to_thread(
-        partial(_window, folder, rule, view, order=order, offset=offset, limit=limit, longest=longest)
+    state = await asyncio.to_thread(jobs.status, job_id, caller=caller)
+    results = None if state["alive"] else state.get("results", {})
+    read = partial(
+        _window, folder, rule, view, order=order, offset=offset, limit=limit, longest=longest, results=results
     )
-    return dict(await asyncio.to_thread(jobs.status, job_id, caller=caller)) | rows
+    return state | await asyncio.to_thread(read)
 
 
 def _stamp(database: Path) -> Iterator[tuple[int, int]]:
@@ -123,7 +128,9 @@ class _Table:
         for name in own:
             self.rows.has_own(name, has_images=name in images)
         answers = [
-            Column(f"{slot}.{key}", " ".join([variant, names[key]] if variant else [names[key]]), "answer")
+            Column(
+                f"{slot}.{key}", variant if variant and key == _ANSWER else f"{variant} {names[key]}".strip(), "answer"
+            )
             for key in self._parts
             for slot, variant in enumerate(self._variants)
         ]
@@ -165,6 +172,26 @@ class _Table:
             cells[_SECONDS], cells[_TOKENS] = round(first.record.latency_s, 3), first.record.completion_tokens
         return (_FAILED if errors else 0) | (_TRUNCATED if is_cut else 0), cells
 
+    def labels(self, store: JobDatabase) -> list[str]:
+        """Return the labels that a person may choose, the most frequent first; none if the answers are no labels."""
+        return [label for label in labels.frequent_labels(store)[:MOST_SHOWN] if self._shown.may_show(label)]
+
+    def bars(self, store: JobDatabase, results: Results) -> Iterator[tuple[str, str, list[tuple[str, int]], bool]]:
+        """Yield each column of answers with few values: its title, its name, the number of rows by value, and whether
+        its cells are these values."""
+        columns = {column.key: column.name for column in self.rows.columns}
+        fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
+        for name, field in fields.items():
+            if not (values := field.get("values")) or not self._shown.may_show(*values):
+                continue
+            key, has_texts = FIELD + name if name else _ANSWER, not field.get("is_list")
+            by_slot = statistics.values_by_slot(store, name) if self.spec.is_grid else {}
+            for slot in range(len(self._variants)):
+                column = columns.get(f"{slot}.{key}", "")
+                counts = {value: rows[slot] for value, rows in by_slot.items() if slot in rows} or values
+                shown = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_BARS]
+                yield column if self.spec.is_grid else name, column, shown, has_texts and bool(column)
+
     def keys(self, view: View) -> dict[str, str]:
         """Return the key of each column that a view names; an unknown name has none."""
         named = {*(view.wanted or {}), view.sort}
@@ -179,8 +206,17 @@ def _plain(value: Any) -> Cell:
 
 
 def _window(
-    folder: Folder, rule: FileRule, view: View, *, order: list[int] | None, offset: int, limit: int, longest: int
+    folder: Folder,
+    rule: FileRule,
+    view: View,
+    *,
+    order: list[int] | None,
+    offset: int,
+    limit: int,
+    longest: int,
+    results: Results | None,
 ) -> JsonDict:
+    """Return a window of the rows of a job. `results`: the counts of its answers; None while it runs."""
     with folder.reading() as store:
         spec = folder.spec_in(store)
         delivered = statistics.DeliveredRows(store, skips_empty=spec.question.skip_empty)
@@ -191,19 +227,24 @@ def _window(
             found, numbers = delivered.count(view.show), delivered.newest(view.show, limit, offset, oldest=view.down)
         else:
             found, numbers = len(order), order[offset : offset + limit]
-        table = _Table(store, spec, rule, has_failures=delivered.count("failed") > 0)
+        table, keys = _Table(store, spec, rule, has_failures=delivered.count("failed") > 0), list[str]()
         table.rows.longest = longest
         for number in numbers:
             group = [*answered_rows(store, spec, _any, number, number + 1)]
             table.rows.add(number + 1, *(table.cells(group) if group else (0, {})))
+            keys.append(group[0].record.question_key if group else "")
+        end: JsonDict = {}
+        if results is not None and offset == 0 and view.row is None:
+            is_labelled = not spec.is_grid and spec.output.answer_schema is None
+            end = {"bars": [*table.bars(store, results)], "labels": table.labels(store) if is_labelled else []}
     rows = table.rows
     return {
         "columns": rows.facts(total, "")["columns"],
         "found": min(found, _MOST_ORDERED),
         "all": total,
         "offset": offset,
-        "is_cut": rows.is_cut,
-        "rows": {"number": rows.number, "state": rows.state, "cells": rows.cells},
+        "rows": {"number": rows.number, "state": rows.state, "key": keys, "cells": rows.cells},
+        **end,
     }
 
 

@@ -250,6 +250,10 @@ class ShownRows:
         self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
         self._finder = rule.finder if rule.is_guarded else None
 
+    def may_show(self, *texts: str) -> bool:
+        """Return whether texts hold no secret."""
+        return self._finder is None or not any(self._finder.find(text.encode()) for text in texts)
+
     def own(self, row: Row) -> dict[str, Any]:
         """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:

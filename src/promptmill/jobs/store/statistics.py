@@ -326,6 +326,12 @@ def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> lis
     return store.page(0, f"({is_failed(skips_empty=skips_empty)}) AND {DELIVERED}", size)
 
 
+def frequent_texts(store: JobDatabase, most: int) -> list[tuple[str, int]]:
+    """Return the most frequent texts of answers, each with its number of answers."""
+    query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"
+    return [(text, rows) for text, rows in store.read(query, most)]
+
+
 class DeliveredRows:
     """The rows of a job with an answer or a failure, each once, also if it has several answers."""
 
