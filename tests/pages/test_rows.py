@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -12,16 +14,18 @@ from promptmill.pages.page_rows import Column, PageRows
 
 pytestmark = [pytest.mark.thorough, pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")]
 DATA = {"state": "finished", "mood": "good", "summary": "all answered", "run": [("Job", "a-1")]}
+ONE = MappingProxyType({"answer": "good"})
 CROSSED = {"title": "A and B agree", "lines": (), "bars": (), "folded": True, "tables": []}
 
 
-def written(path: Path, rows: int, **data: object) -> Path:
-    """Write a page with rows of an id, a text and an answer."""
+def written(path: Path, rows: int, answers: Mapping[str, str] = ONE, **data: object) -> Path:
+    """Write a page with rows of an id, a text and the same answers."""
     shown = PageRows()
-    for at, name in enumerate(("id", "text", "answer")):
-        shown.add_column(Column(name, name, "answer" if name == "answer" else "own"), at)
+    for at, name in enumerate(("id", "text", *answers)):
+        shown.add_column(Column(name, name, "answer" if name in answers else "own"), at)
     for at in range(rows):
-        shown.add(at + 1, 0, {"id": f"id-{at}", "text": f"what guest {at} says of the soup", "answer": "good"})
+        shown.add(at + 1, 0, {"id": f"id-{at}", "text": f"what guest {at} says of the soup", **answers})
+    shown.order_columns()
     target = path / "page.html"
     page.put(target, page.filled("in.csv", DATA | data, shown, rows))
     return target
@@ -57,3 +61,19 @@ async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
         (paper,) = await shown.printed()
         assert "what guest 2 says" in paper
         assert "more" not in paper
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+async def test_at_360_pixels_a_text_stands_with_whole_labels(tmp_path, answers):
+    labels = {f"by {at}": "negative" for at in range(answers)}
+    file = written(tmp_path, 40, answers=labels)
+    async with browser.opened() as shown:
+        await shown.look(360, 740, "dark")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === '40 rows'")
+        heads = "[...document.querySelectorAll('#table th')].map(th => th.textContent)"
+        assert await shown.run(f"{heads}.map(text => text.slice(0, 4))") == ["row", "text", *[*labels][:2]]
+        cells = "[...document.querySelectorAll('#table td.answer div')]"
+        assert await shown.run(f"{cells}.length > 9 && {cells}.every(cell => cell.scrollHeight <= cell.clientHeight)")
+        assert await shown.run("document.documentElement.scrollWidth") == 360
+        assert not shown.complaints

@@ -69,6 +69,11 @@ _SEVERAL = object_schema(
             "additionalProperties": {"type": "string"},
             "description": "The names in place of `answer`, `error`, … if input rows have fields with these names.",
         },
+        "order": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "With `with_input`: the input's columns, the prompt's longest text first, ids last.",
+        },
         "next_offset": {**_STATUS["total"], "description": "With `read`: offset of the next page; null at the end."},
         "jobs": {"type": "array", "items": {"$ref": "#"}, "description": "Without `job_id`: the newest jobs."},
     }

@@ -260,6 +260,31 @@ async def test_columns_of_the_input_keep_their_values_whatever_their_names(same_
 
 
 @pytest.fixture
+def with_ids(bench):
+    """A bench with a finished job whose rows have ids, teams and texts."""
+    bench.write(["id,team,text", *(f"{'x' * 30}{at},north,What a soup it was!" for at in range(3))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{team}}: {{text}}")
+    return bench
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_the_text_of_the_prompt_and_its_answer_come_first(with_ids, client):
+    heads = "[...document.querySelectorAll('#table th')].map(th => th.textContent).join()"
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await page.look(1200, 800, "light")
+        await shown(page, url, host, "bulk_status", job_id="out.csv")
+        await page.inside(f"{heads}.startsWith('row,text,answer,team')")
+        await page.look(360, 740, "light")
+        await page.inside(f"{heads} === 'row,text,answer'")
+        rows: list[dict[str, Any]] = [{"id": at, "text": f"soup {at}", "answer": "ab"[at % 2]} for at in range(4)]
+        for name, every in (("a.jsonl", 1), ("b.jsonl", 2)):
+            with_ids.write([row | {"answer": "a" if row["id"] % every else row["answer"]} for row in rows], name)
+        await shown(page, url, host, "compare", files=["a.jsonl", "b.jsonl"])
+        await page.inside(f"{heads} === 'row,text,A,B'")
+
+
+@pytest.fixture
 def folder_of_pictures(bench):
     """A bench with a finished job on a folder of two pictures."""
     (bench.path / "pics").mkdir()

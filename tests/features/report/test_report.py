@@ -98,6 +98,20 @@ def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
     assert remarks["Cost"].endswith(" per 1,000 answers")
 
 
+def test_the_columns_of_a_report_begin_with_the_text_of_the_prompt(bench):
+    bench.write(["id,name,team,text", f"{'x' * 30},{'n' * 40},a,What a soup!"], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{team}}: {{text}}", "--model", "small", "--model", "good", "--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    names = [each["name"] for each in data["rows"]["columns"] if not each["hidden"]]
+    assert names == ["text", "answer", "name", "team", "id", "model"]
+    assert column(data, rows, "text") == ["What a soup!"] * 2
+    bench.output = bench.path / "own.csv"
+    bench.succeed("--prompt-column", "text", "--report", "s.html")
+    data, _ = written(bench.path / "s.html")
+    assert [each["name"] for each in data["rows"]["columns"]][:3] == ["prompt", "answer", "name"]
+
+
 def test_an_item_of_lists_is_searched_because_no_cell_equals_it(bench):
     bench.upstream.reply = choose(lambda seen: answer(json.dumps({"tags": ["cold", "cold", seen.prompt[-1]]})))
     bench.prompts(3)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from promptmill.backends.questions import PlainTemplate
-from promptmill.backends.rows import IMAGES
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
@@ -19,7 +18,7 @@ from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
-from promptmill.jobs.manage.job_rows import JobRow
+from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
@@ -55,12 +54,12 @@ class JobTable:
         is_read = not question.templates
         self._asked = ({question.column} if question.column else {"prompt", "messages"}) if is_read else set[str]()
         """The columns of the input that the prompt column shows."""
-        self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
+        self._image_columns = image_columns(spec)
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
         self._marks = spec.plan.fields
         self._figures = [key for key in names if key in EXTRA_FIELDS and key != "logprobs"]
-        columns = [
+        shown = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
             *(Column(name, name, "variant") for name in variant_names(spec, 0)),
             *(Column(key, names[key], "answer") for key in self._fields),
@@ -70,7 +69,7 @@ class JobTable:
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
             Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
         ]
-        for at, column in enumerate(columns):
+        for at, column in enumerate(shown):
             self.rows.add_column(column, at)
 
     def add(self, row: JobRow) -> None:
@@ -97,6 +96,7 @@ class JobTable:
             rows.sort()
         rows.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
+        rows.order_columns({OWN + name for name in asked_names(self.spec)} or {_ASKED})
         return rows
 
     def name_of(self, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +22,11 @@ from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
 from promptmill.images.load import is_data
-from promptmill.jobs.columns import answer_fields, variant_values
+from promptmill.jobs.columns import answer_fields, by_worth, mean_lengths, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
@@ -35,6 +37,7 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
+_MEASURED = 100  # rows of a page whose texts are measured to order the columns
 _IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
 """The fields that a row keeps if the input's columns are left out."""
 
@@ -162,7 +165,7 @@ def results_page(
 
     Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
     """
-    shown_rows: list[dict[str, Any]] = []
+    shown_rows, own_rows = list[dict[str, Any]](), list[dict[str, Any]]()
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}
@@ -175,6 +178,7 @@ def results_page(
                 break
             answered = _answer_fields(each.record, names)
             own = fields.of(each.row)
+            own_rows.append(own)
             if not with_input:
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
             given = spec.plan.marks(spec, each.record, each.beside)
@@ -193,9 +197,27 @@ def results_page(
         "done": now.get("done", 0),
         "total": now.get("total"),
         **({"columns": names} if names else {}),
+        **({"order": own_by_worth(spec, own_rows[:_MEASURED])} if with_input and own_rows else {}),
         "rows": shown_rows,
         "next_offset": after,
     }
+
+
+def own_by_worth(spec: JobSpec, shown: Sequence[JsonObject]) -> list[str]:
+    """Return the columns of the input in the order `by_worth`. `shown`: the input's values of some rows."""
+    lengths, asked, images = mean_lengths(shown), asked_names(spec), image_columns(spec)
+    in_prompts = {name: length for name, length in lengths.items() if not asked or name in asked}
+    return by_worth([*lengths], (), in_prompts | dict.fromkeys(lengths.keys() & images, math.inf))
+
+
+def asked_names(spec: JobSpec) -> set[str]:
+    """Return the columns of the input that the prompts name; `set()` if the prompts are columns."""
+    return {name for text in spec.question.templates for name in template_of(text, spec.input.names or ()).names}
+
+
+def image_columns(spec: JobSpec) -> set[str]:
+    """Return the columns of the input that may name images."""
+    return {spec.question.image_column} if spec.question.image_column else {*rows.IMAGES}
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
