@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from PIL import Image
 
 import browser
 from promptmill.pages import page
@@ -77,3 +80,56 @@ async def test_at_360_pixels_a_text_stands_with_whole_labels(tmp_path, answers):
         assert await shown.run(f"{cells}.length > 9 && {cells}.every(cell => cell.scrollHeight <= cell.clientHeight)")
         assert await shown.run("document.documentElement.scrollWidth") == 360
         assert not shown.complaints
+
+
+CELLS = "[...document.querySelectorAll('#table tbody tr:not(.space) td')].map(td => td.textContent)"
+
+
+async def test_lists_are_words_and_a_page_stands_behind_its_value(tmp_path):
+    shown = PageRows()
+    for at, name in enumerate(("text", "party", "amount")):
+        shown.add_column(Column(name, name, "own" if name == "text" else "answer", source=name), at)
+    shown.add_column(Column("sources", "sources", "variant", is_hidden=True, has_places=True), 3)
+    rows = [
+        ("[removed]", '["A","B"]', 7, '{"party":["page 3","page 9"],"amount":"page 2"}'),
+        ("[[1]]", '["A"]', 8, '{"party":["page 3","page 9"],"text":"page 1"}'),
+        ("[]", "", None, None),
+    ]
+    for number, values in enumerate(rows, 1):
+        shown.add(number, 0, dict(zip(("text", "party", "amount", "sources"), values, strict=True)))
+    page.put(tmp_path / "page.html", page.filled("in.csv", DATA, shown, 3))
+    async with browser.opened() as opened:
+        await opened.look(1280, 900, "light")
+        await opened.open(tmp_path / "page.html")
+        await opened.until("document.getElementById('count').textContent === '3 rows'")
+        first = ["1", "[removed]", "A (page 3); B (page 9)", "7 (page 2)"]
+        second, third = ["2", "[[1]] (page 1)", "A (page 3, page 9)", "8"], ["3", "[]", "", ""]
+        assert await opened.run(CELLS) == [*first, *second, *third]
+        await opened.run("opened(0)")
+        assert "A (page 3); B (page 9)" in await opened.run("document.querySelector('dialog').textContent")
+        assert not opened.complaints
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+async def test_photos_have_80_pixels_and_no_row_is_lost_between_them(tmp_path, width):
+    shown = PageRows()
+    shown.add_column(Column("photo", "photo", "own", has_images=True), 0)
+    shown.add_column(Column("answer", "answer", "answer"), 1)
+    for number in range(1, 101):
+        shown.add(number, 0, {"photo": "a.png", "answer": "red"})
+    file = io.BytesIO()
+    Image.new("RGB", (160, 90), "red").save(file, "JPEG")
+    thumbnails = dict.fromkeys(map(str, range(1, 101)), base64.b64encode(file.getvalue()).decode())
+    page.put(tmp_path / "page.html", page.filled("in.csv", DATA | {"thumbnails": thumbnails}, shown, 100))
+    async with browser.opened() as opened:
+        await opened.look(width, 900, "dark")
+        await opened.open(tmp_path / "page.html")
+        await opened.until("document.querySelectorAll('#table img').length > 3")
+        image = "document.querySelector('#table img')"
+        assert await opened.run(f"[{image}.offsetWidth, {image}.offsetHeight]") == [80, 80]
+        assert await opened.run(f"{image}.closest('td').clientWidth") >= 92
+        assert await opened.run(f"{image}.closest('tr').offsetHeight") == 92
+        await opened.run("mark(99)")
+        assert await opened.until("document.querySelector('tr.here td').textContent") == "100"
+        assert await opened.run("document.documentElement.scrollWidth") <= width
+        assert not opened.complaints

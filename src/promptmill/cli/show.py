@@ -25,7 +25,7 @@ from promptmill.cli.terminal import columns, say
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject, json_text
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, list_in_words
 from promptmill.jobs import disk
 from promptmill.jobs.columns import by_worth, mean_lengths
 from promptmill.jobs.inputs.any_format import objects_in
@@ -167,7 +167,7 @@ def _by_worth(row: JobRow, lengths: Mapping[str, float]) -> Iterator[tuple[str, 
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json_text(value)
+    return list_in_words(value if isinstance(value, str) else json_text(value))
 
 
 def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str]:

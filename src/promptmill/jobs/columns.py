@@ -25,6 +25,8 @@ VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the variant, and its model."""
 SCORE = "score"
 """The column for the confidence in an answer (0 to 1), which some plans add."""
+SOURCES = "sources"
+"""The column for the place of each value in its document, which some plans add."""
 _LAST = ("id", "custom_id", "index", MODEL, VARIANT, SCORE, "answered_by")
 """Columns that a reader needs last; those whose names end with `id` count as `id`."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")

@@ -44,6 +44,10 @@ class Column:
     """Whether the cells show thumbnails."""
     is_hidden: bool = False
     """Whether the column is shown only if the user chooses it."""
+    source: str = ""
+    """The name of the column's values in the column of places."""
+    has_places: bool = False
+    """Whether the cells have the place of each value in its document, as JSON."""
 
 
 @dataclass(slots=True)
@@ -165,7 +169,15 @@ class PageRows:
         if hidden := len(self.own) - sum(self.own.values()):
             note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
         columns = [
-            {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "wrong": one.wrong,
+                "images": one.has_images,
+                "hidden": one.is_hidden,
+                **({"source": one.source} if one.source else {}),
+                **({"places": True} if one.has_places else {}),
+            }
             for one in self.columns
         ]
         return {

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from promptmill.backends.questions import PlainTemplate
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
@@ -62,8 +62,8 @@ class JobTable:
         shown = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
             *(Column(name, name, "variant") for name in variant_names(spec, 0)),
-            *(Column(key, names[key], "answer") for key in self._fields),
-            *(Column(key, names[key], "figure" if key == SCORE else "variant") for key in self._marks),
+            *(Column(key, names[key], "answer", source=key.removeprefix(FIELD)) for key in self._fields),
+            *map(self._mark_column, self._marks),
             Column(_ERROR, names[_ERROR], "error"),
             *(Column(key, names[key], "figure", is_hidden=True) for key in self._figures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
@@ -98,6 +98,11 @@ class JobTable:
         rows.name_columns()
         rows.order_columns({OWN + name for name in asked_names(self.spec)} or {_ASKED})
         return rows
+
+    def _mark_column(self, key: str) -> Column:
+        is_places = key == SOURCES
+        kind: Literal["figure", "variant"] = "figure" if key == SCORE else "variant"
+        return Column(key, self._answers.names[key], kind, is_hidden=is_places, has_places=is_places)
 
     def name_of(self, key: str) -> str:
         """Return the name of the column with this key; `""` if there is no such column. Call it after `finished`."""
