@@ -349,7 +349,7 @@ def test_a_field_that_is_no_prompt_is_told_by_its_own_name(bench):
     bench.run("--prompt-column", "q")
     said = [row["error"]["message"] for row in bench.answers() if row.get("error")]
     assert "q is a list of 2" in said[0]
-    assert "its q is null" in said[1]
+    assert "its q is empty" in said[1]
 
 
 def test_a_header_that_is_not_utf8_is_refused(bench):

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
+import pypdfium2 as pdfium
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 _OPTIONS = (
@@ -103,6 +104,11 @@ class Page:
     async def picture(self) -> bytes:
         """Return a PNG of the window."""
         return base64.b64decode((await self.send("Page.captureScreenshot"))["data"])
+
+    async def printed(self) -> list[str]:
+        """Return the text of each page that the browser prints."""
+        document = pdfium.PdfDocument(base64.b64decode((await self.send("Page.printToPDF"))["data"]))
+        return [sheet.get_textpage().get_text_bounded() for sheet in document]
 
 
 @contextlib.asynccontextmanager

@@ -109,6 +109,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def list_in_words(text: str) -> str:
+    """Return a list of plain values in JSON as people write it; any other text stays.
+
+    >>> list_in_words('["Alpha", "Beta"]'), list_in_words("[removed]")
+    ('Alpha; Beta', '[removed]')
+    """
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return text
+    is_plain = bool(values) and all(isinstance(value, str | int | float) for value in values)
+    return "; ".join(value if isinstance(value, str) else json.dumps(value) for value in values) if is_plain else text
+
+
 def cut(text: str, most: int) -> str:
     """Return `text` if it has at most `most` characters, else its beginning and an ellipsis.
 

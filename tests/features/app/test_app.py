@@ -340,7 +340,7 @@ async def test_a_window_has_the_rows_of_a_view_in_its_order(reviews, client, vie
         window = (await host.call_tool(ROWS, {"job_id": "out.csv", "limit": 4, **view})).structured_content
     assert (window["found"], window["all"]) == (found, 400)
     assert window["rows"]["number"] == numbers
-    assert [column["name"] for column in window["columns"]][:5] == ["id", "text", "size", "answer", "error"]
+    assert [column["name"] for column in window["columns"]][:3] == ["text", "answer", "size"]
 
 
 KEY = "sk-proj-0123456789abcdefghij"
@@ -389,13 +389,38 @@ async def test_the_page_gets_the_rows_that_it_shows_and_asks_for_others(reviews,
         search = "Object.assign(document.getElementById('search'), {value: '%s'}).dispatchEvent(new Event('input'))"
         await page.inside(search % "tea 123")
         await page.inside(f"{count} === '1 of 400 rows' && {lines}.length === 1")
-        assert (await page.inside(f"{lines}[0].textContent")).startswith("124123tea 123")
+        assert (await page.inside(f"{lines}[0].textContent")).startswith("124tea 123")
         await page.inside("(document.querySelector('#table th:last-child button').click(), true)")
         await page.inside(search % "yyy")
         await page.inside(f"{count} === '1 of 400 rows' && {lines}[0].textContent.startsWith('400')")
         await page.inside(f"({lines}[0].click(), true)")
         await page.inside("document.querySelector('dialog').textContent.includes('y'.repeat(900))")
         assert len(await page.inside(f"{lines}[0].textContent")) < 900, "the table has the beginning of a long text"
+
+
+@pytest.fixture
+def with_ids(bench):
+    """A bench with a finished job whose rows have ids, teams and texts."""
+    bench.write(["id,team,text", *(f"{'x' * 30}{at},north,What a soup it was!" for at in range(3))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{team}}: {{text}}")
+    return bench
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_the_text_of_the_prompt_and_its_answer_come_first(with_ids, client):
+    heads = "[...document.querySelectorAll('#table th')].map(th => th.textContent).join()"
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await page.look(1200, 800, "light")
+        await shown(page, url, host, "bulk_status", job_id="out.csv")
+        await page.inside(f"{heads}.startsWith('row,text,answer,team')")
+        await page.look(360, 740, "light")
+        await page.inside(f"{heads} === 'row,text,answer'")
+        rows: list[dict[str, Any]] = [{"id": at, "text": f"soup {at}", "answer": "ab"[at % 2]} for at in range(4)]
+        for name, every in (("a.jsonl", 1), ("b.jsonl", 2)):
+            with_ids.write([row | {"answer": "a" if row["id"] % every else row["answer"]} for row in rows], name)
+        await shown(page, url, host, "compare", files=["a.jsonl", "b.jsonl"])
+        await page.inside(f"{heads} === 'row,text,A a.jsonl,B b.jsonl'")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, cut, in_percent
+from promptmill.core.wording import counted, cut, in_percent, list_in_words
 from promptmill.features.compare.answer_values import LABEL, SIMILARITY
 from promptmill.features.compare.figures import CONTRADICTION, HALF, SHOWN_VALUES, TIE, commonest, tabulated
 from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
@@ -387,7 +387,8 @@ def one_text(answer: Any, row: JsonObject) -> str:
     if isinstance(answer, str):
         return answer
     differing = row["differing_fields"]
-    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in answer.items() if value)
+    values = {name: list_in_words(value) for name, value in answer.items() if value}
+    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in values.items())
 
 
 def price(judge: JsonObject) -> str:

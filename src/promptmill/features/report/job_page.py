@@ -40,6 +40,7 @@ from promptmill.pages.page_rows import Filter
 
 _SEED = 1
 _BINS = 24
+_LEAST_SPREAD = 200  # answers: of fewer, most of the bars of a histogram have one or none
 _SHOWN_SHARE = 0.99  # share of the values in a histogram: one answer may take a hundred times as long as the others
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
@@ -122,7 +123,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         "sections": _sections(found, curve),
         "thumbnails": pictures.found,
         "course": (course := folder.course),
-        "spreads": _spreads(spread),
+        "spreads": _spreads(spread) if len(spread) >= _LEAST_SPREAD else [],
         "run": _run(course, spec, found, made_in),
     }
     rows.filters = _filters(failed=bool(failures), states=functools.reduce(operator.or_, rows.state, 0))

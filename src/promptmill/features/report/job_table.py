@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from promptmill.backends.questions import PlainTemplate
-from promptmill.backends.rows import IMAGES
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
-from promptmill.jobs.manage.job_rows import JobRow
+from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
@@ -55,22 +54,22 @@ class JobTable:
         is_read = not question.templates
         self._asked = ({question.column} if question.column else {"prompt", "messages"}) if is_read else set[str]()
         """The columns of the input that the prompt column shows."""
-        self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
+        self._image_columns = image_columns(spec)
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
         self._marks = spec.plan.fields
         self._figures = [key for key in names if key in EXTRA_FIELDS and key != "logprobs"]
-        columns = [
+        shown = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
             *(Column(name, name, "variant") for name in variant_names(spec, 0)),
-            *(Column(key, names[key], "answer") for key in self._fields),
-            *(Column(key, names[key], "figure" if key == SCORE else "variant") for key in self._marks),
+            *(Column(key, names[key], "answer", source=key.removeprefix(FIELD)) for key in self._fields),
+            *map(self._mark_column, self._marks),
             Column(_ERROR, names[_ERROR], "error"),
             *(Column(key, names[key], "figure", is_hidden=True) for key in self._figures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
             Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
         ]
-        for at, column in enumerate(columns):
+        for at, column in enumerate(shown):
             self.rows.add_column(column, at)
 
     def add(self, row: JobRow) -> None:
@@ -97,7 +96,13 @@ class JobTable:
             rows.sort()
         rows.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
+        rows.order_columns({OWN + name for name in asked_names(self.spec)} or {_ASKED})
         return rows
+
+    def _mark_column(self, key: str) -> Column:
+        is_places = key == SOURCES
+        kind: Literal["figure", "variant"] = "figure" if key == SCORE else "variant"
+        return Column(key, self._answers.names[key], kind, is_hidden=is_places, has_places=is_places)
 
     def name_of(self, key: str) -> str:
         """Return the name of the column with this key; `""` if there is no such column. Call it after `finished`."""

@@ -25,6 +25,7 @@ from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
@@ -193,6 +194,16 @@ def results_page(
         "rows": shown_rows,
         "next_offset": after,
     }
+
+
+def asked_names(spec: JobSpec) -> set[str]:
+    """Return the columns of the input that the prompts name; `set()` if the prompts are columns."""
+    return {name for text in spec.question.templates for name in template_of(text, spec.input.names or ()).names}
+
+
+def image_columns(spec: JobSpec) -> set[str]:
+    """Return the columns of the input that may name images."""
+    return {spec.question.image_column} if spec.question.image_column else {*rows.IMAGES}
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:

@@ -139,12 +139,17 @@ def _answered(folder: Folder, spec: JobSpec) -> dict[str, tuple[int, int]]:
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
     """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none. Raises `OSError`."""
-    where = rows.row_word(row_kind(spec.input.format), has_lines=spec.input.has_lines)
     ids = Ids.of(store, spec, end_of(store, order.limits.limit))
     if not ids.repeated:
         return ""
     ((row, first),) = ids.examples
-    return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {ids.repeated}."
+    where, earlier = (_place(spec, n) for n in (row, first))
+    return f"{where} has the `id` of {earlier}; repeated ids in all: {ids.repeated}."
+
+
+def _place(spec: JobSpec, row: int) -> str:
+    kind = row_kind(spec.input.format)
+    return rows.place(kind, row, has_lines=spec.input.has_lines, above=spec.input.above)
 
 
 def _check_rows(
@@ -172,7 +177,7 @@ def _check_rows(
     for row in store.rows(last=end - 1):
         count += 1
         try:
-            where = rows.place(kind, row.n, has_lines=spec.input.has_lines)
+            where = _place(spec, row.n)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
