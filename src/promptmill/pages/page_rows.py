@@ -127,17 +127,10 @@ class PageRows:
 
     def order_columns(self, asked: Collection[str] = ()) -> None:
         """Order the columns by worth. `asked`: the keys of those that a prompt shows; `()`: any of the input may be."""
-        measured = {
-            column.key: _mean_length(cells[:_MEASURED]) for column, cells in zip(self.columns, self.cells, strict=True)
-        }
-        self.order_by(measured, asked)
-
-    def order_by(self, measured: Mapping[str, float], asked: Collection[str] = ()) -> None:
-        """Do the same, with the mean lengths of the columns' texts, by key."""
         asked = asked or {column.key for column in self.columns if column.kind == "own"}
         lengths = {
-            column.name: math.inf if column.has_images else measured.get(column.key, 0.0)
-            for column in self.columns
+            column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])
+            for column, cells in zip(self.columns, self.cells, strict=True)
             if column.key in asked or column.has_images
         }
         answers = {column.name for column in self.columns if column.kind == "answer"}

@@ -85,6 +85,23 @@ def test_a_report_counts_by_model_and_by_prompt(bench):
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")
 
 
+def test_a_report_of_several_models_says_which_is_right_where_the_rows_have_labels(bench):
+    good = choose(lambda seen: answer("yes" if seen.json["model"] == "good" or "0" in seen.prompt else "no"))
+    bench.upstream.reply = good
+    bench.write(["text,label,other", *(f"row {at},{'Yes' if at < 4 else 'no'},{at}" for at in range(5))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--model", "small", "--model", "good", "--prompt", "{{text}}", "--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    assert counts_of(data, "Right, if label has the right answers") == {"small": 2, "good": 4}
+    (bars,) = [bars for title, _, bars, _ in data["counts"] if title.startswith("Right")]
+    assert bars[1] == ["good", 4, "80.0 %"]
+    (mask,) = [mask for key, _, mask, _ in data["rows"]["filters"] if key == "wrong"]
+    assert sum(state & mask == mask for state in rows["state"]) == 4
+    bench.output = bench.path / "asked.csv"
+    bench.succeed("--model", "small", "--model", "good", "--prompt", "{{text}} {{label}}", "--report", "s.html")
+    assert not any(title.startswith("Right") for title, *_ in written(bench.path / "s.html")[0]["counts"])
+
+
 def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if "bad" in seen.prompt else answer("yes"))
     bench.write([{"text": text} for text in ("a", "", "bad", "b")])
@@ -372,7 +389,9 @@ def test_hostile_texts_are_data_alone(tmp_path):
 
 
 def test_200_answers_have_histograms(tmp_path):
-    folder = made(tmp_path, [Completion(f"word {at}", usage=Usage(1, 1)) for at in range(200)], ["a"] * 200)
+    folder = made(
+        tmp_path, [Completion(f"word {at}", usage=Usage(1, 1), latency_s=1) for at in range(200)], ["a"] * 200
+    )
     job_page.write(folder, tmp_path / "r.html")
     data, _ = written(tmp_path / "r.html")
     assert {one["title"] for one in data["spreads"]} >= {"Length of answers", "Tokens of answers"}

@@ -18,18 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promptmill.backends.rows import IMAGES
 from promptmill.core.bounds import MOST_SHOWN
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import unescaped
 from promptmill.jobs import labels
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.columns import SCORE, mean_lengths
+from promptmill.jobs.columns import SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.job_rows import LEFT_OUT, ShownRows, asked_names
+from promptmill.jobs.manage.job_rows import LEFT_OUT, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
@@ -120,23 +119,34 @@ class _Table:
         names = self._answers.names
         self._parts = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
         self._marks = spec.plan.fields
-        images = {spec.question.image_column} if spec.question.image_column else {*IMAGES}
         self.rows = PageRows()
-        first = [self._shown.own(row) for row in store.row_page(0)]
-        own = [name for name in dict.fromkeys(itertools.chain.from_iterable(first)) if name != LEFT_OUT]
+        names_of_rows = (name for row in store.row_page(0) for name in self._shown.own(row))
+        own = [name for name in dict.fromkeys(names_of_rows) if name != LEFT_OUT]
         self._first_own = f"{OWN}{own[0]}" if own else ""
         for name in own:
-            self.rows.has_own(name, has_images=name in images)
+            self.rows.has_own(name, has_images=name in image_columns(spec))
         answers = [
             Column(
-                f"{slot}.{key}", variant if variant and key == _ANSWER else f"{variant} {names[key]}".strip(), "answer"
+                f"{slot}.{key}",
+                variant if variant and key == _ANSWER else f"{variant} {names[key]}".strip(),
+                "answer",
+                source=key.removeprefix(FIELD),
             )
             for key in self._parts
             for slot, variant in enumerate(self._variants)
         ]
         columns = [
             *answers,
-            *(Column(key, names[key], "figure" if key == SCORE else "variant") for key in self._marks),
+            *(
+                Column(
+                    key,
+                    names[key],
+                    "figure" if key == SCORE else "variant",
+                    is_hidden=key == SOURCES,
+                    has_places=key == SOURCES,
+                )
+                for key in self._marks
+            ),
             Column(_ERROR, names[_ERROR], "error", _FAILED, is_hidden=not has_failures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
             Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
@@ -144,8 +154,6 @@ class _Table:
         for column in columns:
             self.rows.add_column(column, len(self.rows.columns))
         self.rows.name_columns()
-        measured = {OWN + name: length for name, length in mean_lengths(first).items()} if first else {}
-        self.rows.order_by(measured, {OWN + name for name in asked_names(spec)})
 
     @property
     def _variants(self) -> Sequence[str]:
@@ -240,6 +248,7 @@ def _window(
             is_labelled = not spec.is_grid and spec.output.answer_schema is None
             end = {"bars": [*table.bars(store, results)], "labels": table.labels(store) if is_labelled else []}
     rows = table.rows
+    rows.order_columns({OWN + name for name in asked_names(spec)})
     return {
         "columns": rows.facts(total, "")["columns"],
         "found": min(found, _MOST_ORDERED),
