@@ -245,6 +245,7 @@ async def test_a_comparison_shows_its_figures_and_the_rows_that_differ(bench, cl
         assert "A a.csv66.7 % (20.8 % to 93.9 %)3" in files
         visible = "[...document.querySelectorAll('section')].every(each => each.offsetHeight > 40)"
         assert await page.inside(visible)
+        assert await page.inside("document.querySelector('.scroll').tabIndex + 1"), "a keyboard scrolls a wide table"
         assert await page.inside(_cells(0)) == "2|1|y|x|x"
         wrong = "[...document.querySelectorAll('#table td.bad')].map(each => each.textContent).join()"
         assert await page.inside(wrong) == "y"
@@ -396,6 +397,23 @@ async def test_the_page_gets_the_rows_that_it_shows_and_asks_for_others(reviews,
         await page.inside(f"({lines}[0].click(), true)")
         await page.inside("document.querySelector('dialog').textContent.includes('y'.repeat(900))")
         assert len(await page.inside(f"{lines}[0].textContent")) < 900, "the table has the beginning of a long text"
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_a_screen_reader_hears_the_state_and_a_keyboard_moves_widths_on_a_phone_too(reviews, client):
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await page.look(360, 740, "dark")
+        await shown(page, url, host, "bulk_status", job_id="out.csv")
+        await page.inside("document.querySelectorAll('#table tbody tr:not(.space)').length > 5")
+        spoken = "[...document.querySelectorAll('[role=status]')].map(each => each.id).join()"
+        assert await page.inside(spoken) == "spoken,count", "not the numbers that change at each look"
+        assert (await page.inside("document.getElementById('spoken').textContent")).startswith("finished: 398 of 400")
+        edge = "document.querySelector('#table .edge')"
+        before = int(await page.inside(f"{edge}.getAttribute('aria-valuenow')"))
+        await page.inside(f"!{edge}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'ArrowLeft'}})) || true")
+        assert 0 < int(await page.inside(f"{edge}.getAttribute('aria-valuenow')")) < before
+        assert await page.inside("document.getElementById('bar').getAttribute('aria-label')")
+        assert await page.inside("document.documentElement.scrollWidth <= innerWidth"), "nothing stands beside the page"
 
 
 @pytest.fixture

@@ -234,7 +234,8 @@ def _window(
         if view.row is not None:
             found, numbers = 1, [view.row - 1]
         elif order is None:
-            found, numbers = delivered.count(view.show), delivered.newest(view.show, limit, offset, oldest=view.down)
+            found = total if view.show == "all" else min(total, delivered.count(view.show))
+            numbers = delivered.newest(view.show, limit, offset, oldest=view.down)
         else:
             found, numbers = len(order), order[offset : offset + limit]
         table, keys = _Table(store, spec, rule, has_failures=delivered.count("failed") > 0), list[str]()
