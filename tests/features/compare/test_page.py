@@ -183,3 +183,16 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         assert not page.complaints
         assert len([url for url in page.requests if url.startswith("file:")]) == 1
         assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not (browser.BROWSER and browser.AXE.exists()), reason="needs Chromium and axe-core")
+async def test_a_comparison_has_no_barriers(hostile_comparison):
+    async with browser.opened() as page:
+        for width, scheme in itertools.product((1200, 360), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.open(hostile_comparison)
+            await page.until("document.getElementById('count').textContent === '42 rows'")
+            assert await page.barriers() == []
+            await page.run("document.querySelectorAll('details').forEach(each => each.open = true); opened(0)")
+            assert await page.barriers() == []

@@ -471,6 +471,20 @@ async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.skipif(not (browser.BROWSER and browser.AXE.exists()), reason="needs Chromium and axe-core")
+async def test_a_report_has_no_barriers(tmp_path):
+    file = hostile(tmp_path)
+    async with browser.opened() as page:
+        for width, scheme in itertools.product((1200, 360), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.open(file)
+            await page.until("document.getElementById('count').textContent === '28 rows'")
+            assert await page.barriers() == []
+            await page.run("choice.open = true; opened(0)")
+            assert await page.barriers() == []
+
+
+@pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path):
     file = hostile(tmp_path)
