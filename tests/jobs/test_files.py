@@ -295,7 +295,8 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
         ("in.doc", "out.jsonl", "The input file in.doc ends with '.doc'"),
         ("in", "out.jsonl", "has no suffix"),
         pytest.param(
-            *("in.jsonl", "out.doc", ".db#TABLE, .duckdb#TABLE, unlike out.doc."), marks=pytest.mark.features("duckdb")
+            *("in.jsonl", "out.doc", ".db#TABLE, .duckdb#TABLE; name it out.csv, not out.doc."),
+            marks=pytest.mark.features("duckdb"),
         ),
         (
             "in.jsonl",

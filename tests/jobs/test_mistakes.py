@@ -324,7 +324,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name(bench):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "in.csv has no header"),
+        ("", "in.csv is empty: write the names of the columns"),
         ("\n1,a\n", "in.csv has no header"),
         ('id,"prompt\n1,a\n2,b\n', "The header of in.csv opens a quote that is not closed"),
         ("id,question\n1,a\n", "no column `prompt`"),

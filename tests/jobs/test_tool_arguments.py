@@ -196,6 +196,8 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` cannot be used with `fields`"),
     ({"prompts": ["a"], "fields": "amount", "schema": {"type": "object"}}, "`schema` cannot be used with `fields`"),
     ({"prompts": ["a"], "schema": "name,age"}, 'Names of fields go into `fields`: "name,age".'),
+    ({"prompts": ["a"], "concurrency": 3}, "concurrency is not an argument of this tool: bulk_status sets it"),
+    ({"input_file": "https://a.b/x.csv", "output_file": "o.csv"}, "is a URL; name a file on the server's machine."),
     ({"rows": ["a"]}, "rows is not an argument of this tool; did you mean prompts?"),
     ({"prompts": ["a"], "schema": {"type": ["wrong"]}}, "schema is not a usable JSON Schema"),
     ({"prompts": ["a"], "skip_empty": "perhaps"}, "skip_empty: should be true or false"),

@@ -19,6 +19,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Spent, Usage
 from promptmill.config import resolved_config
+from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request
 from promptmill.core.values import JsonObject
 from promptmill.system.installation import command_for
@@ -38,6 +39,18 @@ BATCH = "batch"
 def is_here(plan: resolved_config.ResolvedConfig) -> bool:
     """Return whether all endpoints of the plan are servers on this machine, which no list of prices has."""
     return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(plan))
+
+
+def no_price_known(plan: resolved_config.ResolvedConfig, names: Sequence[str]) -> Words:
+    """Return that no price is known for the models `names`, and for a provider how to give one.
+
+    A server on this machine seldom has a price.
+    """
+    unknown = f"no price is known for {', '.join(names)}"
+    if is_here(plan):
+        return unknown
+    price = Named(plan.key("price"), {"input": 1, "output": 2})
+    return unknown, ": ", price, " says what a million tokens cost in US dollars", list_of_prices(plan)
 
 
 def list_of_prices(plan: resolved_config.ResolvedConfig) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from promptmill.answering.likely import ASSUMED
+from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import command_of, print_status
@@ -41,7 +42,6 @@ from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output, is_elsewhere
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
-from promptmill.jobs.run.validation import unknown_price
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
@@ -242,7 +242,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             if found.get("batch_estimated_cost") is not None:
                 say(f"by batch {_price_words(found, 'batch_')}")
         elif found["unpriced"]:
-            say(worded(unknown_price(plan, found["unpriced"]), options.option_of), wrap=True)
+            say(worded(no_price_known(plan, found["unpriced"]), options.option_of), wrap=True)
         if words := job.order.plan.estimate_words(found):
             say(words, wrap=True)
     return int(found["invalid"] > 0)

@@ -35,7 +35,6 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options import table
-from promptmill.service import choosing
 from promptmill.system import runtime
 from promptmill.system.safe_open import is_file
 
@@ -240,10 +239,6 @@ def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
-    plan, named = configuration.plan, getattr(arguments, "models", None) or ()
-    asked = [name for name in named if name not in plan.settings.models]
-    if meant := runtime.run(choosing.meant_model(plan, error, "--model NAME", asked)):
-        return f"{error.message} {meant[0].upper()}{meant[1:]}"
     return redact(options.explained(error, arguments, configuration).worded(options.option_of))
 
 

@@ -98,7 +98,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.UNSUPPORTED: _Trait(False, "Leave it out, or choose another model or backend."),
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
-    Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or resume the job."),
+    Code.BUDGET: _Trait(True, ("Raise ", Named("max_cost"), " and send these items again, or resume the job.")),
     Code.NOT_FOUND: _Trait(
         False,
         (

@@ -31,6 +31,7 @@ _SYNONYMS = (
     ("num_workers", "max_workers"),
     ("retries", "max_retries num_retries"),
     ("max_cost", "budget max_budget cost_limit max_price"),
+    ("http", "port host bind listen"),
     ("again retry_failed", "retry rerun redo"),
     ("limit", "max_rows n_rows nrows head"),
     ("overwrite", "force"),

@@ -438,6 +438,8 @@ def _where(name: str, properties: JsonObject) -> str:
         return f": it {needs}."
     if meant := synonym(name, properties):
         return f"; did you mean {meant}?"
+    if name == "concurrency" and "output_file" in properties:
+        return ": bulk_status sets it for a job that runs."
     sampling = name if name in Sampling.model_fields else synonym(name, Sampling.model_fields)
     if sampling and "sampling_params" in properties:
         return f': it goes into sampling_params, {{"{sampling}": …}}.'

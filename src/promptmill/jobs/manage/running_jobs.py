@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from promptmill.answering.prices import no_price_known
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
@@ -24,7 +25,6 @@ from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
-from promptmill.jobs.run.validation import unknown_price
 from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.index import JobFolders
@@ -121,7 +121,7 @@ class RunningJobs:
             if validate:
                 message = "Nothing was sent and no job was made."
                 if names := checked.pop("unpriced"):
-                    price = worded(unknown_price(opened.plan, names), argument_name)
+                    price = worded(no_price_known(opened.plan, names), argument_name)
                     message += f" {price[0].upper()}{price[1:]}."
                 return {"job_id": "", "state": "validated", "message": message} | checked
             assert approve is not None

@@ -12,12 +12,12 @@ from typing import Any
 
 from promptmill.answering.costs import most_of
 from promptmill.answering.likely import LikelyLengths
-from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, is_here, list_of_prices, price_of, tier_of
+from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.backends import registry, rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
-from promptmill.core.errors import Code, Named, PromptmillError, Words, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import LEAST_SHARED, Conversation, Request, Shared, TextPart, check_encodable
 from promptmill.core.wording import counted, cut_inside
 from promptmill.images import load as images
@@ -99,18 +99,6 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **more}
-
-
-def unknown_price(plan: ResolvedConfig, names: Sequence[str]) -> Words:
-    """Return that no price is known for the models `names`, and for a provider how to give one.
-
-    A server on this machine seldom has a price.
-    """
-    unknown = f"no price is known for {', '.join(names)}"
-    if is_here(plan):
-        return unknown
-    price = Named(plan.key("price"), {"input": 1, "output": 2})
-    return unknown, ": ", price, " says what a million tokens cost in US dollars", list_of_prices(plan)
 
 
 class _Sums:
