@@ -88,6 +88,14 @@ def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench):
     assert bench.run(*PRICE).returncode == 0
 
 
+def test_a_limit_of_an_earlier_run_is_named_by_the_next(bench):
+    bench.prompts(2)
+    bench.succeed("--limit", "1")
+    steer(bench, "--set", "concurrency=8")
+    said = " ".join(bench.run().stdout.split())
+    assert "At most 8 requests in flight: an earlier run was set to `concurrency=8`" in said
+
+
 @pytest.mark.parametrize(
     ("wish", "said"),
     [

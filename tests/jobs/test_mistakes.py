@@ -116,6 +116,10 @@ def test_mistakes_at_the_prompt_name_the_option_that_was_meant(bench):
         "--prompt", "@ask.txt"
     )
     assert "unknown option -p; did you mean --prompt?" in bench.fail("-p", "{{text}}")
+    assert "unknown option --retry; did you mean --again?" in bench.fail("--retry")
+    braces = " ".join(bench.fail("--schema", "{name, amount}").split())
+    assert "it is not JSON: line 1, column 2" in braces
+    assert "Fields in one line have no braces: name,amount:number." in braces
 
 
 def test_a_table_without_a_line_of_names_is_called_that(bench):
@@ -146,6 +150,13 @@ def test_what_is_wrong_with_a_template_is_told_in_a_line(text, said):
 )
 def test_what_only_looks_unclosed_is_a_template(text):
     template_of(text)
+
+
+@pytest.mark.parametrize("options", [["--prompt", "Sum up {{text}}"], ["--prompt-column", "text"], []])
+def test_one_object_around_the_rows_says_how_to_save_them(bench, options):
+    bench.write([{"data": [{"text": "a"}, {"text": "b"}]}])
+    said = " ".join(bench.fail(*options).split())
+    assert "whose rows are in the list 'data': save only that list, such as with `jq .data FILE > rows.json`." in said
 
 
 @pytest.mark.parametrize(

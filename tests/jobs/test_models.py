@@ -123,8 +123,20 @@ def test_a_job_stops_if_one_of_its_models_does_not_exist(bench):
     bench.upstream.reply = choose(lambda seen: missing if seen.json["model"] == "gone" else answer())
     bench.prompts(100)
     said = bench.fail("-m", "test-model", "-m", "gone", code=1, concurrency=4)
-    assert "The model does not exist." in said
+    assert "The model does not exist. The endpoint has test-model: name one with --model NAME." in " ".join(
+        said.split()
+    )
     assert sum(seen.json.get("model") == "gone" for seen in bench.upstream.seen) <= 8  # those in flight
+
+
+def test_a_model_that_does_not_exist_is_replaced_and_no_answer_is_paid_for_twice(bench):
+    missing = status(404, "The model does not exist.", code="model_not_found")
+    bench.upstream.reply = choose(lambda seen: missing if seen.json["model"] == "gone" else answer())
+    bench.prompts(20)
+    bench.fail("-m", "test-model", "-m", "gone", code=1, concurrency=1)
+    bench.succeed("-m", "test-model", "-m", "other")
+    assert [row["model"] for row in bench.answers()] == ["test-model", "other"] * 20
+    assert sum(seen.json.get("model") == "test-model" for seen in bench.upstream.seen) == 20
 
 
 def test_a_model_that_has_answered_does_not_stop_the_job(bench):

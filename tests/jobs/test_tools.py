@@ -141,6 +141,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
         checked = await call("bulk_generate", **files, validate=True)
         assert (checked["state"], checked["rows"], checked["invalid"]) == ("validated", 5, 0)
+        assert checked["message"] == "Nothing was sent and no job was made. No price is known for test-model."
         assert not bench.upstream.seen
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
         assert (await ended(call, job_id, "finished"))["done"] == 4
@@ -295,6 +296,7 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="all")
         found = await call("bulk_status", action="cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
+        assert any("in flight ended with the job, and may be charged" in said for said in found["warnings"])
         await until(lambda: bench.upstream.in_flight == 0)
         assert (await call("bulk_status", action="cancel", job_id=job_id))["state"] == "cancelled"
         bench.upstream.reply = answer()
@@ -756,8 +758,8 @@ async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(
 
 
 async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
-    (bench.path / "a.mbox").write_text("From: a@example.org\n\nHello")
-    asked = {"files": ["*.mbox"], "prompt": "{{content}}"}
+    (bench.path / "a.mail").write_text("MIME-Version: 1.0\n\nHello")
+    asked = {"files": ["*.mail"], "prompt": "{{content}}"}
     warning = "1 mail is sent raw, with MIME, base64 and tags"
     async with tools() as call:
         assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]

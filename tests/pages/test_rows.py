@@ -21,13 +21,13 @@ ONE = MappingProxyType({"answer": "good"})
 CROSSED = {"title": "A and B agree", "lines": (), "bars": (), "folded": True, "tables": []}
 
 
-def written(path: Path, rows: int, answers: Mapping[str, str] = ONE, **data: object) -> Path:
+def written(path: Path, rows: int, labels: Mapping[str, str] = ONE, **data: object) -> Path:
     """Write a page with rows of an id, a text and the same answers."""
     shown = PageRows()
-    for at, name in enumerate(("id", "text", *answers)):
-        shown.add_column(Column(name, name, "answer" if name in answers else "own"), at)
+    for at, name in enumerate(("id", "text", *labels)):
+        shown.add_column(Column(name, name, "answer" if name in labels else "own"), at)
     for at in range(rows):
-        shown.add(at + 1, 0, {"id": f"id-{at}", "text": f"what guest {at} says of the soup", **answers})
+        shown.add(at + 1, 0, {"id": f"id-{at}", "text": f"what guest {at} says of the soup", **labels})
     shown.order_columns()
     target = path / "page.html"
     page.put(target, page.filled("in.csv", DATA | data, shown, rows))
@@ -69,7 +69,7 @@ async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
 @pytest.mark.parametrize("answers", [1, 2, 3])
 async def test_at_360_pixels_a_text_stands_with_whole_labels(tmp_path, answers):
     labels = {f"by {at}": "negative" for at in range(answers)}
-    file = written(tmp_path, 40, answers=labels)
+    file = written(tmp_path, 40, labels)
     async with browser.opened() as shown:
         await shown.look(360, 740, "dark")
         await shown.open(file)
@@ -133,3 +133,19 @@ async def test_photos_have_80_pixels_and_no_row_is_lost_between_them(tmp_path, w
         assert await opened.until("document.querySelector('tr.here td').textContent") == "100"
         assert await opened.run("document.documentElement.scrollWidth") <= width
         assert not opened.complaints
+
+
+async def test_bars_have_one_scale_and_an_edge_reports_the_width_that_keys_give_it(tmp_path):
+    counts = [["", "answer", [["a", 200, "20 failed"], ["b", 100, ""]], ""]]
+    async with browser.opened() as shown:
+        await shown.look(390, 844, "light")
+        await shown.open(written(tmp_path, 3, counts=counts, answers="2 different answers."))
+        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        wide = "[...document.querySelectorAll('.bar rect')].map(bar => bar.getBoundingClientRect().width)"
+        one, other = await shown.run(wide)
+        assert one == pytest.approx(2 * other, rel=0.01)
+        now = "Number(document.querySelector('.edge').getAttribute('aria-valuenow'))"
+        before = await shown.run(now)
+        key = "new KeyboardEvent('keydown', {key: 'ArrowRight'})"
+        await shown.run(f"document.querySelector('.edge').dispatchEvent({key})")
+        assert before < await shown.run(now) < 100

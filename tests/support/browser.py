@@ -17,6 +17,8 @@ import aiohttp
 import pypdfium2 as pdfium
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+AXE = Path(__file__).resolve().parents[2] / "node_modules" / "axe-core" / "axe.min.js"
+"""The rules for accessible pages: `npm install --no-save axe-core` in the root of the repository."""
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"),
     "--disable-features=IsolateSandboxedIframes",  # a sandboxed frame is then a part of its page's target
@@ -104,6 +106,13 @@ class Page:
     async def picture(self) -> bytes:
         """Return a PNG of the window."""
         return base64.b64decode((await self.send("Page.captureScreenshot"))["data"])
+
+    async def barriers(self) -> list[str]:
+        """Return the critical and serious findings of axe-core on the page as it is."""
+        await self.run(f"{AXE.read_text(encoding='utf-8')};1")
+        found = await self.run("axe.run().then(result => JSON.stringify(result.violations))")
+        grave = [one for one in json.loads(found) if one["impact"] in {"critical", "serious"}]
+        return [f"{one['id']}: {one['nodes'][0]['html']}" for one in grave]
 
     async def printed(self) -> list[str]:
         """Return the text of each page that the browser prints."""

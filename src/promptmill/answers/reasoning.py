@@ -97,6 +97,7 @@ TAGS = tuple(mark for family in (*FAMILIES, *WRAPS) for mark in (*family.opening
 """The marks of all families except gpt-oss."""
 _OPENINGS = tuple(mark for family in FAMILIES for mark in family.openings)
 _TAG_OPENINGS = tuple(mark for mark in _OPENINGS if mark[0] in "<[◁")
+_LAST_CHARACTERS = tuple({">", "]", *(mark[-1] for mark in _TAG_OPENINGS)})
 _CLOSING_ALONE = tuple(mark for family in FAMILIES if family.in_prompt for mark in family.closings)
 _CLOSING_AGAIN = tuple(
     mark for family in FAMILIES if family.in_prompt and not family.is_prose for mark in family.closings
@@ -192,8 +193,12 @@ def unknown_end(text: str) -> str:
     ('<|end_of_utterance|>', '')
     """
     end = text.rstrip()[-80:]
+    if not end.endswith(_LAST_CHARACTERS):  # mostly so
+        return ""
     found = _UNKNOWN_END.search(end) if end.endswith((">", "]")) else None
     mark = found[1] if found is not None else next((opening for opening in _TAG_OPENINGS if end.endswith(opening)), "")
+    if not mark:
+        return ""
     before = end.removesuffix(mark)
     return "" if not before or _PROSE.search(before) or before[-1] in _OPENING_QUOTES else mark
 

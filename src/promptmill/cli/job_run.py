@@ -240,7 +240,9 @@ def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
-    if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
+    plan, named = configuration.plan, getattr(arguments, "models", None) or ()
+    asked = [name for name in named if name not in plan.settings.models]
+    if meant := runtime.run(choosing.meant_model(plan, error, "--model NAME", asked)):
         return f"{error.message} {meant[0].upper()}{meant[1:]}"
     return redact(options.explained(error, arguments, configuration).worded(options.option_of))
 

@@ -12,6 +12,7 @@ from typing import Any
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
 _SYNONYMS = (
+    ("prompts", "rows items texts"),
     ("input_file files input rows", "file path filename csv data dataset infile"),
     ("output_file output", "out outfile outputs target destination save_to results_file"),
     ("prompt prompt_ls", "prompts question questions query template task text prompt_template instruction"),
@@ -30,6 +31,7 @@ _SYNONYMS = (
     ("num_workers", "max_workers"),
     ("retries", "max_retries num_retries"),
     ("max_cost", "budget max_budget cost_limit max_price"),
+    ("again retry_failed", "retry rerun redo"),
     ("limit", "max_rows n_rows nrows head"),
     ("overwrite", "force"),
     ("criterion", "criteria rubric"),
@@ -132,6 +134,16 @@ def cut(text: str, most: int) -> str:
     'a long…'
     """
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
+
+
+def cut_inside(text: str, most: int) -> str:
+    """Return `text` if it has at most `most` characters, else its beginning, an ellipsis and its end.
+
+    >>> cut_inside("a long, long text", 9)
+    'a lon…ext'
+    """
+    end = (most - 1) // 3
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
 def unescaped(text: str) -> str:

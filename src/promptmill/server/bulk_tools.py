@@ -54,7 +54,7 @@ _ENVELOPE = 4 << 10
 _READ_AHEAD = 2  # pages of rows that are read for one, whose length is known only when it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls; the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
-_OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
+_OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _STATUS = schema(Status)
 _SEVERAL = object_schema(
     {
@@ -119,6 +119,8 @@ def _argument_of(named: Named) -> str | None:
     """Return the argument of `bulk_generate` for a field of an order, or None."""
     if named.field in _OTHER_ARGUMENTS:
         return _OTHER_ARGUMENTS[named.field]
+    if named.field == "status":
+        return argument_name(named)
     option = table.options().get(named.field)
     name = None if option is None else option.name_on("argument")
     return None if name is None else argument_name(named._replace(field=name))
@@ -333,7 +335,9 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         ] = 0,
         action: Annotated[
             Literal["pause", "continue", "cancel"] | None,
-            Field(description="Done first. `continue` also resumes a stopped job of `generate`."),
+            Field(
+                description="Done first. `continue` also resumes a stopped job of `generate`; `cancel` ends at once."
+            ),
         ] = None,
         read: Annotated[
             Literal["answers", "failed", "all"] | None, Field(description="Also return these rows.")

@@ -158,6 +158,15 @@ def test_failed_rows_count_as_wrong_and_can_be_sent_again(rows):
     assert again["candidates"][0]["right"] > first["candidates"][0]["right"]
 
 
+def test_the_strong_model_writes_other_prompts_on_request(rows):
+    figures(rows)
+    rows.upstream.seen.clear()
+    assert "exists; name another file" in improve(rows, "--again", "prompts", code=2).stderr
+    assert not rows.upstream.seen
+    figures(rows, "--again", "prompts", "--overwrite")
+    assert {seen.json["model"] for seen in rows.upstream.seen} == {"strong"}
+
+
 def test_a_model_that_cannot_be_asked_ends_the_search(rows):
     rows.upstream.reply = status(404, "The model `nix` does not exist", code="model_not_found")
     done = improve(rows, code=1)

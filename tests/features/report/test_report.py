@@ -57,7 +57,7 @@ def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench
     assert shown.startswith("in.jsonl → out.jsonl: 8 of 8 answers to 4 rows\n")
     assert shown.count("model   small") == shown.count("model   good") == 4
     listed = bench.jobs(bench.folder.job_id).stdout
-    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 variants: 8 answered in ")  # noqa: RUF001 (a product)
+    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 answers: 8 answered in ")  # noqa: RUF001 (a product)
     assert listed.partition("\n")[0].endswith(" by small, good")
 
 
@@ -83,6 +83,23 @@ def test_a_report_counts_by_model_and_by_prompt(bench):
     assert column(data, rows, "prompt name")[:4] == ["ask", "rate"] * 2
     facts = dict(data["run"])
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")
+
+
+def test_a_report_of_several_models_says_which_is_right_where_the_rows_have_labels(bench):
+    good = choose(lambda seen: answer("yes" if seen.json["model"] == "good" or "0" in seen.prompt else "no"))
+    bench.upstream.reply = good
+    bench.write(["text,label,other", *(f"row {at},{'Yes' if at < 4 else 'no'},{at}" for at in range(5))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--model", "small", "--model", "good", "--prompt", "{{text}}", "--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    assert counts_of(data, "Right, if label has the right answers") == {"small": 2, "good": 4}
+    (bars,) = [bars for title, _, bars, _ in data["counts"] if title.startswith("Right")]
+    assert bars[1] == ["good", 4, "80.0 %"]
+    (mask,) = [mask for key, _, mask, _ in data["rows"]["filters"] if key == "wrong"]
+    assert sum(state & mask == mask for state in rows["state"]) == 4
+    bench.output = bench.path / "asked.csv"
+    bench.succeed("--model", "small", "--model", "good", "--prompt", "{{text}} {{label}}", "--report", "s.html")
+    assert not any(title.startswith("Right") for title, *_ in written(bench.path / "s.html")[0]["counts"])
 
 
 def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
@@ -451,6 +468,20 @@ async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path):
         inner = "[...main.querySelectorAll('*')].filter(one => /auto|scroll/.test(getComputedStyle(one).overflowY))"
         assert await page.run(f"{inner}.length") == 0
         assert not page.complaints
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not (browser.BROWSER and browser.AXE.exists()), reason="needs Chromium and axe-core")
+async def test_a_report_has_no_barriers(tmp_path):
+    file = hostile(tmp_path)
+    async with browser.opened() as page:
+        for width, scheme in itertools.product((1200, 360), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.open(file)
+            await page.until("document.getElementById('count').textContent === '28 rows'")
+            assert await page.barriers() == []
+            await page.run("choice.open = true; opened(0)")
+            assert await page.barriers() == []
 
 
 @pytest.mark.thorough

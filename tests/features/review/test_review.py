@@ -164,8 +164,9 @@ def test_without_scores_there_is_nothing_to_review(bench):
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(3)])
     bench.succeed(*LABELLED, *named(bench))
     assert "Doubt shows with --votes, --sure, several models or log probabilities" in reviewed(bench).stdout
+    assert json.loads(reviewed(bench, "--json").stdout)["file"] is None
     reviewed(bench, "-o", "review.xlsx")
-    assert not table(bench)
+    assert not [*bench.path.glob("*review*")]
 
 
 @pytest.mark.features("compare")

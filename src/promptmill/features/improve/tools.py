@@ -35,7 +35,7 @@ _SEARCH = object_schema(
     },
     "state",
 )
-_Failed = Annotated[Literal["failed"], WithJsonSchema({"type": "string", "enum": ["failed"]})]
+_Again = Annotated[Literal["failed", "prompts"], WithJsonSchema({"type": "string", "enum": ["failed", "prompts"]})]
 
 
 def add(socket: ToolSocket) -> None:
@@ -78,7 +78,11 @@ def add(socket: ToolSocket) -> None:
             dict[str, Any] | None, Field(description="of `model`", json_schema_extra={RARE: ""})
         ] = None,
         again: Annotated[
-            _Failed | None, Field(description="send failed rows again", json_schema_extra={RARE: ""})
+            _Again | None,
+            Field(
+                description="`failed`: send failed rows again; `prompts`: let `strong` write other prompts",
+                json_schema_extra={RARE: ""},
+            ),
         ] = None,
     ) -> ToolResult:
         """Let `strong` write better prompts from the mistakes on labelled rows, and test the best one on held-out rows.

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from promptmill.backends.questions import PlainTemplate
 from promptmill.core.bounds import LONGEST_SHOWN
@@ -18,15 +19,17 @@ from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.labels import label_in
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
-FAILED, TRUNCATED, NEAR = 1, 2, 4
+FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8
 """The bits that describe a row's state."""
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
+MOST_LABELS = 50  # as many as a comparison shows; answers of more kinds are texts, which equal a column by chance
 _SAFE = 1 << 53  # as text from here on, because JavaScript represents larger whole numbers inexactly
 
 
@@ -40,8 +43,19 @@ def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
     return names
 
 
+class Right(NamedTuple):
+    """The answers of several variants that equal a column of the input, which has the same labels."""
+
+    column: str
+    counts: Mapping[str, tuple[int, int]]
+    """By variant: the number of equal answers, and of rows with a label in the column."""
+
+
 class JobTable:
     """Builds the table of a job, row by row."""
+
+    right: Right | None = None
+    """Set by `finished`."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str]) -> None:
         """`extra`: the optional fields that at least one answer has."""
@@ -96,8 +110,37 @@ class JobTable:
             rows.sort()
         rows.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
+        self.right = self._right() if self.spec.is_grid and self._fields == [_ANSWER] else None
         rows.order_columns({OWN + name for name in asked_names(self.spec)} or {_ASKED})
         return rows
+
+    def _right(self) -> Right | None:
+        """Return the right answers by variant if one column of the input has labels such as the answers, and the
+        prompts do not show it; mark the other answers as wrong."""
+        rows, asked = self.rows, asked_names(self.spec)
+        cells = dict(zip((column.key for column in rows.columns), rows.cells, strict=True))
+        answers = [label_in(str(value or "")).casefold() for value in cells[_ANSWER]]
+        labels = {*answers} - {""}
+        golds = {
+            column.name: own
+            for column, values in zip(rows.columns, rows.cells, strict=True)
+            if column.kind == "own" and column.key.removeprefix(OWN) not in asked and len(labels) <= MOST_LABELS
+            if len(known := {*(own := [str(value or "").strip().casefold() for value in values])} - {""}) > 1
+            if known <= labels
+        }
+        if len(golds) != 1:
+            return None
+        ((name, gold),) = golds.items()
+        counts, names = dict[str, tuple[int, int]](), [cells[key] for key in self._variants[0]]
+        for at, (answer, expected) in enumerate(zip(answers, gold, strict=True)):
+            if expected:
+                variant, is_right = "/".join(str(each[at]) for each in names), answer == expected
+                right, count = counts.get(variant, (0, 0))
+                counts[variant] = right + is_right, count + 1
+                rows.state[at] |= 0 if is_right or rows.state[at] & FAILED else WRONG
+        place = next(at for at, column in enumerate(rows.columns) if column.key == _ANSWER)
+        rows.columns[place] = replace(rows.columns[place], wrong=WRONG)
+        return Right(name, counts)
 
     def _mark_column(self, key: str) -> Column:
         is_places = key == SOURCES

@@ -303,8 +303,10 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     store, spec, made = folder.store, folder.known_spec(), folder.result
     if spec.is_grid:
         raise input_error(
-            f"Job {spec.job_id} delivers several answers to each row, so it takes no labels. To measure its answers: "
-            f"`promptmill compare` with ",
+            f"Job {spec.job_id} delivers several answers to each row, so it takes no labels. To measure its answers, "
+            "compare them",
+            Named("command", "compare", " ({})"),
+            " with ",
             Named("gold", f"{decisions.name}:label"),
             ".",
         )

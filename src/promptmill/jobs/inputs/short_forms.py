@@ -118,7 +118,8 @@ def _json_in(text: str, name: str, pairs: Callable[[list[tuple[str, Any]]], Any]
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
-        raise input_error(f"{name} cannot be read: it is not JSON: {why_not_json(error)}.") from None
+        in_line = " Fields in one line have no braces: name,amount:number." if pairs is dict else ""
+        raise input_error(f"{name} cannot be read: it is not JSON: {why_not_json(error)}.{in_line}") from None
     except (ValueError, RecursionError):
         raise input_error(f"{name} cannot be read: it is nested too deeply, or a number is too long.") from None
 

@@ -165,7 +165,7 @@ def results_page(
 
     Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
     """
-    shown_rows: list[dict[str, Any]] = []
+    shown_rows = list[dict[str, Any]]()
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}

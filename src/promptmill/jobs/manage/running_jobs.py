@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_RUNNERS
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
@@ -24,6 +24,7 @@ from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
+from promptmill.jobs.run.validation import unknown_price
 from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.index import JobFolders
@@ -119,6 +120,9 @@ class RunningJobs:
                 checked = await detached.validated(opened)
             if validate:
                 message = "Nothing was sent and no job was made."
+                if names := checked.pop("unpriced"):
+                    price = worded(unknown_price(opened.plan, names), argument_name)
+                    message += f" {price[0].upper()}{price[1:]}."
                 return {"job_id": "", "state": "validated", "message": message} | checked
             assert approve is not None
             await self._approved(approve, order, checked)

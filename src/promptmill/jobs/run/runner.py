@@ -56,6 +56,7 @@ _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `
 # Enough to tell a limit that is too low from a few long answers, and few to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 _LEAVING_S = 60.0
+_DROPPED = " in flight ended with the job, and may be charged; when it is resumed, their rows are sent again."
 _AGAIN = "Run the job again: its readable part is kept."
 
 
@@ -362,6 +363,11 @@ class Runner:
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         await self._in_thread(self._note_persons)
+        if (most := job.folder.control.concurrency) is not None:
+            progress.notes.append(
+                f"At most {counted(most, 'request')} in flight: an earlier run was set to `concurrency={most}`, which "
+                f"stays until `promptmill jobs {job.spec.job_id} --set concurrency=N`, or bulk_status, sets another."
+            )
         if self._hooks.before_answers is not None:
             await self._hooks.before_answers()
 
@@ -625,6 +631,9 @@ class Runner:
 
     def _follow(self, control: Control) -> None:
         if control.cancel:
+            notes, in_flight = self.progress.notes, self.progress.stats.in_flight
+            if in_flight and not any(_DROPPED in note for note in notes):
+                notes.append(f"{counted(in_flight, 'request')}{_DROPPED}")
             self._ending.stop(_JobStopped(states.CANCELLED))
         if control.concurrency is not None:
             self.service.widen(self._job.plan, control.concurrency)

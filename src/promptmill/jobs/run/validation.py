@@ -12,22 +12,23 @@ from typing import Any
 
 from promptmill.answering.costs import most_of
 from promptmill.answering.likely import LikelyLengths
-from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
+from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, is_here, list_of_prices, price_of, tier_of
 from promptmill.backends import registry, rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, Words, input_error
 from promptmill.core.request import LEAST_SHARED, Conversation, Request, Shared, TextPart, check_encodable
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted, cut_inside
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import end_of
+from promptmill.jobs.export.text import Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.formats import TABLES, row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import statistics
@@ -37,6 +38,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
+_LONGEST_PROMPT = 10 * LONGEST_SHOWN  # characters of a shown prompt, of which instructions may be the most
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
 
@@ -45,7 +47,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
 
     The estimate includes the system prompt, but neither images nor the additions of a chat template. The length of an
     answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
-    `prompts`: the number of finished prompts to return.
+    `prompts`: the number of finished prompts to return, with the columns of a table that is the output.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.parsed_shard is not None:
@@ -69,6 +71,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
+        if prompts and spec.output.format in TABLES:
+            form = Form([store], spec, spec.output.format)
+            result["columns"] = {"input": form.names, "added": [*form.answers.names.values()]}
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
@@ -84,12 +89,28 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result["requests"] *= len(every)
         cost: dict[str, float | None] = {}
         prices = [one.price for one in sums if one.price is not None]
+        unpriced = [
+            one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
+        ]
+        result["unpriced"] = list(dict.fromkeys(unpriced))
         if len(prices) == len(every):
             cost = _cost(sums, result)
             if order.way == BATCH and all(price.batch is not None for price in prices):
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **more}
+
+
+def unknown_price(plan: ResolvedConfig, names: Sequence[str]) -> Words:
+    """Return that no price is known for the models `names`, and for a provider how to give one.
+
+    A server on this machine seldom has a price.
+    """
+    unknown = f"no price is known for {', '.join(names)}"
+    if is_here(plan):
+        return unknown
+    price = Named(plan.key("price"), {"input": 1, "output": 2})
+    return unknown, ": ", price, " says what a million tokens cost in US dollars", list_of_prices(plan)
 
 
 class _Sums:
@@ -187,7 +208,7 @@ def _check_rows(
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
                 if len(shown) < prompts:
-                    shown.append("\n\n".join(cut(text, LONGEST_SHOWN) for text in conversation.texts))
+                    shown.append("\n\n".join(cut_inside(text, _LONGEST_PROMPT) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
