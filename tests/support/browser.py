@@ -75,6 +75,7 @@ class Page:
     async def visit(self, url: str) -> None:
         """Load a page."""
         self._loaded.clear()
+        self.frame = None
         await self.send("Page.navigate", url=url)
         await self._loaded.wait()
 
@@ -108,9 +109,10 @@ class Page:
         return base64.b64decode((await self.send("Page.captureScreenshot"))["data"])
 
     async def barriers(self) -> list[str]:
-        """Return the critical and serious findings of axe-core on the page as it is."""
-        await self.run(f"{AXE.read_text(encoding='utf-8')};1")
-        found = await self.run("axe.run().then(result => JSON.stringify(result.violations))")
+        """Return the critical and serious findings of axe-core on the page, or on that of its frame, as it is."""
+        where = {} if self.frame is None else {"contextId": self.frame}
+        await self.run(f"{AXE.read_text(encoding='utf-8')};1", **where)
+        found = await self.run("axe.run().then(result => JSON.stringify(result.violations))", **where)
         grave = [one for one in json.loads(found) if one["impact"] in {"critical", "serious"}]
         return [f"{one['id']}: {one['nodes'][0]['html']}" for one in grave]
 

@@ -228,6 +228,35 @@ async def test_the_end_of_a_job_has_bars_of_its_labels_and_one_click_labels_the_
     assert [row["answer"] for row in doubtful.answers() if row["sure"] == "person"] == [given]
 
 
+@pytest.mark.skipif(not (browser.BROWSER and browser.AXE.exists()), reason="needs Chromium and axe-core")
+@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (360, "dark")])
+async def test_the_page_has_no_barriers_in_any_state(doubtful, client, width, theme):
+    need("compare")
+    for name in ("a.jsonl", "b.jsonl"):
+        doubtful.write([{"id": at, "answer": name[at % 2], "gold": "a"} for at in range(4)], name)
+    check = {"input_file": "in.jsonl", "output_file": "new.jsonl", "prompt": "{{text}}", "validate": True}
+    table = "document.querySelectorAll('#table tbody tr:not(.space)').length > 1"
+    opened = (
+        "(document.querySelector('#table tbody tr:not(.space)').click(), !!document.querySelector('dialog .labels'))"
+    )
+    review, labels = "(document.getElementById('unsure').click(), true)", "!!document.querySelector('#review .labels')"
+    states: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+        "job": ("bulk_status", {"job_id": "out.jsonl"}, [table]),
+        "row": ("bulk_status", {"job_id": "out.jsonl"}, [table, opened]),
+        "review": ("bulk_status", {"job_id": "out.jsonl"}, [table, review, labels]),
+        "comparison": ("compare", {"files": ["a.jsonl", "b.jsonl"], "gold": "gold"}, [table]),
+        "check": ("bulk_generate", check, ["document.getElementById('state').textContent === 'checked'"]),
+    }
+    async with client() as host, hosting(host, ADDRESS, theme=theme) as url:
+        for state, (tool, arguments, steps) in states.items():
+            async with browser.opened() as page:
+                await page.look(width, 800, theme)
+                await shown(page, url, host, tool, **arguments)
+                for step in steps:
+                    await page.inside(step)
+                assert await page.barriers() == [], state
+
+
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_a_comparison_shows_its_figures_and_the_rows_that_differ(bench, client):
     need("compare")
