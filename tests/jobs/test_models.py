@@ -151,7 +151,7 @@ def test_a_model_that_has_answered_does_not_stop_the_job(bench):
 
 def test_several_models_in_one_text_are_refused(bench):
     bench.prompts(2)
-    assert "give -m twice (-m a -m b)" in bench.fail("-m", "a,b")
+    assert "--model 'a,b' is one name; for several: --model a --model b." in " ".join(bench.fail("-m", "a,b").split())
     assert not bench.upstream.seen
 
 

@@ -196,6 +196,7 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` cannot be used with `fields`"),
     ({"prompts": ["a"], "fields": "amount", "schema": {"type": "object"}}, "`schema` cannot be used with `fields`"),
     ({"prompts": ["a"], "schema": "name,age"}, 'Names of fields go into `fields`: "name,age".'),
+    ({"prompts": ["a"], "model": "a,b"}, """`model` 'a,b' is one name; for several: `model: ["a", "b"]`."""),
     ({"prompts": ["a"], "concurrency": 3}, "concurrency is not an argument of this tool: bulk_status sets it"),
     ({"input_file": "https://a.b/x.csv", "output_file": "o.csv"}, "is a URL; name a file on the server's machine."),
     ({"rows": ["a"]}, "rows is not an argument of this tool; did you mean prompts?"),

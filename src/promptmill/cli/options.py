@@ -173,6 +173,8 @@ def option_of(named: Named) -> str | None:
     option = table.options().get(key)
     name = None if option is None or key in _SETS else option.name_on("flag")
     name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
+    if isinstance(named.value, list):  # an option that is repeated
+        return " ".join(f"{name} {shlex.quote(each)}" for each in named.value)
     return f"{name} {shlex.quote(value)}" if value else name
 
 

@@ -21,6 +21,8 @@ from all_features import need
 from labellers import LABELS, label, labellers, named, sent
 from page_content import written
 from promptmill.core.values import text_of
+from promptmill.features.review import review_page
+from promptmill.features.review.reviewed import review
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status_words
 from promptmill.jobs.store.lock import Lock
@@ -610,7 +612,7 @@ def certain(bench):
     bench.upstream.reply = labellers()
     bench.write([{"id": "a", "text": "review 1"}])
     bench.succeed(*LABELLED, *named(bench))
-    reviewed(bench)
+    review_page.write(bench.path / "out.jsonl.review.html", review(bench.folder), "")  # as a call with a file does
     return bench
 
 
