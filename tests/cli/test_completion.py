@@ -29,6 +29,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", ASKED, ids=["bash", "fish"])
 @pytest.mark.parametrize(
     ("words", "expected"),

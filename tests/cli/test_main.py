@@ -553,6 +553,7 @@ words promptmill gen; words promptmill bulk --row-s
     assert found.stdout.split() == [b"generate", b"--row-settings"], found.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_what_an_output_cannot_show_costs_no_answer(promptmill, tmp_path, encoding, upstream):
     command = [sys.executable, "-m", "promptmill", "generate", "--config", str(tmp_path / "mine.yaml"), "日本 ✓ é"]

@@ -139,6 +139,7 @@ def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench):
     assert bench.answers()[2]["answer"] == 1
 
 
+@pytest.mark.thorough
 def test_answers_in_a_pipe_have_the_names_of_the_file(bench):
     bench.write([{"prompt": "a"}, {"prompt": "b", "answer": 1}])
     command = bench.command()

@@ -67,7 +67,7 @@ def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "$0.060 if an answer has 200 tokens; more with longer answers, as `max_tokens` is not set"),
+        ([], "$0.060 if an answer has 200 tokens; more with longer answers, which --max-tokens would limit"),
         (["--max-tokens", "50"], "$0.015 if an answer has 50 tokens; at most $0.015"),
         (["--choices", "good,bad"], "$0.0021 with answers of 7 tokens, as the longest choice has; more"),
         (["--schema", "good:boolean"], "$0.0018 with answers of 6 tokens, by the names and types of the fields; more"),
@@ -263,6 +263,7 @@ def test_dedupe_goes_by_the_temperature_that_is_sent(bench):
     assert sent in ([1] * 5, [0])
 
 
+@pytest.mark.thorough
 def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "p1" else late(0.05, answer()))
     bench.write([{"id": at, "prompt": f"p{at % 300}"} for at in range(900)])
@@ -311,6 +312,7 @@ def test_the_summary_tells_what_happened(bench):
     assert said["output"] == str(bench.output)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(bench, workers):
     usage = {"prompt_tokens": 1000, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 800}}
@@ -387,7 +389,7 @@ def test_jobs_lists_shows_and_cancels(bench):
     job_id = bench.folder.job_id
     listed = json.loads(bench.jobs("--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
-    assert " in flight" in bench.jobs(job_id).stdout
+    assert " requests open" in bench.jobs(job_id).stdout
     cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
     eventually(lambda: bench.upstream.in_flight == 0)

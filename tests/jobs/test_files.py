@@ -157,6 +157,7 @@ def test_a_batch_file_runs_unchanged(bench):
     assert (message["content"], message["tool_calls"]) == (None, [call])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 def test_log_probabilities_that_a_batch_line_asks_for_are_in_its_answer(bench, workers):
     bench.upstream.reply = choose(lambda seen: answer(logprobs=LOGPROBS if seen.json.get("logprobs") else None))
@@ -240,6 +241,7 @@ def test_a_csv_with_messages_images_and_semicolons_becomes_jsonl(bench):
     assert len(body_of(bench, "two")["messages"][0]["content"]) == 3
 
 
+@pytest.mark.thorough
 def test_parquet_in_and_out_keeps_types(bench):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -224,6 +224,7 @@ def test_an_input_that_is_edited_while_the_job_runs_counts_for_the_next_run(benc
     assert [row["answer"] for row in bench.answers()] == [f"echo: other {at}" for at in range(300)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [["--prompt", "Say {{text}}"], ["--prompt-column", "other"], ["other.jsonl"]])
 def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, options):
     bench.write([{"text": f"t{at}", "prompt": f"p{at}", "other": f"o{at}"} for at in range(3)])
@@ -241,6 +242,7 @@ def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, opti
     assert len(bench.upstream.seen) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("answer", "sent"), [("a", 6), ("k", 3), ("o", 6), ("", 3)])
 def test_a_user_at_a_terminal_is_asked_what_a_changed_prompt_means(bench, monkeypatch, answer, sent):
     bench.write([{"text": f"t{at}"} for at in range(3)])
@@ -391,6 +393,7 @@ def test_a_row_whose_prompt_is_too_long_fails_alone_and_keeps_its_cells(bench, n
     assert [bool(row["answer"]) for row in written] == [True, False, True]
 
 
+@pytest.mark.thorough
 def test_a_line_that_is_too_long_says_so_where_a_template_asks_it(bench):
     bench.write([{"text": "a"}, {"text": "x" * (64 << 20)}, {"text": "c"}])
     said = bench.fail("--prompt", "Say {{text}}", code=1)

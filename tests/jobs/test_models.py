@@ -78,6 +78,7 @@ def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench):
     assert bench.run(*now).returncode == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_rows_of_a_call_keep_to_the_operators_limits(bench, monkeypatch, workers):
     monkeypatch.chdir(bench.path)

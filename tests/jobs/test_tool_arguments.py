@@ -228,6 +228,7 @@ _SEEN_IN_ROWS = {
 """Refusals of a job, of which `validate` says what is wrong with a row."""
 
 
+@pytest.mark.thorough
 async def test_a_call_that_cannot_be_is_refused_with_the_names_of_its_arguments(bench, tools, folder):
     async with tools() as call:
         for row, said in _REFUSED:

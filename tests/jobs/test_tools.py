@@ -105,6 +105,7 @@ async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
     assert len(bench.upstream.seen) == 40
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "again": "all"}])
 @pytest.mark.usefixtures("protocol")
 async def test_jobs_of_clients_share_the_servers_budget(bench, tools, again):
@@ -167,6 +168,7 @@ def priced(bench: Any) -> Service:
     return Service(Configuration({**openai_configuration(bench.upstream.url)._raw, **more}))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced):
     asked: list[str] = []
@@ -224,6 +226,7 @@ async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(b
     assert len(bench.answers()[0]["logprobs"]["content"]) == 16_000
 
 
+@pytest.mark.thorough
 async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench, tools):
     bench.write([{"prompt": "a", "more": [0] * count} for count in (200_000, 200_000, 5, 400_000, 5)])
     every = {"with_input": True, "max_characters": 100_000_000}
@@ -281,6 +284,7 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(be
         assert (await call("bulk_generate", **files))["state"] == "finished"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
@@ -1023,6 +1027,7 @@ def mails(bench: Any) -> Any:
     return bench
 
 
+@pytest.mark.thorough
 @pytest.mark.processes
 async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, tools):
     held = asyncio.Event()

@@ -226,6 +226,7 @@ def reading(bench: Any) -> Callable[..., Awaitable[psutil.Process]]:
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 @pytest.mark.parametrize(
     ("kind", "protocol"),

@@ -141,7 +141,7 @@ def cut_inside(text: str, most: int) -> str:
     """Return `text` if it has at most `most` characters, else its beginning, an ellipsis and its end.
 
     >>> cut_inside("a long, long text", 9)
-    'a lon…ext'
+    'a long…xt'
     """
     end = (most - 1) // 3
     return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"

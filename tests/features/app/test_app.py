@@ -205,6 +205,7 @@ async def test_labels_of_a_person_are_stored_from_the_page(doubtful, client):
     assert [row["answer"] for row in doubtful.answers() if row["sure"] == "person"] == [label] * 3
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_the_end_of_a_job_has_bars_of_its_labels_and_one_click_labels_the_row_that_is_opened(doubtful, client):
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
@@ -320,6 +321,7 @@ def same_names(bench):
     return bench
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_columns_of_the_input_keep_their_values_whatever_their_names(same_names, client):
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
@@ -403,6 +405,7 @@ async def test_a_search_finds_no_row_that_is_withheld(client):
     assert "may hold secrets" in json.dumps(rows[""]["rows"])
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_the_page_gets_the_rows_that_it_shows_and_asks_for_others(reviews, client):
     lines = "[...document.querySelectorAll('#table tbody tr:not(.space)')]"
@@ -481,6 +484,7 @@ def folder_of_pictures(bench):
     return bench
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_a_folder_of_pictures_shows_them(folder_of_pictures, client):
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
@@ -497,6 +501,7 @@ def two_rows(bench):
     return bench
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 @pytest.mark.parametrize("result", ["checked", "failed"])
 async def test_a_result_that_is_no_job_is_shown_and_ends(two_rows, client, result):

@@ -337,6 +337,7 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [1, 300])
 def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length):
     monkeypatch.setattr(page, "LARGEST_REPORT", 90_000)

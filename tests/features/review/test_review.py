@@ -123,6 +123,7 @@ def test_a_workbook_offers_the_labels(voted):
     assert voted.answers()[9]["sure"] == "person"
 
 
+@pytest.mark.thorough
 @pytest.mark.features("labels")
 def test_a_sure_job_lists_confident_disagreements_and_rows_near_the_cut(bench):
     rows = 600
@@ -353,6 +354,7 @@ def test_another_job_takes_the_labels_over(voted):
         assert len(voted.upstream.seen) == (0 if more[0] == "--from" else 3 * ROWS)
 
 
+@pytest.mark.thorough
 @pytest.mark.features("labels")
 def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     rows = 600
@@ -458,6 +460,7 @@ def test_decisions_about_other_questions_are_refused(voted):
     assert "has no columns `row`, `label` and `key`" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
 
 
+@pytest.mark.thorough
 def test_labels_of_a_schema_must_fit_it(bench, tmp_path):
     schema = {"type": "object", "properties": {"tone": {"enum": list(LABELS)}}, "required": ["tone"]}
     path = tmp_path / "schema.json"

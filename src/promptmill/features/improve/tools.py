@@ -80,7 +80,7 @@ def add(socket: ToolSocket) -> None:
         again: Annotated[
             _Again | None,
             Field(
-                description="`failed`: send failed rows again; `prompts`: let `strong` write other prompts",
+                description="`failed`: send failed rows again; `prompts`: write others",
                 json_schema_extra={RARE: ""},
             ),
         ] = None,

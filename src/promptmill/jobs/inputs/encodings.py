@@ -202,7 +202,7 @@ def remedy(data: bytes) -> Named:
 def with_header(data: bytes, names: Sequence[str]) -> Named | None:
     """Return the end of an error, as `remedy`: the encoding in which the first line has all `names`; None without one.
 
-    >>> with_header("番号,本文\n".encode("shift_jis"), ["本文"]).text
+    >>> with_header("番号,本文".encode("shift_jis"), ["本文"]).text
     '; {} reads line 1 as "番号,本文"'
     """
     line = data.partition(b"\n")[0].rstrip(b"\r")

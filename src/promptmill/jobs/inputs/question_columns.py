@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -58,9 +59,13 @@ def questions_in(question: Question, input_format: str, source: Input, fields: S
 
 
 def named_columns(question: Question) -> set[str]:
-    """Return the columns that a question names."""
-    names = {name for text in question.templates for name in template_of(text).names}
-    return names | {name for name in (question.column, question.image_column) if name is not None}
+    """Return the columns that a question names. Of templates with names of several words, whose columns are unknown
+    here, none."""
+    names = {name for name in (question.column, question.image_column) if name is not None}
+    for text in question.templates:
+        with contextlib.suppress(PromptmillError):
+            names.update(template_of(text).names)
+    return names
 
 
 def _fits(question: Question, input_format: str, names: Sequence[str]) -> bool:

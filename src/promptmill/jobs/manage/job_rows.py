@@ -18,7 +18,7 @@ from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.core.values import JsonObject, exact, read_json
+from promptmill.core.values import JsonDict, JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
 from promptmill.images.load import is_data
 from promptmill.jobs.columns import answer_fields, variant_values
@@ -216,6 +216,22 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
         return answer_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
     return answer_fields(record._replace(more=None), names) | {LEFT_OUT: left_out}
+
+
+def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:
+    """Return the counts of the answers without those answers that may hold secrets, see `statistics.results`."""
+    if not rule.is_guarded:
+        return {**results}
+    finder = rule.finder
+
+    def shown(counts: Mapping[str, Any]) -> JsonDict:
+        values = counts.get("values", {})
+        kept = {text: rows for text, rows in values.items() if not _holds_secret({"answer": text}, text, finder)}
+        hidden = sum(values.values()) - sum(kept.values())
+        return {**counts, **({"values": kept | {"(withheld)": hidden}} if hidden else {})}
+
+    fields = {name: shown(counts) for name, counts in results.get("fields", {}).items()}
+    return shown(results) | ({"fields": fields} if fields else {})
 
 
 def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:

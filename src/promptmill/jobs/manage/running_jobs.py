@@ -23,6 +23,7 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
+from promptmill.jobs.manage.job_rows import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.store import progress, statistics, status, status_words
@@ -67,7 +68,9 @@ class RunningJobs:
         """
         if job_id is None:
             return self.visible.newest(limit, caller)
-        job_status = status.read(self.visible.find(job_id, caller))
+        job_status: dict[str, Any] = {**status.read(self.visible.find(job_id, caller))}
+        if "results" in job_status:
+            job_status["results"] = shown_results(job_status["results"], self.paths.rule)
         return {**job_status, **({"state": progress.STARTING} if job_status["job_id"] in self._waiting else {})}
 
     @contextlib.asynccontextmanager
