@@ -63,11 +63,9 @@ def add(socket: ToolSocket) -> None:
         choices: Annotated[
             list[str] | dict[str, str], Field(description="The labels; an object also defines each of them.")
         ],
-        strong: Annotated[str, Field(description="The model that writes better prompts.")],
+        strong: Annotated[str, Field(description="The model that writes prompts.")],
         model: Annotated[str | None, Field(description="The model that labels the rows.")] = None,
-        max_cost: Annotated[
-            float | None, Field(ge=0, description="Most US dollars of the whole search, in all calls.")
-        ] = None,
+        max_cost: Annotated[float | None, Field(ge=0, description="Most US dollars of the whole search.")] = None,
         system_prompt: Annotated[
             str, Field(description="system prompt of every row", json_schema_extra={RARE: ""})
         ] = "",
@@ -80,7 +78,7 @@ def add(socket: ToolSocket) -> None:
         again: Annotated[
             _Again | None,
             Field(
-                description="`failed`: send failed rows again; `prompts`: write others",
+                description="`failed`: send failed rows again; `prompts`: let `strong` write other prompts",
                 json_schema_extra={RARE: ""},
             ),
         ] = None,
