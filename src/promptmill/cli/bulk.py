@@ -261,10 +261,10 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
 def _divided(prompts: Sequence[str], templates: Sequence[str]) -> tuple[str, list[str], str]:
     """Return the long beginning that the system prompt and the template give to all prompts, the rest of each, and the
     end that the template gives them."""
-    fixed = re.split(r"\{\{.*\}\}", templates[0], maxsplit=1, flags=re.DOTALL) if len(templates) == 1 else [""]
-    if len(prompts) < 2 or "{%" in "".join(templates) or len(fixed) != 2:
+    template = templates[0] if len(templates) == 1 else ""
+    if len(prompts) < 2 or "{%" in template or "{{" not in template:
         return "", [*prompts], ""
-    start, end = fixed[0].strip(), fixed[1].strip()
+    start, end = template.partition("{{")[0].strip(), template.rpartition("}}")[2].strip()
     blocks = ["", *itertools.accumulate(prompts[0].split("\n\n"), "{}\n\n{}".format)]
     fixed_blocks = [block for block in blocks if all(prompt.startswith(block) for prompt in prompts)]
     start = prompts[0][: prompts[0].find(start) + len(start)] if start else fixed_blocks[-1]
