@@ -405,6 +405,28 @@ async def test_a_search_finds_no_row_that_is_withheld(client):
     assert "may hold secrets" in json.dumps(rows[""]["rows"])
 
 
+_FIELDS = ('{"password": "hunter22", "tone": "calm"}', ("--fields", "password,tone"))
+
+
+@pytest.fixture(params=[(*said, models) for said in ((KEY, ()), _FIELDS) for models in (("a",), ("a", "b"))])
+def with_equal_keys(bench, request):
+    """A bench with a finished job of one or two models, whose answers are equal and hold a key."""
+    said, options, models = request.param
+    bench.write([{"prompt": f"tea {at}"} for at in range(4)])
+    bench.upstream.reply = answer(said)
+    bench.succeed(*options, *(word for model in models for word in ("--model", model)))
+    return bench
+
+
+@pytest.mark.usefixtures("with_equal_keys")
+async def test_no_bar_names_an_answer_that_is_withheld(client):
+    async with client() as host:
+        window = (await host.call_tool(ROWS, {"job_id": "out.jsonl"})).structured_content
+    assert window["all"]
+    assert KEY not in json.dumps(window)
+    assert "hunter22" not in json.dumps(window)
+
+
 @pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_the_page_gets_the_rows_that_it_shows_and_asks_for_others(reviews, client):

@@ -28,7 +28,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.job_rows import LEFT_OUT, ShownRows, asked_names, image_columns
+from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
@@ -192,14 +192,17 @@ class _Table:
         columns = {column.key: column.name for column in self.rows.columns}
         fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
         for name, field in fields.items():
-            if not (values := field.get("values")) or not self._shown.may_show(*values):
+            if not (values := field.get("values")):
                 continue
             key, has_texts = FIELD + name if name else _ANSWER, not field.get("is_list")
             by_slot = statistics.values_by_slot(store, name) if self.spec.is_grid else {}
             for slot in range(len(self._variants)):
                 column = columns.get(f"{slot}.{key}", "")
                 counts = {value: rows[slot] for value, rows in by_slot.items() if slot in rows} or values
-                shown = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_BARS]
+                most = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_BARS]
+                shown = [
+                    pair for pair in most if pair[0] != WITHHELD and self._shown.may_show(pair[0], name or _ANSWER)
+                ]
                 yield column if self.spec.is_grid else name, column, shown, has_texts and bool(column)
 
     def keys(self, view: View) -> dict[str, str]:

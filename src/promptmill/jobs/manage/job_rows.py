@@ -38,6 +38,8 @@ _VALUE = 24  # characters that cost the event loop as much time as one value; a 
 Only = Literal["all", "answers", "failed"]
 LEFT_OUT = "left_out"
 """The field with the reason, if a row's fields or its answer are withheld."""
+WITHHELD = "(withheld)"
+"""Stands for the answers that may hold secrets, among the counts of equal answers."""
 _IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
 """The fields that a row keeps if the input's columns are left out."""
 
@@ -224,14 +226,23 @@ def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:
         return {**results}
     finder = rule.finder
 
-    def shown(counts: Mapping[str, Any]) -> JsonDict:
+    def shown(counts: Mapping[str, Any], name: str = "answer") -> JsonDict:
         values = counts.get("values", {})
-        kept = {text: rows for text, rows in values.items() if not _holds_secret({"answer": text}, text, finder)}
+        kept = {text: rows for text, rows in values.items() if not _is_secret(text, name, finder)}
         hidden = sum(values.values()) - sum(kept.values())
-        return {**counts, **({"values": kept | {"(withheld)": hidden}} if hidden else {})}
+        return {**counts, **({"values": kept | {WITHHELD: hidden}} if hidden else {})}
 
-    fields = {name: shown(counts) for name, counts in results.get("fields", {}).items()}
+    fields = {name: shown(counts, name) for name, counts in results.get("fields", {}).items()}
     return shown(results) | ({"fields": fields} if fields else {})
+
+
+def _is_secret(text: str, name: str, finder: SecretFinder) -> bool:
+    """Return whether the value of a field named `name` may be a secret, as in a row."""
+    fields, inner = {name: text}, None
+    if text.startswith("{"):
+        with contextlib.suppress(ValueError):
+            inner = read_json(text)
+    return _holds_secret(fields, {**fields, **(inner if isinstance(inner, dict) else {})}, finder)
 
 
 def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:
@@ -277,9 +288,9 @@ class ShownRows:
         self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
         self._finder = rule.finder if rule.is_guarded else None
 
-    def may_show(self, *texts: str) -> bool:
-        """Return whether texts hold no secret."""
-        return self._finder is None or not any(self._finder.find(text.encode()) for text in texts)
+    def may_show(self, text: str, name: str = "answer") -> bool:
+        """Return whether an answer, or the value of its field `name`, holds no secret."""
+        return self._finder is None or not _is_secret(text, name, self._finder)
 
     def own(self, row: Row) -> dict[str, Any]:
         """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
