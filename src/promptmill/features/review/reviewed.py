@@ -33,7 +33,7 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
-from promptmill.jobs.export.workbook_file import clean_text, write_sheet
+from promptmill.jobs.export.workbook_file import clean_text, frozen, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.labels import frequent_labels, label_in, label_of, majority
 from promptmill.jobs.manage.job_rows import JobRows
@@ -53,11 +53,7 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 digest."""
 NO_LABEL = "-"
 """This label takes an earlier label back, as an empty label does."""
-_FROZEN = (
-    '<sheetViews><sheetView workbookViewId="0"><pane xSplit="2" ySplit="1" topLeftCell="C2" activePane="bottomRight" '
-    'state="frozen"/></sheetView></sheetViews>'
-)
-"""Freezes the first two columns and the header."""
+_FROZEN = frozen(2)
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, in the order in which they are shown."""
 _KINDS = {"": _UNSURE, "tie": _TIE, "disagree": _DISAGREE}

@@ -73,11 +73,6 @@ _NEW = {
     '<cellStyles count="1"><cellStyle name="Normal" xfId="0" builtinId="0"/></cellStyles></styleSheet>',
 }
 """The files in a workbook that has no sheet yet."""
-_FROZEN = (
-    '<sheetViews><sheetView workbookViewId="0"><pane ySplit="1" topLeftCell="A2" activePane="bottomLeft" '
-    'state="frozen"/></sheetView></sheetViews>'
-)
-"""Keeps the header in sight."""
 _MEASURED = 200  # first rows whose cells give the widths of the columns; they are in memory together
 _WIDTHS = 8, 60  # characters: a number with its name, and a line that an eye can follow
 
@@ -161,6 +156,18 @@ class WorkbookWriter:
             return ""
         cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
         return f"{cells} cut at Excel's {LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
+
+
+def frozen(columns: int = 0) -> str:
+    """Return the view of a sheet that keeps the header and the first columns in sight, as XML."""
+    pane, split = ("bottomRight", f'xSplit="{columns}" ') if columns else ("bottomLeft", "")
+    return (
+        f'<sheetViews><sheetView workbookViewId="0"><pane {split}ySplit="1" topLeftCell="{xlsx.letters_of(columns)}2" '
+        f'activePane="{pane}" state="frozen"/></sheetView></sheetViews>'
+    )
+
+
+_FROZEN = frozen()
 
 
 def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: str = _FROZEN, rules: str = "") -> None:

@@ -192,10 +192,10 @@ def remedy(data: bytes) -> Named:
     for number, line in enumerate(data.splitlines(), 1):
         text = _decoded(line, encoding)
         if not line.isascii() and text:
-            named = _proof(encoding, text, number)
             others = [other for other in _ASIAN if other != encoding and _decoded(data, other)] if is_unsure else []
-            also = (_proof(other, _decoded(line, other), number).text.partition(" as ")[2] for other in others)
-            return named._replace(text=", ".join([named.text, *map("{} as {}".format, others, also)]))
+            also = "".join(f", {other} as {_quoted(_decoded(line, other))}" for other in others)
+            named = _proof(encoding, text, number)
+            return named._replace(text=named.text + also)
     return Named("encoding", encoding, "; {} reads text of Windows and Excel, and Latin-1")
 
 
@@ -211,8 +211,13 @@ def with_header(data: bytes, names: Sequence[str]) -> Named | None:
 
 
 def _proof(encoding: str, text: str, number: int) -> Named:
+    return Named("encoding", encoding, f"; {{}} reads line {number} as {_quoted(text)}")
+
+
+def _quoted(text: str) -> str:
+    """Return the beginning of a text in quotes, for `Named.text`."""
     shown = cut(text, _SHOWN).replace("{", "{{").replace("}", "}}")
-    return Named("encoding", encoding, f'; {{}} reads line {number} as "{shown}"')
+    return f'"{shown}"'
 
 
 def _decoded(data: bytes, encoding: str) -> str:
