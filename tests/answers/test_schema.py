@@ -213,6 +213,29 @@ def test_latex_with_one_backslash_is_no_control_character(written, read):
     assert schema.is_soon_valid(text) is not checked.repaired
 
 
+@pytest.mark.parametrize("language", ["", "json", "JSON", " json", "json5", "JSON5", "jsonc", "JSONC"])
+def test_a_number_in_a_code_fence_is_read_without_the_name_of_its_language(language):
+    checked = compile_schema({"type": "integer"}).check(f"The number:\n```{language}\n5\n```")
+    assert (checked.text, checked.problem) == ("5", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ('{"a": {"b": null}}', {"a": {}}),  # the problem is reported of `a`, which has two forms
+        ('{"a": {"b": null, "c": null}}', {"a": {}}),
+        ('[{"b": null}, {"b": 2}]', [{}, {"b": 2}]),
+        ('{"c": null, "d": null}', {"c": None}),  # only `d` may not be null
+    ],
+)
+def test_optional_fields_that_are_null_are_left_out_wherever_they_are(text, repaired):
+    inner = {"type": "object", "properties": {"b": {"type": "integer"}}, "additionalProperties": False}
+    fields = {"a": {"anyOf": [inner, {"type": "string"}]}, "c": {"type": "null"}, "d": {"type": "string"}}
+    schema = {"type": "array", "items": inner} if text.startswith("[") else {"type": "object", "properties": fields}
+    checked = compile_schema(schema).check(text)
+    assert (json.loads(checked.text), checked.problem, checked.repaired) == (repaired, "", True)
+
+
 def test_nothing_is_repaired_in_an_answer_that_was_cut_off(city):
     assert city.check('```json\n{"city": "Paris"}\n``', complete=False).problem
 

@@ -73,7 +73,7 @@ _CHOICE = "answer"  # the field of the JSON object that holds a choice
 _AROUND_CHOICE = " \t\r\n\"'`*_.\u3002\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis and full stops
 
 _FENCE = "```"
-_LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
+_LANGUAGE = re.compile(r"(?i)[ \t]*(?:json[5c]?)?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # LaTeX with one backslash, which JSON reads as a form feed or a backspace: `\frac`, `\beta`. No text means a backspace.
 _LATEX = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=f(?:rac|orall|box|lat|rown)|b[A-Za-z])")
