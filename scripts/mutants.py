@@ -328,7 +328,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=[*TABLE], metavar="MODULE")
     parser.add_argument("--most", type=int, help="the most faults of each module")
-    parser.add_argument("--only", default="", help="faults in functions and classes with this in their names")
+    parser.add_argument("--only", default="", help="faults in functions and classes with names that match this pattern")
     options = parser.parse_args()
     if len(options.modules) > 1:  # a process for each: a module is imported once
         again = ["--only", options.only, *(["--most", str(options.most)] if options.most else [])]
@@ -338,7 +338,7 @@ def main() -> int:
     (module,), began = options.modules, time.monotonic()
     source = (SOURCE / module).read_text(encoding="utf-8")
     every = [*mutants(module, source)]
-    planted = [one for one in every if options.only in one.where]
+    planted = [one for one in every if re.search(options.only, one.where)]
     planted = planted[:: max(1, -(-len(planted) // options.most))] if options.most else planted
     run = Run(planted, source)
     quiet = ["-n", "0", "-s", "-q", "-p", "no:cacheprovider", "--no-header", "--no-summary", "--tb=native"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,7 @@ async def test_a_request_that_one_budget_refuses_reserves_nothing_in_another(ask
     assert not endpoint.requests
     assert process.reserve(10)
     process.charge(10, 0)
+    await settled()
     own.charge(8, 0)
     await settled()
     await endpoint.reply(0, tokens(2))
@@ -194,7 +196,8 @@ def reserved_of(budget: Budget) -> float:
 
 
 async def test_a_reservation_is_given_back_while_its_request_waits_behind_others(ask, endpoint):
-    asked = ask(Budget(10))
+    budget = Budget(10)
+    asked = ask(budget)
     await asked(0, 8)
     await asked(1, 9)
     await asked(2, 1)
@@ -202,7 +205,20 @@ async def test_a_reservation_is_given_back_while_its_request_waits_behind_others
     assert list(endpoint.requests) == [0, 1], "the first that waits has all of the budget"
     await endpoint.reply(1, tokens(1))
     assert list(endpoint.requests) == [0, 1, 2]
+    await asked(3, 5)
     await endpoint.reply(2, tokens(1))
+    assert reserved_of(budget) == 5, "of the last one"
+    await endpoint.reply(3, tokens(1))
+    assert budget.nothing_reserved
+
+
+async def test_a_request_that_no_budget_allows_fails_at_once_while_others_wait(ask, endpoint):
+    asked = ask(Budget(10))
+    await asked(0, 8)
+    await asked(1, 9)
+    assert (await asked(2, 20)).done()
+    for key in (0, 1):
+        await endpoint.reply(key, tokens(1))
 
 
 async def test_a_request_that_waits_for_a_budget_frees_its_place(ask, endpoint):
@@ -271,10 +287,13 @@ async def test_a_request_that_is_too_expensive_for_another_attempt_fails_with_th
     account = endpoint.requests[0].account
     account.sent()
     assert not await account.reserve_again()
-    await endpoint.reply(0, Failure(PromptmillError(Code.BUDGET, "x"), 1, unmetered=1))
+    rejected = Usage(1, 2)
+    lost = Failure(PromptmillError(Code.BUDGET, "x"), 1, usage=rejected, spent=((rejected, ""),), unmetered=1)
+    await endpoint.reply(0, lost)
     outcome = await task
-    assert (outcome.error.code, outcome.attempts, outcome.cost) == (Code.BUDGET, 1, 20)
-    assert "$20.00 is spent, and the next could cost $20.00" in outcome.error.message
+    assert (outcome.error.code, outcome.attempts, outcome.cost) == (Code.BUDGET, 1, 22)
+    assert outcome.usage == rejected
+    assert "$22.00 is spent, and the next could cost $20.00" in outcome.error.message
 
 
 async def test_a_request_that_was_sent_before_and_fits_no_budget_keeps_its_attempts(ask):
@@ -312,6 +331,13 @@ async def test_no_length_is_named_if_another_limit_of_the_request_counts(ask):
     outcome = await (await ask(Budget(10))(0, 20, {"max_completion_tokens": 30}))
     assert "could cost $30.00" in outcome.error.message
     assert "fits" not in outcome.error.hint
+    outcome = await (await ask(Budget(10))(0, None, {"max_completion_tokens": 30}))
+    assert "fits" not in outcome.error.hint
+
+
+async def test_the_longest_answer_that_fits_is_that_of_each_of_several_answers(ask):
+    outcome = await (await ask(Budget(10))(0, 20, {"best_of": 3}))
+    assert "max_tokens: 3" in outcome.error.hint.replace("`", "")
 
 
 async def test_a_request_without_a_limit_or_a_price_fails_without_being_sent(ask, endpoint):
@@ -362,6 +388,17 @@ async def test_a_budget_reserves_the_highest_cost_of_a_dry_run_with_the_writing_
     await endpoint.reply(0, tokens(1))
 
 
+@pytest.mark.parametrize(("by_batch", "factor", "again"), [(False, 1.25, 1.25), (True, 0.5 * 2, 1.25)])
+def test_a_second_try_is_sent_live_and_writes_the_cache_of_minutes(by_batch, factor, again):
+    plan = plan_of(price={"input": 1_000_000, "output": 0, "batch": 0.5}, schema_retries=1)
+    prices, request = Prices(plan, sure(price_of(plan))), _request(5, choices=("yes", "no"))
+    once = replace(plan, settings=plan.settings.model_copy(update={"schema_retries": 0}))
+    first = most_of(request, once, prices)
+    second = most_of(request, plan, prices) - first
+    most = most_of(request.changed(shared=SHARED), plan, prices, by_batch=by_batch)
+    assert most == pytest.approx(factor * first + again * second)
+
+
 async def test_a_reply_of_a_batch_is_charged_at_the_price_of_batches_and_frees_what_was_set_aside(ask, endpoint):
     budget = Budget(100, set_aside=30)
     call = Call(ledger=Ledger(budget, deferred=lambda request: 20.0), exchange=object())  # type: ignore[arg-type]
@@ -385,10 +422,12 @@ async def test_a_reply_of_a_batch_without_a_usage_costs_what_was_set_aside_for_i
 async def test_a_lost_reply_of_a_batch_costs_nothing(ask, endpoint):
     budget = Budget(100, set_aside=20)
     call = Call(ledger=Ledger(budget, deferred=lambda request: 20.0))
-    task = await ask(None, call)(0, 20, {"model": "without a price"})
-    await endpoint.reply(0, BATCHED)
-    assert (await task).error.code is Code.BATCHED
-    assert (budget.spent, budget.set_aside) == (0, 0)
+    for extra in ({}, {"model": "without a price"}):
+        budget.set_aside = 20
+        task = await ask(None, call)(0, 20, extra)
+        await endpoint.reply(0, BATCHED)
+        assert (await task).error.code is Code.BATCHED
+        assert (budget.spent, budget.set_aside) == (0, 0)
 
 
 @pytest.mark.parametrize(("most", "extra", "cost"), [(20, {}, 20), (None, {}, None), (20, {"model": "other"}, None)])
@@ -463,6 +502,18 @@ async def test_a_full_budget_advises_four_times_the_length_of_the_answers_so_far
         await endpoint.reply(key, tokens(1))
 
 
+async def test_a_full_budget_gives_its_advice_once(ask, endpoint):
+    call = Call()
+    for _ in range(10):
+        call.count(tokens(5))
+    asked = ask(Budget(1000), call)
+    for key, most in enumerate((900, 400, 800)):
+        await asked(key, most)
+    for key in range(3):
+        await endpoint.reply(key, tokens(1))
+    assert len(call.warnings) == 1
+
+
 async def test_a_budget_for_free_answers_gives_no_advice(ask, endpoint):
     call, budget = Call(), Budget(2_000)
     for _ in range(10):
@@ -505,6 +556,14 @@ def test_the_likely_and_the_highest_cost_are_those_of_all_requests(requests, lik
     assert likely is None or found[0] == likely
 
 
+def test_the_highest_usage_has_room_for_the_marks_of_a_template():
+    """That of Qwen has 30 tokens for its usual system message, and 5 for each turn."""
+    turns = Conversation(tuple(Message("user", "") for _ in range(10)))
+    request = Request(0, turns, Sampling(max_tokens=1))
+    assert worst_case(request).prompt_tokens >= 30 + 10 * 5
+    assert worst_case(replace(request, conversation=Conversation(turns.messages[:1]))).prompt_tokens >= 30 + 5
+
+
 def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():
     likely, most = cost_of(plan_of(price={"input": 1_000_000, "output": 0}), [_request(5)])
     size = worst_case(_request(5)).prompt_tokens
@@ -512,7 +571,8 @@ def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():
 
 
 def test_without_a_price_no_cost_is_known():
-    assert cost_of(plan_of(price=None), [_request()]) == (None, None)
+    for requests in ([], [_request()]):
+        assert cost_of(plan_of(price=None), requests) == (None, None)
 
 
 def test_the_highest_cost_without_a_limit_or_a_price_is_infinite():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,6 +190,15 @@ def test_rows_in_a_window_change_in_each_slot_and_others_do_not(store):
     assert bind(store, ["cx", "yu"], targets, replaced=range(1, 3)) == Bound(8, 8, 6)
     assert answers(store) == {0: "a 0", 1: "c 2", 3: "d 3"} | {SLOT: "s 0", SLOT + 2: "u 2", SLOT + 3: "v 3"}
     assert spare(store) == ["b 1", "t 1"]
+    assert store.read("SELECT name FROM sqlite_master WHERE name = 'row_next'") == []
+
+
+def test_the_stretches_of_an_input_replace_those_of_the_one_before_with_its_rows(store):
+    for rows in ("ab", "abc"):
+        store.change(("INSERT INTO job VALUES ('stretches_next', '{\"of\": []}')", [()]))
+        bind(store, rows)
+        ((name, value),) = store.read("SELECT name, value FROM job WHERE name LIKE 'stretches%'")
+        assert (name, json.loads(value)) == ("stretches", {"of": [], "rows": len(rows)})
 
 
 def test_answers_stay_with_their_rows_in_each_slot_where_all_prompts_have_changed(store):
@@ -283,6 +293,14 @@ def test_a_damaged_answer_or_one_of_a_further_slot_is_not_taken_from_another_job
     other = borrowed(tmp_path, record(0, "a", "damaged"), record(SLOT, "b", "second model"))
     other.change(("UPDATE answer SET text = 'x' WHERE key = 0", [()]))
     assert bind(store, "ab", other=other).kept == 0
+    other.close()
+
+
+def test_models_that_are_compared_get_answers_of_models_alone_from_another_job(store, tmp_path):
+    label = record(0, "a", "label", PERSON)
+    other = borrowed(tmp_path, label, record(1, "b", "first"), record(SLOT + 1, "b", "second"))
+    bind(store, "ab", [Target(), Target(settings=1)], other=other)
+    assert answers(store) == {1: "first", SLOT + 1: "second"}
     other.close()
 
 
