@@ -405,6 +405,9 @@ def test_jobs_lists_shows_and_cancels(bench):
     listed = json.loads(bench.jobs("--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
     assert " requests open" in bench.jobs(job_id).stdout
+    waiting = bench.jobs(job_id, "--cancel", "--json")
+    assert "ends after its requests in flight, within a minute; --cancel again ends it at once." in waiting.stderr
+    assert json.loads(waiting.stdout)["state"] == "running"
     cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
     eventually(lambda: bench.upstream.in_flight == 0)
