@@ -162,6 +162,8 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
 def option_of(named: Named) -> str | None:
     """Return the option for a field in an error. For a configuration key without an option, this is `--set`."""
+    if named.field == "shell":
+        return f"`{named.value}`"
     if named.field in {"status", "command"}:
         return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     from promptmill.config.settings import Settings  # imported on use, as above

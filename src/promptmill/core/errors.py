@@ -87,8 +87,8 @@ class _Trait(NamedTuple):
 
 
 _MORE_ROOM = (
-    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. For the rows of a job: "
-    '`promptmill bulk … --max-tokens {more} --again failed`, or `again: "failed"`.'
+    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. With that, "
+    '`again: "failed"` sends the failed rows of a job again.'
 )
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
@@ -181,11 +181,12 @@ class PromptmillError(Exception):
 def argument_name(named: Named) -> str | None:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
 
-    `status` is the tool for the status of jobs, `command` a shell command, which has no argument.
+    `status` is the tool for the status of jobs. `command`, a command of promptmill, and `shell`, another one, have no
+    argument, because a text that is stored, or shown over MCP, names none.
     """
     if named.field == "status":
         return "bulk_status"
-    if named.field == "command":
+    if named.field in {"command", "shell"}:
         return None
     value = "" if named.value == "" else f": {json.dumps(named.value, ensure_ascii=False)}"
     return f"`{named.field}{value}`"

@@ -6,6 +6,7 @@ import codecs
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -14,7 +15,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import format_by_suffix
@@ -132,13 +133,19 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
     is_cut = start.startswith(b"{") and first.endswith(b"\n") and _begins_rows(start) and not _is_object(start)
     if start == b"{" or is_cut:
         if match := _begins_rows(start + stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
-            inner = match[1].decode()
-            raise input_error(
-                f"{path.name} is one JSON object; save only its list {inner!r} as a file, such as with "
-                f"`jq .{inner} {path.name} > rows.json`."
-            )
+            raise rows_inside_error(path, match[1].decode())
         raise input_error(f"{path.name} is one JSON object; write an array of rows, or one object per line.")
     return first.lstrip().startswith(b"[")
+
+
+def rows_inside_error(path: Path, name: str) -> PromptmillError:
+    """Return the error for a file with one object, whose list `name` holds the rows."""
+    command = f"jq {shlex.quote(f'.[{json.dumps(name)}]')} {shlex.quote(str(path))} > rows.json"
+    return input_error(
+        f"{path.name} is one JSON object, whose rows are in the list {name!r}; save only that list as a file",
+        Named("shell", command, ", such as with {}"),
+        ".",
+    )
 
 
 def _begins_rows(text: bytes) -> re.Match[bytes] | None:

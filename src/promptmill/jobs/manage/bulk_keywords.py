@@ -99,6 +99,8 @@ def errors_of(given: Collection[str]) -> Iterator[None]:
 
 def argument_of(named: Named) -> str:
     """Return the argument for a field of an error; `settings={…}` for a configuration key without an argument."""
+    if named.field == "shell":
+        return f"`{named.value}`"
     if named.field in {"status", "command"}:
         return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     key = named.field.rpartition(".")[2]
