@@ -265,6 +265,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             format=output_format,
             form=order.form,
             answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
+            choices=tuple(plan.settings.sampling_params.choices or ()),
             shard=order.limits.shard,
         ),
         targets=_targets_of(wanted, input_format),

@@ -104,6 +104,8 @@ class OutputSpec(Stored):
     """The names of the job's columns that differ from the usual ones, by key; None until the input was read."""
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
+    choices: tuple[str, ...] = ()
+    """The labels that an answer may be."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
 
