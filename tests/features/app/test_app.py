@@ -273,9 +273,12 @@ async def test_a_comparison_shows_its_figures_and_the_rows_that_differ(bench, cl
         assert await page.inside("document.getElementById('facts').textContent") == "3 rows · 1 differ"
         sections = "[...document.querySelectorAll('section')].map(each => each.textContent)"
         right, agreement, files, _ = await page.inside(sections)
-        assert right.startswith("Right, by goldA a.csv66.7 %B b.csv100.0 %B against A: +33.3 points")
+        assert right.startswith(
+            "Right, by goldA a.csv66.7 %B b.csv100.0 %points95 % intervalpB minus A+33.3\N{MINUS SIGN}"
+        )
+        assert right.endswith("may be chance")
         assert agreement == "AgreementA and B66.7 %"
-        assert "A a.csv66.7 % (20.8 % to 93.9 %)3" in files
+        assert "A a.csv66.7 % (20.8 % to 93.9 %)0.833B" in files, "a mean F1 of 0.83, 3 answered"
         visible = "[...document.querySelectorAll('section')].every(each => each.offsetHeight > 40)"
         assert await page.inside(visible)
         assert await page.inside("document.querySelector('.scroll').tabIndex + 1"), "a keyboard scrolls a wide table"
