@@ -81,7 +81,12 @@ def test_an_empty_array_has_no_rows(ingested, tmp_path, text):
             '{"data": [{"prompt": "a"},\n {"prompt": "b"}]}',
             "whose rows are in the list 'data'; save only that list as a file.$",
         ),
+        (
+            '{"object": "list",\n "data": [\n  {"prompt": "a"}]}',
+            "whose rows are in the list 'data'; save only that list",
+        ),
         ('{\n "rows": []\n}', "is one JSON object; write an array of rows"),
+        ('{"model": "m",\n "messages": [{"role": "user"}]}', "is one JSON object; write an array of rows"),
     ],
 )
 def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested, tmp_path, text, said):
