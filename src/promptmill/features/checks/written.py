@@ -1,0 +1,41 @@
+"""The checks for the parameters `max_words` and `match`."""
+
+from __future__ import annotations
+
+import re
+
+from promptmill.answers.check import Check
+from promptmill.core.request import Request, Sampling
+from promptmill.features.checks.parameters import Wanted
+
+
+class MaxWords(Check):
+    """A limit of words."""
+
+    def wants(self, sampling: Sampling) -> bool:
+        """Return whether there is a limit."""
+        return isinstance(sampling, Wanted) and sampling.max_words is not None
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        """Return the number of words if there are too many."""
+        wanted, words = request.sampling, len(answer.split())
+        assert isinstance(wanted, Wanted)
+        most = wanted.max_words or words
+        return None if words <= most else f"it has {words} words, and at most {most} are allowed"
+
+
+class Match(Check):
+    """A pattern for the whole answer."""
+
+    blocks = True  # a pattern may take long
+
+    def wants(self, sampling: Sampling) -> bool:
+        """Return whether there is a pattern."""
+        return isinstance(sampling, Wanted) and sampling.match is not None
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        """Return the pattern if the answer does not match it."""
+        wanted = request.sampling
+        assert isinstance(wanted, Wanted)
+        pattern = wanted.match or ""
+        return None if re.fullmatch(pattern, answer.strip()) else f"it does not match the pattern {pattern}"
