@@ -510,7 +510,7 @@ def test_a_list_of_prompts_is_several_prompts_named_by_their_texts(options, upst
 )
 def test_fields_are_a_list_or_a_dict_of_types(options, upstream, fields, schema):
     upstream.reply = answer("{}")
-    promptmill.bulk([{"text": "a"}], prompt="{{text}}", fields=fields, settings={"schema_retries": 0}, **options)
+    promptmill.bulk([{"text": "a"}], prompt="{{text}}", fields=fields, settings={"check_retries": 0}, **options)
     sent = upstream.seen[0].json["response_format"]["json_schema"]["schema"]["properties"]
     types = {"amount": "number", "due": "string", "n": "integer", "ok": "boolean"}
     expected = schema or {name: [type_, "null"] for name, type_ in types.items()}

@@ -4,7 +4,7 @@
                             ▲                              └── a complaint ──┘
                             └──────── the answer and the complaint are added to the conversation
 
-One loop has all checks of a request, so a request is sent at most `1 + schema_retries` times, however many checks there
+One loop has all checks of a request, so a request is sent at most `1 + check_retries` times, however many checks there
 are. A request whose last answer is still invalid fails with `invalid_answer`.
 """
 
@@ -128,7 +128,7 @@ class CheckedAnswers(Step):
         return cls(loading.plan)
 
     def __init__(self, plan: ResolvedConfig) -> None:
-        self._retries = plan.settings.schema_retries
+        self._retries = plan.settings.check_retries
         self._checks = checks_of_features()
         self._checking: tuple[SchemaCache, Checker] | None = None  # made for the first request with a schema
         self._last: tuple[Sampling | None, protocol.Facts | None, tuple[_Form | None, list[Check]] | None] = (None,) * 3
@@ -148,7 +148,9 @@ class CheckedAnswers(Step):
             form, checks = self._known(request, call) or await self._wanted(request.sampling, call.facts)
         except PromptmillError as error:
             return protocol.Failure(error, request.attempts)
-        if checks:
+        if request.is_part:
+            checks = []  # they are about the row's answer
+        if form is not None or checks:
             call.preview = None  # nobody can take back an answer that was shown while it grew
         outcome = await self.following(request, call)
         if form is None and not checks:
@@ -215,20 +217,7 @@ class CheckedAnswers(Step):
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
             text, answer = text if right == answer else text[: max(text.rfind(answer), 0)] + right, right
-        for check in checks:
-            try:
-                complaint = (
-                    await asyncio.to_thread(check.complaint, answer, request)
-                    if check.blocks
-                    else check.complaint(answer, request)
-                )
-            except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
-                return text, _Complaint("", internal_error("A check of the answer failed", error))
-            if complaint:
-                complaint = cut(" ".join(complaint.split()), _LONGEST_COMPLAINT).rstrip(".")
-                turn = f"This answer is not accepted: {complaint}. Answer again with the corrected answer alone."
-                return text, _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {complaint}.", ""))
-        return text, None
+        return text, await _complaint_of(checks, answer, request)
 
     async def _in_form(self, form: _Form, answer: str, call: protocol.Call, *, is_complete: bool) -> tuple[str, str]:
         """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
@@ -267,9 +256,34 @@ def _as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
     return replace(answer, text=written if isinstance(written, str) else "", tool_calls=(), finish_reason=finish)
 
 
+async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) -> _Complaint | None:
+    """Return the first complaint about an answer."""
+    for check in checks:
+        try:
+            complaint = (
+                await asyncio.to_thread(check.complaint, answer, request)
+                if check.blocks
+                else check.complaint(answer, request)
+            )
+        except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
+            return _Complaint("", internal_error("A check of the answer failed", error))
+        if complaint:
+            complaint = cut(" ".join(complaint.split()), _LONGEST_COMPLAINT).rstrip(".")
+            turn = f"This answer is not accepted: {complaint}. Answer again with the corrected answer alone."
+            return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {complaint}.", ""))
+    return None
+
+
+async def checked(answer: protocol.Completion, request: Request, call: protocol.Call) -> protocol.Outcome:
+    """Return an answer that was merged from the answers to parts of `request`; a failure if a check has a complaint."""
+    checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.wants(request.sampling)]
+    complaint = await _complaint_of(checks, answer.text, request)
+    return answer if complaint is None else protocol.Failure(complaint.error, answer.attempts, text=answer.text)
+
+
 # A small model may fill a list or text endlessly until `max_tokens`.
 _CUT_OFF = {"json_schema": "Raise `max_tokens`, or bound the schema's lists and texts with `maxItems` and `maxLength`."}
-_WRONG = {"choices": "Name the choices in the prompt, raise `schema_retries`, or use a stronger model."}
+_WRONG = {"choices": "Name the choices in the prompt, raise `check_retries`, or use a stronger model."}
 
 
 def _complaint_of_form(form: _Form, problem: str, text: str, *, is_complete: bool) -> _Complaint:

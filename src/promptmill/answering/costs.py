@@ -395,7 +395,7 @@ def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Pric
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
     cost = _highest(price, first, request, {BATCH} if by_batch else live, by_batch=by_batch)
     if is_checked(sampling):
-        cost += plan.settings.schema_retries * _highest(price, again, request, live)
+        cost += plan.settings.check_retries * _highest(price, again, request, live)
     return (sampling.n or 1) * cost
 
 

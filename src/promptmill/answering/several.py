@@ -36,6 +36,7 @@ class SeveralAnswers(Step):
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request with `n`."""
         n = request.sampling.n or 1
+        call.preview = None  # which shows one answer
         texts, images = request.conversation.texts, request.conversation.images
         size = sum(map(len, texts)) + sum(len(image.source) for image in images)
 

@@ -257,7 +257,6 @@ ANSWERS = (
         flag=None,
         argument=None,
         keyword=Keyword(type="Callable[[Any, Mapping[str, Any]], str | None] | None"),
-        excludes=[Excluded("split")],
     ),
     Option("choices_many", bool, "with {choices}: any number of them", False, needs=[Named("choices")]),
     Option(

@@ -79,9 +79,42 @@ async def test_an_answer_is_kept_when_it_passed(ask, upstream, tmp_path):
     assert outcome.text == LONG
 
 
-def test_a_wrong_pattern_is_named():
-    with pytest.raises(PromptmillError, match="is no regular expression"):
-        promptmill.bulk(["a"], match="(", base_url="127.0.0.1:9", model="m")
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?=a)b", r"\d{1,100000}"])
+def test_a_pattern_that_is_not_taken_is_named(pattern):
+    with pytest.raises(PromptmillError, match="is no regular expression, or one with look-around"):
+        promptmill.bulk(["a"], match=pattern, base_url="127.0.0.1:9", model="m")
+
+
+async def test_a_pattern_of_a_client_takes_no_longer_than_its_text(ask, upstream):
+    upstream.reply = answer("a" * 100_000 + "!")  # with `re`, hours
+    (outcome,), _ = await ask("a", match=r"(\w+\s?)+x")
+    assert outcome.error.code == "invalid_answer"
+
+
+async def test_no_answer_is_shown_that_may_be_asked_for_again(upstream, closing):
+    upstream.reply = choose(_words)
+    service, shown = closing(Service(openai_configuration(upstream.url))), []
+    call = Call(Facts(total=1), preview=lambda growing: shown.append(growing.text))
+    item = conversation_from_prompt("a", "a prompt")
+    (outcome,) = await service.generate([item], call, plan=service.plan.with_sampling({"max_words": 3}))
+    assert (outcome.text, shown) == ("one two", [])
+
+
+def test_a_check_is_about_the_answer_to_the_whole_document(bench, upstream):
+    def reply(seen: Any) -> Any:
+        if "was read in parts" in str(seen.json["messages"]):
+            return answer("short" if _again(seen) else LONG)
+        return answer("an answer about a piece is as long as it likes")
+
+    upstream.reply = choose(reply)
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    text = "A sentence of the document. " * 300
+    bench.input.write_text(f"id,text\n1,{text}\n")
+    bench.run("--prompt", "Sum up: {{text}}", "--max-words", "3", "--split", "1000")
+    with bench.output.open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["answer"] == "short"
+    assert sum(_again(seen) for seen in upstream.seen) == 1
 
 
 def test_the_flags_reach_the_answers(bench, upstream):
@@ -134,6 +167,17 @@ def test_a_validator_of_a_class_complains_about_its_row_alone(bulk, upstream):
     assert (result.answers, result.failed) == ([Person(age=7), ""], 1)
     assert "nobody is younger than 0" in result.rows[1]["error"]["message"]
     assert "nobody is younger than 0" in next(seen.prompt for seen in upstream.seen if _again(seen))
+
+
+def test_a_job_with_a_function_is_not_continued_without_it(tmp_path, upstream):
+    upstream.reply = choose(_words)
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "a"}\n{"text": "b"}\n')
+    where = {"base_url": upstream.url, "model": "m", "api_key": "k", "state": str(tmp_path), "prompt": "Say {{text}}"}
+    promptmill.bulk(str(source), str(output), check=lambda text, row: None, limit=1, **where)
+    with pytest.raises(PromptmillError, match=r"another check \(check was 'a function', now not set\)"):
+        promptmill.bulk(str(source), str(output), **where)
+    assert promptmill.bulk(str(source), str(output), check=lambda text, row: None, **where).failed == 0
 
 
 def test_a_check_that_breaks_fails_its_row(bulk):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promptmill.options.option import Argument, Excluded, Flag, Option
+from promptmill.options.option import Argument, Flag, Option
 
 OPTIONS = (
     Option(
@@ -12,7 +12,6 @@ OPTIONS = (
         flag=Flag(metavar="N"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.max_words"],
-        excludes=[Excluded("split")],
     ),
     Option(
         "match",
@@ -21,6 +20,5 @@ OPTIONS = (
         flag=Flag(metavar="REGEX"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.match"],
-        excludes=[Excluded("split")],
     ),
 )

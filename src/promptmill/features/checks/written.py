@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from promptmill.answers.check import Check
 from promptmill.core.request import Request, Sampling
-from promptmill.features.checks.parameters import Wanted
+from promptmill.features.checks.parameters import Wanted, whole_match
 
 
 class MaxWords(Check):
@@ -27,8 +25,6 @@ class MaxWords(Check):
 class Match(Check):
     """A pattern for the whole answer."""
 
-    blocks = True  # a pattern may take long
-
     def wants(self, sampling: Sampling) -> bool:
         """Return whether there is a pattern."""
         return isinstance(sampling, Wanted) and sampling.match is not None
@@ -38,4 +34,4 @@ class Match(Check):
         wanted = request.sampling
         assert isinstance(wanted, Wanted)
         pattern = wanted.match or ""
-        return None if re.fullmatch(pattern, answer.strip()) else f"it does not match the pattern {pattern}"
+        return None if whole_match(pattern).is_valid(answer.strip()) else f"it does not match the pattern {pattern}"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from promptmill.answering.checked import checked
 from promptmill.answering.several import once, together
 from promptmill.answering.step import Place, Step
 from promptmill.answers.schema import schema_of
@@ -288,10 +289,10 @@ class Reading:
         self.sent.append(answer)
         return answer
 
-    async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
+    async def _answer(self, text: str, sampling: Sampling, choice: int, *, is_part: bool = True) -> Outcome:
         *before, last = self.request.conversation.messages
         conversation = Conversation((*before, Message(last.role, text, last.extra)))
-        changes = {"conversation": conversation, "sampling": sampling, "choice": choice}
+        changes = {"conversation": conversation, "sampling": sampling, "choice": choice, "is_part": is_part}
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0, shared=None), self.call)
         self.sent.append(outcome)
         return outcome
@@ -309,12 +310,14 @@ class Reading:
             outcome: Outcome = self._failure(found)
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
-        else:
-            outcome = await self._answer(draft.question, draft.sampling, 0)
+        else:  # of a whole answer, the checks of the row's answer apply, so that it is requested again
+            outcome = await self._answer(draft.question, draft.sampling, 0, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):
             outcome = replace(outcome, part=draft.text)
         elif draft.merged is not None:
             outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
+        if isinstance(outcome, Completion) and (draft.sampling is None or draft.merged is not None):
+            outcome = await checked(outcome, self.request, self.call)
         return self.summed(replace(outcome, details={SOURCES: draft.sources}))
 
     def summed(self, outcome: Outcome) -> Outcome:
