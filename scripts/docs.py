@@ -182,7 +182,7 @@ def providers() -> str:
             "hosts and networks in `NO_PROXY` (`.corp.example,10.0.0.0/8`). SOCKS proxies are not supported. "
             "`trust_env: false` ignores these variables.",
             "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far); gives "
-            "up in 1:48 (patience)`, or `waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (patience)`: "
+            "up in 1:48 (the setting patience)`, or `waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (the setting patience)`: "
             "an endpoint that has answered nothing for `patience` seconds is no longer used.",
             "\n".join(rows),
             "`promptmill models --providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "

@@ -1,10 +1,10 @@
-"""Make docs/report-*.webp, docs/compare-*.webp and docs/chat-*.webp: real runs against an endpoint on loopback.
+"""Make the pictures docs/*.webp: real runs against an endpoint on loopback.
 
     .venv/bin/python scripts/screenshots.py
 
-300 reviews are labelled by two models, a good one and one that errs more often, and compared with the right answers.
-Chromium shows the report, the comparison and a job inside a chat, whose reviews have pictures, in light and dark
-colours. Those of a desktop become the pictures of README and docs; those of a phone are in build/screenshots, to look
+300 reviews are labelled by two models, a good one and one that errs more often, and compared with the right answers;
+photos, PDFs and mails are read into tables. Chromium shows the reports, the comparison and a job inside a chat, whose
+reviews have pictures, in light and dark colours. Those of a desktop become the pictures of README and docs; those of a phone are in build/screenshots, to look
 at. An error on the console of a page ends the script, and so does a picture above 150 kB. Needs Chromium:
 `CHROMIUM=PATH`, else `chromium` on PATH. Linux and macOS.
 """
@@ -12,26 +12,48 @@ at. An error on the console of a page ends the script, and so does a picture abo
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import io
+import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 from fastmcp import Client
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageStat
+from reportlab.pdfgen.canvas import Canvas
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "screenshots"
 ROWS, MOST_BYTES = 300, 150_000
 WIDTHS = {"desktop": (1280, 1150), "phone": (390, 844)}
+LIGHTS = {"day": None, "evening": "#3b2a55", "fog": "#e4e8ea"}
+SEEN = {
+    "food": "a plate with a slice of orange and herbs",
+    "service": "a bell on a counter",
+    "price": "three coins",
+    "place": "a lake below a mountain",
+}
+MAILS = {  # subject, which a number of the order follows: its text, topic, whether it is urgent, and the wish
+    "Parcel": ("My parcel {} has not arrived. I need it by Friday.", "delivery", True, "parcel {} by Friday"),
+    "Two charges": ("You charged my card twice for order {}.", "payment", True, "one charge of order {} back"),
+    "Thank you": ("The lamp of order {} is lovely, and it came a day early.", "praise", False, None),
+    "Wrong size": ("The shoes of order {} are too small.", "return", False, "another size for order {}"),
+    "Copy": ("Please send me a copy of the invoice for order {}.", "payment", False, "a copy of invoice {}"),
+    "Broken": ("The vase of order {} arrived in pieces.", "return", True, "a new vase for order {}"),
+}
+NAMES = ("Anna Berg", "Carl Lind", "Mia Holm", "Jon Dahl", "Eva Strand", "Leo Vik")
 SCHEMES = {"light": 1, "dark": 0}  # Blink's numbers
 ERRS = {"small-1": 0.12, "good-1": 0.04}
 PROMPT = "What does this review say? {{text}}"
@@ -72,17 +94,40 @@ async def _answer(request: web.Request) -> web.Response:
     """Answer as the model would that is asked: right, but for its share of errors."""
     body = await request.json()
     asked = body["messages"][-1]["content"]
+    image = ""
     if isinstance(asked, list):
+        image = next((part["image_url"]["url"] for part in asked if part["type"] == "image_url"), "")
         asked = next(part["text"] for part in asked if part["type"] == "text")
     chance = random.Random(body["model"] + asked)  # the same errors in each run
     await asyncio.sleep(chance.uniform(0.1, 0.4))
-    answer = dict(next(value for text, value in KNOWN.items() if text in asked))
-    if chance.random() < ERRS[body["model"]]:
-        answer["sentiment"] = "negative" if answer["sentiment"] == "positive" else "positive"
-        answer["topic"] = chance.choice(list(SAID))
+    if "photo" in asked:
+        answer = _of_photo(image)
+    elif found := re.search(r"Invoice (\S+)\s+for (.+?)\s+(\S+)\s+Total: ([\d.]+)", asked):
+        answer = dict(zip(("number", "customer", "due"), found.groups(), strict=False), total=float(found[4]))
+    elif found := re.search(r"Subject: (.*) (\d+)", asked):
+        _, topic, urgent, wish = MAILS[found[1]]
+        answer = {"topic": topic, "urgent": urgent, "wish": wish and wish.format(found[2])}
+    else:
+        answer = dict(next(value for text, value in KNOWN.items() if text in asked))
+        if chance.random() < ERRS[body["model"]]:
+            answer["sentiment"] = "negative" if answer["sentiment"] == "positive" else "positive"
+            answer["topic"] = chance.choice(list(SAID))
     usage = {"prompt_tokens": 20 + len(asked) // 4, "completion_tokens": 18}
     choice = {"message": {"role": "assistant", "content": json.dumps(answer)}, "finish_reason": "stop"}
     return web.json_response({"choices": [choice], "usage": usage})
+
+
+def _of_photo(url: str) -> dict[str, Any]:
+    """Return what a photo shows: the drawing of `draw_pictures` that is most like it."""
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        small = image.convert("RGB").resize((16, 12))
+
+    def distance(at: tuple[str, str]) -> float:
+        other = lit(drawn(at[0]), at[1]).resize((16, 12))
+        return sum(ImageStat.Stat(ImageChops.difference(small, other)).mean)
+
+    topic, light = min(((topic, light) for topic in SEEN for light in LIGHTS), key=distance)
+    return {"shows": SEEN[topic], "light": light, "people": 0}
 
 
 def endpoint() -> str:
@@ -118,27 +163,38 @@ def write_rows(folder: Path) -> None:
             writer.writerows(rows)
 
 
+def drawn(topic: str) -> Image.Image:
+    """Draw what a topic is about: a plate, a bell, coins, or a lake."""
+    image = Image.new("RGB", (320, 240), "#e9dcc6")
+    draw = ImageDraw.Draw(image)
+    if topic == "food":
+        for size, colour in ((110, "white"), (80, "#f3f3f3"), (62, "#d9822b"), (26, "#5b8c3a")):
+            draw.ellipse((160 - size, 120 - size, 160 + size, 120 + size), fill=colour)
+    elif topic == "service":
+        draw.pieslice((70, 50, 250, 290), 180, 360, fill="#c9a227")
+        draw.rectangle((55, 170, 265, 190), fill="#5b4a3a")
+        draw.ellipse((146, 28, 174, 56), fill="#5b4a3a")
+    elif topic == "price":
+        for at, colour in enumerate(("#c9a227", "#b0b3b8", "#b87333")):
+            draw.ellipse((30 + 85 * at, 70, 130 + 85 * at, 170), fill=colour, outline="#5b4a3a", width=5)
+    else:
+        draw.rectangle((0, 0, 320, 130), fill="#9cc9ee")
+        draw.ellipse((220, 20, 280, 80), fill="#f6d84c")
+        draw.polygon([(0, 130), (90, 40), (180, 130)], fill="#5b8c3a")
+        draw.rectangle((0, 130, 320, 240), fill="#3f78a8")
+    return image
+
+
+def lit(image: Image.Image, light: str) -> Image.Image:
+    """Return a drawing as it looks by day, in the evening or in fog."""
+    colour = LIGHTS[light]
+    return image if colour is None else Image.blend(image, Image.new("RGB", image.size, colour), 0.5)
+
+
 def draw_pictures(folder: Path) -> None:
-    """Draw a picture for each topic: a plate, a bell, coins, and a lake. Name them in the reviews."""
+    """Draw a picture for each topic. Name them in the reviews."""
     for topic in SAID:
-        image = Image.new("RGB", (320, 240), "#e9dcc6")
-        draw = ImageDraw.Draw(image)
-        if topic == "food":
-            for size, colour in ((110, "white"), (80, "#f3f3f3"), (62, "#d9822b"), (26, "#5b8c3a")):
-                draw.ellipse((160 - size, 120 - size, 160 + size, 120 + size), fill=colour)
-        elif topic == "service":
-            draw.pieslice((70, 50, 250, 290), 180, 360, fill="#c9a227")
-            draw.rectangle((55, 170, 265, 190), fill="#5b4a3a")
-            draw.ellipse((146, 28, 174, 56), fill="#5b4a3a")
-        elif topic == "price":
-            for at, colour in enumerate(("#c9a227", "#b0b3b8", "#b87333")):
-                draw.ellipse((30 + 85 * at, 70, 130 + 85 * at, 170), fill=colour, outline="#5b4a3a", width=5)
-        else:
-            draw.rectangle((0, 0, 320, 130), fill="#9cc9ee")
-            draw.ellipse((220, 20, 280, 80), fill="#f6d84c")
-            draw.polygon([(0, 130), (90, 40), (180, 130)], fill="#5b8c3a")
-            draw.rectangle((0, 130, 320, 240), fill="#3f78a8")
-        image.save(folder / f"{topic}.png")
+        drawn(topic).save(folder / f"{topic}.png")
     with (folder / "reviews.csv").open(newline="", encoding="utf-8") as opened:
         texts = [row["text"] for row in csv.DictReader(opened)]
     with (folder / "reviews.csv").open("w", newline="", encoding="utf-8") as opened:
@@ -147,6 +203,29 @@ def draw_pictures(folder: Path) -> None:
         for text in texts:
             about = next(value["topic"] for known, value in KNOWN.items() if known in text)
             writer.writerow([f"{about}.png", text])
+
+
+def write_documents(folder: Path) -> None:
+    """Write the photos, the PDFs and the mails."""
+    for name in ("photos", "invoices", "mails"):
+        (folder / name).mkdir()
+    for number, (topic, light) in enumerate(itertools.product(SEEN, LIGHTS), 1):
+        lit(drawn(topic), light).save(folder / "photos" / f"IMG_{number:04}.png")
+    chance = random.Random(7)  # the same documents in each run
+    for number in range(17, 41):
+        page = Canvas(str(folder / "invoices" / f"2026-{number}.pdf"))
+        lines = (f"Invoice 2026-{number}", f"for {chance.choice(NAMES)}", f"2026-{chance.randint(1, 12):02}-15")
+        for at, line in enumerate((*lines, f"Total: {chance.uniform(20, 900):.2f} EUR")):
+            page.drawString(72, 720 - 24 * at, line)
+        page.save()
+    for number in range(1, 25):
+        subject = chance.choice(list(MAILS))
+        mail = EmailMessage()
+        mail["From"], mail["To"] = chance.choice(NAMES).replace(" ", ".") + "@example.org", "shop@example.org"
+        order = chance.randint(1000, 9999)
+        mail["Subject"] = f"{subject} {order}"
+        mail.set_content(MAILS[subject][0].format(order))
+        (folder / "mails" / f"{number:03}.eml").write_bytes(bytes(mail))
 
 
 def pages(folder: Path) -> dict[str, Path]:
@@ -170,7 +249,15 @@ def pages(folder: Path) -> dict[str, Path]:
     run("bulk", "reviews.csv", "labels-b.csv", *job, "--model", "good-1", "--report", "report.html")
     files = ("labels-a.csv", "labels-b.csv", "--gold", "gold.csv", "--field", "sentiment")
     run("compare", *files, "--report", "compare.html")
-    made = {name: folder / f"{name}.html" for name in ("report", "compare")}
+    write_documents(folder)
+    for made_of, pattern, ask, fields in (
+        ("photos", "photos/", "What does the photo show?", "shows,light:day|evening|fog,people:integer"),
+        ("pdfs", "invoices/*.pdf", "Read the invoice.", "number!,customer,due:date,total:number"),
+        ("mails", "mails/*.eml", "What does the mail want?\n{{content}}", "topic!,urgent:boolean,wish"),
+    ):
+        job = ["--prompt", ask, "--fields", fields, "--quiet", "--report", f"{made_of}.html"]
+        run("bulk", pattern, f"{made_of}.csv", *job)
+    made = {name: folder / f"{name}.html" for name in ("report", "photos", "pdfs", "mails", "compare")}
     for page in made.values():  # nobody wants to read where a temporary folder was
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace(f"{folder}/", ""), encoding="utf-8")
@@ -265,7 +352,7 @@ def main() -> None:
                     if device == "desktop":
                         keep(picture.read_bytes(), f"{kind}-{scheme}")
     with tempfile.TemporaryDirectory() as name:
-        asyncio.run(chat(Path(name)))
+        asyncio.run(asyncio.wait_for(chat(Path(name)), 300))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,19 @@ GITHUB = "https://github.com/promptmill/promptmill"
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 PICTURE = re.compile(r"<picture>.*?</picture>", re.DOTALL)
-# Wider than the generator's, for tables; a name in a table is not broken within.
-STYLE = ".md-grid { max-width: 80rem }\n.md-typeset table:not([class]) code { white-space: nowrap }\n"
+NAMED = re.compile(r"\[[\w./-]+\.md\]\(([^)#\s]+)(#[^)\s]*)?\)")
+FILE = re.compile(r"[\w./-]+(?:\.(?:md|html|py|yaml)|/)")
+# A block that begins with the name of a program holds commands.
+COMMANDS = re.compile(
+    r"^```\n(?=(?:[A-Z_]+=\S+ )?(?:\S*/)?(?:promptmill|git|scripts/\w+|pip|python|export|echo|cat|mkdir|curl|docker|"
+    r"kubectl|ollama|llama-server|ray) )",
+    re.MULTILINE,
+)
+# Wider than the generator's, for tables; a name in a table is not broken within, and no command is cut.
+STYLE = """.md-grid { max-width: 80rem }
+@media (min-width: 45em) { .md-typeset table:not([class]) code { white-space: nowrap } }
+.language-sh pre code { white-space: pre-wrap; overflow-wrap: anywhere }
+"""
 PICTURES = {".svg", ".png", ".webp"}
 
 
@@ -38,10 +49,31 @@ def place(path: Path) -> Path | None:
     return None
 
 
+def titles() -> dict[str, str]:
+    """Return the title of each page in the site's navigation."""
+    found: dict[str, str] = {}
+
+    def collect(nav: object) -> None:
+        for entry in nav if isinstance(nav, list) else ():
+            for title, below in entry.items():
+                if isinstance(below, str):
+                    found[below] = title
+                collect(below)
+
+    collect(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"])
+    return found
+
+
 def adapted(page: Path, text: str) -> str:
-    """Return a page's text with links for the site."""
+    """Return a page's text for the site: its links, the titles of pages in place of their files, languages of code."""
     here = place(page)
     assert here is not None
+    named = titles()
+
+    def title(found: re.Match[str]) -> str:
+        file = Path(os.path.normpath(page.parent / found[1]))
+        there = place(file) if file.is_file() else None
+        return found[0] if there is None else f"[{named[there.as_posix()]}]({found[1]}{found[2] or ''})"
 
     def link(target: str) -> str:
         path, mark, anchor = target.partition("#")
@@ -62,7 +94,7 @@ def adapted(page: Path, text: str) -> str:
             for name in ("srcset", "src", "alt")
             if (found := re.search(rf'\b{name}="([^"]+)"', parts[0]))
         )
-        return f"![{alt}]({light}#only-light)\n![{alt}]({dark}#only-dark)"
+        return f"![{alt}]({light}#only-light) ![{alt}]({dark}#only-dark)"
 
     kept: list[str] = []
 
@@ -70,7 +102,7 @@ def adapted(page: Path, text: str) -> str:
         kept.append(code[0])
         return f"\0{len(kept) - 1}\0"
 
-    text = CODE.sub(keep, PICTURE.sub(picture, text))
+    text = NAMED.sub(title, CODE.sub(keep, COMMANDS.sub("```sh\n", PICTURE.sub(picture, text))))
     text = LINK.sub(lambda found: link(found[0]), text)
     while "\0" in text:
         text = re.sub(r"\0(\d+)\0", lambda found: kept[int(found[1])], text)
@@ -91,17 +123,10 @@ def stage() -> None:
         else:
             shutil.copyfile(file, SOURCE / there)
     (SOURCE / "site.css").write_text(STYLE, encoding="utf-8")
-    in_nav = set(_pages(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
+    in_nav = titles().keys()
     staged = {page.relative_to(SOURCE).as_posix() for page in SOURCE.rglob("*.md")}
     if in_nav != staged:
         raise SystemExit(f"site: zensical.toml's nav and the pages differ: {', '.join(sorted(in_nav ^ staged))}")
-
-
-def _pages(nav: object) -> list[str]:
-    if isinstance(nav, str):
-        return [nav]
-    parts = nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ()
-    return [page for part in parts for page in _pages(part)]
 
 
 class Page(html.parser.HTMLParser):
@@ -113,6 +138,10 @@ class Page(html.parser.HTMLParser):
         self.loads: list[str] = []
         self.anchors: set[str] = {"", "__skip"}
         self.texts: list[str] = []
+        self.named: list[str] = []
+        """The texts of links."""
+        self.heads: list[str] = []
+        """The heads of columns."""
         self._inside: list[str] = []
         self.feed(text)
 
@@ -120,8 +149,10 @@ class Page(html.parser.HTMLParser):
         """Note what the element refers to, and its name."""
         found = {name: value or "" for name, value in attrs}
         self.anchors |= {found[name] for name in ("id", "name") if name in found}
-        if tag in {"p", "code", "pre", "script", "style"}:
+        if tag in {"p", "code", "pre", "script", "style", "a", "th"}:
             self._inside.append(tag)
+        if tag in {"a", "th"}:
+            (self.named if tag == "a" else self.heads).append("")
         if tag == "a" and "href" in found:
             self.links.append(found["href"])
         elif tag == "link" and found.get("rel") not in {"canonical", "prev", "next", "alternate"}:
@@ -138,6 +169,10 @@ class Page(html.parser.HTMLParser):
         """Note the text of a paragraph."""
         if self._inside and self._inside[-1] == "p":
             self.texts.append(data)
+        if "a" in self._inside:
+            self.named[-1] += data
+        if "th" in self._inside:
+            self.heads[-1] += data
 
 
 def check() -> None:
@@ -161,6 +196,8 @@ def check() -> None:
                 wrong.append(f"{name}: {link} does not exist")
             elif target in pages and unquote(parts.fragment) not in pages[target].anchors:
                 wrong.append(f"{name}: {link} has no such anchor")
+        wrong += [f"{name}: the text of a link is a file: {text}" for text in page.named if FILE.fullmatch(text)]
+        wrong += [f"{name}: a column of a table has no head" for head in page.heads if not head.strip()]
         wrong += [
             f"{name}: not read as Markdown: {line[:60]}"
             for text in page.texts

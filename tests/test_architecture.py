@@ -91,6 +91,7 @@ def test_nothing_heavy_is_imported_at_the_top_of_a_file():
     assert not {(module, name) for module, name in heavy if not module.startswith(AT_HOME.get(name, ()))}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "entry", ["promptmill.server", "promptmill.cli.main", "promptmill.service.service", "promptmill.server.process"]
 )
@@ -103,6 +104,7 @@ def test_a_fresh_interpreter_imports_nothing_heavy(entry):
     assert "promptmill" in loaded.stdout.split()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "entry",
     ["promptmill.backends.openai.backend", "promptmill.cluster.worker", "promptmill.backends.engines.host"],
@@ -124,6 +126,7 @@ def test_the_options_of_a_command_are_known_without_a_large_import():
     assert not set(loaded.stdout.split()) & large, "import them where they are used"
 
 
+@pytest.mark.thorough
 async def test_a_server_runs_without_what_the_base_install_leaves_out():
     without = "import sys; sys.modules.update(griffe=None); from promptmill.cli.main import main; main()"
     command = ["-c", without, "serve", "--backend", "openai"]
@@ -134,6 +137,7 @@ async def test_a_server_runs_without_what_the_base_install_leaves_out():
     assert result.structured_content == {"ans_ls": []}
 
 
+@pytest.mark.thorough
 def test_no_files_import_each_other_late_imports_included():
     """Nor do they for the types alone. The package itself has names that it imports at their first use."""
     names = MODULES.keys() - {""}
@@ -152,6 +156,7 @@ def test_no_files_import_each_other_late_imports_included():
     assert not after, "each of these imports another one, which imports it or one of them"
 
 
+@pytest.mark.thorough
 def test_jobs_are_started_through_their_door_alone():
     """The other end of its `detach` is the process of `jobs.manage.detached`, which runs the admitted job."""
     behind = {f"promptmill.jobs.run.{name}" for name in ("admission", "runner", "validation")}
@@ -211,7 +216,8 @@ def test_only_the_command_line_names_its_options():
             or _package(module) == "cli"
         ):
             continue  # it has a command line of its own, or makes commands
-        text = re.sub(r"`(promptmill|pip|optimum-cli) [^`]*`", "", file.read_text(encoding="utf-8"))
+        commands = r"`(promptmill|pip|optimum-cli) [^`]*`|Named\(\"command\", f?\"[^\"]*\""
+        text = re.sub(commands, "", file.read_text(encoding="utf-8"))
         assert not re.findall(r"(?<!-)--[a-z][a-z-]*", text), module
 
 

@@ -27,6 +27,7 @@ def _run(folder: Any, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_prompts_are_answered_in_the_shell(endpoint, tmp_path):
     assert _run(tmp_path, "generate", *endpoint, "hello").strip() == "echo: hello"
 

@@ -49,6 +49,7 @@ def run(tmp_path, upstream) -> Any:
     return promptmill
 
 
+@pytest.mark.thorough
 def test_a_package_adds_a_format_and_a_command(run, tmp_path, upstream):
     (tmp_path / "in.yaml").write_text("- {id: 1, text: a}\n- {id: 2, text: ß}\n")
     (tmp_path / "out.yml").write_text("theirs\n")
@@ -63,6 +64,7 @@ def test_a_package_adds_a_format_and_a_command(run, tmp_path, upstream):
     assert json.loads(run("jobs", "out.yml", "--rows", "--json"))["total"] == 2
 
 
+@pytest.mark.thorough
 def test_without_the_feature_the_suffix_is_unknown(run, tmp_path, upstream):
     (tmp_path / "in.yaml").write_text("- {prompt: a}\n")
     asked = ("bulk", "in.yaml", "out.jsonl", "--base-url", upstream.url, "--model", "m")
@@ -89,6 +91,7 @@ def test_a_package_adds_an_option_and_a_plan(run, tmp_path, upstream):
     assert "unknown option --long-to" in without or "needs the feature acme" in without
 
 
+@pytest.mark.thorough
 @pytest.mark.features("labels")
 def test_a_package_and_a_feature_cannot_both_plan_a_job(run, tmp_path, upstream):
     (tmp_path / "in.jsonl").write_text('{"prompt": "long"}\n')

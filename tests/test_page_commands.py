@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_server import BatchServer
+from dialect_replies import speaks
 from fakes import KEY
 from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
@@ -127,6 +128,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         database.execute("CREATE TABLE inbox (id INTEGER PRIMARY KEY, body TEXT)")
         database.executemany("INSERT INTO inbox (body) VALUES (?)", [("one",), ("two",)])
         database.commit()
+    (tmp_path / "cities.csv").write_text("city\nParis\nRome\n")
+    (tmp_path / "guests.csv").write_text("team,text\nnorth,Great food.\nsouth,Cold soup.\nnorth,Rude waiter.\n")
     (tmp_path / "gold.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     job = ""
     for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
@@ -142,6 +145,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         given = shlex.split(command)
         first = given[given.index("--choices") + 1].partition(",")[0]
         upstream.reply = answer('{"labels": ["food"]}' if "--choices-many" in given else first)
+    if "dialect=responses" in command:
+        upstream.reply = speaks("News (example.org).")
     if "invoices" in command:
         upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
         if "--pdf images" in command:

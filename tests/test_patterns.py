@@ -248,6 +248,7 @@ def test_every_pattern_takes_time_in_proportion_to_the_text():
     assert not slow
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "pattern", [r"```[ \t]*\r?\n?(.*?)```", r"<(?:script|style).*?</(?:script|style)>|<[^>]*>", r"\s+$"]
 )

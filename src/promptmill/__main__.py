@@ -1,8 +1,17 @@
-"""`python -m promptmill`: the command line."""
+"""The command line: `promptmill`, and `python -m promptmill`."""
 
 import sys
 
-from promptmill.cli.main import main
+
+def main() -> int:
+    """Run the command line. Return the exit code: 130 after Ctrl-C, also during the imports, which take a second."""
+    try:
+        from promptmill.cli.main import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -78,6 +78,7 @@ async def test_cached_prompt_tokens_have_a_price_of_their_own(opened, upstream):
     assert stats.counts.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("calls", "more"), [(3, {}), (1, {"bulk_threshold": 1, "num_workers": 2})], ids=["calls", "workers"]
 )
@@ -107,6 +108,7 @@ async def test_a_call_may_have_a_budget_of_its_own(opened, upstream):
     assert 0 < _charged(upstream) <= LIMIT / 10
 
 
+@pytest.mark.thorough
 async def test_the_items_that_a_budget_has_no_room_for_share_one_error_and_others_go_on_meanwhile(opened, upstream):
     service, turns, ended = opened({"max_cost": 1e-9}), 0, asyncio.Event()
 
@@ -304,6 +306,7 @@ def _billed(upstream, factor=1.0):
     return factor * sum(read * PRICE["input"] + written * PRICE["output"] for read, written in tokens) / 1_000_000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "reply", "block"),
     [

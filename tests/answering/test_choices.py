@@ -91,6 +91,7 @@ def test_a_number_that_is_written_otherwise_is_not_the_choice():
     assert Choices(["1.5", "2.5"]).chosen("1.50") == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "written", ["It is not positive.", "positive or neutral", "pos", "", '{"a": "positive", "b": "negative"}', "[1]"]
 )

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import openai_plan
 from promptmill.answering.costs import most_of, worst_case
-from promptmill.answering.prices import FlatPrice, Prices, Tiers, charge, price_of
+from promptmill.answering.prices import FlatPrice, Prices, Tiers, charge, list_of_prices, price_of
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
@@ -270,3 +270,11 @@ def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
     fresh = price.cost(Usage(1000, 0))
     assert price.cost(Usage(1000, 0, written_tokens=1000)) == pytest.approx(fresh * 1.25)
     assert price.cost(Usage(1000, 0, written_tokens=1000, hour_written_tokens=1000)) == pytest.approx(fresh * 2)
+
+
+@pytest.mark.parametrize(("block", "offered"), [({"provider": "openai"}, True), ({"base_url": "localhost:1"}, False)])
+def test_the_list_of_prices_is_offered_for_a_provider_if_it_is_not_installed(monkeypatch, block, offered):
+    plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
+    assert not list_of_prices(plan)
+    monkeypatch.setattr("promptmill.answering.prices.importlib.util.find_spec", lambda _: None)
+    assert list_of_prices(plan).startswith("; the list of prices may know it: ") == offered

@@ -197,6 +197,7 @@ async def test_a_schema_that_cannot_be_used_fails_its_items_before_anything_is_s
     assert (len(upstream.seen), stats.counts.done, stats.counts.failed) == (0, 1, 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("manner", ["sloppily", "wrongly"])
 async def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_it(upstream, manner, closing):
     def text(shape, *, again):

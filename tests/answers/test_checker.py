@@ -28,6 +28,7 @@ async def test_answers_are_checked_and_repaired_in_another_process(closing):
             assert await checker.check(NAME, text, Call(), complete=complete) == NAME.check(text, complete=complete)
 
 
+@pytest.mark.thorough
 async def test_a_check_without_end_is_ended_and_the_next_answer_is_checked(closing):
     checker = closing(Checker())
     assert (await checker.check(ENDLESS, MANY, Call(), complete=True)).problem == SLOW
@@ -35,11 +36,13 @@ async def test_a_check_without_end_is_ended_and_the_next_answer_is_checked(closi
     assert not (await checker.check(NAME, '{"name": "Ada"}', Call(), complete=True)).problem
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", ["{" * 8_000 + "}" * 8_000, '{"' * 32_500 + "}", "```" + " " * 100_000])
 async def test_a_text_that_takes_too_long_to_repair_is_left_as_it_is(closing, text):
     assert (await closing(Checker()).check(OBJECT, text, Call(), complete=True)).problem
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory works on Linux alone")
 async def test_a_schema_that_takes_too_much_memory_is_a_problem_of_its_own_answer(closing):
     checker = closing(Checker())

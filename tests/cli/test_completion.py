@@ -29,6 +29,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", ASKED, ids=["bash", "fish"])
 @pytest.mark.parametrize(
     ("words", "expected"),
@@ -40,10 +41,12 @@ def folder(tmp_path, monkeypatch):
         ("promptmill models --check --backend openv", "openvino"),
         ("promptmill generate --provider olla", "ollama"),
         ("promptmill generate --model sl", "slow"),
+        ("promptmill generate --base-url URL --model te", "test-model"),
+        ("promptmill review pro", "prompts.jsonl"),
     ],
 )
-def test_tab_completes(folder, command, words, expected):
-    shell = command[0]
+def test_tab_completes(folder, upstream, command, words, expected):
+    shell, words = command[0], words.replace("URL", upstream.url)
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not here")
     (folder / "script").write_text(script(parser_of(), shell))

@@ -521,6 +521,19 @@ def test_the_command_is_installed_and_says_its_version(tmp_path):
     assert done.stdout == f"promptmill {__version__}\n"
 
 
+def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path):
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")  # the first import of the command line
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, promptmill.__main__ as command; sys.exit(command.main())"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_the_end_of_a_pipe_is_no_traceback(tmp_path, upstream):
     upstream.reply = answer("x" * 100_000)
     sets = [f"backend_configs.openai.base_url={upstream.url}", "backend_configs.openai.model_name=m"]
@@ -553,6 +566,7 @@ words promptmill gen; words promptmill bulk --row-s
     assert found.stdout.split() == [b"generate", b"--row-settings"], found.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_what_an_output_cannot_show_costs_no_answer(promptmill, tmp_path, encoding, upstream):
     command = [sys.executable, "-m", "promptmill", "generate", "--config", str(tmp_path / "mine.yaml"), "日本 ✓ é"]

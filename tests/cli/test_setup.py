@@ -75,6 +75,14 @@ def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     assert upstream.seen[-1].json["model"] == "qwen3:8b"
 
 
+def test_an_address_that_is_pasted_answers_the_first_question(init, tmp_path, upstream):
+    code, out, _ = init(said=f"{upstream.url}\nqwen3:8b\n")
+    assert code == 0, out
+    block = Configuration.load(tmp_path / "parameter.yaml").plan.settings.backend_configs.openai
+    assert (block.model_name, list(block.base_url)) == ("qwen3:8b", [upstream.url])
+    assert init(upstream.url, "--model", "m", "-o", "other.yaml")[0] == 0
+
+
 def test_an_option_answers_its_question(init, upstream):
     code, out, _ = init("--base-url", upstream.url, "--model", "m")
     assert code == 0
@@ -154,7 +162,7 @@ def test_what_works_is_the_default(init, upstream, monkeypatch, found, default):
     monkeypatch.setattr("promptmill.cli.setup._ask", ask)
     monkeypatch.setattr("promptmill.cli.setup.check", lambda *_: 0)
     assert init()[0] == 0
-    assert asked[0] == ("1, 2 or 3", default)
+    assert asked[0] == ("1, 2, 3 or an address", default)
     expected = {"1": ("Its address", upstream.url), "2": ("The provider", "mistral"), "3": asked[1]}
     assert asked[1] == expected[default]
 

@@ -134,6 +134,7 @@ def test_a_name_without_its_value_is_no_password(text, has_lines):
     assert not find_assigned(text.encode(), has_lines=has_lines)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "text",
     [

@@ -113,6 +113,7 @@ async def _nobody(progress, total, message):
     """Ask for progress, as clients do."""
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_long_it_took(server, upstream):
     upstream.reply = late(1.2, answer("ü" * 3_000_000))
@@ -122,6 +123,7 @@ async def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_lo
     assert result.structured_content == {"ans_ls": ["ü" * 3_000_000]}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_answers_in_any_script_arrive_as_an_event(server, upstream):
     """3 bytes of UTF-8 each, which the SDK would write as 6."""
@@ -131,6 +133,7 @@ async def test_answers_in_any_script_arrive_as_an_event(server, upstream):
     assert result.structured_content == {"ans_ls": ["你" * 30_000] * 10}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prompts", [["x"] * 12, ["x" * 400] * 12], ids=["few", "long"])
 async def test_a_program_with_an_agent_string_of_its_own_loses_no_answer(server, upstream, prompts):
     import httpx2

@@ -65,6 +65,7 @@ def test_idle_it_leaves_at_once_and_its_port_is_free(upstream, tmp_path, how):
             assert again.ask("GET", "/healthz").status == 200
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.parametrize("how", everyday(SIGNALS, "SIGTERM", "SIGINT"))
 def test_busy_it_leaves_at_once_and_running_calls_keep_what_is_answered(upstream, tmp_path, how):
@@ -81,6 +82,7 @@ def test_busy_it_leaves_at_once_and_running_calls_keep_what_is_answered(upstream
     assert [(error["index"], error["code"]) for error in result["errors"]] == [(1, "shutdown")]
 
 
+@pytest.mark.thorough
 @posix
 def test_a_slow_body_does_not_hold_it_up(upstream, tmp_path):
     with Served(written(tmp_path, upstream.url)) as server:
@@ -91,6 +93,7 @@ def test_a_slow_body_does_not_hold_it_up(upstream, tmp_path):
         slow.close()
 
 
+@pytest.mark.thorough
 @posix
 def test_killed_it_leaves_its_port(upstream, tmp_path):
     config = written(tmp_path, upstream.url)
@@ -102,6 +105,7 @@ def test_killed_it_leaves_its_port(upstream, tmp_path):
             assert again.session().answers("x") == ["echo: x"]
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.engine
 @pytest.mark.parametrize("how", everyday([*SIGNALS, "SIGKILL"], "SIGKILL"))

@@ -111,6 +111,7 @@ def _call_of(size):
     return (LONE_CALL % len(body)).encode() + body
 
 
+@pytest.mark.thorough
 async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream, monkeypatch):
     monkeypatch.setattr("promptmill.http.app._ROOM_S", 0.1)
     upstream.reply = hang()

@@ -55,6 +55,7 @@ def _resumed(server, session, event_id):
     return messages(said)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("back", ["before the answer", "after it"])
 def test_what_was_answered_while_the_connection_was_lost_is_there_again(server, upstream, back):
     gate = threading.Event()

@@ -121,6 +121,7 @@ def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench):
     assert found.get("cost_set_aside", 0) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", [("--set", "sampling_params.n=3"), ("--choices", "two words,other words")])
 def test_a_request_that_a_kill_cut_off_is_charged_like_one_of_those_for_the_answer(bench, more):
     """The row needs several requests: for several answers, or because the first of each row is wrong."""
@@ -147,6 +148,7 @@ def test_what_a_key_that_was_refused_cost_is_not_set_aside(bench):
     assert 20 * 0.02 <= found["cost"] <= 21 * 0.02 + 1e-9
 
 
+@pytest.mark.thorough
 def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench):
     """The status of the job does not show it yet."""
     top = {"max_cost": 1.0, "price": CENTS, "sampling_params": {"max_tokens": 3}}

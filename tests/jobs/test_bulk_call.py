@@ -500,6 +500,7 @@ def test_a_list_of_prompts_is_several_prompts_named_by_their_texts(options, upst
     assert promptmill.bulk(rows, prompt=["Sum up {{text}}"], **options).answers == ["echo: Sum up a", "echo: Sum up b"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "schema"),
     [

@@ -25,6 +25,7 @@ async def test_a_wait_ends_with_the_job_and_has_its_rows(bench, tools):
     assert (found["state"], found["done"], len(found["rows"]), found["next_offset"]) == ("finished", 20, 3, 3)
 
 
+@pytest.mark.thorough
 async def test_a_wait_ends_at_its_time_and_at_a_pause(held, tools):
     async with tools() as call:
         job_id = await _started(call)

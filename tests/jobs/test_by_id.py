@@ -30,6 +30,7 @@ def begin(bench: Any, *arguments: str, **block: Any) -> None:
     process.communicate()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 def test_relative_images_are_those_of_the_folder_where_it_was_begun(bench, tmp_path, workers):
     absolute = tmp_path / "absolute.png"

@@ -73,6 +73,7 @@ def test_a_table_without_rows_has_an_output_without_rows(ingested, tmp_path, nam
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["csv", "txt"])
 def test_a_file_is_read_in_any_pieces(ingested, tmp_path, kind, monkeypatch):
     chance, letters = random.Random(1), [*'ab,"', "\n", "\r", "\r\n", "é", "\udc80"]

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from promptmill.jobs.columns import OURS
+from promptmill.jobs.columns import OURS, by_worth, mean_lengths
 from promptmill.jobs.inputs.any_format import objects_in
 from replies import answer
 from tables import read_rows, write_rows
 from waiting import PATIENCE_S
 
+SHOWN = ("answered_by", "score", "model", "order_id", "ID", "team", "mail", "answer", "error")
 GIVEN: dict[str, Any] = {
     "answer": "72",
     "error": "none",
@@ -138,6 +139,7 @@ def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench):
     assert bench.answers()[2]["answer"] == 1
 
 
+@pytest.mark.thorough
 def test_answers_in_a_pipe_have_the_names_of_the_file(bench):
     bench.write([{"prompt": "a"}, {"prompt": "b", "answer": 1}])
     command = bench.command()
@@ -281,3 +283,12 @@ def test_rows_that_are_left_out_count_for_no_limit_of_failures(bench):
     assert (
         "skipped   5 empty rows" in bench.run("--prompt-column", "text", "--skip-empty", "--max-failures", "1").stdout
     )
+
+
+def test_columns_by_worth_begin_with_the_longest_text_of_the_prompt_and_its_answer():
+    lengths = mean_lengths([{"ID": "x" * 90, "team": "north", "mail": "Hello, "}, {"ID": "x" * 90, "mail": "y" * 40}])
+    found = by_worth(SHOWN, ["answer"], lengths)
+    assert found == ["mail", "answer", "team", "error", "order_id", "ID", "model", "score", "answered_by"]
+    assert by_worth(SHOWN, ["answer"], {"team": 5})[:2] == ["team", "answer"]
+    assert by_worth(["id", "answer"], ["answer"], {"id": 2.0}) == ["id", "answer"], "the prompt's only text"
+    assert by_worth(["score", "a", "b"], ["score", "b"], {}) == ["score", "b", "a"], "the answers may have any name"

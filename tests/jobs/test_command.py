@@ -67,7 +67,7 @@ def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "$0.060 if an answer has 200 tokens; more with longer answers, as `max_tokens` is not set"),
+        ([], "$0.060 if an answer has 200 tokens; more with longer answers, which --max-tokens would limit"),
         (["--max-tokens", "50"], "$0.015 if an answer has 50 tokens; at most $0.015"),
         (["--choices", "good,bad"], "$0.0021 with answers of 7 tokens, as the longest choice has; more"),
         (["--schema", "good:boolean"], "$0.0018 with answers of 6 tokens, by the names and types of the fields; more"),
@@ -131,8 +131,10 @@ def test_the_folder_of_an_output_is_made(bench):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model", "nobody-lists-this"], "no price is known for nobody-lists-this: `price:`"),
-        (["--model", "nobody-lists-this"], "the list of prices, if it is not installed, may know it: "),
+        (
+            ["--model", "nobody-lists-this"],
+            """no price is known for nobody-lists-this: --set 'price={"input": 1, "output": 2}' says what""",
+        ),
         (
             ["--set", "price={input: 1, output: 2}", "--max-tokens", "100"],
             "about $0.00060 if an answer has 100 tokens; at most",
@@ -145,11 +147,25 @@ def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, o
     shown = bench.run("--dry-run", "--provider", "openai", *options, base_url=[]).stdout
     assert "about 3 prompt tokens" in shown
     assert said in " ".join(shown.split())
+    assert "list of prices" not in shown, "it is installed"
 
 
 def test_validate_for_a_server_on_this_machine_asks_for_no_price(bench):
     bench.prompts(1)
     assert bench.run("--dry-run").stdout.endswith("no price is known for test-model\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "system"),
+    [(f"{'Rule. ' * 70}\n{{{{text}}}}\n{'Again: ' * 60}", ""), ("{{text}}", f"{'Rule. ' * 70}")],
+)
+def test_a_dry_run_shows_the_text_of_all_prompts_once_and_the_part_of_each_row(bench, prompt, system):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("text\nred tea\ngreen tea\n")
+    shown = bench.run("--prompt", prompt, "--system", system, "--dry-run").stdout
+    assert shown.startswith(f"all begin with:\n  {'Rule. ' * 33}Ru")
+    assert "\nprompt 1:\n  red tea\n\nprompt 2:\n  green tea\n" in shown
+    assert ("all end with:\n  Again: " in shown) == (not system)
 
 
 def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
@@ -161,8 +177,9 @@ def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
     assert shown.startswith(
         "prompt 1:\n  Be brief.\n\n  Is it good? tea\n\nprompt 2:\n  Be brief.\n\n  Is it good? line 1\n"
     )
-    assert "\n  line 4\n  … 6 more lines\n\nprompt 3:" in shown
-    assert f"\n  Is it good? {'x' * 287}…\n" in shown
+    assert "\n  line 2\n  … 6 more lines …\n  line 9\n  line 10\n\nprompt 3:" in shown
+    assert f"\n  Is it good? {'x' * 188}…{'x' * 99}\n" in shown
+    assert "\ncolumns: text, answer, error, usage, finish_reason\n" in shown
     assert "fourth" not in shown
     assert json.loads(bench.run(*options, "--json").stdout)["prompts"][0] == "Be brief.\n\nIs it good? tea"
     assert not bench.upstream.seen
@@ -246,6 +263,7 @@ def test_dedupe_goes_by_the_temperature_that_is_sent(bench):
     assert sent in ([1] * 5, [0])
 
 
+@pytest.mark.thorough
 def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "p1" else late(0.05, answer()))
     bench.write([{"id": at, "prompt": f"p{at % 300}"} for at in range(900)])
@@ -294,6 +312,7 @@ def test_the_summary_tells_what_happened(bench):
     assert said["output"] == str(bench.output)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(bench, workers):
     usage = {"prompt_tokens": 1000, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 800}}
@@ -352,7 +371,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench):
         pass
     process.communicate(timeout=PATIENCE_S)
     assert b"rows/s" in shown
-    assert b"in flight" in shown
+    assert b"open" in shown
     assert b"left" in shown
     assert "…".encode() not in shown, "nothing is cut off"
     bench.output.unlink()
@@ -370,7 +389,7 @@ def test_jobs_lists_shows_and_cancels(bench):
     job_id = bench.folder.job_id
     listed = json.loads(bench.jobs("--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
-    assert " in flight" in bench.jobs(job_id).stdout
+    assert " requests open" in bench.jobs(job_id).stdout
     cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
     eventually(lambda: bench.upstream.in_flight == 0)

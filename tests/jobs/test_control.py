@@ -47,6 +47,7 @@ def test_a_job_that_ends_while_its_status_is_read_is_not_called_interrupted(benc
     assert (found["state"], found["done"], "waiting" in found) == ("finished", 2, False)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_pause_survives_a_kill(bench):
     process = running(bench, rows=600)
@@ -64,6 +65,7 @@ def test_a_pause_survives_a_kill(bench):
     assert len(bench.upstream.seen) == 600
 
 
+@pytest.mark.thorough
 def test_fewer_and_more_requests_are_in_flight(bench):
     process = running(bench, rows=2000)
     steer(bench, "--set", "concurrency=2")
@@ -86,6 +88,14 @@ def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench):
     assert len(bench.upstream.seen) < 600
     steer(bench, "--set", "max_cost=1000000")
     assert bench.run(*PRICE).returncode == 0
+
+
+def test_a_limit_of_an_earlier_run_is_named_by_the_next(bench):
+    bench.prompts(2)
+    bench.succeed("--limit", "1")
+    steer(bench, "--set", "concurrency=8")
+    said = " ".join(bench.run().stdout.split())
+    assert "At most 8 requests in flight: an earlier run was set to `concurrency=8`" in said
 
 
 @pytest.mark.parametrize(
@@ -113,6 +123,7 @@ def test_a_wish_for_a_job_that_does_not_run_holds_when_it_is_resumed(bench):
     assert bench.folder.control.paused
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
 def test_the_board_shows_running_jobs_until_ctrl_c(bench):
     process = running(bench)

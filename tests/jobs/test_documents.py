@@ -442,6 +442,7 @@ def test_a_mail_that_only_its_program_reads_is_an_error(mail):
         mail_text(mail)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("read", "data"),
     [

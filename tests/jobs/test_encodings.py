@@ -22,7 +22,9 @@ def test_the_encoding_is_named_with_a_line_that_proves_it(encoding, rows):
     said = remedy("\n".join([header, *[row] * rows]).encode(encoding))
     assert said.value == encoding
     proof = row if header.isascii() else header
-    assert said.text.format("X") == f'; X reads line {1 + header.isascii()} as "{proof}"'
+    first, *others = said.text.format("X").split('", ')
+    assert f'{first}"'.replace('""', '"') == f'; X reads line {1 + header.isascii()} as "{proof}"'
+    assert rows == 1 or not others
 
 
 def test_a_table_in_another_encoding_is_refused_with_its_name_and_read_with_it(bench):
@@ -59,6 +61,31 @@ def test_a_short_header_is_no_proof_of_its_encoding(bench):
     bench.input.write_bytes("id,评论\n1,鞋子的尺码太小了\n2,质量很好\n".encode("gb18030"))
     said = " ".join(bench.fail("--prompt", "{{评论}}").split())
     assert '--encoding gb18030 reads line 1 as "id,评论"' in said
+
+
+def test_a_short_text_that_several_encodings_read_is_shown_in_each():
+    said = remedy("编号,文本\n1,你好世界\n2,再见\n".encode("gb18030"))
+    assert 'gb18030 as "编号,文本"' in said.text
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "shift_jis"])
+def test_a_header_without_the_column_of_the_prompt_names_the_encoding(bench, encoding):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes("番号,本文\n1,今日は天気がいい\n".encode(encoding))
+    said = " ".join(bench.fail("--prompt", "{{text}}").split())
+    assert "the input has no column 'text'" in said
+    assert f'--encoding {encoding} reads line 1 as "番号,本文"' in said or f'{encoding} as "番号,本文"' in said
+
+
+@pytest.mark.parametrize("options", [[], ["--encoding", "cp1251"]])
+@pytest.mark.parametrize(
+    ("encoding", "header", "name"), [("gb18030", "编号,文本", "文本"), ("shift_jis", "番号,本文", "本文")]
+)
+def test_the_columns_of_the_prompt_say_which_encoding_the_header_has(bench, encoding, header, name, options):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes(f"{header}\n1,{name}\n".encode(encoding))
+    said = " ".join(bench.fail("--prompt", f"{{{{{name}}}}}", *options).split())
+    assert f'--encoding {encoding} reads line 1 as "{header}"' in said
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.txt", "in.jsonl"])

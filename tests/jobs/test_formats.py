@@ -116,6 +116,7 @@ def test_values_of_json_have_their_types_in_parquet(bench):
     assert found[0]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
 
 
+@pytest.mark.thorough
 def test_an_answers_whole_number_of_any_length_is_kept_or_its_row_has_an_error(bench):
     number = 10**23 + 1
     (bench.path / "s.json").write_text('{"type": "object", "properties": {"id": {"type": "integer"}}}')

@@ -57,6 +57,7 @@ def test_a_torn_compressed_file_is_refused_by_its_name(ingested, tmp_path, name)
         ingested(name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
 def test_a_file_that_holds_far_more_than_its_size_is_refused(ingested, tmp_path, monkeypatch, name):
     monkeypatch.setattr(input_files, "_HARMLESS_BYTES", 1 << 20)

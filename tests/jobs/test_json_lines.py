@@ -77,6 +77,10 @@ def test_an_empty_array_has_no_rows(ingested, tmp_path, text):
         ('[{"prompt": "a"},', "ends too early|Expecting value"),
         ('[{"prompt": nonsense, "and": "much more behind it"}]', "at character 13"),
         ('{\n "rows": [\n  {"prompt": "a"}\n ]\n}', "is one JSON object; save only its list 'rows'"),
+        (
+            '{"data": [{"prompt": "a"},\n {"prompt": "b"}]}',
+            "save only its list 'data' .* `jq .data in.json > rows.json`",
+        ),
         ('{\n "rows": []\n}', "is one JSON object; write an array of rows"),
     ],
 )

@@ -158,6 +158,7 @@ def test_nothing_is_left_beside_an_output_that_got_its_name(bench):
     assert not list(bench.path.glob(".*.partial"))
 
 
+@pytest.mark.thorough
 @posix
 def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench):
     bench.prompts(5)
@@ -205,6 +206,7 @@ def test_the_latency_of_a_copied_answer_is_none(bench):
     assert found["latency_s"]["p50"] >= 0.045
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["merging", "before-rename"])
 @pytest.mark.parametrize("options", [(), ("--from", "other.jsonl")], ids=["appended", "another job's"])
 def test_an_output_of_the_rows_before_does_not_count_as_finished_after_a_kill(bench, point, options):

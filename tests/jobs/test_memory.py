@@ -14,6 +14,7 @@ import peak
 from replies import answer
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child")
 def test_a_longer_file_takes_no_more_memory(bench):
     def peak_with(rows: int) -> int:

@@ -116,6 +116,10 @@ def test_mistakes_at_the_prompt_name_the_option_that_was_meant(bench):
         "--prompt", "@ask.txt"
     )
     assert "unknown option -p; did you mean --prompt?" in bench.fail("-p", "{{text}}")
+    assert "unknown option --retry; did you mean --again?" in bench.fail("--retry")
+    braces = " ".join(bench.fail("--schema", "{name, amount}").split())
+    assert "it is not JSON: line 1, column 2" in braces
+    assert "Fields in one line have no braces: name,amount:number." in braces
 
 
 def test_a_table_without_a_line_of_names_is_called_that(bench):
@@ -146,6 +150,13 @@ def test_what_is_wrong_with_a_template_is_told_in_a_line(text, said):
 )
 def test_what_only_looks_unclosed_is_a_template(text):
     template_of(text)
+
+
+@pytest.mark.parametrize("options", [["--prompt", "Sum up {{text}}"], ["--prompt-column", "text"], []])
+def test_one_object_around_the_rows_says_how_to_save_them(bench, options):
+    bench.write([{"data": [{"text": "a"}, {"text": "b"}]}])
+    said = " ".join(bench.fail(*options).split())
+    assert "whose rows are in the list 'data': save only that list, such as with `jq .data FILE > rows.json`." in said
 
 
 @pytest.mark.parametrize(
@@ -213,6 +224,7 @@ def test_an_input_that_is_edited_while_the_job_runs_counts_for_the_next_run(benc
     assert [row["answer"] for row in bench.answers()] == [f"echo: other {at}" for at in range(300)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [["--prompt", "Say {{text}}"], ["--prompt-column", "other"], ["other.jsonl"]])
 def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, options):
     bench.write([{"text": f"t{at}", "prompt": f"p{at}", "other": f"o{at}"} for at in range(3)])
@@ -230,6 +242,7 @@ def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, opti
     assert len(bench.upstream.seen) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("answer", "sent"), [("a", 6), ("k", 3), ("o", 6), ("", 3)])
 def test_a_user_at_a_terminal_is_asked_what_a_changed_prompt_means(bench, monkeypatch, answer, sent):
     bench.write([{"text": f"t{at}"} for at in range(3)])
@@ -313,7 +326,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name(bench):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "in.csv has no header"),
+        ("", "in.csv is empty: write the names of the columns"),
         ("\n1,a\n", "in.csv has no header"),
         ('id,"prompt\n1,a\n2,b\n', "The header of in.csv opens a quote that is not closed"),
         ("id,question\n1,a\n", "no column `prompt`"),
@@ -380,6 +393,7 @@ def test_a_row_whose_prompt_is_too_long_fails_alone_and_keeps_its_cells(bench, n
     assert [bool(row["answer"]) for row in written] == [True, False, True]
 
 
+@pytest.mark.thorough
 def test_a_line_that_is_too_long_says_so_where_a_template_asks_it(bench):
     bench.write([{"text": "a"}, {"text": "x" * (64 << 20)}, {"text": "c"}])
     said = bench.fail("--prompt", "Say {{text}}", code=1)

@@ -78,6 +78,7 @@ def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench):
     assert bench.run(*now).returncode == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_rows_of_a_call_keep_to_the_operators_limits(bench, monkeypatch, workers):
     monkeypatch.chdir(bench.path)
@@ -123,8 +124,20 @@ def test_a_job_stops_if_one_of_its_models_does_not_exist(bench):
     bench.upstream.reply = choose(lambda seen: missing if seen.json["model"] == "gone" else answer())
     bench.prompts(100)
     said = bench.fail("-m", "test-model", "-m", "gone", code=1, concurrency=4)
-    assert "The model does not exist." in said
+    assert "The model does not exist. The endpoint has test-model: name one with --model NAME." in " ".join(
+        said.split()
+    )
     assert sum(seen.json.get("model") == "gone" for seen in bench.upstream.seen) <= 8  # those in flight
+
+
+def test_a_model_that_does_not_exist_is_replaced_and_no_answer_is_paid_for_twice(bench):
+    missing = status(404, "The model does not exist.", code="model_not_found")
+    bench.upstream.reply = choose(lambda seen: missing if seen.json["model"] == "gone" else answer())
+    bench.prompts(20)
+    bench.fail("-m", "test-model", "-m", "gone", code=1, concurrency=1)
+    bench.succeed("-m", "test-model", "-m", "other")
+    assert [row["model"] for row in bench.answers()] == ["test-model", "other"] * 20
+    assert sum(seen.json.get("model") == "test-model" for seen in bench.upstream.seen) == 20
 
 
 def test_a_model_that_has_answered_does_not_stop_the_job(bench):
@@ -139,7 +152,7 @@ def test_a_model_that_has_answered_does_not_stop_the_job(bench):
 
 def test_several_models_in_one_text_are_refused(bench):
     bench.prompts(2)
-    assert "give -m twice (-m a -m b)" in bench.fail("-m", "a,b")
+    assert "--model 'a,b' is one name; for several: --model a --model b." in " ".join(bench.fail("-m", "a,b").split())
     assert not bench.upstream.seen
 
 

@@ -116,6 +116,7 @@ def test_infinity_in_a_list_is_a_text(ingested, tmp_path, suffix):
     assert (x, y) == (["Infinity", 1.5], {"z": ["-Infinity"]})
 
 
+@pytest.mark.thorough
 def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested, tmp_path):
     at = pa.array([NANOSECOND, NANOSECOND // 1000 * 1000, 1_700_000_000_000_000_000, None], pa.timestamp("ns"))
     parquet.write_table(pa.table({"text": ["a", "b", "c", "d"], "at": at}), tmp_path / "in.parquet")
@@ -185,6 +186,7 @@ def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested, tmp_pa
     assert (out_table.num_rows, out_table.schema.field("n").type) == (0, pa.int8())
 
 
+@pytest.mark.thorough
 def test_rows_that_repeat_a_large_value_of_a_small_file_are_read_a_few_at_a_time(tmp_path):
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 20)]))
     usual = pa.array([f"some words {at}" for at in range(500)])

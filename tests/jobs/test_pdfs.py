@@ -308,6 +308,7 @@ def test_a_page_is_an_image_that_models_read(tmp_path):
     assert image.media_type == "image/jpeg"
 
 
+@pytest.mark.thorough
 def test_every_page_of_a_long_pdf_is_read(tmp_path):
     path, reader = pdf_of_texts(tmp_path / "a.pdf", [f"page {at}" for at in range(1, 53)]), pdf.PdfReader()
     try:

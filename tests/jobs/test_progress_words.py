@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import pytest
@@ -52,9 +53,22 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
     progress.stats.flow, progress.stats.in_flight, progress.stats.counts.refused = Flow(), 12, 7
     line = status_words.line(progress.as_dict())
-    assert "12 of 16 in flight, 7 refused" in line
+    assert "12 requests open (limit 16), 7 rate-limited" in line
     assert " rows/s" in line
-    assert "12 of 16 in flight, 7 refused" in _line(progress, 120)
+    assert "12 requests open (limit 16), 7 rate-limited" in _line(progress, 120)
+
+
+def test_a_line_that_says_nothing_new_is_not_repeated(progress, monkeypatch):
+    clock, screen = itertools.count(0, 60), io.StringIO()
+    monkeypatch.setattr("promptmill.jobs.store.status_words.time.monotonic", lambda: float(next(clock)))
+    progress.stats.flow = Flow(GONE)
+    watch = status_words.progress_lines("j", screen)
+    for done in (120, 120, 120, 121):
+        progress.counts.done = done
+        watch(progress)
+    first, last = screen.getvalue().splitlines()
+    assert "120 of 2,000 answered" in first
+    assert "121 of 2,000 answered" in last
 
 
 def test_the_rows_that_were_read_do_not_count_as_written(bench):
@@ -148,11 +162,10 @@ def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left
     clock.run(timed, 10, rows=100)
     timed.stats.counts.retries, timed.stats.counts.cost, timed.stats.ledger.budget = 3, 0.016, Budget(5.0)
     timed.counts.fail("timeout", 2)
-    wide = (
-        "50 % 998 of 2,000 answered, 2 failed, $0.016 of $5.00, 0:10 left, 100.0 rows/s, 16 of 16 in flight, 3 retried"
-    )
-    assert _line(timed, 111) == wide
-    assert _line(timed, 71) == "50 % 998 of 2,000 answered, 2 failed, $0.016 of $5.00, 0:10 left"
+    first = "50 % 998 of 2,000 answered, 2 failed, $0.016 of $5.00, 0:10 left"
+    wide = f"{first}, 100.0 rows/s, 16 requests open (limit 16), 3 retried"
+    assert _line(timed, len(wide)) == wide
+    assert _line(timed, 71) == first
     assert _line(timed, 31) == "50 % 998 of 2,000 answered"
     timed.counts.done = 1_999
     assert _line(timed, 111).startswith("99 % ")

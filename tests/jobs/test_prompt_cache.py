@@ -74,6 +74,7 @@ def test_what_the_cache_saved_is_at_the_price_of_each_model(tmp_path, models):
     assert found["cost"] == pytest.approx(sum(10 * (100 + 90 + 1) * 1e-6 * prices[name] for name in models))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("order", ["grouped", "mixed"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_questions_about_the_same_documents_read_them_from_the_cache(tmp_path, provider, order):

@@ -145,6 +145,7 @@ def test_a_job_whose_workers_and_runner_are_killed_answers_each_row_once_in_orde
     print(f"{worker_kills} workers and {runner_kills} runners killed, {repeated} requests repeated")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="an open file has a path there")
 def test_workers_read_on_when_the_input_was_replaced(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())

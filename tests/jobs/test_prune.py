@@ -161,6 +161,7 @@ def test_what_a_killed_job_left_beside_its_output_goes_with_it(bench):
     assert not list(bench.path.glob(".*.partial"))
 
 
+@pytest.mark.thorough
 def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench):
     bench.prompts(3)
     folders = JobFolders.from_environ()

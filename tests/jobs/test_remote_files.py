@@ -93,6 +93,7 @@ def test_a_job_over_s3_puts_its_output_there_and_asks_nothing_twice(bucket):
     assert sorted(bucket.keys()) == ["in/rows.jsonl", "out/answers.jsonl"]
 
 
+@pytest.mark.thorough
 def test_of_an_object_that_changed_what_is_new_is_sent(bucket):
     files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"
     bucket.put("rows.jsonl", ROWS[:3])
@@ -103,6 +104,7 @@ def test_of_an_object_that_changed_what_is_new_is_sent(bucket):
     assert len(bucket.get("answers.jsonl").splitlines()) == 5
 
 
+@pytest.mark.thorough
 def test_another_prompt_reads_the_objects_again(bucket):
     files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"
     bucket.put("rows.jsonl", ROWS)
@@ -144,6 +146,7 @@ def test_several_objects_and_patterns_are_one_input(bucket):
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.features("duckdb")
 def test_a_query_of_duckdb_reads_objects(bucket):
     pytest.importorskip("duckdb")

@@ -110,6 +110,7 @@ def test_an_input_that_was_only_touched_goes_on(bench: Any) -> None:
     bench.succeed()
 
 
+@pytest.mark.thorough
 def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())
     rows = several_blocks(bench)
@@ -122,6 +123,7 @@ def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
 
 
+@pytest.mark.thorough
 def test_an_input_that_is_edited_during_the_run_changes_nothing(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())
     rows = several_blocks(bench)
@@ -252,6 +254,7 @@ def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) 
     assert len(bench.answers()) == 400
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [1, 2, 400])
 @pytest.mark.parametrize(
     ("left", "said"),
@@ -313,6 +316,7 @@ def test_a_limit_can_be_raised_later(bench: Any) -> None:
     assert len(bench.answers()) == len(bench.upstream.seen) == 50
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.parametrize("point", ["merging", "before-rename", "after-rename"])
 def test_a_job_killed_while_it_replaces_its_own_output_goes_on(bench: Any, point: str) -> None:
@@ -344,6 +348,7 @@ def test_ctrl_c_sends_nothing_more_and_waits_for_what_is_in_flight(bench: Any) -
     assert len(bench.upstream.seen) == 5000
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.parametrize(("numbers", "code"), [([signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130)])
 def test_a_signal_leaves_the_job_interrupted(bench: Any, numbers: list[int], code: int) -> None:

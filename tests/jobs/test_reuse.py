@@ -142,6 +142,7 @@ def test_overwrite_takes_the_place_of_a_foreign_file_and_goes_on(bench):
     assert len(bench.upstream.seen) == sent + 40 - done
 
 
+@pytest.mark.thorough
 def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench):
     bench.upstream.reply = late(0.02, answer())
     rows = [{"id": at, "prompt": f"prompt {at}", "carried": "x" * 500} for at in range(1500)]

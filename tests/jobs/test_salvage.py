@@ -76,6 +76,7 @@ def test_everything_of_a_database_without_damage_is_kept(path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["in-flight", "job.db"]
 
 
+@pytest.mark.thorough
 def test_of_any_damaged_page_the_rest_is_kept(path):
     whole = path.read_bytes()
     found = {}
@@ -91,6 +92,7 @@ def test_of_any_damaged_page_the_rest_is_kept(path):
     assert sum(count > ROWS * 0.7 for count in rows) > len(found) - 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("left", [100, 2048])
 def test_a_database_that_was_cut_within_any_page_is_salvaged(path, left):
     whole = path.read_bytes()

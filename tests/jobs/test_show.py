@@ -113,6 +113,22 @@ def test_a_file_that_no_job_made(bench, name):
     assert len(rows(bench, str(path), "--rows", "50")) == 20
 
 
+def test_the_text_of_a_row_is_above_its_answer_and_its_id_comes_last(bench):
+    bench.write(["id,team,text,answer", f"{'x' * 40},a,short,yes", f"{'x' * 40},{'b' * 30},{'long ' * 9},no"], "in.csv")
+    lines = shown(bench, str(bench.input)).splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["text", "answer", "team", "id"] * 2
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{text}}", "--model", "small", "--model", "good")
+    lines = shown(bench, str(bench.output)).splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["prompt", "answer", "model", "variant"] * 4
+
+
+def test_a_list_in_a_file_is_shown_as_people_write_it(bench):
+    bench.write([{"text": "It was a soup of the day.", "tags": ["Alpha", "Beta"], "answer": '["Gamma",5]'}], "in.jsonl")
+    text = shown(bench, str(bench.input))
+    assert "  answer  Gamma; 5\n  tags    Alpha; Beta\n" in text
+
+
 def test_what_is_neither_file_nor_job(bench):
     assert "There is no file nix.csv, and no job with this output." in shown(bench, "nix.csv", code=2)
     assert "There is no job 'nix'" in shown(bench, "nix", code=2)

@@ -102,6 +102,7 @@ def test_a_step_in_another_process_names_what_is_full(tmp_path):
     assert unnamed.message == f"The job's folder {tmp_path} cannot be used: no space left on device."
 
 
+@pytest.mark.thorough
 @posix
 def test_a_disk_that_is_full_for_what_dedupe_remembers_stops_the_job_in_words(bench):
     bench.prompts(3000)
@@ -114,6 +115,7 @@ def test_a_disk_that_is_full_for_what_dedupe_remembers_stops_the_job_in_words(be
     assert len(bench.answers()) == 3000
 
 
+@pytest.mark.thorough
 @posix
 def test_a_disk_that_is_full_when_the_output_is_written_costs_no_request(bench):
     bench.prompts(500)
@@ -236,6 +238,7 @@ def test_a_job_that_has_read_its_input_needs_it_no_longer(bench):
     assert "There is no input file" in bench.fail()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["file", "folder", "pattern", "files"])
 def test_an_unfinished_job_whose_input_was_deleted_is_finished_by_its_path_and_by_its_id(bench, kind):
     data = bench.path / "data"
@@ -292,6 +295,7 @@ def test_of_a_damaged_database_is_kept_what_can_be_read(bench):
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("left", [0.6, 0.75, 0.97])
 def test_of_a_database_that_was_cut_short_is_kept_what_is_left(bench, left):
     half_done(bench, 1500)
@@ -307,6 +311,7 @@ def test_of_a_database_that_was_cut_short_is_kept_what_is_left(bench, left):
     assert found["failed"] == 0
 
 
+@pytest.mark.thorough
 def test_a_record_that_is_damaged_while_the_job_runs_is_found_out_when_the_output_is_written(bench):
     bench.prompts(400)
     bench.upstream.reply = late(0.02, answer())
@@ -321,6 +326,7 @@ def test_a_record_that_is_damaged_while_the_job_runs_is_found_out_when_the_outpu
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(400)]
 
 
+@pytest.mark.thorough
 def test_any_sqlite_tool_can_read_while_the_job_runs(bench):
     bench.prompts(600)
     bench.upstream.reply = late(0.05, answer())

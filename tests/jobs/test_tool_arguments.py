@@ -174,7 +174,10 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["a"], "options": {"sample": True}}, "sample is true or false; send a whole number."),
     ({"prompts": ["a"], "sampling_params": {"top_k": True}}, "`sampling_params.top_k` should be a number, not true"),
     ({"prompts": ["a"], "sample": 1, "limit": 1}, "`sample` cannot be used with `limit`"),
-    ({"prompts": ["a"], "from_job": "gone-0123456789"}, "There is no job 'gone-0123456789'"),
+    (
+        {"prompts": ["a"], "from_job": "gone-0123456789"},
+        "There is no job 'gone-0123456789'. bulk_status lists the jobs.",
+    ),
     ({"prompts": ["a"], "each": "line"}, "`each` works only for `files`"),
     ({"files": ["*.md"], "each": "row"}, "each: should be 'file' or 'line'"),
     ({"files": ["in.jsonl"], "each": "line"}, "`output_file` is missing"),
@@ -192,6 +195,11 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["a"], "fields": "amount:money"}, "There is no type 'money'"),
     ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` cannot be used with `fields`"),
     ({"prompts": ["a"], "fields": "amount", "schema": {"type": "object"}}, "`schema` cannot be used with `fields`"),
+    ({"prompts": ["a"], "schema": "name,age"}, 'Names of fields go into `fields`: "name,age".'),
+    ({"prompts": ["a"], "model": "a,b"}, """`model` 'a,b' is one name; for several: `model: ["a", "b"]`."""),
+    ({"prompts": ["a"], "concurrency": 3}, "concurrency is not an argument of this tool: bulk_status sets it"),
+    ({"input_file": "https://a.b/x.csv", "output_file": "o.csv"}, "is a URL; name a file on the server's machine."),
+    ({"rows": ["a"]}, "rows is not an argument of this tool; did you mean prompts?"),
     ({"prompts": ["a"], "schema": {"type": ["wrong"]}}, "schema is not a usable JSON Schema"),
     ({"prompts": ["a"], "skip_empty": "perhaps"}, "skip_empty: should be true or false"),
     ({"prompts": ["a"], "again": "bogus"}, "again: should be 'failed', 'truncated' or 'all'."),
@@ -220,6 +228,7 @@ _SEEN_IN_ROWS = {
 """Refusals of a job, of which `validate` says what is wrong with a row."""
 
 
+@pytest.mark.thorough
 async def test_a_call_that_cannot_be_is_refused_with_the_names_of_its_arguments(bench, tools, folder):
     async with tools() as call:
         for row, said in _REFUSED:
@@ -229,6 +238,7 @@ async def test_a_call_that_cannot_be_is_refused_with_the_names_of_its_arguments(
                     await call("bulk_generate", **asked)
                 assert said in str(refused.value), asked
                 assert "--" not in str(refused.value)
+                assert "`promptmill " not in str(refused.value)
         assert (await call("bulk_status"))["jobs"] == []
     assert not bench.upstream.seen
 

@@ -105,6 +105,7 @@ async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
     assert len(bench.upstream.seen) == 40
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "again": "all"}])
 @pytest.mark.usefixtures("protocol")
 async def test_jobs_of_clients_share_the_servers_budget(bench, tools, again):
@@ -141,6 +142,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
         checked = await call("bulk_generate", **files, validate=True)
         assert (checked["state"], checked["rows"], checked["invalid"]) == ("validated", 5, 0)
+        assert checked["message"] == "Nothing was sent and no job was made. No price is known for test-model."
         assert not bench.upstream.seen
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
         assert (await ended(call, job_id, "finished"))["done"] == 4
@@ -166,6 +168,7 @@ def priced(bench: Any) -> Service:
     return Service(Configuration({**openai_configuration(bench.upstream.url)._raw, **more}))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced):
     asked: list[str] = []
@@ -223,6 +226,7 @@ async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(b
     assert len(bench.answers()[0]["logprobs"]["content"]) == 16_000
 
 
+@pytest.mark.thorough
 async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench, tools):
     bench.write([{"prompt": "a", "more": [0] * count} for count in (200_000, 200_000, 5, 400_000, 5)])
     every = {"with_input": True, "max_characters": 100_000_000}
@@ -280,6 +284,7 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(be
         assert (await call("bulk_generate", **files))["state"] == "finished"
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
@@ -295,6 +300,7 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="all")
         found = await call("bulk_status", action="cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
+        assert any("in flight ended with the job, and may be charged" in said for said in found["warnings"])
         await until(lambda: bench.upstream.in_flight == 0)
         assert (await call("bulk_status", action="cancel", job_id=job_id))["state"] == "cancelled"
         bench.upstream.reply = answer()
@@ -756,8 +762,8 @@ async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(
 
 
 async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
-    (bench.path / "a.mbox").write_text("From: a@example.org\n\nHello")
-    asked = {"files": ["*.mbox"], "prompt": "{{content}}"}
+    (bench.path / "a.mail").write_text("MIME-Version: 1.0\n\nHello")
+    asked = {"files": ["*.mail"], "prompt": "{{content}}"}
     warning = "1 mail is sent raw, with MIME, base64 and tags"
     async with tools() as call:
         assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]
@@ -1021,6 +1027,7 @@ def mails(bench: Any) -> Any:
     return bench
 
 
+@pytest.mark.thorough
 @pytest.mark.processes
 async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, tools):
     held = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mailbox
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -150,17 +151,39 @@ def test_a_binary_file_is_no_text_in_another_encoding(bench):
     assert "c.txt" not in said, "its mark leaves no doubt"
 
 
-def test_the_content_of_one_text_file_is_asked_for_by_an_option(bench):
-    bench.input = bench.path / "a.txt"
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+def test_one_text_file_is_a_row_for_a_prompt_about_its_content(bench, name):
+    bench.input = bench.path / name
     bench.input.write_text("one\ntwo\n")
-    assert "--each file asks about the whole file" in " ".join(bench.fail("--prompt", "Sum up: {{content}}").split())
-    bench.succeed("--prompt", "Sum up: {{content}}", "--each", "file")
-    assert len(bench.upstream.seen) == 1
+    bench.succeed("--prompt", "Sum up: {{content}}")
+    assert [seen.prompt for seen in bench.upstream.seen] == ["Sum up: one\ntwo\n"]
+
+
+def test_each_mail_of_a_mailbox_is_a_row(bench):
+    bench.input = bench.path / "in.mbox"
+    box = mailbox.mbox(bench.input)
+    for text in ["Subject: A\n\none\n\nFrom here on\n", "Subject: B\n\ntwo\n", "Subject: =?utf-8?q?C=C3=A9?=\n\n\n"]:
+        box.add(text)
+    box.flush()
+    bench.succeed("--prompt", "{{content}}")
+    sent = ["Subject: A\n\none\n\nFrom here on", "Subject: B\n\ntwo", "Subject: Cé\n\n(no text)"]
+    assert sorted(seen.prompt.strip() for seen in bench.upstream.seen) == sent
+    assert [row["path"] for row in bench.answers()] == ["in.mbox#1", "in.mbox#2", "in.mbox#3"]
+
+
+def test_a_mail_of_a_mailbox_that_cannot_be_read_is_left_out_alone(bench):
+    bench.input = bench.path / "in.mbox"
+    begin = "From a@example.org Mon Jan  1 10:00:00 2024\n"
+    secret = "Subject: A\nContent-Type: application/pkcs7-mime; smime-type=enveloped-data\n\nx\n\n"
+    bench.input.write_text(f"{begin}{secret}{begin}Subject: B\n\ntwo\n")
+    said = " ".join(bench.run("--prompt", "{{content}}").stderr.split())
+    assert "1 file left out, as it is encrypted; decrypt it in its mail program and save the text: in.mbox#1" in said
+    assert [seen.prompt.strip() for seen in bench.upstream.seen] == ["Subject: B\n\ntwo"]
 
 
 RAW = {
     "saved": "Received: from there\nMIME-Version: 1.0\n\nHello",
-    "a.mbox": "From a\nSubject: Hello\n\nHello",
+    "a.mail": "MIME-Version: 1.0\nSubject: Hello\n\nHello",
     "page.txt": "\n<!DOCTYPE html><title>Hello</title>",
     "c.rtf": "{\\rtf1 Hello}",
     "plain.txt": "A MIME-Version: 1.0, and <html>.",
@@ -203,6 +226,7 @@ def reading(bench: Any) -> Callable[..., Awaitable[psutil.Process]]:
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 @pytest.mark.parametrize(
     ("kind", "protocol"),

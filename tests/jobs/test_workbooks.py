@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime as dt
+import json
 import sqlite3
 import zipfile
 from pathlib import Path
@@ -444,3 +445,32 @@ def test_a_name_with_a_mark_that_is_a_file_is_that_file(tmp_path):
     assert members.split(tmp_path / "a.xlsx#b") == (tmp_path / "a.xlsx#b", "")
     assert members.split(tmp_path / "a.xlsx#c") == (tmp_path / "a.xlsx", "c")
     assert members.split(tmp_path / "notes#1.csv") == (tmp_path / "notes#1.csv", "")
+
+
+def test_a_sheet_of_answers_has_widths_a_frozen_header_and_a_filter(bench):
+    bench.upstream.reply = answer("good " * 40)
+    bench.write(["id,body,note", *(f"{at},tea with milk and {at} lumps,a" for at in range(300))], "in.csv")
+    bench.output = bench.path / "out.xlsx"
+    bench.succeed(*_PROMPT)
+    sheet = openpyxl.load_workbook(bench.output)["answers"]
+    assert sheet.freeze_panes == "A2"
+    assert sheet.auto_filter.ref == f"A1:{sheet.cell(1, sheet.max_column).coordinate[:-1]}301"
+    widths = [sheet.column_dimensions[letter].width for letter in "ABCD"]
+    assert widths == [8, len("tea with milk and 198 lumps") + 2, 8, 60]
+    assert _cells(bench.output, "answers")[300][:2] == ("299", "tea with milk and 299 lumps")
+
+
+def test_a_message_about_a_workbook_names_the_row_of_its_sheet_and_calls_its_cell_empty(bench):
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    for row in (["Mails of May"], [], ["id", "body"], *([at, None if at == 7 else "tea"] for at in range(10))):
+        book.active.append(row)
+    bench.input, bench.output = bench.path / "book.xlsx", bench.path / "out.csv"
+    book.save(bench.input)
+    named = ("--header-row", "3", "--prompt-column", "body")
+    problems = json.loads(bench.run(*named, "--dry-run", "--json").stdout)["problems"]
+    bench.fail(*named, code=1)
+    (wrong,) = [row["error"] for row in csv.DictReader(bench.output.open()) if row["error"]]
+    assert wrong.startswith("empty_prompt: row 11 of the sheet: its body is empty.")
+    assert [problem.partition(":")[0] for problem in problems] == ["row 11 of the sheet"]
+    assert book.active["A11"].value == 7

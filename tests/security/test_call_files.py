@@ -256,6 +256,7 @@ async def test_no_row_of_a_file_with_a_key_is_sent(folder, outcome, upstream, na
     assert not upstream.seen
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("F22")
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.parquet"])
 async def test_a_key_behind_the_beginning_of_a_large_file_stops_its_job_before_the_first_request(
@@ -444,6 +445,7 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
         assert named.structured_content["rows"] == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("F2")
 @pytest.mark.rule("F8")
 @pytest.mark.rule("F21")
@@ -601,3 +603,16 @@ async def test_a_key_in_an_answer_is_withheld_from_pages_and_the_resource(upstre
         assert json.dumps(said)[1:-1] not in text_of(resource)
         assert "may hold secrets" in text_of(resource)
     assert said in [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.rule("F22")
+@pytest.mark.parametrize("said", ["sk-proj-0123456789abcdefghij", '{"password": "hunter22"}'])
+@pytest.mark.usefixtures("protocol")
+async def test_a_key_that_several_answers_have_is_withheld_from_their_counts(upstream, tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    upstream.reply = by_prompt({"row 1": answer("yes")}, answer(said))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": f"row {n}"}) + "\n" for n in range(4)))
+    async with serving(openai_configuration(upstream.url)) as talk:
+        made = await talk("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        ended = await talk.ended(made.structured_content["job_id"])
+        assert ended["results"]["values"] == {"yes": 1, "(withheld)": 3}

@@ -200,6 +200,7 @@ def test_a_call_may_repeat_what_the_operator_said_and_a_trusted_one_may_say_all(
     check_arguments(Configuration({"backend": "vllm"}, trust_client=True).overlaid(Overrides("vllm", other)))
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("C8")
 @pytest.mark.features("ultrarag")
 @pytest.mark.parametrize(

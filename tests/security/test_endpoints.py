@@ -77,6 +77,7 @@ _anything = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("E1")
 @settings(
     max_examples=500, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]

@@ -612,6 +612,7 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
         disk.make_private_folder(tmp_path / "mine" / "jobs" / "a")
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("F13")
 @posix
 @pytest.mark.parametrize("planted", ["job.db", "folder", "hidden", "owner"])

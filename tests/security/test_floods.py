@@ -94,6 +94,7 @@ def test_a_list_of_wrong_items_costs_its_first_one(server, tool, arguments):
     assert peak.bytes < 5 * len(body) + _MOST, "it was 200 times"
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("X4")
 @pytest.mark.parametrize("item", [b"{}", b"[{}]", b"null", b'{"role":"robot","content":"x"}', b'"x"'])
 def test_a_body_of_too_many_values_is_refused_before_it_is_unfolded(server, item):
@@ -106,6 +107,7 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_unfolded(server, item
     assert peak.bytes < 4 * len(body)
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("X4")
 @pytest.mark.parametrize(
     ("tool", "arguments"),
@@ -133,6 +135,7 @@ async def test_images_of_all_prompts_are_counted_together():
         await arguments.conversations_with_images(["x"] * 4, [["a"] * 100_000] * 4, None, "after")
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("X4")
 @pytest.mark.stdio
 def test_over_stdio_a_line_of_many_values_takes_no_more_than_the_sdk_needs(tmp_path, upstream):

@@ -242,6 +242,7 @@ def test_one_client_cannot_find_the_prompts_of_another_or_learn_that_it_asked_th
         assert other["state"] != "finished"
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("H11")
 def test_whatever_is_posted_it_answers_in_words_and_lives_on(server, upstream):
     value = st.recursive(

@@ -107,6 +107,7 @@ def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level
     assert "Traceback" not in said
 
 
+@pytest.mark.thorough
 @pytest.mark.features("telemetry")
 @pytest.mark.rule("L4")
 @pytest.mark.stdio
@@ -138,6 +139,7 @@ def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(
     assert str(tmp_path).encode() not in exported
 
 
+@pytest.mark.thorough
 @pytest.mark.features("telemetry")
 @pytest.mark.rule("L4")
 @pytest.mark.parametrize(
@@ -185,6 +187,7 @@ print(*(span.to_json() for span in exporter.get_finished_spans()))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("L4")
 def test_fastmcps_own_spans_are_off_where_another_tool_exports_those_of_all_libraries(tmp_path):
     done = subprocess.run([sys.executable, "-c", GLOBAL], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -216,6 +219,7 @@ def test_a_job_writes_prompts_and_answers_only_into_its_own_private_folder_and_t
     assert not any(KEY.encode() in file.read_bytes() for file in files)
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("L3")
 @pytest.mark.stdio
 def test_a_call_leaves_nothing_in_the_folder_for_temporary_files(config, tmp_path):

@@ -49,6 +49,7 @@ def test_the_log_holds_what_is_looked_up(run, tmp_path):
     assert looked_up(tmp_path) == {"name.invalid"}
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("C9")
 def test_a_job_looks_up_its_endpoint_alone(run, tmp_path, upstream):
     rows = [json.dumps({"prompt": f"row {n}"}) for n in range(20)]

@@ -105,6 +105,7 @@ def test_a_task_of_2025_11_25_is_its_owners(upstream, tmp_path):
         assert mine.request("tasks/cancel", taskId=task_id)["result"]["status"] == "cancelled"
 
 
+@pytest.mark.thorough
 @pytest.mark.rule("H10")
 @pytest.mark.parametrize("kind", ["deferred", "too large", "prompts", "files", "prompts into a file"])
 @pytest.mark.usefixtures("protocol")

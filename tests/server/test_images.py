@@ -114,6 +114,7 @@ async def test_an_openai_message_may_bring_its_image(talk, upstream, pictures):
     assert _parts(upstream) == ["what?", _url(pictures[0])]
 
 
+@pytest.mark.thorough
 async def test_a_large_photo_arrives_whole(talk, upstream, tmp_path):
     out = io.BytesIO()
     Image.effect_noise((1200, 900), 90).convert("RGB").save(out, "PNG")

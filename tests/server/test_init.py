@@ -182,6 +182,7 @@ async def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstr
     assert said in error
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tool", "arguments"),
     [

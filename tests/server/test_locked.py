@@ -52,6 +52,7 @@ async def test_nothing_that_it_says_of_itself_mentions_what_it_hides(locked, ups
     assert not {name for name in HIDDEN if name in said}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 def test_serve_locked_is_how_to_start_one(upstream, tmp_path):
     file = tmp_path / "parameter.yaml"

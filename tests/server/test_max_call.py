@@ -114,6 +114,7 @@ async def test_a_prompt_without_a_request_counts_once_where_no_job_can_be_writte
     assert list(codes(result)) == [0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tool", everyday(["generate", "multimodal_generate", "multiturn_generate"], "generate"))
 async def test_nothing_done_yet_is_no_error_and_says_so(serve, upstream, tool):
     upstream.reply = late(2.0, answer())
@@ -176,6 +177,7 @@ async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     await until(lambda: not _folders())  # the last write of its job is made in a thread
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_an_action_ends_the_rest_and_another_resumes_it(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, late(0.05, answer()))
@@ -208,6 +210,7 @@ async def test_call_timeout_ends_a_call_before_the_limit_and_never_its_job(serve
         assert (await _finished(talk, result.structured_content["job_id"]))["failed"] == 0
 
 
+@pytest.mark.thorough
 async def test_where_no_disk_takes_the_rest_the_call_goes_on(serve, upstream, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "file"))
@@ -218,6 +221,7 @@ async def test_where_no_disk_takes_the_rest_the_call_goes_on(serve, upstream, mo
     assert "max_call_s" in result.meta["warnings"][0]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_a_job_of_a_call_is_for_those_who_know_its_id(serve, upstream):
     upstream.reply = late(2.0, answer())
@@ -233,6 +237,7 @@ async def test_a_job_of_a_call_is_for_those_who_know_its_id(serve, upstream):
     assert known.structured_content["job_id"] == job_id
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
 @pytest.mark.usefixtures("protocol")
 async def test_prompts_on_disk_are_private(serve, upstream):
@@ -250,6 +255,7 @@ async def test_prompts_on_disk_are_private(serve, upstream):
     assert not [file.name for file in held if file.stat().st_mode & 0o077]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
 async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look(
     serve, upstream, tmp_path, monkeypatch
@@ -384,6 +390,7 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     assert {seen.json["messages"][0]["content"] for seen in upstream.seen} == {"be brief"}
 
 
+@pytest.mark.thorough
 def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upstream, tmp_path):
     upstream.reply = by_prompt({"stuck": hang()}, late(1.5, answer()))
     file = tmp_path / "parameter.yaml"
@@ -401,6 +408,7 @@ def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upst
     assert len(upstream.seen) == 2
 
 
+@pytest.mark.thorough
 async def test_progress_ends_with_what_is_done(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, answer())
     told = []

@@ -98,7 +98,7 @@ async def test_a_call_that_waits_says_why(serve, upstream):
     said = f"0 of 1 done, 429 from 127.0.0.1:{upstream.port}: rate limit, "
 
     def is_told():
-        return any(message.startswith(said) and message.endswith("(`patience`)") for message in told)
+        return any(message.startswith(said) and message.endswith("(the setting `patience`)") for message in told)
 
     upstream.reply = choose(lambda _: answer() if is_told() else status(429, "slow down", retry_after="3"))
 

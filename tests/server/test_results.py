@@ -161,6 +161,7 @@ async def test_an_invalid_prompt_among_those_that_are_left_out_is_a_failed_row_o
     assert rows[30]["error"]["code"] == "invalid_input"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "whole"),
     [("mcp", True), ("fastmcp", True), ("mcp-use", True), ("ai-sdk-mcp-client", True), ("claude-ai", False)],

@@ -158,6 +158,7 @@ process.serve_stdio(Configuration.load(Path(sys.argv[2])), extend=lambda server,
 """
 
 
+@pytest.mark.thorough
 def test_what_is_printed_goes_to_stderr_and_nothing_else_reads_what_the_client_sends(config):
     with Piped(None, command=[sys.executable, "-c", _PRINTING, "--config", str(config())]) as server:
         server.initialize()
@@ -190,6 +191,7 @@ def test_a_cancelled_call_frees_everything_and_gets_no_answer(config, upstream):
         assert server.found(number) is None
 
 
+@pytest.mark.thorough
 def test_cancelling_one_call_leaves_the_other(config, upstream):
     upstream.reply = by_prompt({"hang": hang(), "slow": late(1)})
     with Piped(config()) as server:
@@ -245,6 +247,7 @@ def test_many_calls_at_once_get_each_their_own_answers(server):
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.parametrize(
     ("how", "state"), everyday(itertools.product(CODES, ["idle", "busy"]), ("EOF", "idle"), ("SIGTERM", "busy"))
@@ -278,6 +281,7 @@ def test_a_signal_ends_running_calls_with_the_answers_so_far(config, upstream, h
     assert [error["code"] for error in result["structuredContent"]["errors"]] == ["shutdown"]
 
 
+@pytest.mark.thorough
 @posix
 async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config, upstream):
     """Its first result of a tool makes it list the tools; without an answer to that it drops the result."""
@@ -292,6 +296,7 @@ async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config,
     assert result.structured_content["ans_ls"] == ["echo: one", ""]
 
 
+@pytest.mark.thorough
 @posix
 def test_a_signal_after_an_answer_leaves_time_for_the_request_that_follows_it(config):
     with Piped(config()) as server:
@@ -302,6 +307,7 @@ def test_a_signal_after_an_answer_leaves_time_for_the_request_that_follows_it(co
         assert server.process.wait(PATIENCE_S) == CODES["SIGTERM"]
 
 
+@pytest.mark.thorough
 @posix
 async def test_a_signal_while_fastmcps_client_reads_its_first_answers_leaves_them_to_it(config, upstream):
     upstream.reply = answer("x" * 3_000_000)
@@ -377,6 +383,7 @@ async def test_a_short_message_does_not_show_that_the_client_reads():
         assert (pipe.written, pipe.read_at > 0) == (2, True)
 
 
+@pytest.mark.thorough
 @posix
 def test_a_client_that_reads_nothing_does_not_hold_up_the_end(config, upstream):
     with _writing_a_large_answer(config, upstream) as server:
@@ -551,6 +558,7 @@ def _command(file):
     return [sys.executable, "-m", "promptmill", "serve", "--config", str(file)]
 
 
+@pytest.mark.thorough
 async def test_the_client_of_fastmcp_is_served_and_may_give_up(config, upstream):
     from fastmcp import Client
     from fastmcp.client.transports import StdioTransport
@@ -716,6 +724,7 @@ def test_few_file_descriptors_are_a_warning_and_no_failure(config, upstream):
 # a client that does not read
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="a pipe of 64 KiB")
 @pytest.mark.parametrize("leaves", ["open", "closed"])
 def test_a_client_that_reads_no_answer_ends_the_server_by_closing_its_input(config, leaves):

@@ -123,6 +123,7 @@ def arguments(upstream, tmp_path):
     return ["--config", str(config), "--schema", str(schema)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_row_of_a_table_may_bring_a_schema_of_its_own(upstream, tmp_path, capsys, workers):
     upstream.reply = answer('```{"name": "Ada"}```')

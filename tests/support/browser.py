@@ -14,8 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
+import pypdfium2 as pdfium
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+AXE = Path(__file__).resolve().parents[2] / "node_modules" / "axe-core" / "axe.min.js"
+"""The rules for accessible pages: `npm install --no-save axe-core` in the root of the repository."""
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"),
     "--disable-features=IsolateSandboxedIframes",  # a sandboxed frame is then a part of its page's target
@@ -72,6 +75,7 @@ class Page:
     async def visit(self, url: str) -> None:
         """Load a page."""
         self._loaded.clear()
+        self.frame = None
         await self.send("Page.navigate", url=url)
         await self._loaded.wait()
 
@@ -103,6 +107,19 @@ class Page:
     async def picture(self) -> bytes:
         """Return a PNG of the window."""
         return base64.b64decode((await self.send("Page.captureScreenshot"))["data"])
+
+    async def barriers(self) -> list[str]:
+        """Return the critical and serious findings of axe-core on the page, or on that of its frame, as it is."""
+        where = {} if self.frame is None else {"contextId": self.frame}
+        await self.run(f"{AXE.read_text(encoding='utf-8')};1", **where)
+        found = await self.run("axe.run().then(result => JSON.stringify(result.violations))", **where)
+        grave = [one for one in json.loads(found) if one["impact"] in {"critical", "serious"}]
+        return [f"{one['id']}: {one['nodes'][0]['html']}" for one in grave]
+
+    async def printed(self) -> list[str]:
+        """Return the text of each page that the browser prints."""
+        document = pdfium.PdfDocument(base64.b64decode((await self.send("Page.printToPDF"))["data"]))
+        return [sheet.get_textpage().get_text_bounded() for sheet in document]
 
 
 @contextlib.asynccontextmanager

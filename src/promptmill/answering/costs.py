@@ -19,7 +19,7 @@ import orjson
 
 from promptmill.answering.checked import is_checked
 from promptmill.answering.likely import LikelyLengths
-from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, price_of, tier_of
+from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, list_of_prices, price_of, tier_of
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.schema import choices_of
 from promptmill.backends import registry
@@ -30,7 +30,6 @@ from promptmill.core.errors import Code, Named, PromptmillError, Words, config_e
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, Sampling, TextPart, nested
 from promptmill.core.values import JsonObject
-from promptmill.system.installation import command_for
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
@@ -345,7 +344,7 @@ def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
         "max_cost",
         f"the price of {plan.model or 'this model'} is not known; give it per million tokens, such as ",
         Named(plan.key("price"), {"input": 1, "output": 2}),
-        f"; or install the list of prices: {command_for('prices')}.",
+        f"{list_of_prices(plan)}.",
     )
 
 

@@ -7,6 +7,7 @@ The price of a batch or service tier, as a share of the price, comes from the op
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -18,18 +19,47 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Spent, Usage
 from promptmill.config import resolved_config
+from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request
 from promptmill.core.values import JsonObject
+from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
 DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
+_OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONG_CONTEXT = 100_000  # tokens; providers that charge more for long prompts do so from a larger length on
 # The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 BATCH = "batch"
 """The tier of requests in batches. No request may name it."""
+
+
+def is_here(plan: resolved_config.ResolvedConfig) -> bool:
+    """Return whether all endpoints of the plan are servers on this machine, which no list of prices has."""
+    return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(plan))
+
+
+def no_price_known(plan: resolved_config.ResolvedConfig, names: Sequence[str]) -> Words:
+    """Return that no price is known for the models `names`, and for a provider how to give one.
+
+    A server on this machine seldom has a price.
+    """
+    unknown = f"no price is known for {', '.join(names)}"
+    if is_here(plan):
+        return unknown
+    price = Named(plan.key("price"), {"input": 1, "output": 2})
+    return unknown, ": ", price, " says what a million tokens cost in US dollars", list_of_prices(plan)
+
+
+def list_of_prices(plan: resolved_config.ResolvedConfig) -> str:
+    """Return the end of a sentence about an unknown price: how to install the list of prices.
+
+    It is `""` if the list is installed, and for a server on this machine.
+    """
+    is_listed = is_here(plan) or importlib.util.find_spec("genai_prices") is not None
+    return "" if is_listed else f"; the list of prices may know it: {command_for('prices')}"
 
 
 class Factors(NamedTuple):

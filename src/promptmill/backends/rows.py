@@ -131,6 +131,8 @@ class RowReader:
     limits: RowLimits = RowLimits()
     has_lines: bool = True
     """Whether a row of JSON is a line in messages, and not an element of a list."""
+    above: int = 0
+    """The number of rows of a workbook's sheet above the first one: messages name the rows as the sheet does."""
     required: frozenset[str] = frozenset()
     """The parameters of `sampling` and `extra` that a backend must not leave out."""
 
@@ -145,7 +147,7 @@ class RowReader:
 
     def checked(self, row: int, line: bytes) -> str:
         """Return the name of line `row`. Raises `PromptmillError` (`invalid_input`) if it may have too many values."""
-        where = place(self.kind, row, has_lines=self.has_lines)
+        where = place(self.kind, row, has_lines=self.has_lines, above=self.above)
         if self.limits.values is not None and may_exceed(self.limits.values, line):
             raise input_error(f"{where} may hold more than {self.limits.values:,} values.")
         return where
@@ -276,9 +278,13 @@ class RowReader:
         return name if isinstance(name, str) and name in self.models else None
 
 
-def place(kind: str, row: int, *, has_lines: bool = True) -> str:
-    """Return the name of row `row` (from 0) in messages, counted from 1: `line 7` or `row 7`, by kind."""
-    return f"{row_word(kind, has_lines=has_lines)} {row + 1}"
+def place(kind: str, row: int, *, has_lines: bool = True, above: int = 0) -> str:
+    """Return the name of row `row` (from 0) in messages, counted from 1: `line 7` or `row 7`, by kind.
+
+    `above`: see `RowReader`; `row 8 of the sheet`.
+    """
+    sheet = " of the sheet" if above else ""
+    return f"{row_word(kind, has_lines=has_lines)} {row + 1 + above}{sheet}"
 
 
 def row_word(kind: str, *, has_lines: bool = True) -> str:
@@ -328,12 +334,10 @@ def _with_prompt(row: JsonObject, column: str) -> JsonDict:
 
 
 def emptiness(value: object) -> str:
-    """Return `null`, `NaN` or `empty` for a cell without a prompt; `""` for a cell with a prompt."""
-    if value is None:
-        return "null"
+    """Return `empty` or `NaN` for a cell without a prompt; `""` for a cell with a prompt."""
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
-    return "empty" if isinstance(value, str | bytes) and not value.strip() else ""
+    return "empty" if value is None or (isinstance(value, str | bytes) and not value.strip()) else ""
 
 
 def _are_messages(value: object) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from promptmill.answering.likely import ASSUMED
+from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import command_of, print_status
@@ -29,10 +30,9 @@ from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted, cut_inside, listed
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -47,9 +47,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
 from promptmill.options.check import check
 from promptmill.options.table import groups
-from promptmill.system.installation import command_for
 
-_OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
 _LINES_SHOWN, _LINE_SHOWN = 6, 300  # lines shown of a prompt, and characters of a line: three prompts fit on a screen
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
@@ -216,8 +214,14 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
     if as_json:
         say(orjson.dumps(found).decode())
     else:
-        for number, prompt in enumerate(found["prompts"], 1):
-            say(f"prompt {number}:\n{textwrap.indent(_shortened(prompt), '  ')}\n")
+        start, own, end = _divided(found["prompts"], job.order.question.templates)
+        for title, text in (
+            ("all begin with", start),
+            *((f"prompt {n}", each) for n, each in enumerate(own, 1)),
+            ("all end with", end),
+        ):
+            if text:
+                say(f"{title}:\n{textwrap.indent(_shortened(text), '  ')}\n")
         for problem in found["problems"]:
             say(problem)
         if found["invalid"] > len(found["problems"]):
@@ -231,27 +235,17 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             f"{'images and ' if found['images'] else ''}what the chat template adds",
             wrap=True,
         )
+        if (names := found.get("columns")) is not None:
+            say(f"columns: {', '.join([listed(names['input']), *names['added']])}", wrap=True)
         if found.get("estimated_cost") is not None:
             say(_price_words(found))
             if found.get("batch_estimated_cost") is not None:
                 say(f"by batch {_price_words(found, 'batch_')}")
-        elif plan.record.needs_endpoint:
-            say(_unknown_price(plan), wrap=True)
+        elif found["unpriced"]:
+            say(worded(no_price_known(plan, found["unpriced"]), options.option_of), wrap=True)
         if words := job.order.plan.estimate_words(found):
             say(words, wrap=True)
     return int(found["invalid"] > 0)
-
-
-def _unknown_price(plan: ResolvedConfig) -> str:
-    """Return that no price is known, and for a provider how to give it. A server on this machine seldom has one."""
-    unknown = f"no price is known for {plan.model or 'the model'}"
-    if all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(plan)):
-        return unknown
-    key = plan.key("price")
-    return (
-        f"{unknown}: `{key}:` in the configuration, or --set '{key}={{input: 1, output: 2}}', says what a million "
-        f"tokens cost in US dollars; the list of prices, if it is not installed, may know it: {command_for('prices')}"
-    )
 
 
 def _price_words(found: Mapping[str, Any], way: str = "") -> str:
@@ -260,15 +254,33 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     length = counted(round(each), "token")
     answers = f"if an answer has {length}" if source == ASSUMED else f"with answers of {length}, {source}"
     most = found[f"{way}most_cost"]
-    highest = "more with longer answers, as `max_tokens` is not set" if most is None else f"at most {dollars(most)}"
+    highest = "more with longer answers, which --max-tokens would limit" if most is None else f"at most {dollars(most)}"
     return f"about {dollars(found[f'{way}estimated_cost'])} {answers}; {highest}"
 
 
-def _shortened(prompt: str) -> str:
-    """Return the first lines of a prompt."""
-    lines = prompt.splitlines()
-    more = [f"… {len(lines) - _LINES_SHOWN:,} more lines"] if len(lines) > _LINES_SHOWN else []
-    return "\n".join([*(cut(line, _LINE_SHOWN) for line in lines[:_LINES_SHOWN]), *more])
+def _divided(prompts: Sequence[str], templates: Sequence[str]) -> tuple[str, list[str], str]:
+    """Return the long beginning that the system prompt and the template give to all prompts, the rest of each, and the
+    end that the template gives them."""
+    template = templates[0] if len(templates) == 1 else ""
+    if len(prompts) < 2 or "{%" in template or "{{" not in template:
+        return "", [*prompts], ""
+    start, end = template.partition("{{")[0].strip(), template.rpartition("}}")[2].strip()
+    blocks = ["", *itertools.accumulate(prompts[0].split("\n\n"), "{}\n\n{}".format)]
+    fixed_blocks = [block for block in blocks if all(prompt.startswith(block) for prompt in prompts)]
+    start = prompts[0][: prompts[0].find(start) + len(start)] if start else fixed_blocks[-1]
+    ends_alike = len(end) >= _LINE_SHOWN and all(prompt.rstrip().endswith(end) for prompt in prompts)
+    starts_alike = len(start) >= _LINE_SHOWN and all(prompt.startswith(start) for prompt in prompts)
+    start, end = start if starts_alike else "", end if ends_alike else ""
+    return start, [prompt.removeprefix(start).rstrip().removesuffix(end).strip() for prompt in prompts], end
+
+
+def _shortened(text: str) -> str:
+    """Return the first and the last lines of a text."""
+    lines, end = text.strip("\n").splitlines(), _LINES_SHOWN // 3
+    if len(lines) > _LINES_SHOWN:
+        more = f"… {len(lines) - _LINES_SHOWN:,} more lines …"
+        lines = [*lines[: _LINES_SHOWN - end], more, *lines[-end:]]
+    return "\n".join(cut_inside(line, _LINE_SHOWN) for line in lines)
 
 
 def _tell(text: str, *, quiet: bool) -> None:

@@ -23,7 +23,9 @@ SHELLS = {
 """The commands that install the script, by shell."""
 
 _PATHS = ("input", "output", "image")  # arguments that complete paths, although they may also be a URL or `-`
-_LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}
+_JOBS = "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'"
+_MODELS = "promptmill models {} 2>/dev/null | sed 's/ .*//'"
+_ENDPOINT = "(--base-url|--provider)[[:space:]=]+([^[:space:]]+)"  # in the line: the endpoint whose models are listed
 
 
 def add_options(parser: Parser) -> None:
@@ -52,8 +54,10 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     for action in _actions(parser):
         if action.dest in chosen:
             action.choices = chosen[action.dest]
-        elif action.dest in _LISTED and not action.const:
-            _tell(action, _asking(action.dest, _LISTED[action.dest]))
+        elif action.dest in {"job", "job_id", "files"} and not action.const:
+            _tell(action, _jobs_and_files())
+        elif action.dest == "model":
+            _tell(action, _models())
         elif action.metavar == "DIR":
             _tell(action, shtab.DIRECTORY)
         elif action.type is Path or action.dest in _PATHS:
@@ -73,14 +77,31 @@ def _tell(action: Any, values: Any) -> None:
     action.complete = values
 
 
-def _asking(what: str, command: str) -> dict[str, Any]:
-    name = f"_promptmill_{what}"
+def _jobs_and_files() -> dict[str, Any]:
+    """Return the completion of a job: its id, or its output."""
     return {
-        "bash": name,
-        "zsh": name,
-        "fish": f"({command})",
+        "bash": "_promptmill_job",
+        "zsh": "_promptmill_job",
+        "fish": f"({_JOBS}; __fish_complete_path (commandline -ct))",
         "preamble": {
-            "bash": f'{name}() {{ compgen -W "$({command})" -- "$1"; }}',
-            "zsh": f'{name}() {{ compadd -- ${{(f)"$({command})"}} }}',
+            "bash": f'_promptmill_job() {{ compgen -W "$({_JOBS})" -- "$1"; compgen -f -- "$1"; }}',
+            "zsh": f'_promptmill_job() {{ compadd -- ${{(f)"$({_JOBS})"}}; _files }}',
+        },
+    }
+
+
+def _models() -> dict[str, Any]:
+    """Return the completion of a model: those of the endpoint that the line names, or of the configuration."""
+    of_fish = "(commandline -p | string match -rg -- '(--(?:base-url|provider))[ =]+(\\S+)')"
+    of_bash, of_zsh = '"${BASH_REMATCH[@]:1}"', "$match"
+    return {
+        "bash": "_promptmill_model",
+        "zsh": "_promptmill_model",
+        "fish": f"({_MODELS.format(of_fish)})",
+        "preamble": {
+            "bash": f'_promptmill_model() {{ [[ "${{COMP_LINE:-${{COMP_WORDS[*]}}}}" =~ {_ENDPOINT} ]]; '
+            f'compgen -W "$({_MODELS.format(of_bash)})" -- "$1"; }}',
+            "zsh": f"_promptmill_model() {{ local -a match; [[ $words =~ '{_ENDPOINT}' ]]; "
+            f'compadd -- ${{(f)"$({_MODELS.format(of_zsh)})"}} }}',
         },
     }

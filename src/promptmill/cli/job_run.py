@@ -35,7 +35,6 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options import table
-from promptmill.service import choosing
 from promptmill.system import runtime
 from promptmill.system.safe_open import is_file
 
@@ -240,8 +239,6 @@ def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
-    if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
-        return f"{error.message} {meant[0].upper()}{meant[1:]}"
     return redact(options.explained(error, arguments, configuration).worded(options.option_of))
 
 

@@ -65,7 +65,7 @@ def add_options(jobs: Parser) -> None:
     for action in _added():
         part(action.options)(looking)
     acting = jobs.add_argument_group("act on a job")
-    acting.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
+    acting.add_argument("--cancel", action="store_true", help="end the job at once; what is answered is kept")
     acting.add_argument("--resume", action="store_true", help="resume the job in this terminal")
     acting.add_argument("--retry-failed", action="store_true", help="send the failed rows again, in this terminal")
     acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")

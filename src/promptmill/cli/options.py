@@ -157,10 +157,10 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     )
 
 
-def option_of(named: Named) -> str:
+def option_of(named: Named) -> str | None:
     """Return the option for a field in an error. For a configuration key without an option, this is `--set`."""
-    if named.field == "status":
-        return f"`promptmill jobs {named.value}`"
+    if named.field in {"status", "command"}:
+        return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     from promptmill.config.settings import Settings  # imported on use, as above
 
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
@@ -170,6 +170,8 @@ def option_of(named: Named) -> str:
     option = table.options().get(key)
     name = None if option is None or key in _SETS else option.name_on("flag")
     name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
+    if isinstance(named.value, list):  # an option that is repeated
+        return " ".join(f"{name} {shlex.quote(each)}" for each in named.value)
     return f"{name} {shlex.quote(value)}" if value else name
 
 

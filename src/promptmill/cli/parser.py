@@ -109,6 +109,9 @@ class Parser(argparse.ArgumentParser):
         given, known = itertools.takewhile(lambda word: word != "--", self._given), self._option_string_actions
         if options := [word for word in given if word.startswith("--") and word.partition("=")[0] not in known]:
             self._refuse_unknown(options)
+        if message.startswith("the following arguments are required"):
+            places = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+            message = f"{message}; write `{self.prog} {' '.join(places)} …`"
         self._leave(message)
 
     def _leave(self, message: str) -> NoReturn:
@@ -223,7 +226,7 @@ def at_least_one(text: str) -> int:
     """Return a whole number from an option's value. Raises argparse's error for other values."""
     if not text.isascii() or not text.removeprefix("-").isdigit():
         thousands = re.fullmatch(r"([1-9]\d{0,5})[kK]", text)
-        hint = f"; write {thousands[1]}000" if thousands else ""
+        hint = f"; write {thousands[1]}000" if thousands else "; write one such as 20, or leave the option out"
         raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number{hint}")
     if len(text) > _MOST_DIGITS:
         raise argparse.ArgumentTypeError(f"{text[:20]!r}… is too large")

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ Where should prompts be answered?
 _LOCAL = "localhost:11434"
 _ONLY = "the only one it has"
 _OF_THIS_MACHINE = "http://127.0.0.1"
+_ADDRESS = re.compile(r"https?:/|[\w.-]+:\d")
 _LOOK_S = 0.2
 
 
@@ -53,13 +55,14 @@ class SetupAnswers(NamedTuple):
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
+    parser.add_argument("url", nargs="?", metavar="URL", help="the address of a server, as --base-url has it")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
     add_shared(parser)
     parser.show_examples(
         "promptmill init                                      # asks three questions",
         "promptmill init --provider mistral --model mistral-small-latest",
-        "promptmill init --base-url localhost:11434 --model qwen3:8b -o local.yaml",
+        "promptmill init localhost:11434 --model qwen3:8b -o local.yaml",
     )
     parser.set_defaults(unconfigured=_init)
 
@@ -72,6 +75,7 @@ def _init(arguments: argparse.Namespace) -> int:
     file: Path = arguments.output or Path(FILE_NAME)
     if file.exists() and not arguments.force and not _is_unchecked(file):
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
+    arguments.base_url = arguments.base_url or arguments.url
     answers = _answers_from(arguments)
     text = written(answers)
     try:
@@ -122,9 +126,10 @@ def _answers_from(arguments: argparse.Namespace) -> SetupAnswers:
         options = "--base-url, --provider or --backend, such as `promptmill init --base-url localhost:11434`"
         server, provider = runtime.run(choosing.around())
         works = "1" if server else "2" if provider else "3"
-        where = _ask(f"{_WHERE}1, 2 or 3", works, options, among=("1", "2", "3"))
-    if where == "1":
-        url = arguments.base_url or _ask("Its address", server or _LOCAL, "--base-url")
+        where = _ask(f"{_WHERE}1, 2, 3 or an address", works, options, among=("1", "2", "3"), or_address=True)
+    pasted = where if where not in {"1", "2", "3"} else ""
+    if where == "1" or pasted:
+        url = arguments.base_url or pasted or _ask("Its address", server or _LOCAL, "--base-url")
         model = arguments.model or _model_at(url)
         named = [] if model == _ONLY else [("model_name", model, "")]
         return SetupAnswers("openai", [("base_url", url, "the server's address"), *named])
@@ -171,8 +176,18 @@ def _provider(arguments: argparse.Namespace, likely: str) -> SetupAnswers:
     return SetupAnswers("openai", block, notes)
 
 
-def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
+def _ask(
+    question: str,
+    default: str,
+    option: str,
+    *,
+    among: tuple[str, ...] = (),
+    or_address: bool = False,
+    unasked: str | None = None,
+) -> str:
     """Ask a question until the answer is valid, and return it; `unasked` if stdin has ended.
+
+    `or_address`: an address that the user pasted is an answer, too.
 
     Raises `PromptmillError` (`invalid_config`) if stdin has ended and `unasked` is None.
     """
@@ -188,7 +203,7 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
                 return unasked
             why = "there is no answer" if sys.stdin.isatty() else "stdin is not a terminal and has no answer"
             raise config_error("", f"{why}; use {option}.") from None
-        if answer and (not among or answer in among):
+        if answer and (not among or answer in among or (or_address and _ADDRESS.match(answer))):
             return answer
         print(f"Write one of {', '.join(among)}." if among else "An answer is needed.")
 

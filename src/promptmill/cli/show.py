@@ -25,8 +25,9 @@ from promptmill.cli.terminal import columns, say
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject, json_text
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, list_in_words
 from promptmill.jobs import disk
+from promptmill.jobs.columns import by_worth, mean_lengths
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import statistics, status, status_words
@@ -149,8 +150,24 @@ def _file_row(number: int, row: JsonObject) -> JobRow:
     return JobRow(number, asked, answers, str(error or ""), {"row": number, "values": row})
 
 
+def _by_worth(row: JobRow, lengths: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a row with their labels: prompt, answer and variant; of a file, its columns by worth.
+
+    `lengths`: the mean length of the texts in each column of a file.
+    """
+    answers = [("thought", row.thought), *(("answer", text) for text in row.answers), ("error", row.error)]
+    answers = [(label, text) for label, text in answers if text or label == "answer"]
+    if row.answered is None and "values" in row.values:
+        texts = dict(row.asked)
+        in_prompts = {name: length for name, length in lengths.items() if name in texts}
+        for name in by_worth([*texts, "answer"], ["answer"], in_prompts):
+            yield from answers if name == "answer" else [(name, texts[name])]
+        return
+    yield from (*row.asked, *answers, *row.variant)
+
+
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json_text(value)
+    return list_in_words(value if isinstance(value, str) else json_text(value))
 
 
 def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str]:
@@ -158,10 +175,10 @@ def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str
     noun, indent = "answer" if sample.several else "row", "\n" + " " * (_LABEL + 2)
     title = f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
     yield from textwrap.wrap(title, width, break_on_hyphens=False) if width else [title]
+    lengths = mean_lengths([dict(row.asked) for row in sample.rows])
     for row in sample.rows:
         yield f"\nrow {row.number:,}"
-        answers = (("thought", row.thought), *(("answer", answer) for answer in row.answers), ("error", row.error))
-        for label, content in (*row.variant, *row.asked, *(one for one in answers if one[1] or one[0] == "answer")):
+        for label, content in _by_worth(row, lengths):
             text = content if full else content[:LONGEST_SHOWN]
             if len(text) < len(content):
                 text += f" … {len(content) - len(text):,} more characters (--full)"

@@ -67,9 +67,23 @@ READS_IMAGES = "Choose a model that reads images, or leave the images out."
 """The hint for images that a model does not support. Correcting the images would not help."""
 
 
+class Named(NamedTuple):
+    """The name of an argument, or the path of a configuration key, in the text of an error.
+
+    `text`: the text around the name, such as "; {} replaces it". `value`: a value after the name: `again: "all"`.
+    """
+
+    field: str
+    value: object = ""
+    text: str = "{}"
+
+
+Words: TypeAlias = str | Sequence[str | Named]
+
+
 class _Trait(NamedTuple):
     retryable: bool
-    hint: str
+    hint: Words
 
 
 _MORE_ROOM = (
@@ -84,9 +98,14 @@ _TRAITS: dict[Code, _Trait] = {
     Code.UNSUPPORTED: _Trait(False, "Leave it out, or choose another model or backend."),
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
-    Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or resume the job."),
+    Code.BUDGET: _Trait(True, ("Raise ", Named("max_cost"), " and send these items again, or resume the job.")),
     Code.NOT_FOUND: _Trait(
-        False, "Check `base_url` and `model_name`; `promptmill models --check` lists the available models."
+        False,
+        (
+            "Check `base_url` and `model_name`",
+            Named("command", "models --check", "; {} lists the available models"),
+            ".",
+        ),
     ),
     Code.BAD_REQUEST: _Trait(False, "The endpoint does not accept this request: correct the cause named above."),
     Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),
@@ -127,20 +146,6 @@ _TRAITS: dict[Code, _Trait] = {
 }
 
 
-class Named(NamedTuple):
-    """The name of an argument, or the path of a configuration key, in the text of an error.
-
-    `text`: the text around the name, such as "; {} replaces it". `value`: a value after the name: `again: "all"`.
-    """
-
-    field: str
-    value: object = ""
-    text: str = "{}"
-
-
-Words: TypeAlias = str | Sequence[str | Named]
-
-
 class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
@@ -173,8 +178,15 @@ class PromptmillError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
-def argument_name(named: Named) -> str:
-    """Return the name of a field as an argument: `limit`, or `again: "all"` with a value."""
+def argument_name(named: Named) -> str | None:
+    """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
+
+    `status` is the tool for the status of jobs, `command` a shell command, which has no argument.
+    """
+    if named.field == "status":
+        return "bulk_status"
+    if named.field == "command":
+        return None
     value = "" if named.value == "" else f": {json.dumps(named.value, ensure_ascii=False)}"
     return f"`{named.field}{value}`"
 

@@ -12,6 +12,7 @@ from typing import Any
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
 _SYNONYMS = (
+    ("prompts", "rows items texts"),
     ("input_file files input rows", "file path filename csv data dataset infile"),
     ("output_file output", "out outfile outputs target destination save_to results_file"),
     ("prompt prompt_ls", "prompts question questions query template task text prompt_template instruction"),
@@ -30,6 +31,8 @@ _SYNONYMS = (
     ("num_workers", "max_workers"),
     ("retries", "max_retries num_retries"),
     ("max_cost", "budget max_budget cost_limit max_price"),
+    ("http", "port host bind listen"),
+    ("again retry_failed", "retry rerun redo"),
     ("limit", "max_rows n_rows nrows head"),
     ("overwrite", "force"),
     ("criterion", "criteria rubric"),
@@ -109,6 +112,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def list_in_words(text: str) -> str:
+    """Return a list of plain values in JSON as people write it; any other text stays.
+
+    >>> list_in_words('["Alpha", "Beta"]'), list_in_words("[removed]")
+    ('Alpha; Beta', '[removed]')
+    """
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return text
+    is_plain = bool(values) and all(isinstance(value, str | int | float) for value in values)
+    return "; ".join(value if isinstance(value, str) else json.dumps(value) for value in values) if is_plain else text
+
+
 def cut(text: str, most: int) -> str:
     """Return `text` if it has at most `most` characters, else its beginning and an ellipsis.
 
@@ -116,6 +135,16 @@ def cut(text: str, most: int) -> str:
     'a long…'
     """
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
+
+
+def cut_inside(text: str, most: int) -> str:
+    """Return `text` if it has at most `most` characters, else its beginning, an ellipsis and its end.
+
+    >>> cut_inside("a long, long text", 9)
+    'a long…xt'
+    """
+    end = (most - 1) // 3
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
 
 
 def unescaped(text: str) -> str:

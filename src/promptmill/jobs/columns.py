@@ -5,7 +5,8 @@ A job never renames a column of the input. If the input has `answer`, the job's 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -24,8 +25,38 @@ VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the variant, and its model."""
 SCORE = "score"
 """The column for the confidence in an answer (0 to 1), which some plans add."""
+SOURCES = "sources"
+"""The column for the place of each value in its document, which some plans add."""
+_LAST = ("id", "custom_id", "index", MODEL, VARIANT, SCORE, "answered_by")
+"""Columns that a reader needs last; those whose names end with `id` count as `id`."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row` (the row's number) only if the rows are not in a file."""
+
+
+def by_worth(names: Sequence[str], answers: Collection[str], lengths: Mapping[str, float]) -> list[str]:
+    """Return columns in the order in which a reader needs them: the longest text of the prompt, the answers, the other
+    columns, then ids, models and scores.
+
+    `lengths`: the mean length of the values in each column that a prompt may show.
+
+    >>> by_worth(["id", "team", "mail", "model", "answer"], ["answer"], {"id": 900, "team": 5, "mail": 400})
+    ['mail', 'answer', 'team', 'id', 'model']
+    """
+    last = {name: place for name in names if name not in answers and (place := _place_at_end(name))}
+    text = max(lengths, key=lambda name: (name not in last, lengths[name]), default="")
+    return sorted(names, key=lambda name: (name != text, name not in answers, last.get(name, 0)))
+
+
+def mean_lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean length of the values in each column of some rows."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sum(len(str(row.get(name, ""))) for row in rows) / len(rows) for name in names}
+
+
+def _place_at_end(name: str) -> int:
+    """Return the place of a column among the last ones, from 1; 0 for any other column."""
+    name = "id" if re.search(r"(?:^|[_ -])id$", name, re.IGNORECASE) else name
+    return _LAST.index(name) + 1 if name in _LAST else 0
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

@@ -273,7 +273,7 @@ def _whole_files(
     asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, plan.has_schema)
     if rows.rule is not None:
         return WholeFiles(rows.names, rows.rule, asked, rows.halt)
-    if paths and are_asked_whole(paths, options.get("each")):
+    if paths and are_asked_whole(paths, options.get("each"), order.question.templates):
         return OwnFiles(paths, order.output, asked)
     return None
 

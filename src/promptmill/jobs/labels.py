@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import composed, json_text, read_json, text_of
 from promptmill.core.wording import counted, listed
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 
 _EXAMPLES = 3
+_MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 
 
 def label_of(record: Record) -> str:
@@ -33,6 +36,16 @@ def label_in(text: str) -> str:
         fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
         return json_text(fields, sort_keys=True)
     return text
+
+
+def frequent_labels(store: JobDatabase) -> list[str]:
+    """Return the labels of a job's answers, the most frequent first; none if the answers are not labels."""
+    counts = Counter[str]()
+    for text, rows in statistics.frequent_texts(store, _MOST_LABELS):
+        counts[label_in(text)] += rows
+    repeat = len(counts) <= _FEW_LABELS or 2 * len(counts) <= counts.total()
+    are_short = max(map(len, counts), default=0) <= _LONGEST_LABEL
+    return [label for label, _ in counts.most_common()] if repeat and are_short else []
 
 
 def _with_whole_numbers(value: Any) -> Any:

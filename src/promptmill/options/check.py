@@ -63,9 +63,9 @@ def check_models(models: str | Sequence[str]) -> None:
     >>> check_models("a,b")
     Traceback (most recent call last):
         ...
-    promptmill.core.errors.PromptmillError: `model` 'a,b' is one name; give -m twice (-m a -m b), or a list.
+    promptmill.core.errors.PromptmillError: `model` 'a,b' is one name; for several: `model: ["a", "b"]`.
     """
     for name in [models] if isinstance(models, str) else models:
         if isinstance(name, str) and "," in name and not Path(name).exists():
-            apart = " ".join(f"-m {each.strip()}" for each in name.split(",") if each.strip())
-            raise input_error(Named("model"), f" {name[:60]!r} is one name; give -m twice ({apart[:100]}), or a list.")
+            apart = [each.strip()[:60] for each in name.split(",") if each.strip()][:3]
+            raise input_error(Named("model"), f" {name[:60]!r} is one name; for several: ", Named("model", apart), ".")

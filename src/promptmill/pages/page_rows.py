@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -11,6 +12,7 @@ import orjson
 
 from promptmill.core.bounds import MOST_NAMES, MOST_SHOWN
 from promptmill.core.wording import counted, cut
+from promptmill.jobs.columns import by_worth
 from promptmill.jobs.inputs.question_columns import distinct
 
 LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # to which texts are shortened
@@ -20,6 +22,7 @@ _TEXTS = 64_000_000  # max characters of all rows in memory
 _ROOMY = 4  # so many turns of a conversation may each have the full length
 _LEVEL = 6  # for 100,000 rows of 200 characters: 1.1 s and 2 % more bytes than level 9, which takes 4.5 s
 _TRIED = 2_000  # rows that are deflated to estimate the size of all
+_MEASURED = 200  # first rows whose texts are measured to order the columns
 Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
 """A value; a list of several answers; or the turns of a conversation, each with its role."""
 _NUMBERS = (int, float)
@@ -41,6 +44,10 @@ class Column:
     """Whether the cells show thumbnails."""
     is_hidden: bool = False
     """Whether the column is shown only if the user chooses it."""
+    source: str = ""
+    """The name of the column's values in the column of places."""
+    has_places: bool = False
+    """Whether the cells have the place of each value in its document, as JSON."""
 
 
 @dataclass(slots=True)
@@ -118,6 +125,20 @@ class PageRows:
             if all(value in (None, "") for value in self.cells[index]):
                 del self.columns[index], self.cells[index]
 
+    def order_columns(self, asked: Collection[str] = ()) -> None:
+        """Order the columns by worth. `asked`: the keys of those that a prompt shows; `()`: any of the input may be."""
+        asked = asked or {column.key for column in self.columns if column.kind == "own"}
+        lengths = {
+            column.name: math.inf if column.has_images else _mean_length(cells[:_MEASURED])
+            for column, cells in zip(self.columns, self.cells, strict=True)
+            if column.key in asked or column.has_images
+        }
+        answers = {column.name for column in self.columns if column.kind == "answer"}
+        names = [column.name for column in self.columns]
+        places = [names.index(name) for name in by_worth(names, answers, lengths)]
+        self.columns = [self.columns[at] for at in places]
+        self.cells = [self.cells[at] for at in places]
+
     def sort(self) -> None:
         """Sort the rows by number."""
         self._keep(sorted(range(len(self.number)), key=self.number.__getitem__))
@@ -148,7 +169,15 @@ class PageRows:
         if hidden := len(self.own) - sum(self.own.values()):
             note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
         columns = [
-            {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
+            {
+                "name": one.name,
+                "kind": one.kind,
+                "wrong": one.wrong,
+                "images": one.has_images,
+                "hidden": one.is_hidden,
+                **({"source": one.source} if one.source else {}),
+                **({"places": True} if one.has_places else {}),
+            }
             for one in self.columns
         ]
         return {
@@ -209,6 +238,10 @@ def last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     each = max(LENGTHS[-1], min(LENGTHS[0], _ROOMY * LENGTHS[0] // max(1, len(kept))))
     shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]
     return [*([("…", f"{left_out:,} more")] if left_out else []), *shown]
+
+
+def _mean_length(cells: Sequence[Cell]) -> float:
+    return sum(sum(map(len, _texts(value))) for value in cells) / max(1, len(cells))
 
 
 def _texts(value: Cell) -> Iterator[str]:

@@ -54,7 +54,7 @@ _ENVELOPE = 4 << 10
 _READ_AHEAD = 2  # pages of rows that are read for one, whose length is known only when it is written
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # seconds between polls; the longest wait: clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
-_OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
+_OTHER_ARGUMENTS = {"system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _STATUS = schema(Status)
 _SEVERAL = object_schema(
     {
@@ -119,6 +119,8 @@ def _argument_of(named: Named) -> str | None:
     """Return the argument of `bulk_generate` for a field of an order, or None."""
     if named.field in _OTHER_ARGUMENTS:
         return _OTHER_ARGUMENTS[named.field]
+    if named.field == "status":
+        return argument_name(named)
     option = table.options().get(named.field)
     name = None if option is None else option.name_on("argument")
     return None if name is None else argument_name(named._replace(field=name))
@@ -333,7 +335,9 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         ] = 0,
         action: Annotated[
             Literal["pause", "continue", "cancel"] | None,
-            Field(description="Done first. `continue` also resumes a stopped job of `generate`."),
+            Field(
+                description="Done first. `continue` also resumes a stopped job of `generate`; `cancel` ends at once."
+            ),
         ] = None,
         read: Annotated[
             Literal["answers", "failed", "all"] | None, Field(description="Also return these rows.")
@@ -362,7 +366,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
 
         A `stopped` job has a `reason`, and the same bulk_generate resumes it.
         """
-        running, caller, began = await jobs(), caller_of(ctx, service), time.monotonic()
+        running, caller = await jobs(), caller_of(ctx, service)
         if job_id is None:
             if wait_s or any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
                 raise input_error("`job_id` is missing: name the job.")
@@ -391,8 +395,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
-        took = {"seconds": round(time.monotonic() - began, 3)}  # the page of the job rests ten times as long
-        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status, took)
+        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status)
 
     @mcp.resource(
         "promptmill://jobs/{job_id}/answers{?offset}",

@@ -399,6 +399,10 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
         kind = next((name for name, type_ in _KINDS.items() if isinstance(value, type_)), "")
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
+        elif name == "schema" and isinstance(value, str) and "fields" in properties:
+            lines.append(
+                'schema is a text; send a JSON Schema, an object. Names of fields go into `fields`: "name,age".'
+            )
         elif len({*kinds} - {"null"}) > 1 and _json_types(value).isdisjoint(kinds):
             wanted = " or ".join(_WANTED.get(each, each) for each in kinds if each != "null")
             lines.append(f"{name} is {shape(value)}; send {wanted}.")
@@ -434,6 +438,8 @@ def _where(name: str, properties: JsonObject) -> str:
         return f": it {needs}."
     if meant := synonym(name, properties):
         return f"; did you mean {meant}?"
+    if name == "concurrency" and "output_file" in properties:
+        return ": bulk_status sets it for a job that runs."
     sampling = name if name in Sampling.model_fields else synonym(name, Sampling.model_fields)
     if sampling and "sampling_params" in properties:
         return f': it goes into sampling_params, {{"{sampling}": …}}.'

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import Choice
@@ -69,17 +69,18 @@ async def around() -> tuple[str, str]:
     return words
 
 
-async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) -> str:
-    """If `error` means that the endpoint lacks the plan's model, return a hint with the endpoint's models; else `""`.
+async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str, asked: Collection[str] = ()) -> str:
+    """If `error` means that the endpoint lacks a model, return a hint with the endpoint's models; else `""`.
 
-    `how`: the way to name a model, such as an option.
+    `how`: the way to name a model, such as an option. `asked`: all models of the job, by default the plan's.
     """
     if error.code is not Code.NOT_FOUND or not plan.model:
         return ""
     names = await models_at(plan)
-    if not names or plan.model in names:
+    missing = next((name for name in asked or [plan.model] if name not in names), None)
+    if not names or missing is None:
         return ""
-    if near := close_matches(plan.model, names, n=3, cutoff=0.4):
+    if near := close_matches(missing, names, n=3, cutoff=0.4):
         return f"did you mean {' or '.join(near)}? {how} chooses it."
     return f"the endpoint has {listed(names)}: name one with {how}."
 

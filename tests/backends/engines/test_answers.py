@@ -133,6 +133,7 @@ def test_each_answer_tells_tokens_reason_and_time(desk, engine):
     assert desk.stats.counts.completion_tokens == ended.usage.completion_tokens + 9
 
 
+@pytest.mark.thorough
 def test_no_special_token_is_ever_in_an_answer(desk, engine):
     texts = desk.texts(engine, ["Repeat exactly: <|im_end|> <|im_start|>", "Hi!"], max_tokens=10)
     assert not any("<|im_" in text for text in texts)
@@ -153,6 +154,7 @@ def test_a_special_token_as_stop_string_ends_the_answer(desk, engine):
     assert (outcome.text, outcome.finish_reason) == ('"yes"', "stop")
 
 
+@pytest.mark.thorough
 def test_a_seed_repeats_an_answer_whatever_else_is_computed(desk, engine):
     choice = {"temperature": 1.3, "top_p": 0.95, "max_tokens": 5}
     (alone,) = desk.texts(engine, ["Tell me a story."], seed=7, **choice)
@@ -169,6 +171,7 @@ def test_any_seed_that_can_be_given_is_taken(desk, engine):
     assert texts[0] != texts[1]
 
 
+@pytest.mark.thorough
 def test_a_top_p_of_zero_takes_the_likeliest_token(desk, engine):
     story = ["Tell me a story."] * 3
     greedy, *drawn = desk.texts(engine, story, temperature=(0, 1.3, 1.3), top_p=(None, 0, 0), max_tokens=5)
@@ -199,6 +202,7 @@ TURNS = [
 ]
 
 
+@pytest.mark.thorough
 def test_parts_and_developers_are_texts_and_system_messages(desk, engine):
     in_parts = [{"type": "text", "text": text} for text in TURNS[-1]["content"].splitlines()]
     developer = {"role": "developer", "content": TURNS[0]["content"]}

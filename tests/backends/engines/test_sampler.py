@@ -69,6 +69,7 @@ def test_min_p_leaves_out_what_is_far_below_the_likeliest():
     assert set(drawn(hf.SamplerState(temperature=1, min_p=0.5, seed=1), scores_of(0.2, 0.5, 0.3), 300)) == {1, 2}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cut", [{"top_p": 0.95}, {"min_p": 1e-9}, {"top_k": 900, "top_p": 0.999}, {}])
 def test_a_flat_choice_among_many_is_complete(cut):
     seen = drawn(hf.SamplerState(temperature=1, seed=3, **cut), hf.torch.zeros(1, 2000), 3000)

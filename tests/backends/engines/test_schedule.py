@@ -113,6 +113,7 @@ def test_models_whose_rows_cannot_join_get_few(tiny):
     assert hf.capacity_for(loaded(tiny("Mamba")), None) == hf.Capacity(8)
 
 
+@pytest.mark.thorough
 def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
     """Six short rows and one as long as all tokens there are: it is computed by itself, and nothing is lost."""
 

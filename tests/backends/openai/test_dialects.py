@@ -913,6 +913,7 @@ def test_a_tool_call_is_shown_while_its_arguments_arrive(name):
     assert shown[-1] == (found.text, "", [_LOOKING])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 async def test_worker_processes_speak_it_too(upstream, drive, name):
     upstream.reply = speaks()

@@ -42,6 +42,7 @@ async def test_workers_answer_as_one_process_does(upstream, drive):
     assert not workers(), "workers end with the call"
 
 
+@pytest.mark.thorough
 async def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, drive, monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -95,6 +96,7 @@ async def test_cancelling_closes_the_requests_of_all_workers(upstream):
     assert result.texts == ["echo: after"]
 
 
+@pytest.mark.thorough
 async def test_the_bound_on_requests_in_flight_holds_over_calls_with_and_without_workers(upstream):
     upstream.reply = late(0.02)
     async with opened(upstream.url, bulk_threshold=100, num_workers=2, concurrency=6) as backend:
@@ -110,6 +112,7 @@ async def test_the_bound_on_requests_in_flight_holds_over_calls_with_and_without
     assert upstream.peak <= 6
 
 
+@pytest.mark.thorough
 async def test_a_higher_concurrency_reaches_the_workers_of_a_running_call(upstream):
     upstream.reply = late(0.05)
     async with opened(upstream.url, **BULK | {"concurrency": 4}) as backend:
@@ -131,6 +134,7 @@ async def test_a_first_answer_tells_all_workers_that_later_refusals_are_of_their
     assert not any(failure.concerns_all for failure in result.failures.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 async def test_the_key_is_in_no_command_line_and_no_environment(upstream):
     upstream.reply = late(0.05)

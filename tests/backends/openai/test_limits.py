@@ -19,6 +19,7 @@ THOUSAND = [f"prompt {i}" for i in range(1000)]
 # Their limits
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("retry_after", [None, "0.05", "1"])
 async def test_four_at_a_time_costs_1000_prompts_no_answer(upstream, drive, retry_after):
     upstream.reply = at_most(4, late(0.005), status(429, retry_after=retry_after))

@@ -50,6 +50,7 @@ async def test_it_may_go_again_and_again(upstream, drive):
     assert result.texts == echoes(THOUSAND[:600])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [status(503), status(503, retry_after="1"), closed(), reset()])
 async def test_a_proxy_in_front_of_an_endpoint_gone_costs_no_answer(upstream, drive, fault):
     gone = []
@@ -119,6 +120,7 @@ async def test_an_endpoint_that_drops_its_first_connections_costs_one_answer_at_
     assert all(failure.attempts == 3 for failure in result.failures.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("concurrency", [1, 8, 64])
 @pytest.mark.parametrize("at", [0, 500])
 async def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, drive, concurrency, at):
@@ -248,6 +250,7 @@ async def test_a_later_run_gives_a_dead_endpoint_a_new_chance(upstream):
         assert (await ask(backend, ["d"])).texts == ["echo: d"]
 
 
+@pytest.mark.thorough
 async def test_chaos_in_a_fifth_of_the_requests_costs_no_answer(upstream, drive):
     seed = random.randrange(1 << 32)
     print(f"chaos seed: {seed}")

@@ -21,6 +21,7 @@ REFUSALS = {
 THOUSAND = [f"prompt {i}" for i in range(1000)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_refusals_from_the_900th_request_on_stop_all_new_requests(upstream, drive, name):
     reply, code = REFUSALS[name]

@@ -99,6 +99,7 @@ def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
     assert held < LARGEST_BODY
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("value", "count", "is_read"),
     [(b"-0.012345678", 1_200_000, True), (b"0", 4_500_000, False), (b"[]", 700_000, False), (b"{}", 700_000, False)],
@@ -124,6 +125,7 @@ _HALF = rb'"\ud83d"'
 _DONE = b"data: [DONE]\n\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "is_read"),
     [

@@ -25,6 +25,7 @@ async def test_work_is_shared(upstreams, drive):
     assert sum(up.peak for up in ups) <= 24
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "fault",
     [

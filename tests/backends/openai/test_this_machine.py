@@ -76,6 +76,7 @@ async def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, monkeyp
     assert upstream.peak == 16
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 def test_fewer_descriptors_than_concurrency_are_enough_and_said(upstream):
     upstream.reply = late(0.02)
@@ -98,6 +99,7 @@ run(work())
     assert upstream.peak < 128
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 def test_a_low_soft_limit_is_raised(upstream):
     upstream.reply = late(0.3)
@@ -161,6 +163,7 @@ run(work())
     assert upstream.peak == 16, "the endpoint's window was shrunk for what is ours"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="memory is measured differently")
 @pytest.mark.parametrize(("zipped", "stream"), everyday(product([False, True], repeat=2), (False, True), (True, False)))
 def test_a_body_of_1_gb_costs_no_memory(upstream, zipped, stream):

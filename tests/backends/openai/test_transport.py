@@ -490,6 +490,7 @@ async def test_large_bodies_are_counted_until_they_are_read_and_small_ones_are_n
             assert (found.body, found.held, BODIES_IN_FLIGHT.held) == (b"ok", None, 0)
 
 
+@pytest.mark.thorough
 async def test_many_large_bodies_at_once_all_arrive_and_a_broken_one_is_no_longer_counted():
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (10 << 20)
 

@@ -90,6 +90,7 @@ def test_all_rows_go_into_one_batch_at_the_price_of_a_batch(tmp_path, server):
     assert result.status["cost"] == pytest.approx(live / 2, rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "faults",
     [
@@ -135,6 +136,7 @@ def test_an_endpoint_without_batches_is_refused_before_anything_is_planned(tmp_p
     assert not list(tmp_path.rglob("batch-*.jsonl"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "faults",
     [{"full": 2}, {"refused_creates": 2}, {"lost_uploads": 1}, {"flaky": 3}],
@@ -347,6 +349,7 @@ def interrupt_waiting(folder: Path, server: BatchServer, **options: Any) -> None
     server.switches.set({"polls": 1})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("before", "after"),
     [

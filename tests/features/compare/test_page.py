@@ -72,10 +72,10 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     ]
     assert data["tiles"] == []
     overview = data["overview"]
-    assert overview["head"] == ["variant", "answered", "right", "better than A", ""]
-    assert [[row[0], row[2][:6], *row[3:]] for row in overview["rows"]] == [
+    assert overview["head"] == ["variant", "right", "", "answered", "better than A"]
+    assert [[row[0], row[1][:6], row[2], row[4]] for row in overview["rows"]] == [
         ["A a.jsonl", "66.7 %", "", ""],
-        ["B b.jsonl", "88.9 %", "27 to 6", "best"],
+        ["B b.jsonl", "88.9 %", "best", "27 to 6"],
     ]
     assert figures["judge"]["pairs"][0]["wins"] == [6, 27]
     assert [one["name"] for one in data["rows"]["columns"]] == ["text", "A", "B", "label", "judge"]
@@ -118,9 +118,9 @@ def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench):
     compared(bench, {name: [columns | {"answer": name, "id": 1}] for name in ("a.jsonl", "b.jsonl")})
     data, rows = written(bench.path / "r.html")
     names = [one["name"] for one in data["rows"]["columns"]]
-    assert names == ["id", *(f"column {at}" for at in range(49)), "A", "B"]
+    assert names == ["column 0", "A", "B", *(f"column {at}" for at in range(1, 49)), "id"]
     assert data["rows"]["note"].endswith("51 further columns of the input are left out.")
-    assert {len(cells[0]) for cells in rows["cells"][1:50]} == {20_000}
+    assert {len(cells[0]) for cells in rows["cells"][3:-1]} == {20_000}
     turns = [{"role": ("user", "assistant")[at % 2], "content": f"turn {at}"} for at in range(101)]
     bench.write([{"messages": turns}])
     bench.succeed("--report", "s.html")
@@ -171,6 +171,9 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         assert await page.run("document.querySelector('td button').closest('details.fold') !== null")
         await page.run("document.querySelectorAll('details.fold').forEach(fold => fold.open = true)")
         await page.look(390, 844, "light")
+        figure = "document.querySelector('.overview tr:nth-child(2) td:nth-child(2)')"
+        edges = f"[{figure}, {figure}.closest('.scroll')].map(one => one.getBoundingClientRect().right)"
+        assert await page.run(f"{edges}[0] <= {edges}[1]"), "the key figure is seen without a move"
         assert await page.run("document.documentElement.scrollWidth") <= 390
         assert await page.run("document.querySelector('td button').closest('.scroll').scrollWidth") > 390
         await page.run("document.querySelector('td button').click()")
@@ -180,3 +183,16 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         assert not page.complaints
         assert len([url for url in page.requests if url.startswith("file:")]) == 1
         assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not (browser.BROWSER and browser.AXE.exists()), reason="needs Chromium and axe-core")
+async def test_a_comparison_has_no_barriers(hostile_comparison):
+    async with browser.opened() as page:
+        for width, scheme in itertools.product((1200, 360), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.open(hostile_comparison)
+            await page.until("document.getElementById('count').textContent === '42 rows'")
+            assert await page.barriers() == []
+            await page.run("document.querySelectorAll('details').forEach(each => each.open = true); opened(0)")
+            assert await page.barriers() == []

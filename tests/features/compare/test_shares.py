@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from typing import Any
 
 import promptmill
@@ -31,7 +32,8 @@ def test_a_reviewed_sample_corrects_the_shares(tmp_path):
         assert one["low"] <= share <= one["high"]
         assert not one["low"] <= one["counted"] <= one["high"], "the labels alone are far off"
     assert "shares of all 3,000 rows, if those with a right answer were drawn at random" in str(found)
-    assert "yes " in str(found).split("drawn at random")[1]
+    table = str(found).split("drawn at random")[1]
+    assert re.search(r"\nlabel +A\nno +8\d\.\d % .*\nyes +\d\d\.\d % \([\d.]+\N{EN DASH}[\d.]+\)\n", table)
 
 
 def test_right_answers_to_all_rows_leave_no_doubt(tmp_path):

@@ -124,6 +124,7 @@ def test_a_piece_that_is_too_long_is_cut_and_its_halves_are_a_second_batch(tmp_p
     assert (server.creates, server.live) == (2, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("faults", [{"missing": 5}, {"errors": 5}, {"finished": 0.6}, {"damaged": 7}], ids=str)
 def test_pieces_that_a_batch_leaves_open_are_sent_live(tmp_path, server, faults):
     documents = [document(12, 6, seed=seed) for seed in range(3)]
@@ -168,6 +169,7 @@ def test_all_rows_again_sends_all_pieces_again(tmp_path, server):
     assert server.live == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("limit", [6e-3, 2e-3])
 def test_a_budget_is_kept_and_more_money_pays_for_the_other_pieces_alone(tmp_path, server, limit):
     documents = [document(12, 6, seed=seed) for seed in range(3)]
@@ -259,6 +261,7 @@ def test_an_edited_input_keeps_the_pieces_of_its_batch(tmp_path, server):
     check(tmp_path, server, *rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("more", [{"batch": False, "poll": None}, {"again": "failed"}, {"again": "all"}], ids=str)
 def test_another_order_collects_the_pieces_first(tmp_path, server, more):
     documents = [document(12, 4, seed=seed) for seed in range(2)]

@@ -164,6 +164,7 @@ def test_a_wrong_query_names_its_mistake_and_sends_nothing(bench, database, sql,
     assert _rows(database, "SELECT count(*) FROM inbox") == [(100,)]
 
 
+@pytest.mark.thorough
 def test_an_extension_that_cannot_be_downloaded_is_named_without_the_password(bench, monkeypatch):
     monkeypatch.setenv("HOME", str(bench.path))  # no extensions of this user
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -190,6 +191,7 @@ def test_duckdb_is_named_where_it_is_missing(bench, monkeypatch):
     assert "[duckdb]'" in said
 
 
+@pytest.mark.thorough
 def test_a_table_of_duckdb_is_an_output_with_types(bench, database):
     bench.input, bench.output = Path(f"{database}#inbox"), Path(f"{database}#labels")
     bench.succeed(*_PROMPT)
@@ -206,6 +208,7 @@ def test_a_table_of_duckdb_is_an_output_with_types(bench, database):
     assert [path.name for path in bench.path.iterdir() if "partial" in path.name] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("point", ["merging:50", "before-rename", "after-rename"])
 def test_a_killed_output_of_duckdb_is_written_by_the_next_run(bench, database, point):
     bench.input, bench.output = Path(f"{database}#inbox"), bench.path / "new.duckdb#labels"

@@ -73,6 +73,7 @@ def test_infinity_of_a_database_is_kept(bench):
     assert (row["answer"], row["a"]) == ("echo: 1 inf", "Infinity")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["out.parquet", "out.duckdb#answers", "out.xlsx"])
 def test_the_decimals_of_a_database_stay_numbers_in_tables(bench, name):
     rows = "SELECT 1.10::DECIMAL(18, 2) AS a, 1.5::DECIMAL(9, 1) AS b UNION ALL SELECT -123.45, NULL"

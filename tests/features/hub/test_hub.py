@@ -108,6 +108,7 @@ def test_a_dataset_is_answered_into_another_with_a_card_in_one_commit(bench, ser
     assert len(bench.upstream.seen) == 2
 
 
+@pytest.mark.thorough
 def test_a_job_reads_the_commit_with_which_it_began(bench, server):
     mails, target = server.repos["acme/mails"], bench.path / "out.jsonl"
     first = mails.sha()
@@ -151,6 +152,7 @@ def test_an_upload_that_fails_is_repeated_by_the_same_command(bench, server):
     assert len(bench.upstream.seen) == 2
 
 
+@pytest.mark.thorough
 def test_the_text_of_a_card_stays_and_each_file_has_its_own_section(bench, server):
     labels = server.repos["ada/labels"] = Repo()
     labels.commit({"README.md": b"---\nlicense: mit\n---\n# My labels\n", "data/other.csv": b"x\n"})
@@ -173,6 +175,7 @@ def test_a_file_of_somebody_else_is_not_replaced(bench, server):
     assert len(server.repos["ada/labels"].commits) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("source", "target", "environ", "said"),
     [

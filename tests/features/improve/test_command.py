@@ -63,6 +63,7 @@ def asked(bench: Any) -> Counter[tuple[str, str]]:
     return Counter((seen.json["model"], seen.prompt) for seen in bench.upstream.seen)
 
 
+@pytest.mark.thorough
 def test_a_better_prompt_is_found_written_and_used(rows):
     done = improve(rows)
     text, file = done.stdout, rows.path / "in-prompt.txt"
@@ -94,6 +95,7 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(rows):
     assert not rows.upstream.seen
 
 
+@pytest.mark.thorough
 def test_a_second_search_on_the_same_rows_is_tested_at_half_the_level(rows):
     first = figures(rows)
     assert "exists; name another file" in improve(rows, prompt="How does it sound? {{text}}", code=2).stderr
@@ -134,6 +136,7 @@ PRICE = ("--set", "price={input: 0, output: 100000}", "--max-tokens", "2", "--co
 """Of 10 cents for each word."""
 
 
+@pytest.mark.thorough
 def test_one_budget_for_all_steps(rows):
     done = improve(rows, *PRICE, "--max-cost", "15", code=75)
     assert "has no room for another request" in done.stderr
@@ -147,6 +150,7 @@ def test_one_budget_for_all_steps(rows):
     assert found["cost"] > 100
 
 
+@pytest.mark.thorough
 def test_failed_rows_count_as_wrong_and_can_be_sent_again(rows):
     rows.upstream.reply = models(lost=lambda prompt: prompt.endswith("7") and "Your task" not in prompt)
     first = figures(rows, code=0)
@@ -156,6 +160,15 @@ def test_failed_rows_count_as_wrong_and_can_be_sent_again(rows):
     assert not rows.upstream.seen
     again = figures(rows, "--again", "failed", "--overwrite")
     assert again["candidates"][0]["right"] > first["candidates"][0]["right"]
+
+
+def test_the_strong_model_writes_other_prompts_on_request(rows):
+    figures(rows)
+    rows.upstream.seen.clear()
+    assert "exists; name another file" in improve(rows, "--again", "prompts", code=2).stderr
+    assert not rows.upstream.seen
+    figures(rows, "--again", "prompts", "--overwrite")
+    assert {seen.json["model"] for seen in rows.upstream.seen} == {"strong"}
 
 
 def test_a_model_that_cannot_be_asked_ends_the_search(rows):

@@ -76,12 +76,14 @@ def found(run: int, *, is_shuffled: bool, rows: int = 200) -> dict[str, Any]:
     return search(gold, PROMPT, Models(answers, run, (0.36, 0.6), 0.04))
 
 
+@pytest.mark.thorough
 def test_with_shuffled_labels_a_gain_is_seldom_reported():
     outcomes = [found(run, is_shuffled=True)["outcome"] for run in range(RUNS)]
     assert outcomes.count(GAIN) <= 0.05 * RUNS
     assert outcomes.count(WORSE) <= 0.05 * RUNS
 
 
+@pytest.mark.thorough
 def test_a_gain_of_ten_points_is_found_with_200_gold_rows():
     figures = [found(run, is_shuffled=False) for run in range(RUNS)]
     assert sum(one["outcome"] == GAIN for one in figures) >= 0.85 * RUNS

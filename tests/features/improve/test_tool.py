@@ -73,6 +73,7 @@ async def test_the_progress_of_a_search_is_reported_in_words(gold, tools):
     assert any("the strong model writes 5 candidates, generation 1 of 2" in each for each in words)
 
 
+@pytest.mark.thorough
 async def test_a_cancelled_search_ends_its_job_and_the_same_call_resumes_it(gold, tools):
     gold.upstream.reply = late(0.05, models())
     async with tools(service_of(gold)) as call:

@@ -24,6 +24,7 @@ def sure(bench):
     return bench
 
 
+@pytest.mark.thorough
 def test_a_sure_job_states_the_shares_of_the_strong_model(sure):
     found = sure.succeed(*SURE, "--choices", ",".join(LABELS), *named(sure))
     its = found["sure"]["shares"][""]
@@ -86,6 +87,7 @@ def test_the_summary_shows_them(sure):
     assert f"positive {text:.1f} %" in line
 
 
+@pytest.mark.thorough
 def test_rows_added_later_have_their_own_stratum(sure):
     options = (*SURE, "--choices", ",".join(LABELS), *named(sure))
     first = sure.succeed(*options)["sure"]["shares"][""]

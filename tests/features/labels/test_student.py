@@ -90,6 +90,7 @@ def wrong(rows: list[dict[str, Any]]) -> float:
 KINDS = pytest.mark.parametrize("kind", STUDENTS.values())
 
 
+@pytest.mark.thorough
 @KINDS
 def test_a_student_learns_which_words_decide(kind):
     learned = kind([(f"Which topic? {text(n)}", topic(text(n))) for n in range(800)])
@@ -189,6 +190,7 @@ def test_the_student_answers_rows_at_no_price(student):
     assert not student.upstream.seen
 
 
+@pytest.mark.thorough
 def test_the_student_of_scikit_learn_answers_rows_too(student):
     student.succeed(*STUDENT, "scikit-learn", *named(student))
     assert Counter(row["sure"] for row in student.answers())["student"] > ROWS / 2
@@ -239,6 +241,7 @@ def test_a_small_table_is_answered_by_the_strong_model(student):
     assert found["sure"]["sample"]["drawn"] == 0
 
 
+@pytest.mark.thorough
 def test_rows_that_are_added_later_have_a_sample_of_their_own(student):
     run(student)
     first = student.folder.known_spec().plan.parts
@@ -251,6 +254,7 @@ def test_rows_that_are_added_later_have_a_sample_of_their_own(student):
     assert wrong(student.answers()) <= MOST_WRONG
 
 
+@pytest.mark.thorough
 def test_a_student_whose_examples_change_answers_no_more_rows(student):
     done = student.run(*STUDENT, *named(student), "--limit", "1200")
     assert done.returncode == 0, done.stderr
@@ -267,6 +271,7 @@ def test_a_student_whose_examples_change_answers_no_more_rows(student):
     assert wrong(student.answers()) <= MOST_WRONG
 
 
+@pytest.mark.thorough
 def test_rows_that_fail_at_the_strong_model_train_nothing(student):
     def reply(seen: Any) -> Any:
         return status(400, "No.", code="content_filter") if "number 7" in seen.prompt else answer(topic(seen.prompt))
@@ -278,6 +283,7 @@ def test_rows_that_fail_at_the_strong_model_train_nothing(student):
     assert found["sure"]["expected"]["pays"]
 
 
+@pytest.mark.thorough
 def test_validate_and_the_summary_say_what_it_takes(student):
     done = student.run(*STUDENT, *named(student), "--dry-run")
     assert "training: 200 rows, sample: " in done.stdout

@@ -70,6 +70,7 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     assert not sure.upstream.seen, "a job that is done asks nothing"
 
 
+@pytest.mark.thorough
 def test_a_second_cheap_model_makes_labels_surer(sure):
     found = run(sure, "--second", "small-2")
     assert found["sure"]["sample"]["score"] == "second and probability"
@@ -102,6 +103,7 @@ def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure)
     assert not any("top_choices" in row for row in sure.answers() if row["sure"] != "cheap")
 
 
+@pytest.mark.thorough
 def test_without_probabilities_repeats_order_the_answers(sure):
     sure.upstream.reply = labellers(probabilities=False, varied=True)
     found = run(sure)
@@ -110,6 +112,7 @@ def test_without_probabilities_repeats_order_the_answers(sure):
     assert {row["score"] for row in sure.answers()} <= {round(k / 3, 4) for k in (1, 2, 3)} | {None}
 
 
+@pytest.mark.thorough
 def test_an_endpoint_that_refuses_log_probabilities_is_asked_without_them(sure):
     known = labellers(probabilities=False, varied=True)
     refused = status(400, "Unsupported parameter: 'logprobs' is not supported.", code="unsupported_parameter")
@@ -119,6 +122,7 @@ def test_an_endpoint_that_refuses_log_probabilities_is_asked_without_them(sure):
     assert found["sure"]["sample"]["score"] == "repeats"
 
 
+@pytest.mark.thorough
 def test_equal_scores_do_not_pay_and_say_why(sure):
     sure.upstream.reply = labellers(probabilities=False)
     found = run(sure)
@@ -165,6 +169,7 @@ def test_a_row_that_the_cheap_model_cannot_answer_goes_to_the_strong_one(sure):
     assert {row["score"] for row in rows if row["id"].endswith("7")} == {None}
 
 
+@pytest.mark.thorough
 def test_failures_of_the_strong_model_are_failed_rows_and_are_sent_again(sure):
     known, is_broken = labellers(), [True]
 
@@ -210,6 +215,7 @@ def drawn(bench: Any) -> set[int]:
         return {n for (n,) in database.execute("SELECT n FROM chosen")}
 
 
+@pytest.mark.thorough
 def test_rows_that_are_added_later_have_a_sample_of_their_own(sure):
     run(sure)
     first = sure.folder.known_spec().plan.parts
@@ -224,6 +230,7 @@ def test_rows_that_are_added_later_have_a_sample_of_their_own(sure):
     assert wrong(sure.answers()) <= MOST_WRONG
 
 
+@pytest.mark.thorough
 def test_rows_that_were_not_asked_yet_move_to_the_part_of_a_grown_input(sure):
     known, is_broken = labellers(), [True]
 
@@ -248,6 +255,7 @@ def test_rows_that_were_not_asked_yet_move_to_the_part_of_a_grown_input(sure):
     assert wrong(rows) <= MOST_WRONG
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_decided", [False, True])
 def test_the_parts_of_an_input_that_grows_again_and_again_have_each_row_once(sure, is_decided):
     sure.upstream.reply = choose(lambda _: status(401, "Wrong key.", code="invalid_api_key"))
@@ -260,6 +268,7 @@ def test_the_parts_of_an_input_that_grows_again_and_again_have_each_row_once(sur
         assert sum(part.every for part in parts) == times * ROWS
 
 
+@pytest.mark.thorough
 def test_a_few_rows_that_are_added_later_go_to_the_strong_model(sure):
     run(sure)
     sure.upstream.seen.clear()
@@ -352,6 +361,7 @@ def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
     assert sent(sure)["strong"] == ROWS
 
 
+@pytest.mark.thorough
 def test_a_guarded_class_may_need_a_larger_sample(sure):
     sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
     found = run(sure, "--recall", "neutral=95%")
@@ -365,6 +375,7 @@ def test_a_guarded_class_may_need_a_larger_sample(sure):
     assert found["done"] == 2 * ROWS
 
 
+@pytest.mark.thorough
 def test_a_program_and_a_detached_job_may_be_sure_too(sure):
     found = promptmill.bulk(
         [{"text": f"review {n}"} for n in range(ROWS)],

@@ -39,6 +39,7 @@ def test_the_tail_is_exact(rows, marked, drawn):
         assert at_most(c, rows, marked, drawn) == pytest.approx(ways / comb(rows, drawn), abs=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rows", "drawn"), [(12, 9), (14, 6)])
 def test_every_sample_of_a_small_table_keeps_the_promise(rows, drawn):
     samples = [set(sample) for sample in combinations(range(rows), drawn)]
@@ -77,6 +78,7 @@ def promised(
     return sum(cheap[n] if n in kept else strong[n] for n in range(len(cheap)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rows", "drawn"), [(11, 7), (13, 5)])
 def test_every_sample_of_a_small_table_keeps_the_promise_about_right_labels(rows, drawn):
     samples = list(combinations(range(rows), drawn))
@@ -100,6 +102,7 @@ def test_every_sample_of_a_small_table_keeps_the_promise_about_right_labels(rows
     assert worst == pytest.approx(bound), "the chance that the proof allows is used"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scores", ["sharp", "noise", "inverted"])
 @pytest.mark.parametrize("of_strong", [0, 0.02, 0.055])
 def test_drawn_samples_fail_as_seldom_as_promised_about_right_labels(scores, of_strong):
@@ -131,6 +134,7 @@ def test_the_strong_model_alone_is_bounded_by_the_same_test():
     assert [size_right(1_000, gold, 50, 0.95) for gold in (1_000, 351, 100, 57, 40)] == [351, 351, 100, 57, 0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scores", ["sharp", "noise", "inverted", "tied"])
 def test_drawn_samples_fail_as_seldom_as_promised(scores):
     rows, draws = 500, 2_000
@@ -164,6 +168,7 @@ def test_the_size_of_a_sample_and_the_disagreements_that_pass_are_those_of_the_m
     assert [allowed_of_class(drawn, 0.95, 0.95) for drawn in (58, 59, 93, 124, 181)] == [-1, 0, 1, 2, 4]
 
 
+@pytest.mark.thorough
 def test_the_share_of_rows_that_go_to_the_strong_model_is_small_where_scores_are_sharp():
     """10,000 rows, of which the cheap model has 90 % right: at most 17, 27 and 70 % for sharp, dull and no scores."""
     rows, chance = 10_000, random.Random(4)
@@ -191,6 +196,7 @@ def test_rows_without_a_score_are_never_sure():
     assert not place(1.0, "1", "") > NOTHING_SURE
 
 
+@pytest.mark.thorough
 def test_a_class_is_found_as_often_as_promised():
     chance, missed, runs = random.Random(2), 0, 300
     for _ in range(runs):
@@ -206,6 +212,7 @@ def test_a_class_is_found_as_often_as_promised():
     assert missed / runs <= 0.05
 
 
+@pytest.mark.thorough
 def test_shares_are_corrected_for_the_errors_of_the_labels():
     """100 of 10,000 rows are reviewed; 4 % are fraud. The interval contains the truth; that of the labels never."""
     chance, inside, plain = random.Random(0), 0, 0
@@ -241,6 +248,7 @@ def test_rows_whose_labels_are_right_add_no_doubt():
     assert shares([Stratum({"a": 3, "b": 1})])["b"] == {"share": 0.25, "low": 0.25, "high": 0.25, "counted": 0.25}
 
 
+@pytest.mark.thorough
 def test_shares_hold_where_the_cut_follows_from_the_sample():
     """The intervals of 100 draws from one table of 2,000 rows, whose cut depends on the sample, contain the truth."""
     chance, rows, size = random.Random(5), 2000, sample_size(2000, errors_allowed(2000, 0.95), 0.95)

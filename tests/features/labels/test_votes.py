@@ -240,6 +240,7 @@ def test_a_killed_job_decides_each_row_once_all_its_votes_are_there(voters, poin
         assert (row["answer"], row["score"]) == (decision.record.text, pytest.approx(decision.score, abs=1e-4))
 
 
+@pytest.mark.thorough
 def test_with_sure_the_majority_is_the_cheap_label_and_ties_go_to_the_strong_model(bench):
     rows = 600
     bench.upstream.reply = labellers(probabilities=False, varied=True)

@@ -497,6 +497,7 @@ def test_the_limits_of_clients_hold_for_rows(serve, upstream):
     assert [seen.json["max_tokens"] for seen in upstream.seen] == [10]
 
 
+@pytest.mark.thorough
 @pytest.mark.processes
 def test_batches_that_were_killed_resume_by_themselves(serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.attempt == 1 and seen.prompt == "x3" else answer())

@@ -57,7 +57,7 @@ def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench
     assert shown.startswith("in.jsonl → out.jsonl: 8 of 8 answers to 4 rows\n")
     assert shown.count("model   small") == shown.count("model   good") == 4
     listed = bench.jobs(bench.folder.job_id).stdout
-    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 variants: 8 answered in ")  # noqa: RUF001 (a product)
+    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 answers: 8 answered in ")  # noqa: RUF001 (a product)
     assert listed.partition("\n")[0].endswith(" by small, good")
 
 
@@ -85,6 +85,23 @@ def test_a_report_counts_by_model_and_by_prompt(bench):
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")
 
 
+def test_a_report_of_several_models_says_which_is_right_where_the_rows_have_labels(bench):
+    good = choose(lambda seen: answer("yes" if seen.json["model"] == "good" or "0" in seen.prompt else "no"))
+    bench.upstream.reply = good
+    bench.write(["text,label,other", *(f"row {at},{'Yes' if at < 4 else 'no'},{at}" for at in range(5))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--model", "small", "--model", "good", "--prompt", "{{text}}", "--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    assert counts_of(data, "Right, if label has the right answers") == {"small": 2, "good": 4}
+    (bars,) = [bars for title, _, bars, _ in data["counts"] if title.startswith("Right")]
+    assert bars[1] == ["good", 4, "80.0 %"]
+    (mask,) = [mask for key, _, mask, _ in data["rows"]["filters"] if key == "wrong"]
+    assert sum(state & mask == mask for state in rows["state"]) == 4
+    bench.output = bench.path / "asked.csv"
+    bench.succeed("--model", "small", "--model", "good", "--prompt", "{{text}} {{label}}", "--report", "s.html")
+    assert not any(title.startswith("Right") for title, *_ in written(bench.path / "s.html")[0]["counts"])
+
+
 def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if "bad" in seen.prompt else answer("yes"))
     bench.write([{"text": text} for text in ("a", "", "bad", "b")])
@@ -96,6 +113,20 @@ def test_a_report_of_several_models_counts_no_empty_row_as_failed(bench):
     remarks = {label: remark for label, _, remark in data["tiles"]}
     assert remarks["Time"].endswith(" answers/s")
     assert remarks["Cost"].endswith(" per 1,000 answers")
+
+
+def test_the_columns_of_a_report_begin_with_the_text_of_the_prompt(bench):
+    bench.write(["id,name,team,text", f"{'x' * 30},{'n' * 40},a,What a soup!"], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{team}}: {{text}}", "--model", "small", "--model", "good", "--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    names = [each["name"] for each in data["rows"]["columns"] if not each["hidden"]]
+    assert names == ["text", "answer", "name", "team", "id", "model"]
+    assert column(data, rows, "text") == ["What a soup!"] * 2
+    bench.output = bench.path / "own.csv"
+    bench.succeed("--prompt-column", "text", "--report", "s.html")
+    data, _ = written(bench.path / "s.html")
+    assert [each["name"] for each in data["rows"]["columns"]][:3] == ["prompt", "answer", "name"]
 
 
 def test_an_item_of_lists_is_searched_because_no_cell_equals_it(bench):
@@ -151,8 +182,7 @@ def test_a_report_has_the_run_its_figures_and_its_rows(bench):
     assert facts["Model"] == "test-model (openai)"
     assert facts["Command"].startswith("promptmill bulk ")
     assert facts["Version"].startswith("promptmill ")
-    assert {one["title"] for one in data["spreads"]} >= {"Latency", "Length of answers"}
-    assert all(sum(one["counts"]) == 19 for one in data["spreads"])
+    assert data["spreads"] == [], "19 answers make no histogram"
     samples = data["course"]["samples"]
     assert len(samples) >= 2
     assert samples[-1][1:3] == [20, 1]
@@ -307,6 +337,7 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [1, 300])
 def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length):
     monkeypatch.setattr(page, "LARGEST_REPORT", 90_000)
@@ -356,6 +387,16 @@ def test_hostile_texts_are_data_alone(tmp_path):
         policy[1],
     )
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+
+
+def test_200_answers_have_histograms(tmp_path):
+    folder = made(
+        tmp_path, [Completion(f"word {at}", usage=Usage(1, 1), latency_s=1) for at in range(200)], ["a"] * 200
+    )
+    job_page.write(folder, tmp_path / "r.html")
+    data, _ = written(tmp_path / "r.html")
+    assert {one["title"] for one in data["spreads"]} >= {"Length of answers", "Tokens of answers"}
+    assert all(sum(one["counts"]) == 200 for one in data["spreads"])
 
 
 async def press(page: browser.Page, key: str) -> None:
@@ -428,6 +469,20 @@ async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path):
         inner = "[...main.querySelectorAll('*')].filter(one => /auto|scroll/.test(getComputedStyle(one).overflowY))"
         assert await page.run(f"{inner}.length") == 0
         assert not page.complaints
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not (browser.BROWSER and browser.AXE.exists()), reason="needs Chromium and axe-core")
+async def test_a_report_has_no_barriers(tmp_path):
+    file = hostile(tmp_path)
+    async with browser.opened() as page:
+        for width, scheme in itertools.product((1200, 360), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.open(file)
+            await page.until("document.getElementById('count').textContent === '28 rows'")
+            assert await page.barriers() == []
+            await page.run("choice.open = true; opened(0)")
+            assert await page.barriers() == []
 
 
 @pytest.mark.thorough

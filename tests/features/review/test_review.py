@@ -21,6 +21,8 @@ from all_features import need
 from labellers import LABELS, label, labellers, named, sent
 from page_content import written
 from promptmill.core.values import text_of
+from promptmill.features.review import review_page
+from promptmill.features.review.reviewed import review
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status_words
 from promptmill.jobs.store.lock import Lock
@@ -121,6 +123,7 @@ def test_a_workbook_offers_the_labels(voted):
     assert voted.answers()[9]["sure"] == "person"
 
 
+@pytest.mark.thorough
 @pytest.mark.features("labels")
 def test_a_sure_job_lists_confident_disagreements_and_rows_near_the_cut(bench):
     rows = 600
@@ -164,8 +167,9 @@ def test_without_scores_there_is_nothing_to_review(bench):
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(3)])
     bench.succeed(*LABELLED, *named(bench))
     assert "Doubt shows with --votes, --sure, several models or log probabilities" in reviewed(bench).stdout
+    assert json.loads(reviewed(bench, "--json").stdout)["file"] is None
     reviewed(bench, "-o", "review.xlsx")
-    assert not table(bench)
+    assert not [*bench.path.glob("*review*")]
 
 
 @pytest.mark.features("compare")
@@ -350,6 +354,7 @@ def test_another_job_takes_the_labels_over(voted):
         assert len(voted.upstream.seen) == (0 if more[0] == "--from" else 3 * ROWS)
 
 
+@pytest.mark.thorough
 @pytest.mark.features("labels")
 def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     rows = 600
@@ -455,6 +460,7 @@ def test_decisions_about_other_questions_are_refused(voted):
     assert "has no columns `row`, `label` and `key`" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
 
 
+@pytest.mark.thorough
 def test_labels_of_a_schema_must_fit_it(bench, tmp_path):
     schema = {"type": "object", "properties": {"tone": {"enum": list(LABELS)}}, "required": ["tone"]}
     path = tmp_path / "schema.json"
@@ -609,7 +615,7 @@ def certain(bench):
     bench.upstream.reply = labellers()
     bench.write([{"id": "a", "text": "review 1"}])
     bench.succeed(*LABELLED, *named(bench))
-    reviewed(bench)
+    review_page.write(bench.path / "out.jsonl.review.html", review(bench.folder), "")  # as a call with a file does
     return bench
 
 

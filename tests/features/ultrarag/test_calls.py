@@ -71,6 +71,7 @@ async def test_a_missing_image_does_not_end_the_run(ask):
     assert "1 of 1 not answered: invalid_image x1" in written
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("reply", "code"),
     [
@@ -92,6 +93,7 @@ async def test_an_endpoint_that_is_not_there_ends_the_run(ask, upstream):
         await ask(("generate", {"prompt_ls": ["a"]}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reply", [status(400, "top_k: extra inputs are not permitted"), html(), raw(b"{}"), reset()])
 async def test_a_refused_request_ends_the_run_only_before_the_first_answer(ask, upstream, reply):
     upstream.reply = by_prompt({"b": reply}, answer())

@@ -8,3 +8,7 @@ FEATURE = Feature(
 )
 MOST_PICTURES = 32
 """Pictures of a call: the rows of a frame of 720 pixels, and those near it."""
+MOST_IN_WINDOW = 100
+"""Rows of a call: those of a frame, and as many for scrolling."""
+SHORT, LONGEST = 400, 20_000
+"""Characters of a cell in the table, and where the page shows one row."""

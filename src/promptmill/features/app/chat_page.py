@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from promptmill.core.version import __version__
-from promptmill.features.app import MOST_PICTURES
+from promptmill.features.app import LONGEST, MOST_IN_WINDOW, MOST_PICTURES, SHORT
 from promptmill.pages.page import HEAD, TEMPLATE, html_of
 
 _APP = Path(__file__).with_name("app.html")
@@ -30,6 +30,9 @@ def html() -> str:
         "themes": f':root[data-theme="light"] {{{light}}}\n:root[data-theme="dark"] {{{dark}}}',
         "table": _between(rows, "<script>", _CHARTS),
         "most_pictures": str(MOST_PICTURES),
+        "most_in_window": str(MOST_IN_WINDOW),
+        "short": str(SHORT),
+        "longest": str(LONGEST),
         "version": __version__,
     }
     for name, text in parts.items():

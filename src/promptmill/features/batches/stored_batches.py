@@ -22,7 +22,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from promptmill.backends.batches import Reply
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Request
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.in_flight import LAST_KEY_OF_ROW
@@ -151,8 +151,9 @@ def check(store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
         if is_there and (batch.slot >= len(targets) or batch.settings not in targets[batch.slot].counted):
             raise input_error(
                 f"Job {job_id} has a batch at the provider that was made with other settings, and its answers "
-                f"are paid. `promptmill jobs {job_id} --resume` stores them; then repeat this. Or name another "
-                "output."
+                "are paid. Resume the job with its settings to store them",
+                Named("command", f"jobs {job_id} --resume", " ({})"),
+                "; then repeat this. Or name another output.",
             )
 
 

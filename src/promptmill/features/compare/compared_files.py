@@ -96,7 +96,9 @@ class ComparedFile:
         output = spec.output.path
         if not output.exists():
             raise input_error(
-                f"Job {spec.job_id} has written no output yet. Run `promptmill jobs {spec.job_id} --export FILE`."
+                f"Job {spec.job_id} has written no output yet: wait for its end",
+                Named("command", f"jobs {spec.job_id} --export FILE", ", or run {}"),
+                ".",
             )
         names, fields = spec.output.names or {}, _fields(spec)
         own = {names.get(key, key) for key in (*OURS, *columns.variant_fields(spec))} | {*fields.values()}

@@ -76,7 +76,7 @@ def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRo
         verdicts = set(row.get("verdicts", {}).values())
         state = _DIFFER * row["differs"] + _WRONG * bool(is_wrong)
         state += sum(wrong[label] for label in is_wrong) + sum(bit for kind, bit in bits.items() if kind in verdicts)
-        # the column of the heading comes first, because it names the row
+        # the column of the heading comes first, because it is to be among those that are shown
         own = sorted(row["own"].items(), key=lambda item: " ".join(item[1].split()) != row["heading"])
         values = {OWN + name: text for name, text in own if shown.has_own(name)}
         values |= {_ANSWER + label: words.one_text(answer, row) for label, answer in row["answers"].items()}
@@ -84,6 +84,7 @@ def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRo
         values[_JUDGE] = words.said(row) if bits else ""
         shown.add(row["row"], state, values)
     shown.name_columns()
+    shown.order_columns()
     every = 0
     for state in shown.state:
         every |= state

@@ -9,6 +9,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
 from promptmill.features.compare import words
 from promptmill.features.compare.answer_values import LABEL
+from promptmill.jobs.columns import by_worth, mean_lengths
 
 _CLASSES = 8
 _NAME = 8  # min width of the names of texts, in characters
@@ -45,6 +46,7 @@ def _rows(found: JsonObject, width: int) -> Iterator[str]:
     of = f"{len(shown):,} of " if found["differ"] > len(shown) else ""
     which = "with different answers" if len(found["files"]) > 1 else "with a wrong answer"
     yield from ("", f"{of}{counted(found['differ'], 'row')} {which}")
+    lengths = mean_lengths([row["own"] for row in shown])
     for row in shown:
         yield cut(f"{row['heading']} (row {row['row']:,})" if row["heading"] else f"row {row['row']:,}", width)
         gold = {"gold": row["gold"]} if "gold" in row else {}
@@ -53,8 +55,9 @@ def _rows(found: JsonObject, width: int) -> Iterator[str]:
         answers = {**gold, **row["answers"]}
         size = max(_NAME, min(LABEL, width // 3, max(map(len, row["answers"]))))
         texts = {**own, **{name: _in_a_line(answer, row) for name, answer in answers.items()}, **said}
-        for name, text in texts.items():
-            yield cut(f"{'':9} {cut(name, size):{size}} {' '.join(text.split()) or '(no answer)'}", width)
+        in_prompts = {name: length for name, length in lengths.items() if name in own}
+        for name in by_worth([*texts], {*answers, *said}, in_prompts):
+            yield cut(f"{'':9} {cut(name, size):{size}} {' '.join(texts[name].split()) or '(no answer)'}", width)
 
 
 def _in_a_line(answer: Any, row: JsonObject) -> str:

@@ -17,6 +17,7 @@ from promptmill.core.errors import input_error
 from promptmill.features.compare.answer_values import SIMILARITY, similarity
 from promptmill.features.compare.compared_files import ComparedColumn, ComparedFile, ComparedRows, heading_of
 from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
+from promptmill.jobs.columns import by_worth, mean_lengths
 from promptmill.jobs.store.shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
@@ -97,7 +98,11 @@ def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 
             "pairs": [_judged(rows, judgement, other) for other in range(1, len(files))],
         }
     differ = rows.differing
-    return found | {"differ": len(differ), "differing": list(side_by_side(rows, judgement, differ[:most]))}
+    shown = list(side_by_side(rows, judgement, differ[:most]))
+    lengths = mean_lengths([row["own"] for row in shown])
+    for row in shown:
+        row["own"] = {name: row["own"][name] for name in by_worth([*lengths], (), lengths) if name in row["own"]}
+    return found | {"differ": len(differ), "differing": shown}
 
 
 def _lengths(texts: Sequence[str]) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import Any, cast
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, cut, in_percent
+from promptmill.core.wording import counted, cut, in_percent, list_in_words
 from promptmill.features.compare.answer_values import LABEL, SIMILARITY
 from promptmill.features.compare.figures import CONTRADICTION, HALF, SHOWN_VALUES, TIE, commonest, tabulated
 from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.jobs.store import status_words
-from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.store.status_record import LabelShare, RunStatus
 
 DIFFERS = "\N{NOT EQUAL TO} "
 """The mark before a field in which the answers differ."""
@@ -116,9 +117,10 @@ def _right(gold: JsonObject, most: int, *, several: bool) -> Iterator[Section]:
     ]
     bars += [(cut(group["name"], LABEL), *_span(group, "accuracy")) for group in gold.get("groups", ())]
     bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
-    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *share_lines(gold), *differs_by_field(gold)]
+    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *differs_by_field(gold)]
     by_label = "classes" in files[0]
     yield Section(f"right, by {gold['column']}{'' if by_label or fields else ', word for word'}", lines, bars)
+    yield from _shares_of_labels(gold, most)
     if not by_label:
         return
     rows = []
@@ -173,14 +175,16 @@ def overview(found: JsonObject) -> Table:
         share, won = right.get(file["name"]), wins.get(file["name"])
         rows.append(
             {
-                "variant": named(file),
+                "variant": named(file),  # then the key figure, which a phone shows without a move
+                "right in all fields" if "fields" in gold else "right": ""
+                if share is None
+                else _with_interval(share["accuracy"], share["interval"]),
+                " ": _standing(share, best) if share else "",
                 own_model: file.get("model", ""),
                 "answered": "" if right and all_answered else f"{file['answered']:,}",
-                "right in all fields" if "fields" in gold else "right": "" if share is None else _with_interval(share),
                 f"better than {files[0]['name']}": f"{won[1]:,} to {won[0]:,}" if won else "",
                 "cost": "" if file.get("cost") is None else dollars(file["cost"]),
                 "time": status_words.took(file["seconds"]) if "seconds" in file else "",
-                " ": _standing(share, best) if share else "",
             }
         )
     head = [name for name in rows[0] if name and any(row[name] for row in rows)]
@@ -215,9 +219,9 @@ def made_alike(found: JsonObject) -> str:
     return f"; all {made}" if made else ""
 
 
-def _with_interval(share: JsonObject) -> str:
-    low, high = (in_percent(end, 1) for end in share["interval"])
-    return f"{percent(share['accuracy'])} ({low}\N{EN DASH}{high})"
+def _with_interval(share: float, interval: tuple[float, float]) -> str:
+    low, high = (in_percent(end, 1) for end in interval)
+    return f"{percent(share)} ({low}\N{EN DASH}{high})"
 
 
 def _standing(share: JsonObject, best: float) -> str:
@@ -334,15 +338,34 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
         yield f"{cut(group['name'], LABEL) or '(empty)'}: {right_of(group)} of {counted(group['rows'], 'row')}"
 
 
-def share_lines(gold: JsonObject) -> Iterator[str]:
-    """Yield the shares of labels among all rows, corrected for errors that the right answers reveal."""
-    parts = gold.get("fields") or [{**gold, "field": ""}]
-    found = [(part["field"], file) for part in parts for file in part["files"] if file.get("shares")]
-    if found:
-        yield f"shares of all {gold['of']:,} rows, if those with a right answer were drawn at random"
-    for field, file in found:
-        name = f"{cut(field, 24)}, {file['name']}" if field else file["name"]
-        yield f"{name}  {status_words.shares(file['shares'])}"
+def _shares_of_labels(gold: JsonObject, most: int) -> Iterator[Section]:
+    """Yield the shares of labels among all rows, corrected for errors that the right answers reveal.
+
+    `most`: the most labels of a field.
+    """
+    names, rows = [file["name"] for file in gold["files"]], list[list[str]]()
+    for part in gold.get("fields") or [{**gold, "field": ""}]:
+        every = [file.get("shares", {}) for file in part["files"]]
+        labels = sorted(
+            {*itertools.chain(*every)}, key=lambda label: (-max(_share_of(one, label) for one in every), label)
+        )
+        for label in labels[:most]:
+            name = cut(" ".join(label.split()), LABEL)
+            cells = [_with_interval(one[label]["share"], _ends(one[label])) if label in one else "" for one in every]
+            rows.append([f"{cut(part['field'], 24)}: {name}" if part["field"] else name, *cells])
+        if (more := len(labels) - most) > 0:
+            rows.append([f"… {more:,} more", *[""] * len(names)])
+    if rows:
+        title = f"shares of all {gold['of']:,} rows, if those with a right answer were drawn at random"
+        yield Section(title, tables=[Table(["label", *names], rows)])
+
+
+def _share_of(shares: Mapping[str, LabelShare], label: str) -> float:
+    return shares[label]["share"] if label in shares else 0.0
+
+
+def _ends(share: LabelShare) -> tuple[float, float]:
+    return share["low"], share["high"]
 
 
 def differs_by_field(gold: JsonObject) -> Iterator[str]:
@@ -387,7 +410,8 @@ def one_text(answer: Any, row: JsonObject) -> str:
     if isinstance(answer, str):
         return answer
     differing = row["differing_fields"]
-    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in answer.items() if value)
+    values = {name: list_in_words(value) for name, value in answer.items() if value}
+    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in values.items())
 
 
 def price(judge: JsonObject) -> str:
@@ -430,10 +454,10 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
     if any(NOT_WORSE in row for row in overview(found).rows):
         yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
     if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
-        yield f"{LABEL_MEAN}: macro F1"
+        yield f"{LABEL_MEAN}: of the F1 of each label (macro F1); F1 is low if the label is missed, or given wrongly"
     if any(BEYOND_CHANCE in section.title for section in shown):
         yield f"{BEYOND_CHANCE}: Cohen's kappa"
-    if gold and any(share_lines(gold)):
+    if gold and any(_shares_of_labels(gold, 1)):
         yield "shares: corrected for the labels' errors, see docs/review.md"
     if any("similarity " in line for section in shown for line in (section.title, *section.lines)):
         yield f"similarity: {SIMILARITY}"

@@ -25,7 +25,8 @@ from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
-from promptmill.features.documents.merging import SOURCES, Found, Merged
+from promptmill.features.documents.merging import Found, Merged
+from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.values import JsonDict, JsonObject
 
-SOURCES = "sources"
-"""The column with the location of each value in the document."""
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
 """Lower-case texts that do not count as a value if another piece has one."""
 Path: TypeAlias = tuple[str, ...]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -28,7 +28,7 @@ from promptmill.core.wording import cut
 from promptmill.features.improve.gold import Gold, GoldRow
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
-from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, longest_of
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding
@@ -65,7 +65,7 @@ class SearchOrder:
     strong: CallModel
     system_prompt: str = ""
     encoding: str | None = None
-    again: Literal["failed"] | None = None
+    again: Again | None = None
     max_cost: float | None = None
 
 

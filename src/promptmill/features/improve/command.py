@@ -7,6 +7,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import orjson
 
@@ -23,7 +24,7 @@ from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, write_prompt
 from promptmill.features.improve.search import GAIN, search
-from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, longest_of
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
@@ -52,7 +53,9 @@ def add_options(improve: Parser) -> None:
     group = improve.add_argument_group("the search")
     group.add_argument("--strong", required=True, metavar="MODEL", help="the model that writes better prompts")
     group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that the whole search may spend")
-    group.add_argument("--again", choices=("failed",), help="send failed rows again")
+    group.add_argument(
+        "--again", choices=get_args(Again), help="send failed rows again, or let the strong model write other prompts"
+    )
     group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     group = improve.add_argument_group("output")
     group.add_argument(
@@ -88,7 +91,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
     def step(its: Configuration, job: OpenJob) -> None:
         folder = steps.folders.of(job.order.output)
-        is_new = not steps.spent and not folder.path.exists()
+        is_new = not steps.spent and (arguments.again == "prompts" or not folder.path.exists())
         if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written the file
             raise config_error("--output", f"{target} exists; name another file, or replace it with --overwrite.")
         shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
@@ -118,7 +121,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     try:
         found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
     except _StoppedError as stopped:
-        return _told(steps, int(stopped.args[0]))
+        return _told(steps, int(stopped.args[0]), arguments.again)
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
     found |= steps.spent
@@ -159,11 +162,12 @@ def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tupl
         raise PromptmillError(error.code, error.worded(option_of).replace("--model:", "--strong:"), "") from None
 
 
-def _told(steps: JobSteps, code: int) -> int:
+def _told(steps: JobSteps, code: int, again: Again | None) -> int:
     """Report that the search has stopped; its job has reported the reason."""
+    without = " without --again" if again == "prompts" else ""
     spent = f"{dollars(steps.spent['cost'])} are spent in all; " if "cost" in steps.spent else ""
     if code in {TRY_AGAIN, TERMINATED}:
-        complain(f"the search stopped: {spent}the same command resumes it, and pays for no answer again.")
+        complain(f"the search stopped: {spent}the same command{without} resumes it, and pays for no answer again.")
     return code if code != OK else TRY_AGAIN
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
@@ -16,7 +16,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.gold import Gold
 from promptmill.features.improve.search import WORSE, YOURS, search
-from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, longest_of
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows
@@ -41,7 +41,7 @@ class ImproveOptions(ModelOptions, total=False):
     max_tokens: int | None
     encoding: str | None
     max_cost: float | None
-    again: Literal["failed"] | None
+    again: Again | None
     state: str | Path | None
     progress: bool | Callable[[JsonObject], object] | None
 
@@ -87,7 +87,7 @@ def improve(
     `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with
     `overwrite=True` in place of another. The options of `bulk` for the model, `temperature` and `max_tokens` apply to
     the model that labels the rows. `system`, `encoding`, `max_cost` (of the whole search), `state` and `progress`: as
-    in `bulk`; `again="failed"`: send failed rows again.
+    in `bulk`; `again="failed"`: send failed rows again; `again="prompts"`: let `strong` write other prompts.
 
         promptmill.improve("reviews.csv", "Is it positive? {{text}}", gold="label", choices=["yes", "no"],
                            model="small-1", strong="good-1").outcome

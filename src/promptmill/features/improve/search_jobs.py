@@ -27,6 +27,7 @@ from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Shown
 from promptmill.jobs.store.rounds import ANSWERED
 
+Again = Literal["failed", "prompts"]
 _LONGEST_PROMPT = 4096  # max tokens of an improved prompt
 _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 
@@ -58,8 +59,8 @@ class JobSteps:
     strong: StepModel
     system_prompt: str
     max_cost: float | None = None
-    again: Literal["failed"] | None = None
-    """Which rows to send again."""
+    again: Again | None = None
+    """Which rows to send again; `prompts`: the strong model writes other prompts."""
     caller: Caller | None = None
     """The caller of the search. Another owner's equal search has separate jobs."""
     spent: JsonDict = field(default_factory=dict)
@@ -104,11 +105,13 @@ class JobSteps:
         is_written = name == _WRITTEN
         model = self.strong if is_written else self.model
         left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
+        of_candidates = "all" if is_written else None
+        again = of_candidates if self.again == "prompts" else self.again
         options = {
             "prompt": {str(at): text for at, text in enumerate(prompts)} if len(prompts) > 1 else prompts[0],
             "system_prompt": SYSTEM if is_written else self.system_prompt,
             "max_cost": left,
-            "again": self.again,
+            "again": again,
         }
         lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         owner = None if self.caller is None else self.caller.owner or None

@@ -35,7 +35,7 @@ _SEARCH = object_schema(
     },
     "state",
 )
-_Failed = Annotated[Literal["failed"], WithJsonSchema({"type": "string", "enum": ["failed"]})]
+_Again = Annotated[Literal["failed", "prompts"], WithJsonSchema({"type": "string", "enum": ["failed", "prompts"]})]
 
 
 def add(socket: ToolSocket) -> None:
@@ -63,11 +63,9 @@ def add(socket: ToolSocket) -> None:
         choices: Annotated[
             list[str] | dict[str, str], Field(description="The labels; an object also defines each of them.")
         ],
-        strong: Annotated[str, Field(description="The model that writes better prompts.")],
+        strong: Annotated[str, Field(description="The model that writes prompts.")],
         model: Annotated[str | None, Field(description="The model that labels the rows.")] = None,
-        max_cost: Annotated[
-            float | None, Field(ge=0, description="Most US dollars of the whole search, in all calls.")
-        ] = None,
+        max_cost: Annotated[float | None, Field(ge=0, description="Most US dollars of the whole search.")] = None,
         system_prompt: Annotated[
             str, Field(description="system prompt of every row", json_schema_extra={RARE: ""})
         ] = "",
@@ -78,7 +76,11 @@ def add(socket: ToolSocket) -> None:
             dict[str, Any] | None, Field(description="of `model`", json_schema_extra={RARE: ""})
         ] = None,
         again: Annotated[
-            _Failed | None, Field(description="send failed rows again", json_schema_extra={RARE: ""})
+            _Again | None,
+            Field(
+                description="`failed`: send failed rows again; `prompts`: let `strong` write other prompts",
+                json_schema_extra={RARE: ""},
+            ),
         ] = None,
     ) -> ToolResult:
         """Let `strong` write better prompts from the mistakes on labelled rows, and test the best one on held-out rows.

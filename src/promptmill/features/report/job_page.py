@@ -20,7 +20,15 @@ from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut, in_percent, unescaped
-from promptmill.features.report.job_table import FAILED, NEAR, PROMPT_NAME, TRUNCATED, JobTable, variant_names
+from promptmill.features.report.job_table import (
+    FAILED,
+    NEAR,
+    PROMPT_NAME,
+    TRUNCATED,
+    WRONG,
+    JobTable,
+    variant_names,
+)
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs import disk
@@ -40,6 +48,7 @@ from promptmill.pages.page_rows import Filter
 
 _SEED = 1
 _BINS = 24
+_LEAST_SPREAD = 200  # answers: of fewer, most of the bars of a histogram have one or none
 _SHOWN_SHARE = 0.99  # share of the values in a histogram: one answer may take a hundred times as long as the others
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
@@ -110,6 +119,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
+            *_of_right(spec, table),
             *([] if "fields" in results or by_slot else _of_values(table, results, shares.get("", {}), giver)),
             *(
                 _of_field(table, name, field, shares.get(name, {}), giver)
@@ -122,7 +132,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         "sections": _sections(found, curve),
         "thumbnails": pictures.found,
         "course": (course := folder.course),
-        "spreads": _spreads(spread),
+        "spreads": _spreads(spread) if len(spread) >= _LEAST_SPREAD else [],
         "run": _run(course, spec, found, made_in),
     }
     rows.filters = _filters(failed=bool(failures), states=functools.reduce(operator.or_, rows.state, 0))
@@ -159,6 +169,16 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
             yield title, column, bars, ""
 
 
+def _of_right(spec: JobSpec, table: JobTable) -> Iterator[Bars]:
+    if table.right is not None:
+        column, counts = table.right
+        bars: list[Bar] = [(name, right, f"{in_percent(right / rows, 1)} %") for name, (right, rows) in counts.items()]
+        output = spec.output.path.name if spec.output.format else spec.job_id
+        of = f"Of {counted(max(rows for _, rows in counts.values()), 'row')} with a value in {column}"
+        words = f"{of}. `promptmill compare {output} --by variant --gold {column}` has the intervals."
+        yield f"Right, if {column} has the right answers", table.name_of(MODEL), bars, words
+
+
 def _sections(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> list[JsonDict]:
     """Return the sections that features add."""
     parts = (part(figure.section) for figure in figures().values() if figure.section and figure.name in found)
@@ -170,6 +190,7 @@ def _filters(*, failed: bool, states: int) -> list[Filter]:
     filters = [("answered", "Answered", FAILED, 0)] if failed or truncated else []
     filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
     filters += [("cut", "Cut off", TRUNCATED, TRUNCATED)] if truncated else []
+    filters += [("wrong", "Wrong", WRONG, WRONG)] if states & WRONG else []
     return filters + ([("near", "Near the cut", NEAR, NEAR)] if states & NEAR else [])
 
 

@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from promptmill.backends.questions import PlainTemplate
-from promptmill.backends.rows import IMAGES
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
-from promptmill.jobs.manage.job_rows import JobRow
+from promptmill.jobs.labels import label_in
+from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
-FAILED, TRUNCATED, NEAR = 1, 2, 4
+FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8
 """The bits that describe a row's state."""
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
+MOST_LABELS = 50  # as many as a comparison shows; answers of more kinds are texts, which equal a column by chance
 _SAFE = 1 << 53  # as text from here on, because JavaScript represents larger whole numbers inexactly
 
 
@@ -41,8 +43,19 @@ def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
     return names
 
 
+class Right(NamedTuple):
+    """The answers of several variants that equal a column of the input, which has the same labels."""
+
+    column: str
+    counts: Mapping[str, tuple[int, int]]
+    """By variant: the number of equal answers, and of rows with a label in the column."""
+
+
 class JobTable:
     """Builds the table of a job, row by row."""
+
+    right: Right | None = None
+    """Set by `finished`."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str]) -> None:
         """`extra`: the optional fields that at least one answer has."""
@@ -55,22 +68,22 @@ class JobTable:
         is_read = not question.templates
         self._asked = ({question.column} if question.column else {"prompt", "messages"}) if is_read else set[str]()
         """The columns of the input that the prompt column shows."""
-        self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
+        self._image_columns = image_columns(spec)
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
         self._marks = spec.plan.fields
         self._figures = [key for key in names if key in EXTRA_FIELDS and key != "logprobs"]
-        columns = [
+        shown = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
             *(Column(name, name, "variant") for name in variant_names(spec, 0)),
-            *(Column(key, names[key], "answer") for key in self._fields),
-            *(Column(key, names[key], "figure" if key == SCORE else "variant") for key in self._marks),
+            *(Column(key, names[key], "answer", source=key.removeprefix(FIELD)) for key in self._fields),
+            *map(self._mark_column, self._marks),
             Column(_ERROR, names[_ERROR], "error"),
             *(Column(key, names[key], "figure", is_hidden=True) for key in self._figures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
             Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
         ]
-        for at, column in enumerate(columns):
+        for at, column in enumerate(shown):
             self.rows.add_column(column, at)
 
     def add(self, row: JobRow) -> None:
@@ -97,7 +110,42 @@ class JobTable:
             rows.sort()
         rows.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
+        self.right = self._right() if self.spec.is_grid and self._fields == [_ANSWER] else None
+        rows.order_columns({OWN + name for name in asked_names(self.spec)} or {_ASKED})
         return rows
+
+    def _right(self) -> Right | None:
+        """Return the right answers by variant if one column of the input has labels such as the answers, and the
+        prompts do not show it; mark the other answers as wrong."""
+        rows, asked = self.rows, asked_names(self.spec)
+        cells = dict(zip((column.key for column in rows.columns), rows.cells, strict=True))
+        answers = [label_in(str(value or "")).casefold() for value in cells[_ANSWER]]
+        labels = {*answers} - {""}
+        golds = {
+            column.name: own
+            for column, values in zip(rows.columns, rows.cells, strict=True)
+            if column.kind == "own" and column.key.removeprefix(OWN) not in asked and len(labels) <= MOST_LABELS
+            if len(known := {*(own := [str(value or "").strip().casefold() for value in values])} - {""}) > 1
+            if known <= labels
+        }
+        if len(golds) != 1:
+            return None
+        ((name, gold),) = golds.items()
+        counts, names = dict[str, tuple[int, int]](), [cells[key] for key in self._variants[0]]
+        for at, (answer, expected) in enumerate(zip(answers, gold, strict=True)):
+            if expected:
+                variant, is_right = "/".join(str(each[at]) for each in names), answer == expected
+                right, count = counts.get(variant, (0, 0))
+                counts[variant] = right + is_right, count + 1
+                rows.state[at] |= 0 if is_right or rows.state[at] & FAILED else WRONG
+        place = next(at for at, column in enumerate(rows.columns) if column.key == _ANSWER)
+        rows.columns[place] = replace(rows.columns[place], wrong=WRONG)
+        return Right(name, counts)
+
+    def _mark_column(self, key: str) -> Column:
+        is_places = key == SOURCES
+        kind: Literal["figure", "variant"] = "figure" if key == SCORE else "variant"
+        return Column(key, self._answers.names[key], kind, is_hidden=is_places, has_places=is_places)
 
     def name_of(self, key: str) -> str:
         """Return the name of the column with this key; `""` if there is no such column. Call it after `finished`."""

@@ -74,6 +74,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     most, drawn = arguments.rows or ROWS, arguments.sample
     found = review(folder, drawn or most, labels, at_random=drawn is not None)
+    if not found.rows:
+        known = "Doubt shows with --votes, --sure, several models or log probabilities; --sample N draws any rows."
+        none = {"file": None, "rows": 0, "labels": list(found.labels)}
+        say(orjson.dumps(none).decode() if arguments.json else f"no row of {found.job_id} is in doubt.\n{known}")
+        return OK
     made = review_page.write(given, found, _command(found))
     path = given.absolute()
     if arguments.json:
@@ -101,8 +106,5 @@ def _command(found: Review) -> str:
 
 
 def _words(found: Review, path: Path) -> str:
-    if not found.rows:
-        known = "Doubt shows with --votes, --sure, several models or log probabilities; --sample N draws any rows"
-        return f"no row of {found.job_id} is in doubt: {path}\n{known}"
     named = ", ".join(f"{count:,} {why}" for why, count in found.reasons.items())
     return f"{counted(len(found.rows), 'row')} to review ({named}): {path}"

@@ -33,9 +33,9 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
-from promptmill.jobs.export.workbook_file import clean_text, write_sheet
+from promptmill.jobs.export.workbook_file import clean_text, frozen, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.labels import label_in, label_of, majority
+from promptmill.jobs.labels import frequent_labels, label_in, label_of, majority
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics, status
@@ -43,7 +43,7 @@ from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase,
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
-from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
+from promptmill.jobs.store.rounds import stored_rounds
 from promptmill.jobs.store.spec import JobSpec
 
 ROWS = 50
@@ -53,13 +53,7 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 digest."""
 NO_LABEL = "-"
 """This label takes an earlier label back, as an empty label does."""
-_KEY_DIGITS = 12
-_FROZEN = (
-    '<sheetViews><sheetView workbookViewId="0"><pane xSplit="2" ySplit="1" topLeftCell="C2" activePane="bottomRight" '
-    'state="frozen"/></sheetView></sheetViews>'
-)
-"""Freezes the first two columns and the header."""
-_MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
+_FROZEN = frozen(2)
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, in the order in which they are shown."""
 _KINDS = {"": _UNSURE, "tie": _TIE, "disagree": _DISAGREE}
@@ -139,7 +133,7 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
         with folder.reading() as store:
             spec, most = folder.spec_in(store), min(most, MOST_REVIEWED)
             chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
-            known = [] if spec.output.answer_schema is not None else _labels_in(store)
+            known = [] if spec.output.answer_schema is not None else frequent_labels(store)
             rows = list(_rows(store, spec, chosen))
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
@@ -147,17 +141,6 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
     to = f" → {spec.output.path.name}" if spec.output.format else ""
     every = list(dict.fromkeys([*labels, *known]))
     return Review(f"{spec.input.path.name}{to}", spec.job_id, rows, every, not spec.is_grid)
-
-
-def _labels_in(store: JobDatabase) -> list[str]:
-    """Return the labels of all answers, the most frequent first; none if the answers are not labels."""
-    query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"
-    counts = Counter[str]()
-    for text, rows in store.read(query, _MOST_LABELS):
-        counts[label_in(text)] += rows
-    repeat = len(counts) <= _FEW_LABELS or 2 * len(counts) <= counts.total()
-    are_short = max(map(len, counts), default=0) <= _LONGEST_LABEL
-    return [label for label, _ in counts.most_common()] if repeat and are_short else []
 
 
 def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]:
@@ -214,7 +197,7 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             candidate.why,
             "" if record.code is not None else record.text,
             score,
-            _key_of(record),
+            record.question_key,
             "\n\n".join(text for _, text in row.asked),
             {name: cell(value) for name, value in values.items()},
             candidate.score_words or ("" if score is None else f"score {score}"),
@@ -228,10 +211,6 @@ def _names(spec: JobSpec) -> list[str]:
     if spec.is_grid:
         return [target.name for target in spec.targets]
     return spec.plan.names([target.model or spec.model or spec.backend for target in spec.targets])
-
-
-def _key_of(record: Record) -> str:
-    return "" if record.asked is None else record.asked.hex()[:_KEY_DIGITS]
 
 
 # ---- the tables
@@ -320,8 +299,10 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     store, spec, made = folder.store, folder.known_spec(), folder.result
     if spec.is_grid:
         raise input_error(
-            f"Job {spec.job_id} delivers several answers to each row, so it takes no labels. To measure its answers: "
-            f"`promptmill compare` with ",
+            f"Job {spec.job_id} delivers several answers to each row, so it takes no labels. To measure its answers, "
+            "compare them",
+            Named("command", "compare", " ({})"),
+            " with ",
             Named("gold", f"{decisions.name}:label"),
             ".",
         )
@@ -329,7 +310,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
-    known = [] if spec.output.answer_schema is not None else [*labels, *_labels_in(store)]
+    known = [] if spec.output.answer_schema is not None else [*labels, *frequent_labels(store)]
     wanted, refused = _decided(store, spec, decisions, known)
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
     new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]
@@ -429,11 +410,11 @@ def _decision(store: JobDatabase, where: str, row: JsonObject, known: Sequence[s
     number = _text(row[ROW]).strip().removesuffix(".0")
     n = int(number) - 1 if number.isdecimal() else -1
     record = store.record(n) if n >= 0 else None
-    if not label and (record is None or record.settings != PERSON or key != _key_of(record)):
+    if not label and (record is None or record.settings != PERSON or key != record.question_key):
         return []  # the row has no label to take back
     if record is None:
         raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
-    if key != _key_of(record):
+    if key != record.question_key:
         if not key:
             raise input_error(f"{where}: row {number} has no `{KEY}`; copy it from the review.")
         raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")

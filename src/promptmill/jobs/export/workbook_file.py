@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import itertools
 import math
 import re
 import zipfile
@@ -72,6 +73,8 @@ _NEW = {
     '<cellStyles count="1"><cellStyle name="Normal" xfId="0" builtinId="0"/></cellStyles></styleSheet>',
 }
 """The files in a workbook that has no sheet yet."""
+_MEASURED = 200  # first rows whose cells give the widths of the columns; they are in memory together
+_WIDTHS = 8, 60  # characters: a number with its name, and a line that an eye can follow
 
 
 def check_target(spec: JobSpec) -> None:
@@ -155,8 +158,20 @@ class WorkbookWriter:
         return f"{cells} cut at Excel's {LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
 
 
-def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: str = "", rules: str = "") -> None:
-    """Write a new workbook with one sheet. `view`, `rules`: XML before and after the rows."""
+def frozen(columns: int = 0) -> str:
+    """Return the view of a sheet that keeps the header and the first columns in sight, as XML."""
+    pane, split = ("bottomRight", f'xSplit="{columns}" ') if columns else ("bottomLeft", "")
+    return (
+        f'<sheetViews><sheetView workbookViewId="0"><pane {split}ySplit="1" topLeftCell="{xlsx.letters_of(columns)}2" '
+        f'activePane="{pane}" state="frozen"/></sheetView></sheetViews>'
+    )
+
+
+_FROZEN = frozen()
+
+
+def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: str = _FROZEN, rules: str = "") -> None:
+    """Write a new workbook with one sheet. `view`, `rules`: XML above the columns and after the filter."""
     _write(out, None, _NewSheet(name, ([_shortened(sheet_value(value)) for value in row] for row in rows), view, rules))
 
 
@@ -275,7 +290,7 @@ _Changed: TypeAlias = dict[str, Iterable[bytes] | None]
 class _NewSheet:
     """A sheet that is written completely."""
 
-    def __init__(self, name: str, rows: Iterable[Sequence[Any]], view: str = "", rules: str = "") -> None:
+    def __init__(self, name: str, rows: Iterable[Sequence[Any]], view: str = _FROZEN, rules: str = "") -> None:
         self._name, self._rows, self._view, self._rules = name, rows, view, rules
 
     def changed(self, packed: zipfile.ZipFile) -> _Changed:
@@ -298,10 +313,27 @@ class _NewSheet:
 
     def _xml(self, cells: _Cells, book: str) -> Iterator[bytes]:
         space = book.partition("}")[0].lstrip("{")
-        yield _BEGIN + f'<worksheet xmlns="{space}">{self._view}<sheetData>'.encode()
-        for number, row in enumerate(self._rows, 1):
+        rows = iter(self._rows)
+        first, number = list(itertools.islice(rows, _MEASURED)), 0
+        yield _BEGIN + f'<worksheet xmlns="{space}">{self._view}{_widths(first)}<sheetData>'.encode()
+        for number, row in enumerate(itertools.chain(first, rows), 1):
             yield cells.row(number, row).encode()
-        yield f"</sheetData>{self._rules}</worksheet>".encode()
+        last = xlsx.letters_of(len(first[0]) - 1) if first and first[0] else ""
+        filter_ = f'<autoFilter ref="A1:{last}{number}"/>' if last else ""
+        yield f"</sheetData>{filter_}{self._rules}</worksheet>".encode()
+
+
+def _widths(rows: Sequence[Sequence[Any]]) -> str:
+    """Return the widths of the columns, as wide as the longest line of a cell within bounds, as XML."""
+    least, most = _WIDTHS
+    columns = [
+        max(least, min(most, 2 + max(len(line) for cell in cells for line in str(cell or "").split("\n"))))
+        for cells in itertools.zip_longest(*rows)
+    ]
+    wide = "".join(
+        f'<col min="{at}" max="{at}" width="{width}" customWidth="1"/>' for at, width in enumerate(columns, 1)
+    )
+    return f"<cols>{wide}</cols>" if wide else ""
 
 
 class _Columns:

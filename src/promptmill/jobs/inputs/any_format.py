@@ -16,11 +16,11 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import format_of, part
 from promptmill.core.values import JsonObject
 from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.cells import CellTable
+from promptmill.jobs.inputs.cells import CellTable, is_utf8
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
 from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
 from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
-from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, questions_in
+from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, named_columns, questions_in
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.stored import Question
@@ -107,19 +107,32 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
         try:
             questions_in(question, input_format, input_of(files, input_format))
         except PromptmillError as error:
-            raise _of_beginning(error, files) from None
+            raise _of_beginning(error, files, question, input_format) from None
     elif input_format == "jsonl" and len(files.parts) == 1:
         check_first_objects(question, first_objects(files))
 
 
-def _of_beginning(error: PromptmillError, files: InputFiles) -> PromptmillError:
-    """Return an error; if it concerns the encoding, use the file's first bytes, because a header is too short."""
-    if not any(isinstance(each, Named) and each.field == "encoding" for each in error.parts):
+def _of_beginning(error: PromptmillError, files: InputFiles, question: Question, input_format: str) -> PromptmillError:
+    """Return an error with the encoding of the file, if it is likely the cause.
+
+    It is the encoding in which the first line has the columns of the prompt, or that of the file's first bytes.
+    """
+    if input_format not in CELLS:
         return error
     with files.stream() as stream:
-        named = encodings.remedy(stream.read(encodings.SAMPLE))
-    parts = (named if isinstance(each, Named) and each.field == "encoding" else each for each in error.parts)
-    return input_error(*parts)
+        sample = stream.read(encodings.SAMPLE)
+    is_utf_8 = files.encoding is not None or is_utf8(sample.partition(b"\n")[0].decode("utf-8", "surrogateescape"))
+    named = encodings.with_header(sample, [name for name in named_columns(question) if not name.isascii()])
+    if named is None and not is_utf_8:
+        named = encodings.remedy(sample)
+    if named is None:
+        return error
+    remedies = [
+        at for at, each in enumerate(error.parts) if isinstance(each, Named) and each.text.startswith("; {} reads")
+    ]
+    if remedies:
+        return input_error(*error.parts[: remedies[0]], named, *error.parts[remedies[0] + 1 :])
+    return input_error(*error.parts, named._replace(text=f" {named.text.removeprefix('; ')}."))
 
 
 def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()) -> Input:

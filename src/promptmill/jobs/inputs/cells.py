@@ -95,6 +95,8 @@ class CellTable:
             above += texts
         if not any(header.names for header in self._headers):
             name, line = files.parts[0].path.name, "first line" if self.header_row == 1 else f"line {self.header_row}"
+            if not any(files.parts[at].path.stat().st_size for at in range(len(files.parts))):
+                raise input_error(f"{name} is empty: write the names of the columns, and the rows, into it.")
             other = Named("header_row", text="; {} names another line")
             raise input_error(f"{name} has no header: its {line}, with the columns, is empty", other, ".")
         first = self._headers[0]

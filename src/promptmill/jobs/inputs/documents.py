@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import io
+import re
 from typing import BinaryIO
 
 from promptmill.core.bounds import LARGEST_TEXT, WORKBOOK_MEMORY
@@ -20,10 +21,15 @@ _COMPUTING_S = 10.0  # of processor time, and as long again for each `_SIZE`: a 
 _SIZE = 20 << 20
 _REPLY_S = 180.0  # the limit of wall time, for a busy machine
 _WORD = ".docx"
-_MAILS = frozenset({".eml", ".emlx", ".mht", ".mhtml"})
+MAILBOX = ".mbox"
+_MAILS = frozenset({".eml", ".emlx", ".mht", ".mhtml", MAILBOX})
 SUFFIXES = frozenset({_WORD, ".html", ".htm", ".xhtml", *_MAILS})
 """The suffixes of documents."""
 _UNREADABLE = "takes too much time or memory to read, or is damaged"
+_MAIL_BEGINS = re.compile(
+    rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\n]*\d\d:\d\d[^\n]*(?:\n|\Z)"
+)  # with the time of arrival
+_QUOTED_FROM = re.compile(rb"(?m)^>(>*From )")  # a line of a mail that begins like the next mail
 _HELPER = subprocesses.Helper(__name__, _REPLY_S)
 atexit.register(_HELPER.end)
 
@@ -44,6 +50,21 @@ def text_of(suffix: str, data: bytes, halt: subprocesses.Halt | None = None) -> 
     if "problem" in reply:
         raise input_error(reply["problem"])
     return str(reply["text"])
+
+
+def mails_in(data: bytes) -> list[bytes]:
+    """Return the mails of a mailbox (.mbox). A line of a mail that begins with `From ` begins no other mail.
+
+    `mailbox` of the standard library opens a path, which a call's file must not be opened by, and ends a mail there.
+
+    >>> mails_in(b"From a Mon Jan  1 10:00:00 2024\\nSubject: 1\\n\\n>From b\\n\\nFrom c Mon Jan  1 10:01:00 2024\\n")
+    [b'Subject: 1\\n\\nFrom b\\n\\n', b'']
+    """
+    begins = [*_MAIL_BEGINS.finditer(data)]
+    if not begins:
+        return [data]
+    ends = [*(each.start() for each in begins[1:]), len(data)]
+    return [_QUOTED_FROM.sub(rb"\1", data[each.end() : end]) for each, end in zip(begins, ends, strict=True)]
 
 
 def computed_s() -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from promptmill.core.errors import Named
@@ -18,7 +18,9 @@ from promptmill.core.wording import cut
 SAMPLE = 1 << 18
 """The number of bytes that the detection uses."""
 _USUAL = "cp1252"
-_KNOWN = (_USUAL, "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr")
+_ASIAN = ("gb18030", "big5", "shift_jis", "euc_kr")
+_KNOWN = (_USUAL, "cp1250", "cp1251", *_ASIAN)
+_FEW = 60  # bytes beyond ASCII, up to which the detection of an Asian encoding is often wrong
 _FEWEST = 12  # bytes beyond ASCII from which the detection is right more often than not
 _SHOWN = 60  # max characters of a line in an error
 _TWO_BYTES = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -184,14 +186,38 @@ def remedy(data: bytes) -> Named:
     from charset_normalizer import from_bytes  # imported on use: it is heavy, and only an error needs it
 
     best = from_bytes(data, cp_isolation=list(_KNOWN)).best()
+    is_unsure = sum(byte > 127 for byte in data) < _FEW and (best is None or best.encoding in _ASIAN)
     is_usual = best is None or best.encoding not in _KNOWN or _decoded(data, _USUAL) == str(best)
     encoding = _USUAL if best is None or is_usual else best.encoding
     for number, line in enumerate(data.splitlines(), 1):
         text = _decoded(line, encoding)
         if not line.isascii() and text:
-            shown = cut(text, _SHOWN).replace("{", "{{").replace("}", "}}")
-            return Named("encoding", encoding, f'; {{}} reads line {number} as "{shown}"')
+            others = [other for other in _ASIAN if other != encoding and _decoded(data, other)] if is_unsure else []
+            also = "".join(f", {other} as {_quoted(_decoded(line, other))}" for other in others)
+            named = _proof(encoding, text, number)
+            return named._replace(text=named.text + also)
     return Named("encoding", encoding, "; {} reads text of Windows and Excel, and Latin-1")
+
+
+def with_header(data: bytes, names: Sequence[str]) -> Named | None:
+    """Return the end of an error, as `remedy`: the encoding in which the first line has all `names`; None without one.
+
+    >>> with_header("番号,本文".encode("shift_jis"), ["本文"]).text
+    '; {} reads line 1 as "番号,本文"'
+    """
+    line = data.partition(b"\n")[0].rstrip(b"\r")
+    texts = ((encoding, _decoded(line, encoding)) for encoding in _KNOWN)
+    return next((_proof(*text, 1) for text in texts if names and all(name in text[1] for name in names)), None)
+
+
+def _proof(encoding: str, text: str, number: int) -> Named:
+    return Named("encoding", encoding, f"; {{}} reads line {number} as {_quoted(text)}")
+
+
+def _quoted(text: str) -> str:
+    """Return the beginning of a text in quotes, for `Named.text`."""
+    shown = cut(text, _SHOWN).replace("{", "{{").replace("}", "}}")
+    return f'"{shown}"'
 
 
 def _decoded(data: bytes, encoding: str) -> str:

@@ -101,7 +101,9 @@ def format_of_output(path: Path, input_format: str) -> str:
     suffix = plain(path).suffix.lower()
     kind = SUFFIXES.get(suffix, "")
     if kind not in _WRITTEN or suffix in ONLY_READ:
-        raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, unlike {path.name}.")
+        raise input_error(
+            f"An output ends with {', '.join(_OUTPUTS)}; name it {plain(path).stem}.csv, not {path.name}."
+        )
     if kind == "sql" and not members.split(path)[1]:
         raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")
     return "batch" if input_format == "batch" and kind == "jsonl" else kind

@@ -128,11 +128,29 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
     first = stream.readline(_FIRST_BYTES).removeprefix(rows.BOM)
     while first and not first.strip():
         first = stream.readline(_FIRST_BYTES)
-    if first.strip() == b"{":
-        if match := _LIST_OF_ROWS.match(stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
-            raise input_error(f"{path.name} is one JSON object; save only its list {match[1].decode()!r} as a file.")
+    start = first.strip()
+    is_cut = start.startswith(b"{") and first.endswith(b"\n") and _begins_rows(start) and not _is_object(start)
+    if start == b"{" or is_cut:
+        if match := _begins_rows(start + stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
+            inner = match[1].decode()
+            raise input_error(
+                f"{path.name} is one JSON object; save only its list {inner!r} as a file, such as with "
+                f"`jq .{inner} {path.name} > rows.json`."
+            )
         raise input_error(f"{path.name} is one JSON object; write an array of rows, or one object per line.")
     return first.lstrip().startswith(b"[")
+
+
+def _begins_rows(text: bytes) -> re.Match[bytes] | None:
+    return _LIST_OF_ROWS.match(text.removeprefix(b"{"))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        rows.load(line, "")
+    except PromptmillError:
+        return False
+    return True
 
 
 def _with(line: bytes, columns: Mapping[str, str]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -55,6 +56,16 @@ def questions_in(question: Question, input_format: str, source: Input, fields: S
             raise
         shown = f" ({_listed(fitting[1])})."
         raise input_error(*error.parts, f" Row {fitting[0]} has it: ", Named("header_row", fitting[0]), shown) from None
+
+
+def named_columns(question: Question) -> set[str]:
+    """Return the columns that a question names. Of templates with names of several words, whose columns are unknown
+    here, none."""
+    names = {name for name in (question.column, question.image_column) if name is not None}
+    for text in question.templates:
+        with contextlib.suppress(PromptmillError):
+            names.update(template_of(text).names)
+    return names
 
 
 def _fits(question: Question, input_format: str, names: Sequence[str]) -> bool:
@@ -138,7 +149,11 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
     `objects`: the first rows. If only some rows lack a prompt, only these rows fail.
     """
     if question.templates:
-        if seen := {name for row in objects for name in row}:
+        rows = [*objects]
+        if seen := {name for row in rows for name in row}:
+            inner = _rows_inside(rows[0]) if len(rows) == 1 else ""
+            if inner and any(not {*template_of(text).names} <= seen | {ROW} for text in question.templates):
+                raise _one_object(inner)
             check_names(_images_of(question), seen, Named("image_column"))
             for text in question.templates:
                 with mistyped_names_named(text, [*seen]):
@@ -155,7 +170,7 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
             return
     inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
     if inner and not (asked - {inner}) & names.keys():
-        raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save only that list.")
+        raise _one_object(inner)
     if not names or asked & names.keys():
         return
     shown = ", ".join(name[:40] for name in list(names)[:10])
@@ -167,6 +182,13 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
     usual = next((name for name in _USUAL if name in names), None)
     hint = Named("prompt_column", usual or "NAME", ", or name it with {}")
     raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
+
+
+def _one_object(inner: str) -> PromptmillError:
+    return input_error(
+        f"The file holds one object, whose rows are in the list {inner!r}: save only that list, such as with "
+        f"`jq .{inner} FILE > rows.json`."
+    )
 
 
 def distinct(names: Sequence[str]) -> list[str]:

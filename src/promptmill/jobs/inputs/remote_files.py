@@ -68,7 +68,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
     with errors_of(urls[0]):
         objects = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
         if not objects:
-            raise input_error(f"There is nothing at {redact(urls[0])}.")
+            raise input_error(f"There is nothing at {redact(urls[0])}; check the address, and open it in a browser.")
         common = posixpath.commonpath([posixpath.dirname(path) for _, path, *_ in objects])
         is_single = len(objects) == 1 and not glob.has_magic(urls[0])
         digest = hashlib.sha256(orjson.dumps([[url, path, key] for _, path, key, url in objects])).hexdigest()
@@ -300,7 +300,7 @@ def errors_of(url: str) -> Iterator[None]:
     except PromptmillError:
         raise
     except FileNotFoundError:
-        raise input_error(f"There is nothing at {redact(url)}.") from None
+        raise input_error(f"There is nothing at {redact(url)}; check the address, and open it in a browser.") from None
     except PermissionError as error:
         raise input_error(f"{redact(url)} may not be used: {redact(str(error)):.200}") from None
     except Exception as error:  # noqa: BLE001 (botocore's, aiohttp's, …)

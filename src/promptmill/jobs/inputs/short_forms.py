@@ -71,6 +71,9 @@ def schema_of_fields(text: str) -> JsonDict:
         name, colon, kind = (piece.strip() for piece in stated.removesuffix("!").removesuffix("?").partition(":"))
         if not name or (colon and not kind) or {"!", "?"} & {*name}:
             raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
+        first, _, last = name.rpartition(" ")
+        if first and not colon and (last in _TYPES or last in _OTHER_NAMES):
+            raise input_error(f"{name[:40]!r} is no field; did you mean {first[:40]}:{last}?")
         if name in fields:
             raise input_error(f"The field {name[:40]} is there twice.")
         fields[name] = _type(kind or "text", is_required=stated.endswith("!"))
@@ -118,7 +121,8 @@ def _json_in(text: str, name: str, pairs: Callable[[list[tuple[str, Any]]], Any]
     try:
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
-        raise input_error(f"{name} cannot be read: it is not JSON: {why_not_json(error)}.") from None
+        in_line = " Fields in one line have no braces: name,amount:number." if pairs is dict else ""
+        raise input_error(f"{name} cannot be read: it is not JSON: {why_not_json(error)}.{in_line}") from None
     except (ValueError, RecursionError):
         raise input_error(f"{name} cannot be read: it is nested too deeply, or a number is too long.") from None
 

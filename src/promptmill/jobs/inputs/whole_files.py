@@ -64,11 +64,13 @@ _QUOTES_VALUES = re.compile(
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # first files of a folder, among which a table is searched for
 _TIFF = frozenset({".tif", ".tiff"})
+_TEXTS = frozenset({".md", ".markdown", ".rst", ".rtf"})
+"""Suffixes of texts that are no tables."""
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
 # Texts whose markup is sent, too: the noun, the suffixes, the first bytes.
 _RAW = (
-    ("mail", {".mbox"}, re.compile(r"(?im)^(?:mime-version|received): ")),
+    ("mail", frozenset[str](), re.compile(r"(?im)^(?:mime-version|received): ")),
     ("web page", frozenset[str](), re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
     ("RTF file", {".rtf"}, re.compile(r"\A\{\\rtf")),
 )
@@ -81,16 +83,18 @@ PdfForm = Literal["text", "images"]
 """The form in which PDFs are sent."""
 
 
-def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
-    """Return whether each file for the paths, folders and patterns `given` is one row.
+def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence[str]) -> bool:
+    """Return whether each file for the paths, folders and patterns `given` is one row, or each of its mails.
 
     `each` is the user's choice: `file` or `line`. Without a choice, each file is a row if the files are images, or if
-    there are several files and no table.
+    there are several files and no table. The lines of a single text are rows, unless the prompt has `{{content}}`.
     """
     if each is not None:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
-        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.SUFFIXES}
+        suffix = given[0].suffix.lower()
+        is_whole_text = suffix == ".txt" and any(map(_CONTENT.search, templates))
+        return is_whole_text or suffix in {*IMAGES, *_TEXTS, pdf.SUFFIX, *documents.SUFFIXES}
     paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in paths}
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # `sql`: Windows stores `Thumbs.db` next to pictures
@@ -337,13 +341,38 @@ class WholeFiles(FoundFiles):
         return f"{files} {are} sent raw, {cost}; save them as .eml, .html or .docx, whose text is sent"
 
     def lines(self) -> Iterator[bytes]:
-        """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
+        """Yield a line for each file, and for each mail of a mailbox, in the order of `names`.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         size = 0
-        for path, row in self._usable(self._row):
-            line = orjson.dumps({"path": str(path), **row}, option=orjson.OPT_APPEND_NEWLINE)
-            size += len(line)
-            self._check_size(size)
-            yield line
+        for path, rows in self._usable(self._rows):
+            for row in rows:
+                line = orjson.dumps({"path": str(path), **row}, option=orjson.OPT_APPEND_NEWLINE)
+                size += len(line)
+                self._check_size(size)
+                yield line
+
+    def _rows(self, path: Path) -> list[JsonDict]:
+        if path.suffix.lower() != documents.MAILBOX:
+            return [self._row(path)]
+        fields = self.question.prompt_only
+        if "content" not in fields:
+            raise input_error("is a mailbox; a prompt with {{content}} asks about the text of each mail")
+        mails = documents.mails_in(self._text_bytes(path, LARGEST_FILE))
+        self._check_count(len(mails))
+        rows = []
+        for number, mail in enumerate(mails, 1):
+            name = f"{path}#{number}" if mails[1:] else str(path)
+            try:
+                rows.append({"path": name, **({"images": []} if fields[1:] else {}), **self._content(path, mail)})
+            except PromptmillError as error:
+                if not mails[1:]:
+                    raise
+                self._leave_out(Path(name), *error.parts)
+        if not rows:
+            raise input_error("holds no mail that can be read")
+        return rows
 
     def _row(self, path: Path) -> JsonDict:
         fields, suffix = self.question.prompt_only, path.suffix.lower()
@@ -354,6 +383,10 @@ class WholeFiles(FoundFiles):
         if suffix in IMAGES:
             return {"content": _IN_IMAGES, **self._image_row(path)}
         return {"images": [], **self._text_row(path)}
+
+    def _check_count(self, mails: int) -> None:
+        if mails > MOST_FILES:
+            raise input_error(f"has more than {counted(MOST_FILES, 'mail')}; divide it")
 
     def _check_size(self, size: int) -> None:
         if self.count > MOST_FILES or size > LARGEST_FILE:
@@ -431,12 +464,21 @@ class WholeFiles(FoundFiles):
         suffix = path.suffix.lower()
         if suffix in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        is_document = suffix in documents.SUFFIXES
-        most = LARGEST_FILE if is_document else LARGEST_TEXT
+        return self._content(
+            path, self._text_bytes(path, LARGEST_FILE if suffix in documents.SUFFIXES else LARGEST_TEXT)
+        )
+
+    def _text_bytes(self, path: Path, most: int) -> bytes:
         data = self._read(path, most + 1)
         if len(data) > most:
             raise input_error(f"is larger than {most >> 20} MiB")
         self._check_secrets(path, data)
+        return data
+
+    def _content(self, path: Path, data: bytes) -> JsonDict:
+        """Return the row of a text with these bytes. Raises the errors of `_text_row`."""
+        suffix = path.suffix.lower()
+        is_document = suffix in documents.SUFFIXES
         text = documents.text_of(suffix, data, self._halt) if is_document else self._decoded(data)
         self._check_secrets(path.with_suffix(".txt") if is_document else path, text.encode("utf-8", "replace"))
         if not is_document:
@@ -485,6 +527,9 @@ class OwnFiles(WholeFiles):
             several = is_several(path)
             for file in all_files(path, self._output) if several else [path]:
                 yield file.relative_to(here) if file.is_relative_to(here) else file, several
+
+    def _check_count(self, mails: int) -> None:
+        """Do nothing: the operator may send any number of mails."""
 
     def _check_size(self, size: int) -> None:
         """Do nothing: the operator may send any number of files."""

@@ -98,8 +98,8 @@ def errors_of(given: Collection[str]) -> Iterator[None]:
 
 def argument_of(named: Named) -> str:
     """Return the argument for a field of an error; `settings={…}` for a configuration key without an argument."""
-    if named.field == "status":
-        return f"`promptmill jobs {named.value}`"
+    if named.field in {"status", "command"}:
+        return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     key = named.field.rpartition(".")[2]
     name = _ARGUMENTS.get(key, key)
     option = table.options().get(name)

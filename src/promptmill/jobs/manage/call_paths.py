@@ -68,7 +68,7 @@ class CallPaths:
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         if _URL.match(text):
-            raise input_error(f"{name} is a URL; a call reads and writes only files of this machine.")
+            raise input_error(f"{name} is a URL; name a file on the server's machine.")
         rule, path = self.rule, home_expanded(text)
         try:
             file, member = members.split(rule.placed(path))

@@ -18,13 +18,14 @@ from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.core.values import JsonObject, exact, read_json
+from promptmill.core.values import JsonDict, JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
 from promptmill.images.load import is_data
 from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
@@ -35,7 +36,11 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
-_IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
+LEFT_OUT = "left_out"
+"""The field with the reason, if a row's fields or its answer are withheld."""
+WITHHELD = "(withheld)"
+"""Stands for the answers that may hold secrets, among the counts of equal answers."""
+_IDENTIFIES = frozenset({LEFT_OUT, "index", "id", "custom_id", "model", "path"})
 """The fields that a row keeps if the input's columns are left out."""
 
 
@@ -162,27 +167,22 @@ def results_page(
 
     Whole numbers from 2^53 on are texts: clients in JavaScript, such as Claude Code, read the structured content alone.
     """
-    shown_rows: list[dict[str, Any]] = []
+    shown_rows = list[dict[str, Any]]()
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}
-        finder = rule.finder if rule.is_guarded else None
-        fields = _Fields(spec, finder)
+        shown = ShownRows(spec, rule)
         size, read, last, after = 0, 0, -1, None
         for each in answered_rows(store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)):
             if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE or read > largest):
                 after = each.row.n
                 break
-            answered = _answer_fields(each.record, names)
-            own = fields.of(each.row)
+            answered = shown.answer(each)
+            own = shown.own(each.row)
             if not with_input:
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
-            given = spec.plan.marks(spec, each.record, each.beside)
-            marks = {names.get(name, name): value for name, value in given.items()}
-            if finder is not None and _holds_secret(answered | marks, answered[names.get("answer", "answer")], finder):
-                answered, marks = _withheld(answered, names), dict.fromkeys(marks)
             own |= variant_values(spec, each.slot)
-            shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
+            shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered)
             cells, text = (each.row.cells or b"") if with_input else b"", orjson.dumps(answered)
             size, read = size + _size(each.row.cells or b"") + _size(text), read + len(cells) + len(text)
             last = each.row.n
@@ -198,6 +198,16 @@ def results_page(
     }
 
 
+def asked_names(spec: JobSpec) -> set[str]:
+    """Return the columns of the input that the prompts name; `set()` if the prompts are columns."""
+    return {name for text in spec.question.templates for name in template_of(text, spec.input.names or ()).names}
+
+
+def image_columns(spec: JobSpec) -> set[str]:
+    """Return the columns of the input that may name images."""
+    return {spec.question.image_column} if spec.question.image_column else {*rows.IMAGES}
+
+
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of an answer as in the output, without logprobs and similar fields if they take megabytes.
 
@@ -207,7 +217,32 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
         return answer_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
-    return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
+    return answer_fields(record._replace(more=None), names) | {LEFT_OUT: left_out}
+
+
+def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:
+    """Return the counts of the answers without those answers that may hold secrets, see `statistics.results`."""
+    if not rule.is_guarded:
+        return {**results}
+    finder = rule.finder
+
+    def shown(counts: Mapping[str, Any], name: str = "answer") -> JsonDict:
+        values = counts.get("values", {})
+        kept = {text: rows for text, rows in values.items() if not _is_secret(text, name, finder)}
+        hidden = sum(values.values()) - sum(kept.values())
+        return {**counts, **({"values": kept | {WITHHELD: hidden}} if hidden else {})}
+
+    fields = {name: shown(counts, name) for name, counts in results.get("fields", {}).items()}
+    return shown(results) | ({"fields": fields} if fields else {})
+
+
+def _is_secret(text: str, name: str, finder: SecretFinder) -> bool:
+    """Return whether the value of a field named `name` may be a secret, as in a row."""
+    fields, inner = {name: text}, None
+    if text.startswith("{"):
+        with contextlib.suppress(ValueError):
+            inner = read_json(text)
+    return _holds_secret(fields, {**fields, **(inner if isinstance(inner, dict) else {})}, finder)
 
 
 def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> bool:
@@ -223,7 +258,7 @@ def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
     kept = {names.get(name, name) for name in ("usage", "finish_reason", "cost")}
     shown = {name: value for name, value in fields.items() if name in kept}
     told = f"The row's answer {MAY_HOLD_SECRETS}; the job's output has it."
-    return {names.get("answer", "answer"): None, names.get("error", "error"): None, **shown, "left_out": told}
+    return {names.get("answer", "answer"): None, names.get("error", "error"): None, **shown, LEFT_OUT: told}
 
 
 def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
@@ -245,20 +280,35 @@ def _size(text: bytes) -> int:
     return len(text) + _VALUE * text.count(b",")
 
 
-class _Fields:
-    """The input's fields of a job's rows, as far as they can be sent."""
+class ShownRows:
+    """The rows of a job and their answers as fields that can be sent to a caller, without what may be a secret."""
 
-    def __init__(self, spec: JobSpec, finder: SecretFinder | None) -> None:
-        """`finder`: finds secrets in the rows of the operator's job; None: no check is needed."""
-        self._spec, self._finder = spec, finder
-        self._own = OwnValues(spec)
+    def __init__(self, spec: JobSpec, rule: FileRule) -> None:
+        """`rule`: says whether the rows are those of the operator's job, in which secrets are searched for."""
+        self._spec, self._names, self._own = spec, spec.output.names or {}, OwnValues(spec)
+        self._finder = rule.finder if rule.is_guarded else None
 
-    def of(self, row: Row) -> dict[str, Any]:
-        """Return the fields of a row; `{}` if the row is unreadable or too large for a page."""
+    def may_show(self, text: str, name: str = "answer") -> bool:
+        """Return whether an answer, or the value of its field `name`, holds no secret."""
+        return self._finder is None or not _is_secret(text, name, self._finder)
+
+    def own(self, row: Row) -> dict[str, Any]:
+        """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = rows.json_line(self._own.in_json(row))
         value: dict[str, Any] = exact(read_json(text))
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
-            return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
+            return {LEFT_OUT: f"The row's fields {MAY_HOLD_SECRETS}."}
         return value
+
+    def answer(self, answered: AnsweredRow) -> dict[str, Any]:
+        """Return the fields of an answer, by their names in the output; `left_out` in place of what is withheld."""
+        spec, names = self._spec, self._names
+        fields = _answer_fields(answered.record, names)
+        given = spec.plan.marks(spec, answered.record, answered.beside)
+        marks = {names.get(name, name): value for name, value in given.items()}
+        answer = fields[names.get("answer", "answer")]
+        if self._finder is not None and _holds_secret(fields | marks, answer, self._finder):
+            return _withheld(fields, names) | dict.fromkeys(marks)
+        return fields | marks

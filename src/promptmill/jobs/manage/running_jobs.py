@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from promptmill.answering.prices import no_price_known
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_RUNNERS
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
@@ -22,6 +23,7 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
+from promptmill.jobs.manage.job_rows import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.store import progress, statistics, status, status_words
@@ -66,7 +68,9 @@ class RunningJobs:
         """
         if job_id is None:
             return self.visible.newest(limit, caller)
-        job_status = status.read(self.visible.find(job_id, caller))
+        job_status: dict[str, Any] = {**status.read(self.visible.find(job_id, caller))}
+        if "results" in job_status:
+            job_status["results"] = shown_results(job_status["results"], self.paths.rule)
         return {**job_status, **({"state": progress.STARTING} if job_status["job_id"] in self._waiting else {})}
 
     @contextlib.asynccontextmanager
@@ -119,6 +123,9 @@ class RunningJobs:
                 checked = await detached.validated(opened)
             if validate:
                 message = "Nothing was sent and no job was made."
+                if names := checked.pop("unpriced"):
+                    price = worded(no_price_known(opened.plan, names), argument_name)
+                    message += f" {price[0].upper()}{price[1:]}."
                 return {"job_id": "", "state": "validated", "message": message} | checked
             assert approve is not None
             await self._approved(approve, order, checked)

@@ -232,4 +232,5 @@ def reader_of(
         row_settings=spec.question.rows_set,
         limits=limits,
         has_lines=spec.input.has_lines,
+        above=spec.input.above,
     )

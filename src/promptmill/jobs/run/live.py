@@ -544,9 +544,7 @@ class StoreSink(Sink):
         slot = key // SLOT
         if failure.error.code is not Code.NOT_FOUND or len(self._made) == 1 or slot in self._answering:
             return False
-        answered = "SELECT EXISTS (SELECT 1 FROM answer WHERE key BETWEEN ? AND ? AND code IS NULL)"
-        ((is_answered,),) = self._store.read(answered, slot * SLOT, (slot + 1) * SLOT - 1)
-        return not is_answered
+        return not self._store.has_answers_in(slot)
 
 
 def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:

@@ -72,7 +72,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     for way in rounds.awaited(folder.store).values():
         way.check(folder.store, begun.job_id, targets)
     if (begun.is_grid or wanted.is_grid) and not sends_all:
-        _check_places(begun, targets)
+        _check_places(folder, begun, targets)
     spec = wanted.model_copy(
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
@@ -98,9 +98,13 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     return spec.with_output(names=None).model_copy(update={"to_bind": "rows" if by_row else "questions"})
 
 
-def _check_places(begun: JobSpec, targets: Sequence[Target]) -> None:
-    """Raise `PromptmillError` if a model or prompt takes another's slot: the other's answers would be paid again."""
-    if any(before.settings not in now.counted for before, now in zip(begun.targets, targets, strict=False)):
+def _check_places(folder: Folder, begun: JobSpec, targets: Sequence[Target]) -> None:
+    """Raise `PromptmillError` if a model or prompt takes another's slot: the other's answers would be paid again.
+
+    A slot without an answer is free: its model may not exist.
+    """
+    places = enumerate(zip(begun.targets, targets, strict=False))
+    if any(before.settings not in now.counted and folder.store.has_answers_in(at) for at, (before, now) in places):
         known = ", ".join(target.name or target.model or begun.model for target in begun.targets)
         raise input_error(
             f"Job {begun.job_id} already has answers of {known}. To keep them, name these first, in this order, and "

@@ -17,7 +17,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
 from promptmill.jobs import columns, disk, members
@@ -42,6 +42,7 @@ from promptmill.jobs.store.spec import UNREAD, OutputRecord
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Target
+from promptmill.service import choosing
 from promptmill.service.observers import exported
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
@@ -57,6 +58,7 @@ _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `
 # Enough to tell a limit that is too low from a few long answers, and few to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
 _LEAVING_S = 60.0
+_DROPPED = " in flight ended with the job, and may be charged; when it is resumed, their rows are sent again."
 _AGAIN = "Run the job again: its readable part is kept."
 
 
@@ -275,12 +277,22 @@ class Runner:
             await self._answer()
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
-            raise _JobStopped(states.INTERRUPTED if gone else states.STOPPED, error) from None
+            raise _JobStopped(states.INTERRUPTED if gone else states.STOPPED, await self._with_models(error)) from None
         except OSError as error:
             raise _JobStopped(states.STOPPED, disk.unusable(error, self._job.folder.path)) from None
         except DamagedError:  # beyond repair
             damaged = f"The job's database {self._job.folder.database} is damaged."
             raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
+
+    async def _with_models(self, error: PromptmillError) -> PromptmillError:
+        """Return an error; if the endpoint lacks a model of the job, with the models that it has."""
+        plan = self._job.plan
+        asked = [target.model or plan.model for target in self._job.spec.targets]
+        named = [model for model in asked if model not in plan.settings.models]
+        if not named or not (meant := await choosing.meant_model(plan, error, "\0", named)):
+            return error
+        text = meant.replace("{", "{{").replace("}", "}}").replace("\0", "{}")
+        return PromptmillError(error.code, error.message, [Named("model", "NAME", f"{text[0].upper()}{text[1:]}")])
 
     async def _answer(self) -> None:
         """Read the input, run the rounds, and write the output. If the database is damaged, repair it and repeat."""
@@ -363,6 +375,11 @@ class Runner:
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         await self._in_thread(self._note_persons)
+        if (most := job.folder.control.concurrency) is not None:
+            progress.notes.append(
+                f"At most {counted(most, 'request')} in flight: an earlier run was set to `concurrency={most}`, which "
+                f"stays until `promptmill jobs {job.spec.job_id} --set concurrency=N`, or bulk_status, sets another."
+            )
         if self._hooks.before_answers is not None:
             await self._hooks.before_answers()
 
@@ -627,6 +644,9 @@ class Runner:
 
     def _follow(self, control: Control) -> None:
         if control.cancel:
+            notes, in_flight = self.progress.notes, self.progress.stats.in_flight
+            if in_flight and not any(_DROPPED in note for note in notes):
+                notes.append(f"{counted(in_flight, 'request')}{_DROPPED}")
             self._ending.stop(_JobStopped(states.CANCELLED))
         if control.concurrency is not None:
             self.service.widen(self._job.plan, control.concurrency)

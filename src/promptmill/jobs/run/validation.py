@@ -19,15 +19,16 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import LEAST_SHARED, Conversation, Request, Shared, TextPart, check_encodable
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted, cut_inside
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import end_of
+from promptmill.jobs.export.text import Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.formats import TABLES, row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import statistics
@@ -37,6 +38,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
+_LONGEST_PROMPT = 10 * LONGEST_SHOWN  # characters of a shown prompt, of which instructions may be the most
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
 
@@ -45,7 +47,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
 
     The estimate includes the system prompt, but neither images nor the additions of a chat template. The length of an
     answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
-    `prompts`: the number of finished prompts to return.
+    `prompts`: the number of finished prompts to return, with the columns of a table that is the output.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.parsed_shard is not None:
@@ -69,6 +71,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
+        if prompts and spec.output.format in TABLES:
+            form = Form([store], spec, spec.output.format)
+            result["columns"] = {"input": form.names, "added": [*form.answers.names.values()]}
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
@@ -84,6 +89,10 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result["requests"] *= len(every)
         cost: dict[str, float | None] = {}
         prices = [one.price for one in sums if one.price is not None]
+        unpriced = [
+            one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
+        ]
+        result["unpriced"] = list(dict.fromkeys(unpriced))
         if len(prices) == len(every):
             cost = _cost(sums, result)
             if order.way == BATCH and all(price.batch is not None for price in prices):
@@ -139,12 +148,17 @@ def _answered(folder: Folder, spec: JobSpec) -> dict[str, tuple[int, int]]:
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
     """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none. Raises `OSError`."""
-    where = rows.row_word(row_kind(spec.input.format), has_lines=spec.input.has_lines)
     ids = Ids.of(store, spec, end_of(store, order.limits.limit))
     if not ids.repeated:
         return ""
     ((row, first),) = ids.examples
-    return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {ids.repeated}."
+    where, earlier = (_place(spec, n) for n in (row, first))
+    return f"{where} has the `id` of {earlier}; repeated ids in all: {ids.repeated}."
+
+
+def _place(spec: JobSpec, row: int) -> str:
+    kind = row_kind(spec.input.format)
+    return rows.place(kind, row, has_lines=spec.input.has_lines, above=spec.input.above)
 
 
 def _check_rows(
@@ -172,7 +186,7 @@ def _check_rows(
     for row in store.rows(last=end - 1):
         count += 1
         try:
-            where = rows.place(kind, row.n, has_lines=spec.input.has_lines)
+            where = _place(spec, row.n)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
@@ -182,7 +196,7 @@ def _check_rows(
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
                 if len(shown) < prompts:
-                    shown.append("\n\n".join(cut(text, LONGEST_SHOWN) for text in conversation.texts))
+                    shown.append("\n\n".join(cut_inside(text, _LONGEST_PROMPT) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]

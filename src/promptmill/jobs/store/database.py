@@ -323,6 +323,12 @@ class JobDatabase:
             with contextlib.suppress(sqlite3.Error):  # a full disk: the log remains, and the next `open` reads it
                 self._connection.close()
 
+    def has_answers_in(self, slot: int) -> bool:
+        """Return whether a row has an answer, not only a failure, in the slot."""
+        answered = "SELECT EXISTS (SELECT 1 FROM answer WHERE key BETWEEN ? AND ? AND code IS NULL)"
+        ((is_answered,),) = self.read(answered, slot * SLOT, (slot + 1) * SLOT - 1)
+        return bool(is_answered)
+
     def read(
         self,
         query: str,

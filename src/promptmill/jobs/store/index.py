@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import listed
 from promptmill.jobs import disk
 from promptmill.jobs.store.folder import HIDDEN, ID, SUFFIX, Folder, new_id
@@ -22,7 +22,7 @@ _POINTER = ".path"
 
 def no_job(job_id: str) -> PromptmillError:
     """Return the error for an id that belongs to no job the caller may see."""
-    return input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
+    return input_error(f"There is no job {job_id[:60]!r}. ", Named("status", text="{} lists the jobs."))
 
 
 def _parts(text: str) -> list[str]:

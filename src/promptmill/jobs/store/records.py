@@ -36,6 +36,7 @@ class Provenance(NamedTuple):
 
 
 FIRST = Provenance()
+_KEY_DIGITS = 12
 
 
 class Record(NamedTuple):
@@ -75,6 +76,11 @@ class Record(NamedTuple):
         """The index of the answer among the answers to its row: with two models, 0 for the first and 1 for the
         second."""
         return self.key // SLOT
+
+    @property
+    def question_key(self) -> str:
+        """The beginning of the question's digest, with which a person's label names its question; `""` without one."""
+        return "" if self.asked is None else self.asked.hex()[:_KEY_DIGITS]
 
     @property
     def is_sound(self) -> bool:

@@ -74,6 +74,11 @@ class InputSpec(Stored):
     """For each column: the number of rows whose bytes are no text, and stand in the prompt in base64."""
 
     @property
+    def above(self) -> int:
+        """The number of rows above the first one in the only sheet of the input; 0 for other inputs."""
+        return self.style.header_row + 1 if self.style.sheet and len(self.files) < 2 else 0
+
+    @property
     def names(self) -> Sequence[str]:
         """The columns that a prompt may name even if their names are not identifiers."""
         return self.header or self.fields

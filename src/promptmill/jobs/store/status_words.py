@@ -179,11 +179,11 @@ def _without_rows(status: Status) -> str:
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
-    """Return a watcher that writes a line about the job to `stream` every few seconds."""
-    written, state, waited, told = time.monotonic(), "", False, set[str]()
+    """Return a watcher that writes a line about the job to `stream` every few seconds, if it says something new."""
+    written, state, waited, told, before = time.monotonic(), "", False, set[str](), ""
 
     def watch(progress: Progress) -> None:
-        nonlocal written, state, waited
+        nonlocal written, state, waited, before
         lines = news(progress, told)
         lines += [f"note: {warning}" for warning in progress.stats.warnings if warning not in told]
         told.update(progress.stats.warnings)
@@ -192,7 +192,10 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
             written, state, waited = now, progress.state, waits
             activity = progress.activity if progress.state != MERGING else ""
             doing = f"{in_words(progress.state)} ({activity})" if activity else in_words(progress.state)
-            lines.append(f"{time.strftime('%H:%M:%S')} {job_id}: {doing}, {line(progress.as_dict())}")
+            said = f"{job_id}: {doing}, {line(progress.as_dict())}"
+            if said != before:  # a batch may wait for hours
+                before = said
+                lines.append(f"{time.strftime('%H:%M:%S')} {said}")
         with contextlib.suppress(OSError):  # a full disk or a closed stream must not end a job
             for text in lines:
                 print(text, file=stream, flush=True)
@@ -243,12 +246,12 @@ def parts(status: RunStatus) -> list[str]:
         counts_shown.append(f"{status['written']:,} written")
     elif is_running and not waiting:
         eta_s, rate = status.get("eta_s"), status["rows_per_second"]
-        of_window = f" of {window}" if (window := status.get("window")) is not None else ""
+        limit = f" (limit {window})" if (window := status.get("window")) is not None else ""
         counts_shown += [
             "" if eta_s is None else f"{duration(eta_s)} left",
             f"{figure(rate) if 0 < rate < 0.1 else f'{rate:,.1f}'} rows/s",
-            f"{status['in_flight']}{of_window} in flight",
-            f"{status['refused']} refused" if status.get("refused") else "",
+            f"{counted(status['in_flight'], 'request')} open{limit}",
+            f"{status['refused']} rate-limited" if status.get("refused") else "",
             f"{status['retries']:,} retried" if status.get("retries") else "",
             f"{status['tokens_per_second']:.0f} tokens/s",
         ]
@@ -275,10 +278,10 @@ def rows_of_input(status: Status) -> int | None:
 
 
 def times(status: Status) -> str:
-    """Return `300 rows x 2 variants: `, with a multiplication sign; `""` for a job with one answer per row."""
+    """Return `300 rows x 2 answers: `, with a multiplication sign; `""` for a job with one answer per row."""
     if (rows := rows_of_input(status)) is None:
         return ""
-    return f"{counted(rows, 'row')} \N{MULTIPLICATION SIGN} {counted(len(status['variants']), 'variant')}: "
+    return f"{counted(rows, 'row')} \N{MULTIPLICATION SIGN} {counted(len(status['variants']), 'answer')}: "
 
 
 def paid(status: RunStatus) -> str:

@@ -109,6 +109,7 @@ def test_a_schema_that_takes_long_whatever_is_left_out_is_refused(wanted):
     assert caught.value.code == "invalid_input"
 
 
+@pytest.mark.thorough
 def test_a_schema_of_long_texts_keeps_nobody_waiting(desk, engine):
     wanted = _of_lengths(*range(100, 150))
     call = desk.call(engine, ["Hi!"], {"ignore_eos": True}, max_tokens=3, response_format=schema(wanted))
@@ -124,6 +125,7 @@ def test_an_answer_follows_a_json_schema(desk, engine):
     assert answer["city"] in {"Paris", "Rome"}
 
 
+@pytest.mark.thorough
 def test_no_white_space_fills_an_answer_until_its_limit(desk, engine):
     tags = {"type": "array", "items": {"type": "string", "maxLength": 8}, "minItems": 1, "maxItems": 1}
     fields = {"name": {"type": "string", "maxLength": 8}, "tags": tags, "score": {"type": "integer", "maximum": 5}}
@@ -158,6 +160,7 @@ def test_a_schema_that_cannot_be_followed_costs_itself_alone(desk, engine):
     assert json.loads(outcomes[3].text)["city"]
 
 
+@pytest.mark.thorough
 def test_cancelled_calls_leave_the_engine_to_others(desk, engine):
     async def cancel_one():
         endless = {"ignore_eos": True}

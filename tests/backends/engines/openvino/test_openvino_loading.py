@@ -100,6 +100,7 @@ def whole():
     return embedded_model.model_folder(lambda text: None, location.IR.embedded)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("piece", ["tokenizer.xml", "tokenizer.bin", "detokenizer.xml", "detokenizer.bin", "model.bin"])
 def test_a_folder_that_lacks_a_piece_is_said_before_an_item_fails(refusal, whole, tmp_path, piece):
     for file in whole.iterdir():

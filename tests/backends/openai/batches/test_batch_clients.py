@@ -65,6 +65,7 @@ def _client(url: str, folder: Path, rows: int = 200, words: int = 0) -> list[str
     return [sys.executable, "-c", _CLIENT, url, str(folder), str(rows), str(words)]
 
 
+@pytest.mark.thorough
 def test_a_client_that_is_killed_while_it_waits_for_an_answer_finds_its_batch_again(server, tmp_path):
     for held in ("upload", "create", "poll", "download"):
         server.switches.held = held
@@ -78,6 +79,7 @@ def test_a_client_that_is_killed_while_it_waits_for_an_answer_finds_its_batch_ag
     assert (server.left_files(), server.never_read(), server.running()) == ([], [], [])
 
 
+@pytest.mark.thorough
 def test_ten_thousand_rows_are_uploaded_answered_and_read(server, tmp_path):
     subprocess.run(_client(server.base_url, tmp_path, rows=ROWS), check=True)
     assert sum(server.billed.values()) == len(server.billed) == ROWS

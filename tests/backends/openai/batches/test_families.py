@@ -159,6 +159,7 @@ async def test_a_row_is_answered_failed_or_missing_whatever_the_order_and_form_o
         assert {name: text.removeprefix("second ") for name, text in texts.items()}.items() <= EXPECTED.items()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("lost_by", ["close", "502"])
 async def test_a_batch_whose_confirmation_is_lost_is_found_and_not_created_again(family, lost_by, tmp_path):
@@ -180,6 +181,7 @@ async def test_a_batch_whose_confirmation_is_lost_is_found_and_not_created_again
             assert answered(await read(api, await ended(api, found))) == EXPECTED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ALL)
 async def test_a_list_is_read_until_its_entries_are_older_than_the_batch(family, tmp_path):
     with BatchServer(family, page=2) as server:

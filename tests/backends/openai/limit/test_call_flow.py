@@ -69,7 +69,7 @@ async def test_a_rate_limit_is_said_with_its_wait_and_how_often():
         bench.state.forgive()
         bench.fails(_refusal(12.0))
     refusal = "429 from api.example.com: rate limit, "
-    refused = f"{refusal}next try in 12 s (7 refusals so far); gives up in 2:00 (`patience`)"
+    refused = f"{refusal}next try in 12 s (7 refusals so far); gives up in 2:00 (the setting `patience`)"
     assert bench.flow.waiting() == refused
     bench.clock.now += 4
     assert bench.flow.waiting() == refused.replace("12 s", "8 s").replace("2:00", "1:56")
@@ -108,11 +108,14 @@ async def test_an_endpoint_that_is_gone_is_said_with_since_when():
     assert bench.flow.waiting() == "", "a connection lost between requests is no outage"
     bench.clock.now += 14
     bench.fails(_gone(8.0))
-    waiting = "waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (`patience`)"
+    waiting = "waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (the setting `patience`)"
     assert bench.flow.waiting() == waiting
     bench.clock.now += 60
     permit = sure(bench.limiter.enter_now(bench.share, 0, None))
-    assert bench.flow.waiting() == "waiting for api.example.com since 1:14, trying now; gives up in 0:46 (`patience`)"
+    assert (
+        bench.flow.waiting()
+        == "waiting for api.example.com since 1:14, trying now; gives up in 0:46 (the setting `patience`)"
+    )
     bench.state.succeeded(permit)
     bench.limiter.leave(permit, bench.share)
     assert bench.flow.waiting() == ""

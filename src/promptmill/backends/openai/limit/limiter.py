@@ -541,7 +541,7 @@ class CallFlow:
         """Return the end of the wait, and the configuration key that determines it; `""` while requests succeed."""
         if state.health.trouble is None or state.has_never_listened:
             return ""
-        return f"; gives up in {duration(max(0.0, state.patience_s))} (`patience`)"
+        return f"; gives up in {duration(max(0.0, state.patience_s))} (the setting `patience`)"
 
     def _so_far(self) -> str:
         refused = self._call.counts.refused

@@ -1,0 +1,325 @@
+"""The rows of a job for its page: a window of them, in an order, and as far as a search or a filter finds them.
+
+Failed rows come first, then the newest: the index of the answers has this order. For a search, a filter or the order
+of a column, a child process with limited memory and time reads all rows, once for all windows of the view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from promptmill.core.bounds import MOST_SHOWN
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import unescaped
+from promptmill.jobs import labels
+from promptmill.jobs.caller import Caller
+from promptmill.jobs.columns import SCORE, SOURCES
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows
+from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.export.text import AnswerValues, cell
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.statistics import Shown
+from promptmill.jobs.store.status_record import Results
+from promptmill.pages.page_rows import OWN, Cell, Column, PageRows
+from promptmill.system import runtime
+from promptmill.system.call_files import FileRule
+
+_MODULE = "promptmill.features.app.window"
+_COMPUTING_S = 60  # bound of processor time; a search of 1,000,000 rows
+_MOST_ORDERED = 500_000  # rows of the table: browsers show no higher page
+_KEPT, _MOST_BARS = 8, 8  # orders; values of a column
+_ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
+_FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
+_PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
+_SORTED_BY = 200  # characters of a text
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which rows the page shows, and in which order."""
+
+    search: str = ""
+    show: Shown = "all"
+    sort: str = ""
+    """The name of the column; `""`: the usual order."""
+    down: bool = False
+    wanted: Mapping[str, str] | None = None
+    """The text that the cell has in each of these columns."""
+    row: int | None = None
+    """The number of the only row."""
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether the rows must be read to find those of the view."""
+        return bool(self.search.strip() or self.sort or self.wanted)
+
+
+async def window(
+    jobs: RunningJobs,
+    caller: Caller,
+    job_id: str,
+    view: View,
+    orders: dict[tuple[object, ...], list[int]],
+    *,
+    offset: int,
+    limit: int,
+    longest: int,
+) -> JsonDict:
+    """Return the status of a job, and the rows `offset` to `offset + limit - 1` of a view, with texts of at most
+    `longest` characters. `orders` keeps the rows of the last views that were searched for. Raises `PromptmillError`.
+    """
+    folder, rule = jobs.visible.find(job_id, caller), jobs.paths.rule
+    order: list[int] | None = None
+    if view.reads_rows:
+        wanted = tuple(sorted((view.wanted or {}).items()))
+        key = (folder.path, *_stamp(folder.database), view.search, view.show, view.sort, view.down, wanted)
+        if (order := orders.pop(key, None)) is None:
+            order = await jobs.apart(partial(_found, path=folder.path, rule=rule, view=view), folder.job_id, _MODULE)
+        orders[key] = order
+        while len(orders) > _KEPT:
+            del orders[next(iter(orders))]
+    state = await asyncio.to_thread(jobs.status, job_id, caller=caller)
+    results = None if state["alive"] else state.get("results", {})
+    read = partial(
+        _window, folder, rule, view, order=order, offset=offset, limit=limit, longest=longest, results=results
+    )
+    return state | await asyncio.to_thread(read)
+
+
+def _stamp(database: Path) -> Iterator[tuple[int, int]]:
+    """Yield what changes whenever the database does."""
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        if path.exists():
+            found = path.stat()
+            yield found.st_mtime_ns, found.st_size
+
+
+class _Table:
+    """The columns of a job on its page, and the cells of its rows. Several answers to a row are side by side."""
+
+    def __init__(self, store: JobDatabase, spec: JobSpec, rule: FileRule, *, has_failures: bool = True) -> None:
+        self.spec, self._shown, self._answers = spec, ShownRows(spec, rule), AnswerValues(spec)
+        names = self._answers.names
+        self._parts = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
+        self._marks = spec.plan.fields
+        self.rows = PageRows()
+        names_of_rows = (name for row in store.row_page(0) for name in self._shown.own(row))
+        own = [name for name in dict.fromkeys(names_of_rows) if name != LEFT_OUT]
+        self._first_own = f"{OWN}{own[0]}" if own else ""
+        for name in own:
+            self.rows.has_own(name, has_images=name in image_columns(spec))
+        answers = [
+            Column(
+                f"{slot}.{key}",
+                variant if variant and key == _ANSWER else f"{variant} {names[key]}".strip(),
+                "answer",
+                source=key.removeprefix(FIELD),
+            )
+            for key in self._parts
+            for slot, variant in enumerate(self._variants)
+        ]
+        columns = [
+            *answers,
+            *(
+                Column(
+                    key,
+                    names[key],
+                    "figure" if key == SCORE else "variant",
+                    is_hidden=key == SOURCES,
+                    has_places=key == SOURCES,
+                )
+                for key in self._marks
+            ),
+            Column(_ERROR, names[_ERROR], "error", _FAILED, is_hidden=not has_failures),
+            Column(_SECONDS, "seconds", "figure", is_hidden=True),
+            Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
+        ]
+        for column in columns:
+            self.rows.add_column(column, len(self.rows.columns))
+        self.rows.name_columns()
+
+    @property
+    def _variants(self) -> Sequence[str]:
+        return [target.name for target in self.spec.output_targets] if self.spec.is_grid else [""]
+
+    def cells(self, group: Sequence[AnsweredRow]) -> tuple[int, dict[str, Cell]]:
+        """Return the state of a row and its values by the keys of the columns."""
+        first, errors, is_cut = group[0], list[str](), False
+        own = self._shown.own(first.row)
+        cells: dict[str, Cell] = {OWN + name: _plain(value) for name, value in own.items()}
+        if LEFT_OUT in own:
+            cells[self._first_own] = cells.pop(OWN + LEFT_OUT)
+        for each in group:
+            shown, variant = self._shown.answer(each), self._variants[each.slot]
+            is_cut |= each.record.finish_reason == "length"
+            values = self._answers.in_table(each)
+            if withheld := shown.get(LEFT_OUT):
+                cells[f"{each.slot}.{self._parts[0]}"] = withheld
+            elif error := values[_ERROR]:
+                errors.append(f"{variant and variant + ': '}{error['code']}: {error['message']}")
+            else:
+                cells |= {f"{each.slot}.{key}": _plain(values.get(key)) for key in self._parts}
+                cells |= {key: _plain(values.get(key)) for key in self._marks}
+        cells[_ERROR] = "; ".join(errors) or None
+        if not self.spec.is_grid:
+            cells[_SECONDS], cells[_TOKENS] = round(first.record.latency_s, 3), first.record.completion_tokens
+        return (_FAILED if errors else 0) | (_TRUNCATED if is_cut else 0), cells
+
+    def labels(self, store: JobDatabase) -> list[str]:
+        """Return the labels that a person may choose, the most frequent first; none if the answers are no labels."""
+        return [label for label in labels.frequent_labels(store)[:MOST_SHOWN] if self._shown.may_show(label)]
+
+    def bars(self, store: JobDatabase, results: Results) -> Iterator[tuple[str, str, list[tuple[str, int]], bool]]:
+        """Yield each column of answers with few values: its title, its name, the number of rows by value, and whether
+        its cells are these values."""
+        columns = {column.key: column.name for column in self.rows.columns}
+        fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
+        for name, field in fields.items():
+            if not (values := field.get("values")):
+                continue
+            key, has_texts = FIELD + name if name else _ANSWER, not field.get("is_list")
+            by_slot = statistics.values_by_slot(store, name) if self.spec.is_grid else {}
+            for slot in range(len(self._variants)):
+                column = columns.get(f"{slot}.{key}", "")
+                counts = {value: rows[slot] for value, rows in by_slot.items() if slot in rows} or values
+                most = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_BARS]
+                shown = [
+                    pair for pair in most if pair[0] != WITHHELD and self._shown.may_show(pair[0], name or _ANSWER)
+                ]
+                yield column if self.spec.is_grid else name, column, shown, has_texts and bool(column)
+
+    def keys(self, view: View) -> dict[str, str]:
+        """Return the key of each column that a view names; an unknown name has none."""
+        named = {*(view.wanted or {}), view.sort}
+        return {column.name: column.key for column in self.rows.columns if column.name in named}
+
+
+def _plain(value: Any) -> Cell:
+    if value is None or isinstance(value, int | float):
+        return str(value).lower() if isinstance(value, bool) else value
+    text = unescaped(value) if isinstance(value, str) else cell(value)
+    return _PICTURE.sub("[image]", text) if "data:image" in text else text
+
+
+def _window(
+    folder: Folder,
+    rule: FileRule,
+    view: View,
+    *,
+    order: list[int] | None,
+    offset: int,
+    limit: int,
+    longest: int,
+    results: Results | None,
+) -> JsonDict:
+    """Return a window of the rows of a job. `results`: the counts of its answers; None while it runs."""
+    with folder.reading() as store:
+        spec = folder.spec_in(store)
+        delivered = statistics.DeliveredRows(store, skips_empty=spec.question.skip_empty)
+        total = delivered.count()
+        if view.row is not None:
+            found, numbers = 1, [view.row - 1]
+        elif order is None:
+            found = total if view.show == "all" else min(total, delivered.count(view.show))
+            numbers = delivered.newest(view.show, limit, offset, oldest=view.down)
+        else:
+            found, numbers = len(order), order[offset : offset + limit]
+        table, keys = _Table(store, spec, rule, has_failures=delivered.count("failed") > 0), list[str]()
+        table.rows.longest = longest
+        for number in numbers:
+            group = [*answered_rows(store, spec, _any, number, number + 1)]
+            table.rows.add(number + 1, *(table.cells(group) if group else (0, {})))
+            keys.append(group[0].record.question_key if group else "")
+        end: JsonDict = {}
+        if results is not None and offset == 0 and view.row is None:
+            is_labelled = not spec.is_grid and spec.output.answer_schema is None
+            end = {"bars": [*table.bars(store, results)], "labels": table.labels(store) if is_labelled else []}
+    rows = table.rows
+    rows.order_columns({OWN + name for name in asked_names(spec)})
+    return {
+        "columns": rows.facts(total, "")["columns"],
+        "found": min(found, _MOST_ORDERED),
+        "all": total,
+        "offset": offset,
+        "rows": {"number": rows.number, "state": rows.state, "key": keys, "cells": rows.cells},
+        **end,
+    }
+
+
+def _any(key: int, record: Record | None) -> Record | None:
+    del key
+    return record
+
+
+def _found(_: Work, *, path: Path, rule: FileRule, view: View) -> list[int]:
+    """Return the numbers (from 0) of the rows of a view, in its order."""
+    runtime.limit_computing(_COMPUTING_S)
+    folder, wanted = Folder(path), view.search.strip().lower()
+    kept = list[tuple[int, bool, Cell]]()
+    with folder.reading() as store:
+        spec = folder.spec_in(store)
+        table = _Table(store, spec, rule)
+        keys = table.keys(view)
+        for n, group in itertools.groupby(answered_rows(store, spec, _any), key=lambda answered: answered.row.n):
+            state, cells = table.cells([*group])
+            failed = bool(state & _FAILED)
+            if view.show != "all" and failed != (view.show == "failed"):
+                continue
+            if any(_text(cells.get(keys.get(name, ""))).strip() != text for name, text in (view.wanted or {}).items()):
+                continue
+            if wanted and wanted not in "\n".join(map(_text, cells.values())).lower():
+                continue
+            kept.append((n, failed, cells.get(keys.get(view.sort, ""))))
+    if view.sort:
+        return [n for n, _ in _sorted([(n, value) for n, _, value in kept], down=view.down)][:_MOST_ORDERED]
+    kept.sort(key=lambda row: (row[0],) if view.down else (not row[1], -row[0]))
+    return [n for n, *_ in kept][:_MOST_ORDERED]
+
+
+def _sorted(rows: Sequence[tuple[int, Cell]], *, down: bool) -> list[tuple[int, Cell]]:
+    """Return the rows by their values: numbers by size, texts without regard to capitals, empty ones last."""
+    texts = {n: unicodedata.normalize("NFD", _text(value)[:_SORTED_BY].strip().lower()) for n, value in rows}
+    full = [row for row in rows if texts[row[0]]]
+    numbers = {n: _number(texts[n]) for n, _ in full}
+    if all(map(math.isfinite, numbers.values())):
+        full.sort(key=lambda row: numbers[row[0]], reverse=down)
+    else:
+        full.sort(key=lambda row: texts[row[0]], reverse=down)
+    return [*full, *(row for row in rows if not texts[row[0]])]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _text(value: Cell) -> str:
+    """Return a cell as the page shows it."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value)
+
+
+_STEPS = {_found.__name__: _found}
+
+if __name__ == "__main__":
+    sys.exit(detached.main(_STEPS))

@@ -1,0 +1,151 @@
+"""The page of rows (`rows.html`) in a browser: on a screen and on paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from PIL import Image
+
+import browser
+from promptmill.pages import page
+from promptmill.pages.page_rows import Column, PageRows
+
+pytestmark = [pytest.mark.thorough, pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")]
+DATA = {"state": "finished", "mood": "good", "summary": "all answered", "run": [("Job", "a-1")]}
+ONE = MappingProxyType({"answer": "good"})
+CROSSED = {"title": "A and B agree", "lines": (), "bars": (), "folded": True, "tables": []}
+
+
+def written(path: Path, rows: int, labels: Mapping[str, str] = ONE, **data: object) -> Path:
+    """Write a page with rows of an id, a text and the same answers."""
+    shown = PageRows()
+    for at, name in enumerate(("id", "text", *labels)):
+        shown.add_column(Column(name, name, "answer" if name in labels else "own"), at)
+    for at in range(rows):
+        shown.add(at + 1, 0, {"id": f"id-{at}", "text": f"what guest {at} says of the soup", **labels})
+    shown.order_columns()
+    target = path / "page.html"
+    page.put(target, page.filled("in.csv", DATA | data, shown, rows))
+    return target
+
+
+async def test_a_printed_page_has_its_figures_and_200_rows_and_no_blank_page(tmp_path):
+    file = written(tmp_path, 1200, sections=[{**CROSSED, "lines": ["seldom"]}], tiles=[("Answered", "1,200", "")])
+    async with browser.opened() as shown:
+        await shown.look(1280, 900, "dark")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === '1,200 rows'")
+        await shown.run("scrollTo(0, 30000)")
+        papers = await shown.printed()
+        assert len(papers) < 15
+        assert all(len(text) > 100 for text in papers)
+        text = " ".join(papers)
+        assert "Answered" in papers[0]
+        assert "seldom" in text
+        assert [f"what guest {at} says" in text for at in (0, 199, 200)] == [True, True, False]
+        assert "and 1,000 more" in papers[-1]
+        assert all("answer" in each for each in papers[1:])  # the names of the columns are on each page
+        await shown.run("document.getElementById('table').scrollIntoView()")
+        assert await shown.run("document.querySelectorAll('#table tbody tr[tabindex]').length") < 60
+        assert await shown.run("document.querySelectorAll('#table th button, details.fold:not([open])').length") == 5
+        assert not shown.complaints
+
+
+async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
+    async with browser.opened() as shown:
+        await shown.look(390, 844, "light")
+        await shown.open(written(tmp_path, 3))
+        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        (paper,) = await shown.printed()
+        assert "what guest 2 says" in paper
+        assert "more" not in paper
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+async def test_at_360_pixels_a_text_stands_with_whole_labels(tmp_path, answers):
+    labels = {f"by {at}": "negative" for at in range(answers)}
+    file = written(tmp_path, 40, labels)
+    async with browser.opened() as shown:
+        await shown.look(360, 740, "dark")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === '40 rows'")
+        heads = "[...document.querySelectorAll('#table th')].map(th => th.textContent)"
+        assert await shown.run(f"{heads}.map(text => text.slice(0, 4))") == ["row", "text", *[*labels][:2]]
+        cells = "[...document.querySelectorAll('#table td.answer div')]"
+        assert await shown.run(f"{cells}.length > 9 && {cells}.every(cell => cell.scrollHeight <= cell.clientHeight)")
+        assert await shown.run("document.documentElement.scrollWidth") == 360
+        assert not shown.complaints
+
+
+CELLS = "[...document.querySelectorAll('#table tbody tr:not(.space) td')].map(td => td.textContent)"
+
+
+async def test_lists_are_words_and_a_page_stands_behind_its_value(tmp_path):
+    shown = PageRows()
+    for at, name in enumerate(("text", "party", "amount")):
+        shown.add_column(Column(name, name, "own" if name == "text" else "answer", source=name), at)
+    shown.add_column(Column("sources", "sources", "variant", is_hidden=True, has_places=True), 3)
+    rows = [
+        ("[removed]", '["A","B"]', 7, '{"party":["page 3","page 9"],"amount":"page 2"}'),
+        ("[[1]]", '["A"]', 8, '{"party":["page 3","page 9"],"text":"page 1"}'),
+        ("[]", "", None, None),
+    ]
+    for number, values in enumerate(rows, 1):
+        shown.add(number, 0, dict(zip(("text", "party", "amount", "sources"), values, strict=True)))
+    page.put(tmp_path / "page.html", page.filled("in.csv", DATA, shown, 3))
+    async with browser.opened() as opened:
+        await opened.look(1280, 900, "light")
+        await opened.open(tmp_path / "page.html")
+        await opened.until("document.getElementById('count').textContent === '3 rows'")
+        first = ["1", "[removed]", "A (page 3); B (page 9)", "7 (page 2)"]
+        second, third = ["2", "[[1]] (page 1)", "A (page 3, page 9)", "8"], ["3", "[]", "", ""]
+        assert await opened.run(CELLS) == [*first, *second, *third]
+        await opened.run("opened(0)")
+        assert "A (page 3); B (page 9)" in await opened.run("document.querySelector('dialog').textContent")
+        assert not opened.complaints
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+async def test_photos_have_80_pixels_and_no_row_is_lost_between_them(tmp_path, width):
+    shown = PageRows()
+    shown.add_column(Column("photo", "photo", "own", has_images=True), 0)
+    shown.add_column(Column("answer", "answer", "answer"), 1)
+    for number in range(1, 101):
+        shown.add(number, 0, {"photo": "a.png", "answer": "red"})
+    file = io.BytesIO()
+    Image.new("RGB", (160, 90), "red").save(file, "JPEG")
+    thumbnails = dict.fromkeys(map(str, range(1, 101)), base64.b64encode(file.getvalue()).decode())
+    page.put(tmp_path / "page.html", page.filled("in.csv", DATA | {"thumbnails": thumbnails}, shown, 100))
+    async with browser.opened() as opened:
+        await opened.look(width, 900, "dark")
+        await opened.open(tmp_path / "page.html")
+        await opened.until("document.querySelectorAll('#table img').length > 3")
+        image = "document.querySelector('#table img')"
+        assert await opened.run(f"[{image}.offsetWidth, {image}.offsetHeight]") == [80, 80]
+        assert await opened.run(f"{image}.closest('td').clientWidth") >= 92
+        assert await opened.run(f"{image}.closest('tr').offsetHeight") == 92
+        await opened.run("mark(99)")
+        assert await opened.until("document.querySelector('tr.here td').textContent") == "100"
+        assert await opened.run("document.documentElement.scrollWidth") <= width
+        assert not opened.complaints
+
+
+async def test_bars_have_one_scale_and_an_edge_reports_the_width_that_keys_give_it(tmp_path):
+    counts = [["", "answer", [["a", 200, "20 failed"], ["b", 100, ""]], ""]]
+    async with browser.opened() as shown:
+        await shown.look(390, 844, "light")
+        await shown.open(written(tmp_path, 3, counts=counts, answers="2 different answers."))
+        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        wide = "[...document.querySelectorAll('.bar rect')].map(bar => bar.getBoundingClientRect().width)"
+        one, other = await shown.run(wide)
+        assert one == pytest.approx(2 * other, rel=0.01)
+        now = "Number(document.querySelector('.edge').getAttribute('aria-valuenow'))"
+        before = await shown.run(now)
+        key = "new KeyboardEvent('keydown', {key: 'ArrowRight'})"
+        await shown.run(f"document.querySelector('.edge').dispatchEvent({key})")
+        assert before < await shown.run(now) < 100
