@@ -21,19 +21,20 @@ budgets are inside of all steps that send a request again, so that they see ever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from promptmill.answering.cached import CachedAnswers, SameRequests
 from promptmill.answering.checked import CheckedAnswers, ChosenAnswers
-from promptmill.answering.costs import BudgetedAnswers
+from promptmill.answering.costs import BudgetedAnswers, unknown_price
 from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
-from promptmill.answering.step import Loading, Step, composed
+from promptmill.answering.step import Loading, Place, Step
 from promptmill.answering.warmed import WarmedAnswers
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.money import Budget
+from promptmill.core.request import Request, Sampling
 
 STEPS: tuple[type[Step], ...] = (
     CachedAnswers,
@@ -57,6 +58,7 @@ class Chain:
         """`budget`: the spending limit of the process. `is_shared`: several clients share the process."""
         self._backend, self._loading = backend, Loading(plan, budget, is_shared)
         self._steps: list[Step] = []
+        self._is_priced = False
         self.answer: protocol.Answer = backend.answer
         """Answers one request of an entered call. Complete after `load`."""
 
@@ -69,11 +71,14 @@ class Chain:
         for kind in (*STEPS, *(kind for kind in feature.answers() if issubclass(kind, Step))):
             if (step := await kind.of(self._loading)) is not None:
                 self._steps.append(step)
-        self.answer = composed(self._steps, self._backend.answer)
+        self._is_priced = any(step.place is Place.PRICED for step in self._steps)
+        self.answer = around(self._steps, self._backend.answer)
         await self._backend.load(report)
 
     def enter(self, call: protocol.Call) -> protocol.Share:
         """Record that a call starts. Raises `PromptmillError` (`invalid_config` for a budget without a price)."""
+        if call.ledger.budget is not None and not self._is_priced:
+            raise unknown_price(self._loading.plan)
         for step in self._steps:
             step.enter(call)
         return self._backend.enter(call)
@@ -96,3 +101,41 @@ class Chain:
         finally:
             for step in self._steps:
                 await step.aclose()
+
+
+def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
+    """Return `answer` with the steps around it, sorted by place. A request skips the steps that do not want it."""
+    inside: list[tuple[Step, protocol.Answer]] = []
+    for step in sorted(steps, key=lambda one: one.place, reverse=True):
+        inside.insert(0, (step, step.wrap(_first(inside, answer))))
+    return _first(inside, answer)
+
+
+def _sets(names: Iterable[str], sampling: Sampling, facts: protocol.Facts) -> bool:
+    return any(getattr(sampling, name, None) is not None or getattr(facts, name, None) for name in names)
+
+
+def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answer) -> protocol.Answer:
+    """Return a function that passes a request to the first of `steps` that wants it, or to `answer`."""
+    optional: list[tuple[Step, protocol.Answer]] = []
+    for step, wrapped in steps:
+        if step.wanted_by is None:
+            answer = wrapped
+            break
+        optional.append((step, wrapped))
+    if not optional:
+        return answer
+    # Most requests share these objects with the request before. Reading a field of `Sampling` takes 500 instructions.
+    last_sampling: Sampling | None = None
+    last_facts: protocol.Facts | None = None
+    chosen = answer
+
+    def first(request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
+        nonlocal last_sampling, last_facts, chosen
+        if request.sampling is not last_sampling or call.facts is not last_facts:
+            last_sampling, last_facts = request.sampling, call.facts
+            wanting = (wrapped for step, wrapped in optional if _sets(step.wanted_by or (), last_sampling, last_facts))
+            chosen = next(wanting, answer)
+        return chosen(request, call)
+
+    return first

@@ -41,10 +41,10 @@ def checks_of_features() -> list[Check]:
     return [kind() for kind in feature.answers() if issubclass(kind, Check)]
 
 
-def is_checked(sampling: Sampling, checks: Sequence[Check] | None = None) -> bool:
-    """Return whether answers to requests with these parameters are checked. `checks`: None for those of features."""
-    has_schema = sampling.response_format is not None or sampling.choices is not None
-    return has_schema or any(check.wants(sampling) for check in (checks_of_features() if checks is None else checks))
+def is_checked(sampling: Sampling) -> bool:
+    """Return whether answers to requests with these parameters are checked."""
+    has_form = sampling.response_format is not None or sampling.choices is not None
+    return has_form or any(check.is_wanted(sampling) for check in checks_of_features())
 
 
 class ChosenAnswers(Step):
@@ -53,7 +53,7 @@ class ChosenAnswers(Step):
     An engine constrains its answer to `choices`; other backends use only `response_format`.
     """
 
-    place = Place.CHOSEN
+    place, wanted_by = Place.CHOSEN, ("choices",)
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
@@ -63,11 +63,6 @@ class ChosenAnswers(Step):
     def __init__(self, plan: ResolvedConfig) -> None:
         self._is_endpoint = plan.record.needs_endpoint
         self._with_schema: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
-
-    def wants(self, sampling: Sampling, facts: protocol.Facts) -> bool:
-        """Return whether a request has choices."""
-        del facts
-        return sampling.choices is not None
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request with choices."""
@@ -130,6 +125,12 @@ class CheckedAnswers(Step):
     def __init__(self, plan: ResolvedConfig) -> None:
         self._retries = plan.settings.check_retries
         self._checks = checks_of_features()
+        self.wanted_by = (
+            "response_format",
+            "choices",
+            "checks",
+            *(name for one in self._checks for name in one.wanted_by),
+        )
         self._checking: tuple[SchemaCache, Checker] | None = None  # made for the first request with a schema
         self._last: tuple[Sampling | None, protocol.Facts | None, tuple[_Form | None, list[Check]] | None] = (None,) * 3
 
@@ -137,10 +138,6 @@ class CheckedAnswers(Step):
         """End the processes that check answers."""
         if self._checking is not None:
             await self._checking[1].aclose()
-
-    def wants(self, sampling: Sampling, facts: protocol.Facts) -> bool:
-        """Return whether an answer is checked."""
-        return bool(facts.checks) or is_checked(sampling, self._checks)
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request whose answer is checked."""
@@ -183,7 +180,7 @@ class CheckedAnswers(Step):
         return wanted if request.sampling is sampling and call.facts is facts else None
 
     async def _wanted(self, sampling: Sampling, facts: protocol.Facts) -> tuple[_Form | None, list[Check]]:
-        checks = [check for check in (*self._checks, *facts.checks) if check.wants(sampling)]
+        checks = [check for check in (*self._checks, *facts.checks) if check.is_wanted(sampling)]
         wanted = await self._form_of(sampling), checks
         self._last = sampling, facts, wanted
         return wanted
@@ -276,7 +273,7 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
 
 async def checked(answer: protocol.Completion, request: Request, call: protocol.Call) -> protocol.Outcome:
     """Return an answer that was merged from the answers to parts of `request`; a failure if a check has a complaint."""
-    checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.wants(request.sampling)]
+    checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.is_wanted(request.sampling)]
     complaint = await _complaint_of(checks, answer.text, request)
     return answer if complaint is None else protocol.Failure(complaint.error, answer.attempts, text=answer.text)
 

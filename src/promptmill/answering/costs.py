@@ -23,12 +23,12 @@ from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, lis
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.schema import choices_of
 from promptmill.backends import registry
-from promptmill.backends.protocol import NO_USAGE, Call, Facts, Failure, Outcome, Usage, billed
+from promptmill.backends.protocol import NO_USAGE, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.request import Account, Request, Sampling, TextPart, nested
+from promptmill.core.request import Account, Request, TextPart, nested
 from promptmill.core.values import JsonObject
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
@@ -71,7 +71,7 @@ class BudgetedAnswers(Step):
             return cls(loading.plan, price, loading.budget)
         if loading.budget is not None:
             raise unknown_price(loading.plan)
-        return _UnpricedAnswers(loading.plan)
+        return None
 
     def __init__(self, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None) -> None:
         self._plan, self._price, self._prices = plan, price, Prices(plan, price)
@@ -243,25 +243,6 @@ class BudgetedAnswers(Step):
                 hint = "Raise ", Named("max_cost"), ", ", *fits
             self._no_room = state, Failure(PromptmillError(Code.BUDGET, message, hint))
         return self._no_room[1]
-
-
-class _UnpricedAnswers(Step):
-    """Refuses calls with a budget, because the price of the model is unknown."""
-
-    place = Place.PRICED
-
-    def __init__(self, plan: resolved_config.ResolvedConfig) -> None:
-        self._plan = plan
-
-    def enter(self, call: Call) -> None:
-        """Raise `PromptmillError` (`invalid_config`) for a call with a budget."""
-        if call.ledger.budget is not None:
-            raise unknown_price(self._plan)
-
-    def wants(self, sampling: Sampling, facts: Facts) -> bool:
-        """Return False: without a price, nothing is counted."""
-        del sampling, facts
-        return False
 
 
 def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float]) -> None:

@@ -22,16 +22,11 @@ _LONG = 1 << 16  # characters of all copies of a prompt, from which they wait fo
 class SeveralAnswers(Step):
     """For a request with `n`, sends n requests to any backend. Each answer is checked separately."""
 
-    place = Place.SEVERAL
+    place, wanted_by = Place.SEVERAL, ("n",)
 
     def __init__(self) -> None:
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
         self._copies = Copies()
-
-    def wants(self, sampling: Sampling, facts: protocol.Facts) -> bool:
-        """Return whether a request wants several answers."""
-        del facts
-        return sampling.n is not None
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request with `n`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from promptmill.backends.protocol import Answer, Call, Facts, Outcome
+from promptmill.backends.protocol import Answer, Call, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.money import Budget
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import Request
 
 
 class Place(IntEnum):
@@ -52,6 +52,8 @@ class Step:
     """A function around `answer`. One object serves one loaded model, or one run of a job."""
 
     place: Place
+    wanted_by: Collection[str] | None = None
+    """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request does."""
     following: Answer
     """Answers a request by the steps inside of this one."""
 
@@ -60,14 +62,6 @@ class Step:
         """Return the step for a model; None if none of its requests needs the step. Raises `PromptmillError`."""
         del loading
         return cls()
-
-    def wants(self, sampling: Sampling, facts: Facts) -> bool:
-        """Return whether requests with these parameters, in a call with these facts, go through the step.
-
-        It is called once for all requests that share both objects, so it reads nothing else that may change.
-        """
-        del sampling, facts
-        return True
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request that the step wants; see `protocol.Answer`."""
@@ -86,37 +80,3 @@ class Step:
 
     async def aclose(self) -> None:
         """Free all resources."""
-
-
-def composed(steps: Iterable[Step], answer: Answer) -> Answer:
-    """Return `answer` with the steps around it, sorted by place. A request skips the steps that do not want it."""
-    inside: list[tuple[Step, Answer]] = []
-    for step in sorted(steps, key=lambda one: one.place, reverse=True):
-        inside.insert(0, (step, step.wrap(_first(inside, answer))))
-    return _first(inside, answer)
-
-
-def _first(steps: Sequence[tuple[Step, Answer]], answer: Answer) -> Answer:
-    """Return a function that passes a request to the first of `steps` that wants it, or to `answer`."""
-    optional: list[tuple[Step, Answer]] = []
-    for step, wrapped in steps:
-        if type(step).wants is Step.wants:  # wants every request
-            answer = wrapped
-            break
-        optional.append((step, wrapped))
-    if not optional:
-        return answer
-    # Most requests share these objects with the request before. Reading a field of `Sampling` takes 500 instructions.
-    last_sampling: Sampling | None = None
-    last_facts: Facts | None = None
-    chosen = answer
-
-    def first(request: Request, call: Call) -> Awaitable[Outcome]:
-        nonlocal last_sampling, last_facts, chosen
-        if request.sampling is not last_sampling or call.facts is not last_facts:
-            last_sampling, last_facts = request.sampling, call.facts
-            wanting = (wrapped for step, wrapped in optional if step.wants(last_sampling, last_facts))
-            chosen = next(wanting, answer)
-        return chosen(request, call)
-
-    return first

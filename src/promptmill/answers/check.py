@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from promptmill.core.request import Request, Sampling
 
 
@@ -11,9 +13,13 @@ class Check:
     blocks = False
     """Whether `complaint` is slow or blocks, so that a thread must call it."""
 
-    def wants(self, sampling: Sampling) -> bool:
+    wanted_by: Collection[str] = ()
+    """Names of parameters: answers to a request that sets one of them are checked. A call's own check has none."""
+
+    def is_wanted(self, sampling: Sampling) -> bool:
         """Return whether answers to requests with these parameters are checked."""
-        raise NotImplementedError
+        names = self.wanted_by
+        return not names or any(getattr(sampling, name) is not None for name in names)
 
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return what is wrong with an answer, as the end of `The answer …`; None if nothing is."""

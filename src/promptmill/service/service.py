@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from promptmill.answering.step import Step, composed
+from promptmill.answering.chain import around
+from promptmill.answering.step import Step
 from promptmill.backends.protocol import (
     LOOKED_AT,
     Call,
@@ -374,13 +375,13 @@ class Service:
         if plan.fallback or len(self.models) > 1:
             router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), enter, call)
             try:
-                await driver.run(composed(steps, router.answer), router)
+                await driver.run(around(steps, router.answer), router)
             finally:
                 await router.aclose()
             return
         model, share = await enter(plan.name, call, driver.stoppable)
         try:
-            await driver.run(composed(steps, model.answer), share)
+            await driver.run(around(steps, model.answer), share)
         except PromptmillError as error:
             model.note(error)
             raise

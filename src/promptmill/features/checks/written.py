@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from promptmill.answers.check import Check
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import Request
 from promptmill.features.checks.parameters import Wanted, whole_match
 
 
 class MaxWords(Check):
     """A limit of words."""
 
-    def wants(self, sampling: Sampling) -> bool:
-        """Return whether there is a limit."""
-        return isinstance(sampling, Wanted) and sampling.max_words is not None
+    wanted_by = ("max_words",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return the number of words if there are too many."""
@@ -25,9 +23,7 @@ class MaxWords(Check):
 class Match(Check):
     """A pattern for the whole answer."""
 
-    def wants(self, sampling: Sampling) -> bool:
-        """Return whether there is a pattern."""
-        return isinstance(sampling, Wanted) and sampling.match is not None
+    wanted_by = ("match",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return the pattern if the answer does not match it."""

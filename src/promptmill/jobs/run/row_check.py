@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from promptmill.answers.check import Check
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import Request
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.records import SLOT
 
@@ -21,11 +21,6 @@ class RowCheck(Check):
 
     def __init__(self, store: JobDatabase, complain: Complain) -> None:
         self._store, self._complain = store, complain
-
-    def wants(self, sampling: Sampling) -> bool:
-        """Return True: every answer of the job is checked."""
-        del sampling
-        return True
 
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return the complaint of the function."""
