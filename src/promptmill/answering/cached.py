@@ -279,7 +279,7 @@ class SameRequests(Step):
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step if `dedupe` is configured."""
         plan = loading.plan
-        return cls() if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe else None
+        return cls() if plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe else None
 
     def __init__(self) -> None:
         self._flights = _Flights[tuple[Call, bytes], Outcome]()
