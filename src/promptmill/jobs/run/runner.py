@@ -28,6 +28,7 @@ from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink
+from promptmill.jobs.run.row_check import RowCheck
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, status
@@ -502,7 +503,7 @@ class Runner:
             functools.partial(self._sink, round_, targets),
             is_cancelled=lambda: self._ending.is_cancelled,
             no_room=self._end_without_room,
-            around=job_rounds.work.around,
+            steps=job_rounds.work.steps,
         )
         await way_named(round_.way).run(run)
 
@@ -519,6 +520,7 @@ class Runner:
             job_rounds.between(round_, lambda copies: soon(self._count_copies, copies)),
             job_rounds.work.window,
             sharing=2 if registry.prompt_cache_of(self._job.plan) else 0,
+            checks=() if self._hooks.check is None else (RowCheck(self._job.folder.store, self._hooks.check),),
         )
 
     def _sink(self, round_: Round, targets: Sequence[Target], kind: type[StoreSink], call: Call) -> StoreSink:
