@@ -177,7 +177,7 @@ def test_the_text_fits_a_narrow_terminal(bench, width):
     if width == 40:  # too narrow for the table
         assert lines[0].startswith("A a-long-long")
     else:
-        assert lines[0].split() == ["variant", "right", "mean", "F1"]
+        assert lines[0].split() == ["file", "right", "mean", "F1"]
 
 
 def test_a_comparison_begins_with_a_table_in_which_the_best_are_marked(bench):
@@ -193,7 +193,7 @@ def test_a_comparison_begins_with_a_table_in_which_the_best_are_marked(bench):
     table, after = text.split("\n\n", 1)
     assert after.startswith("300 rows, matched by text, label\n")
     head, *rows = table.splitlines()
-    assert head.split() == ["variant", "right", "mean", "F1"]
+    assert head.split() == ["file", "right", "mean", "F1"]
     ends = {row[0]: " ".join(row.partition(")")[2].split()[:-1]) for row in rows}
     assert ends == {name: "" if name == "A" else "best" if name == best else "may be as good" for name in "ABC"}
     assert compare(bench, *files, "--gold", "label", "--quiet") == table + "\n"
@@ -223,6 +223,7 @@ def test_names_of_variants_have_thirty_characters(bench):
     ]
     grid = write_rows(bench.path / "grid.jsonl", rows)
     table = compare(bench, grid, "--by", "variant", "--gold", "label", "--quiet")
+    assert table.startswith("variant ")
     shown = [row.partition("  ")[0] for row in table.splitlines()[1:]]
     assert shown == [names[0], names[1], f"{names[2][:29]}\N{HORIZONTAL ELLIPSIS}"]
 
@@ -663,7 +664,7 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
     assert difference["cost_per_point"] == pytest.approx(difference["cost"] / 12.5)
     text = compare(bench, *ids, "--gold", "label")
     head, one, _, _, facts, *_ = text.splitlines()
-    assert head.split() == ["variant", "right", "mean", "F1", "model", "cost", "time"]
+    assert head.split() == ["file", "right", "mean", "F1", "model", "cost", "time"]
     assert re.match(r"A cheap.csv +87\.5 % \(\S+\) +0\.8\d +cheap ", one)
     assert facts == "40 rows, matched by text, label", "the model is in the table"
     (gained,) = re.findall(r"\n +cost +for each point +time\nB minus A +\+(\$\S+) +(\$\S+) ", text)

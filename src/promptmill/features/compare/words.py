@@ -168,13 +168,14 @@ def overview(found: JsonObject) -> Table:
     wins = {pair["of"][1]: pair["wins"] for pair in judge.get("pairs", ())}
     best = max((file["accuracy"] for file in right.values()), default=0)
     all_answered = all(file["answered"] == found["rows"] for file in files)
-    own_model = "" if "model" in shared(found) else "model"
+    same = shared(found)
+    own_name, own_model = "variant" if "file" in same else "file", "" if "model" in same else "model"
     rows = []
     for file in files:
         share, won = right.get(file["name"]), wins.get(file["name"])
         rows.append(
             {
-                "variant": named(file),  # then the key figure, which a phone shows without a move
+                own_name: named(file),  # then the key figure, which a phone shows without a move
                 "right in all fields" if "fields" in gold else "right": ""
                 if share is None
                 else _with_interval(share["accuracy"], share["interval"]),
