@@ -20,6 +20,7 @@ from promptmill.answering.costs import (
     worst_case,
 )
 from promptmill.answering.prices import Prices, price_of
+from promptmill.answering.step import Loading
 from promptmill.backends.protocol import Call, Completion, Failure, Ledger, Outcome, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -88,7 +89,8 @@ async def ask(endpoint: Endpoint) -> Callable[..., Any]:
 
     def opened(process: Budget | None = None, call: Call | None = None, **keys: Any) -> Callable[..., Any]:
         plan = plan_of(**keys)
-        answers = BudgetedAnswers(endpoint.answer, plan, sure(price_of(plan)), process)
+        answers = BudgetedAnswers(plan, sure(price_of(plan)), process)
+        answers.following = endpoint.answer
         its_call = call or Call()
 
         async def started(
@@ -390,9 +392,9 @@ async def test_a_budget_reserves_the_highest_cost_of_a_dry_run_with_the_writing_
 
 @pytest.mark.parametrize(("by_batch", "factor", "again"), [(False, 1.25, 1.25), (True, 0.5 * 2, 1.25)])
 def test_a_second_try_is_sent_live_and_writes_the_cache_of_minutes(by_batch, factor, again):
-    plan = plan_of(price={"input": 1_000_000, "output": 0, "batch": 0.5}, schema_retries=1)
+    plan = plan_of(price={"input": 1_000_000, "output": 0, "batch": 0.5}, check_retries=1)
     prices, request = Prices(plan, sure(price_of(plan))), _request(5, choices=("yes", "no"))
-    once = replace(plan, settings=plan.settings.model_copy(update={"schema_retries": 0}))
+    once = replace(plan, settings=plan.settings.model_copy(update={"check_retries": 0}))
     first = most_of(request, once, prices)
     second = most_of(request, plan, prices) - first
     most = most_of(request.changed(shared=SHARED), plan, prices, by_batch=by_batch)
@@ -523,6 +525,30 @@ async def test_a_budget_for_free_answers_gives_no_advice(ask, endpoint):
     await asked(0, 400)
     assert not call.warnings
     await endpoint.reply(0, tokens(1))
+
+
+async def test_answers_have_a_cost_if_their_price_is_known_and_a_budget_of_the_process_needs_one():
+    unknown = plan_of(price=None)
+    assert await BudgetedAnswers.of(Loading(unknown, None, is_shared=False)) is None
+    with pytest.raises(PromptmillError, match="the price of test-model is not known"):
+        await BudgetedAnswers.of(Loading(unknown, Budget(1), is_shared=False))
+    assert isinstance(await BudgetedAnswers.of(Loading(plan_of(), Budget(1), is_shared=False)), BudgetedAnswers)
+
+
+def test_a_call_begins_with_no_cost_and_a_batch_needs_a_price_of_batches():
+    plan = plan_of()
+    step, call = BudgetedAnswers(plan, sure(price_of(plan)), None), Call()
+    step.enter(call)
+    assert call.counts.cost == 0.0
+    call.counts.cost = 2.0
+    step.enter(call)
+    assert call.counts.cost == 2.0
+    batch = Call(exchange=object())  # type: ignore[arg-type]
+    with pytest.raises(PromptmillError, match="in a batch is not known"):
+        step.enter(batch)
+    plan = plan_of(price=DOLLAR | {"batch": 0.5})
+    BudgetedAnswers(plan, sure(price_of(plan)), None).enter(batch)
+    assert batch.counts.cost == 0.0
 
 
 def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
