@@ -632,7 +632,8 @@ def test_the_problem_of_an_answer_without_json_shows_its_beginning(city):
     assert city.check('Here: {"city": "Par').problem == 'it is not JSON, it begins with \'Here: {"city": "Par\''
     assert city.check('{"tags": [1], "city": "x"}').problem.startswith("at $.tags[0]: ")
     assert city.check('{"city": "a"} or {"city": "b"}').problem.startswith("it contains several JSON values")
-    assert city.check('{"city": "a"} Then: {"city": "b').problem == "a JSON value in it is cut or cannot be read"
+    for cut in ('{"city": "b', "{'city': 'b", '{city: "b', '["b', "[{"):
+        assert city.check(f'{{"city": "a"}} Then: {cut}').problem == "a JSON value in it is cut or cannot be read"
 
 
 def test_a_field_that_follows_an_object_is_in_doubt(city):
