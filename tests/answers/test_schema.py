@@ -276,6 +276,7 @@ def test_what_is_not_a_usable_schema_is_refused_and_nothing_is_fetched_for_it(sc
         compile_schema(schema)
     assert caught.value.code is Code.INVALID_INPUT
     assert "schema is" in caught.value.message
+    assert ": :" not in caught.value.message
 
 
 def test_a_pattern_that_would_search_for_ever_ends():
@@ -561,6 +562,7 @@ def test_an_example_of_an_answer_is_no_schema(example):
 )
 def test_an_empty_object_and_one_with_a_type_are_schemas(schema):
     assert why_no_schema(schema) == ""
+    assert why_no_schema({"minimum": 5, "name": "x"}) == ""
 
 
 @pytest.mark.parametrize(

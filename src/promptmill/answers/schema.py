@@ -337,7 +337,7 @@ def _why_not_usable(error: Exception, schema: JsonObject) -> str:
     if path and (wrong := _wrong_type(path, schema)):
         return wrong
     # only the first line, because the others quote the schema
-    reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
+    reason = str(error).splitlines()[0]
     return f"{_dotted(path)}: {reason[:200].rstrip('.')}." if path else f"{reason[:200].rstrip('.')}."
 
 
