@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -588,6 +589,29 @@ def test_the_highest_usage_has_room_for_the_marks_of_a_template():
     request = Request(0, turns, Sampling(max_tokens=1))
     assert worst_case(request).prompt_tokens >= 30 + 10 * 5
     assert worst_case(replace(request, conversation=Conversation(turns.messages[:1]))).prompt_tokens >= 30 + 5
+
+
+def test_the_highest_usage_of_a_text_has_a_token_for_each_of_its_bytes():
+    def most(content: str | None) -> int:
+        return worst_case(Request(0, Conversation((Message("user", content),)), Sampling(max_tokens=1))).prompt_tokens
+
+    assert most("é" * 1000) - most("") == 2000
+    assert most(None) == most("")
+
+
+def test_the_highest_usage_has_room_for_calls_schemas_and_parameters_of_any_kind():
+    def most(extra: Mapping[Any, Any] | None = None, of_turn: Any = None, **sampling: Any) -> int:
+        turn = Message("assistant", "x", extra=of_turn)
+        return worst_case(
+            Request(0, Conversation((turn,)), Sampling(max_tokens=1, **sampling), extra or {})
+        ).prompt_tokens
+
+    calls = {"tool_calls": [{"function": {"name": "f", "arguments": "x" * 5000}}]}
+    assert 5000 < most(of_turn=calls) - most() < 5200
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"title": "x" * 5000}}}
+    assert 5000 < most(response_format=form) - most() < 5200
+    for value in (Decimal(5), 1 << 70, "\ud800", {5: 1}):
+        assert 5000 < most({"x": "y" * 5000, "value": value}) - most() < 5200
 
 
 def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():

@@ -66,6 +66,7 @@ def _request(extra=None, **sampling):
         ({"max_tokens": 300}, {"max_completion_tokens": -1_000_000_000}, 300),
         ({"max_tokens": 1}, {"max_completion_tokens": 300}, 300),
         ({"max_tokens": 300}, {"max_tokens": 1}, 300),
+        ({"max_tokens": 10}, {"prompt": ["of", "a", "chat"]}, 10),
         ({"max_tokens": 1}, {"max_completion_tokens": MOST_TOKENS}, MOST_TOKENS),
         ({"max_tokens": 1}, {"max_tokens": 20, "max_output_tokens": "30"}, 30),
         ({}, {"max_completion_tokens": -5}, 1),
@@ -107,6 +108,8 @@ def test_each_prompt_of_a_completions_request_is_answered_and_all_of_its_body_is
     body = {"prompt": ["one", "two", "three"], "max_tokens": 10}
     request = Request(0, Conversation(()), Sampling(), body, 0, "/completions")
     assert worst_case(request).completion_tokens == 30
+    for prompt, count in (([5, 6, 7], 1), ([[5, 6], [7]], 2), (["one", 5], 2), ([], 1)):
+        assert worst_case(replace(request, extra=body | {"prompt": prompt})).completion_tokens == 10 * count
     long = replace(request, extra={"prompt": "x" * 5000, "max_tokens": 10})
     assert worst_case(long).prompt_tokens > 5000
     assert worst_case(long).completion_tokens == 10
@@ -159,9 +162,11 @@ def test_a_request_with_audio_has_no_worst_case(request_with_audio):
 def test_a_request_for_a_response_has_a_worst_case():
     image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "file_id": None}
     message = {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "file_id"}]}
-    given = [message, {"role": "user", "content": [image]}]
+    given = [message, {"role": "user", "content": [image]}, {"type": "other"}, {}]
     body = {"input": given, "tools": [{"type": "function", "name": "f"}], "previous_response_id": None}
-    assert worst_case(_response(**body)).completion_tokens == 10
+    most = worst_case(_response(**body))
+    assert most.completion_tokens == 10
+    assert most.prompt_tokens > 16_384
 
 
 @pytest.mark.parametrize(

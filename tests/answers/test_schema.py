@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from promptmill.answers.schema import (
     why_not_json,
     with_schema,
 )
+from promptmill.core.bounds import LONGEST_SCHEMA
 from promptmill.core.errors import Code, PromptmillError
 from shapes import SHAPES
 
@@ -279,6 +281,15 @@ def test_what_is_not_a_usable_schema_is_refused_and_nothing_is_fetched_for_it(sc
     assert ": :" not in caught.value.message
 
 
+def test_a_schema_at_another_address_is_not_fetched():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        with pytest.raises(PromptmillError, match="is not a usable JSON Schema"):
+            compile_schema({"$ref": f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"})
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            server.accept()
+
+
 def test_a_pattern_that_would_search_for_ever_ends():
     assert compile_schema({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
 
@@ -513,6 +524,26 @@ def test_the_name_of_a_type_in_another_language_is_answered_with_that_of_json(ki
     for schema in ({"type": kind}, {"properties": {"a": {"type": kind}}}, {"type": ["null", kind]}):
         with pytest.raises(PromptmillError, match=f"{kind!r}; did you mean {meant}?"):
             compile_schema(schema)
+
+
+def test_a_schema_has_a_longest_length():
+    longest = {"title": "x" * (LONGEST_SCHEMA - len('{"title": ""}'))}
+    assert not compile_schema(longest).check("5").problem
+    for longer in ({"title": longest["title"] + "x"}, {"title": "x" * (2 * LONGEST_SCHEMA)}):
+        with pytest.raises(PromptmillError, match=f"^schema is longer than {LONGEST_SCHEMA >> 10} KiB; send a shorter"):
+            compile_schema(longer)
+
+
+@pytest.mark.parametrize("kind", [5, None, [], ["string", "string"], [5]])
+def test_a_type_that_is_no_text_is_an_error_without_a_guess(kind):
+    with pytest.raises(PromptmillError, match="is not a usable JSON Schema") as caught:
+        compile_schema({"type": kind})
+    assert "did you mean" not in caught.value.message
+
+
+def test_a_wrong_keyword_is_named_with_its_place():
+    with pytest.raises(PromptmillError, match=r"JSON Schema: properties\.a\.minimum: it is not of type"):
+        compile_schema({"properties": {"a": {"minimum": "x"}}})
 
 
 def test_an_unknown_type_is_answered_with_all_types():

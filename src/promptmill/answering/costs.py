@@ -460,8 +460,9 @@ def _largest(extra: JsonObject, names: re.Pattern[str]) -> int:
 def _prompts(request: Request) -> int:
     """Return the number of prompts in a request for completions. The endpoint answers each of them."""
     prompts = request.extra.get("prompt") if request.path else None
-    is_several = isinstance(prompts, list) and any(isinstance(prompt, str | list) for prompt in prompts)
-    return len(prompts) if prompts and is_several else 1
+    if not isinstance(prompts, list) or not any(isinstance(prompt, str | list) for prompt in prompts):
+        return 1  # a text, or the tokens of one
+    return len(prompts)
 
 
 def _prompt_size(request: Request, per_image: int) -> int:

@@ -346,7 +346,7 @@ def _wrong_type(path: list[str | int], schema: JsonObject) -> str:
     value: Any = schema
     for part in path:
         value = value[part]
-    if path[-1] == "type" and isinstance(value, list):
+    if isinstance(value, list):
         value = next((one for one in value if one not in _TYPES), None)
     if "type" not in path[-2:] or not isinstance(value, str) or value in _TYPES:
         return ""
