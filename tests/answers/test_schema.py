@@ -517,7 +517,7 @@ def test_a_schema_whose_check_may_take_any_time_is_checked_in_another_process(sc
     [
         *(("str", "string"), ("int", "integer"), ("float", "number"), ("double", "number"), ("bool", "boolean")),
         *(("list", "array"), ("dict", "object"), ("none", "null"), ("text", "string"), ("STR", "string")),
-        *(("strng", "string"), ("Integer", "integer"), ("arrays", "array")),
+        *(("strng", "string"), ("Integer", "integer"), ("ARRAYS", "array")),
     ],
 )
 def test_the_name_of_a_type_in_another_language_is_answered_with_that_of_json(kind, meant):
