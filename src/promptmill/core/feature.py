@@ -47,7 +47,7 @@ class PlanEntry:
     options: Sequence[str]
     """The options of `bulk` that may select the plan."""
     plan: str
-    """`"module:class"`: the subclass of `promptmill.jobs.store.spec.Plan`."""
+    """`"module:class"`: the subclass of `promptmill.jobs.store.plan.Plan`."""
 
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
         """Return whether one of its options is set."""

@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError
 from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE
 from promptmill.features.labels.options import MOST_VOTES
+from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import IS_MISSING, Round
-from promptmill.jobs.store.spec import Plan
 from promptmill.jobs.store.stored import Stored, Variant
 from promptmill.options.table import Again
 

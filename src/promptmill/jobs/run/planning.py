@@ -10,7 +10,7 @@ order has these rounds, in this sequence; a round without rows is left out:
 3. `again …`: the rows that the order explicitly sends again
 4. `first`: the rows without an answer, and failures of earlier runs that are retryable
 
-The plan of a job (`spec.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
+The plan of a job (`plan.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
 round replaces a person's label.
 
 With `dedupe`, only the first of several rows with the same question is sent. Rounds `duplicate` before and after it
@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.rounds import COPY, DUPLICATE, LIVE, ONCE, RULES, Round
-from promptmill.jobs.store.spec import Plan
 
 
 @dataclass(frozen=True, slots=True)
