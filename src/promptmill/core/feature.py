@@ -136,7 +136,8 @@ class Figure:
     news: str = ""
     """`"module:function"`: returns lines that are shown once while the job runs; `[]` if there are none yet."""
     section: str = ""
-    """`"module:function"`: returns the field's section of a report or None. It also takes the curve of the plan."""
+    """`"module:function"`: returns the field's section of a report or None. It also takes the `JobDatabase` and the
+    `JobSpec`."""
     count: str = ""
     """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`.
     Without a function, a plan or a way sets the field."""

@@ -152,15 +152,6 @@ class Votes(Plan):
             return Doubt(decision.score, "tie", "tie", votes)
         return Doubt(decision.score, "votes differ", score_words=votes)
 
-    def names(self, models: Sequence[str]) -> list[str]:
-        """Return the names of the answers: the models, or `vote 1`, … if a model has several votes."""
-        beside = models[1:]
-        return super().names(models) if len(set(beside)) == len(beside) else [models[0], *self._names]
-
-    @property
-    def _names(self) -> list[str]:
-        return [way.name for way in self.ways[1:]]
-
 
 class VoteWork(PlanWork):
     """The decisions during one run."""

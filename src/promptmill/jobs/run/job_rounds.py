@@ -40,10 +40,15 @@ class JobRounds:
     """The rounds of a job in one run. All methods block and raise the errors of `JobDatabase`."""
 
     def __init__(
-        self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT, work: Work | None = None
+        self,
+        job: Job,
+        duplicates: Duplicates | None = None,
+        end: int = SLOT,
+        work: Work | None = None,
+        show: Callable[[Mapping[str, object]], object] = dict,
     ) -> None:
         """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit. `work` follows and halts the plan's long work."""
+        limit. `work` follows and halts the plan's long work. `show`: see `RunningJob.show`."""
         self._job = job
         self._end = end
         self.work: PlanWork = job.spec.plan.work(
@@ -55,6 +60,7 @@ class JobRounds:
                 work or Work(),
                 lambda: job.spec,
                 lambda plan: job.put(job.spec.model_copy(update={"plan": plan})),
+                show,
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
         )

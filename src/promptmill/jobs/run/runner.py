@@ -7,7 +7,7 @@ import contextlib
 import functools
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -408,7 +408,7 @@ class Runner:
             job.folder.put(secrets_checked=content)
 
     async def _rounds(self) -> None:
-        job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work)
+        job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work, self._show)
         is_counted = False
         while (round_ := await self._next(job_rounds)) is not None:
             try:
@@ -423,11 +423,12 @@ class Runner:
             await self._count()
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
-        """Return the next round; None at the end. Put the figures of the plan's decisions into the status."""
-        try:
-            return await self._in_thread(job_rounds.next)
-        finally:
-            self.progress.figures |= self._job.spec.plan.running_figures(self._job.spec)
+        """Return the next round; None at the end."""
+        return await self._in_thread(job_rounds.next)
+
+    def _show(self, figures: Mapping[str, object]) -> None:
+        """Put figures into the status. A new object, because this runs in a thread."""
+        self.progress.figures = {**self.progress.figures, **figures}
 
     def _continues_without(self, round_: Round, error: PromptmillError) -> bool:
         """Try to drop a parameter that an endpoint has refused. Return whether the plan can work without it."""

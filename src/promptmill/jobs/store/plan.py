@@ -97,6 +97,8 @@ class RunningJob:
     described: Callable[[], JobSpec]
     put: Callable[[Plan], None]
     """Stores the plan with its new decisions. Raises the errors of `JobDatabase`."""
+    show: Callable[[Mapping[str, object]], object]
+    """Puts status fields that follow from the plan's decisions into the status of the running job."""
     requests: Callable[[], RowRequests]
     """Returns the request maker for the model of the first slot."""
 
@@ -104,6 +106,16 @@ class RunningJob:
     def spec(self) -> JobSpec:
         """The present description of the job."""
         return self.described()
+
+
+class Estimate(NamedTuple):
+    """What a validation says of a plan."""
+
+    figures: Mapping[str, object] = MappingProxyType({})
+    words: str = ""
+    """The figures as text, for a person; `""` if there are none."""
+    first_cost: float | None = None
+    """The estimated cost, in US dollars, of the rows sent before the plan's decision; None if it is unknown or 0."""
 
 
 class Plan(Stored):
@@ -160,11 +172,6 @@ class Plan(Stored):
         """Whether the plan chooses the delivered answer: then only slot 0 is delivered."""
         return bool(self.ways)
 
-    @property
-    def identity(self) -> Sequence[Mapping[str, object]]:
-        """The values, in addition to `ways`, that distinguish jobs without an output."""
-        return ()
-
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
         """Yield candidates for the next round: `first`, or copies with another rule for rows. A pure function."""
         if again is not None:
@@ -176,11 +183,6 @@ class Plan(Stored):
         del last
         return True
 
-    def may_wait(self, round_: Round) -> bool:
-        """Return whether a live round may use the order's way, whose answers may come much later."""
-        del round_
-        return True
-
     # ---- admission
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
@@ -190,10 +192,6 @@ class Plan(Stored):
         """Return `target` with the plan's changes for a slot."""
         del slot, config
         return target
-
-    def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
-        """Return the targets with the ids of all settings whose answers count."""
-        return targets
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the plan with the decisions of the job `job_id`, which an earlier order of this plan began.
@@ -215,18 +213,14 @@ class Plan(Stored):
         checked: Mapping[str, Any],
         *,
         end: int,
-    ) -> Mapping[str, object]:
-        """Return additional figures for a validation. Blocks.
+    ) -> Estimate:
+        """Return what a validation adds for the plan. Blocks.
 
-        `configs`: by model. `checked`: the figures so far. `end`: the number of the first row beyond the limit.
+        `configs`: by model. `checked`: the figures so far, for a single model. `end`: the number of the first row
+        beyond the limit.
         """
         del store, spec, configs, checked, end
-        return {}
-
-    def estimate_words(self, checked: Mapping[str, Any]) -> str:
-        """Return a text about the additional figures for a person; `""` if there are none."""
-        del checked
-        return ""
+        return Estimate()
 
     def sent(self, request: Request, prompt: str) -> Iterable[Request]:
         """Yield the requests that replace a row's request, except those that depend on an answer.
@@ -235,11 +229,6 @@ class Plan(Stored):
         """
         del prompt
         return (request,)
-
-    def first_cost(self, checked: Mapping[str, Any]) -> float | None:
-        """Return the estimated cost of the rows sent before the plan's decision; None if it is unknown or 0."""
-        del checked
-        return None
 
     # ---- a run
 
@@ -261,43 +250,19 @@ class Plan(Stored):
         del spec, record, beside
         return {}
 
-    def running_figures(self, spec: JobSpec) -> Mapping[str, object]:
-        """Return the status fields that follow from the decisions alone."""
-        del spec
-        return {}
-
     def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Return the plan's status fields for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
 
         `fields`: the fields of the answers whose values are labels.
         """
-        del store, fields, before
-        return self.running_figures(spec)
+        del store, spec, fields, before
+        return {}
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
         """Return the reason why a person should check a row that a model answered; None if no check is needed."""
         del spec, beside
         own = probability(record)
         return None if own is None or own >= 1 else Doubt(own, "low probability")
-
-    def names(self, models: Sequence[str]) -> list[str]:
-        """Return the names of a row's answers, by slot. `models`: the models of the slots."""
-        first, *beside = models
-        return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
-
-    def is_near(self, beside: Sequence[Record | None]) -> bool:
-        """Return whether a row's label is among the labels that are wrong most often."""
-        del beside
-        return False
-
-    def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return the points of a curve, from 0 to 1, for the plan's section of a report. Raises the errors of
-        `JobDatabase`."""
-        del store
-        return []
-
-    def check_reviewable(self, job_id: str) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a job is not ready for a person's labels."""
 
 
 class Doubt(NamedTuple):
