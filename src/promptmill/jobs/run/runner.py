@@ -297,7 +297,7 @@ class Runner:
     async def _answer(self) -> None:
         """Read the input, run the rounds, and write the output. If the database is damaged, repair it and repeat."""
         live = self._hooks.live
-        is_read = False
+        is_read, damaged = False, 0
         try:
             for _ in range(_TRIES):
                 try:
@@ -312,10 +312,13 @@ class Runner:
                         if live is not None:
                             await self._in_thread(functools.partial(live.wait, self._long_work.halt))
                         return
-                    await self._drop_damaged()
+                    damaged += await self._drop_damaged()
                 except DamagedError:
+                    damaged += 1
                     await self._salvage()
                     is_read = False
+            if not damaged:
+                raise RuntimeError(f"the plan {self._job.spec.plan.option} leaves rows open")
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
             if live is not None:
@@ -544,12 +547,14 @@ class Runner:
         self._status.enter(self.progress.state, "counting the answers")
         await self._in_thread(lambda: self.progress.count(self._job.folder.store, NEVER, self._end))
 
-    async def _drop_damaged(self) -> None:
+    async def _drop_damaged(self) -> int:
+        """Delete damaged records, whose rows are sent again. Return their number."""
         store = self._job.folder.store
         if damaged := await self._in_thread(store.drop_damaged):
             self.progress.notes.append(
                 f"{damaged} damaged record(s) in the job's database are not trusted; their rows are sent again."
             )
+        return damaged
 
     def _requests(self, targets: Sequence[Target]) -> list[RowRequests]:
         """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""
