@@ -355,7 +355,7 @@ def _wrong_type(path: list[str | int], schema: JsonObject) -> str:
 
 
 def _meant_type(name: str) -> str:
-    near = close_matches(name.lower(), _TYPES)
+    near = close_matches(name, _TYPES)
     return _OTHER_NAMES.get(name.lower()) or (near[0] if near else "")
 
 
