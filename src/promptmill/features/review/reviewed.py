@@ -229,8 +229,11 @@ def _names(spec: JobSpec) -> list[str]:
     if spec.is_grid:
         return [target.name for target in spec.targets]
     first, *beside = [target.model or spec.model or spec.backend for target in spec.targets]
-    is_once = len({*beside}) == len(beside)
-    return [first, *(name if is_once else way.name for name, way in zip(beside, spec.plan.ways[1:], strict=True))]
+    ways = [way.name for way in spec.plan.ways[1:]]
+    if len({*beside}) < len(beside) and not any(map(str.isdigit, ways)):
+        return [first, *ways]
+    # a plan that only numbers its repeats has no better names than the models
+    return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 
 
 # ---- the tables

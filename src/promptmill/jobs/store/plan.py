@@ -3,7 +3,7 @@
     order ─▶ Plan ─▶ rounds ─▶ answers ─▶ PlanWork: copies, decisions ─▶ delivered answers ─▶ marks, figures, doubts
 
 An ordinary job has the plan `Plan()`; features add others (`core.feature.PlanEntry`). What a single feature asks of
-some plans is a protocol of that feature, such as `features.review.reviewed.Undecided`.
+some plans is a protocol of that feature.
 """
 
 from __future__ import annotations
