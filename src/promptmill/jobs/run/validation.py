@@ -28,7 +28,7 @@ from promptmill.jobs.export.text import Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.formats import TABLES, row_kind
+from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import statistics
@@ -71,8 +71,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
-        if prompts and spec.output.format in TABLES:
-            form = Form([store], spec, spec.output.format)
+        if prompts and spec.output.kind.is_table:
+            form = Form([store], spec, spec.output.kind)
             result["columns"] = {"input": form.names, "added": [*form.answers.names.values()]}
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):

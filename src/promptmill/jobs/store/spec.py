@@ -17,9 +17,9 @@ from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
-from promptmill.core.feature import features, part
+from promptmill.core.feature import Format, features, part
 from promptmill.core.request import Request
-from promptmill.jobs import members
+from promptmill.jobs import format_table, members
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
@@ -30,8 +30,6 @@ from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
 from promptmill.options.table import Again
 
-WHOLE_REQUESTS = frozenset({"batch", "messages"})
-"""Formats in which each row is a whole request."""
 _LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
@@ -84,6 +82,11 @@ class InputSpec(Stored):
         return self.header or self.fields
 
     @property
+    def kind(self) -> Format:
+        """The format, which says what a row is."""
+        return format_table.of_input(self.format)
+
+    @property
     def is_file(self) -> bool:
         """Whether the rows are in the user's files; otherwise `path` is only a name."""
         return self.path.is_absolute()
@@ -106,6 +109,11 @@ class OutputSpec(Stored):
     """The JSON Schema of the answers."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
+
+    @property
+    def kind(self) -> Format:
+        """The format."""
+        return format_table.of_output(self.format)
 
 
 class PlanWork:
@@ -501,14 +509,14 @@ class JobSpec(Stored):
     def fills_input(self) -> bool:
         """Whether the answers become columns of the sheet that has the rows."""
         source, (file, sheet) = self.input, members.split(self.output.path)
-        if source.format != "xlsx" or self.output.format != "xlsx" or len(source.parts) > 1:
+        if not (source.kind.has_sheets and self.output.kind.has_sheets) or len(source.parts) > 1:
             return False
         return source.parts[0].path == file and sheet in {"", source.parts[0].member}
 
     @property
     def keeps_sheets(self) -> bool:
         """Whether the output is a sheet of a workbook, or columns of a sheet, and the rest of the workbook is kept."""
-        return self.output.format == "xlsx" and (self.fills_input or bool(members.split(self.output.path)[1]))
+        return self.output.kind.has_sheets and (self.fills_input or bool(members.split(self.output.path)[1]))
 
     @property
     def image_folders(self) -> tuple[str, ...]:
