@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import promptmill
+from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Format, part
 from promptmill.jobs import format_table
 from promptmill.jobs.inputs import formats
@@ -100,10 +101,22 @@ def test_each_format_of_the_core_is_found_by_its_suffixes_and_its_name():
             assert formats.reading(Path(f"rows.2024{suffix}.gz")) is each
 
 
-def test_a_suffix_of_two_parts_is_more_than_its_end(monkeypatch):
-    anno = Format(names=(".anno.json",), read="m:f")
-    monkeypatch.setattr(format_table, "formats", lambda: [("acme", anno)])
+@pytest.fixture
+def acme(monkeypatch: pytest.MonkeyPatch) -> Iterator[Format]:
+    """Have a format of another package."""
+    found = Format(names=(".anno.json",), read="m:f", packages=("no_such_module",))
+    monkeypatch.setattr(format_table, "formats", lambda: [("acme", found)])
     format_table._table_without.cache_clear()
-    assert format_table.reading("rows.anno.json") is anno
-    assert format_table.reading("rows.json") is not anno
+    yield found
     format_table._table_without.cache_clear()
+
+
+def test_a_suffix_of_two_parts_is_more_than_its_end(acme):
+    assert format_table.reading("rows.anno.json") is acme
+    assert format_table.reading("rows.json") is not acme
+
+
+def test_a_module_of_another_package_is_installed_without_an_extra(acme):
+    with pytest.raises(PromptmillError, match="need no-such-module") as caught:
+        formats.check_installed(Path("rows.anno.json"))
+    assert caught.value.hint == "Install no-such-module where promptmill is installed."

@@ -166,8 +166,9 @@ class Format:
     """Whether calls of clients may name outputs."""
 
     packages: Sequence[str] = ()
-    """The modules that the format needs, from an extra of promptmill."""
+    """The modules that the format needs."""
     extra: str = ""
+    """The extra of promptmill that installs them; `""`: the user installs them."""
     title: str = ""
     """The name for such files in messages; by default the suffix."""
     words: str = ""

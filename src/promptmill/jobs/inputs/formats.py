@@ -117,7 +117,8 @@ def check_installed(*paths: Path) -> None:
             for module in modules:
                 if importlib.util.find_spec(module) is None:
                     package = module.replace("_", "-")
-                    raise PromptmillError(Code.MISSING_DEPENDENCY, f"{title} files need {package}.", adding(extra))
+                    hint = adding(extra) if extra else f"Install {package} where promptmill is installed."
+                    raise PromptmillError(Code.MISSING_DEPENDENCY, f"{title} files need {package}.", hint)
 
 
 @contextmanager
