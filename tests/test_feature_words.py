@@ -12,6 +12,7 @@ SOURCE = Path(promptmill.__file__).parent
 WORDS = {
     "app": r"mcp-app|ui://promptmill",
     "batches": r"batch_round|stored_batches|\bBatch(?:Order|Status|Plan)\b",
+    "checks": r"\bmax_words\b|--max-words\b",
     "compare": r"[`\"]compare[`\"]|\bComparison\b|promptmill compare|\bjudge\b",
     "datastudio": r"(?i)datastudio",
     "documents": r"--split\b|\bmerge_prompt\b",

@@ -245,7 +245,7 @@ async def test_what_is_already_known_costs_nothing(opened, upstream, tmp_path):
 
 async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(opened, upstream):
     upstream.reply = choose(lambda seen: answer("no JSON" if seen.prompt == "prompt" else '{"a": 1}'))
-    service = opened({"schema_retries": 1})
+    service = opened({"check_retries": 1})
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     plan = service.plan.with_sampling({"response_format": asking_for(schema)})
     stats = Call(Facts(total=1))

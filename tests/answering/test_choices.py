@@ -114,7 +114,7 @@ async def test_an_answer_that_is_no_choice_fails_with_its_text_kept(ask, upstrea
     assert isinstance(outcome, Failure)
     assert (outcome.error.code, outcome.text) == (Code.INVALID_ANSWER, "I cannot judge that.")
     assert "positive, negative, neutral" in outcome.error.message
-    assert "schema" not in outcome.error.hint.replace("schema_retries", "")
+    assert "schema" not in outcome.error.hint.replace("check_retries", "")
 
 
 async def test_a_choice_padded_to_great_length_is_requested_again_and_never_empty(ask, upstream):

@@ -243,13 +243,13 @@ def priced_plan(**keys):
     [({}, 1), ({"n": 3}, 3), ({"choices": ("yes", "no")}, 3), ({"n": 2, "choices": ("yes", "no")}, 6)],
 )
 def test_the_highest_cost_has_each_answer_and_second_try_of_a_request(own, answers):
-    plan = priced_plan(price={"input": 0, "output": 1}, schema_retries=2)
+    plan = priced_plan(price={"input": 0, "output": 1}, check_retries=2)
     request = _request(max_tokens=100, **own)
     assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 == pytest.approx(100 * answers)
 
 
 def test_the_prompt_of_a_second_try_has_the_first_answer():
-    plan = priced_plan(price={"input": 1, "output": 0}, schema_retries=1)
+    plan = priced_plan(price={"input": 1, "output": 0}, check_retries=1)
     request = _request(max_tokens=1000, choices=("yes", "no"))
     first = worst_case(request).prompt_tokens
     assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 > 2 * first + 1000

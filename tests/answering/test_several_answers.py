@@ -8,7 +8,7 @@ import json
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answering.chain import Copies
+from promptmill.answering.several import Copies
 from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration

@@ -69,7 +69,7 @@ async def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_t
 
 async def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
     upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("I do not know."))
-    (good, bad), stats = await ask(["Good?", "Bad?"], top={"schema_retries": 2})
+    (good, bad), stats = await ask(["Good?", "Bad?"], top={"check_retries": 2})
     assert isinstance(good, Completion)
     assert isinstance(bad, Failure)
     assert (bad.error.code, bad.text, bad.attempts) == (Code.INVALID_ANSWER, "I do not know.", 3)

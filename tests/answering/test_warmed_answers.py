@@ -40,7 +40,8 @@ async def settled() -> None:
 
 async def test_others_are_held_until_the_first_is_answered():
     endpoint, call = Endpoint(), Call()
-    answers = WarmedAnswers(endpoint.answer)
+    answers = WarmedAnswers()
+    answers.wrap(endpoint.answer)
     beginnings = ["a", "a", "a", "b", None]
     tasks = [asyncio.ensure_future(answers.answer(request(n, one), call)) for n, one in enumerate(beginnings)]
     await settled()
@@ -57,7 +58,8 @@ async def test_others_are_held_until_the_first_is_answered():
 async def test_large_requests_that_wait_keep_their_places(monkeypatch):
     monkeypatch.setattr(warmed, "MOST_WARMED", 2 * 5000)
     endpoint, call = Endpoint(), Call()
-    answers = WarmedAnswers(endpoint.answer)
+    answers = WarmedAnswers()
+    answers.wrap(endpoint.answer)
     tasks = [asyncio.ensure_future(answers.answer(request(n), call)) for n in range(6)]
     await settled()
     assert (endpoint.started, call.waits.held) == ([0], 2)
@@ -71,7 +73,8 @@ async def test_large_requests_that_wait_keep_their_places(monkeypatch):
 
 async def test_after_a_failure_another_is_first_and_after_three_nothing_waits():
     endpoint, call = Endpoint(), Call()
-    answers = WarmedAnswers(endpoint.answer)
+    answers = WarmedAnswers()
+    answers.wrap(endpoint.answer)
     tasks = [asyncio.ensure_future(answers.answer(request(n), call)) for n in range(6)]
     for n in range(3):
         await settled()
@@ -86,7 +89,8 @@ async def test_after_a_failure_another_is_first_and_after_three_nothing_waits():
 
 async def test_a_cancelled_first_request_leaves_its_place_to_another():
     endpoint, call = Endpoint(), Call()
-    answers = WarmedAnswers(endpoint.answer)
+    answers = WarmedAnswers()
+    answers.wrap(endpoint.answer)
     first, second = (asyncio.ensure_future(answers.answer(request(n), call)) for n in range(2))
     await settled()
     first.cancel()
@@ -99,7 +103,8 @@ async def test_a_cancelled_first_request_leaves_its_place_to_another():
 async def test_a_slow_first_request_does_not_hold_up_the_others_for_ever(monkeypatch):
     monkeypatch.setattr(warmed, "_LONGEST_WAIT_S", 0.05)
     endpoint, call = Endpoint(), Call()
-    answers = WarmedAnswers(endpoint.answer)
+    answers = WarmedAnswers()
+    answers.wrap(endpoint.answer)
     tasks = [asyncio.ensure_future(answers.answer(request(n), call)) for n in range(3)]
     while len(endpoint.started) < 3:
         await asyncio.sleep(0.01)
@@ -112,7 +117,8 @@ async def test_a_slow_first_request_does_not_hold_up_the_others_for_ever(monkeyp
 async def test_a_beginning_that_the_cache_has_forgotten_is_warmed_again(monkeypatch, kept_s):
     monkeypatch.setattr(warmed, "_KEPT_S", kept_s)
     endpoint, call = Endpoint(), Call()
-    answers = WarmedAnswers(endpoint.answer)
+    answers = WarmedAnswers()
+    answers.wrap(endpoint.answer)
     first = asyncio.ensure_future(answers.answer(request(0), call))
     await settled()
     endpoint.ends[0].set_result(Completion("x"))

@@ -15,7 +15,10 @@ BASH = (
     'source ./script; COMP_WORDS=($1); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_promptmill; echo "${COMPREPLY[@]}"'
 )
 FISH = 'source ./script; complete -C "$argv[1]"'
-ASKED = [["bash", "-c", BASH, "-"], ["fish", "--no-config", "-c", FISH]]
+ASKED = {"bash": ["bash", "-c", BASH, "-"], "fish": ["fish", "--no-config", "-c", FISH]}
+ZSHRC = """PS1="ready> "; autoload -U compinit; compinit -u -D; eval "$(<script)"
+report() { print -r -- "<<$BUFFER>>" }; zle -N report; bindkey '^X' report
+"""
 
 
 @pytest.fixture
@@ -29,8 +32,31 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def completed(shell: str, folder: Path, words: str) -> str:
+    """Return the last word after Tab."""
+    if shell != "zsh":
+        done = subprocess.run([*ASKED[shell], words], cwd=folder, capture_output=True, text=True, check=False)
+        return done.stdout.split("\t")[0].strip() or done.stderr
+    import pty  # zsh completes only on a terminal, which Windows lacks
+
+    (folder / ".zshrc").write_text(ZSHRC)
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "ZDOTDIR": str(folder), "TERM": "xterm"}
+    command = ["zsh", "-i"]
+    with subprocess.Popen(command, cwd=folder, env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        for wanted, then in ((b"ready> ", f"{words}\t\x18".encode()), (b">>", b"")):
+            while wanted not in shown:
+                shown += os.read(ours, 4096)
+            os.write(ours, then)
+        process.kill()
+    os.close(ours)
+    return shown.decode().rpartition("<<")[2].partition(">>")[0].split()[-1]
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("command", ASKED, ids=["bash", "fish"])
+@pytest.mark.parametrize("shell", ["bash", "fish", "zsh"])
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -45,13 +71,11 @@ def folder(tmp_path, monkeypatch):
         ("promptmill review pro", "prompts.jsonl"),
     ],
 )
-def test_tab_completes(folder, upstream, command, words, expected):
-    shell, words = command[0], words.replace("URL", upstream.url)
+def test_tab_completes(folder, upstream, shell, words, expected):
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not here")
     (folder / "script").write_text(script(parser_of(), shell))
-    done = subprocess.run([*command, words], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stdout.split("\t")[0].strip().rstrip("/") == expected.rstrip("/"), done.stderr
+    assert completed(shell, folder, words.replace("URL", upstream.url)).rstrip("/") == expected.rstrip("/")
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -211,7 +211,7 @@ def test_a_running_job_of_another_process_shows_what_is_in_flight(upstream, tmp_
         assert page["promptmill_jobs"] == {"running": 1}
         assert page["promptmill_job_rows_left"][""] == 2
     (folder,) = JobFolders.from_environ().all()
-    folder.request_cancel()
+    folder.request_cancel(at_once=True)
     folder.wait_for_end(PATIENCE_S)
 
 

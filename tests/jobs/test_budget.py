@@ -277,7 +277,7 @@ FLEX = LINE | {"body": {"messages": [{"role": "user", "content": "a"}], "max_tok
     [
         (3, PromptCache("anthropic"), ["--system", LONG], {"provider": "anthropic"}),
         (3, PromptCache("openai"), ["--system", LONG, "--choices", "yes,no"], {"provider": "openai"}),
-        (3, answer("maybe " * 250), ["--choices", "yes,no", "--set", "schema_retries=2"], {}),
+        (3, answer("maybe " * 250), ["--choices", "yes,no", "--set", "check_retries=2"], {}),
         ([FLEX], answer("yes"), [], {}),
     ],
     ids=["cache writes", "a cache and choices", "second tries", "a tier of a row"],

@@ -3,6 +3,7 @@
 import pytest
 from fastmcp.exceptions import ToolError
 
+from bulk_calls import cancelled
 from replies import answer, choose, late
 
 
@@ -35,7 +36,7 @@ async def test_a_wait_ends_at_its_time_and_at_a_pause(held, tools):
         assert found["paused"]
         found = await call("bulk_status", job_id=job_id, action="continue", wait_s=3)
         assert "paused" not in found
-        found = await call("bulk_status", job_id=job_id, action="cancel")
+        found = await cancelled(call, job_id)
         assert found["state"] == "cancelled"
         with pytest.raises(ToolError, match="call bulk_generate as before"):
             await call("bulk_status", job_id=job_id, action="continue")

@@ -186,6 +186,21 @@ def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
     assert not bench.output.exists()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_dry_run_of_json_names_the_fields_that_are_written(bench, suffix):
+    bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
+    rows = [{"text": "a"}, {"text": "b", "answer": 3}]
+    bench.input.write_text(json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows)))
+    options = ("--prompt", "Is it good? {{text}}", "--fields", "good:boolean!")
+    shown = bench.run(*options, "--dry-run").stdout
+    assert "\ncolumns: text, answer, answer_1, error, usage, finish_reason\n" in shown
+    bench.upstream.reply = answer('{"good": true}')
+    bench.succeed(*options)
+    text = bench.output.read_text()
+    (_, row) = json.loads(text) if suffix == ".json" else map(json.loads, text.splitlines())
+    assert list(row) == ["text", "answer", "answer_1", "error", "usage", "finish_reason"]
+
+
 def test_a_flag_of_the_last_release_is_answered_with_its_new_name(bench):
     bench.prompts(1)
     assert "`--validate` is now `--dry-run`" in bench.fail("--validate")
@@ -390,6 +405,9 @@ def test_jobs_lists_shows_and_cancels(bench):
     listed = json.loads(bench.jobs("--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
     assert " requests open" in bench.jobs(job_id).stdout
+    waiting = bench.jobs(job_id, "--cancel", "--json")
+    assert "ends after its requests in flight, within a minute; --cancel again ends it at once." in waiting.stderr
+    assert json.loads(waiting.stdout)["state"] == "running"
     cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
     eventually(lambda: bench.upstream.in_flight == 0)

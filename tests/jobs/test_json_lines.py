@@ -76,12 +76,17 @@ def test_an_empty_array_has_no_rows(ingested, tmp_path, text):
         ('[{"prompt": "a"}]\n[{"prompt": "b"}]', "there is more text after its end at character 19"),
         ('[{"prompt": "a"},', "ends too early|Expecting value"),
         ('[{"prompt": nonsense, "and": "much more behind it"}]', "at character 13"),
-        ('{\n "rows": [\n  {"prompt": "a"}\n ]\n}', "is one JSON object; save only its list 'rows'"),
+        ('{\n "rows": [\n  {"prompt": "a"}\n ]\n}', "is one JSON object, whose rows are in the list 'rows'"),
         (
             '{"data": [{"prompt": "a"},\n {"prompt": "b"}]}',
-            "save only its list 'data' .* `jq .data in.json > rows.json`",
+            "whose rows are in the list 'data'; save only that list as a file.$",
+        ),
+        (
+            '{"object": "list",\n "data": [\n  {"prompt": "a"}]}',
+            "whose rows are in the list 'data'; save only that list",
         ),
         ('{\n "rows": []\n}', "is one JSON object; write an array of rows"),
+        ('{"model": "m",\n "messages": [{"role": "user"}]}', "is one JSON object; write an array of rows"),
     ],
 )
 def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested, tmp_path, text, said):

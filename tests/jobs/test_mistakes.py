@@ -156,7 +156,8 @@ def test_what_only_looks_unclosed_is_a_template(text):
 def test_one_object_around_the_rows_says_how_to_save_them(bench, options):
     bench.write([{"data": [{"text": "a"}, {"text": "b"}]}])
     said = " ".join(bench.fail(*options).split())
-    assert "whose rows are in the list 'data': save only that list, such as with `jq .data FILE > rows.json`." in said
+    assert "whose rows are in the list 'data'; save only that list as a file, such as with `jq " in said
+    assert f"""`jq '.["data"]' {bench.input} > rows.json`.""" in said
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_a_name_that_is_too_long_is_one_line(bench, arguments, length):
     [
         (lambda path: path.symlink_to("gone"), "is a link to gone, which does not exist"),
         (lambda path: path.symlink_to(path.name), "which does not exist"),
-        (os.mkfifo, "is a pipe; `-` in its place"),
+        (os.mkfifo, "is a pipe; write its rows into a file, or pipe them into `promptmill bulk - FILE`."),
         (lambda path: path.mkdir() or [(path / name).touch() for name in ("state.json", "a.arrow")], "`save_to_disk`"),
         (lambda path: path.mkdir() or (path / "dataset_dict.json").touch(), "`save_to_disk`"),
     ],

@@ -27,7 +27,7 @@ from mcp_types import ElicitResult, Implementation
 from PIL import Image
 from pyarrow import parquet
 
-from bulk_calls import asked_of, ended, polled, ran
+from bulk_calls import asked_of, cancelled, ended, polled, ran
 from fakes import FakeBackend, openai_configuration
 from half_done import answers
 from pdf_files import pdf_of_texts
@@ -286,7 +286,7 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(be
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("protocol")
-async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench, tools):
+async def test_partial_answers_can_be_read_and_cancelling_twice_ends_all_requests(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(400)
     async with tools() as call:
@@ -299,6 +299,9 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
         with pytest.raises(ToolError, match="is running already"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="all")
         found = await call("bulk_status", action="cancel", job_id=job_id)
+        assert (found["state"], found["alive"]) == ("running", True)
+        assert found["activity"].endswith(" in flight; a second cancel ends them at once")
+        found = await call("bulk_status", action="cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
         assert any("in flight ended with the job, and may be charged" in said for said in found["warnings"])
         await until(lambda: bench.upstream.in_flight == 0)
@@ -308,6 +311,43 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
         await ended(call, job_id, "finished")
     assert len(bench.answers()) == 400
     assert not bench.output.with_name("cancel").exists()
+
+
+@pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
+async def test_a_cancelled_job_sends_nothing_more_and_waits_for_what_is_in_flight(bench, tools, is_paused):
+    asked = threading.Event()
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 or asked.is_set() else late(0.5))
+    bench.prompts(3000)
+    async with tools() as call:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await until(lambda: len(bench.upstream.seen) > 120)
+        if is_paused:
+            await call("bulk_status", action="pause", job_id=job_id)
+        await call("bulk_status", action="cancel", job_id=job_id)
+        found = await ended(call, job_id, "cancelled")
+        assert found["done"] == len(bench.upstream.seen) < 3000
+        assert not found["failed"]
+        assert not any("may be charged" in said for said in found["warnings"])
+        asked.set()
+        bench.folder.change_control(paused=False)
+        await ran(call)
+    assert len(bench.upstream.seen) == 3000
+
+
+async def test_a_cancelled_job_does_not_wait_for_ever(bench, closing):
+    bench.upstream.reply = late(None)
+    bench.prompts(3)
+    configuration = openai_configuration(bench.upstream.url)
+    order = JobOrder(inputs=(bench.input,), output=bench.output)
+    with contextlib.closing(await OpenJob(order, configuration, JobFolders.from_environ()).admitted()) as job:
+        running = runner.Runner(job, closing(Service(configuration)), leaving_s=0.0)
+        run = asyncio.ensure_future(running.run())
+        await until(lambda: bench.upstream.in_flight == 3)
+        job.folder.request_cancel()
+        found = await run
+    assert (found["state"], found["done"]) == ("cancelled", 0)
+    (said,) = found["warnings"]
+    assert said.startswith("3 requests in flight ended with the job, and may be charged")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pread")
@@ -350,7 +390,7 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench, tools):
     bench.prompts(20)
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await call("bulk_status", action="cancel", job_id=job_id)
+        await cancelled(call, job_id)
         await ended(call, job_id, "cancelled")
         # its last word is written before its lock is let go
         await polled(lambda: call("bulk_status", job_id=job_id), lambda found: not found["alive"])
@@ -538,7 +578,7 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
         files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
         job_id = (await call("bulk_generate", **files, prompt=endless))["job_id"]
         await until(own)
-        await call("bulk_status", action="cancel", job_id=job_id)
+        await cancelled(call, job_id)
         await ended(call, job_id, "cancelled")
     assert gone(own())
 

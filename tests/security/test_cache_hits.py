@@ -42,7 +42,7 @@ def upstream(lasting):
 
 @pytest.fixture(scope="module")
 def _sharing(folder, lasting):
-    top = {"allowed_roots": [str(folder)], "cache": True, "schema_retries": 2, **_BILLED}
+    top = {"allowed_roots": [str(folder)], "cache": True, "check_retries": 2, **_BILLED}
     environ = {"XDG_STATE_HOME": str(folder / "state"), "PROMPTMILL_CACHE": str(folder / "cache")}
     with ServedHere(written(folder, lasting.url, top, provider="openai", num_workers=2), environ=environ) as server:
         yield server, environ

@@ -10,6 +10,7 @@ import pytest
 from fastmcp import Client
 from mcp.shared.exceptions import MCPError
 
+from bulk_calls import cancelled
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
 from promptmill.jobs.store.index import JobFolders
@@ -83,7 +84,7 @@ async def test_the_job_of_a_task_is_its_owners_for_every_tool(served, upstream, 
         monkeypatch.setattr(tasks, "owner_of", lambda _: "")
         assert (await talk("bulk_status", job_id=job_id)).structured_content["state"] == "running"
         assert len((await talk("bulk_status", read="all", job_id=job_id, limit=200)).structured_content["rows"]) == 99
-        assert (await talk("bulk_status", action="cancel", job_id=job_id)).structured_content["state"] == "cancelled"
+        assert (await cancelled(talk, job_id)).structured_content["state"] == "cancelled"
 
 
 @pytest.mark.rule("H10")
@@ -133,7 +134,7 @@ async def test_so_is_every_job_on_what_came_in_a_call(served, upstream, tmp_path
                 said = await other.error(tried, **arguments)
                 assert "secret" not in said, tried
         monkeypatch.setattr(tool_calls, "owner_of", lambda _: "first")
-        await talk("bulk_status", action="cancel", job_id=job_id)
+        await cancelled(talk, job_id)
 
 
 @pytest.mark.rule("H10")
@@ -190,6 +191,7 @@ def test_over_http_the_token_is_the_owner_and_over_stdio_the_user(upstream, tmp_
             assert "There is no job" in said["content"][0]["text"]
         again = first.session(bearer)
         eventually(lambda: again.call("bulk_status", job_id=job_id)["structuredContent"]["done"] == 1)
+        again.call("bulk_status", action="cancel", job_id=job_id)
         assert again.call("bulk_status", action="cancel", job_id=job_id)["structuredContent"]["state"] == "cancelled"
 
 

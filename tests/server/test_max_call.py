@@ -12,6 +12,7 @@ import pytest
 import yaml
 from fastmcp import Client
 
+from bulk_calls import cancelled
 from everyday import everyday
 from fakes import FakeBackend, openai_configuration
 from forked import ran
@@ -184,7 +185,7 @@ async def test_an_action_ends_the_rest_and_another_resumes_it(serve, upstream):
     async with serve(top=LIMIT) as talk:
         result = await talk("generate", prompt_ls=["a", "stuck", "b"])
         job_id = result.structured_content["job_id"]
-        cancelled = (await talk("bulk_status", action="cancel", job_id=job_id)).structured_content
+        found = (await cancelled(talk, job_id)).structured_content
         await until(lambda: upstream.in_flight == 0)
         ended = await _finished(talk, job_id, "cancelled")
         upstream.reply = answer()
@@ -193,7 +194,7 @@ async def test_an_action_ends_the_rest_and_another_resumes_it(serve, upstream):
         assert again.structured_content["job_id"] == job_id, text(again)
         await _finished(talk, job_id)
         rows = await _rows(talk, job_id)
-    assert cancelled["job_id"]
+    assert found["job_id"]
     assert [(row["index"], row["answer"]) for row in rows] == [(0, "echo: a"), (1, "echo: stuck"), (2, "echo: b")]
 
 
@@ -276,7 +277,7 @@ async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look
                 ["http://host.invalid/x.png"],
             ],
         )
-        await talk("bulk_status", action="cancel", job_id=result.structured_content["job_id"])
+        await cancelled(talk, result.structured_content["job_id"])
         await _finished(talk, result.structured_content["job_id"], "cancelled")
     (path,) = _folders()
     with Folder(path).reading() as store:
@@ -419,7 +420,7 @@ async def test_progress_ends_with_what_is_done(serve, upstream):
     async with serve(top=LIMIT) as talk:
         arguments = {"prompt_ls": ["a", "b", "stuck"]}
         result = await talk.client.call_tool("generate", arguments, progress_handler=heard)
-        await talk("bulk_status", action="cancel", job_id=result.structured_content["job_id"])
+        await cancelled(talk, result.structured_content["job_id"])
         await _finished(talk, result.structured_content["job_id"], "cancelled")
         at_its_end = len(told)
     numbers = [progress for progress, _, _ in told]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bulk_calls import cancelled
 from promptmill.backends.openai import discovery
 from promptmill.backends.openai.discovery import _ollama_url, choose
 from promptmill.backends.openai.providers import profile_named
@@ -163,7 +164,7 @@ async def test_a_call_that_goes_on_as_a_job_has_the_model_that_was_found(upstrea
         job_id = result.structured_content["job_id"]
         found = (await talk("bulk_status", job_id=job_id)).structured_content
         assert found["model"] == "test-model"
-        await talk("bulk_status", action="cancel", job_id=job_id)
+        await cancelled(talk, job_id)
     assert upstream.seen[-1].json["max_tokens"] == 5
 
 

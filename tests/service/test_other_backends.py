@@ -14,7 +14,7 @@ from promptmill.backends.protocol import Call, Facts
 from promptmill.config import backends
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import Sampling, conversation_from_prompt
+from promptmill.core.request import APPLIED_NAMES, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 from talk import serving
 
@@ -82,7 +82,7 @@ async def test_a_backend_of_another_package_answers_over_mcp(site):
 
 
 async def test_what_a_record_says_holds_for_a_backend_of_ours_too(site, monkeypatch):
-    monkeypatch.setattr("promptmill.answering.chain.BACKENDS", {"toy": backends.record("toy")})
+    monkeypatch.setattr("promptmill.answering.screened.BACKENDS", {"toy": backends.record("toy")})
     async with serving(configured(sampling_params={"top_p": 0.5})) as talk:
         result = await talk("generate", prompt_ls=["you"])
     assert "cannot take top_p" in str(result.meta)
@@ -103,7 +103,7 @@ async def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that
     assert "seed" in outcome.error.message
 
 
-@pytest.mark.parametrize("name", sorted(Sampling.model_fields.keys() - {"max_tokens", "n", "reasoning", "choices"}))
+@pytest.mark.parametrize("name", sorted(Sampling.model_fields.keys() - APPLIED_NAMES - {"max_tokens"}))
 async def test_every_parameter_is_named_that_its_record_does_not_name(site, name, closing):
     values = {
         "stop": ["x"],

@@ -25,6 +25,12 @@ async def ended(call: Call, job_id: str, *states: str) -> dict[str, Any]:
     return await polled(lambda: call("bulk_status", job_id=job_id), lambda status: status["state"] in states)
 
 
+async def cancelled(call: Callable[..., Awaitable[Any]], job_id: str) -> Any:
+    """Cancel a job twice, which ends it without its requests in flight; return the second result."""
+    await call("bulk_status", action="cancel", job_id=job_id)
+    return await call("bulk_status", action="cancel", job_id=job_id)
+
+
 async def ran(call: Call, *states: str, **arguments: Any) -> dict[str, Any]:
     """Start a job, of `in.jsonl` into `out.jsonl` unless these say otherwise; wait until it has ended."""
     files = {} if {"prompts", "files"} & arguments.keys() else {"input_file": "in.jsonl", "output_file": "out.jsonl"}

@@ -93,7 +93,7 @@ async def run(backend: Backend, source: Source, sink: Sink, call: Call, around: 
     """Answer what `source` brings into `sink`, as the service does; `around` makes the function around `answer`."""
     share = backend.enter(call)
     try:
-        await Driver(source, sink, call).run(around(backend.answer).answer if around else backend.answer, share)
+        await Driver(source, sink, call).run(around().wrap(backend.answer) if around else backend.answer, share)
     finally:
         await backend.leave(call)
 

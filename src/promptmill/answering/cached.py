@@ -31,13 +31,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import orjson
 
+from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.outcome_data import outcome_data, outcome_of
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Outcome
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
@@ -77,17 +78,23 @@ _NOT_ASKED = frozenset(
 _Warn: TypeAlias = Callable[[str], None]
 
 
-class CachedAnswers:
+class CachedAnswers(Step):
     """Returns cached answers, and sends only one of identical requests; with several clients, only within a call.
 
     It keeps complete answers to requests at temperature 0; with `everything`, of all requests of a single user.
     """
 
-    def __init__(
-        self, following: Answer, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool, is_shared: bool
-    ) -> None:
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step if the operator configured a cache. Raises `PromptmillError` (`storage`)."""
+        if not (wanted := loading.plan.operator.cache):
+            return None
+        cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
+        return cls(loading.plan, cache, everything=wanted == "all", is_shared=loading.is_shared)
+
+    def __init__(self, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool, is_shared: bool) -> None:
         """`is_shared`: the process has several clients, so a hit is reported like a sent request."""
-        self._following = following
+        self.place = Place.SENT if is_shared else Place.CACHED
         self._everything = everything and not is_shared
         self._is_shared = is_shared
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
@@ -103,14 +110,15 @@ class CachedAnswers:
         and an invalid answer would be kept.
         """
         if not (self._everything or _is_repeatable(request)):
-            return self._following(request, call)
+            return self.following(request, call)
         if self._is_shared and request.sampling.response_format is not None:
-            return self._following(request, call)
+            return self.following(request, call)
         return self._once(request, call)
 
-    async def flush(self) -> None:
-        """Return when all answers received so far are on disk."""
-        await self._batches.flush()
+    async def leave(self, call: Call) -> None:
+        """Return when all answers received so far are on disk, so that the next process finds them."""
+        del call
+        await asyncio.shield(self._batches.flush())
 
     async def aclose(self) -> None:
         """Write the remaining answers, and close the cache."""
@@ -120,14 +128,14 @@ class CachedAnswers:
         began = time.monotonic()
         key = await self._key(request, call)
         if key is None:
-            return await self._following(request, call)
+            return await self.following(request, call)
         place = (call if self._is_shared else None, key)
         if place not in self._flights:
             return await self._lead(place, request, call, began)
         if _serves(answer := await self._flights.result(place, call), request):
             return self._copied(answer, request, call, began)
         # the first request failed: the others are sent at once, because one after another, each would fail
-        return await self._following(request, call)
+        return await self.following(request, call)
 
     async def _lead(self, place: tuple[Call | None, bytes], request: Request, call: Call, began: float) -> Outcome:
         """Answer a request, if possible from the cache. Requests that arrive meanwhile at `place` share the answer."""
@@ -137,7 +145,7 @@ class CachedAnswers:
             if _serves(answer := await self._batches.look_up(key, warn), request):
                 flight.set_result(answer)
                 return self._copied(answer, request, call, began)
-            outcome = await self._following(request, call)
+            outcome = await self.following(request, call)
             if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
                 flight.set_result(outcome)
                 if outcome.finish_reason in _COMPLETE:
@@ -262,11 +270,18 @@ class _Batches:
                 self._unwritten.pop(key, None)
 
 
-class SameRequests:
+class SameRequests(Step):
     """Sends only one of the identical requests of a call at temperature 0."""
 
-    def __init__(self, following: Answer) -> None:
-        self._following = following
+    place = Place.EQUAL
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step if `dedupe` is configured."""
+        plan = loading.plan
+        return cls() if plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe else None
+
+    def __init__(self) -> None:
         self._flights = _Flights[tuple[Call, bytes], Outcome]()
         self._outcomes: WeakKeyDictionary[Call, dict[bytes, Outcome]] = WeakKeyDictionary()
         """The outcomes of earlier requests, by call and digest."""
@@ -274,14 +289,14 @@ class SameRequests:
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request. A request whose answer may vary is passed on."""
         if not _is_repeatable(request):
-            return self._following(request, call)
+            return self.following(request, call)
         return self._once(request, call)
 
     async def _once(self, request: Request, call: Call) -> Outcome:
         try:
             key = _request_digest(request)
         except (TypeError, ValueError):
-            return await self._following(request, call)  # the request's own attempt will report the error
+            return await self.following(request, call)  # the request's own attempt will report the error
         outcomes, is_last = self._outcomes.setdefault(call, {}), False
         while key in outcomes or (call, key) in self._flights:
             outcome = outcomes.get(key) or await self._flights.result((call, key), call)
@@ -289,7 +304,7 @@ class SameRequests:
                 return _free_copy(outcome, call)
             is_last = True
         with self._flights.lead((call, key)) as flight:
-            outcome = await self._following(request, call)
+            outcome = await self.following(request, call)
             # A temporary failure of the first request may not recur, so one more is sent; its failure is shared.
             if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_last:
                 outcomes[key] = outcome

@@ -17,11 +17,13 @@ from functools import partial
 
 import orjson
 
+from promptmill.answering.checked import is_checked
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, list_of_prices, price_of, tier_of
+from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.schema import choices_of
 from promptmill.backends import registry
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Usage, billed
+from promptmill.backends.protocol import NO_USAGE, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
@@ -56,14 +58,23 @@ _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised 
 _BATCH = Tiers(BATCH)
 
 
-class BudgetedAnswers:
+class BudgetedAnswers(Step):
     """Adds the cost to each outcome. `budget` limits the process; `Ledger.budget` limits the call or job."""
 
-    def __init__(
-        self, following: Answer, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None
-    ) -> None:
-        self._following = following
-        self._prices = Prices(plan, price)
+    place = Place.PRICED
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Step | None:
+        """Return the step. Raises `PromptmillError` (`invalid_config`) for a budget of the process without a price."""
+        price = await asyncio.to_thread(price_of, loading.plan)
+        if price is not None:
+            return cls(loading.plan, price, loading.budget)
+        if loading.budget is not None:
+            raise unknown_price(loading.plan)
+        return None
+
+    def __init__(self, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None) -> None:
+        self._plan, self._price, self._prices = plan, price, Prices(plan, price)
         self._budget, self._model = budget, plan.model
         self._tier = tier_of(plan.settings.extra_params)
         self._usual_tiers = Tiers("", self._tier)
@@ -71,6 +82,12 @@ class BudgetedAnswers:
         self._line = asyncio.Lock()
         """First come, first served: otherwise small requests could overtake a large one forever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
+
+    def enter(self, call: Call) -> None:
+        """Start the cost of a call. Raises `PromptmillError` (`invalid_config`) for a batch whose price is unknown."""
+        if call.exchange is not None and self._price.batch is None:
+            raise unknown_batch_price(self._plan)
+        call.counts.cost = call.counts.cost or 0.0
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request within the budgets of the process and the call."""
@@ -91,7 +108,7 @@ class BudgetedAnswers:
 
     async def _priced(self, request: Request, call: Call, unmetered_cost: float = 0.0) -> Outcome:
         """Answer a request. Without a reported usage, it costs `unmetered_cost`."""
-        outcome = await self._following(request, call)
+        outcome = await self.following(request, call)
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
             return self._batched(outcome, request, call)
         spent, unmetered = billed(outcome)
@@ -150,7 +167,7 @@ class BudgetedAnswers:
                 if no_room is not None:
                     return replace(no_room, attempts=request.attempts, usage=usage, cost=cost or None)
             try:
-                outcome = await self._following(replace(request, account=account), call)
+                outcome = await self.following(replace(request, account=account), call)
             except BaseException:
                 cut_off = account.open * worst
                 account.charge(cut_off)
@@ -342,13 +359,12 @@ def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], 
 
 def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Prices, *, by_batch: bool = False) -> float:
     """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and for second
-    attempts under a schema; infinite without a limit or a price. Failed attempts are not included."""
+    attempts after a check; infinite without a limit or a price. Failed attempts are not included."""
     price, sampling = prices.of(request), request.sampling
     live = _served_at(plan, Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
     if sampling.choices is not None:  # sent as a schema
         form = choices_of(tuple(sampling.choices)).response_format
         request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
-    is_checked = request.sampling.response_format is not None
     try:
         first = worst_case(request, plan.model)
     except PromptmillError:
@@ -358,8 +374,8 @@ def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Pric
     invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts the bytes of the invalid answer
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
     cost = _highest(price, first, request, {BATCH} if by_batch else live, by_batch=by_batch)
-    if is_checked:
-        cost += plan.settings.schema_retries * _highest(price, again, request, live)
+    if is_checked(sampling):
+        cost += plan.settings.check_retries * _highest(price, again, request, live)
     return (sampling.n or 1) * cost
 
 

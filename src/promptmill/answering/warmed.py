@@ -11,8 +11,11 @@ import contextlib
 import time
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
-from promptmill.backends.protocol import Answer, Call, Failure, Outcome
+from promptmill.answering.step import Loading, Place, Step
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call, Failure, Outcome
 from promptmill.core.bounds import MOST_WARMED
 from promptmill.core.request import Request, Shared
 
@@ -33,11 +36,17 @@ class _Beginning:
     failures: int = 0
 
 
-class WarmedAnswers:
+class WarmedAnswers(Step):
     """Holds requests with a shared beginning until the first request with this beginning is answered."""
 
-    def __init__(self, following: Answer) -> None:
-        self._following = following
+    place = Place.WARMED
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step for a provider that caches beginnings."""
+        return cls() if registry.prompt_cache_of(loading.plan) else None
+
+    def __init__(self) -> None:
         self._held = 0
         """The total characters of the beginnings of held requests whose places other requests use."""
         self._known: dict[tuple[str, object], _Beginning] = {}
@@ -45,7 +54,7 @@ class WarmedAnswers:
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request. A request of a batch, or without a shared beginning, is passed on."""
         if request.shared is None or call.exchange is not None:
-            return self._following(request, call)
+            return self.following(request, call)
         return self._after_first(request, call, request.shared)
 
     async def _after_first(self, request: Request, call: Call, shared: Shared) -> Outcome:
@@ -54,10 +63,10 @@ class WarmedAnswers:
             with self._waiting(call, shared):
                 await asyncio.wait({first}, timeout=end - now)
         if first is not None or beginning.until > time.monotonic():
-            return self._noted(beginning, await self._following(request, call))
+            return self._noted(beginning, await self.following(request, call))
         first = beginning.first = asyncio.get_running_loop().create_future()
         try:
-            return self._noted(beginning, await self._following(request, call))
+            return self._noted(beginning, await self.following(request, call))
         finally:
             beginning.first = None
             first.set_result(None)

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from promptmill.answers.check import Check
 from promptmill.answers.reasoning import unknown_end, unknown_mark, unread_call
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, truncated_error, without_frames
@@ -334,6 +335,8 @@ class Facts:
     """The most bytes of encoded images to keep for later items."""
     of_job: bool = False
     """Whether the call is a round of a job, whose database has the counts."""
+    checks: tuple[Check, ...] = ()
+    """The checks of all answers of the call, next to those that the parameters of a request want."""
 
 
 class Histogram:

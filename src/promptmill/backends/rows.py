@@ -28,6 +28,7 @@ from promptmill.backends.batch_lines import BatchLine
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import (
+    APPLIED_NAMES,
     Conversation,
     ImagePosition,
     Request,
@@ -69,8 +70,8 @@ _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Asked: TypeAlias = tuple[Conversation, Sampling, JsonObject]
-# Not from rows: `reasoning` is also a field of answers, which may be another run's input; `choices` is often data.
-_ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n", "choices"}
+# `reasoning` is also a field of answers, and an output may be the input of another run; `choices` is often data.
+_ROW_SAMPLING = frozenset(Sampling.model_fields) - APPLIED_NAMES
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
 IMAGES = ("image", "images")

@@ -83,9 +83,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     live = None
     if len(prompts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
-        sampling = configuration.plan.settings.sampling_params
-        if sampling.response_format is None and sampling.choices is None:  # such an answer may be corrected
-            stats.preview = lambda growing: live.show(growing.text)
+        stats.preview = lambda growing: live.show(growing.text)
     outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt_of(arguments), stats, live))
     if live is not None:
         live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)

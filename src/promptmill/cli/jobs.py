@@ -65,7 +65,9 @@ def add_options(jobs: Parser) -> None:
     for action in _added():
         part(action.options)(looking)
     acting = jobs.add_argument_group("act on a job")
-    acting.add_argument("--cancel", action="store_true", help="end the job at once; what is answered is kept")
+    acting.add_argument(
+        "--cancel", action="store_true", help="end the job after its requests in flight; given again: at once"
+    )
     acting.add_argument("--resume", action="store_true", help="resume the job in this terminal")
     acting.add_argument("--retry-failed", action="store_true", help="send the failed rows again, in this terminal")
     acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
@@ -202,6 +204,9 @@ def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
 def _cancel(job: Folder, *, as_json: bool) -> int:
     if job.request_cancel():
         job.wait_for_end(_CANCEL_WAIT_S)
+        if job.alive:
+            waits = "ends after its requests in flight, within a minute; --cancel again ends it at once."
+            print(f"promptmill: job {job.job_id} {waits}", file=sys.stderr)
     else:
         print(f"promptmill: job {job.job_id} was not running.", file=sys.stderr)
         if ids := job.batches:

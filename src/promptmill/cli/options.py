@@ -26,14 +26,11 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
 
 _SETS: Mapping[str, str] = {
     key.rpartition(".")[2]: option.stored
-    for group in table.GROUPS
-    for option in group.options
+    for option in table.options().values()
     for key in option.keys
     if option.flag is not None
 }
 """The configuration keys that have an argument of the command line, with this argument."""
-_OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
-_OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users give a backend by mistake
 _NO_FILE = "There is no configuration file"
 
@@ -41,7 +38,7 @@ _NO_FILE = "There is no configuration file"
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
     """Add the options that constrain the form of the answers."""
     names = ("choices", "schema", "fields", "choices_many")
-    add_table(parser, [option for option in table.ANSWERS if option.name in names])
+    add_table(parser, [*(option for option in table.ANSWERS if option.name in names), *table.of_answers()])
 
 
 def text_of(option: str, file: Path) -> str:
@@ -143,7 +140,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
         given["choices"] = list(given["choices"].texts)
-    endpoint = {key: given[key] for key in _OF_ENDPOINTS & given.keys()}
+    endpoint = {key: given[key] for key in table.keys_of(table.ENDPOINT) & given.keys()}
     model = getattr(arguments, "model", None)
     given_plans = (entry for each in features().values() for entry in each.plans if entry.may_be_asked(vars(arguments)))
     if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_plans):
@@ -155,13 +152,15 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         backend=arguments.backend,
         endpoint=endpoint,
         model=model,
-        sampling={key: given[key] for key in _OF_SAMPLING & given.keys()},
+        sampling={key: given[key] for key in table.keys_of(table.SAMPLING_KEYS) & given.keys()},
         tier=getattr(arguments, "tier", None),
     )
 
 
 def option_of(named: Named) -> str | None:
     """Return the option for a field in an error. For a configuration key without an option, this is `--set`."""
+    if named.field == "shell":
+        return f"`{named.value}`"
     if named.field in {"status", "command"}:
         return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     from promptmill.config.settings import Settings  # imported on use, as above

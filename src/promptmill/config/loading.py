@@ -25,6 +25,7 @@ from promptmill.config.parameter_file import FILE_NAME, expand, find, parsed, re
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
+from promptmill.core.feature import hidden_parameters
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches, listed, shape, synonym
@@ -411,6 +412,9 @@ def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False
         f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
         for name, instead in left_out.items()
     ]
+    for name in others.keys() & hidden_parameters().keys():  # an endpoint may ignore it
+        feature = hidden_parameters()[name]
+        raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
     if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
         raise config_error(
             f"sampling_params.{near[0]:.60}",

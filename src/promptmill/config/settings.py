@@ -447,7 +447,7 @@ class _Answers(Block):
         description="`separate`: reasoning is removed from the answers and kept separately. `inline`: an answer is the "
         "exact text of the model or endpoint, including reasoning.",
     )
-    schema_retries: int = Field(
+    check_retries: int = Field(
         1, ge=0, le=10, description="Number of retries for an answer that does not satisfy its schema."
     )
     cache: bool | str = Field(

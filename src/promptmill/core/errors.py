@@ -87,8 +87,8 @@ class _Trait(NamedTuple):
 
 
 _MORE_ROOM = (
-    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. For the rows of a job: "
-    '`promptmill bulk … --max-tokens {more} --again failed`, or `again: "failed"`.'
+    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. With that, "
+    '`again: "failed"` sends the failed rows of a job again.'
 )
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
@@ -122,7 +122,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.TRUNCATED: _Trait(False, _MORE_ROOM.format(more=4096)),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
     Code.INVALID_ANSWER: _Trait(
-        True, "Simplify the schema, describe its fields, raise `schema_retries`, or use a stronger model."
+        True, "Simplify the schema, describe its fields, raise `check_retries`, or use a stronger model."
     ),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
     Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
@@ -181,11 +181,12 @@ class PromptmillError(Exception):
 def argument_name(named: Named) -> str | None:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
 
-    `status` is the tool for the status of jobs, `command` a shell command, which has no argument.
+    `status` is the tool for the status of jobs. `command`, a command of promptmill, and `shell`, another one, have no
+    argument, because a text that is stored, or shown over MCP, names none.
     """
     if named.field == "status":
         return "bulk_status"
-    if named.field == "command":
+    if named.field in {"command", "shell"}:
         return None
     value = "" if named.value == "" else f": {json.dumps(named.value, ensure_ascii=False)}"
     return f"`{named.field}{value}`"

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from promptmill.core.errors import Words, config_error
+from promptmill.core.errors import PromptmillError, Words, config_error
 
 GROUP = "promptmill.features"
 """The package of promptmill's features, and the entry-point group of other distributions."""
@@ -245,6 +245,10 @@ class Feature:
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""
     controls: Sequence[Control] = ()
+    sampling: str = ""
+    """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters."""
+    answers: Sequence[str] = ()
+    """Each `"module:class"`: a `promptmill.answers.check.Check`, or a `promptmill.answering.step.Step`."""
     plans: Sequence[PlanEntry] = ()
     """If several plans of this feature are selected, the first is used. Plans of two features exclude each other."""
     ways: Sequence[WayEntry] = ()
@@ -322,6 +326,25 @@ def client_command() -> str:
 def remedies(codes: Collection[str]) -> list[Words]:
     """Return what options of features do about rows that failed with one of `codes`."""
     return [words for each in features().values() for code, words in each.remedies.items() if code in codes]
+
+
+def answers() -> list[type]:
+    """Return the classes of the checks and steps that features add to all answers."""
+    return [part(name) for feature in features().values() for name in feature.answers]
+
+
+def added_parameters() -> list[Any]:
+    """Return the classes of the sampling parameters that features add."""
+    try:
+        return [part(feature.sampling) for feature in features().values() if feature.sampling]
+    except PromptmillError:  # reported when the features are used; this function runs during an import
+        return []
+
+
+def hidden_parameters() -> dict[str, str]:
+    """Return the sampling parameters of hidden features, each with the name of its feature."""
+    classes = {name: part(each.sampling) for name, each in hidden().items() if each.sampling}
+    return {field: name for name, kind in classes.items() for field in kind.model_fields}
 
 
 def figures() -> Mapping[str, Figure]:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.feature import added_parameters
+from promptmill.core.parameter import APPLIED, Parameters
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -395,10 +397,8 @@ _Number = Annotated[float | None, BeforeValidator(_no_boolean)]  # Python would 
 _Whole = Annotated[int | None, BeforeValidator(_no_boolean)]
 
 
-class _TokenChoice(BaseModel):
+class _TokenChoice(Parameters):
     """The parameters for choosing each token."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     temperature: _Number = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
     top_p: _Number = Field(None, ge=0, le=1, description="Choose among the likeliest tokens of this joint probability.")
@@ -412,7 +412,7 @@ class _TokenChoice(BaseModel):
     repetition_penalty: _Number = Field(None, gt=0, description="Divide the score of tokens that occurred; 1 is off.")
 
 
-class Sampling(_TokenChoice):
+class Sampling(_TokenChoice, *added_parameters()):  # type: ignore[misc]  # features may add some
     """Parameters for choosing tokens. The engine or endpoint decides about unset parameters.
 
     Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
@@ -422,26 +422,34 @@ class Sampling(_TokenChoice):
     stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
         None, description="End the answer before any of these texts."
     )
-    n: Annotated[_Whole, AfterValidator(_none_for_one)] = Field(
+    n: Annotated[_Whole, AfterValidator(_none_for_one), APPLIED] = Field(
         None, ge=1, le=128, description="Number of answers to each prompt; `answers` holds all of them."
     )
     response_format: Annotated[JsonDict | None, AfterValidator(_with_known_type)] = Field(
         None, description="OpenAI's `response_format`: JSON mode or a schema."
     )
-    choices: Annotated[list[str] | None, BeforeValidator(list_of_choices)] = Field(
+    choices: Annotated[list[str] | None, BeforeValidator(list_of_choices), APPLIED] = Field(
         None, description="The answer is one of these texts; takes the place of `response_format`."
     )
     reasoning_effort: str | None = Field(
         None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"
     )
     enable_thinking: bool | None = Field(None, description="Whether a model that can reason does so before its answer.")
-    reasoning: Literal["separate", "inline"] | None = Field(
+    reasoning: Annotated[Literal["separate", "inline"] | None, APPLIED] = Field(
         None, description="Like the key `reasoning` of the configuration, which it overrides."
     )
 
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""
         return {name: value for name, value in self if value is not None}
+
+    def sent(self) -> JsonDict:
+        """Return the parameters that are set, by name, without those that promptmill applies itself."""
+        return {name: value for name, value in self if value is not None and name not in APPLIED_NAMES}
+
+
+APPLIED_NAMES = Sampling.applied()
+"""The parameters that promptmill applies itself, for every backend."""
 
 
 def top_choices_of(extra: JsonObject) -> int | None:
@@ -536,6 +544,8 @@ class Request:
     """The number of the request among those for several answers to one item. Each answer is stored separately."""
     shared: Shared | None = None
     """Set if other requests have the same beginning, and it is long enough for a cache."""
+    is_part: bool = False
+    """Whether the row's answer is merged from the answers to several requests. Then no check is about this answer."""
     required: frozenset[str] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
 

@@ -38,14 +38,16 @@ def label_in(text: str) -> str:
     return text
 
 
-def frequent_labels(store: JobDatabase) -> list[str]:
-    """Return the labels of a job's answers, the most frequent first; none if the answers are not labels."""
+def labels_of_job(store: JobDatabase, choices: Sequence[str] = ()) -> list[str]:
+    """Return the labels of a job: its `choices` in their order, then those of other answers, the most frequent first;
+    none if the answers are not labels."""
     counts = Counter[str]()
     for text, rows in statistics.frequent_texts(store, _MOST_LABELS):
         counts[label_in(text)] += rows
     repeat = len(counts) <= _FEW_LABELS or 2 * len(counts) <= counts.total()
     are_short = max(map(len, counts), default=0) <= _LONGEST_LABEL
-    return [label for label, _ in counts.most_common()] if repeat and are_short else []
+    answered = [label for label, _ in counts.most_common()] if repeat and are_short else []
+    return list(dict.fromkeys([*choices, *answered]))
 
 
 def _with_whole_numbers(value: Any) -> Any:

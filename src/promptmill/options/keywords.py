@@ -57,6 +57,8 @@ class AnswerOptions(TypedDict, total=False):
     fields: bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]
     """`schema` in one line: name!,amount:number,day:date, where only `!` demands a value; False: a JSON text, not a
     column for each field."""
+    check: Callable[[Any, Mapping[str, Any]], str | None] | None
+    """A function that gets each answer with its row, and returns what is wrong with it, or None."""
     choices_many: bool
     """With `choices`: any number of them."""
     answer_column: str
@@ -183,6 +185,17 @@ class BatchesOptions(TypedDict, total=False):
     """With `batch`: leave the files at the provider."""
 
 
+class ChecksOptions(TypedDict, total=False):
+    """Options: checks."""
+
+    max_words: int | None
+    """An answer with more words is requested again, and then fails."""
+    match: str | None
+    """An answer that does not match this regular expression as a whole is requested again, and then fails."""
+    language: str | None
+    """An answer in another language than this (its code: de, en, fr) is requested again, and then fails."""
+
+
 class DocumentsOptions(TypedDict, total=False):
     """Options: documents."""
 
@@ -242,6 +255,7 @@ class BulkOptions(
     LimitOptions,
     JobOptions,
     BatchesOptions,
+    ChecksOptions,
     DocumentsOptions,
     LabelsOptions,
     RayOptions,

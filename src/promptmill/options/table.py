@@ -19,8 +19,8 @@ from promptmill.options.option import Argument, Excluded, Face, Flag, Group, Key
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules for sending rows again, by the value of the option `again`."""
 
-_ENDPOINT = "backend_configs.openai."
-_SAMPLING = "sampling_params."
+ENDPOINT, SAMPLING_KEYS = "backend_configs.openai.", "sampling_params."
+"""The beginnings of the configuration keys of endpoints, and of sampling parameters."""
 _PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY = "paths", "file", "files", "stdin", "urls", "query"
 ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
     {
@@ -48,7 +48,7 @@ def _are_several(value: Any) -> bool:
 
 def _sampling(name: str, kind: object, words: str, keyword: str = "") -> Option:
     """Return the option of a sampling parameter, which the command line sets as a configuration key."""
-    within, keys = Argument(within="sampling_params"), [f"{_SAMPLING}{name}"]
+    within, keys = Argument(within="sampling_params"), [f"{SAMPLING_KEYS}{name}"]
     return Option(name, kind, words, flag=None, argument=within, keyword=Keyword(type=keyword), keys=keys)
 
 
@@ -250,6 +250,14 @@ ANSWERS = (
         argument=None,
         keyword=None,
     ),
+    Option(
+        "check",
+        object,
+        "a function that gets each answer with its row, and returns what is wrong with it, or None",
+        flag=None,
+        argument=None,
+        keyword=Keyword(type="Callable[[Any, Mapping[str, Any]], str | None] | None"),
+    ),
     Option("choices_many", bool, "with {choices}: any number of them", False, needs=[Named("choices")]),
     Option(
         "answer_column",
@@ -326,7 +334,7 @@ MODEL = (
             is_common=True,
         ),
         keyword=Keyword(type="str | Sequence[str] | None"),
-        keys=[f"{_ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
+        keys=[f"{ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
         check="promptmill.options.check:check_models",
     ),
     Option(
@@ -336,7 +344,7 @@ MODEL = (
         flag=Flag(metavar="URL", is_common=True),
         argument=None,
         keyword=Keyword(type="str | Sequence[str] | None"),
-        keys=[f"{_ENDPOINT}base_url"],
+        keys=[f"{ENDPOINT}base_url"],
     ),
     Option(
         "provider",
@@ -344,7 +352,7 @@ MODEL = (
         "a provider that `promptmill models --providers` lists",
         flag=Flag(metavar="NAME", is_common=True),
         argument=None,
-        keys=[f"{_ENDPOINT}provider"],
+        keys=[f"{ENDPOINT}provider"],
     ),
     Option(
         "api_key",
@@ -353,7 +361,7 @@ MODEL = (
         flag=None,
         argument=None,
         keyword=Keyword(type="str | Sequence[str] | None"),
-        keys=[f"{_ENDPOINT}api_key"],
+        keys=[f"{ENDPOINT}api_key"],
     ),
     Option(
         "api_key_env",
@@ -361,7 +369,7 @@ MODEL = (
         "the environment variable that holds the endpoint's key",
         flag=Flag("key-env", metavar="NAME", read="promptmill.options.flag_values:variable"),
         argument=None,
-        keys=[f"{_ENDPOINT}api_key_env"],
+        keys=[f"{ENDPOINT}api_key_env"],
     ),
     Option(
         "concurrency",
@@ -369,7 +377,7 @@ MODEL = (
         "most requests in flight",
         flag=Flag(metavar="N"),
         argument=None,
-        keys=[f"{_ENDPOINT}concurrency"],
+        keys=[f"{ENDPOINT}concurrency"],
     ),
     Option(
         "tier",
@@ -385,7 +393,7 @@ SAMPLING = (
         "0 for the likeliest answer",
         flag=Flag(metavar="T"),
         argument=Argument(within="sampling_params"),
-        keys=[f"{_SAMPLING}temperature"],
+        keys=[f"{SAMPLING_KEYS}temperature"],
     ),
     Option(
         "max_tokens",
@@ -393,7 +401,7 @@ SAMPLING = (
         "longest answer, in tokens",
         flag=Flag(metavar="N"),
         argument=Argument(within="sampling_params"),
-        keys=[f"{_SAMPLING}max_tokens"],
+        keys=[f"{SAMPLING_KEYS}max_tokens"],
     ),
     Option(
         "sampling_params",
@@ -553,6 +561,12 @@ def groups() -> list[Group]:
     return found
 
 
+def of_answers() -> list[Option]:
+    """Return the options of features that set a sampling parameter, such as checks of the answer."""
+    added = (option for group in groups()[len(GROUPS) :] for option in group.options)
+    return [option for option in added if any(key.startswith(SAMPLING_KEYS) for key in option.keys)]
+
+
 def needs_hidden(name: str, face: Face) -> str:
     """Return `needs the feature order, which is hidden here` for an option of a hidden feature, given by its name on a
     face; `""` for any other name."""
@@ -567,6 +581,12 @@ def renamed(flag: str) -> str:
     every = options().values()
     names = {f"--{each.flag.was}": each.name_on("flag") for each in every if each.flag is not None and each.flag.was}
     return names.get(flag) or ""
+
+
+def keys_of(beginning: str) -> set[str]:
+    """Return the names of the configuration keys with this beginning that options set, without that of `model`."""
+    keys = {key for option in options().values() if option.name != "model" for key in option.keys}
+    return {key.removeprefix(beginning) for key in keys if key.startswith(beginning)}
 
 
 def options() -> dict[str, Option]:

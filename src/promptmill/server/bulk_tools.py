@@ -341,7 +341,8 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         action: Annotated[
             Literal["pause", "continue", "cancel"] | None,
             Field(
-                description="Done first. `continue` also resumes a stopped job of `generate`; `cancel` ends at once."
+                description="Done first. `continue` also resumes a stopped job of `generate`; `cancel` ends a job "
+                "after its requests in flight, a second one at once."
             ),
         ] = None,
         read: Annotated[

@@ -203,7 +203,7 @@ class Tasks(ServerExtension):
         """End a task. An ended task is not changed."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
-            await self._running_jobs().cancel(params.task_id, _caller(ctx), also_interrupted=True)
+            await self._running_jobs().cancel(params.task_id, _caller(ctx), is_call=True)
         elif ctx.protocol_version == _OLD:
             raise MCPError(mcp_types.INVALID_PARAMS, "The task has ended.")
         return await self._get(ctx, params) if ctx.protocol_version == _OLD else {"resultType": "complete"}

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from promptmill.answering.chain import around
+from promptmill.answering.step import Step
 from promptmill.backends.protocol import (
     LOOKED_AT,
-    Answer,
     Call,
     Counts,
     Failure,
@@ -303,18 +304,18 @@ class Service:
         stats: Call,
         of_job: ResolvedConfig | None = None,
         *,
-        around: Callable[[Answer], Answer] | None = None,
+        steps: Sequence[Step] = (),
     ) -> None:
         """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
         `of_job`: the plan of a job. If another model has replaced the job's model, it gets no row, because it may not
-        be permitted the files. `around` wraps the model's `answer`, and may send several requests for one request.
+        be permitted the files. `steps`: of the job, outside of the model's chain.
 
         Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
         plan = self.plan_of(None if of_job is None else of_job.name)
         with self._counted(plan, stats, sink) as observed:
-            await self._run(plan, source, observed, stats, of_job, around=around)
+            await self._run(plan, source, observed, stats, of_job, steps=steps)
 
     async def shutdown_engine(self) -> None:
         """Unload the engines to free their memory. A later call loads them again. (Endpoints use no memory.)"""
@@ -364,24 +365,23 @@ class Service:
         call: Call,
         of_job: ResolvedConfig | None = None,
         *,
-        around: Callable[[Answer], Answer] | None = None,
+        steps: Sequence[Step] = (),
     ) -> None:
         """Run a call on the model of `plan`, on models that its requests name, and on their fallbacks.
 
         Raises `NotLoadedError`, or the error that ended the run.
         """
         driver, enter = Driver(source, sink, call), partial(self._enter, of_job=of_job)
-        around = around or (lambda answer: answer)
         if plan.fallback or len(self.models) > 1:
             router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), enter, call)
             try:
-                await driver.run(around(router.answer), router)
+                await driver.run(around(steps, router.answer), router)
             finally:
                 await router.aclose()
             return
         model, share = await enter(plan.name, call, driver.stoppable)
         try:
-            await driver.run(around(model.answer), share)
+            await driver.run(around(steps, model.answer), share)
         except PromptmillError as error:
             model.note(error)
             raise

@@ -52,7 +52,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
          "Lower `max_tokens`."),
         # OpenAI, of a model that thought up to the limit
         (400, (b'{"error": {"message": "Could not finish the message because max_tokens or model output limit was '
-         b'reached. Please try again with higher max_tokens."}}'), "--max-tokens 4096 --again failed"),
+         b'reached. Please try again with higher max_tokens."}}'), "`max_tokens: 4096`"),
         # vLLM, entrypoints/chat_utils.py
         (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "reads images"),
         # nginx, ngx_http_special_response.c
@@ -75,7 +75,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b'{"error": {"message": "404, message=\'Not Found\', url=\'http://h/a.png\'", "code": 400}}',
          "could not download the image"),
         (404, _NGINX, f"The request went to {_URL}. Another program, such as a web interface"),
-        (404, b'{"detail": "Not Found"}', "`promptmill models --check` looks for the API"),  # FastAPI
+        (404, b'{"detail": "Not Found"}', "Another program, such as a web interface, may answer there."),  # FastAPI
         # Anthropic, anthropics/anthropic-sdk-python#1185; Google, bethington/ghidra-mcp#440
         (400, b'{"error": {"message": "The compiled grammar is too large, which would cause performance issues."}}',
          "cannot enforce so large a schema"),
@@ -201,7 +201,7 @@ def test_tls_on_a_plain_port_and_plain_http_on_a_tls_port_are_named() -> None:
     lost = PromptmillError(Code.CONNECTION_LOST, "closed.")
     assert "does the port need https://" in with_scheme_hint(_ENDPOINT, lost).hint
     far = replace(_ENDPOINT, url="https://h/v1")
-    assert "write http:// instead of https:// in `base_url`" in with_scheme_hint(replace(far, own=True), lost).hint
+    assert "Then `base_url` begins with http://, not https://." in with_scheme_hint(replace(far, own=True), lost).hint
     assert "http://" not in with_scheme_hint(far, lost).hint, "a key is not to go to a provider in clear"
 
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import re
 from typing import Any
@@ -18,13 +19,15 @@ from mcp.client import advertise
 from PIL import Image
 
 import browser
-from all_features import need
+from all_features import ALL_FEATURES, need
 from app_host import hosting
+from bulk_calls import polled
 from fakes import openai_configuration
 from labellers import LABELS
 from promptmill.features.app import MOST_PICTURES
 from promptmill.features.app.chat_page import html
 from promptmill.features.app.tools import ADDRESS, OWN_TOOLS, PICTURES, ROWS, TOOLS
+from promptmill.jobs.run import runner
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, late, status
@@ -270,9 +273,12 @@ async def test_a_comparison_shows_its_figures_and_the_rows_that_differ(bench, cl
         assert await page.inside("document.getElementById('facts').textContent") == "3 rows · 1 differ"
         sections = "[...document.querySelectorAll('section')].map(each => each.textContent)"
         right, agreement, files, _ = await page.inside(sections)
-        assert right.startswith("Right, by goldA a.csv66.7 %B b.csv100.0 %B against A: +33.3 points")
+        assert right.startswith(
+            "Right, by goldA a.csv66.7 %B b.csv100.0 %points95 % intervalpB minus A+33.3\N{MINUS SIGN}"
+        )
+        assert right.endswith("may be chance")
         assert agreement == "AgreementA and B66.7 %"
-        assert "A a.csv66.7 % (20.8 % to 93.9 %)3" in files
+        assert "A a.csv66.7 % (20.8 % to 93.9 %)0.833B" in files, "a mean F1 of 0.83, 3 answered"
         visible = "[...document.querySelectorAll('section')].every(each => each.offsetHeight > 40)"
         assert await page.inside(visible)
         assert await page.inside("document.querySelector('.scroll').tabIndex + 1"), "a keyboard scrolls a wide table"
@@ -373,6 +379,44 @@ async def test_a_window_has_the_rows_of_a_view_in_its_order(reviews, client, vie
     assert (window["found"], window["all"]) == (found, 400)
     assert window["rows"]["number"] == numbers
     assert [column["name"] for column in window["columns"]][:3] == ["text", "answer", "size"]
+
+
+async def test_the_figures_of_a_look_are_those_of_its_rows(bench, client, monkeypatch):
+    monkeypatch.setattr(runner, "_STATUS_S", math.inf)  # no status is stored after the start
+    bench.upstream.reply = choose(
+        lambda seen: late(None) if seen.number > 4 else status(400) if seen.number == 2 else answer()
+    )
+    bench.prompts(6)
+    async with client() as host:
+        files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+        job_id = (await host.call_tool("bulk_generate", files)).structured_content["job_id"]
+
+        async def look() -> Any:
+            return (await host.call_tool(ROWS, {"job_id": job_id})).structured_content
+
+        found = await polled(look, lambda found: found["all"] == 4)
+        assert (found["state"], found["done"], found["answered"], found["failed"]) == ("running", 4, 3, 1)
+        assert len(found["rows"]["number"]) == 4
+        for _ in range(2):
+            await host.call_tool("bulk_status", {"job_id": job_id, "action": "cancel"})
+
+
+@pytest.fixture
+def labelled(bench):
+    """A bench with a finished job of three rows, whose answers have two of four labels."""
+    bench.upstream.reply = choose(lambda seen: answer("poor" if seen.prompt.startswith("bad") else "fine"))
+    bench.write([{"text": text} for text in ("good", "bad", "good too")])
+    bench.succeed("--prompt", "{{text}}", "--choices", "great,fine,poor,awful")
+
+
+@pytest.mark.usefixtures("labelled")
+async def test_all_labels_of_a_job_are_offered_in_its_order(client):
+    async with client() as host:
+        window = (await host.call_tool(ROWS, {"job_id": "out.jsonl"})).structured_content
+        assert window["labels"] == ["great", "fine", "poor", "awful"]
+        if "review" in ALL_FEATURES:
+            found = (await host.call_tool("review", {"job_id": "out.jsonl", "sample": 3})).structured_content
+            assert found["labels"] == window["labels"]
 
 
 KEY = "sk-proj-0123456789abcdefghij"

@@ -72,8 +72,8 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     ]
     assert data["tiles"] == []
     overview = data["overview"]
-    assert overview["head"] == ["variant", "right", "", "answered", "better than A"]
-    assert [[row[0], row[1][:6], row[2], row[4]] for row in overview["rows"]] == [
+    assert overview["head"] == ["file", "right", "", "mean F1", "answered", "better than A"]
+    assert [[row[0], row[1][:6], row[2], row[-1]] for row in overview["rows"]] == [
         ["A a.jsonl", "66.7 %", "", ""],
         ["B b.jsonl", "88.9 %", "best", "27 to 6"],
     ]

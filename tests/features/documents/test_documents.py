@@ -409,7 +409,7 @@ def test_a_piece_may_answer_null_for_one_of_several_texts(bench):
     said = {True: '{"kind": "sale"}', False: '{"kind": null}'}
     bench.upstream.reply = choose(lambda seen: answer(said["Page 8." in seen.prompt]))
     write(bench, text)
-    bench.succeed(*ASKED, "--schema", json.dumps(kinds), "--split", "900", "--set", "schema_retries=0")
+    bench.succeed(*ASKED, "--schema", json.dumps(kinds), "--split", "900", "--set", "check_retries=0")
     assert out(bench)[0]["kind"] == "sale"
 
 

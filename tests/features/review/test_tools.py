@@ -66,6 +66,27 @@ async def test_a_review_is_written_for_the_user_with_all_rows(voted, tools, name
         assert (voted.path / name).read_bytes() == written
 
 
+@pytest.fixture
+def plain(bench):
+    """A bench with a finished job of two rows, of which none is in doubt."""
+    bench.write([{"text": "a"}, {"text": "b"}])
+    bench.succeed("--prompt", "Is it positive? {{text}}")
+    return bench
+
+
+async def test_a_job_without_a_doubtful_row_writes_no_review(plain, tools):
+    async with tools() as call:
+        found = await call("review", job_id="out.jsonl", output_file="review.html")
+        assert (found["count"], "file" in found) == (0, False)
+        assert found["note"].startswith(
+            "No row is in doubt, and no file is written. Doubt shows with `votes`, `sure`, "
+        )
+        assert not (plain.path / "review.html").exists()
+        found = await call("review", job_id="out.jsonl", output_file="review.html", sample=2)
+        assert (found["count"], "note" in found) == (2, False)
+    assert (plain.path / "review.html").exists()
+
+
 async def test_the_labels_in_a_file_are_taken(voted, tools):
     async with tools() as call:
         keys = {row["row"]: row.get("key") for row in (await call("review", job_id="out.jsonl"))["rows"]}

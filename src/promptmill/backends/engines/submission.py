@@ -15,7 +15,7 @@ from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import TOP_CHOICES, check_left_out, top_choices_of
+from promptmill.core.request import APPLIED_NAMES, TOP_CHOICES, check_left_out, top_choices_of
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.images.load import on_white
@@ -42,8 +42,8 @@ EXTRA = frozenset({"chat_template_kwargs", *TOKEN_LIMITS, *tool_use.NAMES, *LOGP
 """The names in `extra_params` that all engines support."""
 TAKES = frozenset(
     {
-        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
+        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
     }
 )
 """The sampling parameters that all engines support."""
@@ -113,7 +113,7 @@ def template_options(
     `left_out` gets the names of parameters that neither engine nor template supports. Raises `PromptmillError`
     (`invalid_input`).
     """
-    left_out += [name for name in sampling if name not in TAKES and name not in _TEMPLATES]
+    left_out += [name for name in sampling if name not in APPLIED_NAMES | TAKES and name not in _TEMPLATES]
     options = extra.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")

@@ -25,7 +25,7 @@ from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.error_hints import HINTS
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.core.bounds import LONGEST_SEARCHED
-from promptmill.core.errors import Code, Named, PromptmillError, redact, without_controls
+from promptmill.core.errors import Code, Named, PromptmillError, Words, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
 # Statuses that are retried in addition to these and 5xx: 498 is some providers' 503, 424 means a broken backend at TGI
@@ -230,7 +230,9 @@ def _says(body: ErrorBody, cause: Cause) -> bool:
     return _coded(body, cause) or error_body.WORDS[cause].search(body.words) is not None
 
 
-def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint, cause: Cause) -> str | None:
+def _hint_of(
+    status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint, cause: Cause
+) -> Words | None:
     """Return the user's next step after a response with `status`; None if the error code is clear enough."""
     if 300 <= status < 400:
         return _redirected(headers.get("Location", ""), endpoint)
@@ -280,18 +282,19 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
 def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
     """Add a hint about the scheme to the error of a lost connection, if the endpoint has never answered."""
     if endpoint.url.startswith("http:"):
-        hint = "It has never answered: does the port need https:// in `base_url`? Otherwise try again."
+        hint: Words = "It has never answered: does the port need https:// in `base_url`? Otherwise try again."
     elif not endpoint.own:  # not for a provider: no hint may make the user send a key unencrypted over the internet
         return error
     else:
         hint = (
-            "It has never answered: does it speak plain HTTP, not TLS? Then write http:// instead of https:// in "
-            "`base_url`; `promptmill models --check` finds out."
+            "It has never answered: does it speak plain HTTP, not TLS? Then `base_url` begins with http://, not https://",
+            Named("command", "models --check", "; {} finds out"),
+            ".",
         )
     return PromptmillError(error.code, error.message, hint)
 
 
-def wrong_address(endpoint: Endpoint) -> str:
+def wrong_address(endpoint: Endpoint) -> Words:
     """Return the hint for a reply that is not from the API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
@@ -305,11 +308,12 @@ def wrong_address(endpoint: Endpoint) -> str:
     twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:
         return (
-            f"The request went to {redact(url)}. Another program, such as a web interface, may answer there; "
-            "`promptmill models --check` looks for the API at other paths."
+            f"The request went to {redact(url)}. Another program, such as a web interface, may answer there",
+            Named("command", "models --check", "; {} looks for the API at other paths"),
+            ".",
         )
-    looks = "`promptmill models --check` looks for it."
-    return f"The request went to {redact(url)}.{twice} A `base_url` usually ends in /v1; {looks}"
+    usual = f"The request went to {redact(url)}.{twice} A `base_url` usually ends in /v1"
+    return usual, Named("command", "models --check", "; {} looks for it"), "."
 
 
 def _redirected(location: str, endpoint: Endpoint) -> str | None:

@@ -186,9 +186,7 @@ class RequestEncoder:
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
         # extra parameters come first, as `extra_body` in the `openai` package
         given = {name: value for name, value in extra.items() if name not in self._ours}
-        ours = sampling.given()
-        for name in ("reasoning", "choices"):  # not sent: they affect only how the answer is read
-            ours.pop(name, None)
+        ours = sampling.sent()
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
             raise PromptmillError(
                 Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."

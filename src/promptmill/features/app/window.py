@@ -30,7 +30,7 @@ from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.store import statistics
+from promptmill.jobs.store import progress, statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import Record
@@ -96,11 +96,17 @@ async def window(
         while len(orders) > _KEPT:
             del orders[next(iter(orders))]
     state = await asyncio.to_thread(jobs.status, job_id, caller=caller)
+    is_running = state["alive"] and state["state"] == progress.RUNNING
     results = None if state["alive"] else state.get("results", {})
     read = partial(
         _window, folder, rule, view, order=order, offset=offset, limit=limit, longest=longest, results=results
     )
-    return state | await asyncio.to_thread(read)
+    found = await asyncio.to_thread(read)
+    counts = found.pop("counts")
+    # the stored status is up to a second older than the rows; a round of `again` counts its rows as open
+    if is_running and not (state.get("round") or "").startswith("again"):
+        state |= {"answered": counts[0], "failed": counts[1], "done": max(state.get("done", 0), sum(counts))}
+    return state | found
 
 
 def _stamp(database: Path) -> Iterator[tuple[int, int]]:
@@ -183,8 +189,9 @@ class _Table:
         return (_FAILED if errors else 0) | (_TRUNCATED if is_cut else 0), cells
 
     def labels(self, store: JobDatabase) -> list[str]:
-        """Return the labels that a person may choose, the most frequent first; none if the answers are no labels."""
-        return [label for label in labels.frequent_labels(store)[:MOST_SHOWN] if self._shown.may_show(label)]
+        """Return the labels that a person may choose, see `labels_of_job`."""
+        every = labels.labels_of_job(store, self.spec.output.choices)
+        return [label for label in every[:MOST_SHOWN] if self._shown.may_show(label)]
 
     def bars(self, store: JobDatabase, results: Results) -> Iterator[tuple[str, str, list[tuple[str, int]], bool]]:
         """Yield each column of answers with few values: its title, its name, the number of rows by value, and whether
@@ -229,10 +236,13 @@ def _window(
     longest: int,
     results: Results | None,
 ) -> JsonDict:
-    """Return a window of the rows of a job. `results`: the counts of its answers; None while it runs."""
+    """Return a window of the rows of a job, with its `counts` of answers and failures. `results`: the counts of its
+    answers; None while it runs."""
     with folder.reading() as store:
         spec = folder.spec_in(store)
-        delivered = statistics.DeliveredRows(store, skips_empty=spec.question.skip_empty)
+        skips_empty = spec.question.skip_empty
+        by_slot = statistics.slots(store, skips_empty=skips_empty)
+        delivered = statistics.DeliveredRows(store, skips_empty=skips_empty)
         total = delivered.count()
         if view.row is not None:
             found, numbers = 1, [view.row - 1]
@@ -254,6 +264,7 @@ def _window(
     rows = table.rows
     rows.order_columns({OWN + name for name in asked_names(spec)})
     return {
+        "counts": [sum(by_slot[slot][at] for slot in by_slot if slot < spec.delivered) for at in (0, 1)],
         "columns": rows.facts(total, "")["columns"],
         "found": min(found, _MOST_ORDERED),
         "all": total,

@@ -115,7 +115,7 @@ class BatchRound:
     def __init__(self, run: RoundRun, *, clock: Clock = Clock()) -> None:
         self._job, self._service, self._progress, self._round = run.job, run.service, run.progress, run.rows.round
         self._rows, self._sink_of, self._clock = run.rows, run.sink_of, clock
-        self._around = run.around
+        self._steps = run.steps
         order = run.job.order.parts.get("batch")
         self._order = order if isinstance(order, BatchOrder) else BatchOrder()
         self._is_cancelled, self._no_room = run.is_cancelled, run.no_room
@@ -254,7 +254,7 @@ class BatchRound:
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
         try:
-            await answer_rows(self._service, rows, sink, call, self._job.plan, around=self._around)
+            await answer_rows(self._service, rows, sink, call, self._job.plan, steps=self._steps)
             for files in (first, others):
                 await asyncio.to_thread(files.complete)
                 files.store_planned()
@@ -596,7 +596,7 @@ class BatchRound:
         stats.exchange, stats.ledger.deferred = exchange, deferred
         try:
             sink = self._sink_of(StoreSink, stats)
-            await answer_rows(self._service, rows, sink, stats, self._job.plan, around=self._around)
+            await answer_rows(self._service, rows, sink, stats, self._job.plan, steps=self._steps)
         finally:
             stats.exchange = stats.ledger.deferred = None
         return left[0], onward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from promptmill.jobs.store.status_record import LabelShare, RunStatus
 DIFFERS = "\N{NOT EQUAL TO} "
 """The mark before a field in which the answers differ."""
 BEST, NOT_WORSE = "best", "may be as good"
-BEYOND_CHANCE, LABEL_MEAN = "agreement beyond chance", "mean over the labels"
+BEYOND_CHANCE, LABEL_MEAN = "agreement beyond chance", "mean F1"
 _SHORTEST_NAME = 8  # min width of the first column of a table, in characters
 
 
@@ -91,9 +91,8 @@ def sections(
     gold, judge, several = found.get("gold"), found.get("judge"), len(found["files"]) > 2
     if gold:
         yield from _right(gold, classes, several=several)
-        for difference in gold["differences"]:
-            title, *lines = differs(difference)
-            yield Section(title, lines, folded=several)
+        if tables := list(_differences(gold)):
+            yield Section("differences", tables=tables)
     if judge:
         lines = [line for pair in judge["pairs"] for line in judged(pair)]
         if tagged := judge.get("tagged"):
@@ -117,9 +116,9 @@ def _right(gold: JsonObject, most: int, *, several: bool) -> Iterator[Section]:
     ]
     bars += [(cut(group["name"], LABEL), *_span(group, "accuracy")) for group in gold.get("groups", ())]
     bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
-    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *differs_by_field(gold)]
+    lines, tables = [have_right(gold), *spelled(gold)], list(_right_tables(gold))
     by_label = "classes" in files[0]
-    yield Section(f"right, by {gold['column']}{'' if by_label or fields else ', word for word'}", lines, bars)
+    yield Section(f"right, by {gold['column']}{'' if by_label or fields else ', word for word'}", lines, bars, tables)
     yield from _shares_of_labels(gold, most)
     if not by_label:
         return
@@ -169,17 +168,21 @@ def overview(found: JsonObject) -> Table:
     wins = {pair["of"][1]: pair["wins"] for pair in judge.get("pairs", ())}
     best = max((file["accuracy"] for file in right.values()), default=0)
     all_answered = all(file["answered"] == found["rows"] for file in files)
-    own_model = "" if "model" in shared(found) else "model"
+    same = shared(found)
+    own_name, own_model = "variant" if "file" in same else "file", "" if "model" in same else "model"
     rows = []
     for file in files:
         share, won = right.get(file["name"]), wins.get(file["name"])
         rows.append(
             {
-                "variant": named(file),  # then the key figure, which a phone shows without a move
+                own_name: named(file),  # then the key figure, which a phone shows without a move
                 "right in all fields" if "fields" in gold else "right": ""
                 if share is None
                 else _with_interval(share["accuracy"], share["interval"]),
                 " ": _standing(share, best) if share else "",
+                LABEL_MEAN: _figure(share, "macro_f1", ".2f"),
+                "similarity": _figure(share, "similarity", ".2f"),
+                "mean difference": _figure(share, "mean_difference", ".4g"),
                 own_model: file.get("model", ""),
                 "answered": "" if right and all_answered else f"{file['answered']:,}",
                 f"better than {files[0]['name']}": f"{won[1]:,} to {won[0]:,}" if won else "",
@@ -189,6 +192,10 @@ def overview(found: JsonObject) -> Table:
         )
     head = [name for name in rows[0] if name and any(row[name] for row in rows)]
     return Table([name.strip() for name in head], [[row[name] for name in head] for row in rows])
+
+
+def _figure(share: JsonObject | None, name: str, form: str) -> str:
+    return format(share[name], form) if share is not None and name in share else ""
 
 
 def named(file: JsonObject) -> str:
@@ -281,11 +288,7 @@ def _is_label_like(pair: JsonObject) -> bool:
 
 def by_field(shares: Iterable[tuple[str, float, JsonObject]]) -> str:
     """Return shares by field, with the similarity of texts: `customer 83.0 % (similarity 0.91) · amount 91.0 %`."""
-    parts = []
-    for name, share, figures in shares:
-        near = f" (similarity {figures['similarity']:.2f})" if "similarity" in figures and share < 1 else ""
-        parts.append(f"{cut(name, 24)} {percent(share)}{near}")
-    return " · ".join(parts)
+    return " · ".join(f"{cut(name, 24)} {_near(share, figures)}" for name, share, figures in shares)
 
 
 def have_right(gold: JsonObject) -> str:
@@ -312,30 +315,30 @@ def spelled(gold: JsonObject) -> Iterator[str]:
             yield f"right answers{where} that are not {column['kind']}s equal no answer: {first}{more}"
 
 
-def right_of(file: JsonObject) -> str:
-    """Return the number of right answers of a file as text."""
-    low, high = (percent(one) for one in file["interval"])
-    return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){_nearness(file)}"
+def _right_tables(gold: JsonObject) -> Iterator[Table]:
+    """Yield the shares of right answers by field, and those by group of rows."""
+    names = [file["name"] for file in gold["files"]]
+    if fields := gold.get("fields"):
+        rows = [
+            [cut(field["field"], 24), *(_near(file["accuracy"], file) for file in field["files"])] for field in fields
+        ]
+        yield Table(["field", *names], rows)
+    if groups := gold.get("groups"):
+        rows = [
+            [
+                cut(group["name"], LABEL) or "(empty)",
+                _with_interval(group["accuracy"], group["interval"]),
+                f"{group['right']:,}",
+                f"{group['rows']:,}",
+            ]
+            for group in groups
+        ]
+        yield Table(["group", "right", "right rows", "rows"], rows)
 
 
-def _nearness(file: JsonObject) -> str:
-    f1 = f", {LABEL_MEAN} {file['macro_f1']:.2f}" if "macro_f1" in file else ""
-    near = f", similarity {file['similarity']:.2f}" if "similarity" in file else ""
-    if "mean_difference" in file:
-        near = f", mean difference {file['mean_difference']:.4g}"
-    return f1 + near
-
-
-def right_lines(gold: JsonObject) -> Iterator[str]:
-    """Yield the number of right answers of each file; with fields, the number for each field."""
-    for at, file in enumerate(gold["files"]):
-        if fields := gold.get("fields"):
-            ours = ((field["field"], field["files"][at]["accuracy"], field["files"][at]) for field in fields)
-            yield f"{file['name']}  {by_field(ours)}"
-        else:
-            yield f"{file['name']}  {file['right']:,} right{_nearness(file)}"
-    for group in gold.get("groups", ()):
-        yield f"{cut(group['name'], LABEL) or '(empty)'}: {right_of(group)} of {counted(group['rows'], 'row')}"
+def _near(share: float, figures: JsonObject) -> str:
+    near = f" (similarity {figures['similarity']:.2f})" if "similarity" in figures and share < 1 else ""
+    return f"{percent(share)}{near}"
 
 
 def _shares_of_labels(gold: JsonObject, most: int) -> Iterator[Section]:
@@ -368,22 +371,43 @@ def _ends(share: LabelShare) -> tuple[float, float]:
     return share["low"], share["high"]
 
 
-def differs_by_field(gold: JsonObject) -> Iterator[str]:
-    """Yield the differences in each field as text."""
-    for field in gold.get("fields", ()):
-        for difference in field["differences"]:
-            yield f"{cut(field['field'], 24)}: {_less(difference, 'points')}; {_probability(difference)}"
+def _differences(gold: JsonObject) -> Iterator[Table]:
+    """Yield the differences between files, and in each field, in right answers; and those in cost and time."""
+    every = [("", each) for each in gold["differences"]]
+    every += [
+        (f"{cut(field['field'], 24)}: ", each) for field in gold.get("fields", ()) for each in field["differences"]
+    ]
+    right, paid = list[dict[str, str]](), list[dict[str, str]]()
+    for field, each in every:
+        (one, other), (low, high) = each["of"], each["interval"]
+        only_one, only_other = each.get("only_right", (None, None))
+        name = {"": f"{field}{other} minus {one}"}
+        right.append(
+            name
+            | {
+                "points": points(each["difference"]),
+                "95 % interval": f"{points(low)} to {points(high)}",
+                "p": _p(each),
+                " ": "" if low > 0 or high < 0 else "may be chance",
+                "only right": "" if only_one is None else f"{one} {only_one:,}, {other} {only_other:,}",
+            }
+        )
+        gained = each.get("cost_per_point")
+        costs = {
+            "cost": _signed(dollars, each["cost"]) if "cost" in each else "",
+            "for each point": "" if gained is None else dollars(gained),
+            "time": _signed(status_words.took, each["seconds"]) if "seconds" in each else "",
+        }
+        if any(costs.values()):
+            paid.append(name | costs)
+    for rows in filter(None, (right, paid)):
+        head = [name for name in rows[0] if any(row[name] for row in rows)]
+        yield Table([name.strip() for name in head], [[row[name] for name in head] for row in rows])
 
 
-def differs(found: JsonObject) -> Iterator[str]:
-    """Yield the differences between two files in accuracy, cost and time."""
-    (one, other), (only_one, only_other) = found["of"], found["only_right"]
-    yield _less(found, "points")
-    yield f"{only_one:,} only {one} has right, {only_other:,} only {other}; {_probability(found)}"
-    if "cost" in found:
-        yield f"{other} costs {_more(dollars(abs(found['cost'])), found['cost'])}{_per_point(found)}"
-    if "seconds" in found:
-        yield f"{other} takes {_more(status_words.took(abs(found['seconds'])), found['seconds'])}"
+def _signed(text: Callable[[float], str], difference: float) -> str:
+    sign = "\N{MINUS SIGN}" if difference < 0 else "+"
+    return f"{sign}{text(abs(difference))}" if difference else "the same"
 
 
 def judged(pair: JsonObject) -> Iterator[str]:
@@ -439,8 +463,12 @@ def _less(found: JsonObject, unit: str) -> str:
 
 def _probability(found: JsonObject) -> str:
     low, high = found["interval"]
-    p = f"p = {found['p']:.2g}" if found["p"] >= 0.0001 else "p < 0.0001"
-    return f"{p}{'' if low > 0 or high < 0 else '; no difference is shown'}"
+    p = _p(found)
+    return f"p {p if p[0] == '<' else f'= {p}'}{'' if low > 0 or high < 0 else '; no difference is shown'}"
+
+
+def _p(found: JsonObject) -> str:
+    return f"{found['p']:.2g}" if found["p"] >= 0.0001 else "< 0.0001"
 
 
 def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
@@ -454,30 +482,24 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
     if any(NOT_WORSE in row for row in overview(found).rows):
         yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
     if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
-        yield f"{LABEL_MEAN}: of the F1 of each label (macro F1); F1 is low if the label is missed, or given wrongly"
+        yield f"{LABEL_MEAN}: over the labels (macro F1); F1 is low if the label is missed, or given wrongly"
     if any(BEYOND_CHANCE in section.title for section in shown):
         yield f"{BEYOND_CHANCE}: Cohen's kappa"
     if gold and any(_shares_of_labels(gold, 1)):
         yield "shares: corrected for the labels' errors, see docs/review.md"
-    if any("similarity " in line for section in shown for line in (section.title, *section.lines)):
+    if any("similarity " in text for section in shown for text in _texts_of(section)) or (
+        "similarity" in overview(found).head
+    ):
         yield f"similarity: {SIMILARITY}"
+
+
+def _texts_of(section: Section) -> Iterator[str]:
+    yield from (section.title, *section.lines)
+    yield from (cell for table in section.tables for row in table.rows for cell in row)
 
 
 def _share(part: int, rows: int) -> str:
     return f"{part:,} ({percent(part / rows)})"
-
-
-def _per_point(found: JsonObject) -> str:
-    if found["cost_per_point"] is not None:
-        return f": {dollars(found['cost_per_point'])} for each point gained"
-    if not found["cost"] or not found["difference"]:
-        return ""
-    better = found["of"][found["difference"] > 0]
-    return f", and {better} is the better one"
-
-
-def _more(amount: str, difference: float) -> str:
-    return f"{amount} {'more' if difference > 0 else 'less'}" if difference else "the same"
 
 
 def percent(share: float) -> str:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.answering.chain import once, together
+from promptmill.answering.checked import checked
+from promptmill.answering.several import once, together
+from promptmill.answering.step import Place, Step
 from promptmill.answers.schema import schema_of
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, sum_of
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
@@ -37,12 +39,14 @@ _DECIDE = "The document was read in parts, which gave different values. Decide f
 _JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
 
 
-class LongRows(PlanWork):
+class LongRows(PlanWork, Step):
     """Reads the long rows of a job during one run."""
+
+    place = Place.PIECES
 
     def __init__(self, job: RunningJob, how: How) -> None:
         self.job, self.how = job, how
-        self.send: Answer
+        self.steps = [self]
         self._size = how.size
         """The tokens per piece; None until the model has refused a whole text as too long."""
         self._learning = asyncio.Lock()
@@ -78,18 +82,13 @@ class LongRows(PlanWork):
         """The name under which the learned size of the models is stored, because other pieces would be paid again."""
         return _name_of([target.fingerprint for target in self.job.spec.targets])
 
-    def around(self, answer: Answer) -> Answer:
-        """Return the function that reads long rows in pieces."""
-        self.send = answer
-        return self.answer
-
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; a short text is sent whole."""
         self._call = call
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
         if not isinstance(text, str) or (size is not None and self._is_short(text_before(messages) + text, size)):
-            return self.send(request, call)
+            return self.following(request, call)
         return self._read(request, text, call)
 
     def _is_short(self, text: str, size: int) -> bool:
@@ -100,14 +99,14 @@ class LongRows(PlanWork):
         """Read a row in pieces; without a known size only if the model refuses the whole row as too long."""
         refused: list[Outcome] = []
         if (size := self._size) is None:
-            outcome = await self.send(request, call)
+            outcome = await self.following(request, call)
             if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
                 return outcome
             refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # of this run only
         elif await asyncio.to_thread(
             lambda: cutting.fits(text_before(request.conversation.messages) + text, size, self._count)
         ):
-            return await self.send(request, call)
+            return await self.following(request, call)
         document, replaces = await asyncio.to_thread(self._row, request.key, text)
         reading = Reading(self, request, call, document, replaces, refused)
         cut, first = await self._pieces(reading)
@@ -291,11 +290,11 @@ class Reading:
         self.sent.append(answer)
         return answer
 
-    async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
+    async def _answer(self, text: str, sampling: Sampling, choice: int, *, is_part: bool = True) -> Outcome:
         *before, last = self.request.conversation.messages
         conversation = Conversation((*before, Message(last.role, text, last.extra)))
-        changes = {"conversation": conversation, "sampling": sampling, "choice": choice}
-        outcome = await self.rows.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        changes = {"conversation": conversation, "sampling": sampling, "choice": choice, "is_part": is_part}
+        outcome = await self.rows.following(self.request.changed(**changes, attempts=0, shared=None), self.call)
         self.sent.append(outcome)
         return outcome
 
@@ -312,12 +311,14 @@ class Reading:
             outcome: Outcome = self._failure(found)
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
-        else:
-            outcome = await self._answer(draft.question, draft.sampling, 0)
+        else:  # of a whole answer, the checks of the row's answer apply, so that it is requested again
+            outcome = await self._answer(draft.question, draft.sampling, 0, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):
             outcome = replace(outcome, part=draft.text)
         elif draft.merged is not None:
             outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
+        if isinstance(outcome, Completion) and (draft.sampling is None or draft.merged is not None):
+            outcome = await checked(outcome, self.request, self.call)
         return self.summed(replace(outcome, details={SOURCES: draft.sources}))
 
     def summed(self, outcome: Outcome) -> Outcome:

@@ -124,7 +124,7 @@ class CallSearch:
             if self._job is not None:
                 self._job.cancel()
             with contextlib.suppress(PromptmillError):  # the step may not have its job yet
-                await self._jobs.cancel(self._job_id, self._caller)
+                await self._jobs.cancel(self._job_id, self._caller, is_call=True)
             raise
         if not searching.cancelled():
             return {"state": progress.FINISHED, **searching.result()}

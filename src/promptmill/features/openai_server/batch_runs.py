@@ -272,7 +272,7 @@ class BatchRuns:
         """End the job of a batch. Store the results and the final state."""
         batch = await asyncio.to_thread(self._enter, batch.id, "finalizing")
         folder, counts = self._job(batch.id), batch.request_counts
-        if await asyncio.to_thread(_state, folder) != progress.FINISHED and folder.request_cancel():
+        if await asyncio.to_thread(_state, folder) != progress.FINISHED and folder.request_cancel(at_once=True):
             await asyncio.to_thread(folder.wait_for_end, _END_S)
         last: State = "completed"
         if batch.status == "cancelling":

@@ -48,12 +48,6 @@ class Asked(NamedTuple):
     client: str
     """The name of the client program, for the log."""
 
-    @property
-    def grows(self) -> bool:
-        """Whether the answer may be streamed: schema checks and repairs need the complete answer."""
-        sampling, extra = self.request.sampling, self.request.extra
-        return not (sampling.n or sampling.response_format or sampling.choices or extra.get("logprobs"))
-
 
 class Endpoints:
     """The handlers of these paths, on one service."""
@@ -83,7 +77,8 @@ class Endpoints:
             raise wrong_type("stream", stream, "true or false")
         if stream and path in _STREAMS:
             events = _STREAMS[path](asked.body, asked.model, asked.request.sampling.n or 1)
-            return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
+            has_logprobs = bool(asked.request.extra.get("logprobs"))  # which come with the complete answer
+            return EventStream(events, lambda show: self.answer(asked, None if has_logprobs else show))
         answer = await unless_left(request.receive, self.answer(asked))
         return _json(reply_body(path, asked.body, answer, asked.model))
 

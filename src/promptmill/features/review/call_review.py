@@ -15,12 +15,12 @@ from typing import Any
 import orjson
 
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
-from promptmill.core.errors import input_error
+from promptmill.core.errors import argument_name, input_error, worded
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict, exact
 from promptmill.core.wording import cut
 from promptmill.features.review import review_page
-from promptmill.features.review.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
+from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs import input_rows as given
@@ -103,9 +103,13 @@ def _review(
 ) -> dict[str, object]:
     runtime.limit_computing(_COMPUTING_S)
     found = review(Folder(path), most, labels, at_random=at_random)
-    if target is not None:
+    is_written = target is not None and bool(found.rows)
+    if target is not None and is_written:
         review_page.write(target, found, _call(found))
     finder = rule.finder if rule.is_guarded else None
+    note = "" if found.can_take else f"{_SEVERAL}; {_call(found)} measures them."
+    if not found.rows:
+        note = f"No row is in doubt, and no file is written. {worded(NO_DOUBT, argument_name)}"
     return {
         "job_id": found.job_id,
         "count": len(found.rows),
@@ -115,8 +119,8 @@ def _review(
             for label in found.labels[: MOST_SHOWN if found.can_take else 0]
             if finder is None or not finder.find(label.encode())
         ],
-        **({} if found.can_take else {"note": f"{_SEVERAL}; {_call(found)} measures them."}),
-        **({} if target is None else {"file": str(target)}),
+        **({"note": note} if note else {}),
+        **({"file": str(target)} if is_written else {}),
         "rows": [_shown(row, finder) for row in found.rows],
     }
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import orjson
 
+from promptmill.cli.options import option_of
 from promptmill.cli.parser import Parser, at_least_one, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
-from promptmill.core.errors import input_error
+from promptmill.core.errors import input_error, worded
 from promptmill.core.wording import counted
 from promptmill.features.review import review_page
-from promptmill.features.review.reviewed import LABEL, ROWS, Review, review, take
+from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROWS, Review, review, take
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.store.folder import Folder
@@ -75,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
     most, drawn = arguments.rows or ROWS, arguments.sample
     found = review(folder, drawn or most, labels, at_random=drawn is not None)
     if not found.rows:
-        known = "Doubt shows with --votes, --sure, several models or log probabilities; --sample N draws any rows."
+        known = worded(NO_DOUBT, option_of)
         none = {"file": None, "rows": 0, "labels": list(found.labels)}
         say(orjson.dumps(none).decode() if arguments.json else f"no row of {found.job_id} is in doubt.\n{known}")
         return OK

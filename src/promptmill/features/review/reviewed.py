@@ -35,7 +35,7 @@ from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answer
 from promptmill.jobs.export.text import OwnValues, cell
 from promptmill.jobs.export.workbook_file import clean_text, frozen, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.labels import frequent_labels, label_in, label_of, majority
+from promptmill.jobs.labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics, status
@@ -53,6 +53,16 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 digest."""
 NO_LABEL = "-"
 """This label takes an earlier label back, as an empty label does."""
+NO_DOUBT = (
+    "Doubt shows with ",
+    Named("votes"),
+    ", ",
+    Named("sure"),
+    ", several models or log probabilities; ",
+    Named("sample"),
+    " draws any rows.",
+)
+"""What to do if no row of a job is in doubt; then no file is written."""
 _FROZEN = frozen(2)
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, in the order in which they are shown."""
@@ -96,7 +106,7 @@ class Review:
     job_id: str
     rows: Sequence[ReviewRow]
     labels: Sequence[str]
-    """The labels of the answers, the most frequent first; empty if the answers are objects."""
+    """The labels of the job, its choices first, in their order; empty if the answers are objects."""
     can_take: bool
     """Whether the job can store decisions; a job that delivers several answers per row cannot."""
 
@@ -133,7 +143,7 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
         with folder.reading() as store:
             spec, most = folder.spec_in(store), min(most, MOST_REVIEWED)
             chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
-            known = [] if spec.output.answer_schema is not None else frequent_labels(store)
+            known = [] if spec.output.answer_schema is not None else labels_of_job(store, spec.output.choices)
             rows = list(_rows(store, spec, chosen))
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
@@ -310,7 +320,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
-    known = [] if spec.output.answer_schema is not None else [*labels, *frequent_labels(store)]
+    known = [] if spec.output.answer_schema is not None else [*labels, *labels_of_job(store, spec.output.choices)]
     wanted, refused = _decided(store, spec, decisions, known)
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
     new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]

@@ -23,8 +23,8 @@ _REVIEW = object_schema(
         "job_id": {"type": "string"},
         "count": {"type": "integer", "description": "Number of rows to review, also those that do not fit in `rows`."},
         "reasons": {"type": "object", "additionalProperties": {"type": "integer"}},
-        "labels": {"type": "array", "items": {"type": "string"}, "description": "The labels of all answers."},
-        "note": {"type": "string", "description": "The reason, if the job stores no labels."},
+        "labels": {"type": "array", "items": {"type": "string"}, "description": "All labels of the job."},
+        "note": {"type": "string", "description": "Why the job stores no labels, or has no such row."},
         "file": {"type": "string"},
         "rows": objects_schema(
             "The most doubtful row first: `row`, its number from 1, `answer`, `why` and `score`, `label`, if the user "

@@ -120,6 +120,12 @@ class AnswerValues:
         is_field = self.schema is not None and key in self.schema.names
         return not self._chosen or key in self._variants or ("answer" if is_field else key) in self._chosen
 
+    @property
+    def names_in_json(self) -> list[str]:
+        """The names of the fields that each row of JSON has."""
+        order = [*self._variants, *ANSWER_FIELDS, *self._spec.plan.fields]
+        return [self._renamed.get(name, name) for name in order if self._has(name)]
+
     def in_json(self, answered: AnsweredRow) -> JsonDict:
         """Return the fields of a row of JSON, by their names in the output."""
         if self._is_usual and not self._chosen:

@@ -162,7 +162,7 @@ class WorkbookWriter:
         if not self.cut:
             return ""
         cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
-        return f"{cells} cut at Excel's {LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
+        return f"{cells} cut at Excel's {LONGEST_CELL:,} characters; an export as CSV or JSON Lines has all."
 
 
 def frozen(columns: int = 0) -> str:

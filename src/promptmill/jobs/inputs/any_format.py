@@ -111,7 +111,7 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
         except PromptmillError as error:
             raise _of_beginning(error, files, question, input_format) from None
     elif of_input(input_format).rows == "objects" and len(files.parts) == 1:
-        check_first_objects(question, first_rows(files, input_format))
+        check_first_objects(question, first_rows(files, input_format), files.parts[0].path)
 
 
 def _of_beginning(error: PromptmillError, files: InputFiles, question: Question, input_format: str) -> PromptmillError:

@@ -119,7 +119,8 @@ def _check_kind(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise input_error(f"{path} is a link to {path.readlink()}, which does not exist.")
     if path.is_fifo():
-        raise input_error(f"{path} is a pipe; `-` in its place reads rows from standard input: … | promptmill bulk -")
+        command = Named("command", "bulk - FILE", ", or pipe them into {}")
+        raise input_error(f"{path} is a pipe; write its rows into a file", command, ".")
     if (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and any(path.glob("*.arrow"))):
         raise input_error(
             f"{path} is a folder that `save_to_disk` of the library datasets wrote; write rows with "

@@ -6,6 +6,7 @@ import codecs
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -14,7 +15,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import format_of_input
@@ -22,7 +23,8 @@ from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, 
 
 _LOOKED_AT = 100  # first rows, among which objects are searched for
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
-_LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
+_LIST_OF_ROWS = re.compile(rb'"([\w-]{1,40})"[ \t\r\n]{0,99}:[ \t\r\n]{0,99}\[[ \t\r\n]{0,99}\{')
+_LISTS_IN_A_ROW = frozenset({b"messages", b"tools"})  # lists of objects that belong to one request
 _BLOCK = 1 << 20
 _PIECE = 1 << 18  # bytes read at a time: large enough to make the overhead of a piece small
 _AT_ONCE = 256  # items of a page
@@ -133,20 +135,28 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
     while first and not first.strip():
         first = stream.readline(_FIRST_BYTES)
     start = first.strip()
-    is_cut = start.startswith(b"{") and first.endswith(b"\n") and _begins_rows(start) and not _is_object(start)
-    if start == b"{" or is_cut:
-        if match := _begins_rows(start + stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
-            inner = match[1].decode()
-            raise input_error(
-                f"{path.name} is one JSON object; save only its list {inner!r} as a file, such as with "
-                f"`jq .{inner} {path.name} > rows.json`."
-            )
+    goes_on = start.endswith((b",", b"[", b"{")) or _list_of_rows(start)
+    if start == b"{" or (start.startswith(b"{") and first.endswith(b"\n") and goes_on and not _is_object(start)):
+        if name := _list_of_rows(start + stream.read(_FIRST_BYTES)):
+            raise rows_inside_error(path, name)
         raise input_error(f"{path.name} is one JSON object; write an array of rows, or one object per line.")
     return first.lstrip().startswith(b"[")
 
 
-def _begins_rows(text: bytes) -> re.Match[bytes] | None:
-    return _LIST_OF_ROWS.match(text.removeprefix(b"{"))
+def rows_inside_error(path: Path, name: str) -> PromptmillError:
+    """Return the error for a file with one object, whose list `name` holds the rows."""
+    command = f"jq {shlex.quote(f'.[{json.dumps(name)}]')} {shlex.quote(str(path))} > rows.json"
+    return input_error(
+        f"{path.name} is one JSON object, whose rows are in the list {name!r}; save only that list as a file",
+        Named("shell", command, ", such as with {}"),
+        ".",
+    )
+
+
+def _list_of_rows(text: bytes) -> str:
+    """Return the name of the first list of objects in the text of an object that may be rows; `""` without one."""
+    names = (match[1] for match in _LIST_OF_ROWS.finditer(text))
+    return next((name.decode() for name in names if name not in _LISTS_IN_A_ROW), "")
 
 
 def _is_object(line: bytes) -> bool:

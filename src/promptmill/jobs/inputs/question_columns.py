@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 from promptmill.backends.questions import Questions
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
@@ -14,6 +15,7 @@ from promptmill.core.wording import close_matches
 from promptmill.jobs.format_table import of_input
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
+from promptmill.jobs.inputs.json_lines import rows_inside_error
 from promptmill.jobs.inputs.row import Headed, Input
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.stored import Question
@@ -149,17 +151,17 @@ def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
     return sorted({column for one in questions for column in one.columns or ()})
 
 
-def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> None:
+def check_first_objects(question: Question, objects: Iterable[JsonObject], path: Path) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no row has a prompt, or if the template names an unknown column.
 
-    `objects`: the first rows. If only some rows lack a prompt, only these rows fail.
+    `objects`: the first rows of the file `path`. If only some rows lack a prompt, only these rows fail.
     """
     if question.templates:
         rows = [*objects]
         if seen := {name for row in rows for name in row}:
             inner = _rows_inside(rows[0]) if len(rows) == 1 else ""
             if inner and any(not {*template_of(text).names} <= seen | {ROW} for text in question.templates):
-                raise _one_object(inner)
+                raise rows_inside_error(path, inner)
             check_names(_images_of(question), seen, Named("image_column"))
             for text in question.templates:
                 with mistyped_names_named(text, [*seen]):
@@ -176,7 +178,7 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
             return
     inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
     if inner and not (asked - {inner}) & names.keys():
-        raise _one_object(inner)
+        raise rows_inside_error(path, inner)
     if not names or asked & names.keys():
         return
     shown = ", ".join(name[:40] for name in list(names)[:10])
@@ -188,13 +190,6 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
     usual = next((name for name in _USUAL if name in names), None)
     hint = Named("prompt_column", usual or "NAME", ", or name it with {}")
     raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
-
-
-def _one_object(inner: str) -> PromptmillError:
-    return input_error(
-        f"The file holds one object, whose rows are in the list {inner!r}: save only that list, such as with "
-        f"`jq .{inner} FILE > rows.json`."
-    )
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -44,8 +44,9 @@ from promptmill.jobs.manage.bulk_keywords import (
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of, refusal_of
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
+from promptmill.jobs.run.row_check import Complain
 from promptmill.jobs.store import progress, statistics, status, status_words
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import Progress, Watch
@@ -209,7 +210,7 @@ class _Call:
             self.status = status.read(job.folder)
             return
         try:
-            error = await door.run(job, service, Hooks(watch=self.watch, **hooks))
+            error = await door.run(job, service, Hooks(watch=self.watch, check=self._check_of(job), **hooks))
         finally:
             self.status = status.read(job.folder)
             for note in self.status.get("warnings", ()):
@@ -220,6 +221,19 @@ class _Call:
             raise error
         if self.status["state"] != progress.FINISHED:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
+
+    def _check_of(self, job: Job) -> Complain | None:
+        """Return the check of each answer by the program's `check` and the validators of its class, or None."""
+        complain, schema = self.given.get("check"), self.given.get("schema")
+        if complain is None and not isinstance(schema, type):
+            return None
+
+        def check(answer: str, row: Row) -> str | None:
+            if (refused := refusal_of(answer, schema)) is not None:
+                return str(refused["message"])
+            return None if complain is None else complain(answer_of(answer, schema), OwnValues(job.spec).of(row))
+
+        return check
 
     async def rows_of(self, job: Job, service: Service) -> AsyncGenerator[dict[str, Any]]:
         """Run the job and yield each row when it is answered. Raises the errors of `run`."""

@@ -24,7 +24,6 @@ from promptmill.options import table
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
 _ARGUMENTS = {
     **{key.rpartition(".")[2]: each.name for group in table.GROUPS for each in group.options for key in each.keys},
     "prompt_template": "prompt",
@@ -99,6 +98,8 @@ def errors_of(given: Collection[str]) -> Iterator[None]:
 
 def argument_of(named: Named) -> str:
     """Return the argument for a field of an error; `settings={…}` for a configuration key without an argument."""
+    if named.field == "shell":
+        return f"`{named.value}`"
     if named.field in {"status", "command"}:
         return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     key = named.field.rpartition(".")[2]
@@ -174,7 +175,7 @@ def _field_type(name: str, kind: object) -> str:
 
 def configuration_of(given: Mapping[str, Any]) -> Configuration:
     """Return the configuration for the options `given` to `bulk`. Raises `PromptmillError`."""
-    endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
+    endpoint = {name: given[name] for name in table.keys_of(table.ENDPOINT) if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
     sampling = dict(with_schema(sampling, given.get("schema")))

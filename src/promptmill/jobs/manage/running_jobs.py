@@ -339,15 +339,17 @@ class RunningJobs:
         async with self._places:
             return await detached.done_apart(call, name, module=module)
 
-    async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> Status:
-        """End a running job within about a second. Its answers are kept.
+    async def cancel(self, job_id: str, caller: Caller = USER, *, is_call: bool = False) -> Status:
+        """End a running job; see `Folder.request_cancel`. Its answers are kept.
 
-        `also_interrupted`: also mark a job that no process runs, so that its task is not resumed.
+        `is_call`: nobody waits for the job's call any more. The job ends at once, and is marked even if no process
+        runs it, so that its task is not resumed.
         """
         folder, spec = self.visible.found(job_id, caller)
         if (waiting := self._waiting.get(spec.job_id)) is not None:
             waiting.cancel()
-        if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted or waiting is not None):
+        runs_nowhere = is_call or waiting is not None
+        if folder.request_cancel(at_once=is_call, even_if_it_runs_nowhere=runs_nowhere):
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return status.read(folder)
 

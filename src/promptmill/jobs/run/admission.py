@@ -70,7 +70,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
         if begun is not None and order.shown.command == begun.shown.command and not is_finished:
             order = order.repeated(begun)  # the same command keeps the decisions of its unfinished job
         spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted))
-        folder.control.changed(cancel=False).write(folder.path)
+        folder.control.changed(cancel=False, at_once=False).write(folder.path)
         job = Job(folder, spec, order, plan, lock, change)
         if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
             job.spec, job.input = spec.with_input(sha256=given.key), files.input

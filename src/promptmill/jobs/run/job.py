@@ -16,6 +16,7 @@ from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.run import steps
+from promptmill.jobs.run.row_check import Complain
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.binding import Bound
@@ -141,6 +142,8 @@ class Hooks:
     """Called with the keys of recorded rows."""
     live: LiveOutput | None = None
     """Writes rows while the job runs."""
+    check: Complain | None = None
+    """Called with each answer and its row."""
 
 
 NO_HOOKS: Hooks = Hooks()

@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from promptmill.backends.protocol import LOOKED_AT, Answer, Call, Completion, Failure, Outcome, Sink, Source, sum_of
+from promptmill.answering.step import Step
+from promptmill.answers.check import Check
+from promptmill.backends.protocol import LOOKED_AT, Call, Completion, Failure, Outcome, Sink, Source, sum_of
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -60,10 +62,10 @@ async def answer_rows(
     stats: Call,
     plan: ResolvedConfig,
     *,
-    around: Callable[[Answer], Answer] | None = None,
+    steps: Sequence[Step] = (),
 ) -> None:
-    """Answer every open row of a round. The model of `plan` answers rows that name no model. `around`: see
-    `PlanWork.around`.
+    """Answer every open row of a round. The model of `plan` answers rows that name no model. `steps`: see
+    `PlanWork.steps`.
 
     Raises the `PromptmillError` that ends the run, and `DamagedError`.
     """
@@ -72,8 +74,9 @@ async def answer_rows(
     source = RowSource(rows, sink, stats)
     try:
         has_images = await source.has_images()
-        stats.facts = replace(stats.facts, keep_raw=rows.requests[0].reader.keep_raw, has_images=has_images)
-        answering = asyncio.ensure_future(service.run(source, sink, stats, plan, around=around))
+        keep_raw = rows.requests[0].reader.keep_raw
+        stats.facts = replace(stats.facts, keep_raw=keep_raw, has_images=has_images, checks=rows.checks)
+        answering = asyncio.ensure_future(service.run(source, sink, stats, plan, steps=steps))
         commits.on_error = answering.cancel
         await answering
     except asyncio.CancelledError:
@@ -121,6 +124,8 @@ class OpenRows:
     """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
     """The fewest rows to group by their beginning; 0: the endpoint does not cache beginnings."""
+    checks: tuple[Check, ...] = ()
+    """The checks of the answers, next to those that the parameters of a row want."""
 
     def pages(self) -> Iterator[list[OpenRow]]:
         """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""

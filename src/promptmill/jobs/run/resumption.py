@@ -151,6 +151,9 @@ def _settings_conflict(
     begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool
 ) -> PromptmillError:
     pairs = [(name, getattr(begun, name), getattr(wanted, name)) for name in ("model", "backend") if name in changed]
+    if "check" in changed:
+        was, is_ = ("a function" if one.fingerprint.get("check") else None for one in (before, now))
+        pairs.append(("check", was, is_))
     if "sampling" in changed and before.sampling is not None and now.sampling is not None:
         names = dict.fromkeys([*before.sampling, *now.sampling])
         pairs += [(name, before.sampling.get(name), now.sampling.get(name)) for name in names]

@@ -28,6 +28,7 @@ from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink
+from promptmill.jobs.run.row_check import RowCheck
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, status
@@ -56,7 +57,7 @@ _SALVAGED = "The job's database was damaged; rows whose answers were lost are se
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
 # Enough to tell a limit that is too low from a few long answers, and few to pay for.
 _FIRST_ANSWERS, _MANY_CUT = 50, 0.2
-_LEAVING_S = 60.0
+_LEAVING_S = 60.0  # the longest wait for the requests in flight, which are paid anyway
 _DROPPED = " in flight ended with the job, and may be charged; when it is resumed, their rows are sent again."
 _AGAIN = "Run the job again: its readable part is kept."
 
@@ -159,9 +160,10 @@ class Runner:
         *,
         stats: Call | None = None,
         apart: Apart | None = None,
+        leaving_s: float = _LEAVING_S,
     ) -> None:
         """`stats` counts the costs of this run. `apart` runs the steps that read the input and write the output in a
-        child process.
+        child process. `leaving_s`: the longest time that an ended run waits for its requests in flight.
 
         Needs a running event loop.
         """
@@ -178,6 +180,9 @@ class Runner:
         self._status = StatusWriter(self.progress, job.folder, hooks.watch, self._activity)
         self._cost_limit = _CostLimit(job, self.progress)
         self._ending = _Ending()
+        self._leaving_s = leaving_s
+        self._leaving: asyncio.TimerHandle | None = None
+        """Ends the wait for the requests in flight."""
         self._has_judged = False
         """Whether the first answers have been searched for cut ones."""
 
@@ -204,6 +209,8 @@ class Runner:
             raise
         finally:
             progress.activity = ""
+            if self._leaving is not None:
+                self._leaving.cancel()
             looking_after.cancel()
             await asyncio.wait({looking_after})
             await self._in_thread(self._close)
@@ -226,12 +233,21 @@ class Runner:
             thread.cancelled() or thread.exception()  # retrieves the exception, so that asyncio logs none
             raise
 
-    def leave(self) -> bool:
-        """End the run as `interrupted` after its rows in flight. If there are none, do nothing; return False."""
+    def leave(self, state: str = states.INTERRUPTED) -> bool:
+        """End the run in `state` after its rows in flight. If there are none, do nothing; return False."""
         if self.progress.state != states.RUNNING or not self.progress.stats.in_flight:
             return False
-        self._end_after_flight(_JobStopped(states.INTERRUPTED))
+        if self._leaving is None:
+            self._end_after_flight(stopped := _JobStopped(state))
+            self._leaving = asyncio.get_running_loop().call_later(self._leaving_s, self._leave_flight, stopped)
         return True
+
+    def _leave_flight(self, stopped: _JobStopped) -> None:
+        """End the run without its requests in flight."""
+        notes, in_flight = self.progress.notes, self.progress.stats.in_flight
+        if in_flight and not any(_DROPPED in note for note in notes):
+            notes.append(f"{counted(in_flight, 'request')}{_DROPPED}")
+        self._ending.stop(stopped)
 
     def _end_without_room(self, error: PromptmillError) -> None:
         if self._ending.after_flight is None:
@@ -244,7 +260,11 @@ class Runner:
     def _activity(self) -> str:
         """Return the activity of a running job."""
         if (stopped := self._ending.after_flight) is not None:
-            again = "; Ctrl-C again stops at once" if stopped.error is None else ", as the budget has no more room"
+            again = {
+                states.INTERRUPTED: "; Ctrl-C again stops at once",
+                states.CANCELLED: "; a second cancel ends them at once",
+                states.STOPPED: ", as the budget has no more room",
+            }[stopped.state]
             return f"finishing {self.progress.stats.in_flight} in flight{again}"
         return "" if self.progress.stats.counts.done else self.service.activity
 
@@ -269,7 +289,7 @@ class Runner:
             if job.folder.is_open:  # not if it could not be repaired
                 job.folder.store.sync()
         with contextlib.suppress(OSError):
-            job.folder.control.changed(cancel=False).write(job.folder.path)
+            job.folder.control.changed(cancel=False, at_once=False).write(job.folder.path)
 
     async def _work(self) -> None:
         try:
@@ -377,7 +397,7 @@ class Runner:
         if (most := job.folder.control.concurrency) is not None:
             progress.notes.append(
                 f"At most {counted(most, 'request')} in flight: an earlier run was set to `concurrency={most}`, which "
-                f"stays until `promptmill jobs {job.spec.job_id} --set concurrency=N`, or bulk_status, sets another."
+                "stays until the job is set to another."
             )
         if self._hooks.before_answers is not None:
             await self._hooks.before_answers()
@@ -483,7 +503,7 @@ class Runner:
             functools.partial(self._sink, round_, targets),
             is_cancelled=lambda: self._ending.is_cancelled,
             no_room=self._end_without_room,
-            around=job_rounds.work.around,
+            steps=job_rounds.work.steps,
         )
         await way_named(round_.way).run(run)
 
@@ -500,6 +520,7 @@ class Runner:
             job_rounds.between(round_, lambda copies: soon(self._count_copies, copies)),
             job_rounds.work.window,
             sharing=2 if registry.prompt_cache_of(self._job.plan) else 0,
+            checks=() if self._hooks.check is None else (RowCheck(self._job.folder.store, self._hooks.check),),
         )
 
     def _sink(self, round_: Round, targets: Sequence[Target], kind: type[StoreSink], call: Call) -> StoreSink:
@@ -531,8 +552,8 @@ class Runner:
                 before = f", {which} before the first word" if wordless else ""
                 self.progress.stats.warn(
                     f"{cut:,} of the first {counts.done:,} answers were cut by `max_tokens` or the model's own "
-                    f"limit{before}, and are paid. Stop the job and send them again: `promptmill bulk … --max-tokens "
-                    '4096 --again truncated` (tools and Python: `max_tokens: 4096`, `again: "truncated"`).'
+                    f"limit{before}, and are paid. Stop the job, and send them again with more room: `max_tokens: "
+                    '4096` and `again: "truncated"`.'
                 )
         if self._hooks.recorded is not None:
             self._hooks.recorded(keys)
@@ -641,11 +662,11 @@ class Runner:
             await asyncio.sleep(_LOOK_S)
 
     def _follow(self, control: Control) -> None:
-        if control.cancel:
-            notes, in_flight = self.progress.notes, self.progress.stats.in_flight
-            if in_flight and not any(_DROPPED in note for note in notes):
-                notes.append(f"{counted(in_flight, 'request')}{_DROPPED}")
-            self._ending.stop(_JobStopped(states.CANCELLED))
+        if control.cancel and (control.at_once or not self.leave(states.CANCELLED)):
+            self._leave_flight(_JobStopped(states.CANCELLED))
+        stopped = self._ending.after_flight
+        if stopped is not None and self.progress.is_paused and not self.progress.stats.in_flight:
+            self._ending.stop(stopped)  # a paused round does not end by itself
         if control.concurrency is not None:
             self.service.widen(self._job.plan, control.concurrency)
         self._cost_limit.follow(control)
@@ -658,25 +679,23 @@ class Runner:
 async def until_ended(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Return its status, its error, and whether a signal ended it.
 
-    The process runs only this job, and observers follow it. After the first Ctrl-C, the requests in flight, which are
-    paid anyway, have a minute to end. Raises `KeyboardInterrupt` after Ctrl-C.
+    The process runs only this job, and observers follow it. After the first Ctrl-C, the requests in flight have a
+    minute to end. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     stay_responsive()
-    loop, runner = asyncio.get_running_loop(), Runner(job, service, hooks)
+    runner = Runner(job, service, hooks)
     signals: list[int] = []
     async with exported(service):
         work = asyncio.ensure_future(runner.run())
 
         def on_signal(number: int) -> None:
             signals.append(number)
-            if signals == [signal.SIGINT] and runner.leave():
-                loop.call_later(_LEAVING_S, work.cancel)
-            else:
+            if signals != [signal.SIGINT] or not runner.leave():
                 work.cancel()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(NotImplementedError):  # Windows does not support this
-                loop.add_signal_handler(number, on_signal, number)
+                asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
         try:
             job_status = await work
         except asyncio.CancelledError:

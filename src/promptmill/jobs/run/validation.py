@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
+_LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the same in all
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN  # characters of a shown prompt, of which instructions may be the most
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
@@ -47,7 +49,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
 
     The estimate includes the system prompt, but neither images nor the additions of a chat template. The length of an
     answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
-    `prompts`: the number of finished prompts to return, with the columns of a table that is the output.
+    `prompts`: the number of finished prompts to return, with the columns of the output.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.parsed_shard is not None:
@@ -71,9 +73,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
-        if prompts and spec.output.kind.is_table:
+        if prompts and spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             form = Form([store], spec, spec.output.kind)
-            result["columns"] = {"input": form.names, "added": [*form.answers.names.values()]}
+            result["columns"] = _columns_of(form)
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
@@ -99,6 +101,15 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **more}
+
+
+def _columns_of(form: Form) -> dict[str, list[str]]:
+    """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
+    those that the job adds."""
+    if form.format.is_table:
+        return {"input": form.names, "added": [*form.answers.names.values()]}
+    names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
+    return {"input": [*dict.fromkeys(names)], "added": form.answers.names_in_json}
 
 
 class _Sums:

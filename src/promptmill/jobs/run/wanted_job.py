@@ -267,6 +267,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             format=output_format,
             form=order.form,
             answer_schema=None if of_input(input_format).rows == "requests" else _schema_of(plan),
+            choices=tuple(plan.settings.sampling_params.choices or ()),
             shard=order.limits.shard,
         ),
         targets=_targets_of(wanted, input_format),
@@ -282,7 +283,7 @@ def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
     """Return the targets of each row: one for each variant, or a single target without variants."""
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if not order.variants:
-        digests = fingerprint(plan, order.system_prompt, input_format)
+        digests = fingerprint(plan, order.system_prompt, input_format, has_check=order.has_check)
         return (Target(fingerprint=digests, sampling=plain_sampling(plan)),)
     targets = [
         Target(
@@ -294,6 +295,7 @@ def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
                 order.system_prompt,
                 input_format,
                 "" if variant.model in plans else variant.model,
+                has_check=order.has_check,
             ),
             sampling=plain_sampling(own),
         )

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
-from promptmill.backends.protocol import Answer, Call, Usage
+from promptmill.answering.step import Step
+from promptmill.backends.protocol import Call, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
@@ -35,8 +36,8 @@ class RoundRun:
     """Returns whether the user has cancelled the job."""
     no_room: Callable[[PromptmillError], None]
     """Called with the error of a row that exceeds the whole budget."""
-    around: Callable[[Answer], Answer]
-    """The plan's wrapper of `answer`, see `spec.PlanWork`."""
+    steps: Sequence[Step]
+    """The plan's steps, see `spec.PlanWork`."""
 
 
 class Way(Protocol):
@@ -65,7 +66,7 @@ class Live(Way):
         """Answer every open row."""
         stats = round_.progress.stats
         sink = round_.sink_of(StoreSink, stats)
-        await answer_rows(round_.service, round_.rows, sink, stats, round_.job.plan, around=round_.around)
+        await answer_rows(round_.service, round_.rows, sink, stats, round_.job.plan, steps=round_.steps)
 
 
 def way_named(name: str) -> type[Way]:

@@ -1,11 +1,12 @@
 """Commands of other processes to a running job, in the file `control`, because only the runner writes the database.
 
-    cancel        end the run
+    cancel        end the run after the requests in flight
+    at_once       with `cancel`: end the run without them
     paused        send no further rows
     concurrency   the most requests in flight
     max_cost      the most that all runs together may spend
 
-All but `cancel` also apply to later runs.
+All but `cancel` and `at_once` also apply to later runs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Control(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     cancel: bool = False
+    at_once: bool = False
     paused: bool = False
     concurrency: int | None = Field(None, ge=1)
     max_cost: float | None = Field(None, ge=0)

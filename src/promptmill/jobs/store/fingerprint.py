@@ -23,12 +23,14 @@ def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str
     return given or ("" if of_input(input_format).rows == "requests" else plan.settings.system_prompt)
 
 
-def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, object]:
+def fingerprint(
+    plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "", *, has_check: bool = False
+) -> dict[str, object]:
     """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
     `model` replaces the plan's model. Limits of an answer's length are left out: a shortened answer has the finish
     reason `length`, and `again: truncated` sends its row again. `models` has the digests of the configuration's other
-    models, which rows may name.
+    models, which rows may name. `has_check`: a function of the program checks the answers; no digest can tell which.
     """
     settings = plan.settings
     system = system_prompt_of(plan, given_prompt, input_format)
@@ -40,7 +42,7 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, mode
     if of_input(input_format).rows != "requests":
         digests["sampling"] = digest(*map(without_lengths, _sampling(plan)))
         digests["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
-    return digests | {"models": _other_models(plan)}
+    return digests | {"check": has_check, "models": _other_models(plan)}
 
 
 def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:

@@ -333,11 +333,15 @@ class Folder:
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.") from None
 
-    def request_cancel(self, *, even_if_it_runs_nowhere: bool = False) -> bool:
-        """Request the end of a job if it runs or `even_if_it_runs_nowhere`. Return whether it was requested."""
+    def request_cancel(self, *, at_once: bool = False, even_if_it_runs_nowhere: bool = False) -> bool:
+        """Request the end of a job if it runs or `even_if_it_runs_nowhere`. Return whether it was requested.
+
+        The job ends after its requests in flight; `at_once` if wanted, or if its end was requested before.
+        """
         if not (even_if_it_runs_nowhere or self.alive):
             return False
-        self.control.changed(cancel=True).write(self.path)
+        control = self.control
+        control.changed(cancel=True, at_once=at_once or control.cancel).write(self.path)
         return True
 
     def wait_for_end(self, limit_s: float) -> None:

@@ -238,6 +238,8 @@ class JobOrder(Stored):
     sampling: Mapping[str, Any] = {}
     """Sampling parameters of a call. They override the sampling of every model that answers."""
     form: AnswerForm = AnswerForm()
+    has_check: bool = False
+    """Whether a function of the program that runs the job checks each answer."""
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
@@ -282,6 +284,7 @@ class JobOrder(Stored):
                 **given(limit="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),
             ),
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
+            has_check=options.get("check") is not None,
             variants=variants,
             plan=plan,
             parts={

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 import orjson
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from promptmill.backends.protocol import Answer
+from promptmill.answering.step import Step
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
@@ -107,6 +107,8 @@ class OutputSpec(Stored):
     """The names of the job's columns that differ from the usual ones, by key; None until the input was read."""
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
+    choices: tuple[str, ...] = ()
+    """The labels that an answer may be."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
 
@@ -128,6 +130,11 @@ class PlanWork:
     database too long."""
     late = 0
     """The number of rows before a window that are checked again."""
+    steps: Sequence[Step] = ()
+    """Steps outside of the model's chain, for the rows of rounds that send requests.
+
+    A step may send several requests for one row, each with its own `choice`. If the outcome of one of them is
+    `batched`, so is the row's: once the batch has ended, the row is passed to the step again."""
     meanwhile: Mapping[str, str] = MappingProxyType({})
     """For a live round, by its rule: the condition for rows that may get an answer in slot 0 during the round."""
 
@@ -137,14 +144,6 @@ class PlanWork:
     def advance(self) -> bool:
         """Make a decision when no round has rows. Return whether other rounds may have rows now."""
         return False
-
-    def around(self, answer: Answer) -> Answer:
-        """Wrap `answer` for the rows of rounds that send requests.
-
-        The wrapper may send several requests for one row, each with its own `choice`. If the outcome of one of them is
-        `batched`, so is the row's: once the batch has ended, the row is passed to the wrapper again.
-        """
-        return answer
 
     def prepare(self, round_: Round) -> None:
         """Fill the temporary tables for the rule of a round."""

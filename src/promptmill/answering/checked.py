@@ -1,0 +1,296 @@
+"""Checked answers: an answer that does not satisfy its schema, or another check, is requested again with the complaint.
+
+    request ─▶ CHOSEN ─▶ CHECKED ─▶ … ─▶ outcome ─▶ schema: repaired ─▶ checks ─▶ outcome
+                            ▲                              └── a complaint ──┘
+                            └──────── the answer and the complaint are added to the conversation
+
+One loop has all checks of a request, so a request is sent at most `1 + check_retries` times, however many checks there
+are. A request whose last answer is still invalid fails with `invalid_answer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple, Self
+
+from promptmill.answering.several import once
+from promptmill.answering.step import Loading, Place, Step
+from promptmill.answers.chances import chances_in
+from promptmill.answers.check import Check
+from promptmill.answers.checker import Checker
+from promptmill.answers.reasoning import split_marked
+from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
+from promptmill.backends import protocol
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core import feature
+from promptmill.core.bounds import LONGEST_ANSWER
+from promptmill.core.errors import Code, PromptmillError, internal_error
+from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, top_choices_of
+from promptmill.core.wording import cut
+
+_TOOLS = frozenset({"tools", "functions"})
+_TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
+_LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
+_LONGEST_COMPLAINT = 400  # characters; `costs._PER_COMPLAINT` reserves for it
+
+
+def checks_of_features() -> list[Check]:
+    """Return the checks that features add."""
+    return [kind() for kind in feature.answers() if issubclass(kind, Check)]
+
+
+def is_checked(sampling: Sampling) -> bool:
+    """Return whether answers to requests with these parameters are checked."""
+    has_form = sampling.response_format is not None or sampling.choices is not None
+    return has_form or any(check.is_wanted(sampling) for check in checks_of_features())
+
+
+class ChosenAnswers(Step):
+    """For a request with choices, adds their schema, and the probabilities of choices from log probabilities.
+
+    An engine constrains its answer to `choices`; other backends use only `response_format`.
+    """
+
+    place, wanted_by = Place.CHOSEN, ("choices",)
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step."""
+        return cls(loading.plan)
+
+    def __init__(self, plan: ResolvedConfig) -> None:
+        self._is_endpoint = plan.record.needs_endpoint
+        self._with_schema: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+
+    def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
+        """Answer a request with choices."""
+        sampling = request.sampling
+        request = request.changed(sampling=once(self._with_schema, sampling, lambda: _changed(sampling)))
+        has_chances = self._is_endpoint and TOP_CHOICES in request.extra
+        return self._with_chances(request, call) if has_chances else self.following(request, call)
+
+    async def _with_chances(self, request: Request, call: protocol.Call) -> protocol.Outcome:
+        """Answer a request with `top_choices` from log probabilities, for an endpoint that does not support choices."""
+        asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
+        try:
+            most = top_choices_of(request.extra)
+        except PromptmillError as error:
+            return protocol.Failure(error, request.attempts)
+        extra = asked if most is None else {"top_logprobs": _TOP_LOGPROBS, **asked, "logprobs": True}
+        outcome = await self.following(request.changed(extra=extra), call)
+        if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
+            return outcome
+        found = chances_in(_choices(request.sampling), outcome.logprobs, most)
+        return replace(outcome, top_choices=found, logprobs=outcome.logprobs if asked.get("logprobs") else None)
+
+
+def _choices(sampling: Sampling) -> Choices:
+    return choices_of(tuple(sampling.choices or ()))
+
+
+def _changed(sampling: Sampling) -> Sampling:
+    return sampling.model_copy(update={"response_format": _choices(sampling).response_format})
+
+
+class _Complaint(NamedTuple):
+    """What is wrong with an answer."""
+
+    turn: str
+    """The message with which the request is sent again; `""`: it is not, because it would not help."""
+    error: PromptmillError
+    """The failure if it is not sent again."""
+
+
+class _Form(NamedTuple):
+    """The form of an answer: a schema, or the choices from which the schema was made."""
+
+    schema: AnswerSchema
+    choices: Choices | None
+    wanted: str
+    """`choices`, or the type of the `response_format`."""
+
+
+class CheckedAnswers(Step):
+    """Checks answers, repairs them to their schema, and requests an invalid answer again, up to `retries` times."""
+
+    place = Place.CHECKED
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step."""
+        return cls(loading.plan)
+
+    def __init__(self, plan: ResolvedConfig) -> None:
+        self._retries = plan.settings.check_retries
+        self._checks = checks_of_features()
+        self.wanted_by = (
+            "response_format",
+            "choices",
+            "checks",
+            *(name for one in self._checks for name in one.wanted_by),
+        )
+        self._checking: tuple[SchemaCache, Checker] | None = None  # made for the first request with a schema
+        self._last: tuple[Sampling | None, protocol.Facts | None, tuple[_Form | None, list[Check]] | None] = (None,) * 3
+
+    async def aclose(self) -> None:
+        """End the processes that check answers."""
+        if self._checking is not None:
+            await self._checking[1].aclose()
+
+    async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
+        """Answer a request whose answer is checked."""
+        try:
+            form, checks = self._known(request, call) or await self._wanted(request.sampling, call.facts)
+        except PromptmillError as error:
+            return protocol.Failure(error, request.attempts)
+        if request.is_part:
+            checks = []  # they are about the row's answer
+        if form is not None or checks:
+            call.preview = None  # nobody can take back an answer that was shown while it grew
+        outcome = await self.following(request, call)
+        if form is None and not checks:
+            return outcome
+        asked, usage, latency_s, cost = request.conversation, protocol.NO_USAGE, 0.0, None
+        for left in reversed(range(self._retries + 1)):
+            usage, latency_s = usage + outcome.usage, round(latency_s + outcome.latency_s, 6)
+            cost = protocol.sum_of(cost, outcome.cost)
+            if form is not None and isinstance(outcome, protocol.Completion):
+                outcome = _as_text(outcome, request)
+            if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
+                break
+            text, complaint = await self._checked(form, checks, request, outcome, call)
+            if complaint is None:
+                outcome = replace(outcome, text=text)
+                break
+            if not left or not complaint.turn:
+                outcome = protocol.Failure(complaint.error, outcome.attempts, text=outcome.text)
+                break
+            said = Message("assistant", outcome.text[:LONGEST_ANSWER]), Message("user", complaint.turn)
+            conversation = Conversation((*asked.messages, *said))
+            request = request.changed(conversation=conversation, attempts=outcome.attempts)
+            call.counts.asked_again += 1
+            outcome = await self.following(request, call)
+        return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
+
+    def _known(self, request: Request, call: protocol.Call) -> tuple[_Form | None, list[Check]] | None:
+        """Return the form and the checks of a request that has the parameters of the request before; else None."""
+        sampling, facts, wanted = self._last
+        return wanted if request.sampling is sampling and call.facts is facts else None
+
+    async def _wanted(self, sampling: Sampling, facts: protocol.Facts) -> tuple[_Form | None, list[Check]]:
+        checks = [check for check in (*self._checks, *facts.checks) if check.is_wanted(sampling)]
+        wanted = await self._form_of(sampling), checks
+        self._last = sampling, facts, wanted
+        return wanted
+
+    async def _form_of(self, sampling: Sampling) -> _Form | None:
+        """Return the form of answers; None without one. Raises `PromptmillError` for an invalid schema."""
+        if (wanted := sampling.response_format) is None:
+            return None
+        schemas, _ = self._checking = self._checking or (SchemaCache(), Checker())
+        choices = None if sampling.choices is None else _choices(sampling)
+        if (schema := await schemas.of(wanted)) is None:
+            return None
+        return _Form(schema, choices, "choices" if choices else str(wanted.get("type")))
+
+    async def _checked(
+        self,
+        form: _Form | None,
+        checks: Sequence[Check],
+        request: Request,
+        outcome: protocol.Completion,
+        call: protocol.Call,
+    ) -> tuple[str, _Complaint | None]:
+        """Return the text of an answer, repaired if necessary, and the first complaint."""
+        # inline reasoning stays in front of the answer, but is not checked
+        text = answer = outcome.text
+        if request.sampling.reasoning == "inline":
+            answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
+        if form is not None:
+            is_complete = outcome.finish_reason != "length"
+            right, problem = await self._in_form(form, answer, call, is_complete=is_complete)
+            if problem:
+                return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
+            text, answer = text if right == answer else text[: max(text.rfind(answer), 0)] + right, right
+        return text, await _complaint_of(checks, answer, request)
+
+    async def _in_form(self, form: _Form, answer: str, call: protocol.Call, *, is_complete: bool) -> tuple[str, str]:
+        """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
+        chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
+        is_valid = form.schema.is_soon_valid(answer)
+        if chosen:
+            call.counts.repaired += not is_valid
+            return chosen, ""
+        if is_valid:
+            return answer, ""
+        call.warn_of_marks(answer)
+        assert self._checking is not None
+        checked = await self._checking[1].check(form.schema, answer, call, complete=is_complete)
+        if checked.problem:
+            return answer, checked.problem
+        right = checked.text if form.choices is None else form.choices.chosen(checked.text)
+        if not right:  # the answer is valid but too long for `chosen`, for example padded with blanks
+            return answer, "it is too long"
+        call.counts.repaired += checked.repaired
+        return right, ""
+
+
+def _as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
+    """Return an answer whose text a schema can check: not a refusal, and not a call that the request has no tool for.
+
+    The arguments of such a call are the answer: LiteLLM, for one, translates a schema to a tool.
+    """
+    if answer.is_refusal:
+        error = PromptmillError(Code.CONTENT_FILTER, f"The model refused to answer: {answer.text[:400]}")
+        return protocol.Failure(error, answer.attempts, answer.latency_s, answer.usage, answer.text)
+    if not answer.tool_calls or answer.text or not _TOOLS.isdisjoint(request.extra):
+        return answer
+    function = answer.tool_calls[0].get("function")
+    written = function.get("arguments") if isinstance(function, Mapping) and len(answer.tool_calls) == 1 else None
+    finish = "stop" if answer.finish_reason == "tool_calls" else answer.finish_reason
+    return replace(answer, text=written if isinstance(written, str) else "", tool_calls=(), finish_reason=finish)
+
+
+async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) -> _Complaint | None:
+    """Return the first complaint about an answer."""
+    for check in checks:
+        try:
+            complaint = (
+                await asyncio.to_thread(check.complaint, answer, request)
+                if check.blocks
+                else check.complaint(answer, request)
+            )
+        except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
+            return _Complaint("", internal_error("A check of the answer failed", error))
+        if complaint:
+            complaint = cut(" ".join(complaint.split()), _LONGEST_COMPLAINT).rstrip(".")
+            turn = f"This answer is not accepted: {complaint}. Answer again with the corrected answer alone."
+            return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {complaint}.", ""))
+    return None
+
+
+async def checked(answer: protocol.Completion, request: Request, call: protocol.Call) -> protocol.Outcome:
+    """Return an answer that was merged from the answers to parts of `request`; a failure if a check has a complaint."""
+    checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.is_wanted(request.sampling)]
+    complaint = await _complaint_of(checks, answer.text, request)
+    return answer if complaint is None else protocol.Failure(complaint.error, answer.attempts, text=answer.text)
+
+
+# A small model may fill a list or text endlessly until `max_tokens`.
+_CUT_OFF = {"json_schema": "Raise `max_tokens`, or bound the schema's lists and texts with `maxItems` and `maxLength`."}
+_WRONG = {"choices": "Name the choices in the prompt, raise `check_retries`, or use a stronger model."}
+
+
+def _complaint_of_form(form: _Form, problem: str, text: str, *, is_complete: bool) -> _Complaint:
+    wrong = f"does not satisfy its schema: {problem}" if form.choices is None else form.choices.why_none(text)
+    if not is_complete:
+        cut_off = f"The answer was cut off at `max_tokens` and {wrong}."
+        remedy = _CUT_OFF.get(form.wanted, "Raise `max_tokens`.")
+        return _Complaint("", PromptmillError(Code.INVALID_ANSWER, cut_off, remedy))
+    turn = (
+        f"This answer does not satisfy the required JSON schema: {problem}. "
+        "Answer again with the corrected JSON alone, without any other words."
+    )
+    return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.", _WRONG.get(form.wanted)))

@@ -1,0 +1,60 @@
+"""Requests to backends that do not take everything, such as those of other packages."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from promptmill.answering.step import Loading, Place, Step
+from promptmill.backends import protocol
+from promptmill.config.backends import BACKENDS
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, internal_error
+from promptmill.core.request import Request, check_left_out
+
+
+class ScreenedRequests(Step):
+    """Removes parameters that the backend does not support, with a warning, and converts its exceptions to failures."""
+
+    place = Place.SCREENED
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step for a backend of another package, or one that does not take everything."""
+        plan = loading.plan
+        takes_all = plan.backend in BACKENDS and plan.record.sampling is None and plan.record.takes_images
+        return None if takes_all else cls(plan)
+
+    def __init__(self, plan: ResolvedConfig) -> None:
+        self._backend = plan.backend
+        self._record = plan.record
+        self._is_error = plan.settings.unsupported == "error"
+
+    async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
+        """Answer a request."""
+        try:
+            outcome = await self.following(self._supported(request, call), call)
+        except PromptmillError as error:
+            if error.code is Code.UNSUPPORTED:
+                return protocol.Failure(error, request.attempts)
+            raise
+        except Exception as error:  # noqa: BLE001 (a mistake of another package fails only its item)
+            return protocol.Failure(internal_error(f"The {self._backend} backend failed", error), request.attempts)
+        if not isinstance(outcome, protocol.Completion | protocol.Failure):
+            problem = f"The {self._backend} backend returned no outcome for this item; report it to its author."
+            return protocol.Failure(PromptmillError(Code.INTERNAL, problem), request.attempts)
+        if isinstance(outcome, protocol.Completion) and (why := outcome.unanswered):
+            return protocol.Failure(why, outcome.attempts, outcome.latency_s, outcome.usage)
+        return outcome
+
+    def _supported(self, request: Request, call: protocol.Call) -> Request:
+        if not self._record.takes_images and (request.conversation.images or request.conversation.has_audio):
+            raise PromptmillError(
+                Code.UNSUPPORTED, f"The prompt comes with images or audio, and the {self._backend} backend reads text."
+            )
+        takes = self._record.sampling
+        left_out = [] if takes is None else sorted(request.sampling.sent().keys() - takes)
+        if not left_out:
+            return request
+        check_left_out(left_out, left_out if self._is_error else request.required, f"the {self._backend} backend")
+        call.warn(f"The {self._backend} backend cannot take {', '.join(left_out)}; left out.")
+        return request.changed(sampling=request.sampling.model_copy(update=dict.fromkeys(left_out)))

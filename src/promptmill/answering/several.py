@@ -1,0 +1,144 @@
+"""Several answers to one request, and the means for steps that send several requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from promptmill.answering.step import Place, Step
+from promptmill.backends import protocol
+from promptmill.core.bounds import MOST_KEPT, MOST_SHARED
+from promptmill.core.errors import Code
+from promptmill.core.request import Request, Sampling
+
+T = TypeVar("T")
+_LONG = 1 << 16  # characters of all copies of a prompt, from which they wait for room
+
+
+class SeveralAnswers(Step):
+    """For a request with `n`, sends n requests to any backend. Each answer is checked separately."""
+
+    place, wanted_by = Place.SEVERAL, ("n",)
+
+    def __init__(self) -> None:
+        self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+        self._copies = Copies()
+
+    async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
+        """Answer a request with `n`."""
+        n = request.sampling.n or 1
+        call.preview = None  # which shows one answer
+        texts, images = request.conversation.texts, request.conversation.images
+        size = sum(map(len, texts)) + sum(len(image.source) for image in images)
+
+        async def one(place: int) -> protocol.Outcome:
+            sampling = self._single_sampling(request.sampling, place)
+            earlier = 0 if place else request.attempts  # the earlier attempts count once, in the sum
+            async with self._copies.held(size if place and size * n > _LONG else 0):
+                return await self.following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
+
+        return _joined(await together([functools.partial(one, place) for place in range(n)], call), call)
+
+    def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:
+        """Return the parameters for one answer."""
+        seed = None if sampling.seed is None else sampling.seed + place
+        changes = {"n": None, "seed": seed}
+        return once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
+
+
+class Copies:
+    """The copies of prompts in flight, beyond the first of each: a prompt of 7 MB with `n: 128` would take 1.4 GB."""
+
+    def __init__(self, most: int = MOST_SHARED) -> None:
+        """`most`: the characters that all copies may have together. A longer prompt is sent once at a time."""
+        self._most, self._held, self._freed = most, 0, asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def held(self, size: int) -> AsyncIterator[None]:
+        """Wait until a copy of `size` characters has room, and hold it."""
+        if not size:
+            yield
+            return
+        async with self._freed:
+            await self._freed.wait_for(lambda: not self._held or self._held + size <= self._most)
+            self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+            async with self._freed:
+                self._freed.notify_all()
+
+
+def once(
+    made: dict[tuple[int, int], tuple[Sampling, T]], sampling: Sampling, make: Callable[[], T], place: int = 0
+) -> T:
+    """Return the cached result of `make` in `made`: one object for equal `sampling` and `place`."""
+    if (id(sampling), place) not in made:
+        if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
+            made.clear()
+        made[id(sampling), place] = sampling, make()
+    return made[id(sampling), place][1]
+
+
+async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.Call) -> list[T]:
+    """Run the parts of one answer concurrently; return their results. Raises the first error, cancelling the rest."""
+
+    async def one(part: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await part()
+        finally:
+            call.waits.forked -= 1
+            call.waits.freed()
+
+    call.waits.forked += len(parts) - 1  # one worker of the driver waits for all parts
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(part)) for part in parts]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        call.waits.forked += 1
+    return [task.result() for task in tasks]
+
+
+def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.Outcome:
+    """Return the first answer, with the texts of all answers in `answers`; a failed answer has the text `""`."""
+    usage, cost = found[0].usage, found[0].cost
+    for outcome in found[1:]:
+        usage, cost = usage + outcome.usage, protocol.sum_of(cost, outcome.cost)
+    attempts, latency_s = sum(one.attempts for one in found), max(one.latency_s for one in found)
+    failed = [outcome for outcome in found if isinstance(outcome, protocol.Failure)]
+    answers = [outcome for outcome in found if isinstance(outcome, protocol.Completion)]
+    out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
+    if out_of_budget is not None or not answers:  # one failure for all: a larger budget sends the item again
+        failure = out_of_budget or failed[0]
+        return replace(failure, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
+    if failed:
+        call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
+    texts = tuple(outcome.text if isinstance(outcome, protocol.Completion) else "" for outcome in found)
+    joined = replace(answers[0], answers=texts, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
+    return replace(joined, details=_details(found, answers[0])) if call.facts.keep_raw else joined
+
+
+def _details(found: Sequence[protocol.Outcome], first: protocol.Completion) -> dict[str, Any]:
+    """Return the details of several answers: `body` of the first without its usage, and `choices` of all."""
+    body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
+    choices = [
+        {
+            "index": index,
+            "text": one.text,
+            "finish_reason": one.finish_reason,
+            "reasoning": one.reasoning,
+            "tool_calls": one.tool_calls,
+            "logprobs": one.logprobs,
+            "details": {name: value for name, value in (one.details or {}).items() if name != "body"},
+        }
+        for index, one in enumerate(found)
+        if isinstance(one, protocol.Completion)
+    ]
+    return {"body": body, "choices": choices}

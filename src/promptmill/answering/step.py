@@ -1,0 +1,82 @@
+"""The steps between a request and its outcome: functions around `answer`, each with a place in the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Collection
+from dataclasses import dataclass
+from enum import IntEnum, auto
+
+from promptmill.backends.protocol import Answer, Call, Outcome
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.money import Budget
+from promptmill.core.request import Request
+
+
+class Place(IntEnum):
+    """The place of a step, from the outside in. A step sees what the steps outside of it let through."""
+
+    PIECES = auto()
+    """Of a job's plan: one row becomes several requests. Outside of the choice of a model, and of its fallbacks."""
+    CACHED = auto()
+    """Each answer is kept; a hit costs nothing."""
+    EQUAL = auto()
+    """Of equal requests, one is sent."""
+    SEVERAL = auto()
+    """One request becomes several, with one joined outcome."""
+    CHOSEN = auto()
+    """The request for one of several choices is changed, and its outcome too."""
+    CHECKED = auto()
+    """The answer is checked, repaired, and requested again."""
+    PRICED = auto()
+    """Each request that is sent is paid, within budgets."""
+    SCREENED = auto()
+    """The request has only what the backend takes."""
+    SENT = auto()
+    """In place of the backend: a hit is reported like a sent request."""
+    WARMED = auto()
+    """The request waits until a provider's cache has its beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The model for which a step is made."""
+
+    plan: ResolvedConfig
+    budget: Budget | None
+    """The spending limit of the process."""
+    is_shared: bool
+    """Whether several clients share the process."""
+
+
+class Step:
+    """A function around `answer`. One object serves one loaded model, or one run of a job."""
+
+    place: Place
+    wanted_by: Collection[str] | None = None
+    """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request does."""
+    following: Answer
+    """Answers a request by the steps inside of this one."""
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Step | None:
+        """Return the step for a model; None if none of its requests needs the step. Raises `PromptmillError`."""
+        del loading
+        return cls()
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request that the step wants; see `protocol.Answer`."""
+        raise NotImplementedError
+
+    def wrap(self, answer: Answer) -> Answer:
+        """Return the function around `answer`."""
+        self.following = answer
+        return self.answer
+
+    def enter(self, call: Call) -> None:
+        """Record that a call starts. Raises `PromptmillError` if it cannot."""
+
+    async def leave(self, call: Call) -> None:
+        """Record that a call has ended, with no answer in flight."""
+
+    async def aclose(self) -> None:
+        """Free all resources."""

@@ -1,0 +1,26 @@
+"""Checks: what an answer must satisfy. An answer that does not is requested again, with the complaint."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from promptmill.core.request import Request, Sampling
+
+
+class Check:
+    """Says what is wrong with an answer. `answering.checked` asks again, limits how often, and words the failure."""
+
+    blocks = False
+    """Whether `complaint` is slow or blocks, so that a thread must call it."""
+
+    wanted_by: Collection[str] = ()
+    """Names of parameters: answers to a request that sets one of them are checked. A call's own check has none."""
+
+    def is_wanted(self, sampling: Sampling) -> bool:
+        """Return whether answers to requests with these parameters are checked."""
+        names = self.wanted_by
+        return not names or any(getattr(sampling, name) is not None for name in names)
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        """Return what is wrong with an answer, as the end of `The answer …`; None if nothing is."""
+        raise NotImplementedError

@@ -1,0 +1,28 @@
+"""A check by a function of the program that runs the job, which also gets the row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from promptmill.answers.check import Check
+from promptmill.core.request import Request
+from promptmill.jobs.store.database import JobDatabase, Row
+from promptmill.jobs.store.records import SLOT
+
+Complain: TypeAlias = Callable[[str, Row], str | None]
+"""Returns what is wrong with the answer to a row, or None."""
+
+
+class RowCheck(Check):
+    """Checks each answer of a job."""
+
+    blocks = True
+
+    def __init__(self, store: JobDatabase, complain: Complain) -> None:
+        self._store, self._complain = store, complain
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        """Return the complaint of the function."""
+        (row,) = self._store.rows_at([request.key % SLOT])
+        return self._complain(answer, row)

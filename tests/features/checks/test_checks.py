@@ -1,0 +1,228 @@
+"""Answers that must keep to a limit of words, match a pattern, or satisfy a function of the program."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, field_validator
+
+import promptmill
+from fakes import openai_configuration
+from promptmill.backends.protocol import Call, Facts
+from promptmill.cli import main as cli
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import conversation_from_prompt
+from promptmill.features.checks import parameters
+from promptmill.service.service import Service
+from replies import answer, choose
+
+LONG = "one two three four"
+
+
+def _again(seen: Any) -> bool:
+    return seen.prompt.startswith("This answer")
+
+
+def _words(seen: Any) -> Any:
+    is_stubborn = "stubborn" in str(seen.json["messages"][0])
+    return answer("one two" if _again(seen) and not is_stubborn else LONG)
+
+
+@pytest.fixture
+def ask(upstream, closing):
+    async def asked(*prompts: str, top: Any = None, **sampling: Any) -> Any:
+        configuration = openai_configuration(upstream.url)
+        service = closing(Service(type(configuration)({**configuration._raw, **(top or {})})))
+        stats = Call(Facts(total=len(prompts)))
+        items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
+        return await service.generate(items, stats, plan=service.plan.with_sampling(sampling)), stats
+
+    return asked
+
+
+async def test_a_long_answer_is_asked_for_again_and_fails_alone(ask, upstream):
+    upstream.reply = choose(_words)
+    (good, bad), stats = await ask("a", "stubborn", max_words=3)
+    assert (good.text, good.attempts) == ("one two", 2)
+    assert (bad.error.code, bad.text) == ("invalid_answer", LONG)
+    assert "it has 4 words, and at most 3 are allowed" in bad.error.message
+    assert (stats.counts.requests, stats.counts.asked_again) == (4, 2)
+    assert not any("max_words" in seen.json for seen in upstream.seen)
+
+
+async def test_each_of_several_answers_is_checked(ask, upstream):
+    upstream.reply = choose(_words)
+    (outcome,), stats = await ask("a", max_words=3, n=2)
+    assert (outcome.answers, stats.counts.requests) == (("one two", "one two"), 4)
+
+
+async def test_several_checks_share_the_bound(ask, upstream):
+    upstream.reply = choose(lambda seen: answer("x y" if _again(seen) else LONG))
+    (outcome,), stats = await ask("a", max_words=3, match="one.*")
+    assert (outcome.error.code, stats.counts.requests) == ("invalid_answer", 2)
+    assert "it does not match the pattern one.*" in outcome.error.message
+
+
+async def test_a_second_request_is_paid_within_the_budget(ask, upstream):
+    upstream.reply = choose(_words)
+    (outcome,), stats = await ask("a", top={"price": {"input": 1, "output": 2}}, max_words=3, max_tokens=9)
+    assert outcome.text == "one two"
+    assert outcome.cost == stats.counts.cost > 0
+
+
+async def test_an_answer_is_kept_when_it_passed(ask, upstream, tmp_path):
+    upstream.reply = choose(_words)
+    top = {"cache": str(tmp_path / "answers"), "sampling_params": {"temperature": 0}}
+    for requests, most in ((2, 3), (0, 3), (1, 9)):
+        (outcome,), stats = await ask("a", top=top, max_words=most)
+        assert stats.counts.requests == requests
+    assert outcome.text == LONG
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?=a)b", r"\d{1,100000}"])
+def test_a_pattern_that_is_not_taken_is_named(pattern):
+    with pytest.raises(PromptmillError, match="is no regular expression, or one with look-around"):
+        promptmill.bulk(["a"], match=pattern, base_url="127.0.0.1:9", model="m")
+
+
+async def test_a_pattern_of_a_client_takes_no_longer_than_its_text(ask, upstream):
+    upstream.reply = answer("a" * 100_000 + "!")  # with `re`, hours
+    (outcome,), _ = await ask("a", match=r"(\w+\s?)+x")
+    assert outcome.error.code == "invalid_answer"
+
+
+async def test_no_answer_is_shown_that_may_be_asked_for_again(upstream, closing):
+    upstream.reply = choose(_words)
+    service, shown = closing(Service(openai_configuration(upstream.url))), []
+    call = Call(Facts(total=1), preview=lambda growing: shown.append(growing.text))
+    item = conversation_from_prompt("a", "a prompt")
+    (outcome,) = await service.generate([item], call, plan=service.plan.with_sampling({"max_words": 3}))
+    assert (outcome.text, shown) == ("one two", [])
+
+
+def test_a_check_is_about_the_answer_to_the_whole_document(bench, upstream):
+    def reply(seen: Any) -> Any:
+        if "was read in parts" in str(seen.json["messages"]):
+            return answer("short" if _again(seen) else LONG)
+        return answer("an answer about a piece is as long as it likes")
+
+    upstream.reply = choose(reply)
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    text = "A sentence of the document. " * 300
+    bench.input.write_text(f"id,text\n1,{text}\n")
+    bench.run("--prompt", "Sum up: {{text}}", "--max-words", "3", "--split", "1000")
+    with bench.output.open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["answer"] == "short"
+    assert sum(_again(seen) for seen in upstream.seen) == 1
+
+
+def test_the_flags_reach_the_answers(bench, upstream):
+    upstream.reply = choose(_words)
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,text\n1,a\n2,stubborn\n")
+    bench.run("--prompt", "Say {{text}}", "--max-words", "3", "--match", "[a-z ]+")
+    with bench.output.open(encoding="utf-8") as file:
+        good, bad = csv.DictReader(file)
+    assert (good["answer"], bad["error"].partition(":")[0]) == ("one two", "invalid_answer")
+
+
+@pytest.fixture
+def bulk(upstream, tmp_path):
+    def run(*texts: str, **options: Any) -> Any:
+        rows = [{"text": text} for text in texts]
+        where = {"base_url": upstream.url, "model": "m", "api_key": "k", "state": str(tmp_path)}
+        return promptmill.bulk(rows, prompt="Say {{text}}", **where, **options)
+
+    return run
+
+
+def test_a_function_gets_each_answer_with_its_row(bulk, upstream):
+    upstream.reply = choose(_words)
+
+    def check(text: str, row: Any) -> str | None:
+        return f"{row['text']} is too long" if len(text.split()) > 3 else None
+
+    result = bulk("a", "stubborn", check=check)
+    assert (result.answers, result.failed) == (["one two", ""], 1)
+    assert "stubborn is too long" in result.rows[1]["error"]["message"]
+
+
+class Person(BaseModel):
+    age: int
+
+    @field_validator("age")
+    @classmethod
+    def is_born(cls, age: int) -> int:
+        if age < 0:
+            raise ValueError("nobody is younger than 0")
+        return age
+
+
+def test_a_validator_of_a_class_complains_about_its_row_alone(bulk, upstream):
+    upstream.reply = choose(
+        lambda seen: answer(f'{{"age": {7 if _again(seen) and "bad" not in str(seen.json["messages"][0]) else -1}}}')
+    )
+    result = bulk("good", "bad", schema=Person)
+    assert (result.answers, result.failed) == ([Person(age=7), ""], 1)
+    assert "nobody is younger than 0" in result.rows[1]["error"]["message"]
+    assert "nobody is younger than 0" in next(seen.prompt for seen in upstream.seen if _again(seen))
+
+
+def test_a_job_with_a_function_is_not_continued_without_it(tmp_path, upstream):
+    upstream.reply = choose(_words)
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text": "a"}\n{"text": "b"}\n')
+    where = {"base_url": upstream.url, "model": "m", "api_key": "k", "state": str(tmp_path), "prompt": "Say {{text}}"}
+    promptmill.bulk(str(source), str(output), check=lambda text, row: None, limit=1, **where)
+    with pytest.raises(PromptmillError, match=r"another check \(check was 'a function', now not set\)"):
+        promptmill.bulk(str(source), str(output), **where)
+    assert promptmill.bulk(str(source), str(output), check=lambda text, row: None, **where).failed == 0
+
+
+def test_a_check_that_breaks_fails_its_row(bulk):
+    result = bulk("a", check=lambda text, row: row["nothing"])
+    assert (result.failed, result.rows[0]["error"]["code"]) == (1, "internal")
+
+
+async def test_an_answer_in_another_language_is_asked_for_again(ask, upstream):
+    english, german = "The delivery was late, but all is well.", "Die Lieferung kam zu spät, aber alles ist gut."
+    upstream.reply = choose(
+        lambda seen: answer(german if _again(seen) and "stubborn" not in str(seen.json["messages"][0]) else english)
+    )
+    (good, bad), _ = await ask("a", "stubborn", language="de")
+    assert (good.text, bad.error.code) == (german, "invalid_answer")
+    assert "not in the language `de`, but in `en`" in bad.error.message
+
+
+@pytest.mark.parametrize(
+    "text", ["Ja.", "Paris", "12.50", '{"summary": "Die Lieferung kam zu spät", "mood": "angry"}', ""]
+)
+async def test_a_short_answer_may_be_in_any_language_and_keys_are_none(ask, upstream, text):
+    upstream.reply = answer(text)
+    (outcome,), stats = await ask("a", language="de")
+    assert (outcome.text, stats.counts.asked_again) == (text, 0)
+
+
+@pytest.mark.parametrize(
+    ("language", "installed", "said"),
+    [("german", True, "is no code of a language, such as en"), ("de", False, r"needs py3langid\. Run: .*language")],
+)
+def test_a_language_that_cannot_be_checked_is_an_error_before_anything_is_sent(monkeypatch, language, installed, said):
+    if not installed:
+        parameters.languages.cache_clear()
+        monkeypatch.setitem(sys.modules, "py3langid", None)
+    with pytest.raises(PromptmillError, match=said):
+        Configuration({"sampling_params": {"language": language}}).plan  # noqa: B018
+
+
+def test_generate_has_the_flags(upstream, monkeypatch, capsys):
+    upstream.reply = choose(_words)
+    monkeypatch.setenv("LLM_API_KEY", "k")
+    endpoint = ("--base-url", upstream.url, "--model", "m")
+    assert cli.main(["generate", "Say a", *endpoint, "--max-words", "3"]) == 0
+    assert capsys.readouterr().out == "one two\n"
