@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,60 @@ def test_a_feature_imports_only_the_features_that_it_needs():
         own = [file for module, file in MODULES.items() if f"{module}.".startswith(f"features.{name}.")]
         imported = {each.split(".")[2] for file in own for each in _imports(file) if each.startswith(IN_FEATURES)}
         assert imported <= {name, *feature.needs}
+
+
+def _members(kind: ast.ClassDef) -> set[str]:
+    """Return the names of the public members that a class defines."""
+    fields = {
+        node.target.id for node in kind.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    fields |= {
+        target.id
+        for node in kind.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    methods = {node.name for node in kind.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return {name for name in fields | methods if not name.startswith("_")}
+
+
+def _passed_on(tree: ast.Module) -> set[ast.Attribute]:
+    """Return the members whose value a function only passes on: it is all that the function returns."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    bodies = [[each for each in node.body if not isinstance(each, ast.Expr | ast.Delete)] for node in functions]
+    values = [body[0].value for body in bodies if len(body) == 1 and isinstance(body[0], ast.Return)]
+    called = [value.func if isinstance(value, ast.Call) else value for value in values]
+    return {value for value in called if isinstance(value, ast.Attribute)}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("jobs.store.plan", "Plan"),
+        ("jobs.store.plan", "PlanWork"),
+        ("answering.step", "Step"),
+        ("answers.check", "Check"),
+    ],
+)
+def test_a_member_that_a_feature_may_define_is_one_that_the_core_uses(module, name):
+    """Or that two of them define. What one feature has, and only others ask for, is a protocol of the one that asks."""
+    files = [*MODULES.items(), *((file.stem, file) for file in (ROOT / "examples").rglob("*.py"))]
+    classes = [
+        (where, node) for where, file in files for node in ast.walk(_tree(file)) if isinstance(node, ast.ClassDef)
+    ]
+    (base,) = [node for where, node in classes if (where, node.name) == (module, name)]
+    kinds = {name}
+    for _ in range(3):  # subclasses of subclasses
+        kinds |= {node.name for _, node in classes if any(getattr(each, "id", "") in kinds for each in node.bases)}
+    defined = Counter(member for where, node in classes if node.name in kinds - {name} for member in _members(node))
+    used = set[str]()
+    for where, file in MODULES.items():
+        if not where.startswith("features."):
+            tree = _tree(file)
+            passed = _passed_on(tree)
+            used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in passed}
+    assert {member for member in _members(base) if defined[member] < 2 and member not in used} == set()
 
 
 def test_no_code_compares_the_name_of_a_backend():

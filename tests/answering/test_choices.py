@@ -82,6 +82,11 @@ def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):
     assert Choices(choices).chosen(written) == choices[0]
 
 
+@pytest.mark.parametrize("language", ["", "json", "JSON", " json", "json5", "JSON5", "jsonc", "JSONC"])
+def test_a_choice_in_a_code_fence_is_read_without_the_name_of_its_language(language):
+    assert Choices(["yes", "no"]).chosen(f'So:\n```{language}\n"no"\n```') == "no"
+
+
 def test_two_code_fences_with_several_choices_are_in_doubt():
     assert Choices(["yes", "no"]).chosen("```\nno\n```\n```\nyes\n```") == ""
     assert Choices(["yes", "no"]).chosen("```\nno\n```\nSo:\n```\nno\n```") == "no"

@@ -8,7 +8,17 @@ import pytest
 
 from fakes import openai_plan
 from promptmill.answering.costs import most_of, worst_case
-from promptmill.answering.prices import FlatPrice, Prices, Tiers, charge, list_of_prices, price_of
+from promptmill.answering.prices import (
+    FlatPrice,
+    Prices,
+    Tiers,
+    charge,
+    cost_of_many,
+    list_of_prices,
+    no_price_known,
+    price_of,
+    tier_of,
+)
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
@@ -67,6 +77,7 @@ def _request(extra=None, **sampling):
         ({"max_tokens": 10}, {"num_return_sequences": 4, "tool_choice": "auto", "choices": ["7"]}, 40),
         ({"max_tokens": 10}, {"generationConfig": {"candidateCount": 4}}, 40),
         ({"max_tokens": 10}, {"num_generations": 2, "best_of": 4}, 40),
+        *[({"max_tokens": 10}, {name: 4}, 40) for name in ("num_generations", "num_choices", "num_samples")],
         ({"max_tokens": 10}, {"metadata": {"candidate": "7031", "n": "12", "source_tokens": "5000"}}, 10),
     ],
 )
@@ -211,6 +222,8 @@ def test_an_outcome_is_charged_by_its_usage_and_tier_and_unknown_usage_by_the_wo
         ("", "flex", "flex", "flex"),
         ("", "priority", "", "priority"),
         ("priority", "flex", "flex", "priority"),
+        ("", "auto", "", "auto"),
+        ("priority", "batch", "", "batch"),
     ],
 )
 def test_a_discount_applies_only_if_the_request_or_the_operator_named_its_tier(served, requested, operators, charged):
@@ -226,11 +239,157 @@ def test_a_listed_price_depends_on_the_service_tier(tier, factor):
 
 
 def test_tokens_written_to_a_cache_have_their_own_prices():
-    price = FlatPrice(1.0, 2.0, 0.1, 1.25, 2.0)
+    price = FlatPrice(1.0, 2.0, 0.1, 1.5, 3.0)
     usage = Usage(100, 0, cached_tokens=20, written_tokens=50, hour_written_tokens=10)
-    assert price.cost(usage) * 1_000_000 == pytest.approx(30 * 1.0 + 20 * 0.1 + 40 * 1.25 + 10 * 2.0)
-    written = FLAT.cost(Usage(100, 0, written_tokens=60, hour_written_tokens=10)) * 1_000_000
-    assert written == pytest.approx(40 + 50 * 1.25 + 10 * 2.0), "a configured price"
+    assert price.cost(usage) * 1_000_000 == pytest.approx(30 * 1.0 + 20 * 0.1 + 40 * 1.5 + 10 * 3.0)
+    configured = FlatPrice(4.0, 2.0, 0.1)
+    written = configured.cost(Usage(100, 0, written_tokens=60, hour_written_tokens=10)) * 1_000_000
+    assert written == pytest.approx(4 * (40 + 50 * 1.25 + 10 * 2.0))
+
+
+def test_a_price_of_a_million_tokens_is_the_cost_of_a_million():
+    assert FlatPrice(1.0, 2.0, 0.5).cost(Usage(1_000_000, 1_000_000)) == 3.0
+
+
+@pytest.mark.parametrize(("tier", "factor"), [("flex", 0.5), ("priority", 2.0), ("fast", 2.0), ("other", 1.0)])
+def test_a_configured_price_depends_on_the_service_tier(tier, factor):
+    price = FlatPrice(1.0, 3.0, 0.5)
+    for usage in (MILLION, Usage(0, 1_000_000), Usage(1_000_000, 0, cached_tokens=1_000_000)):
+        assert price.cost(usage, tier) == factor * price.cost(usage)
+
+
+@pytest.mark.parametrize(("extra", "tier"), [({"service_tier": "FLEX"}, "flex"), ({"service_tier": 5}, ""), ({}, "")])
+def test_a_service_tier_is_a_text_in_any_case(extra, tier):
+    assert tier_of(extra) == tier
+
+
+OPENAI = "https://api.openai.com/v1"
+GOOGLE = "https://generativelanguage.googleapis.com/v1beta"
+
+
+def listed(model, url=OPENAI):
+    pytest.importorskip("genai_prices")
+    return sure(price_of(openai_plan(url, model_name=model)))
+
+
+def test_a_listed_price_counts_prompts_answers_and_cached_tokens():
+    price = listed("gpt-4o")
+    usage = Usage(3000, 2000, cached_tokens=1000)
+    assert price.cost(usage) * 1_000_000 == pytest.approx(2000 * 2.5 + 1000 * 1.25 + 2000 * 10)
+    assert price.cost(Usage()) == 0.0
+    assert price.batch == 0.5
+
+
+def test_a_long_prompt_has_the_listed_price_of_long_prompts():
+    price = listed("gemini-2.5-pro", GOOGLE)
+    short, long = price.cost(Usage(150_000, 1000)), price.cost(Usage(300_000, 1000))
+    assert short * 1_000_000 == pytest.approx(150_000 * 1.25 + 1000 * 10)
+    assert long * 1_000_000 == pytest.approx(300_000 * 2.5 + 1000 * 15)
+    assert price.cost(Usage(300_000, 1000), "priority") == pytest.approx(1.8 * long)
+
+
+def test_a_long_prompt_of_a_free_model_costs_nothing():
+    assert listed("deepseek/deepseek-r1:free", "https://openrouter.ai/api/v1").cost(Usage(150_000, 10)) == 0.0
+
+
+def test_a_long_prompt_has_the_listed_prices_of_the_cache():
+    price = listed("claude-sonnet-4-5", "https://api.anthropic.com/v1")
+    size = 300_000
+    fresh = price.cost(Usage(size, 0))
+    assert price.cost(Usage(size, 0, cached_tokens=size)) == pytest.approx(0.1 * fresh)
+    assert price.cost(Usage(size, 0, written_tokens=size)) == pytest.approx(1.25 * fresh)
+    assert price.cost(Usage(size, 0, written_tokens=size, hour_written_tokens=size)) == pytest.approx(2 * fresh)
+
+
+@pytest.mark.parametrize(
+    ("url", "model"),
+    [
+        ("https://host.test/v1", "gpt-4o"),
+        ("http://127.0.0.1:8000/v1", "gpt-4o"),
+        (OPENAI, "no-such-model"),
+        (OPENAI, ""),
+        ([OPENAI, "https://api.openai.com/v2"], "gpt-4o"),
+    ],
+    ids=["unknown host", "this machine", "unknown model", "no model", "several hosts"],
+)
+def test_a_price_is_listed_for_a_model_at_one_known_host(url, model):
+    assert price_of(openai_plan(url, model_name=model)) is None
+
+
+def test_an_engine_has_only_the_price_of_its_operator():
+    raw = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "gpt-4o"}}}
+    assert price_of(Configuration(raw).plan) is None
+    price = sure(price_of(Configuration(raw | {"price": {"input": 1, "output": 2, "cached_input": 0.25}}).plan))
+    assert price.cost(Usage(1_000_000, 1_000_000, cached_tokens=1_000_000)) == 2.25
+    assert price.batch is None
+    assert sure(price_of(Configuration(raw | {"price": {"input": 1, "output": 2}}).plan)).cost(Usage(9, 0, 9)) == 9e-6
+
+
+def test_many_rows_are_priced_one_by_one_not_as_a_long_prompt():
+    price = listed("gemini-2.5-pro", GOOGLE)
+    assert cost_of_many(price, Usage(300_001, 10), 3) == pytest.approx(
+        3 * price.cost(Usage(100_000, 3)) + price.cost(Usage(1, 1))
+    )
+    assert cost_of_many(price, Usage(300_000, 0), 3, "priority") == pytest.approx(
+        3 * 1.8 * price.cost(Usage(100_000, 0))
+    )
+    assert cost_of_many(price, Usage(1000, 10), 0) == price.cost(Usage(1000, 10))
+
+
+@pytest.fixture
+def prices():
+    """The prices at OpenAI with an operator's price for the model `mine`, which may also be named `ours`."""
+    pytest.importorskip("genai_prices")
+    plan = openai_plan(OPENAI, model_name="mine")
+    plan = replace(plan, settings=plan.settings.model_copy(update={"extra_params": {"models": ["ours"]}}))
+    return Prices(plan, FlatPrice(5.0, 5.0, 5.0))
+
+
+@pytest.mark.parametrize(
+    ("extra", "cost"),
+    [
+        ({}, 5.0),
+        ({"top_k": 3}, 5.0),
+        ({"model": "mine"}, 5.0),
+        ({"model": "ours"}, 5.0),
+        ({"model": "gpt-4o"}, 2.5),
+        ({"model": "gpt-4o", "models": ["gpt-3.5-turbo"]}, 2.5),
+        ({"model": "gpt-3.5-turbo", "models": ["gpt-4o"]}, 2.5),
+        ({"models": ["gpt-4o"]}, 5.0),  # the configured model may serve it, too
+        ({"models": ["gpt-4"]}, 30.0),
+        ({"model": "mine", "models": ["gpt-4o"]}, 5.0),
+    ],
+)
+def test_of_the_models_that_a_request_names_the_most_expensive_counts(prices, extra, cost):
+    assert sure(prices.of(_request(extra))).cost(MILLION) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize("extra", [{"model": "nobodys"}, {"model": "gpt-4o", "models": ["nobodys"]}])
+def test_a_request_that_names_a_model_without_a_price_has_none(prices, extra):
+    assert prices.of(_request(extra)) is None
+    assert prices.unknown(_request(extra)) == "nobodys"
+
+
+def test_the_price_of_a_model_is_looked_up_once(prices):
+    request = _request({"model": "gpt-4o"})
+    assert prices.of(request) is prices.of(request)
+
+
+def test_the_most_expensive_of_several_models_has_the_highest_batch_price_if_all_are_known(prices):
+    both = sure(prices.of(_request({"model": "gpt-4o", "models": ["gpt-3.5-turbo-1106"]})))
+    assert both.batch == 1.0
+    assert sure(prices.of(_request({"models": ["gpt-4o"]}))).batch is None, "the operator gave none"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [(OPENAI, True), ("http://localhost:1/v1", False), (["http://localhost:1/v1", OPENAI], True)],
+    ids=["provider", "this machine", "both"],
+)
+def test_an_unknown_price_is_asked_for_unless_all_endpoints_are_on_this_machine(url, says):
+    message = PromptmillError(Code.INVALID_CONFIG, no_price_known(openai_plan(url, model_name="m"), ["a", "b"])).message
+    assert message.startswith("no price is known for a, b")
+    assert ('price: {"input": 1, "output": 2}' in message) == says
 
 
 def priced_plan(**keys):
@@ -252,7 +411,9 @@ def test_the_prompt_of_a_second_try_has_the_first_answer():
     plan = priced_plan(price={"input": 1, "output": 0}, check_retries=1)
     request = _request(max_tokens=1000, choices=("yes", "no"))
     first = worst_case(request).prompt_tokens
-    assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 > 2 * first + 1000
+    complaint = 400  # about
+    most = most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000
+    assert most > 2 * first + 4 * 1000 + complaint
 
 
 @pytest.mark.parametrize(("by_batch", "factor"), [(False, 1.25), (True, 0.5 * 2)])
@@ -268,6 +429,7 @@ def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
     price = price_of(Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan)
     assert price is not None
     fresh = price.cost(Usage(1000, 0))
+    assert fresh == pytest.approx(1000 * 3 / 1_000_000)
     assert price.cost(Usage(1000, 0, written_tokens=1000)) == pytest.approx(fresh * 1.25)
     assert price.cost(Usage(1000, 0, written_tokens=1000, hour_written_tokens=1000)) == pytest.approx(fresh * 2)
 

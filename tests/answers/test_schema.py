@@ -2,10 +2,20 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from promptmill.answers.schema import SchemaCache, asking_for, compile_schema, schema_of
+from promptmill.answers.schema import (
+    SchemaCache,
+    asking_for,
+    compile_schema,
+    schema_of,
+    why_no_schema,
+    why_not_json,
+    with_schema,
+)
 from promptmill.core.errors import Code, PromptmillError
 from shapes import SHAPES
 
@@ -213,6 +223,29 @@ def test_latex_with_one_backslash_is_no_control_character(written, read):
     assert schema.is_soon_valid(text) is not checked.repaired
 
 
+@pytest.mark.parametrize("language", ["", "json", "JSON", " json", "json5", "JSON5", "jsonc", "JSONC"])
+def test_a_number_in_a_code_fence_is_read_without_the_name_of_its_language(language):
+    checked = compile_schema({"type": "integer"}).check(f"The number:\n```{language}\n5\n```")
+    assert (checked.text, checked.problem) == ("5", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ('{"a": {"b": null}}', {"a": {}}),  # the problem is reported of `a`, which has two forms
+        ('{"a": {"b": null, "c": null}}', {"a": {}}),
+        ('[{"b": null}, {"b": 2}]', [{}, {"b": 2}]),
+        ('{"c": null, "d": null}', {"c": None}),  # only `d` may not be null
+    ],
+)
+def test_optional_fields_that_are_null_are_left_out_wherever_they_are(text, repaired):
+    inner = {"type": "object", "properties": {"b": {"type": "integer"}}, "additionalProperties": False}
+    fields = {"a": {"anyOf": [inner, {"type": "string"}]}, "c": {"type": "null"}, "d": {"type": "string"}}
+    schema = {"type": "array", "items": inner} if text.startswith("[") else {"type": "object", "properties": fields}
+    checked = compile_schema(schema).check(text)
+    assert (json.loads(checked.text), checked.problem, checked.repaired) == (repaired, "", True)
+
+
 def test_nothing_is_repaired_in_an_answer_that_was_cut_off(city):
     assert city.check('```json\n{"city": "Paris"}\n``', complete=False).problem
 
@@ -341,3 +374,321 @@ async def test_large_schemas_that_each_come_once_are_not_all_kept():
         asked.append(asking_for(large))
         assert await cache.of(asked[-1]) is await cache.of(asked[-1])
     assert len(cache._by_id) < 20
+
+
+DENIALS = [
+    *("not", "never", "cannot", "nor", "neither", "wrong", "incorrect", "invalid", "instead of", "rather than"),
+    *("nicht", "kein", "keine", "falsch", "falsche", "statt", "pas", "jamais", "faux", "fausse"),
+    *("no es", "no son", "nunca", "incorrecta", "não", "errado", "non", "sbagliato"),
+    *("не", "нет", "неверно", "неправильно", "isn't", "isn\u2019t"),
+]
+
+
+@pytest.mark.parametrize(
+    "word", [*DENIALS, "不", "没", "沒", "非", "错", "錯", "ない", "ません", "違う", "間違い", "아니", "않"]
+)
+def test_each_word_of_denial_before_an_object_denies_it(city, word):
+    assert city.check(f'x {word} {{"city": "Rome"}}').problem == "its words deny the JSON value in it"
+    assert city.check(f'x {word.upper()} {{"city": "Rome"}}').problem == "its words deny the JSON value in it"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            "?",
+            "\uff1f",
+            "no,",
+            "nein.",
+            "non!",
+            "não:",
+            "нет;",
+            "不\uff0c",
+            "wait",
+            "actually",
+            "sorry",
+            "correction",
+            "oops",
+            "hmm",
+        ),
+        *("that is wrong", "this is wrong", "it is wrong", "which is wrong", "das ist falsch", "dies ist falsch"),
+        *("ce n'est pas", "c'est faux", "eso no es", "esto no es", "this is the one that is not"),
+    ],
+)
+def test_words_behind_an_object_take_it_back(city, words):
+    assert city.check(f'{{"city": "Rome"}}\n{words}').problem == "its words deny the JSON value in it"
+
+
+@pytest.mark.parametrize("words", ["no", "notable", "that is right", "waiting", "x. It is wrong", "x it is wrong"])
+def test_other_words_behind_an_object_leave_it(city, words):
+    assert city.check(f'{{"city": "Rome"}}\n{words}').repaired
+
+
+@pytest.mark.parametrize("end", [". ", "! ", "? ", ".\n", "。", "\n"])
+def test_a_denial_in_the_sentence_before_denies_nothing(city, end):
+    assert city.check(f'I did not look{end}Here: {{"city": "Rome"}}').repaired
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("and", "plus", "und", "sowie", "et", "y", "e"),
+    ],
+)
+def test_an_object_that_is_joined_to_another_value_is_in_doubt(city, words):
+    for value in ('"Paris"', "'Paris'", "5", "more than 5"):
+        assert city.check(f'{{"city": "Rome"}} {words} {value}').problem
+    assert city.check(f'{{"city": "Rome"}} {words} so on.').repaired
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        *(
+            ' "n": 5',
+            ', "n": 5',
+            ", n: 5",
+            ", 'n",
+            ", 5",
+            ", {",
+            ", [",
+            '", more',
+            "', more",
+            '": more',
+            '"}',
+            '"]',
+            '"n": 5',
+        ),
+        *("...", " ...", "…", "; 5", ", -5", ' "5', " -5"),
+        *(" more }", " more ]"),
+    ],
+)
+def test_an_object_that_goes_on_behind_its_end_is_in_doubt(city, behind):
+    assert city.check(f'Here: {{"city": "Rome"}}{behind}').problem
+
+
+@pytest.mark.parametrize("command", ["frac", "forall", "fbox", "flat", "frown", "beta", "bar"])
+def test_each_command_of_latex_that_json_reads_as_a_control_character_is_kept(command):
+    schema = compile_schema({"properties": {"formula": {"type": "string"}}, "required": ["formula"]})
+    checked = schema.check(f'{{"formula": "$\\{command} x$"}}')
+    assert json.loads(checked.text) == {"formula": f"$\\{command} x$"}
+
+
+def test_an_answer_with_latex_that_breaks_its_schema_or_is_cut_off_stays_as_it_was_written():
+    schema = compile_schema({"properties": {"n": {"type": "integer"}}, "required": ["n"]})
+    text = r'{"n": "\frac"}'.replace("\\\\", "\\")
+    assert schema.check(text)[::2] == (text, False)
+    assert schema.check(text).problem
+    cut = '```json\n{"n": 5, "x": "\\frac"}\n``'
+    assert schema.check(cut, complete=False).problem
+    assert schema.check(cut).repaired
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        *({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {"$dynamicRef": "#a", "$defs": {"a": {"$dynamicAnchor": "a"}}}),
+        *(
+            {"$schema": "https://json-schema.org/draft/2019-09/schema", "items": {"$recursiveRef": "#"}},
+            {"pattern": "a"},
+        ),
+        *({"patternProperties": {"a": {}}}, {"uniqueItems": True}, {"multipleOf": 1}, {"unevaluatedItems": False}),
+    ],
+)
+def test_a_schema_whose_check_may_take_any_time_is_checked_in_another_process(schema):
+    assert not compile_schema(schema).is_soon_valid('"a"')
+    assert not compile_schema(schema).check('"a"').problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "meant"),
+    [
+        *(("str", "string"), ("int", "integer"), ("float", "number"), ("double", "number"), ("bool", "boolean")),
+        *(("list", "array"), ("dict", "object"), ("none", "null"), ("text", "string"), ("STR", "string")),
+        *(("strng", "string"), ("Integer", "integer"), ("arrays", "array")),
+    ],
+)
+def test_the_name_of_a_type_in_another_language_is_answered_with_that_of_json(kind, meant):
+    for schema in ({"type": kind}, {"properties": {"a": {"type": kind}}}, {"type": ["null", kind]}):
+        with pytest.raises(PromptmillError, match=f"{kind!r}; did you mean {meant}?"):
+            compile_schema(schema)
+
+
+def test_an_unknown_type_is_answered_with_all_types():
+    with pytest.raises(PromptmillError) as caught:
+        compile_schema({"properties": {"a": {"type": "qqq"}}}, "the schema of 'x'")
+    assert caught.value.message.startswith("the schema of 'x' is not a usable JSON Schema: ")
+    assert "'qqq'; types: string, number, integer, boolean, object, array, null" in caught.value.message
+
+
+SAYING = [
+    *("properties", "required", "items", "enum", "const", "allOf", "anyOf", "oneOf", "not", "if", "then"),
+    *("else", "additionalProperties", "patternProperties", "propertyNames", "prefixItems", "contains"),
+    *("minProperties", "maxProperties", "minItems", "maxItems", "uniqueItems", "minLength", "maxLength"),
+    *("pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    *("dependentRequired", "dependentSchemas", "definitions", "json_schema", "schema"),
+]
+ABOUT = [
+    *("type", "title", "description", "default", "examples", "example", "deprecated", "readOnly"),
+    *("writeOnly", "minContains", "maxContains", "unevaluatedItems", "unevaluatedProperties"),
+    *("additionalItems", "dependencies", "contentEncoding", "contentMediaType", "contentSchema", "nullable"),
+    *("discriminator", "propertyOrdering", "name", "strict", "id", "enumDescriptions", "enumNames"),
+]
+
+
+@pytest.mark.parametrize("keyword", [*SAYING, "$ref", "$defs"])
+def test_an_object_with_a_keyword_that_constrains_answers_is_a_schema(keyword):
+    assert why_no_schema({keyword: {}}) == ""
+
+
+@pytest.mark.parametrize("keyword", [*ABOUT, "x-propertis", "$propertis", "whatever"])
+def test_a_known_keyword_is_no_misspelling(keyword):
+    assert why_no_schema({"type": "object", keyword: "string"} | {"type": "object"}) == ""
+
+
+@pytest.mark.parametrize(
+    "example", [{"name": "Ada"}, {"type": "person"}, {"type": {"a": 1}}, {"title": "x", "name": "y"}]
+)
+def test_an_example_of_an_answer_is_no_schema(example):
+    problem = why_no_schema(example)
+    (first, *_) = example
+    assert problem.startswith("is an example, not a JSON Schema.")
+    assert f'"properties": {{"{first}": {{"type": "string"}}}}, "required": ["{first}"]' in problem
+
+
+@pytest.mark.parametrize(
+    "schema", [{}, {"type": "object"}, {"type": "str"}, {"type": ["string", "null"]}, {"type": "arrays"}]
+)
+def test_an_empty_object_and_one_with_a_type_are_schemas(schema):
+    assert why_no_schema(schema) == ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": "object", "propertis": {}}, "the schema: 'propertis'; did you mean properties?"),
+        ({"properties": {"a": {"type": "array", "itms": {}}}}, "properties.a: 'itms'; did you mean items?"),
+        ({"items": {"items": {"enumm": []}}}, "items.items: 'enumm'; did you mean enum?"),
+        ({"properties": {"city": {}}, "required": ["citty"]}, "required: 'citty'; did you mean city?"),
+        (
+            {"items": {"properties": {"city": {}}, "required": ["x", "citty"]}},
+            "items.required: 'citty'; did you mean city?",
+        ),
+    ],
+)
+def test_a_misspelt_keyword_or_field_is_named_with_the_right_one(schema, problem):
+    assert why_no_schema(schema) == f"has a mistake: {problem}"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"city": {}}, "required": ["city", "another", 5]},
+        {"properties": ["city"], "required": ["citty"]},
+        {"properties": {"city": True}, "required": "citty", "items": False},
+        {"properties": {"propertis": {"type": "string"}}},
+    ],
+)
+def test_other_names_in_a_schema_are_no_mistakes(schema):
+    assert why_no_schema(schema) == ""
+
+
+def test_keys_of_a_schema_are_texts():
+    schema: dict[Any, Any] = {"type": "object", 5: 1}
+    assert why_no_schema(schema) == "has a number as a key; keys are texts."
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a": 1', "line 1, column 8: it ends too early, perhaps without a closing bracket"),
+        ('{"a": 1,}', "remove the comma before the }"),
+        ("[1, ]", "remove the comma before the ]"),
+        ("{'a': 1}", "write names and texts in double quotes"),
+        ("{\"a\": 'b'}", "write names and texts in double quotes"),
+        ('{"a": 1 "b": 2}', "a comma or a closing bracket is missing"),
+        ('{"a" 1}', "a colon is missing"),
+        ('{\n"a": b}', "line 2, column 6: expecting value"),
+    ],
+)
+def test_a_mistake_in_json_is_named_with_its_place_and_its_remedy(text, problem):
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads(text)
+    assert why_not_json(caught.value).endswith(problem)
+
+
+def test_equal_objects_with_their_fields_in_another_order_are_one_answer(city):
+    assert city.check('{"city": "a", "n": 1} or {"n": 1, "city": "a"}').repaired
+
+
+def test_a_null_that_the_schema_allows_stays():
+    schema = compile_schema({"type": "object", "properties": {"c": {"type": ["string", "null"]}}})
+    assert json.loads(schema.check('Here: {"c": null}').text) == {"c": None}
+
+
+def test_the_problem_of_an_answer_without_json_shows_its_beginning(city):
+    assert city.check("").problem == "it is not JSON, it is empty"
+    assert city.check("I  do\nnot know").problem == "it is not JSON, it begins with 'I do not know'"
+    assert city.check('Here: {"city": "Par').problem == 'it is not JSON, it begins with \'Here: {"city": "Par\''
+    assert city.check('{"tags": [1], "city": "x"}').problem.startswith("at $.tags[0]: ")
+    assert city.check('{"city": "a"} or {"city": "b"}').problem.startswith("it contains several JSON values")
+    assert city.check('{"city": "a"} Then: {"city": "b').problem == "a JSON value in it is cut or cannot be read"
+
+
+def test_a_field_that_follows_an_object_is_in_doubt(city):
+    assert city.check('{"city": "a"}\nn: 5').problem == "the field 'n' follows the JSON object"
+    assert city.check('{"city": "a"}\n**n** = 5').problem == "the field 'n' follows the JSON object"
+    assert city.check('{"city": "a", "n": 5}\nn: 5').repaired
+    several = compile_schema({"type": ["array", "object"], "properties": {"n": {}}, "items": {"type": "string"}})
+    assert several.check('Here: ["a"]\nn: 5').repaired
+
+
+def test_an_answer_of_the_longest_length_is_read(city):
+    assert city.why_not_read("x" * (1 << 20)) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"choices": ["a"]}, "exclude each other"),
+        ({}, ""),
+    ],
+)
+def test_a_schema_is_sent_as_a_response_format_unless_choices_are_set(given, problem):
+    if problem:
+        with pytest.raises(PromptmillError, match=problem):
+            with_schema(given, CITY)
+        assert with_schema(given, None) is with_schema(given, {}) is given
+    else:
+        assert with_schema(given, CITY) == {"response_format": asking_for(CITY)}
+    assert with_schema({"choices": None}, CITY)["response_format"] == asking_for(CITY)
+
+
+@pytest.mark.parametrize(("schema", "problem"), [({"a": 1}, "is an example"), (5, "is a number; give a JSON Schema")])
+def test_what_is_no_schema_is_an_error(schema, problem):
+    with pytest.raises(PromptmillError, match=problem):
+        with_schema({}, schema)
+    with pytest.raises(PromptmillError, match="is not a usable"):
+        with_schema({}, {"minimum": "x"})
+
+
+def test_a_class_of_pydantic_is_a_schema():
+    class City(BaseModel):
+        city: str
+
+    assert with_schema({}, City)["response_format"] == asking_for(City.model_json_schema())
+    assert asking_for(CITY)["json_schema"]["strict"] is True
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        ({"type": "json_schema"}, "response_format.json_schema is null"),
+        ({"type": "json_schema", "json_schema": {"schema": "x"}}, "response_format.json_schema.schema is a text"),
+    ],
+)
+def test_a_response_format_without_a_schema_is_an_error_that_shows_the_form(wanted, problem):
+    with pytest.raises(PromptmillError) as caught:
+        schema_of(wanted)
+    assert caught.value.message.startswith(problem)
+    assert '; send {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}.' in caught.value.message

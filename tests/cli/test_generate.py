@@ -11,7 +11,7 @@ import yaml
 from fakes import KEY
 from promptmill.cli import main as cli
 from promptmill.cli.generate import LiveAnswer
-from replies import answer, attempts, choose, sse, status
+from replies import answer, attempts, choose, html, sse, status
 from upstream import head
 from waiting import until
 
@@ -80,6 +80,13 @@ def test_an_answer_that_broke_off_is_begun_again_on_a_new_line(ask, upstream):
 def test_json_and_several_answers_are_not_streamed(ask, upstream, arguments):
     assert ask(*arguments)[0] == 0
     assert not any("stream" in seen.json for seen in upstream.seen)
+
+
+def test_the_hint_for_a_failed_answer_names_the_command(ask, upstream, capsys):
+    upstream.reply = html(404)
+    assert ask("x")[0] == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "may answer there; `promptmill models --check` looks for the API at other paths." in said
 
 
 def test_control_sequences_do_not_reach_the_terminal_in_pieces_either():

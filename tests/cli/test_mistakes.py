@@ -12,6 +12,7 @@ FINE = {"an empty input"}
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(600)
 def test_fifty_mistakes_are_told_in_words_with_an_exit_code_and_without_a_traceback():
     told = runpy.run_path(str(ROOT / "scripts" / "mistakes.py"))["all_told"]()
     assert len(told) >= 50

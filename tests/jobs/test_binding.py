@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from job_specs import spec_of
-from promptmill.backends.protocol import Completion, Failure
+from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import binding, statistics
-from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.binding import BLOCK_ROWS, Bound
 from promptmill.jobs.store.database import HaltedError, JobDatabase
-from promptmill.jobs.store.records import SLOT, Provenance, record_of
+from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.stored import Target
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)
@@ -133,6 +135,190 @@ def test_each_slot_has_the_answers_to_its_own_prompt(store):
     both = {SLOT: "y 1", SLOT + 1: "x 0", 2 * SLOT: "y 1", 2 * SLOT + 1: "x 0"}
     assert answers(store) == {0: "b 1", 1: "a 0"} | both
     assert bind(store, ["xa"], targets).kept == 0, "an answer of one prompt answers no other one"
+
+
+def record(key: int, question: str, text: str, settings: int = 0) -> Record:
+    """Return the record of an answer."""
+    return record_of(key, Completion(text), asked(question), Provenance(settings))
+
+
+def spare(store: JobDatabase) -> list[str]:
+    """Return the texts of the spare answers."""
+    return sorted(text for (text,) in store.read("SELECT text FROM spare"))
+
+
+def test_a_row_gets_the_latest_of_two_spare_answers(store):
+    for text in ("old", "new"):
+        store.write([record(0, "a", text)])
+        bind(store, "x")
+    assert spare(store) == ["new", "old"]
+    assert bind(store, "xa").kept == 1
+    assert answers(store) == {1: "new"}
+    assert spare(store) == ["old"]
+
+
+def test_a_loose_answer_comes_before_a_spare_one(store):
+    fill(store, "a")
+    bind(store, "x")
+    store.write([record(0, "a", "later")])
+    bind(store, "xa")
+    assert answers(store) == {1: "later"}
+
+
+def test_answers_without_a_row_are_spare_over_several_changes(store):
+    fill(store, "abcd")
+    for rows in ("wxyz", "w", "vwx"):
+        bind(store, rows)
+        assert (answers(store), spare(store)) == ({}, ["a 0", "b 1", "c 2", "d 3"])
+    assert bind(store, "dcba").new == 0
+    assert spare(store) == []
+    assert bind(store, "dcbae").new == 1
+
+
+def test_a_failed_row_gets_no_answer_of_its_own_job(store):
+    store.write([record(0, "b", "b"), record_of(1, FAILURE, asked("b"))])
+    assert bind(store, "cb") == Bound(2, 1, 0)
+    assert [one.code for one in store.sound_records()] == ["timeout"]
+    assert spare(store) == ["b"]
+
+
+def test_rows_in_a_window_change_in_each_slot_and_others_do_not(store):
+    targets = [Target(), Target(prompt=1, settings=1)]
+    fill(store, "abcd")
+    fill(store, "stuv", settings=1, slot=1)
+    assert bind(store, ["as", "bt", "cu", "dv"], targets).new == 0
+    assert bind(store, ["cx", "yu"], targets, replaced=range(1, 3)) == Bound(8, 8, 6)
+    assert answers(store) == {0: "a 0", 1: "c 2", 3: "d 3"} | {SLOT: "s 0", SLOT + 2: "u 2", SLOT + 3: "v 3"}
+    assert spare(store) == ["b 1", "t 1"]
+    assert store.read("SELECT name FROM sqlite_master WHERE name = 'row_next'") == []
+
+
+def test_the_stretches_of_an_input_replace_those_of_the_one_before_with_its_rows(store):
+    for rows in ("ab", "abc"):
+        store.change(("INSERT INTO job VALUES ('stretches_next', '{\"of\": []}')", [()]))
+        bind(store, rows)
+        ((name, value),) = store.read("SELECT name, value FROM job WHERE name LIKE 'stretches%'")
+        assert (name, json.loads(value)) == ("stretches", {"of": [], "rows": len(rows)})
+
+
+def test_answers_stay_with_their_rows_in_each_slot_where_all_prompts_have_changed(store):
+    targets = [Target(), Target(prompt=1, settings=1)]
+    fill(store, "ab")
+    fill(store, "st", settings=1, slot=1)
+    assert bind(store, ["cx", "dy"], targets, by_row=True).kept == 4
+    assert bind(store, ["dy", "cx"], targets).kept == 4
+    assert answers(store) == {0: "b 1", 1: "a 0", SLOT: "t 1", SLOT + 1: "s 0"}
+
+
+def test_an_answer_whose_row_is_gone_keeps_its_question_where_all_others_have_changed(store):
+    fill(store, "abc")
+    assert bind(store, "xy", by_row=True).kept == 2
+    assert bind(store, "c").kept == 1
+    assert answers(store) == {0: "c 2"}
+
+
+def test_an_answer_outside_the_window_stays_whatever_its_row_asks(store):
+    bind(store, "ab")
+    store.write([record(0, "z", "kept"), record(1, "b", "b")])
+    assert bind(store, "cz", replaced=range(1, 3)).kept == 1
+    assert answers(store) == {0: "kept"}
+
+
+def test_a_row_with_an_answer_takes_no_spare_one_in_any_slot(store):
+    targets = [Target(), Target(prompt=1, settings=1)]
+    fill(store, "aa")
+    fill(store, "ss", settings=1, slot=1)
+    assert bind(store, ["as", "xy"], targets) == Bound(4, 4, 2)
+    assert bind(store, ["as", "xy"], targets) == Bound(4, 2, 2)
+    assert answers(store) == {0: "a 0", SLOT: "s 0"}
+    assert spare(store) == ["a 1", "s 1"]
+
+
+def test_the_blocks_of_the_output_with_a_changed_row_are_written_again(store):
+    rows = ["a"] * (3 * BLOCK_ROWS)
+    bind(store, rows)
+    store.change(("INSERT INTO job VALUES ('written', '[]')", [()]))
+
+    def edited() -> list[int]:
+        return [block for (block,) in store.read("SELECT block FROM edited ORDER BY block")]
+
+    bind(store, rows)
+    assert edited() == []
+    changed = [*rows]
+    changed[BLOCK_ROWS] = changed[BLOCK_ROWS + 1] = "b"
+    bind(store, changed)
+    assert edited() == [1]
+    bind(store, rows[: BLOCK_ROWS + 1])  # the second block is shorter, and the third is gone
+    assert edited() == [1, 2]
+    store.change(("DELETE FROM edited", [()]))
+    bind(store, ["a", "a"], replaced=range(BLOCK_ROWS + 1, BLOCK_ROWS + 3))
+    assert edited() == [1], "added rows"
+    store.change(("DELETE FROM edited", [()]))
+    bind(store, ["a"], replaced=range(1))
+    assert edited() == []
+
+
+def borrowed(tmp_path: Path, *records: Record) -> JobDatabase:
+    """Return another job's database with these records."""
+    (tmp_path / "other").mkdir()
+    other = JobDatabase(tmp_path / "other" / "job.db", write=True)
+    other.write([*records])
+    return other
+
+
+def test_rows_without_an_answer_get_those_of_another_job_which_cost_nothing(store, tmp_path):
+    paid = record_of(7, Completion("b", cost=2.0, usage=Usage(5, 5)), asked("b"), Provenance(3, 4))
+    other = borrowed(tmp_path, paid, record(8, "c", "c"), record(9, "-", "-"), record_of(10, FAILURE, asked("d")))
+    store.write([record(0, "a", "own"), record_of(1, FAILURE, asked("b"))])
+    targets = [Target(settings=5, kept=(0,))]
+    assert bind(store, "abde", targets, other=other, since=6) == Bound(4, 1, 2)
+    own, copy = [one for one in store.sound_records() if one.code is None]
+    assert (own.text, copy.text, copy.row) == ("own", "b", 1)
+    assert (copy.settings, copy.round, copy.outcome().cost, copy.attempts) == (5, 6, 0.0, 0)
+    assert spare(store) == [], "copies that no row wants are not kept"
+    assert bind(store, "bbbb", targets).kept == 1
+    other.close()
+
+
+def test_an_own_spare_answer_comes_before_one_of_another_job(store, tmp_path):
+    fill(store, "a")
+    bind(store, "x")
+    other = borrowed(tmp_path, record(0, "a", "other"), record(1, "a", "second"))
+    assert bind(store, "xaaa", other=other).kept == 3
+    assert answers(store) == {1: "a 0", 2: "other", 3: "second"}
+    other.close()
+
+
+def test_a_damaged_answer_or_one_of_a_further_slot_is_not_taken_from_another_job(store, tmp_path):
+    other = borrowed(tmp_path, record(0, "a", "damaged"), record(SLOT, "b", "second model"))
+    other.change(("UPDATE answer SET text = 'x' WHERE key = 0", [()]))
+    assert bind(store, "ab", other=other).kept == 0
+    other.close()
+
+
+def test_models_that_are_compared_get_answers_of_models_alone_from_another_job(store, tmp_path):
+    label = record(0, "a", "label", PERSON)
+    other = borrowed(tmp_path, label, record(1, "b", "first"), record(SLOT + 1, "b", "second"))
+    bind(store, "ab", [Target(), Target(settings=1)], other=other)
+    assert answers(store) == {1: "first", SLOT + 1: "second"}
+    other.close()
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_label_of_a_person_is_taken_from_another_job_unless_models_are_compared(store, tmp_path, models):
+    other = borrowed(tmp_path, record(0, "a", "label", PERSON))
+    targets = [Target(settings=slot) for slot in range(models)]
+    bind(store, "a", targets, other=other)
+    found = [(one.text, one.settings) for one in store.sound_records()]
+    assert found == ([("label", PERSON)] if models == 1 else [])
+    other.close()
+
+
+def test_a_label_of_a_person_answers_the_first_slot_alone(store):
+    targets = [Target(), Target(settings=1)]
+    store.write([record(0, "a", "label", PERSON), record(SLOT, "a", "second label", PERSON)])
+    bind(store, "xa", targets)
+    assert answers(store) == {1: "label"}
 
 
 def test_numbers_of_rows_may_have_gaps(store):

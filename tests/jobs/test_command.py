@@ -271,11 +271,13 @@ def test_template_parameters_of_another_shape_are_that_lines_error(bench):
     assert [seen.json["chat_template_kwargs"] for seen in bench.upstream.seen] == [{"enable_thinking": True}] * 2
 
 
-def test_dedupe_goes_by_the_temperature_that_is_sent(bench):
+@pytest.mark.parametrize(("configured", "sent", "requests"), [(1, 0, 1), (0, 1, 5)])
+def test_dedupe_goes_by_the_temperature_that_is_sent(bench, configured, sent, requests):
     bench.write([{"prompt": "same"}] * 5)
-    bench.succeed("--dedupe", "--set", "sampling_params.temperature=1", "--set", 'extra_params={"temperature": 0}')
-    sent = [seen.json["temperature"] for seen in bench.upstream.seen]
-    assert sent in ([1] * 5, [0])
+    extra = json.dumps({"temperature": sent})
+    bench.succeed("--dedupe", "--set", f"sampling_params.temperature={configured}", "--set", f"extra_params={extra}")
+    assert [seen.json["temperature"] for seen in bench.upstream.seen] == [sent] * requests
+    assert [row["answer"] for row in bench.answers()] == ["echo: same"] * 5
 
 
 @pytest.mark.thorough

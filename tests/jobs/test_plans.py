@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PlanEntry
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import Plan, plan_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.spec import JobSpec, Plan, plan_of
+from promptmill.jobs.store.spec import JobSpec
 from promptmill.options.table import Again
 from promptmill.service.service import Service
 from replies import answer, choose
@@ -81,6 +83,23 @@ def test_a_round_may_not_go_to_a_model_that_its_plan_does_not_name(bench, monkey
     with pytest.raises(RuntimeError, match="a round of the plan long names large, `named_models` does not"):
         bench.run("--max-failures", "9")
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model"]
+
+
+@pytest.mark.usefixtures("long_again")
+def test_a_plan_that_leaves_rows_open_is_no_damage(bench, monkeypatch):
+    monkeypatch.setattr(LongAgain, "next", lambda *_: iter(()))
+    bench.prompts(1)
+    with pytest.raises(RuntimeError, match="the plan long leaves rows open"):
+        bench.run("--max-failures", "9")
+
+
+@pytest.mark.usefixtures("long_again")
+def test_a_mistake_in_the_rule_of_a_plan_is_no_error_of_the_disk(bench, monkeypatch):
+    monkeypatch.setattr(LongAgain, "rules", {"long": "answer.absent = 1"})
+    bench.upstream.reply = answer("x")
+    bench.prompts(1)
+    with pytest.raises(sqlite3.OperationalError, match=r"no such column: answer\.absent"):
+        bench.run("--max-failures", "9")
 
 
 @pytest.mark.usefixtures("long_again")

@@ -106,8 +106,12 @@ def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: A
 
 def test_an_input_that_was_only_touched_goes_on(bench: Any) -> None:
     stop_halfway(bench)
+    answered = [record.row for record in bench.records()]
     os.utime(bench.input, (1, 1))
-    bench.succeed()
+    found = bench.succeed()
+    assert len(bench.upstream.seen) == 200 - len(answered), "no row is sent again"
+    assert found["warnings"] == [], "it was not read and bound again"
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(200)]
 
 
 @pytest.mark.thorough

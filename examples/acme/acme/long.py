@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.spec import Plan
 from promptmill.options.option import Flag, Option
 
 OPTIONS = (Option("long_to", str, "the model that answers rows with long answers again", flag=Flag(metavar="MODEL")),)

@@ -143,7 +143,6 @@ class BudgetedAnswers(Step):
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
-        tier = tiers.charged()
         try:
             if (price := self._prices.of(request)) is None:
                 model = self._prices.unknown(request)[:60]
@@ -156,7 +155,7 @@ class BudgetedAnswers(Step):
             account = _BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
-                advise = partial(_advise, call, most, worst, partial(price.cost, tier=tier))
+                advise = partial(_advise, call, most, worst, price.cost)
                 fitting = partial(self._fitting, request, call, price)
                 if full is None:
                     no_room = await self._wait_for_room(account, call, advise, fitting)
@@ -212,7 +211,7 @@ class BudgetedAnswers(Step):
     def _fitting(self, request: Request, call: Call, price: Price, room: float) -> int:
         """Return the largest `max_tokens` with which a request costs at most `room`; 0 if there is none."""
         sampling = request.sampling
-        if sampling.max_tokens is None or worst_case(request, self._model).completion_tokens != sampling.max_tokens:
+        if sampling.max_tokens is None:
             return 0  # another limit counts
 
         def cost(tokens: int) -> float:
@@ -254,9 +253,8 @@ def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
         return
     enough = 10 * math.ceil(_TIMES_AVERAGE * call.counts.completion_tokens / answered / 10) or 10
-    lower = cost(Usage(most.prompt_tokens, enough))
-    times = int(cost(most) / lower) if lower else 0
-    if enough < most.completion_tokens and times > 1:
+    times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # an answer that costs nothing has room
+    if times > 1:
         call.warn(
             f"{_RESERVES}: each reserves {dollars(worst)} for its `max_tokens` of {most.completion_tokens:,}; "
             f"a `max_tokens` of {enough:,} lets {times:,} times as many run."
@@ -307,7 +305,6 @@ class _BudgetAccount(Account):
         """Keep the reservation for the reply of a batch."""
         for budget in self._budgets:
             budget.set_reserved_aside(self.reserved)
-        self.reserved = 0.0
 
     def never_fits(self) -> Budget | None:
         """Return a budget that would not allow the request even without other reservations; None if all would."""
@@ -418,7 +415,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
             "transcript, or leave `max_cost` out."
         )
     limits = [resolved_config.whole_number(extra[name]) for name in _BOUNDS if name in extra]
-    if sampling.max_tokens is not None and extra.get("max_tokens", 0) is not None:
+    if "max_tokens" not in extra or extra["max_tokens"] is not None:
         limits.append(sampling.max_tokens)
     bounds = [limit for limit in limits if limit is not None]
     answers, models = 1, [model]

@@ -83,9 +83,9 @@ _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "f
 
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
     """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
-    name = model.rpartition("/")[2]
-    if name.startswith("ft:"):  # a fine-tuned model: an organisation and an id follow
-        name = ":".join(name.split(":")[:2])
+    name = ":".join(
+        model.rpartition("/")[2].split(":")[:2]
+    )  # after `ft:` and a model, an organisation and an id follow
     found: dict[str, Factors] = {}
     for tier, rows in _table().get(provider, {}).items():
         factor = next((rows[key] for key in (name, DATED.sub("", name), "*") if key in rows), None)
@@ -96,7 +96,8 @@ def factors_of(provider: str, model: str) -> dict[str, Factors]:
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    return {name: rows for name, rows in orjson.loads(TABLE.read_bytes()).items() if isinstance(rows, dict)}
+    table: dict[str, Any] = orjson.loads(TABLE.read_bytes())
+    return table
 
 
 class Price(Protocol):
@@ -190,8 +191,6 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
         if said.batch is not None:
             tiers[BATCH] = even(said.batch)
         return FlatPrice(said.input, said.output, cached, tiers=tiers)
-    if not plan.record.needs_endpoint or not plan.model:
-        return None
     return _listed(plan.model, plan)
 
 

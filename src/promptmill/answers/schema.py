@@ -73,7 +73,7 @@ _CHOICE = "answer"  # the field of the JSON object that holds a choice
 _AROUND_CHOICE = " \t\r\n\"'`*_.\u3002\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis and full stops
 
 _FENCE = "```"
-_LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
+_LANGUAGE = re.compile(r"(?i)[ \t]*(?:json[5c]?)?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # LaTeX with one backslash, which JSON reads as a form feed or a backspace: `\frac`, `\beta`. No text means a backspace.
 _LATEX = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=f(?:rac|orall|box|lat|rown)|b[A-Za-z])")
@@ -94,9 +94,7 @@ _DENYING = (
     "no es|no son|nunca|incorrect[ao]|não|errad[ao]|non|sbagliat[ao]",
     "не|нет|неверно|неправильно",
 )
-_DENIAL = re.compile(
-    rf"\b(?:{'|'.join(_DENYING)})\b|n['\u2019]t\b|[不没沒非错錯]|ない|ません|違|間違|아니|않", re.IGNORECASE
-)
+_DENIAL = re.compile(rf"\b(?:{'|'.join(_DENYING)})\b|n['\u2019]t\b|[不没沒非错錯違]|ない|ません|아니|않", re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"[?\uff1f]|(?:no|nein|non|não|нет|不)[,.!:;\uff0c]|(?:wait|actually|sorry|correction|oops|hmm)\b|"
     rf"(?:that|this|it|which|das|dies|ce|c'est|eso|esto)\b[^.!?\n]*\b(?:{'|'.join(_DENYING)})\b",
@@ -207,8 +205,7 @@ class AnswerSchema:
         pruned = _pruned(value, flagged, ())
         if pruned == value:
             pruned = _pruned(value, None, ())
-        if pruned != value:
-            yield pruned
+        yield pruned
 
 
 def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:

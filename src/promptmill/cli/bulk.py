@@ -243,8 +243,6 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
                 say(f"by batch {_price_words(found, 'batch_')}")
         elif found["unpriced"]:
             say(worded(no_price_known(plan, found["unpriced"]), options.option_of), wrap=True)
-        if words := job.order.plan.estimate_words(found):
-            say(words, wrap=True)
     return int(found["invalid"] > 0)
 
 

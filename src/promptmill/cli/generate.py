@@ -17,7 +17,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.cli.options import add_answer_form, add_shared, note_once, stdin_text, system_prompt_of
+from promptmill.cli.options import add_answer_form, add_shared, note_once, option_of, stdin_text, system_prompt_of
 from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if not arguments.json:
         for warning in (*stats.warnings, *_notes(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
-        if failed := list_call.summary(outcomes):
+        if failed := list_call.summary(outcomes, option_of):
             complain(failed)
             first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
             if meant := runtime.run(choosing.meant_model(configuration.plan, first, "--model NAME")):

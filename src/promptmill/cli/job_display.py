@@ -26,8 +26,8 @@ from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.progress import Progress, Watch
-from promptmill.jobs.store.spec import Plan
 from promptmill.jobs.store.status_record import Status
 
 _GO_ON = "  the same command resumes the job; its answers are kept"

@@ -144,7 +144,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     model = getattr(arguments, "model", None)
     given_plans = (entry for each in features().values() for entry in each.plans if entry.may_be_asked(vars(arguments)))
     if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_plans):
-        from promptmill.jobs.store.spec import plan_of  # imported on use: few commands have a plan
+        from promptmill.jobs.store.plan import plan_of  # imported on use: few commands have a plan
 
         model = plan_of(vars(arguments), [""]).only_model
     return resolved_config.settings_of(

@@ -47,7 +47,7 @@ class PlanEntry:
     options: Sequence[str]
     """The options of `bulk` that may select the plan."""
     plan: str
-    """`"module:class"`: the subclass of `promptmill.jobs.store.spec.Plan`."""
+    """`"module:class"`: the subclass of `promptmill.jobs.store.plan.Plan`."""
 
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
         """Return whether one of its options is set."""
@@ -212,7 +212,8 @@ class Figure:
     news: str = ""
     """`"module:function"`: returns lines that are shown once while the job runs; `[]` if there are none yet."""
     section: str = ""
-    """`"module:function"`: returns the field's section of a report or None. It also takes the curve of the plan."""
+    """`"module:function"`: returns the field's section of a report or None. It also takes the `JobDatabase` and the
+    `JobSpec`."""
     count: str = ""
     """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`.
     Without a function, a plan or a way sets the field."""

@@ -162,6 +162,11 @@ def is_image(name: str | Path) -> bool:
     return found is not None and found.whole in {"image", "images"}
 
 
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of images, to compare many names with."""
+    return tuple(suffix for suffix, each in _table().whole.items() if each.whole in {"image", "images"})
+
+
 def has_tables(name: str | Path) -> bool:
     """Return whether a file with this name may have several tables, such as `labels.xlsx#Sheet2`."""
     return any(found is not None and found.has_tables for found in (reading(name), writing(name)))

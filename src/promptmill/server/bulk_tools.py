@@ -270,7 +270,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         validate = bool(values["validate"])
         names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
         from promptmill.jobs.inputs.short_forms import answer_forms  # imported on use, with `jobs`
-        from promptmill.jobs.store.spec import plan_of
+        from promptmill.jobs.store.plan import plan_of
 
         try:
             _check_source(input_file, output_file, prompts, files, values)

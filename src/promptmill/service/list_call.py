@@ -13,7 +13,7 @@ import orjson
 
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, Usage
 from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name
 from promptmill.core.request import Conversation, Request, Sampling
 
 _ERROR = 1024  # bytes of memory that count for an error, in addition to its texts
@@ -207,8 +207,9 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return groups
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
-    """Return a paragraph about the failures, the most frequent first; `""` without failures."""
+def summary(outcomes: Sequence[Outcome], name: Callable[[Named], str | None] = argument_name) -> str:
+    """Return a paragraph about the failures, the most frequent first; `""` without failures. `name`: see
+    `PromptmillError.worded`."""
     failures = [failure for outcome in outcomes if (failure := _wrong(outcome))]
     if not failures:
         return ""
@@ -218,7 +219,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         if position == 3:
             parts.append(f"and {sum(count for _, count in by_code[3:])} more of other kinds.")
             break
-        first = next(failure.error for failure in failures if failure.error.code is code)
+        first = next(failure.error for failure in failures if failure.error.code is code).worded(name)
         parts.append(
             f"{count} of {len(outcomes)} failed with {code}: {first}" if len(outcomes) > 1 else f"{code}: {first}"
         )

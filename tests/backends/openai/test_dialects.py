@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 from typing import Any
 
 import orjson
@@ -389,12 +388,37 @@ def test_whole_numbers_of_tools_are_exact(name):
     assert b"".join(DIALECTS[name].conversation(conversation, {})).count(digits.encode()) == 2
 
 
-def test_a_tool_call_of_any_shape_is_no_crash():
-    for call in (3, {"function": "x"}, {"function": {"name": "f", "arguments": [1]}}, {"function": {"arguments": "{"}}):
-        turn = {"role": "assistant", "content": "a", "tool_calls": [call]}
-        for name in NAMES:
-            with contextlib.suppress(PromptmillError):  # any other exception would end the call
-                written(name, turn, "And?")
+def _calls(body: Any) -> list[tuple[str, Any]]:
+    """Return the names and arguments of the tool calls in a request's body."""
+    if isinstance(body, list):
+        return [call for part in body for call in _calls(part)]
+    match body:
+        case {"type": "tool_use", "name": name, "input": arguments} | {
+            "functionCall": {"name": name, "args": arguments}
+        }:
+            return [(name, arguments)]
+        case {"type": "function_call", "name": name, "arguments": arguments}:
+            return [(name, orjson.loads(arguments))]
+    return [call for part in body.values() for call in _calls(part)] if isinstance(body, dict) else []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("call", "sent"),
+    [
+        *[(shape, []) for shape in (3, "x", None, {}, {"function": "x"}, {"function": 3}, {"function": None})],
+        ({"function": {"arguments": "{"}}, []),
+        ({"function": {"name": "f", "arguments": [1]}}, [("f", {})]),
+        ({"function": {"name": "f", "arguments": "{"}}, [("f", {"arguments": "{"})]),
+        ({"function": {"name": "f", "arguments": '{"a": 1}'}}, [("f", {"a": 1})]),
+        ({"function": {"name": "f", "arguments": {"a": 1}}}, [("f", {"a": 1})]),
+        ({"function": {"name": "f"}}, [("f", {})]),
+    ],
+)
+def test_a_tool_call_of_any_shape_is_no_crash(name, call, sent):
+    body, _, _ = written(name, {"role": "assistant", "content": "a", "tool_calls": [call]}, "And?")
+    assert _calls(body) == sent
+    assert b'"And?"' in orjson.dumps(body)
 
 
 async def test_other_paths_of_google_are_those_of_its_openai_layer(upstream):

@@ -27,9 +27,9 @@ from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
 from promptmill.features.documents.merging import Found, Merged
 from promptmill.jobs.columns import SOURCES
+from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import PlanWork, RunningJob
 
 _MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # max pieces of a row in flight

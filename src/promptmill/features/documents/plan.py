@@ -22,8 +22,10 @@ from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
 from promptmill.features.documents.document import FIELDS, Document, text_before
 from promptmill.jobs.columns import SOURCES
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import Estimate, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
@@ -84,11 +86,21 @@ class Split(Plan):
             message = Message(last.role, document.message(piece, FIELDS), last.extra)
             yield request.changed(conversation=Conversation((*before, message)))
 
-    def estimate_words(self, checked: Mapping[str, Any]) -> str:
+    def estimate(
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
+    ) -> Estimate:
         """Return the number of requests, which is known if the size of pieces is."""
+        del store, spec, end
         if self.how.size is None:
-            return ""
-        return f"about {counted(checked['requests'], 'request')}, with the pieces of long rows"
+            return Estimate()
+        requests = checked["requests"] * len(configs)
+        return Estimate(words=f"about {counted(requests, 'request')}, with the pieces of long rows")
 
     def work(self, job: RunningJob) -> PlanWork:
         """Return the reader of long rows for one run."""

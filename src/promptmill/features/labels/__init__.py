@@ -19,7 +19,7 @@ FEATURE = Feature(
             record="promptmill.features.labels.label_status:SureStatus",
             facts="promptmill.features.labels.label_status:facts",
             news="promptmill.features.labels.label_status:news",
-            section="promptmill.features.labels.label_status:section",
+            section="promptmill.features.labels.report_section:section",
         ),
         Figure(
             name="votes",

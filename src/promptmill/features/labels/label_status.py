@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from typing_extensions import TypedDict
 
 from promptmill.core.money import dollars
-from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, in_percent
 from promptmill.jobs.store.status_record import LabelShare
 from promptmill.jobs.store.status_words import LISTED_LABELS, one_line, share_lines
@@ -173,22 +172,6 @@ def news(found: Mapping[str, Any]) -> list[str]:
     """Return the lines about the sample of a running job, when the sample is decided."""
     sure: SureStatus = found["sure"]
     return sample_lines(sure) if "sample" in sure else []
-
-
-def section(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> JsonDict | None:
-    """Return the section of a report: the promise, the sample by class, and the agreement curve."""
-    sure: SureStatus = found["sure"]
-    if not sure.get("sample", {}).get("drawn"):
-        return None
-    rows = [[label, f"{count:,}", f"{agreed:,}"] for label, (count, agreed) in sure["sample"]["classes"].items()]
-    head = [
-        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
-        "in the sample",
-        f"found by {cheap_model(sure)}",
-    ]
-    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
-    tables = [{"head": head, "rows": rows}]
-    return {"title": "Sure labels", "lines": label_lines(sure), "bars": [], "tables": tables, **target}
 
 
 def estimate_words(sure: Mapping[str, Any]) -> str:

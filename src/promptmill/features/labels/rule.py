@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError
 from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE
 from promptmill.features.labels.options import MOST_VOTES
+from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.rounds import IS_MISSING, Round
-from promptmill.jobs.store.spec import Plan
+from promptmill.jobs.store.rounds import IS_MISSING, LIVE, Round
 from promptmill.jobs.store.stored import Stored, Variant
 from promptmill.options.table import Again
 
@@ -231,7 +231,10 @@ class SureRule(Plan):
     # ---- the rounds
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield the rounds that may come next; the decisions determine them."""
+        """Yield the rounds that may come next; the decisions determine them.
+
+        Cheap answers, and small rounds on which the rest of the job waits, are live, whatever the way of the order.
+        """
         delivered = replace(first, slots=(0,))
         if again is not None:
             yield replace(delivered, rows=f"again {again}", reason=f"again {again}")
@@ -239,16 +242,16 @@ class SureRule(Plan):
             return
         panel = self.panel(part.score)
         if part.cut is None and self.student:
-            yield replace(delivered, rows="taught", reason="train")
-            yield replace(delivered, rows="chosen", reason="sample")
+            yield replace(delivered, rows="taught", reason="train", way=LIVE)
+            yield replace(delivered, rows="chosen", reason="sample", way=LIVE)
             return
         if part.cut is None:
             # the cheap models come first, because an endpoint that refuses log probabilities ends the round
-            yield replace(first, rows="chosen", reason="sample", slots=panel)
-            yield replace(delivered, rows="chosen", reason="sample")
+            yield replace(first, rows="chosen", reason="sample", slots=panel, way=LIVE)
+            yield replace(delivered, rows="chosen", reason="sample", way=LIVE)
             return
         if part.pays and not self.student:
-            yield replace(first, rows="cheap", reason="cheap", slots=panel)
+            yield replace(first, rows="cheap", reason="cheap", slots=panel, way=LIVE)
         elif part.pays and not part.is_ended:
             yield replace(first, rows="cheap", reason="student", slots=(1,), way="copy")
         yield replace(delivered, rows="sure", reason="sure", way="copy")
@@ -258,11 +261,6 @@ class SureRule(Plan):
         """Return False: each round is derived from the answers."""
         del last
         return False
-
-    def may_wait(self, round_: Round) -> bool:
-        """Return whether a round may go into a batch. Cheap answers may not, nor small rounds on which the rest of a
-        job waits."""
-        return 0 in round_.slots and round_.reason not in {"sample", "train"}
 
 
 _OPTIONS = frozenset(SureRule.model_fields) - {"parts"}

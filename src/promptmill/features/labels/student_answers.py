@@ -24,9 +24,10 @@ from promptmill.features.labels.rule import STUDENT
 from promptmill.features.labels.student import Classifier
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import PAGE, JobDatabase, Row
+from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
-from promptmill.jobs.store.spec import RunningJob, digest
+from promptmill.jobs.store.spec import digest
 
 FEWEST_ROWS = 5_000
 """The fewest rows of a table. In a smaller table, training and sample would use too many strong answers."""

@@ -18,13 +18,14 @@ from promptmill.features.labels.panel import cheap_of, place_of, score_of
 from promptmill.features.labels.rule import STUDENT, SurePart, SureRule
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import taught_of
-from promptmill.features.labels.sure_figures import sample_status, sure_status
+from promptmill.features.labels.sure_figures import sure_status
 from promptmill.features.labels.sure_work import SureWork, sample_of, sample_of_gold
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record
+from promptmill.jobs.store.plan import Doubt, Estimate, Plan, RunningJob
+from promptmill.jobs.store.records import A_PERSON, PERSON, Record
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import Doubt, JobSpec, Plan, RunningJob, digest
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.store.stored import Question, Target
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
@@ -37,11 +38,6 @@ _POINTS = 200
 
 class Sure(SureRule):
     """The plan of a job with `sure`."""
-
-    @property
-    def identity(self) -> Sequence[Mapping[str, object]]:
-        """The rule without its decisions."""
-        return [self.model_dump(exclude={"parts"})]
 
     # ---- admission
 
@@ -66,12 +62,6 @@ class Sure(SureRule):
             extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
         return target.model_copy(update={"extra": extra})
 
-    def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
-        """Return the targets. In slot 0, cheap answers count too."""
-        strong, cheap, *others = targets
-        kept = tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))
-        return [strong.model_copy(update={"kept": kept}), cheap, *others]
-
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the rule with a job's decisions. Raises `PromptmillError` (`invalid_input`) for another rule."""
         if not isinstance(begun, Sure):
@@ -94,7 +84,7 @@ class Sure(SureRule):
         checked: Mapping[str, Any],
         *,
         end: int,
-    ) -> Mapping[str, object]:
+    ) -> Estimate:
         """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
         model."""
         strong = configs[self.model]
@@ -106,22 +96,14 @@ class Sure(SureRule):
             choices = list(strong.settings.sampling_params.choices or ())
             known = right_labels(store.rows(last=end - 1), spec, self.gold, choices)
             size = sample_of_gold(rows, len(known), self)
-        sure: dict[str, object] = {"model": self.model, "rows": rows, "sampled": size}
+        sure: dict[str, Any] = {"model": self.model, "rows": rows, "sampled": size}
         if self.student:
             sure["taught"] = taught
         if price is not None:
             usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
             alone = cost_of_many(price, usage, rows, tier_of(strong.settings.extra_params))
             sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
-        return {"sure": sure}
-
-    def estimate_words(self, checked: Mapping[str, Any]) -> str:
-        """Return the size and the price of the sample as text."""
-        return estimate_words(checked["sure"])
-
-    def first_cost(self, checked: Mapping[str, Any]) -> float | None:
-        """Return the cost of the sample."""
-        return checked["sure"].get("sample_cost") or None
+        return Estimate({"sure": sure}, estimate_words(sure), sure.get("sample_cost") or None)
 
     # ---- a run
 
@@ -163,11 +145,6 @@ class Sure(SureRule):
     def _panel_of(self, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
         return [beside[slot - 1] for slot in self.panel(part.score)]
 
-    def running_figures(self, spec: JobSpec) -> Mapping[str, object]:
-        """Return the figures of the samples."""
-        del spec
-        return {"sure": sample_status(self)}
-
     def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Return the figures of the samples and labels."""
         return {"sure": sure_status(store, spec, self, fields, before)}
@@ -192,30 +169,6 @@ class Sure(SureRule):
         if score is None or part is None or part.cut is None or not part.pays:
             return False
         return abs(round(score, _DIGITS) - part.cut.place[0]) <= _NEAR
-
-    def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return the agreement in the newest sample by share of rows left to the strong model, from 0 to 1.
-
-        Each point is a share, and the agreement if the cut gave this share. `[]` if the database has no sample, or with
-        right labels.
-        """
-        part = self.part
-        if self.gold or part is None or not part.drawn or part.cut is None:
-            return []
-        verdicts = []
-        slots = (0, *self.panel(part.score))
-        for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
-            known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
-            panel = [known.get(slot) for slot in slots[1:]]
-            strong, cheap = known.get(0), cheap_of(panel, part.score)
-            if strong is not None and cheap is not None:
-                verdicts.append((place_of(panel, part), strong.code is None and label_of(strong) == label_of(cheap)))
-        verdicts.sort(reverse=True)
-        points, wrong = [(1.0, 1.0)], 0
-        for count, (_, agrees) in enumerate(verdicts, 1):
-            wrong += not agrees
-            points.append((1 - count / len(verdicts), 1 - wrong / len(verdicts)))
-        return points[:: max(1, len(points) // _POINTS)]
 
     def check_reviewable(self, job_id: str) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the sample is not yet decided."""

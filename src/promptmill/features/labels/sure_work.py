@@ -32,11 +32,13 @@ from promptmill.features.labels.panel import Score, cheap_of, kind_of, place_of,
 from promptmill.features.labels.rule import STUDENT, SureCut, SurePart, SureRule
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import StudentAnswers, taught_of
+from promptmill.features.labels.sure_figures import sample_status
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
+from promptmill.jobs.store.plan import Delivered, PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Provenance, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
-from promptmill.jobs.store.spec import Delivered, JobSpec, PlanWork, RunningJob, digest
+from promptmill.jobs.store.spec import JobSpec, digest
 
 FEWEST_ROWS = 200
 """In a table with fewer rows, the strong model answers every row, because almost nothing is saved."""
@@ -118,9 +120,12 @@ class SureWork(PlanWork):
 
     def begin(self, round_: int) -> None:
         """Draw the sample from the rows added since the last draw. `round_`: the id of the next round."""
-        if self._has_begun:
-            return
-        self._has_begun = True
+        if not self._has_begun:
+            self._has_begun = True
+            self._begin(round_)
+        self._show()
+
+    def _begin(self, round_: int) -> None:
         spec, rule = self._spec, self._rule
         of = digest(spec.input.sha256, self._job.limit, spec.question.sample)
         if self._rule.part is not None and self._rule.part.of == of:
@@ -282,6 +287,10 @@ class SureWork(PlanWork):
 
     def _replace_part(self, part: SurePart) -> None:
         self._job.put(self._rule.with_parts([*self._rule.parts[:-1], part]))
+        self._show()
+
+    def _show(self) -> None:
+        self._job.show({"sure": sample_status(self._rule)})
 
     def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]

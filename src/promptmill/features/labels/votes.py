@@ -22,9 +22,10 @@ from promptmill.features.labels.comparable import SCORE, SURE, check_comparable,
 from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.labels import label_in, majority
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import Delivered, Doubt, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.spec import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.stored import Question, Target, Variant
 from promptmill.options.table import Again
 
@@ -150,15 +151,6 @@ class Votes(Plan):
         if decision.is_tie:
             return Doubt(decision.score, "tie", "tie", votes)
         return Doubt(decision.score, "votes differ", score_words=votes)
-
-    def names(self, models: Sequence[str]) -> list[str]:
-        """Return the names of the answers: the models, or `vote 1`, … if a model has several votes."""
-        beside = models[1:]
-        return super().names(models) if len(set(beside)) == len(beside) else [models[0], *self._names]
-
-    @property
-    def _names(self) -> list[str]:
-        return [way.name for way in self.ways[1:]]
 
 
 class VoteWork(PlanWork):

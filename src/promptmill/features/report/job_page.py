@@ -101,7 +101,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
             for name, facts in fields.items()
             if "values" in facts and not facts.get("is_list")  # a bar of a variant counts rows with one label
         }
-        curve = spec.plan.curve(store)
+        sections = _sections(found, store, spec)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_REPORT_ROWS, _SEED, where)
@@ -129,7 +129,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
             *_of_labels(spec, table, results, labels),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
-        "sections": _sections(found, curve),
+        "sections": sections,
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread) if len(spread) >= _LEAST_SPREAD else [],
@@ -179,10 +179,10 @@ def _of_right(spec: JobSpec, table: JobTable) -> Iterator[Bars]:
         yield f"Right, if {column} has the right answers", table.name_of(MODEL), bars, words
 
 
-def _sections(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> list[JsonDict]:
+def _sections(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> list[JsonDict]:
     """Return the sections that features add."""
     parts = (part(figure.section) for figure in figures().values() if figure.section and figure.name in found)
-    return [section for each in parts if (section := each(found, curve)) is not None]
+    return [section for each in parts if (section := each(found, store, spec)) is not None]
 
 
 def _filters(*, failed: bool, states: int) -> list[Filter]:

@@ -6,9 +6,9 @@ A prompt from a template takes no space in the file: the page builds it from the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from promptmill.backends.questions import PlainTemplate
 from promptmill.core.bounds import LONGEST_SHOWN
@@ -21,6 +21,7 @@ from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.labels import label_in
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
+from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
@@ -49,6 +50,15 @@ class Right(NamedTuple):
     column: str
     counts: Mapping[str, tuple[int, int]]
     """By variant: the number of equal answers, and of rows with a label in the column."""
+
+
+@runtime_checkable
+class HasCut(Protocol):
+    """A plan that leaves the rows below a cut to another model."""
+
+    def is_near(self, beside: Sequence[Record | None]) -> bool:
+        """Return whether a row is close to the cut, where labels are most often wrong. `beside`: its answers in the
+        later slots."""
 
 
 class JobTable:
@@ -97,7 +107,9 @@ class JobTable:
             values[_ASKED] = self._asked_cell(row, own, self.spec.targets[slot].prompt)
         is_cut = row.values["finish_reason"] == "length"
         values[_SECONDS], values[_TOKENS] = row.seconds, row.values["usage"]["completion_tokens"]
-        near = NEAR if row.answered is not None and self.spec.plan.is_near(row.answered.beside) else 0
+        plan = self.spec.plan
+        is_near = row.answered is not None and isinstance(plan, HasCut) and plan.is_near(row.answered.beside)
+        near = NEAR if is_near else 0
         self.rows.add(row.number, (FAILED if values.get(_ERROR) else TRUNCATED if is_cut else 0) | near, values)
 
     def finished(self, *, has_images: bool) -> PageRows:

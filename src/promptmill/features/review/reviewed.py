@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from xml.sax.saxutils import escape
 
 import orjson
@@ -122,6 +122,14 @@ class Review:
         return [*(names or dict.fromkeys((ROW, LABEL, "answer", WHY, "score"))), KEY]
 
 
+@runtime_checkable
+class Decides(Protocol):
+    """A plan that decides which rows have a label."""
+
+    def check_reviewable(self, job_id: str) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if a job has not decided, so that no label of a person may stay."""
+
+
 class _Candidate(NamedTuple):
     kind: int
     score: float
@@ -220,7 +228,9 @@ def _names(spec: JobSpec) -> list[str]:
     """Return the names of a row's answers, by slot: the models, or `vote 1`, …"""
     if spec.is_grid:
         return [target.name for target in spec.targets]
-    return spec.plan.names([target.model or spec.model or spec.backend for target in spec.targets])
+    first, *beside = [target.model or spec.model or spec.backend for target in spec.targets]
+    is_once = len({*beside}) == len(beside)
+    return [first, *(name if is_once else way.name for name, way in zip(beside, spec.plan.ways[1:], strict=True))]
 
 
 # ---- the tables
@@ -316,7 +326,8 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
             Named("gold", f"{decisions.name}:label"),
             ".",
         )
-    spec.plan.check_reviewable(spec.job_id)
+    if isinstance(spec.plan, Decides):
+        spec.plan.check_reviewable(spec.job_id)
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")

@@ -26,7 +26,7 @@ class AnsweredRow(NamedTuple):
     slot: int
     record: Record
     beside: Sequence[Record | None] = ()
-    """The answers in the slots after the delivered slots, see `spec.Plan`."""
+    """The answers in the slots after the delivered slots, see `plan.Plan`."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, row: Row, record: Record) -> AnsweredRow:

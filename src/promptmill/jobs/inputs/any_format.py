@@ -16,7 +16,7 @@ from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part
 from promptmill.core.values import JsonObject
-from promptmill.jobs.format_table import all_formats, is_image, of_input
+from promptmill.jobs.format_table import all_formats, image_suffixes, of_input
 from promptmill.jobs.inputs import encodings, formats
 from promptmill.jobs.inputs.cells import is_utf8
 from promptmill.jobs.inputs.files import InputFiles, find, opened
@@ -197,12 +197,12 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
     with contextlib.suppress(PromptmillError, OSError):
         source = input_of(files, input_format)
         objects = objects_of(source) if source.header else first_rows(files, input_format)
-        folders = (files.parts[0].path.parent, Path.cwd())
+        folders, images = (files.parts[0].path.parent, Path.cwd()), image_suffixes()
         for row in itertools.islice(objects, _FIRST_ROWS):
             if not row.keys().isdisjoint(rows.IMAGES):
                 return ""
             for name, cell in row.items():
-                if not isinstance(cell, str) or not is_image(cell):
+                if not isinstance(cell, str) or not cell.lower().endswith(images):
                     continue
                 if not only_existing or any(is_file(folder / cell) for folder in folders):
                     return name

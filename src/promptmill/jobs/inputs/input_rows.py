@@ -93,7 +93,9 @@ def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:
     """Return the id of a job without an output file. Equal rows, questions and settings give equal ids."""
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
-    variants = [*(variant.model_dump() for variant in order.variants), *order.plan.identity]
+    variants = [variant.model_dump() for variant in order.variants]
+    if order.plan.chooses:
+        variants.append(order.plan.model_dump(mode="json"))
     return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.limit)}"
 
 

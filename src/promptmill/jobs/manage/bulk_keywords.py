@@ -19,7 +19,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import ArgumentError, Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.wording import cut, did_you_mean, shape
-from promptmill.jobs.store.spec import plan_of
+from promptmill.jobs.store.plan import plan_of
 from promptmill.options import table
 
 P = ParamSpec("P")

@@ -179,7 +179,7 @@ class RunningJobs:
         """Call `approve` with the known costs: the estimate and the highest cost of the rows that an earlier job of
         these files has not answered, and the cost of the sample, if a sample will be drawn."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
-        sample = order.plan.first_cost(checked)
+        sample = checked.get("first_cost")
         if order.earlier.again != "all":
             folder = self.folders.of(order.output)
             job_status = await asyncio.to_thread(lambda: folder.status)

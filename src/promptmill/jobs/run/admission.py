@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from promptmill.backends import registry
@@ -26,6 +26,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.stored import Target
 
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
 _NO_LOCKS = ("Its file system has no locks; keep the job in a folder of another one: ", Named("state", "DIR"), ".")
@@ -177,6 +178,13 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
         raise input_error(f"{output} {why}; {away}", overwrite, ".")
 
 
+def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Return the targets. In slot 0, answers that a plan copied from the other slots count too."""
+    delivered, *others = targets
+    kept = tuple(sorted({*delivered.kept, *(target.settings for target in others)} - {delivered.settings}))
+    return delivered.model_copy(update={"kept": kept}), *others
+
+
 def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> tuple[JobSpec, Change]:
     """Start or resume the job with this order. The caller holds the lock and has opened the database."""
     folder.roll_back()
@@ -191,7 +199,8 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> 
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
         spec = resumed(folder, begun, new, order, fixed=wanted.is_fixed)
-    spec = spec.model_copy(update={"targets": tuple(spec.plan.counted(spec.targets))})
+    if spec.plan.chooses:
+        spec = spec.model_copy(update={"targets": _with_copies(spec.targets)})
     if begun is not None and made is not None:
         if made.is_own(there):
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))

@@ -18,9 +18,10 @@ from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import PAGE, Work
 from promptmill.jobs.store.fingerprint import system_prompt_of
+from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
-from promptmill.jobs.store.spec import JobSpec, PlanWork, RunningJob, digest
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.store.stored import Target
 
 
@@ -39,10 +40,15 @@ class JobRounds:
     """The rounds of a job in one run. All methods block and raise the errors of `JobDatabase`."""
 
     def __init__(
-        self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT, work: Work | None = None
+        self,
+        job: Job,
+        duplicates: Duplicates | None = None,
+        end: int = SLOT,
+        work: Work | None = None,
+        show: Callable[[Mapping[str, object]], object] = dict,
     ) -> None:
         """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit. `work` follows and halts the plan's long work."""
+        limit. `work` follows and halts the plan's long work. `show`: see `RunningJob.show`."""
         self._job = job
         self._end = end
         self.work: PlanWork = job.spec.plan.work(
@@ -54,6 +60,7 @@ class JobRounds:
                 work or Work(),
                 lambda: job.spec,
                 lambda plan: job.put(job.spec.model_copy(update={"plan": plan})),
+                show,
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
         )

@@ -23,9 +23,9 @@ from promptmill.jobs import disk
 from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited
 from promptmill.jobs.store.order import FailureLimit
+from promptmill.jobs.store.plan import PlanWork
 from promptmill.jobs.store.records import FIRST, SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import PlanWork
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.stored import Target
 from promptmill.service.driver import record_outcome

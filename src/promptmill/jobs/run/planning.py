@@ -10,7 +10,7 @@ order has these rounds, in this sequence; a round without rows is left out:
 3. `again …`: the rows that the order explicitly sends again
 4. `first`: the rows without an answer, and failures of earlier runs that are retryable
 
-The plan of a job (`spec.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
+The plan of a job (`plan.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
 round replaces a person's label.
 
 With `dedupe`, only the first of several rows with the same question is sent. Rounds `duplicate` before and after it
@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.rounds import COPY, DUPLICATE, LIVE, ONCE, RULES, Round
-from promptmill.jobs.store.spec import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def next_round(now: Situation) -> Round | None:
     if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
         return rounds[-1]
     reason = now.order.shown.reason
-    first = Round(rounds[-1].id + 1 if rounds else 1, "open", reason, tuple(range(now.slots)), now.since)
+    first = Round(rounds[-1].id + 1 if rounds else 1, "open", reason, tuple(range(now.slots)), now.since, now.order.way)
     wanted = now.plan.next(first, now.order.earlier.again)
     if now.order.limits.dedupe:
         wanted = _once(wanted)
@@ -66,12 +66,12 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
         # from the last batch or other way on: its retryable failures are sent again
-        live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
-        if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_wait(round_):
-            yield live
+        since = max(round_.since, latest) if round_.ordered == "open" else round_.since
+        if round_.way in {LIVE, COPY}:
+            yield replace(round_, since=since)
             continue
-        yield replace(round_, way=now.order.way, reason=now.order.way)
-        yield live
+        yield replace(round_, reason=round_.way)
+        yield replace(round_, since=since, way=LIVE)
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
@@ -91,7 +91,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
 def _once(wanted: Iterable[Round]) -> Iterator[Round]:
     """Yield the rounds so that each question is sent once, between two rounds that copy outcomes to its duplicates."""
     for round_ in wanted:
-        if round_.way != "live" or round_.rows + ONCE not in RULES:
+        if round_.way == COPY or round_.rows + ONCE not in RULES:
             yield round_
             continue
         yield replace(round_, rows=round_.rows + DUPLICATE, reason="duplicate", way="copy")

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import signal
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -316,7 +316,7 @@ class Runner:
     async def _answer(self) -> None:
         """Read the input, run the rounds, and write the output. If the database is damaged, repair it and repeat."""
         live = self._hooks.live
-        is_read = False
+        is_read, damaged = False, 0
         try:
             for _ in range(_TRIES):
                 try:
@@ -331,10 +331,13 @@ class Runner:
                         if live is not None:
                             await self._in_thread(functools.partial(live.wait, self._long_work.halt))
                         return
-                    await self._drop_damaged()
+                    damaged += await self._drop_damaged()
                 except DamagedError:
+                    damaged += 1
                     await self._salvage()
                     is_read = False
+            if not damaged:
+                raise RuntimeError(f"the plan {self._job.spec.plan.option} leaves rows open")
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
             if live is not None:
@@ -427,7 +430,7 @@ class Runner:
             job.folder.put(secrets_checked=content)
 
     async def _rounds(self) -> None:
-        job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work)
+        job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work, self._show)
         is_counted = False
         while (round_ := await self._next(job_rounds)) is not None:
             try:
@@ -442,11 +445,12 @@ class Runner:
             await self._count()
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
-        """Return the next round; None at the end. Put the figures of the plan's decisions into the status."""
-        try:
-            return await self._in_thread(job_rounds.next)
-        finally:
-            self.progress.figures |= self._job.spec.plan.running_figures(self._job.spec)
+        """Return the next round; None at the end."""
+        return await self._in_thread(job_rounds.next)
+
+    def _show(self, figures: Mapping[str, object]) -> None:
+        """Put figures into the status. A new object, because this runs in a thread."""
+        self.progress.figures = {**self.progress.figures, **figures}
 
     def _continues_without(self, round_: Round, error: PromptmillError) -> bool:
         """Try to drop a parameter that an endpoint has refused. Return whether the plan can work without it."""
@@ -562,12 +566,14 @@ class Runner:
         self._status.enter(self.progress.state, "counting the answers")
         await self._in_thread(lambda: self.progress.count(self._job.folder.store, NEVER, self._end))
 
-    async def _drop_damaged(self) -> None:
+    async def _drop_damaged(self) -> int:
+        """Delete damaged records, whose rows are sent again. Return their number."""
         store = self._job.folder.store
         if damaged := await self._in_thread(store.drop_damaged):
             self.progress.notes.append(
                 f"{damaged} damaged record(s) in the job's database are not trusted; their rows are sent again."
             )
+        return damaged
 
     def _requests(self, targets: Sequence[Target]) -> list[RowRequests]:
         """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""

@@ -85,7 +85,10 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
             one.expect(answered.get(name), rows_sent * max(1, len(spec.question.templates)))
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))
         result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
-        more = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.limit))
+        of_plan = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.limit))
+        result["notes"] += [of_plan.words] if of_plan.words else []
+        if of_plan.first_cost is not None:
+            result["first_cost"] = of_plan.first_cost
         result["estimated_prompt_tokens"] *= len(every)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
         result["requests"] *= len(every)
@@ -100,7 +103,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
             if order.way == BATCH and all(price.batch is not None for price in prices):
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
-        return {**result, **cost, **more}
+        return {**result, **cost, **of_plan.figures}
 
 
 def _columns_of(form: Form) -> dict[str, list[str]]:

@@ -37,7 +37,7 @@ class RoundRun:
     no_room: Callable[[PromptmillError], None]
     """Called with the error of a row that exceeds the whole budget."""
     steps: Sequence[Step]
-    """The plan's steps, see `spec.PlanWork`."""
+    """The plan's steps, see `plan.PlanWork`."""
 
 
 class Way(Protocol):

@@ -41,8 +41,8 @@ _ASKED = f"nullif(substr(row.asked, :at, {_DIGEST}), zeroblob({_DIGEST}))"
 _IS_REPLACED = "row.n BETWEEN :begin AND :end"
 _EDITED = f"""
     INSERT OR IGNORE INTO edited
-    SELECT DISTINCT n / {BLOCK_ROWS} FROM row_next LEFT JOIN row USING (n) WHERE row.cells IS NOT row_next.cells
-    UNION SELECT DISTINCT n / {BLOCK_ROWS} FROM row LEFT JOIN row_next USING (n)
+    SELECT n / {BLOCK_ROWS} FROM row_next LEFT JOIN row USING (n) WHERE row.cells IS NOT row_next.cells
+    UNION SELECT n / {BLOCK_ROWS} FROM row LEFT JOIN row_next USING (n)
     WHERE {_IS_REPLACED} AND row_next.n IS NULL
 """
 _RENAMED = f"""

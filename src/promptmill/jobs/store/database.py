@@ -95,6 +95,8 @@ _ERRORS = {
     sqlite3.SQLITE_READONLY: (errno.EROFS, "it is read-only"),
     sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "it cannot be opened"),
 }
+_MISTAKES = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_MISMATCH})
+"""Codes of mistakes in SQL, such as a plan's rule with an unknown column: no errors of the disk."""
 
 
 class DamagedError(Exception):
@@ -422,12 +424,18 @@ class JobDatabase:
         try:
             yield
         except sqlite3.DatabaseError as error:
+            if _code(error) in _MISTAKES:
+                raise
             raise database_error(error, self.path) from None
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
 
 
 def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
     """Convert an error of SQLite about the database at `path` to an error of `JobDatabase`."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = _code(error)
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return DamagedError(str(error))
     number, why = _ERRORS.get(code, (errno.EIO, str(error)))

@@ -16,6 +16,7 @@ _NAME = "in-flight"
 _ENTRY = struct.Struct("<qiidd")
 _FREE = bytes(_ENTRY.size)
 _ENTRIES = 256
+_NONE_OPEN = 0, 0.0
 LAST_KEY_OF_ROW = 1 << 48  # the higher bits of a key number the choices of a request that wants several answers
 
 
@@ -50,7 +51,7 @@ class InFlight:
         with contextlib.suppress(FileExistsError):
             os.close(disk.created(path))
         self._file = path.open("r+b")
-        size = self._file.seek(0, os.SEEK_END)
+        size = os.fstat(self._file.fileno()).st_size
         self._places: dict[int, int] = {}
         self._open: dict[int, dict[int, tuple[int, float]]] = {}
         """The open requests of this run, by row and choice: their number and their highest cost."""
@@ -76,7 +77,7 @@ class InFlight:
         if at is not None:
             self._put(at, self._get(at).changed(1, 1, most))
             choices = self._open.setdefault(row, {})
-            count, before = choices.get(choice, (0, 0.0))
+            count, before = choices.get(choice, _NONE_OPEN)
             choices[choice] = count + 1, before + most
             return
         if not self._free:
@@ -91,7 +92,7 @@ class InFlight:
     def not_billed(self, key: int, choice: int) -> None:
         """Record that the last request for the row of `key` was refused, which costs nothing."""
         row = key & (LAST_KEY_OF_ROW - 1)
-        count, most = self._open.get(row, {}).get(choice, (0, 0.0))
+        count, most = self._open.get(row, {}).get(choice, _NONE_OPEN)
         if count:
             each = most / count
             self._open[row][choice] = count - 1, most - each
@@ -101,7 +102,7 @@ class InFlight:
         """Record that the open requests for the row of `key` have ended with this cost."""
         row = key & (LAST_KEY_OF_ROW - 1)
         if (at := self._places.get(row)) is not None:
-            count, most = self._open.get(row, {}).pop(choice, (0, 0.0))
+            count, most = self._open.get(row, {}).pop(choice, _NONE_OPEN)
             self._put(at, self._get(at).changed(0, -count, -most, cost))
             if row in self.lost:
                 self.charged_again[row] = self.charged_again.get(row, 0) + count

@@ -14,9 +14,9 @@ from promptmill.backends.protocol import Backend
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error, redact
 from promptmill.core.feature import features, part
+from promptmill.jobs.store.plan import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
-from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
 from promptmill.options.table import Again
 

@@ -58,7 +58,7 @@ RULES: Mapping[str, str] = MappingProxyType(
 
 `since` is the id of the last round before the order, `settings` the settings ids whose answers count, `base` the key of
 the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the basic rule by question; they use
-the temporary tables of `run.duplicates`. A plan adds its own rules, see `spec.Plan`; a way adds the rule with its name,
+the temporary tables of `run.duplicates`. A plan adds its own rules, see `plan.Plan`; a way adds the rule with its name,
 see `Awaited`.
 """
 

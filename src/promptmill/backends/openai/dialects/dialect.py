@@ -148,8 +148,8 @@ def calls_of(message: Message) -> Iterator[tuple[str, str, JsonDict, JsonObject]
     """Yield `(id, name, arguments, call)` for each tool call in an assistant's turn."""
     calls = (message.extra or {}).get("tool_calls")
     for call in calls if isinstance(calls, list | tuple) else ():
-        function = call.get("function") or {} if isinstance(call, Mapping) else {}
-        if name := function.get("name"):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping) and (name := function.get("name")):
             yield str(call.get("id") or ""), str(name), object_in(function.get("arguments")), call
 
 

@@ -1,0 +1,354 @@
+"""The plan of a job: which rows are sent next, to which slots, and which answer a row gets.
+
+    order ─▶ Plan ─▶ rounds ─▶ answers ─▶ PlanWork: copies, decisions ─▶ delivered answers ─▶ marks, figures, doubts
+
+An ordinary job has the plan `Plan()`; features add others (`core.feature.PlanEntry`). What a single feature asks of
+some plans is a protocol of that feature, such as `features.review.reviewed.Undecided`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from promptmill.answering.step import Step
+from promptmill.backends.questions import RowRequests
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.feature import features, part
+from promptmill.core.request import Request
+from promptmill.jobs.labels import probability
+from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.stored import Question, Stored, Target, Variant
+from promptmill.options.table import Again
+
+if TYPE_CHECKING:
+    from promptmill.jobs.store.spec import JobSpec
+
+
+class PlanWork:
+    """The work of a plan during a run, apart from requests. This base class does nothing.
+
+    All methods block and raise the errors of `JobDatabase`. For a round that copies, the core reads the rows page by
+    page and writes the records.
+    """
+
+    window = 4096
+    """In a live round, answers are delivered after this many row numbers; a query over more rows would block the
+    database too long."""
+    late = 0
+    """The number of rows before a window that are checked again."""
+    steps: Sequence[Step] = ()
+    """Steps outside of the model's chain, for the rows of rounds that send requests.
+
+    A step may send several requests for one row, each with its own `choice`. If the outcome of one of them is
+    `batched`, so is the row's: once the batch has ended, the row is passed to the step again."""
+    meanwhile: Mapping[str, str] = MappingProxyType({})
+    """For a live round, by its rule: the condition for rows that may get an answer in slot 0 during the round."""
+
+    def begin(self, round_: int) -> None:
+        """Prepare a run before its first round. `round_`: the id of the next round."""
+
+    def advance(self) -> bool:
+        """Make a decision when no round has rows. Return whether other rounds may have rows now."""
+        return False
+
+    def prepare(self, round_: Round) -> None:
+        """Fill the temporary tables for the rule of a round."""
+
+    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield the records for the rows of a round whose `way` is `copy`. `pages`: the numbers of these rows."""
+        del round_, slot, pages
+        yield from ()
+
+    def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
+        """During a round, yield answers for the rows that meet `meanwhile`, and the rows that need another answer."""
+        del round_, pages
+        yield from ()
+
+
+class Delivered(NamedTuple):
+    """Answers that are delivered during a round."""
+
+    records: Sequence[Record]
+    to_send: Collection[int] = ()
+    """The numbers of rows that are now sent for slot 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A run of a job, as the job's plan sees it."""
+
+    store: JobDatabase
+    config: ResolvedConfig
+    """The model and settings of the run."""
+    limit: int | None
+    """The order's limit of rows."""
+    end: int
+    """The number of the first row beyond the limit."""
+    work: Work
+    """Reports and halts long work."""
+    described: Callable[[], JobSpec]
+    put: Callable[[Plan], None]
+    """Stores the plan with its new decisions. Raises the errors of `JobDatabase`."""
+    show: Callable[[Mapping[str, object]], object]
+    """Puts status fields that follow from the plan's decisions into the status of the running job."""
+    requests: Callable[[], RowRequests]
+    """Returns the request maker for the model of the first slot."""
+
+    @property
+    def spec(self) -> JobSpec:
+        """The present description of the job."""
+        return self.described()
+
+
+class Estimate(NamedTuple):
+    """What a validation says of a plan."""
+
+    figures: Mapping[str, object] = MappingProxyType({})
+    words: str = ""
+    """The figures as text, for a person; `""` if there are none."""
+    first_cost: float | None = None
+    """The estimated cost, in US dollars, of the rows sent before the plan's decision; None if it is unknown or 0."""
+
+
+class Plan(Stored):
+    """Decides which rows a job sends next, to which slots, and which answer a row gets.
+
+    This base class is the plan of an ordinary job: each row is sent to each target, and each answer is delivered. A
+    feature's plan chooses one of several answers: slot 0 has the delivered answer, and later slots have the answers to
+    choose from. In an order, the plan holds options; in a job, it also holds the decisions it has made.
+    """
+
+    name: ClassVar[str] = ""
+    """The name of the plan, which is also the option that selects it; `""` for an ordinary job."""
+    fields: ClassVar[Sequence[str]] = ()
+    """The columns that `marks` fills."""
+    rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Rules for the rows of a round that the plan adds to `rounds.RULES`."""
+    follows: ClassVar[bool] = True
+    """Whether an answer is final when it is recorded, so that a live output may include it."""
+    all_may_fail: ClassVar[bool] = True
+    """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Plan | None:
+        """Return the plan that the options of `bulk` select; None for an ordinary job.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        del options, models
+        return cls()
+
+    @property
+    def ways(self) -> tuple[Variant, ...]:
+        """The model and prompt of each slot; `()` if the slots are the order's variants."""
+        return ()
+
+    @property
+    def named_models(self) -> frozenset[str]:
+        """All models that the plan's slots and rounds may name; a call must be permitted to use them."""
+        return frozenset(way.model for way in self.ways) - {""}
+
+    @property
+    def only_model(self) -> str | None:
+        """The model that all slots name; None if they name different models or a slot uses the order's model."""
+        names = {way.model for way in self.ways}
+        return (names.pop() or None) if len(names) == 1 else None
+
+    @property
+    def option(self) -> str:
+        """The option that selects the plan; `""` for an ordinary job."""
+        return self.name
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the plan chooses the delivered answer: then only slot 0 is delivered."""
+        return bool(self.ways)
+
+    def next(self, first: Round, again: Again | None) -> Iterator[Round]:
+        """Yield candidates for the next round: `first`, or copies with another rule for rows. A pure function."""
+        if again is not None:
+            yield replace(first, rows=f"again {again}", reason=f"again {again}")
+        yield first
+
+    def resumes(self, last: Round) -> bool:
+        """Return whether an interrupted round is resumed. Otherwise, the next round is derived from the answers."""
+        del last
+        return True
+
+    # ---- admission
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan does not support."""
+
+    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+        """Return `target` with the plan's changes for a slot."""
+        del slot, config
+        return target
+
+    def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
+        """Return the plan with the decisions of the job `job_id`, which an earlier order of this plan began.
+
+        `sends_all`: the order sends all rows again. Raises `PromptmillError` (`invalid_input`).
+        """
+        del begun, job_id, sends_all
+        return self
+
+    def asked(self, targets: Sequence[Target]) -> Sequence[str]:
+        """Return the models that answer each prompt of a row."""
+        return [*dict.fromkeys(target.model for target in targets)]
+
+    def estimate(
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
+    ) -> Estimate:
+        """Return what a validation adds for the plan. Blocks.
+
+        `configs`: by model. `checked`: the figures so far, for a single model. `end`: the number of the first row
+        beyond the limit.
+        """
+        del store, spec, configs, checked, end
+        return Estimate()
+
+    def sent(self, request: Request, prompt: str) -> Iterable[Request]:
+        """Yield the requests that replace a row's request, except those that depend on an answer.
+
+        `prompt`: the template of the request, or `""`.
+        """
+        del prompt
+        return (request,)
+
+    # ---- a run
+
+    def work(self, job: RunningJob) -> PlanWork:
+        """Return the plan's work for one run."""
+        del job
+        return PlanWork()
+
+    def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
+        """Return the targets without the parameter that `error` refuses; None if `error` has another cause."""
+        del targets, round_, error
+        return None
+
+    # ---- the answers
+
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
+        """Return the values of `fields` for a row with the delivered answer `record`. `beside`: the answers in the
+        later slots."""
+        del spec, record, beside
+        return {}
+
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
+        """Return the plan's status fields for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
+
+        `fields`: the fields of the answers whose values are labels.
+        """
+        del store, spec, fields, before
+        return {}
+
+    def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+        """Return the reason why a person should check a row that a model answered; None if no check is needed."""
+        del spec, beside
+        own = probability(record)
+        return None if own is None or own >= 1 else Doubt(own, "low probability")
+
+
+class Doubt(NamedTuple):
+    """The reason why a person should check a row."""
+
+    score: float
+    """The lower the score, the more doubtful the answer; if `is_wrong`, the higher."""
+    words: str
+    kind: Literal["", "tie", "disagree"] = ""
+    """Ties are shown first, then disagreements of models."""
+    score_words: str = ""
+    """The score as text, such as `2 of 3`, if it is not a probability."""
+
+
+class UnknownPlan(Plan):
+    """The plan of a missing feature. The job can be read, but not run."""
+
+    kind: str
+    delivers_one: bool
+    values: Mapping[str, Any]
+
+    @property
+    def option(self) -> str:
+        """The option that selected the plan."""
+        return self.kind
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only the answer in slot 0 is delivered."""
+        return self.delivers_one
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`)."""
+        del config, question
+        raise input_error("The job was begun with ", Named(self.kind), ", whose feature is not installed.")
+
+
+def plan_named(name: str) -> type[Plan] | None:
+    """Return the class of a plan; None if its feature is missing."""
+    entries = (entry for feature in features().values() for entry in feature.plans)
+    return next((part(entry.plan) for entry in entries if entry.name == name), None)
+
+
+def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
+    """Return the plan that the options of `bulk` select. Raises `PromptmillError` (`invalid_input`)."""
+    asked = list[Plan]()
+    for feature in features().values():
+        for entry in feature.plans:
+            if entry.may_be_asked(options):
+                kind: type[Plan] = part(entry.plan)
+                if (plan := kind.of(options, models)) is not None:
+                    asked.append(plan)
+                    break
+    if len(asked) > 1:
+        first, second = (Named(plan.option) for plan in asked[:2])
+        raise input_error(first, " cannot be used with ", second, "; leave one of them out.")
+    if asked:
+        return asked[0]
+    return Plan()
+
+
+class _StoredPlan(Stored):
+    """A plan in the database of a job. SQL queries read these fields too."""
+
+    name: str
+    chooses: bool
+    values: Mapping[str, Any]
+
+
+def _read_plan(value: Any) -> Any:
+    if value is None:
+        return Plan()
+    if not isinstance(value, Mapping):
+        return value
+    stored = _StoredPlan.model_validate(value)
+    if (kind := plan_named(stored.name)) is not None:
+        return kind.model_validate(stored.values)
+    return UnknownPlan(kind=stored.name, delivers_one=stored.chooses, values=stored.values)
+
+
+def _written_plan(plan: Plan) -> dict[str, object] | None:
+    if not plan.option:
+        return None
+    values = plan.values if isinstance(plan, UnknownPlan) else plan.model_dump(mode="json")
+    return _StoredPlan(name=plan.option, chooses=plan.chooses, values=values).model_dump()
+
+
+AnyPlan: TypeAlias = Annotated[Plan, BeforeValidator(_read_plan), PlainSerializer(_written_plan)]
+"""A plan; None in JSON for an ordinary job."""

@@ -1,0 +1,608 @@
+"""What budgets reserve for requests, and charge. A test plays the endpoint; each token of an answer costs a dollar."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fakes import openai_configuration, openai_plan
+from promptmill.answering.costs import (
+    BudgetedAnswers,
+    cost_of,
+    most_of,
+    unknown_batch_price,
+    unknown_price,
+    worst_case,
+)
+from promptmill.answering.prices import Prices, price_of
+from promptmill.answering.step import Loading
+from promptmill.backends.protocol import Call, Completion, Failure, Ledger, Outcome, Usage
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import Budget
+from promptmill.core.request import (
+    AudioPart,
+    Conversation,
+    Message,
+    Request,
+    Sampling,
+    Shared,
+    conversation_from_prompt,
+)
+from sure import sure
+
+DOLLAR = {"input": 0, "output": 1_000_000}
+PROMPT = conversation_from_prompt("a prompt", "a prompt")
+BATCHED = Failure(PromptmillError(Code.BATCHED, "added"))
+
+
+class Endpoint:
+    """Keeps each request until the test replies to it."""
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Request] = {}
+        self._replies: dict[int, asyncio.Future[Outcome]] = {}
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Receive a request; the test counts it as sent."""
+        self.requests[request.key] = request
+        self._replies[request.key] = asyncio.get_running_loop().create_future()
+        return await self._replies[request.key]
+
+    async def reply(self, key: int, outcome: Outcome) -> None:
+        """Reply to a request, and let whoever waits for it go on."""
+        self._replies[key].set_result(outcome)
+        await settled()
+
+
+async def settled() -> None:
+    """Let all tasks go on until they wait."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def tokens(count: int) -> Completion:
+    """Return an answer of so many tokens."""
+    return Completion("x", "stop", Usage(1, count))
+
+
+def plan_of(provider: str | None = None, **keys: Any) -> Any:
+    """Return a plan of one model whose answer tokens cost a dollar."""
+    raw = openai_configuration("http://127.0.0.1:1/v1", provider=provider)._raw
+    return Configuration({**raw, "price": DOLLAR, **keys}).plan
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    """An endpoint that a test plays."""
+    return Endpoint()
+
+
+@pytest.fixture
+async def ask(endpoint: Endpoint) -> Callable[..., Any]:
+    """Start a request of at most so many tokens, which is answered within the budgets."""
+
+    def opened(process: Budget | None = None, call: Call | None = None, **keys: Any) -> Callable[..., Any]:
+        plan = plan_of(**keys)
+        answers = BudgetedAnswers(plan, sure(price_of(plan)), process)
+        answers.following = endpoint.answer
+        its_call = call or Call()
+
+        async def started(
+            key: int, most: int | None, extra: Mapping[str, Any] | None = None, **more: Any
+        ) -> asyncio.Task[Outcome]:
+            request = Request(key, PROMPT, Sampling(max_tokens=most), extra or {}).changed(**more)
+            task = asyncio.ensure_future(answers.answer(request, its_call))
+            await settled()
+            return task
+
+        return started
+
+    return opened
+
+
+def call_of(budget: Budget) -> Call:
+    """Return a call with a budget of its own."""
+    return Call(ledger=Ledger(budget))
+
+
+async def test_a_request_that_one_budget_refuses_reserves_nothing_in_another(ask, endpoint):
+    process, own = Budget(10), Budget(10)
+    asked = ask(process, call_of(own))
+    own.reserve(8)
+    waiting = await asked(0, 5)
+    assert not endpoint.requests
+    assert process.reserve(10)
+    process.charge(10, 0)
+    await settled()
+    own.charge(8, 0)
+    await settled()
+    await endpoint.reply(0, tokens(2))
+    assert (await waiting).cost == 2
+    assert (process.spent, own.spent) == (2, 2)
+    assert process.nothing_reserved
+    assert own.nothing_reserved
+
+
+async def test_a_cancelled_request_that_was_not_sent_costs_nothing(ask, endpoint):
+    budget = Budget(10)
+    task = await ask(budget)(0, 5)
+    task.cancel()
+    await asyncio.wait({task})
+    assert budget.spent == 0
+    assert budget.nothing_reserved
+
+
+async def test_a_cancelled_request_costs_the_most_of_each_attempt_that_may_be_billed(ask, endpoint):
+    budget, call = Budget(100), Call()
+    task = await ask(budget, call)(0, 5)
+    account = endpoint.requests[0].account
+    assert account.sent() == 5
+    account.not_billed()  # the first attempt was refused
+    account.sent()
+    assert await account.reserve_again()
+    account.sent()
+    task.cancel()
+    await asyncio.wait({task})
+    assert (budget.spent, call.counts.cost) == (10, 10)
+    assert budget.nothing_reserved
+
+
+async def test_a_cancelled_request_whose_last_attempt_was_refused_costs_nothing(ask, endpoint):
+    budget = Budget(10)
+    task = await ask(budget)(0, 5)
+    account = endpoint.requests[0].account
+    account.sent()
+    account.not_billed()
+    task.cancel()
+    await asyncio.wait({task})
+    assert budget.spent == 0
+    assert budget.nothing_reserved
+
+
+async def test_requests_wait_for_a_full_budget_first_come_first_served(ask, endpoint):
+    asked = ask(Budget(10))
+    await asked(0, 8)
+    await asked(1, 5)
+    await asked(2, 1)  # there is room for it, but a larger one came first
+    assert list(endpoint.requests) == [0]
+    await endpoint.reply(0, tokens(1))
+    assert list(endpoint.requests) == [0, 1, 2]
+    for key in (1, 2):
+        await endpoint.reply(key, tokens(1))
+
+
+async def test_a_budget_that_a_batch_fills_fails_the_requests_that_wait_for_it(ask, endpoint):
+    asked = ask(Budget(10))
+    first = await asked(0, 8)
+    second = await asked(1, 5)
+    await endpoint.reply(0, BATCHED)
+    assert (await first).cost == 8
+    assert second.done()
+    failure = await second
+    assert failure.error.code is Code.BUDGET
+    assert "$8.00 is set aside" in failure.error.message
+    assert "the next could cost $5.00" in failure.error.message
+
+
+def reserved_of(budget: Budget) -> float:
+    """Return the amount that is reserved in a budget."""
+    room = budget.lend(None)
+    budget.free(room, 0.0)
+    return budget.limit - budget.spent - budget.set_aside - room
+
+
+async def test_a_reservation_is_given_back_while_its_request_waits_behind_others(ask, endpoint):
+    budget = Budget(10)
+    asked = ask(budget)
+    await asked(0, 8)
+    await asked(1, 9)
+    await asked(2, 1)
+    await endpoint.reply(0, tokens(1))
+    assert list(endpoint.requests) == [0, 1], "the first that waits has all of the budget"
+    await endpoint.reply(1, tokens(1))
+    assert list(endpoint.requests) == [0, 1, 2]
+    await asked(3, 5)
+    await endpoint.reply(2, tokens(1))
+    assert reserved_of(budget) == 5, "of the last one"
+    await endpoint.reply(3, tokens(1))
+    assert budget.nothing_reserved
+
+
+async def test_a_request_that_no_budget_allows_fails_at_once_while_others_wait(ask, endpoint):
+    asked = ask(Budget(10))
+    await asked(0, 8)
+    await asked(1, 9)
+    assert (await asked(2, 20)).done()
+    for key in (0, 1):
+        await endpoint.reply(key, tokens(1))
+
+
+async def test_a_request_that_waits_for_a_budget_frees_its_place(ask, endpoint):
+    call = Call()
+    asked = ask(Budget(10), call)
+    await asked(0, 8)
+    assert call.waits.held == 0
+    await asked(1, 8)
+    assert call.waits.held == 1
+    await endpoint.reply(0, tokens(1))
+    assert call.waits.held == 0
+    await endpoint.reply(1, tokens(1))
+
+
+@pytest.mark.parametrize("limits", [(100, None), (None, 100), (100, 100)], ids=["process", "call", "both"])
+async def test_each_budget_is_charged_with_what_an_answer_cost_and_the_rest_is_free_again(ask, endpoint, limits):
+    process, own = (None if limit is None else Budget(limit) for limit in limits)
+    call = Call(ledger=Ledger(own))
+    task = await ask(process, call)(0, 20)
+    assert {reserved_of(budget) for budget in (process, own) if budget is not None} == {20}
+    await endpoint.reply(0, tokens(3))
+    assert (await task).cost == call.counts.cost == 3
+    assert {(budget.spent, budget.nothing_reserved) for budget in (process, own) if budget is not None} == {(3, True)}
+
+
+async def test_a_request_whose_usage_is_unknown_costs_the_most_of_one_request(ask, endpoint):
+    budget = Budget(100)
+    task = await ask(budget)(0, 20)
+    await endpoint.reply(0, Completion("x", "stop", Usage(1, 3), unmetered=2))
+    assert (await task).cost == budget.spent == 43
+
+
+async def test_a_failure_is_charged_with_the_usage_of_rejected_answers(ask, endpoint):
+    for budget in (Budget(100), None):
+        task = await ask(budget)(0, 20)
+        await endpoint.reply(0, Failure(PromptmillError(Code.EMPTY_ANSWER, "x"), 1, usage=Usage(1, 3)))
+        outcome = await task
+        assert (outcome.error.code, outcome.cost) == (Code.EMPTY_ANSWER, 3)
+        assert budget is None or budget.spent == 3
+
+
+async def test_an_attempt_that_no_budget_allows_is_made_when_there_is_room_and_counts_with_those_before(ask, endpoint):
+    budget, call = Budget(100), Call()
+    asked = ask(budget, call)
+    await asked(0, 80)
+    task = await asked(1, 20)
+    account = endpoint.requests[1].account
+    assert account.sent() == 20
+    assert not await account.reserve_again()
+    lost = Failure(PromptmillError(Code.BUDGET, "x"), 1, usage=Usage(1, 2), spent=((Usage(1, 2), ""),), unmetered=1)
+    await endpoint.reply(1, lost)  # $22
+    assert not task.done()
+    assert call.waits.held == 1
+    await endpoint.reply(0, tokens(1))
+    assert endpoint.requests[1].attempts == 1
+    await endpoint.reply(1, tokens(5))
+    outcome = await task
+    assert (outcome.cost, outcome.usage.completion_tokens) == (27, 7)
+    assert (budget.spent, call.counts.cost) == (28, 28)
+    assert budget.nothing_reserved
+
+
+async def test_a_request_that_is_too_expensive_for_another_attempt_fails_with_the_cost_of_its_first(ask, endpoint):
+    budget = Budget(30)
+    task = await ask(budget)(0, 20)
+    account = endpoint.requests[0].account
+    account.sent()
+    assert not await account.reserve_again()
+    rejected = Usage(1, 2)
+    lost = Failure(PromptmillError(Code.BUDGET, "x"), 1, usage=rejected, spent=((rejected, ""),), unmetered=1)
+    await endpoint.reply(0, lost)
+    outcome = await task
+    assert (outcome.error.code, outcome.attempts, outcome.cost) == (Code.BUDGET, 1, 22)
+    assert outcome.usage == rejected
+    assert "$22.00 is spent, and the next could cost $20.00" in outcome.error.message
+
+
+async def test_a_request_that_was_sent_before_and_fits_no_budget_keeps_its_attempts(ask):
+    answered = ask(Budget(10))
+    outcome = await (await answered(0, 20, attempts=2))
+    assert (outcome.error.code, outcome.attempts, outcome.cost) == (Code.BUDGET, 2, None)
+    assert outcome.usage == Usage()
+
+
+async def test_requests_that_no_budget_allows_share_one_failure_until_an_amount_changes(ask, endpoint):
+    budget = Budget(10)
+    asked = ask(budget)
+    first, second = [await (await asked(key, 20)) for key in (0, 1)]
+    assert first is second
+    assert (first.attempts, endpoint.requests) == (0, {})
+    budget.charge(0, 4)
+    third = await (await asked(2, 20))
+    assert "$4.00 is spent" in third.error.message
+    assert "set aside" not in third.error.message
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent", "prompt_price", "fits"),
+    [(10, 0, 0, 10), (10.5, 0, 0, 10), (19.5, 0, 0, 19), (0.5, 0, 0, 0), (10, 1, 0, 0), (10, 0, 10**9, 0)],
+)
+async def test_a_budget_that_is_too_small_names_the_longest_answer_that_fits(ask, limit, spent, prompt_price, fits):
+    asked = ask(Budget(limit, spent), price={"input": prompt_price, "output": 1_000_000})
+    outcome = await (await asked(0, 20))
+    hint = outcome.error.hint
+    assert ("one request fits with" in hint) == bool(fits)
+    assert fits == 0 or f"max_tokens: {fits}" in hint.replace("`", "")
+
+
+async def test_no_length_is_named_if_another_limit_of_the_request_counts(ask):
+    outcome = await (await ask(Budget(10))(0, 20, {"max_completion_tokens": 30}))
+    assert "could cost $30.00" in outcome.error.message
+    assert "fits" not in outcome.error.hint
+    outcome = await (await ask(Budget(10))(0, None, {"max_completion_tokens": 30}))
+    assert "fits" not in outcome.error.hint
+
+
+async def test_the_longest_answer_that_fits_is_that_of_each_of_several_answers(ask):
+    outcome = await (await ask(Budget(10))(0, 20, {"best_of": 3}))
+    assert "max_tokens: 3" in outcome.error.hint.replace("`", "")
+
+
+async def test_a_request_without_a_limit_or_a_price_fails_without_being_sent(ask, endpoint):
+    asked = ask(Budget(10))
+    unlimited = await (await asked(0, None, attempts=3))
+    assert (unlimited.error.code, unlimited.attempts) == (Code.INVALID_CONFIG, 3)
+    unpriced = await (await asked(1, 5, {"model": "n" * 100}))
+    assert f"names the model '{'n' * 60}', whose price is not known" in unpriced.error.message
+    assert endpoint.requests == {}
+
+
+SHARED = Shared(5000, "")
+
+
+@pytest.mark.parametrize(
+    ("extra", "keys", "factor"),
+    [
+        ({}, {}, 1),
+        ({"service_tier": "priority"}, {}, 2),
+        ({"service_tier": "auto"}, {}, 2),
+        ({"service_tier": "flex"}, {}, 1),
+        ({"service_tier": "flex"}, {"extra_params": {"service_tier": "flex"}}, 0.5),
+        ({}, {"provider": "openai"}, 2),  # its account may have another tier
+    ],
+)
+async def test_the_most_expensive_tier_that_may_serve_a_request_is_reserved(ask, endpoint, extra, keys, factor):
+    budget = Budget(1000)
+    await ask(budget, **keys)(0, 20, extra)
+    assert reserved_of(budget) == 20 * factor
+    await endpoint.reply(0, tokens(1))
+
+
+@pytest.mark.parametrize(("by_batch", "factor"), [(False, 1.25), (True, 0.5 * 2)], ids=["live", "batch"])
+async def test_a_budget_reserves_the_highest_cost_of_a_dry_run_with_the_writing_of_a_cache(
+    ask, endpoint, by_batch, factor
+):
+    price = {"input": 1_000_000, "output": 0, "batch": 0.5}
+    budget, call = Budget(1_000_000), Call()
+    if by_batch:
+        call.exchange = object()  # type: ignore[assignment]
+    await ask(budget, call, price=price)(0, 20, shared=SHARED)
+    (request,) = endpoint.requests.values()
+    prompt = worst_case(request).prompt_tokens
+    assert reserved_of(budget) == pytest.approx(factor * prompt)
+    plan = plan_of(price=price)
+    most = most_of(request, plan, Prices(plan, sure(price_of(plan))), by_batch=by_batch)
+    assert reserved_of(budget) == pytest.approx(most)
+    await endpoint.reply(0, tokens(1))
+
+
+@pytest.mark.parametrize(("by_batch", "factor", "again"), [(False, 1.25, 1.25), (True, 0.5 * 2, 1.25)])
+def test_a_second_try_is_sent_live_and_writes_the_cache_of_minutes(by_batch, factor, again):
+    plan = plan_of(price={"input": 1_000_000, "output": 0, "batch": 0.5}, check_retries=1)
+    prices, request = Prices(plan, sure(price_of(plan))), _request(5, choices=("yes", "no"))
+    once = replace(plan, settings=plan.settings.model_copy(update={"check_retries": 0}))
+    first = most_of(request, once, prices)
+    second = most_of(request, plan, prices) - first
+    most = most_of(request.changed(shared=SHARED), plan, prices, by_batch=by_batch)
+    assert most == pytest.approx(factor * first + again * second)
+
+
+async def test_a_reply_of_a_batch_is_charged_at_the_price_of_batches_and_frees_what_was_set_aside(ask, endpoint):
+    budget = Budget(100, set_aside=30)
+    call = Call(ledger=Ledger(budget, deferred=lambda request: 20.0), exchange=object())  # type: ignore[arg-type]
+    task = await ask(None, call, price=DOLLAR | {"batch": 0.5})(0, 20)
+    await endpoint.reply(0, tokens(6))
+    assert (await task).cost == 3
+    assert (budget.spent, budget.set_aside) == (3, 10)
+    assert not call.warnings
+
+
+async def test_a_reply_of_a_batch_without_a_usage_costs_what_was_set_aside_for_it(ask, endpoint):
+    process, budget = Budget(100, set_aside=20), Budget(100, set_aside=20)
+    call = Call(ledger=Ledger(budget, deferred=lambda request: 20.0))
+    task = await ask(process, call)(0, 20)
+    await endpoint.reply(0, Completion("x", "stop"))
+    assert (await task).cost == 20
+    assert {(each.spent, each.set_aside) for each in (process, budget)} == {(20, 0)}
+    assert not call.warnings
+
+
+async def test_a_lost_reply_of_a_batch_costs_nothing(ask, endpoint):
+    budget = Budget(100, set_aside=20)
+    call = Call(ledger=Ledger(budget, deferred=lambda request: 20.0))
+    for extra in ({}, {"model": "without a price"}):
+        budget.set_aside = 20
+        task = await ask(None, call)(0, 20, extra)
+        await endpoint.reply(0, BATCHED)
+        assert (await task).error.code is Code.BATCHED
+        assert (budget.spent, budget.set_aside) == (0, 0)
+
+
+@pytest.mark.parametrize(("most", "extra", "cost"), [(20, {}, 20), (None, {}, None), (20, {"model": "other"}, None)])
+async def test_a_request_that_joins_a_batch_has_its_highest_cost_if_that_is_known(ask, endpoint, most, extra, cost):
+    call = Call()
+    task = await ask(None, call)(0, most, extra)
+    await endpoint.reply(0, BATCHED)
+    assert (await task).cost == cost
+    assert (call.counts.cost, call.warnings) == (None, {}), "it is not charged yet"
+
+
+async def test_a_cost_names_what_it_leaves_out(ask, endpoint):
+    warnings = []
+    for key, (extra, reply) in enumerate(
+        [
+            ({}, tokens(3)),
+            ({}, Completion("x", "stop")),
+            ({"modalities": ["text", "audio"]}, tokens(3)),
+            ({"modalities": ["text"]}, tokens(3)),
+            ({"modalities": "audio"}, tokens(3)),
+            ({"model": "other"}, tokens(3)),
+        ]
+    ):
+        call = Call()
+        task = await ask(None, call)(key, 20, extra)
+        await endpoint.reply(key, reply)
+        await task
+        warnings.append(" ".join(call.warnings))
+        assert call.counts.cost == {1: 0, 5: None}.get(key, 3)
+    assert ["no usage" in warning for warning in warnings] == [False, True, False, False, False, False]
+    assert ["audio" in warning for warning in warnings] == [False, False, True, False, False, False]
+    assert ["price is not known" in warning for warning in warnings] == [False] * 5 + [True]
+
+
+async def test_a_conversation_with_audio_is_counted_as_text(ask, endpoint):
+    call = Call()
+    spoken = Conversation((Message("user", (AudioPart("AAAA", "wav"),)),))
+    await ask(None, call)(0, 20, conversation=spoken)
+    await endpoint.reply(0, tokens(3))
+    assert "audio" in " ".join(call.warnings)
+
+
+@pytest.mark.parametrize(
+    ("answered", "failed", "length", "most", "advised"),
+    [
+        (10, 0, 5, 400, 20),
+        (12, 2, 5, 400, 20),
+        (9, 0, 5, 400, None),
+        (11, 2, 5, 400, None),
+        (10, 0, 5, 20, None),
+        (10, 0, 5, 30, None),  # less than twice as many
+        (10, 0, 5, 40, 20),
+        (10, 0, 6, 400, 30),  # 24, in whole tens
+        (10, 0, 0, 400, 10),
+    ],
+)
+async def test_a_full_budget_advises_four_times_the_length_of_the_answers_so_far(
+    ask, endpoint, answered, failed, length, most, advised
+):
+    call = Call()
+    for number in range(answered):
+        call.count(Failure(PromptmillError(Code.TIMEOUT, "x")) if number < failed else tokens(length))
+    asked = ask(Budget(2.5 * most), call)
+    for key in range(4):
+        await asked(key, most)
+    assert len(call.warnings) == (advised is not None)
+    if advised is not None:
+        (said,) = call.warnings
+        assert f"each reserves ${most}.00 for its `max_tokens` of {most}" in said
+        assert f"a `max_tokens` of {advised} lets {most // advised} times as many run" in said
+    for key in range(4):
+        await endpoint.reply(key, tokens(1))
+
+
+async def test_a_full_budget_gives_its_advice_once(ask, endpoint):
+    call = Call()
+    for _ in range(10):
+        call.count(tokens(5))
+    asked = ask(Budget(1000), call)
+    for key, most in enumerate((900, 400, 800)):
+        await asked(key, most)
+    for key in range(3):
+        await endpoint.reply(key, tokens(1))
+    assert len(call.warnings) == 1
+
+
+async def test_a_budget_for_free_answers_gives_no_advice(ask, endpoint):
+    call, budget = Call(), Budget(2_000)
+    for _ in range(10):
+        call.count(tokens(5))
+    asked = ask(budget, call, price={"input": 0, "output": 0})
+    budget.reserve(2_000.0000001)
+    await asked(0, 400)
+    assert not call.warnings
+    await endpoint.reply(0, tokens(1))
+
+
+async def test_answers_have_a_cost_if_their_price_is_known_and_a_budget_of_the_process_needs_one():
+    unknown = plan_of(price=None)
+    assert await BudgetedAnswers.of(Loading(unknown, None, is_shared=False)) is None
+    with pytest.raises(PromptmillError, match="the price of test-model is not known"):
+        await BudgetedAnswers.of(Loading(unknown, Budget(1), is_shared=False))
+    assert isinstance(await BudgetedAnswers.of(Loading(plan_of(), Budget(1), is_shared=False)), BudgetedAnswers)
+
+
+def test_a_call_begins_with_no_cost_and_a_batch_needs_a_price_of_batches():
+    plan = plan_of()
+    step, call = BudgetedAnswers(plan, sure(price_of(plan)), None), Call()
+    step.enter(call)
+    assert call.counts.cost == 0.0
+    call.counts.cost = 2.0
+    step.enter(call)
+    assert call.counts.cost == 2.0
+    batch = Call(exchange=object())  # type: ignore[arg-type]
+    with pytest.raises(PromptmillError, match="in a batch is not known"):
+        step.enter(batch)
+    plan = plan_of(price=DOLLAR | {"batch": 0.5})
+    BudgetedAnswers(plan, sure(price_of(plan)), None).enter(batch)
+    assert batch.counts.cost == 0.0
+
+
+def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
+    plan = openai_plan("https://host.test/v1", model_name="m")
+    assert "the price of m is not known" in unknown_price(plan).message
+    assert 'price: {"input": 1, "output": 2}' in unknown_price(plan).message
+    assert 'price: {"input": 1, "output": 2, "batch": 0.5}' in unknown_batch_price(plan).message
+    nameless = openai_plan("https://host.test/v1", model_name="")
+    for error in (unknown_price(nameless), unknown_batch_price(nameless)):
+        assert "the price of this model" in error.message
+
+
+def _request(most: int | None = 20, extra: Mapping[str, Any] | None = None, **sampling: Any) -> Request:
+    conversation = conversation_from_prompt("eight of these words are one prompt here", "a prompt")
+    return Request(0, conversation, Sampling(max_tokens=most, **sampling), extra or {})
+
+
+@pytest.mark.parametrize(
+    ("requests", "likely", "most"),
+    [
+        ([], 0, 0),
+        ([_request(5)], 5, 5),
+        ([_request(5), _request(7, n=3)], 26, 26),
+        ([_request(5), _request(None)], None, None),
+        ([_request(5, {"model": "other"})], None, None),
+    ],
+)
+def test_the_likely_and_the_highest_cost_are_those_of_all_requests(requests, likely, most):
+    found = cost_of(plan_of(), requests)
+    assert found[1] == most
+    assert likely is None or found[0] == likely
+
+
+def test_the_highest_usage_has_room_for_the_marks_of_a_template():
+    """That of Qwen has 30 tokens for its usual system message, and 5 for each turn."""
+    turns = Conversation(tuple(Message("user", "") for _ in range(10)))
+    request = Request(0, turns, Sampling(max_tokens=1))
+    assert worst_case(request).prompt_tokens >= 30 + 10 * 5
+    assert worst_case(replace(request, conversation=Conversation(turns.messages[:1]))).prompt_tokens >= 30 + 5
+
+
+def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():
+    likely, most = cost_of(plan_of(price={"input": 1_000_000, "output": 0}), [_request(5)])
+    size = worst_case(_request(5)).prompt_tokens
+    assert (likely, most) == (size // 4, size)
+
+
+def test_without_a_price_no_cost_is_known():
+    for requests in ([], [_request()]):
+        assert cost_of(plan_of(price=None), requests) == (None, None)
+
+
+def test_the_highest_cost_without_a_limit_or_a_price_is_infinite():
+    plan = plan_of()
+    prices = Prices(plan, sure(price_of(plan)))
+    assert most_of(_request(None), plan, prices) == math.inf
+    assert most_of(_request(5, {"model": "other"}), plan, prices) == math.inf
