@@ -24,6 +24,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling
+from promptmill.jobs.format_table import all_formats
 from promptmill.options.option import Option, sentence, spelled
 from promptmill.options.table import groups, options
 from promptmill.server.listed_tools import rare_names
@@ -247,6 +248,26 @@ def _item(name: str, words: str) -> str:
     return textwrap.fill(line, 120, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
 
 
+def formats() -> str:
+    """Return docs/bulk-details.md, whose first table has the formats of files."""
+    page = (DOCS / "bulk-details.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition("<!-- formats -->\n")
+    rows = ["| input | a row is | output | calls |", "|---|---|---|---|"]
+    for each in all_formats():
+        is_read, is_written = (one or bool(each.store) for one in (each.is_read, each.is_written))
+        if each.names and (is_read or is_written):
+            files = ", ".join(f"`{name}`" for name in (*each.names, *each.only_read))
+            extra = f" (the extra `{each.extra}`)" if each.extra else ""
+            words = each.words or "a row"
+            output = f"`{each.names[0]}{'#TABLE' if each.database else ''}`" if is_written else NONE
+            calls = {"input": each.is_read_by_calls, "output": each.is_written_by_calls}
+            named = " and ".join(use for use, is_for_calls in calls.items() if is_for_calls) or NONE
+            row = (f"{files}{extra}" if is_read else NONE, words if is_read else NONE, output, named)
+            rows.append(f"| {' | '.join(row)} |")
+    listed = "\n".join(rows)
+    return f"{before}<!-- formats -->\n\n{listed}\n\n{rest[rest.index('<!-- end of formats -->') :]}"
+
+
 def names() -> str:
     """Return docs/names.md, whose first table has the options of a job."""
     page = (DOCS / "names.md").read_text(encoding="utf-8")
@@ -317,6 +338,7 @@ def _source_of(kind: object) -> str:
     return MODULES.sub("", kind.__name__ if type(kind) is type else str(kind))
 
 
+NONE = "\N{EN DASH}"
 NEXT = "`system_prompt` has this name"
 MODULES = re.compile(r"\b(?:typing|collections\.abc|pathlib)\.")
 KEYWORDS_HEAD = '''\
@@ -346,6 +368,7 @@ PAGES = {
     "errors.md": errors,
     "providers.md": providers,
     "maintainers/provider-rows.md": provider_rows,
+    "bulk-details.md": formats,
     "names.md": names,
     "../src/promptmill/options/keywords.py": keywords,
     "../src/promptmill/server/SKILL.md": skill,

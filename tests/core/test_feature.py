@@ -60,13 +60,13 @@ def test_no_code_of_a_feature_is_imported_to_list_them():
     assert done.stdout.split() == []
 
 
-def test_the_format_of_a_name_has_its_suffix_or_its_scheme(installed, monkeypatch):
+def test_formats_are_those_of_all_features_with_the_names_of_these(installed, monkeypatch):
     monkeypatch.setenv(WITHOUT, "")
-    table, lake = Format(names=(".tab",)), Format(names=("lake://",))
+    table, lake = Format(names=(".tab",), read="m:f"), Format(names=("lake://",), store="m:s")
     installed(a=Feature(words="", formats=(table,)), b=Feature(words="", formats=(lake,)))
 
-    assert [feature.format_of(name) for name in ("a.TAB", "lake://a/b.csv")] == [table, lake]
-    assert [feature.format_of(name) for name in ("a.csv", "s3://a/b.tab", "tab", "lake:/a")] == [None] * 4
+    assert feature.formats() == [("a", table), ("b", lake)]
+    assert (table.key, table.is_read, table.is_written, lake.is_read) == ("tab", True, False, False)
 
 
 def test_a_query_without_a_feature_that_answers_it_is_refused(installed, monkeypatch):

@@ -15,10 +15,12 @@ from docx.opc.part import Part
 from docx.oxml import parse_xml
 
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.format_table import whole
 from promptmill.jobs.inputs import documents, encodings
 from promptmill.jobs.inputs.mails import mail_text
 from promptmill.jobs.inputs.web_pages import page_text
 from promptmill.jobs.inputs.word import word_text
+from sure import sure
 
 
 def _mail(html_only=False):
@@ -323,24 +325,24 @@ def test_the_text_of_a_mail_with_a_key_is_not_sent_for_a_call(tmp_path):
 
 def test_a_document_that_cannot_be_read_fails_alone_in_a_process_of_its_own():
     with pytest.raises(PromptmillError, match="is no Word document"):
-        documents.text_of(".docx", b"junk")
+        documents.text_of(sure(whole("a.docx")), b"junk")
     reader = documents._HELPER.pid
     assert reader not in {None, os.getpid()}
     documents._HELPER.kill()
-    assert documents.text_of(".eml", _mail()).endswith("Die Größe passt nicht.")
-    assert documents.text_of(".html", b"x" * 100) == "x" * 100
+    assert documents.text_of(sure(whole("a.eml")), _mail()).endswith("Die Größe passt nicht.")
+    assert documents.text_of(sure(whole("a.html")), b"x" * 100) == "x" * 100
     with pytest.raises(PromptmillError, match="more than 1 million characters"):
-        documents.text_of(".html", b"x" * (1 << 20) + b"y")
+        documents.text_of(sure(whole("a.html")), b"x" * (1 << 20) + b"y")
 
 
 def test_a_mail_whose_parts_are_nested_too_deeply_does_not_end_the_process_that_reads_it():
     kind = b"Content-Type: multipart/mixed; boundary="
     mail = b"".join(b'%b"b%d"\r\n\r\n--b%d\r\n' % (kind, at, at) for at in range(1200))
-    documents.text_of(".html", b"x")
+    documents.text_of(sure(whole("a.html")), b"x")
     reader = documents._HELPER.pid
     with pytest.raises(PromptmillError, match="is damaged"):
-        documents.text_of(".eml", mail)
-    assert documents.text_of(".html", b"x") == "x"
+        documents.text_of(sure(whole("a.eml")), mail)
+    assert documents.text_of(sure(whole("a.html")), b"x") == "x"
     assert documents._HELPER.pid == reader
 
 

@@ -343,7 +343,7 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(be
 def test_an_object_around_the_list_of_rows_is_told_before_a_job_begins(bench, options):
     bench.input = bench.path / "in.json"
     bench.input.write_text('{"data": [{"prompt": "a"}]}')
-    assert "rows are in the list 'data': save only that list" in bench.fail(*options)
+    assert "rows are in the list 'data'; save only that list" in bench.fail(*options)
     assert not bench.output.exists()
 
 

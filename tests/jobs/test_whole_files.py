@@ -17,6 +17,7 @@ from pdf_files import pages_of, pdf_of_texts
 from processtable import gone
 from promptmill.core.errors import PromptmillError
 from promptmill.images import pdf
+from promptmill.jobs.format_table import whole
 from promptmill.jobs.inputs import documents, whole_files
 from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles
 from promptmill.jobs.store.stored import Question
@@ -237,7 +238,7 @@ async def test_a_cancelled_call_ends_the_process_that_reads_its_file(bench, tool
     """Each file takes seconds to read."""
     path = bench.path / ("a.eml" if kind == "mail" else "a.pdf")
     (_slow_mail if kind == "mail" else _slow_pdf)(path)
-    documents.text_of(".html", b"x")
+    documents.text_of(sure(whole("a.html")), b"x")
     with pdf_of_texts(bench.path / "small.pdf", ["x"]).open("rb") as file:
         pdf.READER.pages(file)
     helper, lost = documents._HELPER if kind == "mail" else pdf.READER._helper, len(pdf.READER._lost)

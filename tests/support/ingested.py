@@ -110,7 +110,7 @@ class Ingested:
         """Have an output of this name."""
         self.target = self.folder / name
         self.spec = self.spec.with_output(
-            path=self.target, format=formats.format_of_output(self.target, self.spec.input.format)
+            path=self.target, format=formats.format_of_output(self.target, self.spec.input.format).key
         )
 
 

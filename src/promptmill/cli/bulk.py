@@ -39,7 +39,7 @@ from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
-from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output, is_elsewhere
+from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output, is_url
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             door = open_job(rows, output, values, configuration, folders, shown=shown, telling=telling)
             job = opened.enter_context(door)
         except PromptmillError as error:
-            if error.code is not Code.STORAGE or not any(map(is_elsewhere, [*arguments.input, arguments.output])):
+            if error.code is not Code.STORAGE or not any(map(is_url, [*arguments.input, arguments.output])):
                 raise
             complain(str(error))
             return TRY_AGAIN
@@ -160,11 +160,11 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_elsewhere(name)]
+    names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_url(name)]
     later = arguments.detach or arguments.validate
     refuse(
         (local and len(local) < len(arguments.input), "INPUT", "has files and URLs; name only one of the two."),
-        (is_elsewhere(arguments.output) and arguments.detach, "--detach", "needs a file as OUTPUT, not a URL."),
+        (is_url(arguments.output) and arguments.detach, "--detach", "needs a file as OUTPUT, not a URL."),
         ("-" in names and (later or arguments.shard), "`-`", "cannot be used with --detach, --dry-run or --shard."),
         ("-" in local and arguments.input[1:], "`-`", "(standard input) must be the only INPUT."),
         (arguments.output_format and arguments.output != "-", "--output-format", "works only if OUTPUT is `-`."),

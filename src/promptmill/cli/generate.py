@@ -24,6 +24,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import duration
+from promptmill.jobs.format_table import reading, whole
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.observers import exported
@@ -34,7 +35,6 @@ from promptmill.system.safe_open import is_file
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
-_FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that separates words by spaces; a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
@@ -154,7 +154,7 @@ def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
         raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
     if len(prompts) != 1 or "\n" in (file := prompts[0]):
         return
-    if Path(file).suffix.lower() in _FILES and is_file(file):
+    if (reading(file) is not None or whole(file) is not None) and is_file(file):
         shown = shlex.quote(file)
         raise config_error(
             "",

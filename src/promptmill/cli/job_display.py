@@ -21,6 +21,7 @@ from promptmill.core.feature import remedies
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
 from promptmill.jobs import members
+from promptmill.jobs.format_table import writing
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status, status_words
 from promptmill.jobs.store.folder import Folder
@@ -131,7 +132,8 @@ def _of_features(found: Status, folder: Folder | None) -> list[str]:
 def _is_in_own_workbook(found: Status) -> bool:
     """Return whether the answers are in the input workbook, so that a correction also changes the output."""
     source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
-    return source == output and source.suffix.lower() == ".xlsx"
+    known = writing(output)
+    return source == output and known is not None and known.has_sheets
 
 
 @contextlib.contextmanager

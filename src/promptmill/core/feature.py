@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from promptmill.core.errors import PromptmillError, Words, config_error
 
@@ -104,24 +104,100 @@ class JobAction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of input and output of jobs: files with a suffix, or URLs with a scheme."""
+    """A format of files: what its rows are, how it is read and written, and what jobs may do with it.
 
-    names: Sequence[str]
-    """Suffixes and schemes, such as `".yaml"` and `"lake://"`."""
+    Most packages need `names` and `read`, `write` or both. The records of promptmill's own formats are in
+    `promptmill.jobs.format_table`. Reading and writing are independent: a format that is only written says nothing
+    about inputs with its suffix.
+    """
+
+    names: Sequence[str] = ()
+    """Suffixes and schemes, such as `".yaml"` and `"lake://"`. The first one is that of examples."""
+    only_read: Sequence[str] = ()
+    """Further suffixes, of files that are read and not written."""
+    name: str = ""
+    """The name in the databases of jobs; by default the first suffix without its dot."""
+
     read: str = ""
-    """`"module:function"`: takes the path of a file and yields its rows as mappings. Raises `PromptmillError`
-    (`invalid_input`) for a file of another format. It never gets folders, patterns or compressed files."""
+    """`"module:function"`: takes the path of a file, which is decompressed, and yields its rows as mappings. Raises
+    `PromptmillError` (`invalid_input`) for a file of another format."""
     write: str = ""
-    """`"module:function"`: takes rows and the path of a new file, and writes them."""
+    """`"module:function"`: takes rows as mappings and the path of a new file, and writes them. The file is compressed
+    or printed afterwards."""
+    input: str = ""
+    """`"module:class"`, instead of `read`: makes a `promptmill.jobs.inputs.row.Input` of the `InputFiles`."""
+    output: str = ""
+    """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.Form`, the answered
+    rows and the path of the output or None. It writes the rows, and returns a warning or `""`."""
+    lines: str = ""
+    """`"module:function"`, instead of `write`: returns the `promptmill.jobs.export.text.TextForm` of a `Form`. The
+    bytes of a row do not depend on other rows, so unchanged blocks of rows are copied from the last output."""
     store: str = ""
     """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs with a scheme."""
     database: str = ""
     """`"module:class"`: a `promptmill.jobs.databases.Database`, whose tables are inputs and outputs."""
+    whole: Literal["", "text", "document", "mailbox", "image", "images", "pdf"] = ""
+    """What a whole file is, if a prompt asks about each file: a text; a document, whose text is sent; a mailbox, whose
+    mails are asked about; an image, or `images` on pages."""
+
+    text: str = ""
+    """`"module:function"`: takes the bytes of a document or a mail, and returns its text. It runs in a process of its
+    own with limits on memory and time."""
+
+    rows: Literal["objects", "cells", "texts", "requests"] = "objects"
+    """What a row is: an object, values under a header (`cells`), texts under a header (`texts`), or a whole request."""
+    read_as: str = ""
+    """The name of the format in whose way the rows of an input are read; by default its own."""
+    is_text: bool = False
+    """Whether a file is text, whose encoding is checked, and which is searched for keys before it is read."""
+    is_list: bool = False
+    """Whether rows are elements of a list, not lines, so that messages count them as rows."""
+    has_header: bool = False
+    """Whether a line or row of the file has the names of the columns, so that the user may name another one."""
+    has_sheets: bool = False
+    """Whether a file has sheets, one of which is read or written and whose others are kept."""
+    delimiter: str = ""
+    """The delimiter of cells."""
+    is_followed: bool = False
+    """Whether standard output gets each row while the job runs. The columns must not depend on all rows."""
+    is_read_by_calls: bool = False
+    """Whether calls of clients may name inputs. Without it, such a file may be one of a program."""
+    is_written_by_calls: bool = False
+    """Whether calls of clients may name outputs."""
+
     packages: Sequence[str] = ()
-    """The modules that the format needs, from an extra of promptmill."""
+    """The modules that the format needs."""
     extra: str = ""
+    """The extra of promptmill that installs them; `""`: the user installs them."""
     title: str = ""
     """The name for such files in messages; by default the suffix."""
+    words: str = ""
+    """What a row is, for the list of formats in the docs."""
+
+    @property
+    def key(self) -> str:
+        """The name in the databases of jobs."""
+        return self.name or next((name.removeprefix(".") for name in self.names), "")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether files of the format are inputs of rows."""
+        return bool(self.read or self.input or self.database or self.read_as)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether files of the format are outputs."""
+        return bool(self.write or self.output or self.lines or self.database)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are cells under one header, so that the columns depend on all rows."""
+        return self.rows in {"cells", "texts"}
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether a file has several tables, each with a name behind `#`."""
+        return self.has_sheets or bool(self.database)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,15 +353,9 @@ def figures() -> Mapping[str, Figure]:
     return {figure.name: figure for feature in features().values() for figure in feature.figures}
 
 
-def format_of(name: str) -> Format | None:
-    """Return a feature's format for a file or URL, or None."""
-    text = name.lower()
-    is_url = "://" in text
-    for each in (each for feature in features().values() for each in feature.formats):
-        for known in each.names:
-            if text.startswith(known) if is_url else not known.endswith("://") and text.endswith(known):
-                return each
-    return None
+def formats() -> Sequence[tuple[str, Format]]:
+    """Return the formats that features add, each with the name of its feature."""
+    return [(name, each) for name, feature in features().items() for each in feature.formats]
 
 
 def names(module: str = "") -> dict[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
 from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
-from promptmill.jobs.inputs.formats import TABLES
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
@@ -125,7 +124,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     schema = schema_columns(spec)
     if schema is None:
         return wanted
-    if schema.names and spec.output.format in TABLES:  # `answer` comes last: the columns of the fields replace it
+    if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
         return wanted | schema.names | {"answer": answer}
     return wanted | schema.names

@@ -7,23 +7,17 @@ import hashlib
 import sqlite3
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
 
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.feature import features, format_of, part
+from promptmill.core.feature import part
+from promptmill.jobs import format_table
 
 Stamp: TypeAlias = tuple[int, int]
 """Two numbers that identify the content of an output. For a file: its size in bytes, and the time of its last change in
 ns. For a table: its number of rows, and their digest, because other tables change the time and size of the file too."""
-SQLITE = frozenset({".db", ".sqlite", ".sqlite3"})
-_OTHERS = [
-    suffix for feature in features().values() for each in feature.formats if each.database for suffix in each.names
-]
-DATABASES = MappingProxyType(dict.fromkeys((*sorted(SQLITE), *_OTHERS), "sql"))
-"""The format of each suffix of a database."""
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
 _WAIT_S = 60.0  # the longest wait while another program writes to the user's database
@@ -87,12 +81,15 @@ class Database:
 
 
 def database_of(file: Path) -> Database:
-    """Return the kind of the database in a file with a suffix of `DATABASES`."""
-    file_format = format_of(file.name)
-    if file_format is None or not file_format.database:
-        return Database()
-    database: Database = part(file_format.database)()
+    """Return the kind of the database in a file with this name."""
+    database: Database = part(format_table.database(file))()
     return database
+
+
+def is_sqlite(file: Path) -> bool:
+    """Return whether a file with this name is a database of SQLite."""
+    kind = format_table.database(file)
+    return bool(kind) and part(kind) is Database
 
 
 def taken(target: object) -> PromptmillError:

@@ -27,7 +27,7 @@ from promptmill.core.errors import Named, PromptmillError, Words, input_error, r
 from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote_files
-from promptmill.jobs.inputs.formats import is_elsewhere
+from promptmill.jobs.inputs.formats import is_url
 from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.inputs.row_secrets import check_encoding
@@ -82,7 +82,7 @@ class Rows:
         """The kind of source, one of `options.table.ROWS`."""
         if self.blocks is not None:
             return "values"
-        return "urls" if any(map(is_elsewhere, self.names)) else "paths" if self.names else "query"
+        return "urls" if any(map(is_url, self.names)) else "paths" if self.names else "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ def open_job(
     """
     names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or Shown()
     target, uploaded = Path("-") if output is None else home_expanded(output).absolute(), None
-    if output is not None and is_elsewhere(str(output)):
+    if output is not None and is_url(str(output)):
         uploaded = RemoteOutput.of(folders, str(output))
         if not options.get("validate"):
             with telling.waiting(redact(str(output))):

@@ -26,7 +26,7 @@ from promptmill.core.values import JsonObject, holds_base64
 from promptmill.jobs import columns
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
-from promptmill.jobs.inputs.formats import TABLES, row_kind
+from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
@@ -36,7 +36,7 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order import Shard
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
+from promptmill.jobs.store.spec import JobSpec
 
 _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 """The columns of table `row`."""
@@ -179,7 +179,7 @@ class _Reader:
         self._columns: Sequence[tuple[int, str]] = ()
         self._stores_questions = False
         self._shard = None if spec.output.shard is None else Shard.parse(spec.output.shard)
-        self._is_table = spec.input.format in TABLES
+        self._is_table = spec.input.kind.is_table
         if self._is_table:
             self._prepare(())
         self._blank: Counter[str] = Counter()
@@ -320,7 +320,7 @@ class _Names:
         self._taken = {*spec.input.taken}
         if header:
             self._taken = self._settings = {*header, *distinct(list(map(readable, header)))}
-        self._is_open = not header and spec.input.format not in WHOLE_REQUESTS
+        self._is_open = not header and spec.input.kind.rows != "requests"
 
     def see(self, row: JsonObject) -> None:
         """Note the fields of a row that is an object."""

@@ -6,12 +6,11 @@ Such a path is valid wherever a file's path is valid.
 from __future__ import annotations
 
 from pathlib import Path
-from types import MappingProxyType
 
-from promptmill.jobs.databases import DATABASES, Stamp, database_of
+from promptmill.jobs import format_table
+from promptmill.jobs.databases import Stamp, database_of
 from promptmill.jobs.inputs import xlsx
 
-WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
 _MARK = "#"
 
 
@@ -27,11 +26,7 @@ def split(path: Path) -> tuple[Path, str]:
     if len(pieces) == 1 or path.exists():
         return path, ""
     divided = [(_MARK.join(pieces[:at]), _MARK.join(pieces[at:])) for at in range(1, len(pieces))]
-    tables = [
-        (path.with_name(name), member)
-        for name, member in divided
-        if member and Path(name).suffix.lower() in {*WORKBOOKS, *DATABASES}
-    ]
+    tables = [(path.with_name(name), member) for name, member in divided if member and format_table.has_tables(name)]
     existing = tables if len(tables) < 2 else [table for table in tables if table[0].exists()] or tables
     return existing[0] if existing else (path, "")
 
@@ -44,7 +39,7 @@ def file_of(path: Path) -> Path:
 def is_table(path: Path) -> bool:
     """Return whether a path names a table of a database."""
     file, member = split(path)
-    return bool(member) and file.suffix.lower() in DATABASES
+    return bool(member) and bool(format_table.database(file))
 
 
 def log_of(file: Path) -> Path | None:
@@ -53,7 +48,7 @@ def log_of(file: Path) -> Path | None:
     >>> log_of(Path("mails.db")).name
     'mails.db-wal'
     """
-    if file.suffix.lower() not in DATABASES:
+    if not format_table.database(file):
         return None
     return file.with_name(f"{file.name}{database_of(file).log}")
 

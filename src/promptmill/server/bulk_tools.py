@@ -22,6 +22,8 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name, 
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.caller import Caller
+from promptmill.jobs.format_table import has_tables
+from promptmill.jobs.inputs.formats import names_for_calls
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
 from promptmill.options.check import check
@@ -200,6 +202,12 @@ async def _models_of_call(service: Service, names: Sequence[str | None], asked: 
     return CallModels(await service.resolved_plan(plan), plans)
 
 
+def _inputs() -> str:
+    """Return the suffixes of input files, such as `.csv, .xlsx[#NAME]`."""
+    names = names_for_calls("read", with_databases=True)
+    return ", ".join(f"{name}[#NAME]" if has_tables(f"rows{name}") else name for name in names)
+
+
 def _about_files(job: OpenJob) -> JsonDict:
     """Return entries about the files of a call: how many are used, and which are left out."""
     if (files := job.files) is None:
@@ -231,16 +239,13 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         *,
         input_file: Annotated[
             str,
-            Field(
-                description="A table on the server's machine: .csv, .xlsx (book.xlsx#Sheet), .parquet, .jsonl, "
-                ".db (shop.db#table)."
-            ),
+            Field(description=f"A table on the server's machine: {_inputs()}."),
         ] = "",
         output_file: Annotated[
             str,
             Field(
-                description="New .csv, .xlsx, .parquet or .jsonl: each row plus `answer`, or a column per field, and "
-                "`error`. Needed with `input_file`."
+                description=f"New {', '.join(names_for_calls('write'))}: each row plus `answer`, or a column per "
+                "field, and `error`. Needed with `input_file`."
             ),
         ] = "",
         prompts: Annotated[

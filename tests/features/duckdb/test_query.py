@@ -153,7 +153,7 @@ def test_a_killed_query_of_which_the_files_are_gone_resumes_by_the_id_of_its_job
         ("select 1; drop table inbox", ("mails.duckdb",), "--sql is one query"),
         ("", (), "--sql is one query"),
         ("select 1", ("mail.duckdb",), "There is no input file"),
-        ("select 1", ("book.xlsx",), "--sql reads databases and .parquet"),
+        ("select 1", ("book.xlsx",), "--sql reads databases and .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
         ("select 1", ("mails.duckdb", "mails.duckdb"), "--sql reads one database"),
         ("select 1", ("-",), "--sql works only for files and folders of this machine, URLs or a query"),
     ],

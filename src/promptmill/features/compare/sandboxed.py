@@ -32,7 +32,7 @@ from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.inputs.formats import SUFFIXES, plain
+from promptmill.jobs.inputs.formats import reading
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
@@ -138,7 +138,7 @@ def _resolved(jobs: RunningJobs, gold: str) -> tuple[str, bool]:
 
 
 def _has_known_suffix(text: str) -> bool:
-    return plain(Path(text)).suffix.lower() in SUFFIXES
+    return reading(Path(text)) is not None
 
 
 def _compare(

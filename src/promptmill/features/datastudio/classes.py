@@ -36,6 +36,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.wording import shape
 from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_web, load_image, source_of
+from promptmill.jobs.format_table import is_image
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -55,7 +56,6 @@ _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "retur
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
 _KINDS = frozenset({"str", "dict", "liststr", "listdict"})
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")
 _JITTER = random.SystemRandom()
 
@@ -654,7 +654,7 @@ def _given(item: Mapping[str, Any], image_key: str = "") -> Any:
 def _names_image(text: str) -> bool:
     if text[:11].lower().startswith(_SUFFICES_AS_IMAGE) or is_bare_base64(text):
         return True
-    if len(text) > 1024 or "\n" in text or Path(text.split("?", maxsplit=1)[0]).suffix.lower() not in _IMAGE_SUFFIXES:
+    if len(text) > 1024 or "\n" in text or not is_image(text.split("?", maxsplit=1)[0]):
         return False
     return text.startswith(("http://", "https://")) or Path(text).is_file()
 

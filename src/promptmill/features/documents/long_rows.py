@@ -30,7 +30,6 @@ from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import WHOLE_REQUESTS
 
 _MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # max pieces of a row in flight
@@ -61,7 +60,7 @@ class LongRows(PlanWork, Step):
     def begin(self, round_: int) -> None:
         """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
         del round_
-        if self.job.spec.input.format in WHOLE_REQUESTS:
+        if self.job.spec.input.kind.rows == "requests":
             raise input_error(Named("split"), " works only for rows, not for complete requests, as of a Batch file.")
         if self._size is None and (known := self.job.store.get(self._learned_by)) is not None:
             self._size = known["tokens"]

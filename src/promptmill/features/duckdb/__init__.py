@@ -8,10 +8,13 @@ FEATURE = Feature(
     formats=(
         Format(
             names=(".duckdb",),
+            rows="cells",
+            read_as="sql",
             database="promptmill.features.duckdb.duckdb_tables:DuckDb",
             packages=("duckdb", "pyarrow"),
             extra="duckdb",
             title="Queries of DuckDB and its",
+            words="a row of a table, or of a query (`sql`)",
         ),
     ),
 )

@@ -19,11 +19,13 @@ from types import MappingProxyType
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.core.feature import Format
 from promptmill.features.duckdb.duckdb_tables import SUFFIX, connected, literal, stamp
 from promptmill.jobs.databases import quoted
+from promptmill.jobs.format_table import all_formats
 from promptmill.jobs.inputs import remote_files
 from promptmill.jobs.inputs.files import Part, missing
-from promptmill.jobs.inputs.formats import check_installed, is_url, plain
+from promptmill.jobs.inputs.formats import check_installed, is_url, reading
 from promptmill.jobs.inputs.input_rows import InputRows, temporary_folder
 from promptmill.jobs.members import file_of
 from promptmill.jobs.store.index import JobFolders
@@ -32,15 +34,14 @@ from promptmill.system.safe_open import home_expanded
 _POSTGRES = ("postgres://", "postgresql://")
 _READERS = MappingProxyType(
     {
-        ".parquet": "read_parquet",
-        ".csv": "read_csv",
-        ".tsv": "read_csv",
-        ".json": "read_json",
-        ".jsonl": "read_json",
-        ".ndjson": "read_json",
+        "parquet": "read_parquet",
+        "csv": "read_csv",
+        "tsv": "read_csv",
+        "json": "read_json",
+        "jsonl": "read_json",
     }
 )
-"""DuckDB's function that reads files with a suffix."""
+"""DuckDB's function that reads files of a format."""
 _READ = re.compile(r"(?i)\b(?:from\s*|join\s*|(?:read_|glob|parquet_)\w*\s*\(\s*\[?\s*)'([a-z][a-z0-9+.-]*)://")
 """Finds URLs that the query reads, but not URLs in comparisons."""
 _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
@@ -94,10 +95,15 @@ def _is_duckdb(path: Path) -> bool:
     return file_of(path).suffix.lower() == SUFFIX
 
 
+def _reader_of(known: Format | None) -> str:
+    return "" if known is None else _READERS.get(known.key, "")
+
+
 def _open(connection: Any, name: str) -> None:
     """Make the tables of an INPUT available to the query."""
     path = home_expanded(name)
-    if not is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
+    known = reading(path)
+    if not is_url(name) and (_is_duckdb(path) or _reader_of(known)) and not path.is_file():
         raise missing(path)
     place = literal(name if is_url(name) else str(path))
     if _is_database(name):
@@ -105,11 +111,12 @@ def _open(connection: Any, name: str) -> None:
         connection.execute(f"ATTACH {place} AS source ({kind})")
         connection.execute("USE source")
         return
-    reader = _READERS.get(plain(path).suffix.lower())
-    if reader is None:
+    reader = _reader_of(known)
+    if not reader:
+        usable = [suffix for each in all_formats() if _reader_of(each) for suffix in each.names]
         raise input_error(
             Named("sql"),
-            f" reads databases and {', '.join(_READERS)}, not {path.name}; several files are named in the query: "
+            f" reads databases and {', '.join(usable)}, not {path.name}; several files are named in the query: "
             "… from 'data/*.parquet'.",
         )
     table = quoted(path.name.partition(".")[0])

@@ -25,7 +25,8 @@ import yaml
 
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.core.wording import did_you_mean, listed
-from promptmill.jobs.inputs.formats import SUFFIXES, plain
+from promptmill.jobs.format_table import writing
+from promptmill.jobs.inputs.formats import plain, reading
 from promptmill.system.installation import adding
 
 SCHEME = "hf://"
@@ -156,8 +157,8 @@ def _is_below(name: str, folder: str) -> bool:
 
 def _splits(card: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
     """Return the data files of each split. With several configurations, a split is named `configuration/split`."""
-    rows = [name for name in names if plain(Path(name)).suffix.lower() in SUFFIXES and not name.startswith(".")]
-    rows = [name for name in rows if not name.endswith(".txt") and Path(name).name not in _NO_ROWS]
+    rows = [name for name in names if Path(name).name not in _NO_ROWS and not name.startswith(".")]
+    rows = [name for name in rows if (known := reading(Path(name))) is not None and not known.whole]
     found: dict[str, list[str]] = {}
     given = card.get("configs")
     configs = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
@@ -239,7 +240,7 @@ def output_place(url: str) -> Dataset:
     place = Dataset.of(url)
     if place.revision:
         raise input_error(f"{url:.100}: an output goes into the main branch; leave @{place.revision} out.")
-    if place.path and plain(Path(place.path)).suffix.lower() in SUFFIXES:
+    if place.path and writing(plain(Path(place.path))) is not None:
         return place
     if "/" in place.path or "." in place.path:
         raise input_error(f"{url:.100} is no data file; name one, or a split: {place.page}/train.")

@@ -24,8 +24,6 @@ from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import real_path
 
 _LOOK_S = 0.2  # seconds between polls, because an answer that is copied from another job raises no event
-FORMATS = frozenset({"jsonl", "json", "batch"})
-"""Formats that can be written row by row. (The columns of a table depend on all answers.)"""
 
 
 class LiveOutput:
@@ -59,7 +57,7 @@ class LiveOutput:
         with the error. Needs a running event loop.
         """
         output_format = formats.format_of_output(self._name, spec.input.format)
-        if self._thread is not None or output_format not in FORMATS or not spec.plan.follows:
+        if self._thread is not None or not output_format.is_followed or not spec.plan.follows:
             return
         self._replaced, self._renewed = {*replaced}, frozenset(replaced)
         loop = asyncio.get_running_loop()

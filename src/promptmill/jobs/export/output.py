@@ -23,12 +23,14 @@ from typing import IO, Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.feature import part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.databases import Stamp, database_of, quoted, taken
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
-from promptmill.jobs.export.text import Form, TextForm, cell, text_form, write_text
+from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
+from promptmill.jobs.format_table import of_output
 from promptmill.jobs.inputs import formats, xlsx
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
@@ -37,8 +39,6 @@ from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
 _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports of progress
-_COPIED = frozenset({"csv", "tsv", "jsonl"})
-"""Formats in which the bytes of a row do not depend on other rows."""
 _SQL_TYPES = frozenset({str, int, float, type(None), bytes})
 
 
@@ -70,14 +70,15 @@ def write_output(
     """
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
-    if spec.input.format == "batch" or spec.output.format not in _COPIED or formats.compression_of(target):
+    lines = spec.output.kind.lines
+    if spec.input.format == "batch" or not lines or formats.compression_of(target):
         copied = members.stamp_in(members.file_of(target), "") if spec.keeps_sheets else None
         partial, warning = write([store], spec, target, rows)
         if spec.input.format == "batch":
             warning = Ids.of(store, spec, end).warning
         return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
-    form = text_form(Form([store], spec, spec.output.format))
-    blocks = _Blocks(store, spec, form, own)
+    text = part(lines)(Form([store], spec, spec.output.kind))
+    blocks = _Blocks(store, spec, text, own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
     return Written(partial, stamp_of(partial, target), end, blocks=written)
@@ -103,11 +104,13 @@ def write(
     Raises as `answered`, and `OSError`.
     """
     kind = formats.format_of_output(target, spec.input.format)
-    form = Form(stores, spec, database_of(members.file_of(target)).form if kind == "sql" else kind)
-    if kind == "sql" and len({name.casefold() for name in form.header}) < len(form.header):
+    if kind.database:  # the rows are written to a temporary file, and copied
+        kind = of_output(database_of(members.file_of(target)).form)
+    form, is_table = Form(stores, spec, kind), members.is_table(target)
+    if is_table and len({name.casefold() for name in form.header}) < len(form.header):
         raise input_error("Two columns have names that differ only in capitals, which no table of SQL can have.")
     with partial_file(spec, target) as (partial, out):
-        if form.format == "sql":
+        if kind.database:
             _write_table(partial, members.split(target)[1], form, answered)
             return partial, ""
         with formats.compressed(out, formats.compression_of(target)) as content:
@@ -119,18 +122,14 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
 
     Raises as `answered`, and `OSError`.
     """
-    if form.format == "xlsx":
-        from promptmill.jobs.export.workbook_file import WorkbookWriter  # imported on use: few jobs write a workbook
-
-        writer = WorkbookWriter(form)
-        writer.write(out, answered, target)
-        return writer.warning
-    if form.format == "parquet":
-        from promptmill.jobs.export.parquet_file import write_parquet  # imported on use: it needs pyarrow
-
-        write_parquet(out, form, answered, is_for_database=target is not None and members.is_table(target))
+    kind = form.format
+    if kind.output:
+        warning: str = part(kind.output)(out, form, answered, target)
+        return warning
+    if kind.lines:
+        write_lines(out, part(kind.lines)(form), answered)
     else:
-        write_text(out, form, answered)
+        write_mappings(out, form, answered, target)
     return ""
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -14,9 +15,9 @@ import orjson
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.jobs import members
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
-from promptmill.jobs.inputs.formats import CELLS
 from promptmill.jobs.inputs.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.spec import JobSpec
@@ -38,17 +39,16 @@ _EXACT = 1 << 53  # a float holds every whole number up to this
 _MOST_PARTS = 100  # max fields of an object type; the names in a larger object are probably data
 
 
-def write_parquet(
-    out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], *, is_for_database: bool = False
-) -> None:
-    """Write rows with their answers. Raises `OSError`, and the errors of `answered`."""
+def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+    """Write rows with their answers, for a table of a database or as a file; return no warning. Raises `OSError`, and
+    the errors of `answered`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     answers = form.answers
     kinds = _arrow_types(answers)
     own = (
-        _ArrowColumns(form.spec, is_for_database=is_for_database)
+        _ArrowColumns(form.spec, is_for_database=target is not None and members.is_table(target))
         if form.spec.input.style.arrow_schema
         else _TypedColumns(form)
     )
@@ -66,6 +66,7 @@ def write_parquet(
             batch = own.batch([each.row for each in group])
             writer.write_table(pa.Table.from_batches([pa.record_batch([*batch.columns, *ours], schema=schema)]))
         writer.write_table(schema.empty_table())
+    return ""
 
 
 def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
@@ -114,7 +115,7 @@ class _TypedColumns:
 
     def __init__(self, form: Form) -> None:
         self._own, self._types = form.own, ColumnTypes()
-        if form.spec.input.format in {"batch", *CELLS}:
+        if form.spec.input.format == "batch" or form.spec.input.kind.rows == "texts":
             self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})
         else:
             self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # also without rows

@@ -6,10 +6,12 @@ import functools
 import itertools
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
+from pathlib import Path
 from typing import IO, Any
 
 import orjson
@@ -18,7 +20,8 @@ from promptmill.backends import rows
 from promptmill.config import backends
 from promptmill.core import values
 from promptmill.core.bounds import MOST_NAMES
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.jobs import columns
@@ -27,13 +30,12 @@ from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.cells import readable
-from promptmill.jobs.inputs.formats import CELLS, TABLES
+from promptmill.jobs.inputs.formats import plain
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
-from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
+from promptmill.jobs.store.spec import JobSpec
 
-DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
 _INFINITE = b"Infinity"  # as `values.dumps` writes it
 _QUOTE, _TWO = '"', '""'
@@ -47,8 +49,10 @@ class OwnValues:
         self._names = distinct(list(map(readable, spec.input.header)))
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
         """The column for the cells of a row that has more cells than the header."""
-        forms = {"batch": self._of_batch, "messages": self._of_call, **dict.fromkeys(TABLES, self._of_cells)}
-        self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, json_object)
+        forms = {"batch": self._of_batch, "messages": self._of_call}
+        others = self._of_cells if spec.input.kind.is_table else json_object
+        self._are_texts = spec.input.kind.rows == "texts"
+        self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, others)
         """Returns the values of a row; `{}` for an unreadable row of JSON (the error is in its record)."""
 
     def in_json(self, row: Row) -> JsonDict:
@@ -71,7 +75,7 @@ class OwnValues:
 
     def _of_cells(self, row: Row) -> JsonDict:
         cells = values.loads(row.cells or b"[]")
-        if self._spec.input.format in CELLS:
+        if self._are_texts:
             cells = list(map(readable, cells))
         fields = dict(zip(self._names, cells, strict=False))
         if len(cells) > len(self._names):
@@ -176,11 +180,11 @@ class AnswerValues:
 class Form:
     """The columns and values of an output, for the rows in some databases."""
 
-    def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: str) -> None:
+    def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: Format) -> None:
         self.spec, self.format, self._stores = spec, output_format, stores
         self.own = OwnValues(spec)
-        is_table = output_format in TABLES  # only the columns of a table depend on all rows
-        extra = {name for store in stores for name in statistics.extra_fields(store)} if is_table else ()
+        # only the columns of a table depend on all rows
+        extra = {name for store in stores for name in statistics.extra_fields(store)} if output_format.is_table else ()
         self.answers = AnswerValues(spec, extra, spec.output.form.columns)
 
     def stored(self) -> Iterator[Row]:
@@ -191,6 +195,11 @@ class Form:
     def names(self) -> list[str]:
         """The columns of the input. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         return self.own.names_in(self.stored())
+
+    @property
+    def folder(self) -> Path:
+        """A folder on the disk of the job, for temporary files."""
+        return self._stores[0].path.parent
 
     @property
     def header(self) -> list[str]:
@@ -219,10 +228,10 @@ class TextForm:
 def text_form(form: Form) -> TextForm:
     """Return the text form of an output."""
     spec, own, answers = form.spec, form.own, form.answers
-    if form.format in DELIMITERS:
-        delimiter, mark = DELIMITERS[form.format], rows.BOM if spec.input.style.has_bom else b""
-        if spec.input.format in CELLS:
-            delimiter = spec.input.style.delimiter if form.format == spec.input.format else delimiter
+    if delimiter := form.format.delimiter:
+        mark = rows.BOM if spec.input.style.has_bom else b""
+        if spec.input.kind.rows == "texts":
+            delimiter = spec.input.style.delimiter if form.format is spec.input.kind else delimiter
             end = spec.input.style.line_end
             header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter, end)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter, end), header)
@@ -230,25 +239,62 @@ def text_form(form: Form) -> TextForm:
         return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter), header)
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec))
-    if spec.input.format in TABLES or spec.input.format in WHOLE_REQUESTS:
+    if spec.input.kind.is_table or spec.input.kind.rows == "requests":
         return TextForm(lambda answered: rows.json_line(own.in_json(answered.row) | answers.in_json(answered)))
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
 
 
-def write_text(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> None:
+def write_lines(out: IO[bytes], text: TextForm, answered: Iterable[AnsweredRow]) -> None:
     """Write a whole output. Raises `OSError`, and the errors of `answered`."""
-    write, text = out.write, text_form(form)
-    row = text.row
-    if form.format != "json":
-        write(text.header)
-        for each in answered:
-            write(row(each))
-        return
-    separator = b"[\n"
+    write, row = out.write, text.row
+    write(text.header)
+    for each in answered:
+        write(row(each))
+
+
+def write_array(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+    """Write an array of JSON, with a row in each line; return no warning. Raises as `write_lines` does."""
+    del target
+    write, row, separator = out.write, text_form(form).row, b"[\n"
     for each in answered:
         write(separator + row(each).removesuffix(b"\n"))
         separator = b",\n"
     write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+    return ""
+
+
+def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
+    """Write an output with a feature's function `Format.write`, which takes rows as mappings and a path.
+
+    Raises `OSError`; the errors of `answered`; `PromptmillError` (`storage`) for other errors of the feature.
+    """
+    name, row, failed = (
+        f"answers{form.format.names[0]}" if target is None else plain(target).name,
+        text_form(form).row,
+        [],
+    )
+
+    def rows_of() -> Iterator[JsonObject]:
+        try:
+            for each in answered:
+                yield rows.load(row(each), "")
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    with tempfile.TemporaryDirectory(dir=form.folder) as folder:
+        file = Path(folder, name)
+        try:
+            part(form.format.write)(rows_of(), file)
+        except (PromptmillError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 (each package has its own exceptions)
+            if failed:
+                raise failed[0] from None
+            said = f"{type(error).__name__}: {redact(str(error)):.200}".splitlines()[0]
+            raise PromptmillError(Code.STORAGE, f"{name} cannot be written ({said}).", "") from None
+        with file.open("rb") as written:
+            shutil.copyfileobj(written, out)
 
 
 def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, end: str, answered: AnsweredRow) -> bytes:

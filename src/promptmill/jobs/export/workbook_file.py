@@ -110,6 +110,13 @@ def _check_width(columns: int) -> None:
         raise input_error(f"A sheet holds {MOST_COLUMNS:,} columns at most; name the output .csv or .parquet.")
 
 
+def write_workbook(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+    """Write the rows of a job into a workbook; return a warning or `""`. Raises as `WorkbookWriter.write` does."""
+    writer = WorkbookWriter(form)
+    writer.write(out, answered, target)
+    return writer.warning
+
+
 class WorkbookWriter:
     """Writes the rows of a job into a workbook."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,22 +14,21 @@ from promptmill.backends import rows
 from promptmill.backends.batch_lines import is_batch
 from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.feature import format_of, part
+from promptmill.core.feature import part
 from promptmill.core.values import JsonObject
-from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.cells import CellTable, is_utf8
-from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
-from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
-from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
+from promptmill.jobs.format_table import all_formats, image_suffixes, of_input
+from promptmill.jobs.inputs import encodings, formats
+from promptmill.jobs.inputs.cells import is_utf8
+from promptmill.jobs.inputs.files import InputFiles, find, opened
+from promptmill.jobs.inputs.formats import compression_of
+from promptmill.jobs.inputs.json_lines import first_objects, is_array
 from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, named_columns, questions_in
 from promptmill.jobs.inputs.row import Input
-from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.stored import Question
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
-_HEADED = frozenset({"csv", "tsv", "xlsx"})
-_BINARY = frozenset({"parquet", "xlsx", "sql"})
+_LOOKED_AT = 100  # first rows, whose fields are those of the prompt
 # The first bytes of files that have the suffix of a text file, but another format.
 _SIGNS = MappingProxyType(
     {
@@ -42,12 +42,12 @@ _SIGNS = MappingProxyType(
 
 
 def format_of_input(files: InputFiles) -> str:
-    """Return `jsonl`, `batch`, `csv`, `tsv`, `txt` or `parquet`, by suffix and first lines.
+    """Return the name of the format, by suffix and first lines, see `Format.key`. Lines of a Batch file are `batch`.
 
     Raises `PromptmillError` (`invalid_input`) for an unknown suffix, files of several kinds, and UTF-16 text or
     compressed content without the matching option or suffix.
     """
-    kinds = {_as_read(format_by_suffix(file.path)): file.path.name for file in files.parts}
+    kinds = {_as_read(file.path): file.path.name for file in files.parts}
     if len(kinds) > 1:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
@@ -55,9 +55,11 @@ def format_of_input(files: InputFiles) -> str:
     path = files.parts[0].path
     with files.stream() as stream:
         start = stream.read(4)
-    if files.encoding is not None and kind not in CELLS:
-        raise input_error(Named("encoding"), f" works only for {', '.join(sorted(CELLS))} files, not for {kind}.")
-    if files.header_row is not None and kind not in _HEADED:
+    known = of_input(kind)
+    if files.encoding is not None and known.rows != "texts":
+        texts = ", ".join(each.key for each in all_formats() if each.rows == "texts")
+        raise input_error(Named("encoding"), f" works only for {texts} files, not for {kind}.")
+    if files.header_row is not None and not known.has_header:
         raise input_error(Named("header_row"), f" works only for CSV, TSV and workbooks, not for {kind}.")
     if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
         marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
@@ -65,7 +67,7 @@ def format_of_input(files: InputFiles) -> str:
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
-    if kind not in _BINARY:
+    if known.is_text:
         _check_text(files, kind)
     if kind == "txt" and files.encoding == "utf-16" and _has_tabs(files):
         return "tsv"  # Excel's name for this format is "Unicode text"
@@ -93,7 +95,7 @@ def _check_text(files: InputFiles, kind: str) -> None:
         if not name and b"\x1b$" in start:
             name, text = encodings.escaped(start), "ISO-2022"
     if name:
-        reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
+        reads = Named("encoding", name, "; {} reads it") if of_input(kind).rows == "texts" else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is {text} text", reads, ".")
     if words := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None):
         once_more = words.startswith("compressed") and compression_of(path)
@@ -103,13 +105,13 @@ def _check_text(files: InputFiles, kind: str) -> None:
 
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
-    if input_format in TABLES:
+    if of_input(input_format).is_table:
         try:
             questions_in(question, input_format, input_of(files, input_format))
         except PromptmillError as error:
             raise _of_beginning(error, files, question, input_format) from None
-    elif input_format == "jsonl" and len(files.parts) == 1:
-        check_first_objects(question, first_objects(files), files.parts[0].path)
+    elif of_input(input_format).rows == "objects" and len(files.parts) == 1:
+        check_first_objects(question, first_rows(files, input_format), files.parts[0].path)
 
 
 def _of_beginning(error: PromptmillError, files: InputFiles, question: Question, input_format: str) -> PromptmillError:
@@ -117,7 +119,7 @@ def _of_beginning(error: PromptmillError, files: InputFiles, question: Question,
 
     It is the encoding in which the first line has the columns of the prompt, or that of the file's first bytes.
     """
-    if input_format not in CELLS:
+    if of_input(input_format).rows != "texts":
         return error
     with files.stream() as stream:
         sample = stream.read(encodings.SAMPLE)
@@ -135,22 +137,24 @@ def _of_beginning(error: PromptmillError, files: InputFiles, question: Question,
     return input_error(*error.parts, named._replace(text=f" {named.text.removeprefix('; ')}."))
 
 
-def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()) -> Input:
-    """Return the rows of files. `without`: columns of a workbook to omit. Raises `PromptmillError`
-    (`invalid_input`)."""
-    if input_format in CELLS:
-        return CellTable(files, input_format)
-    if input_format == "parquet":
-        from promptmill.jobs.inputs.parquet import ParquetTable  # imported on use: it needs pyarrow
+def input_of(files: InputFiles, input_format: str) -> Input:
+    """Return the rows of files. Raises `PromptmillError` (`invalid_input`)."""
+    known = of_input(input_format)
+    rows_of: Callable[[InputFiles], Input]
+    if known.read:
+        from promptmill.jobs.inputs.read_rows import ReadRows  # imported on use: only formats of features need it
 
-        return ParquetTable(files)
-    if input_format == "xlsx":
-        from promptmill.jobs.inputs.workbook import SheetTable  # imported on use: it starts a process
+        rows_of = functools.partial(ReadRows, known)
+    else:
+        rows_of = part(known.input)
+    return rows_of(files)
 
-        return SheetTable(files, without)
-    if input_format == "sql":
-        return SqlTable(files)
-    return JsonLines(files)
+
+def first_rows(files: InputFiles, input_format: str) -> Iterator[JsonObject]:
+    """Yield the first rows that are objects. Raises as `input_of` and its rows do."""
+    if input_format in {"jsonl", "batch"}:
+        return first_objects(files)
+    return itertools.islice(objects_of(input_of(files, input_format)), _LOOKED_AT)
 
 
 def objects_of(source: Input) -> Iterator[JsonObject]:
@@ -174,9 +178,6 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
 
     Raises `PromptmillError`, `OSError`, `LookupError`.
     """
-    if (file_format := format_of(path.name)) is not None and file_format.read:
-        yield from map(dict, part(file_format.read)(path))
-        return
     try:
         files = opened(find([path.absolute()], path))
         files.encoding = encoding or files.encoding
@@ -195,13 +196,13 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
     """
     with contextlib.suppress(PromptmillError, OSError):
         source = input_of(files, input_format)
-        objects = objects_of(source) if source.header else first_objects(files)
-        folders = (files.parts[0].path.parent, Path.cwd())
+        objects = objects_of(source) if source.header else first_rows(files, input_format)
+        folders, images = (files.parts[0].path.parent, Path.cwd()), image_suffixes()
         for row in itertools.islice(objects, _FIRST_ROWS):
             if not row.keys().isdisjoint(rows.IMAGES):
                 return ""
             for name, cell in row.items():
-                if not isinstance(cell, str) or not cell.lower().endswith(IMAGES):
+                if not isinstance(cell, str) or not cell.lower().endswith(images):
                     continue
                 if not only_existing or any(is_file(folder / cell) for folder in folders):
                     return name
@@ -229,5 +230,6 @@ def _is_by_column(only: JsonObject) -> bool:
     return all([*column] == list(map(str, range(len(columns[0])))) for column in columns)
 
 
-def _as_read(kind: str) -> str:
-    return "jsonl" if kind == "json" else kind
+def _as_read(path: Path) -> str:
+    known = formats.format_of_input(path)
+    return known.read_as or known.key

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import itertools
 import re
@@ -469,3 +470,6 @@ def is_utf8(text: str) -> bool:
 def readable(text: str) -> str:
     """Return a cell with replacement characters in place of bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+CSV, TSV, TEXT = (functools.partial(CellTable, kind=kind) for kind in ("csv", "tsv", "txt"))

@@ -14,17 +14,14 @@ from typing import BinaryIO
 
 from promptmill.core.bounds import LARGEST_TEXT, WORKBOOK_MEMORY
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.feature import Format, part
+from promptmill.jobs.format_table import all_formats
 from promptmill.system import frames, runtime, subprocesses
 from promptmill.system.installation import adding
 
 _COMPUTING_S = 10.0  # of processor time, and as long again for each `_SIZE`: a web page of 100 MiB takes half a minute
 _SIZE = 20 << 20
 _REPLY_S = 180.0  # the limit of wall time, for a busy machine
-_WORD = ".docx"
-MAILBOX = ".mbox"
-_MAILS = frozenset({".eml", ".emlx", ".mht", ".mhtml", MAILBOX})
-SUFFIXES = frozenset({_WORD, ".html", ".htm", ".xhtml", *_MAILS})
-"""The suffixes of documents."""
 _UNREADABLE = "takes too much time or memory to read, or is damaged"
 _MAIL_BEGINS = re.compile(
     rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\n]*\d\d:\d\d[^\n]*(?:\n|\Z)"
@@ -34,15 +31,15 @@ _HELPER = subprocesses.Helper(__name__, _REPLY_S)
 atexit.register(_HELPER.end)
 
 
-def text_of(suffix: str, data: bytes, halt: subprocesses.Halt | None = None) -> str:
-    """Return the text of a document with this suffix. Blocks; `halt` ends the reading.
+def text_of(known: Format, data: bytes, halt: subprocesses.Halt | None = None) -> str:
+    """Return the text of a document of this format. Blocks; `halt` ends the reading.
 
     Raises `PromptmillError` (`missing_dependency`, `invalid_input`); its message is the predicate of a sentence.
     """
-    if suffix == _WORD and importlib.util.find_spec("docx") is None:
-        raise PromptmillError(Code.MISSING_DEPENDENCY, "needs python-docx", adding("files"))
+    if any(importlib.util.find_spec(module) is None for module in known.packages):
+        raise PromptmillError(Code.MISSING_DEPENDENCY, f"needs {known.title}", adding(known.extra))
     try:
-        reply = _HELPER.ask(frames.packed({"suffix": suffix, "size": len(data)}), io.BytesIO(data), halt)
+        reply = _HELPER.ask(frames.packed({"text": known.text, "size": len(data)}), io.BytesIO(data), halt)
     except OSError:
         raise input_error("cannot be read, as no process for it starts") from None
     if reply is None:
@@ -74,14 +71,13 @@ def computed_s() -> float:
 
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
     """Answer the parent process; `incoming` holds the document."""
-    from promptmill.jobs.inputs import mails, web_pages, word  # imported in the process alone: the parsers are heavy
+    from promptmill.jobs.inputs.web_pages import TOO_LONG  # imported in the process alone: the parsers are heavy
 
-    data, suffix = incoming.read(asked["size"]), asked["suffix"]
+    data = incoming.read(asked["size"])
     runtime.limit_computing(_COMPUTING_S * (1 + len(data) / _SIZE))
-    read = mails.mail_text if suffix in _MAILS else word.word_text if suffix == _WORD else web_pages.page_text
-    text = read(data)
+    text = part(asked["text"])(data)
     if len(text) > LARGEST_TEXT:
-        return {"problem": web_pages.TOO_LONG}
+        return {"problem": TOO_LONG}
     return {"text": text.encode("utf-8", "replace").decode()}
 
 
@@ -91,7 +87,7 @@ def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
 
 def main() -> None:
     """Serve the parent process."""
-    modules = [f"promptmill.jobs.inputs.{name}" for name in ("mails", "web_pages", "word")]
+    modules = [each.text.partition(":")[0] for each in all_formats() if each.text]
     subprocesses.serve_parent(_reply, _problem, modules, memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 
 

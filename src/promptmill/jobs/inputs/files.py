@@ -10,10 +10,11 @@ import io
 import itertools
 import os
 import re
+import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,10 @@ from urllib.parse import unquote
 from promptmill.core.bounds import MOST_RATIO
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
-from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.disk import why
-from promptmill.jobs.inputs.formats import CELLS, SUFFIXES, check_installed, compression_of, plain
+from promptmill.jobs.format_table import database, is_image
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.formats import check_installed, compression_of, plain
 from promptmill.jobs.members import file_of, log_of, split
 from promptmill.jobs.store.database import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
@@ -45,8 +47,6 @@ _COPY = 1 << 20
 _BUFFER = 1 << 18
 _HARMLESS_BYTES = 1 << 30
 _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico")
-"""The suffixes of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     members_and_columns: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if is_several(path):
-            files = (file for file in all_files(path, output) if _is_known(file) and file.suffix not in DATABASES)
+            files = (file for file in all_files(path, output) if _is_known(file) and not database(file))
             is_folder = path.is_dir()
             new = [
                 (file, _partitions(file.relative_to(path).parts[:-1]) if is_folder else _NO_COLUMNS) for file in files
@@ -93,7 +93,8 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         else:
             new = [(path, _NO_COLUMNS)]
         if not new:
-            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files, images and PDFs."
+            known = ", ".join(formats.read_names())
+            holds = f"There is no file of rows at {path}; it may hold {known} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         members_and_columns += new
     if wrong := next((path for path, _ in members_and_columns if _SURROGATE.search(str(path))), None):
@@ -110,7 +111,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
 
 def _has_images(path: Path) -> bool:
     inside = path.iterdir() if path.is_dir() else _matching(path)
-    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(inside, 1000))
+    return any(map(is_image, itertools.islice(inside, 1000)))
 
 
 def _check_kind(path: Path) -> None:
@@ -184,6 +185,8 @@ class InputFiles:
         """`encoding`, `header_row`: see `ReadBy`. Raises `OSError`, `NoFileError`, `OutsideError`."""
         self.parts = tuple(parts)
         self.encoding, self.header_row = encoding, header_row
+        self.without: Collection[str] = ()
+        """The columns of a workbook to omit, which are those of its job."""
         for part in parts[:1]:
             os.close(open_regular(part.path, (part.path,)))
         for part in parts[1:]:
@@ -241,6 +244,20 @@ class InputFiles:
                     copy.seek(0)
                     yield copy
 
+    @contextmanager
+    def local(self, at: int = 0) -> Iterator[Path]:
+        """Yield the path of file number `at`; of a compressed file, the path of its decompressed content."""
+        path = self.parts[at].path
+        with self.stream(at) as stream:
+            if not compression_of(path):
+                yield path
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder, plain(path).name)
+                with copy.open("wb") as out:
+                    shutil.copyfileobj(stream, out, _COPY)
+                yield copy
+
     @staticmethod
     def _opened(path: Path) -> IO[bytes]:
         """Open a file. Raises `OSError` if a part of its path is a link."""
@@ -262,7 +279,8 @@ def opened(parts: Sequence[Part], *, known: bool = False, reading: ReadBy | None
     check_installed(*(part.path for part in parts))
     try:
         files = InputFiles(parts) if reading is None else InputFiles(parts, reading.encoding, reading.header_row)
-        if files.encoding is None and SUFFIXES.get(plain(source).suffix.lower()) in CELLS and _is_utf_16(files):
+        found = formats.reading(source)
+        if files.encoding is None and found is not None and found.rows == "texts" and _is_utf_16(files):
             files.encoding = "utf-16"  # proved by the byte-order mark
         return files
     except (NoFileError, OutsideError):  # `OutsideError`: the path has just become a link
@@ -289,7 +307,7 @@ def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
 
 
 def _is_known(path: Path) -> bool:
-    return plain(path).suffix.lower() in SUFFIXES
+    return formats.reading(path) is not None
 
 
 def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:

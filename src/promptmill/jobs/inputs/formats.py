@@ -1,4 +1,4 @@
-"""Formats of inputs and outputs by suffix, and their compression."""
+"""The formats of paths: of a file, a table in a file or a compressed file, see `jobs.format_table`."""
 
 from __future__ import annotations
 
@@ -8,57 +8,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import IO, cast
+from typing import IO, Literal, cast
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.feature import format_of
-from promptmill.jobs import members
-from promptmill.jobs.databases import DATABASES, SQLITE
+from promptmill.core.feature import Format
+from promptmill.jobs import format_table, members
+from promptmill.jobs.format_table import COMPRESSED
 from promptmill.system.installation import adding
 
-SUFFIXES = MappingProxyType(
-    {
-        ".jsonl": "jsonl",
-        ".ndjson": "jsonl",
-        ".json": "json",
-        ".txt": "txt",
-        ".csv": "csv",
-        ".tsv": "tsv",
-        ".parquet": "parquet",
-        **members.WORKBOOKS,
-        **DATABASES,
-    }
-)
-"""The format for each suffix. A suffix of `COMPRESSED` may follow it."""
-COMPRESSED = MappingProxyType({".gz": "gz", ".zst": "zst"})
-LINES = frozenset({"jsonl", "batch", "messages"})
-"""Formats of an input whose rows are lines of JSON."""
-CELLS = frozenset({"csv", "tsv", "txt"})
-OF_CALLS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
-"""Formats of files that a call may name. Other formats (texts, JSON, databases) may be files of a program."""
-TABLES = CELLS | {"parquet", "xlsx", "sql"}
 _LEVEL = 6  # the default of `gzip`; Python's, 9, takes three times as long and saves 1 %
-_OTHERS = [f"{suffix}#TABLE" for suffix in DATABASES if suffix not in SQLITE]
-_OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE", *_OTHERS)
-_WRITTEN = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx", "sql"})
-ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
-_PACKAGES = MappingProxyType(
-    {
-        ".parquet": ("pyarrow",),
-        ".zst": ("pyarrow",),
-        **dict.fromkeys(members.WORKBOOKS, ("python_calamine",)),
-    }
-)
-"""The modules that are needed to read or write files with a suffix."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_TITLES = MappingProxyType({".parquet": "Parquet"})
-
-
-def is_elsewhere(name: str) -> bool:
-    """Return whether `name` is a file that must be fetched or converted first: a URL, or a feature's format."""
-    file_format = format_of(name)
-    return is_url(name) or (file_format is not None and bool(file_format.read or file_format.write))
 
 
 def is_url(name: str) -> bool:
@@ -66,20 +25,48 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
-def format_by_suffix(path: Path) -> str:
+def reading(path: Path) -> Format | None:
+    """Return the format in which the rows of an input are read; None if it has none."""
+    return format_table.reading(plain(path))
+
+
+def format_of_input(path: Path) -> Format:
     """Return the format of an input by its suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
 
-    >>> format_by_suffix(Path("Labels.CSV.gz"))
+    >>> format_of_input(Path("Labels.CSV.gz")).key
     'csv'
     """
-    suffix = plain(path).suffix
-    kind = SUFFIXES.get(suffix.lower())
-    if kind is None:
-        ending = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
-        raise input_error(
-            f"The input file {path.name} {ending}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
-        )
-    return kind
+    if (found := reading(path)) is not None:
+        return found
+    suffix, usable = plain(path).suffix, ", ".join(read_names())
+    if format_table.writing(plain(path)) is not None:
+        raise input_error(f"{path.name}: {suffix} files are written, not read; use one of {usable}.")
+    ending = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
+    raise input_error(
+        f"The input file {path.name} {ending}; use one of {usable}, with {' or '.join(COMPRESSED)} behind it or not."
+    )
+
+
+def read_names() -> list[str]:
+    """Return the suffixes of files of rows."""
+    each = (each for each in format_table.all_formats() if each.is_read)
+    return [suffix for known in each for suffix in (*known.names, *known.only_read)]
+
+
+def names_of_outputs() -> list[str]:
+    """Return the name of each format of an output: its first suffix, with `#TABLE` for a table of a database."""
+    written = (each for each in format_table.all_formats() if each.is_written and each.names)
+    return [f"{each.names[0]}{'#TABLE' if each.database else ''}" for each in written]
+
+
+def names_for_calls(use: Literal["read", "write"], *, with_databases: bool = False) -> list[str]:
+    """Return the first suffix of each format of files that calls may name."""
+    return [
+        each.names[0]
+        for each in format_table.all_formats()
+        if (each.is_read_by_calls if use == "read" else each.is_written_by_calls)
+        and (with_databases or not each.database)
+    ]
 
 
 def compression_of(path: Path) -> str:
@@ -88,7 +75,8 @@ def compression_of(path: Path) -> str:
     >>> compression_of(Path("answers.jsonl.gz"))
     'gz'
     """
-    return COMPRESSED.get(path.suffix.lower(), "")
+    suffix = path.suffix.lower()
+    return suffix.removeprefix(".") if suffix in COMPRESSED else ""
 
 
 def plain(path: Path) -> Path:
@@ -96,38 +84,41 @@ def plain(path: Path) -> Path:
     return path.with_suffix("") if compression_of(path) else members.file_of(path)
 
 
-def format_of_output(path: Path, input_format: str) -> str:
+def format_of_output(path: Path, input_format: str) -> Format:
     """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if no output can have this format."""
-    suffix = plain(path).suffix.lower()
-    kind = SUFFIXES.get(suffix, "")
-    if kind not in _WRITTEN or suffix in ONLY_READ:
+    found = format_table.writing(plain(path))
+    if found is None:
         raise input_error(
-            f"An output ends with {', '.join(_OUTPUTS)}; name it {plain(path).stem}.csv, not {path.name}."
+            f"An output ends with {', '.join(names_of_outputs())}; name it {plain(path).stem}.csv, not {path.name}."
         )
-    if kind == "sql" and not members.split(path)[1]:
+    if found.database and not members.split(path)[1]:
         raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")
-    return "batch" if input_format == "batch" and kind == "jsonl" else kind
+    is_batch = input_format == "batch" and found.key == "jsonl"
+    return format_table.of_output("batch") if is_batch else found
 
 
 def row_kind(input_format: str) -> str:
     """Return the `kind` of `rows.RowReader` for rows of this format."""
-    return input_format if input_format in LINES else "table"
+    found = format_table.of_input(input_format)
+    return {"objects": "jsonl", "requests": input_format}.get(found.rows, "table")
 
 
 def check_installed(*paths: Path) -> None:
     """Raise `PromptmillError` (`missing_dependency`) if one of `paths` needs a package that is not installed."""
     for path in paths:
-        suffixes = {suffix.lower() for suffix in (path.suffix, plain(path).suffix)}
-        needed: dict[str, tuple[Sequence[str], str, str]] = {
-            suffix: (_PACKAGES[suffix], "files", _TITLES.get(suffix, suffix)) for suffix in suffixes & _PACKAGES.keys()
-        }
-        if (kind := format_of(plain(path).name)) is not None and kind.packages:
-            needed[plain(path).suffix] = kind.packages, kind.extra, kind.title or plain(path).suffix
-        for modules, extra, title in needed.values():
+        name = plain(path)
+        suffix = name.suffix.lower()
+        needed: list[tuple[Sequence[str], str, str]] = [
+            (COMPRESSED.get(path.suffix.lower(), ()), "files", path.suffix.lower())
+        ]
+        for each in (format_table.reading(name), format_table.writing(name)):
+            needed += [] if each is None else [(each.packages, each.extra, each.title or suffix)]
+        for modules, extra, title in needed:
             for module in modules:
                 if importlib.util.find_spec(module) is None:
                     package = module.replace("_", "-")
-                    raise PromptmillError(Code.MISSING_DEPENDENCY, f"{title} files need {package}.", adding(extra))
+                    hint = adding(extra) if extra else f"Install {package} where promptmill is installed."
+                    raise PromptmillError(Code.MISSING_DEPENDENCY, f"{title} files need {package}.", hint)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.formats import format_by_suffix
+from promptmill.jobs.inputs.formats import format_of_input
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
 _LOOKED_AT = 100  # first rows, among which objects are searched for
@@ -50,14 +50,17 @@ class JsonLines:
             with self._files.stream(at) as stream:
                 pieces = _pages(_items(stream, part.path.name)) if is_list else _pieces(stream, window)
                 for plain, data in pieces:
-                    lines = [line and _with(line, part.columns) for line in plain] if part.columns else plain
-                    group = [_row(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()]
+                    lines = [line and with_columns(line, part.columns) for line in plain] if part.columns else plain
+                    group = [
+                        row_of(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()
+                    ]
                     digest = digest_of(data) if data and len(self._files.parts) == 1 else b""
                     yield Stretch(group, Extent(len(data), len(lines), len(lines)), digest)
                     n += len(lines)
 
 
-def _row(n: int, line: bytes | None) -> InputRow:
+def row_of(n: int, line: bytes | None) -> InputRow:
+    """Return the row of a line; None: of a line that is too long."""
     return InputRow(n, b"{}", problem=f"it {TOO_LONG}.") if line is None else InputRow(n, line)
 
 
@@ -125,7 +128,8 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
 
     Raises `PromptmillError` (`invalid_input`) if an object extends over several lines.
     """
-    if format_by_suffix(path) not in {"json", "jsonl"}:
+    known = format_of_input(path)
+    if "jsonl" not in {known.key, known.read_as}:
         return False
     first = stream.readline(_FIRST_BYTES).removeprefix(rows.BOM)
     while first and not first.strip():
@@ -163,7 +167,8 @@ def _is_object(line: bytes) -> bool:
     return True
 
 
-def _with(line: bytes, columns: Mapping[str, str]) -> bytes:
+def with_columns(line: bytes, columns: Mapping[str, str]) -> bytes:
+    """Return a line of JSON with further fields, unless it has fields of these names."""
     try:
         value = rows.load(line, "")
     except PromptmillError:

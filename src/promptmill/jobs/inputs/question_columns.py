@@ -12,9 +12,9 @@ from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches
+from promptmill.jobs.format_table import of_input
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
-from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.json_lines import rows_inside_error
 from promptmill.jobs.inputs.row import Headed, Input
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
@@ -82,15 +82,15 @@ def _of_template(
     text: str, question: Question, input_format: str, header: Sequence[str], fields: frozenset[str]
 ) -> Questions:
     names = ["text", *header] if input_format == "txt" else header
-    if input_format in TABLES and not text.isascii() and not all(map(is_utf8, header)):
+    if of_input(input_format).is_table and not text.isascii() and not all(map(is_utf8, header)):
         raise _no_utf8_header(header)
     with mistyped_names_named(text, names):
         template = template_of(text, names)
-        if input_format in TABLES:
+        if of_input(input_format).is_table:
             names = ["text"] if input_format == "txt" and "text" in template.names else header
             check_names(template.names, names)
     columns = None
-    if input_format in TABLES:
+    if of_input(input_format).is_table:
         image_column = _images_of(question)
         check_names(image_column, names, Named("image_column"))
         wanted = {*template.names, *fields, *image_column}
@@ -103,14 +103,14 @@ def _of_template(
         template,
         tuple(sorted(fields)),
         image_column=question.image_column,
-        are_texts=input_format in CELLS,
-        has_missing=input_format in {"csv", "tsv"},
+        are_texts=of_input(input_format).rows == "texts",
+        has_missing=_has_missing(input_format),
     )
 
 
 def _of_columns(question: Question, input_format: str, header: Sequence[str], read: frozenset[str]) -> Questions:
     column = question.column
-    if input_format not in TABLES:
+    if not of_input(input_format).is_table:
         return Questions()
     meant = list(header)
     if column is not None:
@@ -128,14 +128,20 @@ def _of_columns(question: Question, input_format: str, header: Sequence[str], re
     return Questions(
         tuple((at, name) for name, at in columns),
         column=column,
-        are_texts=input_format in CELLS,
-        has_missing=input_format in {"csv", "tsv"},
+        are_texts=of_input(input_format).rows == "texts",
+        has_missing=_has_missing(input_format),
     )
 
 
 def _no_utf8_header(header: Sequence[str]) -> PromptmillError:
     remedy = encodings.remedy(",".join(header).encode("utf-8", "surrogateescape"))
     return input_error("The first line of the input is not UTF-8 text", remedy, ".")
+
+
+def _has_missing(input_format: str) -> bool:
+    """Return whether an empty cell may stand for a missing value: not in a text, each of whose lines is a row."""
+    known = of_input(input_format)
+    return known.rows == "texts" and known.has_header
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:

@@ -1,7 +1,7 @@
-"""Inputs and outputs that are not local files: URLs, `s3://…` and other stores of `fsspec`, and formats of features.
+"""Inputs and outputs that are not local files: URLs, `s3://…` and other stores of `fsspec`.
 
-An input is downloaded or converted before its rows are read. An output is uploaded or converted at the end of its job,
-because an object store cannot hold the job's database.
+An input is downloaded before its rows are read. An output is uploaded at the end of its job, because an object store
+cannot hold the job's database.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from typing import Any, ClassVar, Self
 import orjson
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
-from promptmill.core.feature import Format, format_of, part
+from promptmill.core.feature import part
 from promptmill.core.values import JsonDict
-from promptmill.jobs import disk
+from promptmill.jobs import disk, format_table
 from promptmill.jobs.inputs import files
-from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.input_rows import InputRows, lines_of, root_of, temporary_folder, written
+from promptmill.jobs.inputs.input_rows import InputRows, root_of, temporary_folder
 from promptmill.jobs.members import stamp
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import as_written
 from promptmill.system.installation import adding
-from promptmill.system.safe_open import home_expanded, make_private
+from promptmill.system.safe_open import make_private
 
 # Stores that write an object atomically; in all others, the upload gets a temporary name and is renamed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
@@ -55,16 +54,12 @@ def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
 
 @contextlib.contextmanager
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[InputRows]:
-    """Download the objects at `urls` (which may be patterns) or convert files; yield the local copies.
+    """Download the objects at `urls` (which may be patterns); yield the local copies.
 
     Raises `PromptmillError`.
 
     `known`: the digest of the objects that the job has read. Objects with this digest are not downloaded again.
     """
-    if (file_format := format_of(urls[0])) is not None and not file_format.store:
-        with _converted(folders, urls, file_format) as rows:
-            yield rows
-        return
     with errors_of(urls[0]):
         objects = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
         if not objects:
@@ -118,10 +113,6 @@ class RemoteOutput:
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return the output at `url`. A URL always gets the same local file. Raises `PromptmillError`."""
-        if (file_format := format_of(url)) is not None and not file_format.store:
-            path = home_expanded(url).absolute()
-            _writer(path)
-            return ConvertedOutput.at(folders, str(path), f"{path.stem}.jsonl")
         return _store_of(url).output(folders, url)
 
     @classmethod
@@ -186,32 +177,6 @@ class RemoteOutput:
         return _version(fs, path) if fs.exists(path) else None
 
 
-def _writer(path: Path) -> Any:
-    """Return the function that writes a file in a feature's format. Raises `PromptmillError` (`invalid_input`)."""
-    file_format = format_of(path.name)
-    if file_format is None or not file_format.write:
-        raise input_error(f"{path.name} can be read, not written; name another output.")
-    return part(file_format.write)
-
-
-class ConvertedOutput(RemoteOutput):
-    """An output in the format of a feature, converted from the job's rows."""
-
-    def _upload(self, folder: Folder) -> None:
-        del folder
-        target = Path(self.url)
-        beside = target.with_name(f".{target.stem}.partial{target.suffix}")
-        try:
-            _writer(target)(objects_in(self.local), beside)
-            disk.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def _key(self) -> str | None:
-        made = stamp(Path(self.url))
-        return None if made is None else f"{made[0]} {made[1]}"
-
-
 def _version(fs: Any, path: str) -> str:
     """Return the version of an object: its etag and size, or the store's own key if the store has no etags."""
     about = fs.info(path)
@@ -260,8 +225,8 @@ class Store:
 
 
 def _store_of(url: str) -> Store:
-    file_format = format_of(url)
-    store: Store = Store() if file_format is None or not file_format.store else part(file_format.store)()
+    known = format_table.store(url)
+    store: Store = part(known)() if known else Store()
     return store
 
 
@@ -275,26 +240,8 @@ def filesystem(protocol: str) -> Any:
 
 
 @contextlib.contextmanager
-def _converted(folders: JobFolders, names: Sequence[str], file_format: Format) -> Iterator[InputRows]:
-    """Convert files in a feature's format, and yield their rows."""
-    if not file_format.read:
-        raise input_error(f"{names[0]} can be written, not read; name another input.")
-    read, paths = part(file_format.read), [home_expanded(name) for name in names]
-
-    def lines() -> Iterator[bytes]:
-        for path in paths:
-            if not path.is_file():
-                raise files.missing(path)
-            with errors_of(path.name):
-                yield from lines_of(read(path), "prompt", path.name, str)
-
-    with written(folders, lines(), ".jsonl", paths[0].stem) as rows:
-        yield rows
-
-
-@contextlib.contextmanager
 def errors_of(url: str) -> Iterator[None]:
-    """Turn the errors of a store or a format into `PromptmillError`."""
+    """Turn the errors of a store into `PromptmillError`."""
     try:
         yield
     except PromptmillError:

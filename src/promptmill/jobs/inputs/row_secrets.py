@@ -21,18 +21,16 @@ from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_field
 from promptmill.core.values import JsonObject, json_text
-from promptmill.jobs.inputs.any_format import format_of_input
-from promptmill.jobs.inputs.cells import CellTable
+from promptmill.jobs.format_table import of_input
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.any_format import first_rows, format_of_input, input_of
 from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.formats import CELLS, format_by_suffix
-from promptmill.jobs.inputs.json_lines import first_objects
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.inputs.sql_table import blocks_of_tables, columns_of_tables
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.spec import InputSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_PACKED = frozenset({"parquet", "xlsx", "sql"})
 _BLOCK = 1 << 20
 _BYTES = b"promptmill:bytes"  # marks a value of `values` that was bytes
 _BEGINNING = 4 << 20  # bytes that are checked at first: most files of calls are smaller; the check takes 30 ms
@@ -48,7 +46,7 @@ OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a s
 
 def check_beginning(files: InputFiles, rule: FileRule) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the first megabytes of the text contain secrets."""
-    if _format(files) in _PACKED:
+    if not formats.format_of_input(files.parts[0].path).is_text:
         return
     block = max(_SMALL_BLOCK, _BLOCK // len(files.parts))
     for at, part in enumerate(files.parts):
@@ -60,12 +58,17 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
         marks = _MARKS.get(_codec(files.encoding), ())
         if marks and blocks[0] and not blocks[0].startswith(marks):  # or text would become random letters
             raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
-    kind = format_of_input(files)
-    if kind in CELLS:
-        table = CellTable(files, kind)
-        check_columns(files.parts[0].path.name, table.header, table.style, rule)
-    else:
-        _check_names(files.parts[0].path.name, _names_of_texts(first_objects(files)))
+    check_names(files, format_of_input(files), rule)
+
+
+def check_names(files: InputFiles, input_format: str, rule: FileRule) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a column, or a field of the first rows, is named like a secret."""
+    name = files.parts[0].path.name
+    if of_input(input_format).is_table:
+        table = input_of(files, input_format)
+        check_columns(name, table.header, table.style, rule)
+    elif rule.is_guarded:
+        _check_names(name, _names_of_texts(first_rows(files, input_format)))
 
 
 def check_encoding(encoding: str | None) -> None:
@@ -162,10 +165,6 @@ def _bytes_in(value: Any) -> Iterator[bytes]:
         case list() | dict():
             for inner in value if isinstance(value, list) else value.values():
                 yield from _bytes_in(inner)
-
-
-def _format(files: InputFiles) -> str:
-    return format_by_suffix(files.parts[0].path)
 
 
 def _names_of_texts(value: Any) -> Iterator[str]:

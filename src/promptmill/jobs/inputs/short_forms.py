@@ -19,6 +19,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.request import list_of_choices
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import did_you_mean, shape
+from promptmill.jobs import format_table
 from promptmill.system.safe_open import home_expanded
 
 MANY = "labels"
@@ -42,9 +43,6 @@ _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
 _JSON = re.compile(r'\s*[\[{]\s*"')
 """The beginning of a list or an object of texts in JSON."""
-_WITH_HEADER = (".csv", ".tsv", ".xlsx")
-"""Files whose first line is either the column names or already a label."""
-_FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 
 
 class Labels(NamedTuple):
@@ -174,7 +172,7 @@ def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels
     if isinstance(choices, str) and _JSON.match(choices):
         value = _json_in(choices, "The choices", tuple)
         return _labels(value) if isinstance(value, tuple) else labels_of(value)
-    if isinstance(choices, Path) or (isinstance(choices, str) and choices.lower().endswith(_FILES)):
+    if isinstance(choices, Path) or (isinstance(choices, str) and format_table.reading(choices) is not None):
         return _labels(_in_file(home_expanded(choices)))
     return _labels((text, "") for text in _listed(choices))
 
@@ -217,7 +215,8 @@ def _in_file(path: Path) -> Iterable[tuple[Any, Any]]:
     names = list(rows[0]) if rows else []
     label = next((name for name in names if name.strip().lower() in _LABELS), None)
     definition = next((name for name in names if name.strip().lower() in _DEFINITIONS and name != label), None)
-    if label is None and definition is None and path.suffix.lower() in _WITH_HEADER:
+    known = format_table.reading(path)
+    if label is None and definition is None and known is not None and known.has_header:  # or the first line is a label
         above = "label,definition" if names[1:] else "label"
         first = ",".join(names)[:40]
         raise input_error(f"{path.name} has no column `label`: its first line is {first!r}; write {above} above it.")

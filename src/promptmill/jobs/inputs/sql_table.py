@@ -19,7 +19,7 @@ from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
-from promptmill.jobs.databases import SQLITE, all_of, connected, database_of
+from promptmill.jobs.databases import all_of, connected, database_of, is_sqlite
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
@@ -33,7 +33,7 @@ _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 def is_query(sql: str | None, sources: Sequence[str]) -> bool:
     """Return whether a feature runs a query over the files `sources`. SQLite runs queries over SQLite files."""
     names = [split(Path(name)) for name in sources]
-    is_for_files = names and all(file.suffix.lower() in SQLITE or table for file, table in names)
+    is_for_files = names and all(is_sqlite(file) or table for file, table in names)
     return sql is not None and not is_for_files
 
 

@@ -22,7 +22,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -45,10 +45,11 @@ from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
 from promptmill.images.pages import tiff_pages
+from promptmill.jobs.format_table import all_formats, is_image, whole
 from promptmill.jobs.inputs import documents, encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
-from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
-from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
+from promptmill.jobs.inputs.files import all_files, is_several
+from promptmill.jobs.inputs.formats import reading
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
@@ -63,16 +64,13 @@ _QUOTES_VALUES = re.compile(
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # first files of a folder, among which a table is searched for
-_TIFF = frozenset({".tif", ".tiff"})
-_TEXTS = frozenset({".md", ".markdown", ".rst", ".rtf"})
-"""Suffixes of texts that are no tables."""
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Texts whose markup is sent, too: the noun, the suffixes, the first bytes.
+# Texts whose markup is sent, too: the noun, the first bytes.
 _RAW = (
-    ("mail", frozenset[str](), re.compile(r"(?im)^(?:mime-version|received): ")),
-    ("web page", frozenset[str](), re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
-    ("RTF file", {".rtf"}, re.compile(r"\A\{\\rtf")),
+    ("mail", re.compile(r"(?im)^(?:mime-version|received): ")),
+    ("web page", re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
+    ("RTF file", re.compile(r"\A\{\\rtf")),
 )
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
@@ -92,21 +90,24 @@ def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence
     if each is not None:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
-        suffix = given[0].suffix.lower()
-        is_whole_text = suffix == ".txt" and any(map(_CONTENT.search, templates))
-        return is_whole_text or suffix in {*IMAGES, *_TEXTS, pdf.SUFFIX, *documents.SUFFIXES}
+        known = whole(given[0])
+        if known is None or reading(given[0]) is None:
+            return known is not None
+        return any(map(_CONTENT.search, templates))
     paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
-    kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in paths}
-    return bool(kinds) and kinds <= {"txt", "", "sql"}  # `sql`: Windows stores `Thumbs.db` next to pictures
+    kinds = [*map(reading, paths)]
+    # a text may be whole, and Windows stores the database `Thumbs.db` next to pictures
+    return bool(kinds) and all(known is None or known.whole or known.database for known in kinds)
 
 
-def _question_of(question: Question, as_pdf: PdfForm | None, *, suffixes: Set[str], has_schema: bool) -> Question:
+def _question_of(question: Question, as_pdf: PdfForm | None, *, files: Iterable[Path], has_schema: bool) -> Question:
     """Return the question for whole files. Its prompts use the files' texts, the files as images, or both.
 
-    `suffixes`: the suffixes of the files, in lower case.
+    `files`: the files, which are read later.
     """
-    has_pdfs = pdf.SUFFIX in suffixes
-    if not question.templates and has_schema and not suffixes <= {*IMAGES}:
+    kinds = [_kind(path) for path in files]
+    has_pdfs = "pdf" in kinds
+    if not question.templates and has_schema and not {*kinds} <= {"image", "images"}:
         fill_in = _FILL_IN if has_pdfs else f"{_FILL_IN}\n\n{{{{content}}}}"
         question = question.model_copy(update={"templates": (fill_in,)})
     if not question.templates:
@@ -122,6 +123,12 @@ def _question_of(question: Question, as_pdf: PdfForm | None, *, suffixes: Set[st
             templates = tuple(f"{text}\n\n{{{{content}}}}" for text in templates)
     images = {"image_column": "images"} if "images" in fields else {}
     return question.model_copy(update={"prompt_only": fields, "templates": templates, **images})
+
+
+def _kind(path: Path) -> str:
+    """Return what a whole file is, see `Format.whole`; `""` for a file of another kind, which may be text."""
+    known = whole(path)
+    return "" if known is None else known.whole
 
 
 def _reading_s() -> float:
@@ -277,9 +284,11 @@ class RowFiles(FoundFiles):
 
     def _resolved(self, path: Path) -> Path:
         """Return the resolved path. Raises `PromptmillError`; its message is the predicate of a sentence."""
-        is_text = path.suffix.lower() == ".txt"
-        if not is_text and SUFFIXES.get(plain(path).suffix.lower()) not in OF_CALLS:
-            raise input_error(f"is no {' or '.join(sorted(OF_CALLS))} file, and no text")
+        known = reading(path)
+        is_text = known is not None and bool(known.whole)
+        if known is None or not (is_text or (known.is_read_by_calls and not known.database)):
+            usable = sorted(each.key for each in all_formats() if each.is_read_by_calls and not each.database)
+            raise input_error(f"is no {' or '.join(usable)} file, and no text")
         data = self._read(path, LARGEST_TEXT + 1 if is_text else 0)
         if len(data) > LARGEST_TEXT:
             raise input_error(_TOO_LARGE)
@@ -307,8 +316,7 @@ class WholeFiles(FoundFiles):
         self._halt = halt
         self._as_pdf = asked.as_pdf
         self._encoding = asked.encoding
-        suffixes = {path.suffix.lower() for path in self._files}
-        self.question = _question_of(asked.question, asked.as_pdf, suffixes=suffixes, has_schema=asked.has_schema)
+        self.question = _question_of(asked.question, asked.as_pdf, files=self._files, has_schema=asked.has_schema)
         """The question to ask about each file."""
         self._pages: Counter[str] = Counter()
         """The number of PDF pages for each form in which they are sent; the forms are named as in `forms`."""
@@ -354,7 +362,7 @@ class WholeFiles(FoundFiles):
                 yield line
 
     def _rows(self, path: Path) -> list[JsonDict]:
-        if path.suffix.lower() != documents.MAILBOX:
+        if _kind(path) != "mailbox":
             return [self._row(path)]
         fields = self.question.prompt_only
         if "content" not in fields:
@@ -375,12 +383,12 @@ class WholeFiles(FoundFiles):
         return rows
 
     def _row(self, path: Path) -> JsonDict:
-        fields, suffix = self.question.prompt_only, path.suffix.lower()
-        if suffix == pdf.SUFFIX:
+        fields = self.question.prompt_only
+        if _kind(path) == "pdf":
             return self._pdf_row(path)
         if len(fields) == 1:
             return self._text_row(path) if "content" in fields else self._image_row(path)
-        if suffix in IMAGES:
+        if is_image(path):
             return {"content": _IN_IMAGES, **self._image_row(path)}
         return {"images": [], **self._text_row(path)}
 
@@ -395,10 +403,10 @@ class WholeFiles(FoundFiles):
 
     def _image_row(self, path: Path) -> JsonDict:
         """Return the row of an image. The image is read when the row is sent. Raises the errors of `_text_row`."""
-        if path.suffix.lower() not in IMAGES:
+        if not is_image(path):
             raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
         source = str(path.absolute())
-        if path.suffix.lower() not in _TIFF:
+        if _kind(path) != "images":
             self._read(path, 0)
             return {"images": [source]}
         pages = tiff_pages(self._read(path, LARGEST_FILE))
@@ -461,12 +469,11 @@ class WholeFiles(FoundFiles):
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text file. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
         text")."""
-        suffix = path.suffix.lower()
-        if suffix in IMAGES:
+        if is_image(path):
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        return self._content(
-            path, self._text_bytes(path, LARGEST_FILE if suffix in documents.SUFFIXES else LARGEST_TEXT)
-        )
+        known = whole(path)
+        is_document = known is not None and bool(known.text)
+        return self._content(path, self._text_bytes(path, LARGEST_FILE if is_document else LARGEST_TEXT))
 
     def _text_bytes(self, path: Path, most: int) -> bytes:
         data = self._read(path, most + 1)
@@ -477,13 +484,13 @@ class WholeFiles(FoundFiles):
 
     def _content(self, path: Path, data: bytes) -> JsonDict:
         """Return the row of a text with these bytes. Raises the errors of `_text_row`."""
-        suffix = path.suffix.lower()
-        is_document = suffix in documents.SUFFIXES
-        text = documents.text_of(suffix, data, self._halt) if is_document else self._decoded(data)
+        known = whole(path)
+        is_document = known is not None and bool(known.text)
+        text = documents.text_of(known, data, self._halt) if known is not None and known.text else self._decoded(data)
         self._check_secrets(path.with_suffix(".txt") if is_document else path, text.encode("utf-8", "replace"))
         if not is_document:
             start = text[:LONGEST_SEARCHED]
-            self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
+            self._raw.update(noun for noun, known in _RAW if known.search(start))
         return {"content": text}
 
     def _decoded(self, data: bytes) -> str:

@@ -7,7 +7,7 @@ formula, the stored result is read; some programs write formulas without results
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.core import values
 from promptmill.jobs.inputs.files import InputFiles
@@ -20,8 +20,8 @@ _AT_ONCE = 1024  # rows of a page
 class SheetTable:
     """The rows of one sheet of each file, under one header. Columns with the same name stay separate."""
 
-    def __init__(self, files: InputFiles, without: Collection[str] = ()) -> None:
-        """Read the sheets. `without`: columns to omit. Raises `PromptmillError` (`invalid_input`)."""
+    def __init__(self, files: InputFiles) -> None:
+        """Read the sheets. Raises `PromptmillError` (`invalid_input`)."""
         self._sheets = []
         known: dict[Column, None] = {}
         style = Style()
@@ -29,10 +29,10 @@ class SheetTable:
             with files.stream(at, seekable=True) as stream:
                 sheet = READER.read(stream, part.path.name, part.member, files.header_row)
             names = _named(sheet.header)
-            own = {column: place for place, column in enumerate(numbered(names)) if column[0] not in without}
+            own = {column: place for place, column in enumerate(numbered(names)) if column[0] not in files.without}
             self._sheets.append((sheet, own, part))
             known |= dict.fromkeys((*own, *numbered(part.columns)))
-            style = _joined(style, sheet, [name if name not in without else "" for name in names])
+            style = _joined(style, sheet, [name if name not in files.without else "" for name in names])
         self.header_row = self._sheets[0][0].header_row + 1
         self._columns = list(known)
         self.header = [name for name, _ in known]

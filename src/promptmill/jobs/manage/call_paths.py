@@ -9,8 +9,7 @@ from pathlib import Path
 
 from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.errors import input_error
-from promptmill.jobs import members
-from promptmill.jobs.databases import SQLITE
+from promptmill.jobs import format_table, members
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
@@ -42,14 +41,19 @@ class CallPaths:
         if input_files.is_several(real):
             folders = "name folders and patterns in `files`" if name == "input_file" else "name a file"
             raise input_error(f"{name} is a folder or a pattern; {folders}.")
-        is_input, suffix = name == "input_file", formats.plain(real).suffix
-        kind = formats.SUFFIXES.get(suffix.lower())
-        is_usable = kind in formats.OF_CALLS and (name != "output_file" or suffix.lower() not in formats.ONLY_READ)
-        if not is_usable and not (is_input and members.file_of(real).suffix.lower() in SQLITE):
-            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if is_input else "")
-            why = ": others may be a program's" if kind and kind not in formats.OF_CALLS else ""
-            whole = "; `files` sends whole texts" if is_input and kind == "txt" else ""
-            what = f"is a {suffix:.20} file" if suffix else "has no suffix"
+        is_output, file = name == "output_file", formats.plain(real)
+        read, written = format_table.reading(file), format_table.writing(file)
+        is_usable = read is not None and read.is_read_by_calls and (name == "input_file" or not read.database)
+        if is_output:
+            is_usable = written is not None and written.is_written_by_calls
+        if not is_usable:
+            usable = ", ".join(
+                formats.names_for_calls("write" if is_output else "read", with_databases=name == "input_file")
+            )
+            is_known = (written if is_output else read) is not None or (read is not None and not read.is_read_by_calls)
+            why = ": others may be a program's" if is_known else ""
+            whole = "; `files` sends whole texts" if name == "input_file" and read is not None and read.whole else ""
+            what = f"is a {file.suffix:.20} file" if file.suffix else "has no suffix"
             raise input_error(f"{name} {what}; use one of {usable} here{why}{whole}.")
         return real
 

@@ -35,8 +35,9 @@ from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import disk
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.export.answered import UnansweredError
+from promptmill.jobs.format_table import of_input
+from promptmill.jobs.inputs import any_format, row_secrets
 from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.question_columns import questions_in
@@ -287,6 +288,10 @@ def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     parts = with_query(input_files.find(order.inputs, order.output), order)
     files = input_files.opened(parts, reading=order.reading)
     kind = format_of_input(files)
+    if not of_input(kind).is_table:
+        row_secrets.check_names(files, kind, rule)
+        any_format.check_columns(order.question, kind, files)
+        return
     source = input_of(files, kind)
     row_secrets.check_columns(files.parts[0].path.name, source.header, source.style, rule)
     questions_in(order.question, kind, source)

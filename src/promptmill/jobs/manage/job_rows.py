@@ -73,7 +73,7 @@ class JobRows:
         self._store, self._spec = store, spec
         reader = RowReader(
             row_kind(spec.input.format),
-            prompt_column=spec.question.column if spec.input.format == "jsonl" else None,
+            prompt_column=spec.question.column if spec.input.kind.rows == "objects" else None,
             row_settings=spec.question.rows_set,
             limits=RowLimits(paths=OTHER_PATHS),
         )

@@ -319,17 +319,17 @@ class RunningJobs:
         return ended
 
     async def _are_columns_checked(self, opened: OpenJob) -> bool:
-        """Check the columns of a Parquet file, workbook or query in another process.
+        """Check the columns of a file that is no text, or of a query, in another process.
 
         A crafted file can crash its reader, and a query may run forever.
         """
         order = opened.order
         path = order.inputs[0]
-        kind = formats.format_by_suffix(path) if path.is_absolute() else ""
-        if kind not in {"parquet", "xlsx", "sql"}:
+        known = formats.format_of_input(path) if path.is_absolute() else None
+        if known is None or known.is_text:
             return False
         folder = self.folders.of(order.target)
-        if kind == "sql" or await asyncio.to_thread(lambda: folder.spec) is None:
+        if known.database or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
                 await detached.check_columns(order, opened.plan.file_rule)
         return True

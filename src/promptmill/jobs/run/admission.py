@@ -51,7 +51,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
         row_secrets.check_beginning(files.input, plan.file_rule)
     with _usable(folder), contextlib.ExitStack() as opened:
         new = spec_of(folders.id_of(folder), files, wanted, known=folder.spec)
-        is_new = folder.spec is None or not (order.question.templates or new.input.format != "jsonl")
+        is_new = folder.spec is None or not (order.question.templates or new.input.kind.rows != "objects")
         if is_new and not are_columns_checked and files.input is not None:
             check_columns(order.question, new.input.format, files.input)
         damage = folder.damage()
@@ -166,9 +166,9 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
         if new.keeps_sheets and has_written:  # kept: the job itself has written a sheet of this workbook
             anew = Named("overwrite", text="; {} writes them again, over those that are there")
             raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
-        if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
+        if member and not has_written and new.output.kind.has_sheets and member not in sheet_names(file):
             return  # kept: only one sheet is replaced
-        part = "sheet" if file.suffix.lower() == ".xlsx" else "table"
+        part = "sheet" if new.output.kind.has_sheets else "table"
         other = f"name another {part}" if member else "name another file, or move it away"
         if begun is None and folder.had_job:
             lost = f"The database {folder.database} was damaged or removed, so {output} may be its own output or not; "

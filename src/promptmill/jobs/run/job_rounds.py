@@ -235,7 +235,7 @@ def reader_of(
         system_prompt_of(plan, system_prompt, input_format),
         RowImages(settings.image_tag, settings.image_position, spec.image_folders),
         keep_raw=input_format == "batch",
-        prompt_column=spec.question.column if input_format == "jsonl" else None,
+        prompt_column=spec.question.column if spec.input.kind.rows == "objects" else None,
         row_settings=spec.question.rows_set,
         limits=limits,
         has_lines=spec.input.has_lines,

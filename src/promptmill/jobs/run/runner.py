@@ -390,7 +390,7 @@ class Runner:
             await self._in_thread(self._rebind_awaited)
             self._note_kept(bound)
         await self._check_secrets()
-        if job.spec.output.format == "xlsx":
+        if job.spec.output.kind.has_sheets:
             await self._do(functools.partial(steps.check_output))
         progress.figures["columns"] = job.spec.output.names or {}
         progress.notes += [note for each in job.order.parts.values() for note in each.notes]

@@ -63,9 +63,9 @@ class Change:
         with self._other() as other:
             bind = functools.partial(binding.bind, check=check, other=other, since=self.since)
             own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
-            return ingest(
-                store, spec, input_of(files, spec.input.format, own), work, files, bind=bind, disk_share=self.disk_share
-            )
+            files.without = own
+            source = input_of(files, spec.input.format)
+            return ingest(store, spec, source, work, files, bind=bind, disk_share=self.disk_share)
 
     def rebind(self, store: JobDatabase, spec: JobSpec, work: Work) -> Bound:
         """Bind the answers of another job to the rows in the database. Blocks. Raises the errors of `JobDatabase`."""

@@ -29,7 +29,7 @@ from promptmill.jobs.export.text import Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.formats import TABLES, row_kind
+from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import statistics
@@ -73,8 +73,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
-        if prompts and (spec.output.format in TABLES or (spec.output.format and spec.input.format != "batch")):
-            form = Form([store], spec, spec.output.format)
+        if prompts and spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
+            form = Form([store], spec, spec.output.kind)
             result["columns"] = _columns_of(form)
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
@@ -109,7 +109,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
 def _columns_of(form: Form) -> dict[str, list[str]]:
     """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
     those that the job adds."""
-    if form.format in TABLES:
+    if form.format.is_table:
         return {"input": form.names, "added": [*form.answers.names.values()]}
     names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
     return {"input": [*dict.fromkeys(names)], "added": form.answers.names_in_json}

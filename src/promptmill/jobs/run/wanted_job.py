@@ -20,7 +20,7 @@ from promptmill.core.wording import did_you_mean
 from promptmill.jobs import disk, members
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, OURS
-from promptmill.jobs.databases import DATABASES
+from promptmill.jobs.format_table import database, of_input, writing
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, image_column
@@ -31,7 +31,7 @@ from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import WHOLE_REQUESTS, InputSpec, JobSpec, Origin, OutputSpec
+from promptmill.jobs.store.spec import InputSpec, JobSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
 
@@ -107,7 +107,7 @@ class OrderFiles:
             formats.check_installed(order.whole_output)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         for part in parts:  # each is there
-            formats.format_by_suffix(part.path)
+            formats.format_of_input(part.path)
         return cls(source, target, folder, is_loose, opened)
 
 
@@ -143,7 +143,7 @@ def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
     """
     if (sql := order.reading.sql) is None:
         return parts
-    if any(part.member or part.path.suffix.lower() not in DATABASES for part in parts):
+    if any(part.member or not database(part.path) for part in parts):
         raise input_error(Named("sql"), " needs the name of a database without a table, such as mails.db.")
     most = order.limits.limit if order.limits.shard is None else None
     return [replace(part, query=sql, most_rows=most) for part in parts]
@@ -174,7 +174,8 @@ def _may_hold_both(part: Part, target: Path) -> bool:
     """Return whether a file may be input and output: as two tables, or as a workbook that gets answer columns."""
     if members.is_table(target):
         return members.split(target)[1] != part.member
-    return part.path.suffix.lower() == ".xlsx"
+    known = writing(part.path)
+    return known is not None and known.has_sheets
 
 
 def check_name(path: Path, *, is_output: bool = False) -> None:
@@ -199,7 +200,8 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) for fields that are invalid or cannot be combined."""
     _ = order.limits.failures, order.parsed_shard
     question = order.question
-    if input_format in WHOLE_REQUESTS:
+    is_request = of_input(input_format).rows == "requests"
+    if is_request:
         given = {
             "prompt_column": question.column is not None,
             "answer_column": order.form.column != "answer",
@@ -210,7 +212,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
             raise input_error(Named(name), _OF_ROWS)
     for text in question.templates:
         template_of(text, places_in(text))  # any placeholder may be a column
-    if order.plan.chooses and input_format in WHOLE_REQUESTS:
+    if order.plan.chooses and is_request:
         raise input_error(Named(order.plan.option), _OF_ROWS)
     _check_answer_column(order.form.column)
     known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
@@ -237,7 +239,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     facts: dict[str, Any] = {"format": "messages"}
     if source is not None:
         facts = {"format": format_of_input(source)}
-        is_list = formats.plain(source.parts[0].path).suffix.lower() == ".json"
+        is_list = formats.format_of_input(source.parts[0].path).is_list
         facts["has_lines"] = not is_list and (wanted.source is None or wanted.source.has_lines)
         if files.source.is_absolute():
             facts["files"] = tuple(part for part in source.parts if part.columns or part.within)
@@ -250,7 +252,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
     order.plan.check(plan, order.question)
-    output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
+    output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
     return JobSpec(
@@ -264,7 +266,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             path=files.target,
             format=output_format,
             form=order.form,
-            answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
+            answer_schema=None if of_input(input_format).rows == "requests" else _schema_of(plan),
             choices=tuple(plan.settings.sampling_params.choices or ()),
             shard=order.limits.shard,
         ),

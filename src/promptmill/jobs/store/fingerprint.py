@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
-from promptmill.jobs.store.spec import WHOLE_REQUESTS, digest
+from promptmill.jobs.format_table import of_input
+from promptmill.jobs.store.spec import digest
 
 _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
 """The keys of a model's configuration block that affect its answers."""
@@ -19,7 +20,7 @@ def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str
 
     A row of a Batch file or of a call is a whole request, to which the configuration's prompt does not apply.
     """
-    return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
+    return given or ("" if of_input(input_format).rows == "requests" else plan.settings.system_prompt)
 
 
 def fingerprint(
@@ -38,7 +39,7 @@ def fingerprint(
     if plan.record.needs_endpoint:
         digests["endpoint"] = digest(getattr(plan.block, "base_url", None))
         digests["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
-    if input_format not in WHOLE_REQUESTS:
+    if of_input(input_format).rows != "requests":
         digests["sampling"] = digest(*map(without_lengths, _sampling(plan)))
         digests["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return digests | {"check": has_check, "models": _other_models(plan)}

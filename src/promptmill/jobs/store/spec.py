@@ -13,15 +13,14 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from promptmill.core import values
 from promptmill.core.errors import Code, unwritable_parameters
-from promptmill.jobs import members
+from promptmill.core.feature import Format
+from promptmill.jobs import format_table, members
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.plan import AnyPlan, Plan
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target
 
-WHOLE_REQUESTS = frozenset({"batch", "messages"})
-"""Formats in which each row is a whole request."""
 _LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
@@ -74,6 +73,11 @@ class InputSpec(Stored):
         return self.header or self.fields
 
     @property
+    def kind(self) -> Format:
+        """The format, which says what a row is."""
+        return format_table.of_input(self.format)
+
+    @property
     def is_file(self) -> bool:
         """Whether the rows are in the user's files; otherwise `path` is only a name."""
         return self.path.is_absolute()
@@ -98,6 +102,11 @@ class OutputSpec(Stored):
     """The labels that an answer may be."""
     shard: str | None = None
     """The shard of a shard file, such as `3/16`; None for a whole output."""
+
+    @property
+    def kind(self) -> Format:
+        """The format."""
+        return format_table.of_output(self.format)
 
 
 class Origin(Stored):
@@ -133,14 +142,14 @@ class JobSpec(Stored):
     def fills_input(self) -> bool:
         """Whether the answers become columns of the sheet that has the rows."""
         source, (file, sheet) = self.input, members.split(self.output.path)
-        if source.format != "xlsx" or self.output.format != "xlsx" or len(source.parts) > 1:
+        if not (source.kind.has_sheets and self.output.kind.has_sheets) or len(source.parts) > 1:
             return False
         return source.parts[0].path == file and sheet in {"", source.parts[0].member}
 
     @property
     def keeps_sheets(self) -> bool:
         """Whether the output is a sheet of a workbook, or columns of a sheet, and the rest of the workbook is kept."""
-        return self.output.format == "xlsx" and (self.fills_input or bool(members.split(self.output.path)[1]))
+        return self.output.kind.has_sheets and (self.fills_input or bool(members.split(self.output.path)[1]))
 
     @property
     def image_folders(self) -> tuple[str, ...]:

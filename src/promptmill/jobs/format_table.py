@@ -1,0 +1,253 @@
+"""The one table of formats: promptmill's own and those of features, by suffix and by name.
+
+    `labels.csv.gz` ─ without `.gz` ─▶ `.csv` ─┬─▶ `reading`: how rows are read       ─▶ `.key` ─▶ the job's database
+                                               ├─▶ `writing`: how rows are written    ─▶ `.key` ─▶ the job's database
+                                               └─▶ `whole`: what the whole file is, if it is one row
+    the job's database ─ name ─▶ `of_input`, `of_output`
+
+A suffix may have one format for each of the three, and the three are independent. `inputs.formats` applies the table to
+paths. A job looks a format up once, not for each row.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from promptmill.core.errors import config_error
+from promptmill.core.feature import WITHOUT, Format, formats
+
+COMPRESSED: Mapping[str, Sequence[str]] = MappingProxyType({".gz": (), ".zst": ("pyarrow",)})
+"""The suffixes of compressed files, which follow the suffix of a format, and the modules that each needs."""
+_INPUTS, _EXPORT = "promptmill.jobs.inputs", "promptmill.jobs.export"
+_LINES, _CELLS = f"{_EXPORT}.text:text_form", "columns `prompt`, `messages` (JSON), `images` (one path, or a JSON list)"
+_OWN = (
+    Format(
+        names=(".jsonl", ".ndjson"),
+        input=f"{_INPUTS}.json_lines:JsonLines",
+        lines=_LINES,
+        is_text=True,
+        is_followed=True,
+        is_read_by_calls=True,
+        is_written_by_calls=True,
+        words='`{"prompt": "…"}` or `{"messages": […]}`, with `image` or `images`; also lines of a Batch file, as '
+        "OpenAI, vLLM, Azure, Mistral and Together have them",
+    ),
+    Format(
+        names=(".json",),
+        read_as="jsonl",
+        output=f"{_EXPORT}.text:write_array",
+        is_text=True,
+        is_list=True,
+        is_followed=True,
+        words="the same, as one array or as lines",
+    ),
+    Format(
+        names=(".csv",),
+        rows="texts",
+        input=f"{_INPUTS}.cells:CSV",
+        lines=_LINES,
+        delimiter=",",
+        is_text=True,
+        has_header=True,
+        is_read_by_calls=True,
+        is_written_by_calls=True,
+        words=_CELLS,
+    ),
+    Format(
+        names=(".tsv",),
+        rows="texts",
+        input=f"{_INPUTS}.cells:TSV",
+        lines=_LINES,
+        delimiter="\t",
+        is_text=True,
+        has_header=True,
+        is_read_by_calls=True,
+        is_written_by_calls=True,
+        words="the columns of CSV",
+    ),
+    Format(
+        names=(".txt",),
+        rows="texts",
+        input=f"{_INPUTS}.cells:TEXT",
+        whole="text",
+        is_text=True,
+        words="a line, which is the prompt, or `{{text}}` in a template",
+    ),
+    Format(
+        names=(".parquet",),
+        rows="cells",
+        input=f"{_INPUTS}.parquet:ParquetTable",
+        output=f"{_EXPORT}.parquet_file:write_parquet",
+        is_read_by_calls=True,
+        is_written_by_calls=True,
+        packages=("pyarrow",),
+        extra="files",
+        title="Parquet",
+        words="the columns of CSV",
+    ),
+    Format(
+        names=(".xlsx",),
+        only_read=(".xlsm", ".xlsb", ".xls", ".ods"),
+        rows="cells",
+        input=f"{_INPUTS}.workbook:SheetTable",
+        output=f"{_EXPORT}.workbook_file:write_workbook",
+        has_header=True,
+        has_sheets=True,
+        is_read_by_calls=True,
+        is_written_by_calls=True,
+        packages=("python_calamine",),
+        extra="files",
+        words="a row of a sheet; `book.xlsx#Mails` names the sheet",
+    ),
+    Format(
+        names=(".db", ".sqlite", ".sqlite3"),
+        name="sql",
+        rows="cells",
+        input=f"{_INPUTS}.sql_table:SqlTable",
+        database="promptmill.jobs.databases:Database",
+        is_read_by_calls=True,
+        words="a row of a table, `mails.db#inbox`, or of a query (`sql`)",
+    ),
+    Format(
+        name="batch",
+        rows="requests",
+        input=f"{_INPUTS}.json_lines:JsonLines",
+        lines=_LINES,
+        is_text=True,
+        is_followed=True,
+    ),
+    Format(name="messages", rows="requests"),
+    Format(names=(".md", ".markdown", ".rst", ".rtf"), name="text", whole="text"),
+    Format(
+        names=(".docx",),
+        whole="document",
+        text=f"{_INPUTS}.word:word_text",
+        packages=("docx",),
+        extra="files",
+        title="python-docx",
+    ),
+    Format(names=(".html", ".htm", ".xhtml"), whole="document", text=f"{_INPUTS}.web_pages:page_text"),
+    Format(names=(".eml", ".emlx", ".mht", ".mhtml"), whole="document", text=f"{_INPUTS}.mails:mail_text"),
+    Format(names=(".mbox",), whole="mailbox", text=f"{_INPUTS}.mails:mail_text"),
+    Format(names=(".pdf",), whole="pdf"),
+    Format(names=(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".ico"), whole="image"),
+    Format(names=(".tif", ".tiff"), whole="images"),
+)
+"""promptmill's own formats."""
+
+
+def reading(name: str | Path) -> Format | None:
+    """Return the format in which rows are read from a file with this name; None if no rows are."""
+    return _found(_table().read, name)
+
+
+def writing(name: str | Path) -> Format | None:
+    """Return the format in which rows are written to a file with this name; None if none are."""
+    return _found(_table().written, name)
+
+
+def whole(name: str | Path) -> Format | None:
+    """Return the format of a file with this name as a whole; None if it is unknown, such as for a program."""
+    return _found(_table().whole, name)
+
+
+def is_image(name: str | Path) -> bool:
+    """Return whether a file with this name is an image."""
+    found = whole(name)
+    return found is not None and found.whole in {"image", "images"}
+
+
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of images, to compare many names with."""
+    return tuple(suffix for suffix, each in _table().whole.items() if each.whole in {"image", "images"})
+
+
+def has_tables(name: str | Path) -> bool:
+    """Return whether a file with this name may have several tables, such as `labels.xlsx#Sheet2`."""
+    return any(found is not None and found.has_tables for found in (reading(name), writing(name)))
+
+
+def database(name: str | Path) -> str:
+    """Return the kind of the database with this file name, see `Format.database`; `""` if it is no database."""
+    found = reading(name)
+    return "" if found is None else found.database
+
+
+def of_input(key: str) -> Format:
+    """Return the format with this name in the description of an input. Of a missing feature: one that is not read."""
+    return _table().inputs.get(key) or Format(name=key)
+
+
+def of_output(key: str) -> Format:
+    """Return the format with this name in the description of an output. Of a missing feature: one that is not
+    written."""
+    return _table().outputs.get(key) or Format(name=key)
+
+
+def store(url: str) -> str:
+    """Return the store of the scheme of a URL, see `Format.store`; `""` for a scheme that no feature has."""
+    return _table().stores.get(url.partition("://")[0].lower(), "")
+
+
+def all_formats() -> Sequence[Format]:
+    """Return all formats, those of features last."""
+    return _table().formats
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    formats: Sequence[Format] = field(default_factory=list)
+    read: dict[str, Format] = field(default_factory=dict)
+    written: dict[str, Format] = field(default_factory=dict)
+    whole: dict[str, Format] = field(default_factory=dict)
+    inputs: dict[str, Format] = field(default_factory=dict)
+    outputs: dict[str, Format] = field(default_factory=dict)
+    stores: dict[str, str] = field(default_factory=dict)
+
+    def add(self, each: Format) -> str:
+        """Add a format. Return the suffix or the name that another format has already; `""` if there is none."""
+        if each.store:
+            self.stores.update(dict.fromkeys((name.removesuffix("://").lower() for name in each.names), each.store))
+            return ""
+        roles = [(self.whole, each.names if each.whole else ())]
+        if each.is_read or not each.names:
+            roles += [(self.read, (*each.names, *each.only_read)), (self.inputs, (each.key,))]
+        if each.is_written or not each.names:
+            roles += [(self.written, each.names), (self.outputs, (each.key,))]
+        for known, names in roles:
+            for name in map(str.lower, names):
+                if known.setdefault(name, each) is not each:
+                    return name
+        return ""
+
+
+def _table() -> _Table:
+    return _table_without(os.environ.get(WITHOUT, ""))
+
+
+@functools.cache
+def _table_without(hidden: str) -> _Table:
+    """Return the table. `hidden`: the features that are hidden. Raises `PromptmillError` (`invalid_config`)."""
+    del hidden  # `formats` reads the variable
+    own = [("", each) for each in _OWN]
+    table = _Table([each for _, each in (*own, *formats())])
+    for feature, each in (*own, *formats()):
+        if taken := table.add(each):
+            raise config_error(
+                "",
+                f"The feature {feature!r} adds the format {taken!r}, which another format has already. Uninstall one "
+                f"of the two, or set {WITHOUT}={feature}.",
+            )
+    return table
+
+
+def _found(known: Mapping[str, Format], name: str | Path) -> Format | None:
+    """Return the format of the longest suffix of a name."""
+    suffixes = Path(name).suffixes
+    ends = ("".join(suffixes[at:]).lower() for at in range(len(suffixes)))
+    return next((known[end] for end in ends if end in known), None)
