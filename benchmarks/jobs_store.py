@@ -35,8 +35,9 @@ from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
+from promptmill.jobs.store.spec import InputSpec, OutputSpec
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.service.service import Service
 

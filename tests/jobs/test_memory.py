@@ -37,7 +37,7 @@ from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.parquet import ParquetTable
 from promptmill.jobs.store.database import JobDatabase, Work
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 
 source, step = Path(sys.argv[1]), sys.argv[2]
 if step == "open":

@@ -19,9 +19,8 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PlanEntry
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.plan import Plan, plan_of
+from promptmill.jobs.store.plan import JobSpec, Plan, plan_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.options.table import Again
 from promptmill.service.service import Service
 from replies import answer, choose

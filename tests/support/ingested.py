@@ -16,8 +16,9 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.store.database import JobDatabase, Row, Work
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import record_of
-from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
+from promptmill.jobs.store.spec import InputSpec, OutputSpec
 from promptmill.jobs.store.stored import Question
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.spec import InputSpec, OutputSpec
 
 
 def spec_of(input_format: str) -> JobSpec:

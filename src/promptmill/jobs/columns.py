@@ -14,8 +14,8 @@ from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
 from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
 from promptmill.jobs.inputs.row import Style
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed")

@@ -35,8 +35,8 @@ from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order import Shard
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.spec import JobSpec
 
 _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 """The columns of table `row`."""

@@ -33,8 +33,8 @@ from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.statistics import Shown
 from promptmill.jobs.store.status_record import Results
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows

@@ -31,8 +31,8 @@ from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import A_PERSON
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"

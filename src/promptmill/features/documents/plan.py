@@ -23,9 +23,8 @@ from promptmill.features.documents.cutting import LEAST, How, fits
 from promptmill.features.documents.document import FIELDS, Document, text_before
 from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import Estimate, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"

@@ -12,7 +12,7 @@ from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.template import ROW, check_names, places_in, template_of
 from promptmill.jobs.labels import other_labels, right_label
 from promptmill.jobs.store.database import Row
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.stored import Question
 
 

@@ -11,8 +11,8 @@ from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureRule
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.spec import JobSpec
 
 _POINTS = 200
 

@@ -22,10 +22,10 @@ from promptmill.features.labels.sure_figures import sure_status
 from promptmill.features.labels.sure_work import SureWork, sample_of, sample_of_gold
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import Doubt, Estimate, Plan, RunningJob
+from promptmill.jobs.store.plan import Doubt, Estimate, JobSpec, Plan, RunningJob
 from promptmill.jobs.store.records import A_PERSON, PERSON, Record
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.stored import Question, Target
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"

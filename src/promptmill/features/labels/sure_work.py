@@ -35,10 +35,10 @@ from promptmill.features.labels.student_answers import StudentAnswers, taught_of
 from promptmill.features.labels.sure_figures import sample_status
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
-from promptmill.jobs.store.plan import Delivered, PlanWork, RunningJob
+from promptmill.jobs.store.plan import Delivered, JobSpec, PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Provenance, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
-from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.jobs.store.spec import digest
 
 FEWEST_ROWS = 200
 """In a table with fewer rows, the strong model answers every row, because almost nothing is saved."""

@@ -22,10 +22,9 @@ from promptmill.features.labels.comparable import SCORE, SURE, check_comparable,
 from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.labels import label_in, majority
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import Delivered, Doubt, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.plan import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.stored import Question, Target, Variant
 from promptmill.options.table import Again
 

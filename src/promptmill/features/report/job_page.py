@@ -38,8 +38,8 @@ from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status, shares_of
 from promptmill.jobs.store.status_words import figure, took
 from promptmill.pages import page

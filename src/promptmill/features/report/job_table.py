@@ -21,8 +21,8 @@ from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.labels import label_in
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
 FAILED, TRUNCATED, NEAR, WRONG = 1, 2, 4, 8

@@ -42,9 +42,9 @@ from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import stored_rounds
-from promptmill.jobs.store.spec import JobSpec
 
 ROWS = 50
 """The default number of rows in a review: about an hour of a person's time."""

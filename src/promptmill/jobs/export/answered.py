@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store.database import JobDatabase, Row
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
-from promptmill.jobs.store.spec import JobSpec
 
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 

@@ -10,8 +10,8 @@ from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 
 _IDS = (
     "SELECT n, nullif(CASE WHEN json_valid(own) THEN CAST({} AS TEXT) END, '') AS id "

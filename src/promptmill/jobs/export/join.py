@@ -24,7 +24,7 @@ from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import PART
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.system.safe_open import real_path
 

@@ -19,8 +19,8 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, HaltedError
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import real_path
 
 _LOOK_S = 0.2  # seconds between polls, because an answer that is copied from another job raises no event

@@ -34,8 +34,9 @@ from promptmill.jobs.format_table import of_output
 from promptmill.jobs.inputs import formats, xlsx
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.spec import OutputRecord
 
 _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports of progress

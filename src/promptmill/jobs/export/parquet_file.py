@@ -20,7 +20,7 @@ from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
 from promptmill.jobs.inputs.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 
 if TYPE_CHECKING:
     from promptmill.jobs.export.schema_columns import SchemaColumns

@@ -34,7 +34,7 @@ from promptmill.jobs.inputs.formats import plain
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 
 CUSTOM_ID, INDEX = "custom_id", "index"
 _INFINITE = b"Infinity"  # as `values.dumps` writes it

@@ -32,7 +32,7 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import Form, cell
 from promptmill.jobs.inputs import xlsx
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 
 _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # rows below the header: Excel's limit

@@ -49,9 +49,9 @@ from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.options.check import check
 from promptmill.options.keywords import BulkOptions
 from promptmill.service.service import Service

@@ -51,7 +51,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.status_words import progress_lines
 from promptmill.service import observers
 from promptmill.service.service import Service

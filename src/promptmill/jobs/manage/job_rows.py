@@ -30,8 +30,8 @@ from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # characters that cost the event loop as much time as one value; a page has up to 300,000 values

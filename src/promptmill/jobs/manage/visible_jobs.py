@@ -16,7 +16,7 @@ from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import ID, Folder
 from promptmill.jobs.store.index import JobFolders, no_job
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.status_record import Status
 from promptmill.system.safe_open import home_expanded
 

@@ -25,7 +25,8 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target
 
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import PlanWork
+from promptmill.jobs.store.plan import JobSpec, PlanWork
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, join_of
-from promptmill.jobs.store.spec import JobSpec
 
 _DIGEST = 16
 _TABLES = {

@@ -23,8 +23,8 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.progress import Watch
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.service.service import Service
 
 T = TypeVar("T")

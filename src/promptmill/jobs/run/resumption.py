@@ -13,8 +13,9 @@ from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target
 
 SEND_ALL = Named("again", "all")

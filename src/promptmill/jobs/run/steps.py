@@ -26,7 +26,8 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import Earlier
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.spec import OutputRecord
 from promptmill.system.call_files import FileRule
 
 

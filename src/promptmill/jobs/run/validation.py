@@ -36,7 +36,8 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import JobSpec, Origin
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.spec import Origin
 
 _SHOWN = 20
 _LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the same in all

@@ -31,7 +31,8 @@ from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import InputSpec, JobSpec, Origin, OutputSpec
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.spec import InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
 

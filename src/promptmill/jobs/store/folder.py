@@ -35,8 +35,9 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.lock import is_held
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.salvage import salvage
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.status_record import CourseRecord, RunStatus, sound
 from promptmill.jobs.store.stored import Target
 

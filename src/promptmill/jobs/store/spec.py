@@ -1,4 +1,4 @@
-"""The description of a job, as its database stores it: input, question, targets, output, and plan."""
+"""The parts of a job's description, as its database stores them: its input, its output, and where it came from."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import orjson
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from promptmill.core import values
-from promptmill.core.errors import Code, unwritable_parameters
+from promptmill.core.errors import unwritable_parameters
 from promptmill.core.feature import Format
-from promptmill.jobs import format_table, members
+from promptmill.jobs import format_table
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
-from promptmill.jobs.store.plan import AnyPlan, Plan
-from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target
+from promptmill.jobs.store.stored import AnswerForm, Stored
 
-_LAST_TIME = 10**11  # max time in seconds: the year 5138
+LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
 _Names: TypeAlias = Annotated[
@@ -116,96 +115,6 @@ class Origin(Stored):
     """The owner, see `JobOrder.owner`."""
     working_folder: Path | None = None
     """The working directory in which the job was started."""
-
-
-class JobSpec(Stored):
-    """The description of a job. Fingerprints identify model, sampling and system prompt without revealing them."""
-
-    job_id: str
-    created: Annotated[int, Field(ge=0, le=_LAST_TIME)]
-    input: InputSpec
-    question: Question = Question()
-    output: OutputSpec
-    targets: tuple[Target, ...] = (Target(),)
-    """The targets of each row, one for each slot."""
-    backend: str
-    model: str
-    provider: str = ""
-    """The name of the provider, for metrics."""
-    plan: AnyPlan = Plan()
-    """The plan, which decides the rows to send next and the answer of each row."""
-    to_bind: Literal["questions", "rows"] | None = None
-    """The rule that binds answers when the input is read again: by question, or by row number."""
-    origin: Origin = Origin()
-
-    @property
-    def fills_input(self) -> bool:
-        """Whether the answers become columns of the sheet that has the rows."""
-        source, (file, sheet) = self.input, members.split(self.output.path)
-        if not (source.kind.has_sheets and self.output.kind.has_sheets) or len(source.parts) > 1:
-            return False
-        return source.parts[0].path == file and sheet in {"", source.parts[0].member}
-
-    @property
-    def keeps_sheets(self) -> bool:
-        """Whether the output is a sheet of a workbook, or columns of a sheet, and the rest of the workbook is kept."""
-        return self.output.kind.has_sheets and (self.fills_input or bool(members.split(self.output.path)[1]))
-
-    @property
-    def image_folders(self) -> tuple[str, ...]:
-        """The folders in which relative image paths are searched: the input's folder, then the working folder."""
-        here = Path.cwd()
-        folders = [self.input.path.parent] if self.input.is_file else []
-        folders.append(self.origin.working_folder or here)
-        return () if {*folders} == {here} else tuple(map(str, folders))
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the database has the rows and questions that `input` and `question` describe."""
-        return self.output.names is not None and self.to_bind is None
-
-    @property
-    def models(self) -> str:
-        """The names of the job's models, separated by commas."""
-        return ", ".join(dict.fromkeys(target.model or self.model for target in self.targets))
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether each row gets several answers (one for each target)."""
-        return self.delivered > 1
-
-    @property
-    def delivered(self) -> int:
-        """The number of answers to each row in the output. They are in the first slots."""
-        return 1 if self.plan.chooses else len(self.targets)
-
-    @property
-    def output_targets(self) -> Sequence[Target]:
-        """The targets of the answers in the output."""
-        return self.targets[: self.delivered]
-
-    @property
-    def of_call(self) -> bool:
-        """Whether the rows are items of a call that became this job."""
-        return self.input.format == "messages"
-
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """The settings that determine the columns and rows of the output."""
-        output = self.output
-        return output.form, self.question.skip_empty, output.answer_schema, [target.name for target in self.targets]
-
-    def with_output(self, **changes: Any) -> JobSpec:
-        """Return the job with other values of `output`."""
-        return self.model_copy(update={"output": self.output.model_copy(update=changes)})
-
-    def with_input(self, **changes: Any) -> JobSpec:
-        """Return the job with other values of `input`."""
-        return self.model_copy(update={"input": self.input.model_copy(update=changes)})
-
-    def leaves_out(self, code: str | None) -> bool:
-        """Return whether the output omits rows with this error."""
-        return self.question.skip_empty and code == Code.EMPTY_PROMPT
 
 
 class OutputRecord(Stored):

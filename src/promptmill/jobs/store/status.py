@@ -12,8 +12,8 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
+from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, STARTING
-from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import Results, RunStatus, Status
 
 T = TypeVar("T")
