@@ -187,11 +187,6 @@ def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
     assert not bench.output.exists()
 
 
-def test_a_flag_of_the_last_release_is_answered_with_its_new_name(bench):
-    bench.prompts(1)
-    assert "`--validate` is now `--dry-run`" in bench.fail("--validate")
-
-
 def test_a_schema_is_a_file_or_fields_in_one_line(bench):
     bench.prompts(1)
     bench.upstream.reply = answer('{"name": "Ann", "amount": 2.5, "n": 1, "old": true}')
