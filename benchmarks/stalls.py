@@ -186,7 +186,7 @@ class Server:
         self.report = Path(tempfile.mkstemp(prefix="stalls-")[1])
         self._config = self.report.with_suffix(".yaml")
         block = {"model_name": "m", "base_url": url, "concurrency": 64, "retries": 1, "base_delay": 0.01}
-        top = {"backend": "openai", "schema_retries": 0, **settings, "backend_configs": {"openai": block}}
+        top = {"backend": "openai", "check_retries": 0, **settings, "backend_configs": {"openai": block}}
         self._config.write_bytes(orjson.dumps(top))
         arguments = ["serve", "--config", str(self._config), *(["--http", "127.0.0.1:0"] if over == "http" else [])]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)

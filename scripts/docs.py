@@ -23,6 +23,7 @@ from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.loading import Configuration
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Sampling
 from promptmill.options.option import Option, sentence, spelled
 from promptmill.options.table import groups, options
 from promptmill.server.listed_tools import rare_names
@@ -234,11 +235,16 @@ async def _options() -> str:
     for tool in await create_server(Service(Configuration({}))).list_tools(run_middleware=False):
         if rare := [*rare_names(tool.parameters)]:
             lines.append(f"\n{tool.name}:\n")
-        for name in rare:
-            words = tool.parameters["properties"][name]["description"].removesuffix(".")
-            line = f"`{name}`: {words[:1].lower()}{words[1:]}"
-            lines.append(textwrap.fill(line, 120, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False))
+        lines += [_item(name, tool.parameters["properties"][name]["description"]) for name in rare]
+    lines.append("\n**`sampling_params`** has these keys. The model or endpoint decides about the others:\n")
+    lines += [_item(name, field.description or "") for name, field in Sampling.model_fields.items()]
     return "\n".join(lines) + "\n"
+
+
+def _item(name: str, words: str) -> str:
+    words = words.removesuffix(".")
+    line = f"`{name}`: {words[:1].lower()}{words[1:]}"
+    return textwrap.fill(line, 120, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def names() -> str:

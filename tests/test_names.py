@@ -12,6 +12,7 @@ import promptmill
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
 from promptmill.options.keywords import BulkOptions, ModelOptions
+from promptmill.options.table import of_answers
 
 pytestmark = pytest.mark.features
 _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding="utf-8")
@@ -19,6 +20,7 @@ _HELP = {"-h", "--help"}
 _MODEL = {  # options of each command that may ask a model; the table of `bulk` has them
     *("--config", "--backend", "--set", "--model", "-m", "--base-url", "--provider", "--key-env"),
     *("--temperature", "--max-tokens", "--concurrency"),
+    *(str(option.name_on("flag")) for option in of_answers()),
 }
 
 

@@ -564,7 +564,7 @@ def test_an_answer_that_a_validator_of_the_class_refuses_is_the_failure_of_its_r
     result = promptmill.bulk(["France", "sea"], schema=City, **options)
     assert result.answers == [City(name="Paris"), ""]
     refused = result.rows[1]["error"]
-    assert (refused["code"], refused["text"], result.failed) == ("invalid_answer", {"name": "Atlantis"}, 1)
+    assert (refused["code"], refused["attempts"], result.failed) == ("invalid_answer", 2, 1)
     assert "1 row answered, 1 failed" in repr(result)
     rows = sorted(promptmill.stream(["France", "sea"], schema=City, **options), key=lambda row: row["row"])
     assert [row["answer"] for row in rows] == [City(name="Paris"), ""]

@@ -38,7 +38,7 @@ _NO_FILE = "There is no configuration file"
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
     """Add the options that constrain the form of the answers."""
     names = ("choices", "schema", "fields", "choices_many")
-    add_table(parser, [option for option in table.ANSWERS if option.name in names])
+    add_table(parser, [*(option for option in table.ANSWERS if option.name in names), *table.of_answers()])
 
 
 def text_of(option: str, file: Path) -> str:

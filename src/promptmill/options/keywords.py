@@ -192,6 +192,8 @@ class ChecksOptions(TypedDict, total=False):
     """An answer with more words is requested again, and then fails."""
     match: str | None
     """An answer that does not match this regular expression as a whole is requested again, and then fails."""
+    language: str | None
+    """An answer in another language than this (its code: de, en, fr) is requested again, and then fails."""
 
 
 class DocumentsOptions(TypedDict, total=False):

@@ -560,6 +560,12 @@ def groups() -> list[Group]:
     return found
 
 
+def of_answers() -> list[Option]:
+    """Return the options of features that set a sampling parameter, such as checks of the answer."""
+    added = (option for group in groups()[len(GROUPS) :] for option in group.options)
+    return [option for option in added if any(key.startswith(SAMPLING_KEYS) for key in option.keys)]
+
+
 def needs_hidden(name: str, face: Face) -> str:
     """Return `needs the feature order, which is hidden here` for an option of a hidden feature, given by its name on a
     face; `""` for any other name."""

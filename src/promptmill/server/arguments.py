@@ -19,7 +19,6 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import (
     Conversation,
     ImagePosition,
-    Sampling,
     conversation_from_messages,
     conversation_from_prompt,
     is_longer,
@@ -88,8 +87,8 @@ BackendConfigs = Annotated[
 SamplingParams = Annotated[
     dict[str, Any],
     Field(
-        description="{} keeps the configured parameters, any other object replaces all: "
-        f"{', '.join(Sampling.model_fields)}."
+        description="{} keeps the configured parameters, any other object replaces all: temperature, top_p, seed, "
+        "max_tokens, stop, n, choices, response_format, reasoning_effort, …; see skill://promptmill/SKILL.md."
     ),
 ]
 ExtraParams = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from pydantic import BaseModel, field_validator
 import promptmill
 from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Facts
+from promptmill.cli import main as cli
+from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
+from promptmill.features.checks import parameters
 from promptmill.service.service import Service
 from replies import answer, choose
 
@@ -183,3 +187,42 @@ def test_a_job_with_a_function_is_not_continued_without_it(tmp_path, upstream):
 def test_a_check_that_breaks_fails_its_row(bulk):
     result = bulk("a", check=lambda text, row: row["nothing"])
     assert (result.failed, result.rows[0]["error"]["code"]) == (1, "internal")
+
+
+async def test_an_answer_in_another_language_is_asked_for_again(ask, upstream):
+    english, german = "The delivery was late, but all is well.", "Die Lieferung kam zu spät, aber alles ist gut."
+    upstream.reply = choose(
+        lambda seen: answer(german if _again(seen) and "stubborn" not in str(seen.json["messages"][0]) else english)
+    )
+    (good, bad), _ = await ask("a", "stubborn", language="de")
+    assert (good.text, bad.error.code) == (german, "invalid_answer")
+    assert "not in the language `de`, but in `en`" in bad.error.message
+
+
+@pytest.mark.parametrize(
+    "text", ["Ja.", "Paris", "12.50", '{"summary": "Die Lieferung kam zu spät", "mood": "angry"}', ""]
+)
+async def test_a_short_answer_may_be_in_any_language_and_keys_are_none(ask, upstream, text):
+    upstream.reply = answer(text)
+    (outcome,), stats = await ask("a", language="de")
+    assert (outcome.text, stats.counts.asked_again) == (text, 0)
+
+
+@pytest.mark.parametrize(
+    ("language", "installed", "said"),
+    [("german", True, "is no code of a language, such as en"), ("de", False, r"needs py3langid\. Run: .*language")],
+)
+def test_a_language_that_cannot_be_checked_is_an_error_before_anything_is_sent(monkeypatch, language, installed, said):
+    if not installed:
+        parameters.languages.cache_clear()
+        monkeypatch.setitem(sys.modules, "py3langid", None)
+    with pytest.raises(PromptmillError, match=said):
+        Configuration({"sampling_params": {"language": language}}).plan  # noqa: B018
+
+
+def test_generate_has_the_flags(upstream, monkeypatch, capsys):
+    upstream.reply = choose(_words)
+    monkeypatch.setenv("LLM_API_KEY", "k")
+    endpoint = ("--base-url", upstream.url, "--model", "m")
+    assert cli.main(["generate", "Say a", *endpoint, "--max-words", "3"]) == 0
+    assert capsys.readouterr().out == "one two\n"

@@ -1,10 +1,14 @@
-"""Checks that can be written down: a limit of words, and a pattern."""
+"""Checks that can be written down: a limit of words, a pattern, and a language."""
 
 from promptmill.core.feature import Feature
 
 FEATURE = Feature(
-    words="answers that keep to a limit of words or match a pattern, else they are requested again",
+    words="answers that keep to a limit of words, a pattern or a language, else they are requested again",
     options="promptmill.features.checks.options:OPTIONS",
     sampling="promptmill.features.checks.parameters:Wanted",
-    answers=("promptmill.features.checks.written:MaxWords", "promptmill.features.checks.written:Match"),
+    answers=(
+        "promptmill.features.checks.written:MaxWords",
+        "promptmill.features.checks.written:Match",
+        "promptmill.features.checks.written:Language",
+    ),
 )

@@ -21,4 +21,12 @@ OPTIONS = (
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.match"],
     ),
+    Option(
+        "language",
+        str,
+        "an answer in another language than this (its code: de, en, fr) is requested again, and then fails",
+        flag=Flag(metavar="CODE"),
+        argument=Argument(within="sampling_params"),
+        keys=["sampling_params.language"],
+    ),
 )

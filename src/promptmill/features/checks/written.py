@@ -1,10 +1,17 @@
-"""The checks for the parameters `max_words` and `match`."""
+"""The checks for the parameters `max_words`, `match` and `language`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
 from promptmill.answers.check import Check
 from promptmill.core.request import Request
-from promptmill.features.checks.parameters import Wanted, whole_match
+from promptmill.features.checks.parameters import Wanted, likelihoods, whole_match
+
+_SURE = 10  # as a logarithm: e^10, so 22,000 times as likely. German sentences of three words are at 13
 
 
 class MaxWords(Check):
@@ -31,3 +38,36 @@ class Match(Check):
         assert isinstance(wanted, Wanted)
         pattern = wanted.match or ""
         return None if whole_match(pattern).is_valid(answer.strip()) else f"it does not match the pattern {pattern}"
+
+
+class Language(Check):
+    """The language of the answer, or of the texts in a JSON answer."""
+
+    blocks = True
+    wanted_by = ("language",)
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        """Return the languages if another one is far likelier; an answer of few words could be in several."""
+        wanted = request.sampling
+        assert isinstance(wanted, Wanted)
+        found = likelihoods("\n".join(_texts(answer)))
+        likeliest = max(found, key=found.__getitem__)
+        if wanted.language is None or found[likeliest] - found[wanted.language] <= _SURE:
+            return None
+        return f"it is not in the language `{wanted.language}`, but in `{likeliest}`"
+
+
+def _texts(answer: str) -> Iterator[str]:
+    """Yield the texts in a JSON answer, or else the answer."""
+    try:
+        nested: list[Any] = [orjson.loads(answer)]
+    except orjson.JSONDecodeError:
+        nested = [answer]
+    while nested:
+        match nested.pop():
+            case str() as text:
+                yield text
+            case list() as items:
+                nested += items
+            case dict() as fields:
+                nested += fields.values()

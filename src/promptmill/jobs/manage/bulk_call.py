@@ -23,10 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from pydantic import ValidationError
-
 from promptmill.answers.schema import AnswerType
-from promptmill.config.explain import explain
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.jobs import door
@@ -232,13 +229,9 @@ class _Call:
             return None
 
         def check(answer: str, row: Row) -> str | None:
-            try:
-                value = answer_of(answer, schema)
-                return None if complain is None else complain(value, OwnValues(job.spec).of(row))
-            except ValidationError as error:
-                return explain(error)
-            except (ValueError, AssertionError) as error:
-                return str(error) or type(error).__name__
+            if (refused := refusal_of(answer, schema)) is not None:
+                return str(refused["message"])
+            return None if complain is None else complain(answer_of(answer, schema), OwnValues(job.spec).of(row))
 
         return check
 

@@ -158,16 +158,17 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
 def refusal_of(answer: Any, answer_schema: AnswerType | None) -> dict[str, Any] | None:
     """Return the error of a row whose answer a validator of the schema's class refuses, with the answer; else None.
 
-    Validators may check more than the schema does, so the provider and the job have accepted this answer.
+    Validators may check more than the schema does. A job may have answers from before it had the class.
     """
     if not isinstance(answer_schema, type):
         return None
     try:
         answer_of(answer, answer_schema)
     except Exception as error:  # noqa: BLE001 (a validator of the caller's class may raise anything)
-        why = (
-            error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else type(error).__name__
-        )
+        why = type(error).__name__
+        if isinstance(error, ValidationError):
+            first = error.errors(include_input=False)[0]
+            why = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         refused = f"A validator of {answer_schema.__name__} refuses the answer: {why.rstrip('.')}."
         return {"code": str(Code.INVALID_ANSWER), "message": refused, "retryable": False, "attempts": 0, "text": answer}
     return None
