@@ -77,7 +77,9 @@ async def test_of_equal_rows_one_is_sent_unless_answers_differ_each_time(store, 
     assert [outcome.is_copy for outcome in outcomes] == [key not in expected for key in range(5)]
 
 
-async def test_an_outcome_is_known_before_it_is_written_and_after(store):
+@pytest.mark.parametrize("waits_for_disk", [False, True])
+async def test_an_outcome_is_known_before_it_is_written_and_after(store, waits_for_disk):
+    store.waits_for_disk = waits_for_disk
     RoundsBench(store, "aaa")
     (asked,) = {row.asked for row in store.rows()}
     sent = Sent(store)
