@@ -169,12 +169,6 @@ def test_without_a_command_the_help_is_printed(promptmill):
     assert "generate" in out
 
 
-@pytest.mark.features("report")
-def test_the_command_of_reports_is_answered_with_its_new_name(promptmill):
-    said = "error: `promptmill report` is now `promptmill jobs JOB --html`.\n"
-    assert promptmill("report", "x", "--any", config=None) == (2, "", said)
-
-
 def test_help_shows_a_commands_own_options(promptmill):
     code, out, _ = promptmill("bulk", "--help", "all", config=None)
     assert code == 0
@@ -335,14 +329,6 @@ _FILES = {
     "inner.json": '{"properties": {"n": {"items": {"enums": ["a"]}}}}',
     "required.json": '{"properties": {"number": {}}, "required": ["numbr"]}',
 }
-_RENAMED = {
-    "show": "jobs JOB --rows",
-    "join": "jobs OUTPUT --join",
-    "cache": "jobs --cache",
-    "help": "--help",
-    "check": "models --check",
-    "providers": "models --providers",
-}
 _QUESTION = "generate What is the capital of France?"
 _OPENAI = "Use the backend openai with"
 _SETTINGS = [
@@ -365,7 +351,6 @@ _REFUSED = [
     ("generate --temprature 1 x", "did you mean --temperature?"),
     ("bulk a.jsonl b.jsonl --max-failurs", "did you mean --max-failures?"),
     ("serve x", "'x' is an argument too many"),
-    *((f"{old} x --any", f"error: `promptmill {old}` is now `promptmill {new}`.") for old, new in _RENAMED.items()),
     # prompts and outputs
     ("generate ''", "the prompt is empty"),
     ("generate one ' '", "the prompt is empty"),

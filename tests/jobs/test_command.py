@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -201,11 +202,6 @@ def test_a_dry_run_of_json_names_the_fields_that_are_written(bench, suffix):
     assert list(row) == ["text", "answer", "answer_1", "error", "usage", "finish_reason"]
 
 
-def test_a_flag_of_the_last_release_is_answered_with_its_new_name(bench):
-    bench.prompts(1)
-    assert "`--validate` is now `--dry-run`" in bench.fail("--validate")
-
-
 def test_a_schema_is_a_file_or_fields_in_one_line(bench):
     bench.prompts(1)
     bench.upstream.reply = answer('{"name": "Ann", "amount": 2.5, "n": 1, "old": true}')
@@ -232,7 +228,34 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench):
     found = bench.succeed("--dedupe", "--set", "sampling_params.temperature=0")
     assert len(bench.upstream.seen) == 7
     assert [row["answer"] for row in bench.answers()] == [f"echo: p{at % 7}" for at in range(200)]
-    assert found["completion_tokens"] == 14
+    assert (found["completion_tokens"], found["cached"], found["requests"]) == (14, 193, 7)
+
+
+def test_the_copies_of_a_failure_do_not_count_for_the_limit_of_failures(bench):
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "p0" else answer())
+    bench.write([{"id": at, "prompt": f"p{at % 4}"} for at in range(40)])
+    bench.fail("--dedupe", "--temperature", "0", "--max-failures", "2", code=1)
+    assert {row["id"] % 4 for row in bench.answers() if row["error"]} == {0}
+    assert bench.status()["failed"] == 10
+
+
+def test_rows_of_one_question_do_not_keep_other_questions_from_being_sent(bench):
+    """More rows than may wait have the question of the first row, whose answer comes after all others."""
+    others = {f"p{at}" for at in range(1, 4)}
+    seen_others = set[str]()
+
+    async def held(exchange: Any) -> None:
+        if exchange.seen.prompt == "p0":
+            while seen_others < others:
+                await asyncio.sleep(0.01)
+        seen_others.add(exchange.seen.prompt)
+        await answer()(exchange)
+
+    bench.upstream.reply = held
+    bench.write([{"prompt": f"p{at}"} for at in range(4) for _ in range(1500)])
+    bench.succeed("--dedupe", "--temperature", "0")
+    assert [row["answer"] for row in bench.answers()] == [f"echo: p{at}" for at in range(4) for _ in range(1500)]
+    assert len(bench.upstream.seen) == 4
 
 
 def test_parameters_that_json_cannot_carry_are_refused_in_words(bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 
 import pytest
@@ -34,11 +35,6 @@ def history(*rounds: str, interrupted: bool = False) -> list[Round]:
         (PLAIN, history("open"), 1, "", (2, "open")),
         (order_of("all"), [], 0, "", (1, "again all")),
         (order_of("failed"), history("open", "again failed"), 1, "again failed", (3, "open")),
-        (DEDUPE, [], 0, "", (1, "open duplicate")),
-        (DEDUPE, [], 0, "open duplicate", (1, "open once")),
-        (DEDUPE, history("open once"), 0, "", (2, "open duplicate")),
-        (DEDUPE, history("open once"), 0, "open duplicate", (2, "open once")),
-        (order_of("failed", dedupe=True), history("open once"), 1, "again failed duplicate", (2, "again failed once")),
     ],
 )
 def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty, expected):
@@ -46,7 +42,7 @@ def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty
     assert (found and (found.id, found.rows)) == expected
     if found is not None:
         assert (found.slots, found.since, found.done) == ((0, 1), since, False)
-        assert found.way == ("copy" if "duplicate" in found.rows else "live")
+        assert found.way == "live"
 
 
 @pytest.mark.parametrize(
@@ -60,14 +56,6 @@ def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty
         (order_of("failed"), "again truncated", 2, True),
         (order_of("all"), "again failed", 2, False),
         (order_of("all"), "again all", 1, True),
-        (DEDUPE, "open", 2, False),
-        (DEDUPE, "again failed", 2, True),
-        (DEDUPE, "open once", 2, True),
-        (DEDUPE, "open duplicate", 2, True),
-        (PLAIN, "open once", 2, False),
-        (PLAIN, "open duplicate", 2, False),
-        (order_of("failed", dedupe=True), "again failed once", 1, True),
-        (order_of("all", dedupe=True), "again failed once", 2, False),
     ],
 )
 def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(order, rows, since, resumed):
@@ -98,12 +86,13 @@ def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store):
 
 def test_with_dedupe_one_of_several_rows_is_sent_and_the_others_get_its_outcome(store):
     bench = RoundsBench(store, "apfaqfpqp-")
-    assert bench.run(DEDUPE) == [("open once", [0, 1, 2, 4, 9]), ("open duplicate", [3, 5, 6, 7, 8])]
+    assert bench.run(DEDUPE) == [("open", [0, 1, 2, 4, 9])]
     answers = bench.answers()
     assert (answers[0], answers[3]) == ("a 1", "a 1")
     assert {n for n, said in answers.items() if said == "bad_request"} == {2, 5, 9}
     assert {n for n, said in answers.items() if said == "timeout"} == {1, 4, 6, 7, 8}
-    assert bench.run(DEDUPE) == [("open once", [1, 4]), ("open duplicate", [6, 7, 8])]
+    assert bench.run(DEDUPE) == [("open", [1, 4])]
+    assert {n for n, said in bench.answers().items() if said == "timeout"} == {1, 6, 8}
 
 
 @pytest.mark.parametrize("again", KINDS[1:])
@@ -112,8 +101,7 @@ def test_an_order_again_with_dedupe_sends_each_question_once(store, again):
     bench.run(PLAIN)
     before = bench.asked
     expected = {"failed": [[2], [5]], "truncated": [[1], [4]], "all": [[0, 1, 2], [3, 4, 5]]}[again]
-    once, duplicates = f"again {again} once", f"again {again} duplicate"
-    assert bench.run(order_of(again, dedupe=True)) == [(once, expected[0]), (duplicates, expected[1])]
+    assert bench.run(order_of(again, dedupe=True)) == [(f"again {again}", expected[0])]
     assert bench.asked == before + len(expected[0])
     answers = bench.answers()
     assert [answers[n] for n in expected[0]] == [answers[n] for n in expected[1]]
@@ -123,7 +111,8 @@ def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store):
     bench = RoundsBench(store, "at")
     bench.run(PLAIN)
     bench.add(2, "aat")
-    assert bench.run(DEDUPE) == [("open duplicate", [2, 3, 4])]
+    assert bench.run(DEDUPE) == [("open", [])]
+    assert bench.answers() == {0: "a 1", 1: "t 2", 2: "a 1", 3: "a 1", 4: "t 2"}
 
 
 @pytest.mark.parametrize(("again", "dedupe"), list(product(KINDS, (False, True))))
@@ -138,7 +127,7 @@ def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(tmp
 
     whole = begun("whole")
     planned = whole.run(order)
-    requests = sum(len(keys) for rows, keys in planned if "duplicate" not in rows)
+    requests = sum(len(keys) for _, keys in planned)
     for killed_after in range(1, requests + 1):
         bench = begun(f"{killed_after}")
         done, resumed = bench.run(order, killed_after), bench.run(order)
@@ -149,6 +138,8 @@ def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(tmp
         ahead = [(rows, rest), *following] if rest else following
         if again is None:  # repeated, it is a new order, which sends failures that may pass: the round is the same
             resumed, ahead = resumed[: bool(rest)], ahead[: bool(rest)]
+        if dedupe:  # a round may have only copies left
+            resumed, ahead = ([each for each in both if each[1]] for both in (resumed, ahead))
         assert resumed == ahead
         assert bench.answers().keys() == whole.answers().keys()
         bench.store.close()
@@ -192,9 +183,9 @@ def test_the_rows_that_an_order_sends_are_known_before_its_first_round(store, ag
 
 def test_a_row_that_a_rule_gets_during_the_run_is_sent_in_it(store):
     bench, sent = RoundsBench(store, ["a", "a"]), []
-    for round_, _ in bench.rounds(order_of()):
+    for round_, job_rounds in bench.rounds(order_of()):
         for row in bench.open_rows(round_):
-            bench.record(round_, row)
+            asyncio.run(bench.answered(round_, row, job_rounds))
             sent.append(row.n)
         if sent == [0, 1]:
             bench.add(2, ["a"])

@@ -17,14 +17,12 @@ from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PlanEntry
-from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, Plan, plan_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
 from promptmill.options.table import Again
 from promptmill.service.service import Service
 from replies import answer, choose
-from rounds_bench import order_of
 
 _IS_NEW = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 'long')"
 
@@ -109,17 +107,6 @@ async def test_a_call_may_not_ask_a_model_that_only_a_plan_names_and_the_client_
         with pytest.raises(ToolError, match="there is no model 'large'"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", max_failures="9")
     assert not bench.upstream.seen
-
-
-def test_rounds_of_a_plan_follow_those_of_the_order_that_send_each_question_once():
-    order, planned = order_of(dedupe=True), list[str]()
-
-    def has_rows(round_: Round) -> bool:
-        planned.append(round_.rows)
-        return False
-
-    next_round(Situation(order, LongAgain(), [], 0, 1, has_rows))
-    assert planned == ["open duplicate", "open once", "long"]
 
 
 @pytest.mark.parametrize("kind", [JobOrder, JobSpec])

@@ -16,7 +16,6 @@ from rounds_bench import FINAL, PASSING
 
 ANSWER, TRUNCATED = Completion("a", "stop"), Completion("a", "length")
 SINCE, NOW = 4, 5
-EQUAL = "CREATE TEMP TABLE equal (key INTEGER, first INTEGER, is_known INTEGER)"
 STATES: list[tuple[str, Outcome | None, Provenance]] = [
     ("missing", None, Provenance()),
     ("answer", ANSWER, Provenance(0, 1)),
@@ -45,9 +44,6 @@ def selected(store: JobDatabase, rows: str, slot: int) -> list[str]:
         ("again failed", "final, passing"),
         ("again truncated", "truncated"),
         ("again all", "missing, answer, of other settings, truncated, final, passing"),
-        ("open once", "missing, passing"),
-        ("again all once", "missing, truncated, final, passing"),
-        ("open duplicate", "answer"),
     ],
 )
 def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expected):
@@ -57,20 +53,13 @@ def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expe
             store.write([record_of(n + slot * SLOT, outcome, None, made)])
         others = (n + other * SLOT for other in range(3) if other != slot)  # which would select no row
         store.write([record_of(key, ANSWER, None, Provenance(0, NOW)) for key in others])
-    store.change(
-        (EQUAL, [()]),
-        (
-            "INSERT INTO temp.equal VALUES (?, -1, ?)",
-            [(slot * SLOT + 2, 0), (slot * SLOT + 1, 1), ((slot + 1) * SLOT, 1)],
-        ),
-    )
     assert selected(store, rows, slot) == expected.split(", ")
 
 
-@pytest.mark.parametrize("rows", [rule for rule in RULES if "duplicate" not in rule])
+@pytest.mark.parametrize("rows", [*RULES])
 @pytest.mark.parametrize("outcome", [ANSWER, TRUNCATED, FINAL, PASSING])
 def test_a_row_leaves_every_rule_once_its_round_has_recorded_it(store, rows, outcome):
-    store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]), (EQUAL, [()]))
+    store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]))
     store.write([record_of(0, outcome, None, Provenance(0, NOW))])
     assert selected(store, rows, 0) == []
 

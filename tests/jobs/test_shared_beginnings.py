@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import chain
 
 import orjson
@@ -12,7 +13,10 @@ from promptmill.backends.rows import RowReader
 from promptmill.core.request import Shared
 from promptmill.jobs.inputs.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
+from promptmill.jobs.run.live import OpenRows
 from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
+from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.stored import Target
 from sure import sure
 
 LONG = 5000
@@ -105,3 +109,18 @@ def test_fewer_rows_than_a_beginning_pays_for_do_not_share_it():
     found = in_groups(iter([rows]), _look, len, 3, reorders=True)
     shared = {row: one and one.key for row, one in chain.from_iterable(found)}
     assert shared == {"xa1": "xa", "xa2": "xa", "xa3": "xa", "xb1": "x", "xb2": "x"}
+
+
+@pytest.mark.parametrize(("sends_once", "expected"), [(True, [False, False, True, True]), (False, [True] * 4)])
+def test_a_beginning_that_only_rows_with_one_question_have_is_not_shared(store, sends_once, expected):
+    rows = ("a", "why?"), ("a", "why?"), ("b", "who?"), ("b", "how?")
+    cells = [orjson.dumps([document * LONG, question]) for document, question in rows]
+    store.change(
+        (
+            "INSERT INTO row VALUES (?, ?, NULL, ?)",
+            [(n, hashlib.blake2b(row, digest_size=16).digest(), row) for n, row in enumerate(cells)],
+        )
+    )
+    made = requests("{{document}} {{question}}")
+    open_rows = OpenRows(store, Round(1, "open", ""), [Target()], [made], sharing=2, sends_once=sends_once)
+    assert [row.shared is not None for page in open_rows.in_groups() for row in page] == expected

@@ -183,10 +183,10 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
     goes_on = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def slowly(self, round_):
+    def slowly(*arguments):
         loop.call_soon_threadsafe(looked.set)
         asyncio.run_coroutine_threadsafe(goes_on.wait(), loop).result()
-        return real(self, round_)
+        return real(*arguments)
 
     monkeypatch.setattr(Duplicates, "prepare", slowly)
     async with Client(create_server(service)) as client:

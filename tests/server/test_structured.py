@@ -30,24 +30,6 @@ async def test_every_answering_tool_takes_a_schema_as_an_object_or_as_text(talk,
     assert {seen.json["response_format"]["type"] for seen in upstream.seen} == {"json_schema"}
 
 
-async def test_a_schema_has_its_first_name_too(talk, upstream):
-    upstream.reply = answer('{"name": "Ada"}')
-    text_of_schema = json.dumps(NAME)
-    for result in [
-        await talk("generate", prompt_ls=["Who?"], answer_schema=NAME),
-        await talk("generate", prompt_ls=["Who?"], answer_schema=text_of_schema, schema=None),
-        await talk("generate", prompt_ls=["Who?"], answer_schema=None, schema=NAME),
-        await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], answer_schema=NAME),
-        await talk("multiturn_generate", messages=[{"role": "user", "content": "Who?"}], answer_schema=NAME),
-    ]:
-        assert result.structured_content == {"ans_ls": ['{"name": "Ada"}']}
-    assert {seen.json["response_format"]["type"] for seen in upstream.seen} == {"json_schema"}
-    both = await talk("generate", prompt_ls=["Who?"], answer_schema=NAME, schema=NAME)
-    assert "answer_schema is not an argument of this tool" in text(both)
-    job = await talk("bulk_generate", prompts=["Who?"], answer_schema=NAME, validate=True)
-    assert job.structured_content["state"] == "validated"
-
-
 async def test_long_schemas_are_read_in_a_thread_one_call_at_a_time(talk, monkeypatch):
     threads, running, most = set(), [], []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from job_specs import spec_of
-from promptmill.backends.protocol import Completion, Failure, Outcome
+from promptmill.answering.chain import around
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Conversation, Request, Sampling
 from promptmill.jobs.run.admission import _last_round
-from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
 from promptmill.jobs.run.steps import Change
@@ -55,46 +57,37 @@ class RoundsBench:
         self.store.change(("INSERT INTO row VALUES (?, ?, ?, ?)", rows))
 
     def run(self, order: JobOrder, killed_after: int | None = None) -> list[tuple[str, list[int]]]:
-        """Run the job; return the rule of each round with the keys that were sent or copied.
+        """Run the job; return the rule of each round with the keys that were sent.
 
         A run is killed after so many requests.
         """
         left, made = killed_after, list[tuple[str, list[int]]]()
-        for round_, planned in self.rounds(order):
-            if left == 0:
-                return made
-            keys: list[int] = []
-            made.append((round_.rows, keys))
-            if planned is not None:
-                before = {record.key: record.round for record in self.store.records()}
-                planned.copy(round_, lambda _: None)
-                keys += [one.key for one in self.store.records() if one.round != before.get(one.key)]
-            else:
+        with asyncio.Runner() as loop:
+            for round_, job_rounds in self.rounds(order):
+                if left == 0:
+                    return made
+                keys: list[int] = []
+                made.append((round_.rows, keys))
                 for row in self.open_rows(round_):
                     if left == 0:
                         return made
-                    left = None if left is None else left - 1
-                    keys.append(row.key)
-                    self.record(round_, row)
+                    if not loop.run(self.answered(round_, row, job_rounds)).is_copy:
+                        left = None if left is None else left - 1
+                        keys.append(row.key)
         if left != 0:
             rounds.end(self.store)
         return made
 
-    def job_rounds(self, order: JobOrder, duplicates: Duplicates | None) -> JobRounds:
-        """Return the rounds of a run."""
+    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, JobRounds]]:
+        """Yield the rounds of a run."""
         change = Change(None, order.earlier, _last_round(self.store, order))
         folder = SimpleNamespace(store=self.store)
         job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=folder, plan=None)
-        return JobRounds(job, duplicates)
-
-    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, JobRounds | None]]:
-        """Yield the rounds of a run, those that copy with the job's rounds."""
-        duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.limits.dedupe else None
-        job_rounds = self.job_rounds(order, duplicates)
+        job_rounds = JobRounds(job)
         for _ in range(20):
             if (round_ := job_rounds.next()) is None:
                 return
-            yield round_, job_rounds if round_.way == "copy" else None
+            yield round_, job_rounds
         raise AssertionError("rounds without end")
 
     def open_rows(self, round_: Round) -> list[OpenRow]:
@@ -105,13 +98,22 @@ class RoundsBench:
         """Return the text of each answer, or the code of the failure, by its key."""
         return {record.key: record.code or record.text for record in self.store.sound_records()}
 
-    def record(self, round_: Round, row: OpenRow) -> None:
-        """Answer a row, and write its record."""
-        letter = row.cells.decode()[self.spec.targets[row.slot].prompt]
-        self.asked += 1
-        made = self.spec.targets[row.slot].made(round_.id)
-        record = record_of(row.key, self._outcome(letter, row), row.asked, made)
+    async def answered(self, round_: Round, row: OpenRow, job_rounds: JobRounds) -> Outcome:
+        """Answer a row by the steps of the job, and write its record."""
+        target = self.spec.targets[row.slot]
+
+        async def answer(request: Request, _: Call) -> Outcome:
+            assert request.question == row.asked
+            self.asked += 1
+            return self._outcome(row.cells.decode()[target.prompt], row)
+
+        sampling = Sampling(temperature=0)
+        request = Request(row.key, Conversation(()), sampling, attempts=row.attempts, question=row.asked)
+        outcome = await around(job_rounds.steps, answer)(request, Call())
+        record = record_of(row.key, outcome, row.asked, target.made(round_.id))
         self.store.write([record], [row.key] if row.answered else [])
+        job_rounds.recorded([row.key])
+        return outcome
 
     def _outcome(self, letter: str, row: OpenRow) -> Outcome:
         answer = Completion(f"{letter} {self.asked}", "stop", attempts=row.attempts + 1)

@@ -31,14 +31,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeAlias, TypeGuard, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, Self, TypeAlias, TypeGuard
 
 import orjson
 
-from promptmill.answering.step import Loading, Place, Step
+from promptmill.answering.flights import OneFlight, is_repeatable, request_digest
+from promptmill.answering.step import Loading, Place
 from promptmill.backends.outcome_data import outcome_data, outcome_of
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Outcome
+from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
@@ -48,9 +48,6 @@ from promptmill.images.load import ImageRules, load_image
 from promptmill.system.safe_open import home_expanded, make_private
 from promptmill.system.state import cache_folder
 
-K = TypeVar("K")
-T = TypeVar("T")
-Copied = TypeVar("Copied", Completion, Outcome)
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
@@ -65,6 +62,7 @@ CREATE INDEX IF NOT EXISTS by_age ON answers (made);
 """
 _COMPLETE = frozenset({"stop", "tool_calls"})
 _LOG = logging.getLogger(__name__)
+_Warn: TypeAlias = Callable[[str], None]
 # Settings of a backend that affect how an answer is obtained, but not the answer itself.
 _NOT_ASKED = frozenset(
     {
@@ -75,14 +73,13 @@ _NOT_ASKED = frozenset(
 )
 
 
-_Warn: TypeAlias = Callable[[str], None]
-
-
-class CachedAnswers(Step):
+class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
     """Returns cached answers, and sends only one of identical requests; with several clients, only within a call.
 
     It keeps complete answers to requests at temperature 0; with `everything`, of all requests of a single user.
     """
+
+    one_by_one = False  # if the first request fails, each of the others would fail after the one before
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
@@ -94,14 +91,13 @@ class CachedAnswers(Step):
 
     def __init__(self, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool, is_shared: bool) -> None:
         """`is_shared`: the process has several clients, so a hit is reported like a sent request."""
+        super().__init__()
         self.place = Place.SENT if is_shared else Place.CACHED
         self._everything = everything and not is_shared
         self._is_shared = is_shared
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
         self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)
-        self._flights = _Flights[tuple[Call | None, bytes], Completion]()
-        """The requests in flight; with several clients, they are separated by call."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request. A request whose answer may vary is passed on.
@@ -109,11 +105,11 @@ class CachedAnswers(Step):
         With several clients, a request with a `response_format` is passed on too: its answer is not yet checked here,
         and an invalid answer would be kept.
         """
-        if not (self._everything or _is_repeatable(request)):
+        if not (self._everything or is_repeatable(request)):
             return self.following(request, call)
         if self._is_shared and request.sampling.response_format is not None:
             return self.following(request, call)
-        return self._once(request, call)
+        return self.once(request, call)
 
     async def leave(self, call: Call) -> None:
         """Return when all answers received so far are on disk, so that the next process finds them."""
@@ -124,43 +120,45 @@ class CachedAnswers(Step):
         """Write the remaining answers, and close the cache."""
         await self._batches.aclose()
 
-    async def _once(self, request: Request, call: Call) -> Outcome:
-        began = time.monotonic()
+    async def question(self, request: Request, call: Call) -> tuple[Call | None, bytes] | None:
+        """Return the cache key of a request, with several clients together with its call; None for an answer that must
+        not be cached."""
         key = await self._key(request, call)
-        if key is None:
-            return await self.following(request, call)
-        place = (call if self._is_shared else None, key)
-        if place not in self._flights:
-            return await self._lead(place, request, call, began)
-        if _serves(answer := await self._flights.result(place, call), request):
-            return self._copied(answer, request, call, began)
-        # the first request failed: the others are sent at once, because one after another, each would fail
-        return await self.following(request, call)
+        return None if key is None else (call if self._is_shared else None, key)
 
-    async def _lead(self, place: tuple[Call | None, bytes], request: Request, call: Call, began: float) -> Outcome:
-        """Answer a request, if possible from the cache. Requests that arrive meanwhile at `place` share the answer."""
-        key = place[1]
-        warn = _LOG.warning if self._is_shared else call.warn
-        with self._flights.lead(place) as flight:
-            if _serves(answer := await self._batches.look_up(key, warn), request):
-                flight.set_result(answer)
-                return self._copied(answer, request, call, began)
-            outcome = await self.following(request, call)
-            if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
-                flight.set_result(outcome)
-                if outcome.finish_reason in _COMPLETE:
-                    self._batches.keep(key, outcome, warn)
-            return outcome
+    async def known(self, question: tuple[Call | None, bytes], request: Request, call: Call) -> Outcome | None:
+        """Return the cached answer."""
+        answer = await self._batches.look_up(question[1], self._warn_of(call))
+        return answer if _serves(answer, request) else None
 
-    def _copied(self, answer: Completion, request: Request, call: Call, began: float) -> Completion:
-        """Return a copy of `answer` for a request that arrived at the time `began`."""
-        for warning in answer.warnings:
+    def learn(
+        self, question: tuple[Call | None, bytes], outcome: Outcome, request: Request, call: Call, *, is_second: bool
+    ) -> bool:
+        """Keep a complete answer. A failure is not shared."""
+        del is_second
+        if not isinstance(outcome, Completion) or (self._is_shared and not _is_of_one_request(outcome, request)):
+            return False
+        if outcome.finish_reason in _COMPLETE:
+            self._batches.keep(question[1], outcome, self._warn_of(call))
+        return True
+
+    def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
+        """Return a copy of an answer. With several clients, it is reported like the answer to a sent request."""
+        if not _serves(outcome, request):
+            return None
+        for warning in outcome.warnings:
             call.warn(warning)
         if self._is_shared:
             call.sending(request)
             latency_s = round(time.monotonic() - began, 4)
-            return replace(answer, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
-        return _free_copy(answer, call)
+            return replace(outcome, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
+        call.counts.cached += 1
+        # the file has no costs; a hit counts as an answer of the model
+        cost = None if call.counts.cost is None else 0.0
+        return replace(copied(outcome, request.attempts), cost=cost, is_copy=False)
+
+    def _warn_of(self, call: Call) -> _Warn:
+        return _LOG.warning if self._is_shared else call.warn
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
         """Return the cache key of a request; None if its answer must not be cached."""
@@ -171,7 +169,7 @@ class CachedAnswers(Step):
             context = [self._of_plan, call.facts.keep_raw]
             if self._is_shared:  # the tier is part of the question, because the reply's price depends on it
                 context.append(request.extra.get("service_tier"))
-            asked = _request_digest(request, *context)
+            asked = request_digest(request, *context)
             files = [source for source in sources if not images.is_data(source)]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):
@@ -270,92 +268,9 @@ class _Batches:
                 self._unwritten.pop(key, None)
 
 
-class SameRequests(Step):
-    """Sends only one of the identical requests of a call at temperature 0."""
-
-    place = Place.EQUAL
-
-    @classmethod
-    async def of(cls, loading: Loading) -> Self | None:
-        """Return the step if `dedupe` is configured."""
-        plan = loading.plan
-        return cls() if plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe else None
-
-    def __init__(self) -> None:
-        self._flights = _Flights[tuple[Call, bytes], Outcome]()
-        self._outcomes: WeakKeyDictionary[Call, dict[bytes, Outcome]] = WeakKeyDictionary()
-        """The outcomes of earlier requests, by call and digest."""
-
-    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request. A request whose answer may vary is passed on."""
-        if not _is_repeatable(request):
-            return self.following(request, call)
-        return self._once(request, call)
-
-    async def _once(self, request: Request, call: Call) -> Outcome:
-        try:
-            key = _request_digest(request)
-        except (TypeError, ValueError):
-            return await self.following(request, call)  # the request's own attempt will report the error
-        outcomes, is_last = self._outcomes.setdefault(call, {}), False
-        while key in outcomes or (call, key) in self._flights:
-            outcome = outcomes.get(key) or await self._flights.result((call, key), call)
-            if outcome is not None:
-                return _free_copy(outcome, call)
-            is_last = True
-        with self._flights.lead((call, key)) as flight:
-            outcome = await self.following(request, call)
-            # A temporary failure of the first request may not recur, so one more is sent; its failure is shared.
-            if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_last:
-                outcomes[key] = outcome
-                flight.set_result(outcome)
-            return outcome
-
-
-class _Flights(Generic[K, T]):
-    """Work in progress, by key: one request does the work, and later requests share its result."""
-
-    def __init__(self) -> None:
-        self._ends: dict[K, asyncio.Future[T | None]] = {}
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._ends
-
-    async def result(self, key: K, call: Call) -> T | None:
-        """Wait for the result of the work for `key`. Meanwhile, a request of `call` does not use its place."""
-        with call.hold():
-            return await asyncio.shield(self._ends[key])
-
-    @contextlib.contextmanager
-    def lead(self, key: K) -> Iterator[asyncio.Future[T | None]]:
-        """Do the work for `key` in the block, which may set a result for waiting requests.
-
-        With the result None, waiting requests do the work themselves.
-        """
-        end = self._ends[key] = asyncio.get_running_loop().create_future()
-        try:
-            yield end
-        finally:
-            del self._ends[key]
-            if not end.done():
-                end.set_result(None)
-
-
-def _free_copy(outcome: Copied, call: Call) -> Copied:
-    """Copy the outcome of another request for a request of `call`. The copy has no cost."""
-    call.counts.cached += 1
-    cost = None if call.counts.cost is None else 0.0
-    return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0, spent=())
-
-
-def _is_repeatable(request: Request) -> bool:
-    """Return whether the request has temperature 0, so that its answer should always be the same."""
-    return bool(request.extra.get("temperature", request.sampling.temperature) == 0)
-
-
-def _serves(answer: Completion | None, request: Request) -> TypeGuard[Completion]:
+def _serves(answer: Outcome | None, request: Request) -> TypeGuard[Completion]:
     """Return whether there is an answer that honours all parameters that `request` requires."""
-    return answer is not None and not (answer.warnings and request.required)
+    return isinstance(answer, Completion) and not (answer.warnings and request.required)
 
 
 def _is_of_one_request(answer: Completion, request: Request) -> bool:
@@ -364,19 +279,6 @@ def _is_of_one_request(answer: Completion, request: Request) -> bool:
     It cannot if its usage includes failed attempts, or if it names its response (by an id or a time).
     """
     return answer.attempts == request.attempts + 1 and answer.details is None
-
-
-def _request_digest(request: Request, *context: Any) -> bytes:
-    """Return a digest of a request's contents and of its `context`.
-
-    Raises `TypeError` or `ValueError` for values that JSON cannot represent.
-    """
-    extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
-    asked = (request.conversation.as_messages(), request.sampling.given(), extra, request.path, request.choice)
-    digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
-    for value in context:
-        digest.update(value if isinstance(value, bytes) else orjson.dumps(value))
-    return digest.digest()
 
 
 def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:

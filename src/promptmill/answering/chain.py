@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from promptmill.answering.cached import CachedAnswers, SameRequests
+from promptmill.answering.cached import CachedAnswers
 from promptmill.answering.checked import CheckedAnswers, ChosenAnswers
 from promptmill.answering.costs import BudgetedAnswers, unknown_price
+from promptmill.answering.flights import SameRequests
 from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
 from promptmill.answering.step import Loading, Place, Step

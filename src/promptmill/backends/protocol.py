@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.answers.check import Check
@@ -102,6 +102,8 @@ class Completion:
     """The number of answers from which it was merged, such as answers about pieces of a text."""
     is_refusal: bool = False
     """Whether the text is the model's refusal to answer, in a field of its own."""
+    is_copy: bool = False
+    """Whether it is the answer to another item, with the same question."""
 
     @property
     def is_metered(self) -> bool:
@@ -162,6 +164,8 @@ class Failure:
     """See `Completion.details`."""
     reasoning: str = ""
     """The reasoning of an answer that was cut before its first word."""
+    is_copy: bool = False
+    """See `Completion.is_copy`. A copied failure says nothing about the endpoint."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""
@@ -189,6 +193,28 @@ def billed(outcome: Outcome) -> tuple[Sequence[Spent], int]:
     if outcome.is_metered:
         return ((outcome.usage, outcome.tier),), outcome.unmetered
     return (), outcome.unmetered or int(outcome.attempts > 0)
+
+
+def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
+    """Copy the outcome of another item. The copy has no cost. `attempts`: the requests of the item itself.
+
+    >>> copied(Completion("a", attempts=2, cost=0.5)).cost
+    0.0
+    """
+    details = outcome.details
+    if details is not None and "body" in details:
+        details = {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}
+    return replace(
+        outcome,
+        attempts=attempts,
+        latency_s=0.0,
+        usage=NO_USAGE,
+        cost=None if outcome.cost is None else 0.0,
+        unmetered=0,
+        spent=(),
+        details=details,
+        is_copy=True,
+    )
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:

@@ -51,15 +51,6 @@ COMMANDS = (
     ),
 )
 """The core's commands in the order of the help. Commands of features follow."""
-_RENAMED = {
-    "show": "`promptmill jobs JOB --rows`",
-    "join": "`promptmill jobs OUTPUT --join`",
-    "cache": "`promptmill jobs --cache`",
-    "check": "`promptmill models --check`",
-    "providers": "`promptmill models --providers`",
-    "help": "`promptmill --help`",
-}
-"""Commands of the last release, each with the command that replaces it, in backticks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,9 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:
         given[0] = "models"
-    if now := _renamed(given[:1]):
-        complain(f"`promptmill {given[0]}` is now {now}.")
-        return USAGE
     parser = parser_of(given)
     arguments = parser.parse_args(given)
     arguments.given = given
@@ -170,12 +158,6 @@ def parser_of(words: Collection[str] | None = None) -> argparse.ArgumentParser:
         if words is None or command.name in words:
             part(command.options)(parsing)
     return parser
-
-
-def _renamed(command: Sequence[str]) -> str:
-    """Return the command that replaces a command of the last release, in backticks; `""` for other words."""
-    names = _RENAMED | {name: now for feature in features().values() for name, now in feature.renamed.items()}
-    return next((names[name] for name in command if name in names), "")
 
 
 if __name__ == "__main__":

@@ -124,8 +124,6 @@ class Parser(argparse.ArgumentParser):
         if not names:
             self._leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
-        if now := table.renamed(names[0]):
-            self._leave(f"`{names[0]}` is now `{now}`")
         if needs := table.needs_hidden(names[0], "flag"):
             self._leave(f"{names[0]} {needs}")
         known = self._option_string_actions

@@ -133,7 +133,9 @@ _TRAITS: dict[Code, _Trait] = {
     Code.STORAGE: _Trait(True, "Free space there or make it writable, and run the job again; its answers are kept."),
     Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),
     Code.DEADLINE: _Trait(True, "Send the unanswered items again, or raise `call_timeout`."),
-    Code.BATCHED: _Trait(True, "No failure: the item waits for a batch, or for a request of its own after the batch."),
+    Code.BATCHED: _Trait(
+        True, "No failure: the item waits for a batch, for a request of its own after the batch, or for an equal item."
+    ),
     Code.DEFERRED: _Trait(False, "No failure: the item continues as a job; read its answer with `bulk_status`."),
     Code.OMITTED: _Trait(False, "No failure: the result was too large for one message; read it with `bulk_status`."),
     Code.REPLACED: _Trait(True, "Another configuration was loaded during the call; send these items again."),

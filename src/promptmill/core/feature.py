@@ -240,8 +240,6 @@ class Feature:
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, which are options of a job."""
     commands: Sequence[Command] = ()
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    """Commands of the last release, each with the command that replaces it, in backticks."""
     job_actions: Sequence[JobAction] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""

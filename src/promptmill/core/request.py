@@ -544,6 +544,8 @@ class Request:
     """The number of the request among those for several answers to one item. Each answer is stored separately."""
     shared: Shared | None = None
     """Set if other requests have the same beginning, and it is long enough for a cache."""
+    question: bytes | None = None
+    """Set for a row of a job: the digest of its question, which rows with the same question share."""
     is_part: bool = False
     """Whether the row's answer is merged from the answers to several requests. Then no check is about this answer."""
     required: frozenset[str] = frozenset()

@@ -39,8 +39,6 @@ class Flag:
     """Flags with the same text in this field exclude each other."""
     is_common: bool = False
     """Whether the short help shows the flag."""
-    was: str = ""
-    """The flag's name in the last release, such as `old`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -486,7 +486,6 @@ RUN = (
             "dry-run",
             words="check the rows, show three finished prompts and the price; send nothing",
             stored="validate",
-            was="validate",
             is_common=True,
         ),
         argument=Argument(words="only check the rows and estimate the price", is_common=True),
@@ -574,13 +573,6 @@ def needs_hidden(name: str, face: Face) -> str:
         if any(option.name_on(face) == name for option in (part(each.options) if each.options else ())):
             return f"needs the feature {feature}, which is hidden here"
     return ""
-
-
-def renamed(flag: str) -> str:
-    """Return the new name for a flag of the last release; `""` for any other name."""
-    every = options().values()
-    names = {f"--{each.flag.was}": each.name_on("flag") for each in every if each.flag is not None and each.flag.was}
-    return names.get(flag) or ""
 
 
 def keys_of(beginning: str) -> set[str]:

@@ -63,7 +63,6 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # not allowed in a name from the client: spaces, line feeds, …
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
-_SCHEMA = ("schema", "answer_schema")  # the present name of the argument, and that in earlier releases
 # Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716). Other
 # programs add the last two.
 _NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
@@ -335,16 +334,13 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments as language models mean them: `null` stands for an optional argument's default.
 
     For a list or an object, they may send its JSON text; for a list, also its only text or object; for `choices`, a
-    text with commas. `schema` may also be named `answer_schema`.
+    text with commas.
 
     Raises `CodedToolError` for a text that may have more than 300,000 values: 60 MB of them would take 2 GB and 15
     seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
     meant: JsonDict = {}
-    if "schema" in properties and None in (schemas := [arguments.get(name) for name in _SCHEMA]):
-        named = {name: value for name, value in arguments.items() if name not in _SCHEMA}
-        arguments = named | {"schema": next((value for value in schemas if value is not None), None)}
     for name, value_ in arguments.items():
         value, kinds = value_, _kinds(properties.get(name, {}))
         if value is None and name in properties and name not in required:

@@ -57,7 +57,7 @@ async def test_a_cancellation_that_meets_the_head_of_a_response_counts(monkeypat
     monkeypatch.setattr(aiohttp.ClientSession, "request", post)
     session = closing(Session(1, 10, 10, ssl.create_default_context()))
     route = Route(URL("http://127.0.0.1:1"), CIMultiDict(), None)
-    task = asyncio.create_task(session.post(route, [b"{}"], None))
+    task = asyncio.create_task(session.post(route, b"{}", None))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     head.set_result(None)

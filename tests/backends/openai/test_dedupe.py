@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from driving import ask, echoes, opened
 from fakes import ListSource
-from promptmill.answering.cached import SameRequests
+from promptmill.answering.flights import SameRequests
 from promptmill.core.errors import Code
 from promptmill.core.request import Sampling, conversation_from_prompt
 from replies import by_prompt, choose, late, status

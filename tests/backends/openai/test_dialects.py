@@ -61,8 +61,7 @@ def written(
     encoder = RequestEncoder(_endpoint(name), model, enable_thinking=None, stream=stream)
     head = encoder.head(request)
     body = encoder.encode(head, request.conversation, images or {})
-    whole = body if isinstance(body, bytes) else b"".join(body)
-    return orjson.loads(whole), head.refused, head.endpoint.url
+    return orjson.loads(body), head.refused, head.endpoint.url
 
 
 def read(name: str, body: Any, status: int = 200, headers: Any = None, **options: Any) -> Completion | RetryDecision:

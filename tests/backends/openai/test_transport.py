@@ -106,7 +106,7 @@ async def asked(
     async with served(answer) as (server, target):
         with client(silence_s=silence_s) as raw:
             for _ in range(times):
-                found += await asyncio.gather(raw.post(target, [b"{", b"}"], 2), return_exceptions=True)
+                found += await asyncio.gather(raw.post(target, b"{}"), return_exceptions=True)
                 await (asyncio.wait_for(server.left.get(), PATIENCE_S) if closes else asyncio.sleep(0.03))
     return found, server
 
@@ -184,10 +184,10 @@ async def test_a_connection_on_which_something_waits_to_be_read_is_not_used_agai
     """The event loop is busy from the arrival to the next request, so that it has not read it by then."""
     async with served(saying(OK)) as (server, target):
         with client() as raw:
-            await raw.post(target, [b"{}"], 2)
+            await raw.post(target, b"{}")
             with _same(server.writers[0]) as sock:
                 sock.shutdown(socket.SHUT_WR) if arrives is None else sock.send(arrives)
-                response = await raw.post(target, [b"{}"], 2)
+                response = await raw.post(target, b"{}")
     assert response.body == b"ok"
     assert len(server.requests) == server.connections == 2
 
@@ -271,7 +271,7 @@ async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_m
     monkeypatch.setattr(http_connection, "MOST_EVENTS", 30_000)
     async with served(_in_chunks(size, 40_000)) as (_, target):
         with client() as raw:
-            asking = asyncio.gather(raw.post(target, [b"{}"], 2), return_exceptions=True)
+            asking = asyncio.gather(raw.post(target, b"{}"), return_exceptions=True)
             found: HttpResponse | BaseException = (await asking)[0]
     assert isinstance(found, HttpResponse if taken else InvalidResponseError)
 
@@ -281,7 +281,7 @@ async def test_the_session_joins_small_chunks_as_they_arrive(closing, monkeypatc
     async with served(_in_chunks(2, 40_000)) as (_, target):
         session = closing(Session(1, 10, 10, ssl.create_default_context()))
         url = URL(f"http://{target.host}:{target.port}/v1/chat")
-        response = await session.post(Route(url, CIMultiDict(), None), [b"{}"], None)
+        response = await session.post(Route(url, CIMultiDict(), None), b"{}", None)
     assert len(response.body) == 80_000
 
 
@@ -387,7 +387,7 @@ async def test_headers_are_found_in_any_case():
 async def test_no_more_connections_are_open_than_allowed():
     async with served(saying(OK)) as (server, target):
         with client(limit=3) as raw:
-            answers = await asyncio.gather(*(raw.post(target, [b"{}"], 2) for _ in range(20)))
+            answers = await asyncio.gather(*(raw.post(target, b"{}") for _ in range(20)))
         result = server.connections, sum(answer.status == 200 for answer in answers)
     assert result == (3, 20)
 
@@ -395,7 +395,7 @@ async def test_no_more_connections_are_open_than_allowed():
 async def test_a_place_that_a_cancelled_request_waited_for_goes_to_the_next():
     async with served(saying(OK)) as (_, target):
         with client(limit=1) as raw:
-            posts = [asyncio.ensure_future(raw.post(target, [b"{}"], 2)) for _ in range(4)]
+            posts = [asyncio.ensure_future(raw.post(target, b"{}")) for _ in range(4)]
             await asyncio.sleep(0.005)
             posts[1].cancel()
             posts[0].cancel()
@@ -410,7 +410,7 @@ async def test_a_cancelled_request_closes_its_connection():
 
     async with served(answer) as (server, target):
         with client() as raw:
-            post = asyncio.ensure_future(raw.post(target, [b"{}"], 2))
+            post = asyncio.ensure_future(raw.post(target, b"{}"))
             await until(lambda: server.requests)
             post.cancel()
             await until(server.writers[0].transport.is_closing)
@@ -419,10 +419,10 @@ async def test_a_cancelled_request_closes_its_connection():
 async def test_a_fresh_connection_is_used_once():
     async with served(saying(OK)) as (server, target):
         with client() as raw:
-            await raw.post(target, [b"{}"], 2)
+            await raw.post(target, b"{}")
             for _ in range(2):
-                await raw.post(target, [b"{}"], 2, fresh=True)
-            await raw.post(target, [b"{}"], 2)
+                await raw.post(target, b"{}", fresh=True)
+            await raw.post(target, b"{}")
         result = server.connections
     assert result == 3
 
@@ -450,7 +450,7 @@ async def test_a_closed_port_is_reported():
     async with served(saying(OK)) as (_, target):
         pass
     with client() as raw, pytest.raises(UnreachableError):
-        await raw.post(target, [b"{}"], 2)
+        await raw.post(target, b"{}")
 
 
 @pytest.mark.parametrize("value", ["a\r\nb", "a\nb", "a\0b"])
@@ -483,10 +483,10 @@ async def test_large_bodies_are_counted_until_they_are_read_and_small_ones_are_n
 
     async with served(answer) as (_, target):
         with client() as raw:
-            found = await raw.post(target, [b"{}"], 2)
+            found = await raw.post(target, b"{}")
             assert BODIES_IN_FLIGHT.held == len(found.body) == 1 << 20
             del found
-            found = await raw.post(target, [b"{}"], 2)
+            found = await raw.post(target, b"{}")
             assert (found.body, found.held, BODIES_IN_FLIGHT.held) == (b"ok", None, 0)
 
 
@@ -506,7 +506,7 @@ async def test_many_large_bodies_at_once_all_arrive_and_a_broken_one_is_no_longe
 
     async def post(raw: RawHttpClient, target: Target) -> int:
         nonlocal most
-        response = await raw.post(target, [b"{}"], 2)
+        response = await raw.post(target, b"{}")
         most = max(most, BODIES_IN_FLIGHT.held)
         return len(response.body)
 

@@ -370,6 +370,50 @@ def test_another_order_first_collects_the_batch_that_is_there(tmp_path, server, 
     assert server.creates == 1
 
 
+def check_questions(folder: Path, server: BatchServer, questions: int) -> None:
+    """Check that every row has the answer to its question, and every question is billed once."""
+    with (folder / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = [(row["text"], row["answer"]) for row in csv.DictReader(file)]
+    assert rows == [(f"text {n % questions}", answer_to(f"Say text {n % questions}")) for n in range(ROWS)]
+    assert dict(server.billed) == {f"Say text {n}": 1 for n in range(questions)}
+    assert not server.running()
+
+
+@pytest.mark.parametrize("faults", [{}, {"errors": 7}, {"missing": 3}], ids=["whole", "errors", "missing"])
+def test_a_question_of_several_rows_is_one_request_of_a_batch(tmp_path, server, faults):
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f"text {n % 8}\n" for n in range(ROWS)), encoding="utf-8")
+    server.switches.set(faults)
+    result = bulk(tmp_path, server, dedupe=True, temperature=0)
+    check_questions(tmp_path, server, 8)
+    assert (server.creates, bool(server.live)) == (1, bool(faults))
+    assert result.status["batch"]["by_batch"] + result.status["batch"]["live"] == 8
+    if not faults:
+        assert result.status["cached"] == ROWS - 8
+
+
+@pytest.mark.parametrize(
+    "after", [{}, {"batch": False, "poll": None}, {"again": "failed"}], ids=["same", "live", "again"]
+)
+def test_the_rows_of_a_question_wait_for_the_batch_that_has_it(tmp_path, server, after):
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f"text {n % 8}\n" for n in range(ROWS)), encoding="utf-8")
+    given = {"dedupe": True, "temperature": 0}
+    interrupt_waiting(tmp_path, server, **given)
+    bulk(tmp_path, server, **given | after)
+    check_questions(tmp_path, server, 8)
+    assert (server.creates, server.live) == (1, 0)
+
+
+def test_a_batch_without_dedupe_is_read_whole_by_an_order_with_it(tmp_path, server):
+    (tmp_path / "in.csv").write_text("text\n" + "".join(f"text {n % 8}\n" for n in range(ROWS)), encoding="utf-8")
+    interrupt_waiting(tmp_path, server, temperature=0)
+    result = bulk(tmp_path, server, temperature=0, dedupe=True)
+    assert set(server.billed.values()) == {ROWS // 8}
+    assert result.status["batch"]["by_batch"] == ROWS
+    tokens = server.tokens
+    cost = (tokens["batch_prompt"] + 10 * tokens["batch_answer"]) / 2e6
+    assert result.status["cost"] == pytest.approx(cost, rel=1e-6)
+
+
 def test_answers_beyond_the_limit_of_a_later_order_are_kept(tmp_path, server):
     interrupt_waiting(tmp_path, server)
     bulk(tmp_path, server, limit=10)

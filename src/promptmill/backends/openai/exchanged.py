@@ -68,5 +68,4 @@ class ExchangedAnswers(FixedShare):
         if head.refused:
             left_out(head, self._endpoint, request, self._call, is_error=self._unsupported_is_error)
         images = await self._images.read(request.conversation.images)
-        body = self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)
-        return body if isinstance(body, bytes) else b"".join(body)
+        return self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)

@@ -364,8 +364,8 @@ class Connection(asyncio.Protocol):
 
     # ---- called by the owner
 
-    def send(self, body: bytes | Sequence[bytes], length: int, answer: Answer, *, last: bool = False) -> None:
-        """Send a request with a body of `length` bytes (in one piece or several) at the time `at`.
+    def send(self, body: bytes, answer: Answer, *, last: bool = False) -> None:
+        """Send a request with this body at the time `at`.
 
         `answer` gets the response or the exception. After the `last` request, the connection closes.
         """
@@ -374,10 +374,8 @@ class Connection(asyncio.Protocol):
         if last:
             self._response.keep = False
         self.answer = answer
-        head = self.target.head(length)
-        if not isinstance(body, bytes):
-            transport.writelines([head, *body])
-        elif length < 1 << 16:
+        head = self.target.head(len(body))
+        if len(body) < 1 << 16:
             transport.write(head + body)
         else:
             transport.writelines([head, body])

@@ -76,7 +76,7 @@ class Session:
         self,
         route: Route,
         method: str,
-        body: FileBody | bytes | list[bytes] = b"",
+        body: FileBody | bytes = b"",
         *,
         url: URL | None = None,
         headers: Mapping[str, str] | None = None,
@@ -111,9 +111,9 @@ class Session:
                     response.close()
                     raise
 
-    async def post(self, route: Route, pieces: list[bytes], on_data: Callable[[bytes], None] | None) -> HttpResponse:
-        """Post a body in pieces. `on_data` is called with each piece of the response's body as it arrives."""
-        async with self.exchange(route, "POST", pieces) as response:
+    async def post(self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None) -> HttpResponse:
+        """Post a body. `on_data` is called with each piece of the response's body as it arrives."""
+        async with self.exchange(route, "POST", body) as response:
             content, held = await _read(response.content, on_data, self._limits_s[1])
             reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from the proxy
             return HttpResponse(response.status, response.headers, content, held, proxy=reader)
@@ -131,18 +131,15 @@ class Session:
             await self._public.close()
 
 
-def _payload(body: FileBody | bytes | list[bytes]) -> tuple[AsyncIterator[bytes] | None, int]:
+def _payload(body: FileBody | bytes) -> tuple[AsyncIterator[bytes] | None, int]:
     """Return the blocks of a body, which aiohttp writes without copying the whole body, and its length."""
     if isinstance(body, FileBody):
         return body.blocks(), body.length
-    pieces = [body] if isinstance(body, bytes) else body
-    length = sum(map(len, pieces))
-    return _each(pieces) if length else None, length
+    return _whole(body) if body else None, len(body)
 
 
-async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
+async def _whole(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 async def _read(

@@ -156,12 +156,12 @@ class Pool:
     def send(
         self,
         endpoint: Endpoint,
-        body: bytes | list[bytes],
+        body: bytes,
         *,
         fresh: bool = False,
         on_data: Callable[[bytes], None] | None = None,
     ) -> Awaitable[HttpResponse]:
-        """Post `body` (in one piece or several), on a new connection if `fresh`. Return the complete response.
+        """Post `body`, on a new connection if `fresh`. Return the complete response.
 
         If many requests start at the same time, wait for a turn.
 
@@ -171,18 +171,17 @@ class Pool:
         """
         last = self._last
         route = last[1] if last is not None and last[0] is endpoint else self._route(endpoint)
-        length = len(body) if isinstance(body, bytes) else sum(map(len, body))
-        if route.target is not None and length <= _DIRECT_BYTES and on_data is None:
-            return self._client.post(route.target, body, length, fresh=fresh)
-        return self._post_over_session(route, [body] if isinstance(body, bytes) else body, on_data)
+        if route.target is not None and len(body) <= _DIRECT_BYTES and on_data is None:
+            return self._client.post(route.target, body, fresh=fresh)
+        return self._post_over_session(route, body, on_data)
 
     async def _post_over_session(
-        self, route: Route, pieces: list[bytes], on_data: Callable[[bytes], None] | None
+        self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None
     ) -> HttpResponse:
         if not self._throttle.pass_now():
             await self._throttle.turn()
         session = await self._opened()
-        return await session.post(route, pieces, on_data)
+        return await session.post(route, body, on_data)
 
     async def page(self, endpoint: Endpoint, url: str) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
@@ -290,10 +289,8 @@ class RawHttpClient:
         for _ in range(min(more, len(self._waiting))):
             self._wake()
 
-    async def post(
-        self, target: Target, body: bytes | Sequence[bytes], length: int, *, fresh: bool = False
-    ) -> HttpResponse:
-        """Post a body of `length` bytes (in one piece or several), on a new connection if `fresh`.
+    async def post(self, target: Target, body: bytes, *, fresh: bool = False) -> HttpResponse:
+        """Post a body, on a new connection if `fresh`.
 
         If many requests start together, wait for a turn. Raises `TransportError` and the system's exceptions.
         """
@@ -303,7 +300,7 @@ class RawHttpClient:
         if connection is None:
             connection = await self._new(target, fresh=fresh)
         answer: Answer = self._loop.create_future()
-        connection.send(body, length, answer, last=fresh)
+        connection.send(body, answer, last=fresh)
         try:
             return await answer
         except BaseException:

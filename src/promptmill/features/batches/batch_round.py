@@ -261,6 +261,7 @@ class BatchRound:
         finally:
             first.close()
             others.close()
+            self._progress.stats.counts.cached += call.counts.cached
         return sink.full
 
     async def _drop(self, batch: Batch) -> None:

@@ -22,7 +22,7 @@ from itertools import filterfalse
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.backends.protocol import Completion
+from promptmill.backends.protocol import Completion, copied
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted, in_percent
 from promptmill.features.labels import cut as cuts
@@ -36,7 +36,7 @@ from promptmill.features.labels.sure_figures import sample_status
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
 from promptmill.jobs.store.plan import Delivered, JobSpec, PlanWork, RunningJob
-from promptmill.jobs.store.records import SLOT, Provenance, Record, copied, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import digest
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from promptmill.backends.protocol import copied
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
@@ -23,7 +24,7 @@ from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.labels import label_in, majority
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
-from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, copied, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
 from promptmill.jobs.store.stored import Question, Target, Variant
 from promptmill.options.table import Again

@@ -5,7 +5,6 @@ from promptmill.core.feature import Control, Feature, JobAction
 FEATURE = Feature(
     options="promptmill.features.report.options:OPTIONS",
     words="one HTML file of a job: figures, course, failures and rows",
-    renamed={"report": "`promptmill jobs JOB --html`"},
     job_actions=(
         JobAction(
             ("html", "open"),

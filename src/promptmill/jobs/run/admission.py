@@ -113,7 +113,7 @@ def _last_round(store: JobDatabase, order: JobOrder) -> int:
     if not known:
         return 0
     last, again = known[-1], f"again {order.earlier.again}"
-    goes_on = not last.done and any(round_.since == last.since and round_.ordered == again for round_ in known)
+    goes_on = not last.done and any(round_.since == last.since and round_.rows == again for round_ in known)
     return last.since if goes_on else last.id
 
 

@@ -1,97 +1,179 @@
-"""The duplicates of a job: rows with the same question, which get a copy of one outcome."""
+"""The duplicates of a job, with `dedupe`: rows with the same question at temperature 0 share one request."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
 
+from promptmill.answering.flights import Flight, OneFlight, is_repeatable
+from promptmill.answering.step import Place
+from promptmill.backends.protocol import Call, Failure, Outcome
+from promptmill.core.bounds import MOST_HELD
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import JobSpec, PlanWork
-from promptmill.jobs.store.records import SLOT, Record, copied, record_of
-from promptmill.jobs.store.rounds import ANSWERED, Round, join_of
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import ANSWERED, LIVE, Round, join_of
+from promptmill.jobs.store.stored import Target
 
+T = TypeVar("T")
 _DIGEST = 16
-_TABLES = {
-    "repeated": "asked BLOB PRIMARY KEY",
-    "equal": "key INTEGER PRIMARY KEY, first INTEGER, is_known INTEGER",
-}
+_TABLE = "slot INTEGER, asked BLOB, first INTEGER, waits INTEGER, PRIMARY KEY (slot, asked)"
+_WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a row with the same question."))
+_MOST_HELD = MOST_HELD // 2  # rows; with more, the call could not send other questions, for example of a sorted input
+_Question: TypeAlias = tuple[int, bytes]
+"""The slot and the digest of a question."""
 
 
-class Duplicates(PlanWork):
-    """Rows with equal questions at temperature 0: only the first is sent; the other rows get a copy of its outcome.
+class Duplicates(OneFlight[_Question]):
+    """Sends each question of a job once; the other rows get a copy of its outcome.
 
-    The temporary table `equal` lists the open rows that share a question. The rules `… once` and `… duplicate` use it
-    (see `rounds.RULES`). Its column `first` is the key of the record to copy (if `is_known`), or the key of the row
-    that is sent. All methods block and raise the errors of `JobDatabase`.
+    If the outcome is not known yet, because the question is in a batch or because many rows wait for it, the row gets a
+    copy of the failure `batched`. It is not recorded, so the row is open, and the next pass of the round asks again.
+
+    The temporary table `repeated` has the questions of several rows by slot, with the key of the row (`first`) whose
+    outcome counts. If it `waits`, its answer comes by another way.
     """
 
-    def __init__(self, store: JobDatabase, spec: JobSpec, is_repeatable: Callable[[int, int], bool]) -> None:
-        """`is_repeatable(n, slot)`: whether the model always gives row `n` the same answer."""
-        self._store, self._spec = store, spec
-        self._is_repeatable = is_repeatable
-        self._are_known = False
+    place = Place.EQUAL
 
-    def prepare(self, round_: Round) -> None:
-        """Fill the temporary table for the rule of a round."""
-        if not self._are_known:
-            self._find()
-            self._are_known = True
-        if round_.is_by_question:
-            work = [("DELETE FROM temp.equal", [()])]
-            work += [(f"INSERT INTO temp.equal {self._equal(round_, slot)}", [()]) for slot in round_.slots]
-            self._store.change(*work)
+    def __init__(self, store: JobDatabase) -> None:
+        super().__init__()
+        self._store = store
+        self._has_table = False
+        self._since = 0
+        self._looking = threading.Lock()
+        self._unwritten: dict[int, Outcome] = {}
+        """The outcomes of sent rows that are not yet in the database, by key."""
+        self._learned: list[tuple[int, bool, int, bytes]] = []
+        """The changes of the table since it was last read."""
 
-    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the copies for the duplicates. If the answer to copy is damaged, delete it instead."""
-        store, made = self._store, self._spec.targets[slot].made(round_.id)
-        for page in pages:
-            known = ", ".join(str(n + slot * SLOT) for n in page)
-            pairs = store.read(f"SELECT key, first FROM temp.equal WHERE key IN ({known}) ORDER BY key")
-            originals = {record.key: record for record in store.records_at([first for _, first in pairs])}
-            damaged = {first for _, first in pairs} - originals.keys()
-            store.change(("DELETE FROM answer WHERE key = ?", [(first,) for first in damaged]))
-            failed = {
-                record.key: record for record in store.records_at([key for key, _ in pairs]) if record.code is not None
-            }
-            yield [
-                record_of(
-                    key, copied(original.outcome(), failed[key].attempts if key in failed else 0), original.asked, made
+    def prepare(self, round_: Round, targets: Sequence[Target]) -> None:
+        """Find the repeated questions, and the outcomes that count in a round. Blocks. Raises as `JobDatabase` does."""
+        store, self._since = self._store, round_.since
+        self._learned.clear()
+        self._unwritten.clear()
+        if not self._has_table:
+            store.change(
+                ("DROP TABLE IF EXISTS temp.repeated", [()]),
+                (f"CREATE TEMP TABLE repeated ({_TABLE}) WITHOUT ROWID", [()]),
+                *((_repeated(slot, target), [()]) for slot, target in enumerate(targets)),
+            )
+            self._has_table = True
+        ways = rounds.awaited(store)
+        work: list[tuple[str, Iterable[Any]]] = [("UPDATE temp.repeated SET first = NULL, waits = 0", [()])]
+        for slot in round_.slots:
+            work += [(_waiting(replace(round_, rows=way, way=LIVE), slot, targets[slot]), [()]) for way in ways]
+            work.append((_known(round_, slot, targets[slot]), [()]))
+        store.change(*work)
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request. One whose answer may vary is passed on, and so is one whose reply is there and paid."""
+        if request.question is None or request.path or call.ledger.deferred is not None or not is_repeatable(request):
+            return self.following(request, call)
+        return self.once(request, call)
+
+    async def question(self, request: Request, call: Call) -> _Question | None:
+        """Return the question of a row; None if no other row has it."""
+        del call
+        assert request.question is not None
+        question = request.key // SLOT, request.question
+        return question if await self._read(self._entry, question, request.key) else None
+
+    async def shared(self, flight: Flight, call: Call) -> Outcome | None:
+        """Wait for the outcome of the row that is sent, unless many rows wait."""
+        return await super().shared(flight, call) if call.waits.held < _MOST_HELD else _WAITS
+
+    async def known(self, question: _Question, request: Request, call: Call) -> Outcome | None:
+        """Return the outcome of the row that counts; None if the row itself is to be sent."""
+        del call
+        return await self._read(self._outcome, question, request.key)
+
+    def learn(self, question: _Question, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
+        """Keep the outcome of a row. A failure is shared even if it may pass; `again failed` sends one of its rows."""
+        del call, is_second
+        code = outcome.error.code if isinstance(outcome, Failure) else None
+        if code is not Code.BUDGET:  # such a row is open, and sent when there is a budget
+            if code is not Code.BATCHED:
+                self._unwritten[request.key] = outcome
+            self._learned.append((request.key, code is Code.BATCHED, *question))
+        return True
+
+    def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
+        """Return the copy of an outcome; of one that leaves its row open, the copy is not counted."""
+        if isinstance(outcome, Failure) and outcome.error.code in {Code.BATCHED, Code.BUDGET}:
+            return Failure(outcome.error, request.attempts, is_copy=True)
+        return super().copied(outcome, request, call, began)
+
+    def recorded(self, keys: Sequence[int]) -> None:
+        """Forget the outcomes of rows that the database has now."""
+        for key in keys:
+            self._unwritten.pop(key, None)
+
+    async def _read(self, look: Callable[[_Question, int], T], question: _Question, key: int) -> T:
+        """Look into the database; in a thread, if the event loop could wait there for a commit."""
+        if self._store.waits_for_disk:
+            return await asyncio.to_thread(look, question, key)
+        return look(question, key)
+
+    def _entry(self, question: _Question, _: int) -> list[tuple[Any, ...]]:
+        """Return the entry of a question in the table, if it has one."""
+        with self._looking:
+            if self._learned:
+                learned, self._learned = self._learned, []
+                self._store.change(
+                    ("UPDATE temp.repeated SET first = ?, waits = ? WHERE slot = ? AND asked = ?", learned)
                 )
-                for key, first in pairs
-                if (original := originals.get(first)) is not None
-            ]
+            return self._store.read("SELECT first, waits FROM temp.repeated WHERE slot = ? AND asked = ?", *question)
 
-    def _find(self) -> None:
-        for name, columns in _TABLES.items():
-            self._store.change(
-                (f"DROP TABLE IF EXISTS temp.{name}", [()]), (f"CREATE TEMP TABLE {name} ({columns})", [()])
-            )
-        for slot, target in enumerate(self._spec.targets):
-            asked = _asked(target.prompt)
-            query = (
-                f"SELECT {asked}, min(n) FROM row WHERE {asked} != zeroblob({_DIGEST}) GROUP BY 1 HAVING count(*) > 1"
-            )
-            same = [(digest,) for digest, n in self._store.read(query) if self._is_repeatable(n, slot)]
-            self._store.change(("INSERT OR IGNORE INTO temp.repeated VALUES (?)", same))
-
-    def _equal(self, round_: Round, slot: int) -> str:
-        """Return the query for the rows of `equal` for a slot."""
-        target = self._spec.targets[slot]
-        asked, settings = _asked(target.prompt), ", ".join(map(str, target.counted))
-        is_open = replace(round_, rows=round_.ordered, way="live").condition(target.counted, slot)
-        return f"""
-            WITH waiting AS (
-                SELECT row.n + {slot * SLOT} AS key, {asked} AS asked FROM {join_of(slot)}
-                WHERE {is_open} AND {asked} IN (SELECT asked FROM temp.repeated)
-            ), known AS (  -- an answer, or else a new failure
-                SELECT asked, coalesce(min(CASE WHEN {ANSWERED} THEN key END), min(key)) AS first FROM answer
-                WHERE key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1} AND settings IN ({settings})
-                AND (({ANSWERED} AND NOT {is_open}) OR answer.round > {int(round_.since)}) GROUP BY asked
-            )
-            SELECT key, coalesce(first, min(key) OVER (PARTITION BY asked)), first IS NOT NULL
-            FROM waiting LEFT JOIN known USING (asked)
-        """
+    def _outcome(self, question: _Question, key: int) -> Outcome | None:
+        ((first, waits),) = self._entry(question, key)
+        if first is None or first == key:
+            return None
+        if (outcome := self._unwritten.get(first)) is not None:
+            return outcome
+        record = self._store.record(first)
+        if waits and (record is None or record.round <= self._since):
+            return _WAITS
+        return None if record is None else record.outcome()
 
 
 def _asked(prompt: int) -> str:
     return f"substr(row.asked, {1 + prompt * _DIGEST}, {_DIGEST})"
+
+
+def _repeated(slot: int, target: Target) -> str:
+    """Return the statement that adds the questions of several rows in a slot."""
+    return f"""
+        INSERT INTO temp.repeated (slot, asked)
+        SELECT {slot}, {_asked(target.prompt)} AS asked FROM row
+        WHERE asked != zeroblob({_DIGEST}) GROUP BY 2 HAVING count(*) > 1
+    """
+
+
+def _waiting(waiting: Round, slot: int, target: Target) -> str:
+    """Return the statement that names, for each question, a row whose answer comes by another way."""
+    return f"""
+        INSERT OR REPLACE INTO temp.repeated
+        SELECT {slot}, {_asked(target.prompt)}, min(row.n) + {slot * SLOT}, 1 FROM {join_of(slot)}
+        WHERE ({waiting.condition(target.counted, slot)})
+        AND {_asked(target.prompt)} IN (SELECT asked FROM temp.repeated WHERE slot = {slot}) GROUP BY 2
+    """
+
+
+def _known(round_: Round, slot: int, target: Target) -> str:
+    """Return the statement that names, for each question, a row with an answer, or else with a new failure."""
+    is_open = replace(round_, way=LIVE).condition(target.counted, slot)
+    row = f"JOIN row ON row.n = answer.key - {slot * SLOT}" if "row." in is_open else ""
+    return f"""
+        INSERT OR REPLACE INTO temp.repeated
+        SELECT {slot}, answer.asked, coalesce(min(CASE WHEN {ANSWERED} THEN key END), min(key)), 0 FROM answer {row}
+        WHERE key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1}
+        AND settings IN ({", ".join(map(str, target.counted))}) AND code IS NOT '{Code.BATCHED}'
+        AND (({ANSWERED} AND NOT ({is_open})) OR answer.round > {int(round_.since)})
+        AND answer.asked IN (SELECT asked FROM temp.repeated WHERE slot = {slot}) GROUP BY answer.asked
+    """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from promptmill.answering.step import Step
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
@@ -42,13 +43,12 @@ class JobRounds:
     def __init__(
         self,
         job: Job,
-        duplicates: Duplicates | None = None,
         end: int = SLOT,
         work: Work | None = None,
         show: Callable[[Mapping[str, object]], object] = dict,
     ) -> None:
-        """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit. `work` follows and halts the plan's long work. `show`: see `RunningJob.show`."""
+        """`end`: the number of the first row beyond the order's limit. `work` follows and halts the plan's long work.
+        `show`: see `RunningJob.show`."""
         self._job = job
         self._end = end
         self.work: PlanWork = job.spec.plan.work(
@@ -64,7 +64,7 @@ class JobRounds:
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
         )
-        self._duplicates = duplicates or PlanWork()
+        self._duplicates = Duplicates(job.folder.store) if job.order.limits.dedupe else None
         self._open: dict[tuple[str, str, int, int], Open] = {}
         """The last search results for open rows, by rule, way, `since` and slot."""
 
@@ -81,6 +81,8 @@ class JobRounds:
             rounds.store_round(store, replace(known[-1], done=True))
         if round_ is not None and round_ not in known:
             rounds.store_round(store, round_)
+        if round_ is not None and round_.way != COPY and self._duplicates is not None:
+            self._duplicates.prepare(round_, job.spec.targets)
         return round_
 
     def _found(self, known: Sequence[Round]) -> Round | None:
@@ -91,16 +93,25 @@ class JobRounds:
         awaited = {way: here for way, all_ in by_way.items() if (here := tuple(slot for slot in all_ if slot < slots))}
         return next_round(Situation(job.order, plan, known, job.change.since, slots, self._has_rows, awaited))
 
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The steps outside of the model's chain: those of the plan, and the job's duplicates."""
+        return self.work.steps if self._duplicates is None else [*self.work.steps, self._duplicates]
+
+    def recorded(self, keys: Sequence[int]) -> None:
+        """Record that the outcomes of rows are in the database. Called in the event loop."""
+        if self._duplicates is not None:
+            self._duplicates.recorded(keys)
+
     def open_in(self, round_: Round) -> list[Open]:
         """Return, for each slot of a round from `next`, its open rows."""
         return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
         """Copy answers to the rows of a round whose `way` is `copy`. `recorded` is called with some of their keys."""
-        work = self._duplicates if round_.is_by_question else self.work
         for slot in round_.slots:
             condition = round_.condition(self._job.spec.targets[slot].counted, slot)
-            for records in work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
+            for records in self.work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
                 if records:
                     self._write(records)
                     recorded([record.key for record in records])
@@ -160,12 +171,11 @@ class JobRounds:
         return targets
 
     def answered_in(self, round_: Round) -> list[int]:
-        """Return the keys of the answers that a round, and the copies after the round, will replace."""
-        every = replace(round_, rows=round_.ordered)
+        """Return the keys of the answers that a round will replace."""
         return [
             key
             for slot in round_.slots
-            for (key,) in self._read(every, slot, "answer.key", 0, self._end - 1)
+            for (key,) in self._read(round_, slot, "answer.key", 0, self._end - 1)
             if key is not None
         ]
 
@@ -179,7 +189,6 @@ class JobRounds:
         )
 
     def _has_rows(self, round_: Round) -> bool:
-        self._duplicates.prepare(round_)
         self.work.prepare(round_)
         rows = sum(self._find_open(round_, slot).rows for slot in round_.slots)
         if rows or round_.way in {LIVE, COPY}:

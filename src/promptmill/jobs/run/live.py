@@ -20,7 +20,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import LEAST_SHARED, Request, Shared
 from promptmill.jobs import disk
-from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
+from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.plan import PlanWork
@@ -124,6 +124,8 @@ class OpenRows:
     """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
     """The fewest rows to group by their beginning; 0: the endpoint does not cache beginnings."""
+    sends_once: bool = False
+    """Whether rows with the same question share one request, and so no beginning."""
     checks: tuple[Check, ...] = ()
     """The checks of the answers, next to those that the parameters of a row want."""
 
@@ -143,9 +145,16 @@ class OpenRows:
     def in_groups(self) -> Iterator[list[OpenRow]]:
         """Yield `pages` in which rows with the same beginning follow each other; see `shared_beginnings`."""
 
+        sent: dict[tuple[int, bytes], int] = {}
+
         def look(row: OpenRow) -> list[Shared]:
             if row.size + constants[row.slot] < LEAST_SHARED:
                 return []
+            if self.sends_once and row.asked is not None:
+                if len(sent) >= WINDOW_ROWS:
+                    sent.clear()
+                if sent.setdefault((row.slot, row.asked), row.n) != row.n:
+                    return []
             return beginnings(self.requests[row.slot], row.n, row.line, row.cells, self.targets[row.slot].model)
 
         constants = [requests.constant for requests in self.requests]
@@ -262,7 +271,7 @@ class RowSource(Source):
 
     def _request(self, row: OpenRow) -> Request:
         request = self._rows.requests[row.slot].request(row.n, row.line, row.cells, row.attempts)
-        request.key, request.shared = row.key, row.shared
+        request.key, request.shared, request.question = row.key, row.shared, row.asked
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
@@ -464,7 +473,11 @@ class StoreSink(Sink):
         """
         if self.commits.error is not None:
             raise asyncio.CancelledError
-        if isinstance(outcome, Failure) and (self._concerns_all(key, outcome) or self._lacks_model(key, outcome)):
+        if outcome.is_copy:
+            if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:  # the row stays open
+                self.taken.pop(key, None)
+                return None
+        elif isinstance(outcome, Failure) and (self._concerns_all(key, outcome) or self._lacks_model(key, outcome)):
             raise outcome.error
         if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
             self._no_room(outcome.error)  # the run still waits for the requests in flight, which are already paid
@@ -573,6 +586,8 @@ class _Failures:
 
     def count(self, outcome: Outcome) -> None:
         """Count a row. If too many rows have failed, raises the error that ends the job."""
+        if outcome.is_copy:
+            return
         self.rows += 1
         if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
             return

@@ -12,9 +12,6 @@ order has these rounds, in this sequence; a round without rows is left out:
 
 The plan of a job (`plan.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
 round replaces a person's label.
-
-With `dedupe`, only the first of several rows with the same question is sent. Rounds `duplicate` before and after it
-copy outcomes to the other rows.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from dataclasses import dataclass, field, replace
 
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import Plan
-from promptmill.jobs.store.rounds import COPY, DUPLICATE, LIVE, ONCE, RULES, Round
+from promptmill.jobs.store.rounds import COPY, LIVE, Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,6 @@ def next_round(now: Situation) -> Round | None:
     reason = now.order.shown.reason
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", reason, tuple(range(now.slots)), now.since, now.order.way)
     wanted = now.plan.next(first, now.order.earlier.again)
-    if now.order.limits.dedupe:
-        wanted = _once(wanted)
     left = [replace(first, rows=way, reason=way, slots=slots, way=way) for way, slots in now.awaited.items()]
     return next(filter(now.has_rows, itertools.chain(left, _by_way(wanted, now))), None)
 
@@ -66,7 +61,7 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
         # from the last batch or other way on: its retryable failures are sent again
-        since = max(round_.since, latest) if round_.ordered == "open" else round_.since
+        since = max(round_.since, latest) if round_.rows == "open" else round_.since
         if round_.way in {LIVE, COPY}:
             yield replace(round_, since=since)
             continue
@@ -79,23 +74,11 @@ def _is_resumed(last: Round, now: Situation) -> bool:
     order = now.order
     if not now.plan.resumes(last):
         return False
-    if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
-        return False
-    if last.rows == "open" and order.limits.dedupe:  # this order sends fewer of these rows
+    if max(last.slots) >= now.slots:
         return False
     if order.earlier.again is None or last.id > now.since:
         return True
     return order.earlier.again != "all" and last.rows.startswith("again")
-
-
-def _once(wanted: Iterable[Round]) -> Iterator[Round]:
-    """Yield the rounds so that each question is sent once, between two rounds that copy outcomes to its duplicates."""
-    for round_ in wanted:
-        if round_.way == COPY or round_.rows + ONCE not in RULES:
-            yield round_
-            continue
-        yield replace(round_, rows=round_.rows + DUPLICATE, reason="duplicate", way="copy")
-        yield replace(round_, rows=round_.rows + ONCE)
 
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:

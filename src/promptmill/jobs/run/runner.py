@@ -24,7 +24,6 @@ from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.run import steps, ways
-from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink
@@ -430,7 +429,7 @@ class Runner:
             job.folder.put(secrets_checked=content)
 
     async def _rounds(self) -> None:
-        job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work, self._show)
+        job_rounds = JobRounds(self._job, self._end, self._long_work, self._show)
         is_counted = False
         while (round_ := await self._next(job_rounds)) is not None:
             try:
@@ -465,23 +464,6 @@ class Runner:
         for way in rounds.awaited(store).values():
             way.rebind(store, self._job.spec.targets)
 
-    def _duplicates(self) -> Duplicates | None:
-        job = self._job
-        if not job.order.limits.dedupe:
-            return None
-        requests = self._requests(job.spec.targets)
-
-        def is_repeatable(n: int, slot: int) -> bool:
-            try:
-                (row,) = job.folder.store.row_page(n, n)
-                request = requests[slot].request(n, row.line, row.cells or b"")
-            except PromptmillError:
-                return False
-            # the extra parameters override the target's temperature
-            return not request.path and request.extra.get("temperature", request.sampling.temperature) == 0
-
-        return Duplicates(job.folder.store, job.spec, is_repeatable)
-
     async def _run_round(self, round_: Round, job_rounds: JobRounds) -> None:
         job, progress = self._job, self.progress
         store, stats, live = job.folder.store, progress.stats, self._hooks.live
@@ -504,10 +486,10 @@ class Runner:
             self.service,
             progress,
             self._open_rows(round_, job_rounds, targets),
-            functools.partial(self._sink, round_, targets),
+            functools.partial(self._sink, round_, job_rounds, targets),
             is_cancelled=lambda: self._ending.is_cancelled,
             no_room=self._end_without_room,
-            steps=job_rounds.work.steps,
+            steps=job_rounds.steps,
         )
         await way_named(round_.way).run(run)
 
@@ -524,11 +506,19 @@ class Runner:
             job_rounds.between(round_, lambda copies: soon(self._count_copies, copies)),
             job_rounds.work.window,
             sharing=2 if registry.prompt_cache_of(self._job.plan) else 0,
+            sends_once=self._job.order.limits.dedupe,
             checks=() if self._hooks.check is None else (RowCheck(self._job.folder.store, self._hooks.check),),
         )
 
-    def _sink(self, round_: Round, targets: Sequence[Target], kind: type[StoreSink], call: Call) -> StoreSink:
+    def _sink(
+        self, round_: Round, job_rounds: JobRounds, targets: Sequence[Target], kind: type[StoreSink], call: Call
+    ) -> StoreSink:
         job, spec = self._job, self._job.spec
+
+        def recorded(keys: Sequence[int]) -> None:
+            job_rounds.recorded(keys)
+            self._recorded(keys)
+
         is_live = round_.way == "live"  # a live round sends a batch's failures again
         return kind(
             job.folder.store,
@@ -539,7 +529,7 @@ class Runner:
             delivered=spec.delivered,
             failing=len(spec.targets) if spec.plan.all_may_fail else spec.delivered,
             made=[target.made(round_.id, round_.model) for target in targets],
-            recorded=self._recorded,
+            recorded=recorded,
         )
 
     def _count_copies(self, copies: Sequence[Record]) -> None:

@@ -22,9 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from sqlite3 import Connection
 
+from promptmill.backends.protocol import copied
 from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, copied, record_of
+from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 
 _DIGEST = 16
 BLOCK_ROWS = 1024

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.backends.protocol import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import mended
 
@@ -140,17 +139,6 @@ def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Prov
         fields = (*fields[:6], *map(mended, fields[6:]))
         check = checksum(fields)
     return Record._make((key, *fields, asked, check, made.settings, made.round))
-
-
-def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
-    """Copy the outcome of another row or job. The copy has no cost. `attempts`: requests of the row itself."""
-    if not isinstance(outcome, Completion):
-        return Failure(outcome.error, attempts)
-    details = outcome.details
-    if details is not None and "body" in details:
-        details = {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}
-    cost = None if outcome.cost is None else 0.0
-    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)
 
 
 def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:

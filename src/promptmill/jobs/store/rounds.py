@@ -34,32 +34,21 @@ ANSWERED = "answer.code IS NULL"
 HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
-ONCE, DUPLICATE = " once", " duplicate"
 NO_OUTCOME = f"(answer.key IS NULL OR answer.code IS '{Code.BATCHED}')"
 """The condition for rows without an outcome, whose requests may wait for a batch."""
 IS_MISSING = f"({NO_OUTCOME} OR answer.settings NOT IN ({{settings}}, {PERSON}))"
-_ORDERED = {
-    "open": f"({IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
-    "again failed": f"({FAILED} AND answer.round <= {{since}})",
-    "again truncated": f"(({TRUNCATED} OR answer.code IS '{Code.TRUNCATED}') AND answer.round <= {{since}})",
-    "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
-}
-# not `IN (SELECT …)`, which lists all keys again for each page: 17 s instead of 2 s of CPU for 200,000 duplicates
-_IS_WAITING = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND key != first)"
-_IS_DUPLICATE = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
     {
-        **_ORDERED,
-        **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
-        **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
+        "open": f"({IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
+        "again failed": f"({FAILED} AND answer.round <= {{since}})",
+        "again truncated": f"(({TRUNCATED} OR answer.code IS '{Code.TRUNCATED}') AND answer.round <= {{since}})",
+        "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
     }
 )
 """The rules that select the rows of a round: a condition on `row` and its `answer` in a slot, if any, by name.
 
 `since` is the id of the last round before the order, `settings` the settings ids whose answers count, `base` the key of
-the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the basic rule by question; they use
-the temporary tables of `run.duplicates`. A plan adds its own rules, see `plan.Plan`; a way adds the rule with its name,
-see `Awaited`.
+the slot's first row. A plan adds its own rules, see `plan.Plan`; a way adds the rule with its name, see `Awaited`.
 """
 
 
@@ -141,16 +130,6 @@ class Round:
     """The model that answers instead of the target's model; `""`: the target's model."""
     done: bool = False
     """Whether another round followed or the job finished."""
-
-    @property
-    def ordered(self) -> str:
-        """The name of the order's own rule, without `ONCE` or `DUPLICATE`."""
-        return self.rows.removesuffix(ONCE).removesuffix(DUPLICATE)
-
-    @property
-    def is_by_question(self) -> bool:
-        """Whether the rule depends on the questions of other rows, see `run.job_rounds`."""
-        return self.ordered != self.rows
 
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
         """Return the condition for the round's rows in a slot. `settings`: ids of settings whose answers count."""

@@ -1,0 +1,154 @@
+"""One flight for equal requests: of the requests with one question, one is sent, and the others get its outcome.
+
+    known        a copy of the known outcome
+    in flight    waits for the outcome of the request that is sent, then a copy
+    new          is sent; its outcome is shared, and known from then on
+
+Three steps do this, and differ in their questions and in what they know: the cache has answers in a file, `dedupe` of a
+call the outcomes of the call, `dedupe` of a job the job's database. A copy costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable
+from typing import Any, Generic, Self, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+import orjson
+
+from promptmill.answering.step import Loading, Place, Step
+from promptmill.backends.protocol import Call, Completion, Outcome, copied
+from promptmill.core.request import Request
+
+K = TypeVar("K")
+Flight: TypeAlias = "asyncio.Future[Outcome | None]"
+"""A request that is sent: its outcome; None if it has none to share."""
+
+
+class OneFlight(Step, Generic[K]):
+    """Sends one request for each question at a time, and gives copies of its outcome to the others."""
+
+    one_by_one = True
+    """Whether requests that waited in vain are sent one after another; otherwise, all are sent at once."""
+
+    def __init__(self) -> None:
+        self._flights: dict[K, Flight] = {}
+
+    async def once(self, request: Request, call: Call) -> Outcome:
+        """Return the outcome of a request: its own, or a copy."""
+        began = time.monotonic()
+        if (question := await self.question(request, call)) is None:
+            return await self.following(request, call)
+        is_second = False
+        while (flight := self._flights.get(question)) is not None:
+            outcome = await self.shared(flight, call)
+            if outcome is not None and (copy := self.copied(outcome, request, call, began)) is not None:
+                return copy
+            if not self.one_by_one:
+                return await self.following(request, call)
+            is_second = True
+        flight = self._flights[question] = asyncio.get_running_loop().create_future()
+        try:
+            if (known := await self.known(question, request, call)) is not None:
+                flight.set_result(known)
+                if (copy := self.copied(known, request, call, began)) is not None:
+                    return copy
+            outcome = await self.following(request, call)
+            if self.learn(question, outcome, request, call, is_second=is_second) and not flight.done():
+                flight.set_result(outcome)
+            return outcome
+        finally:
+            del self._flights[question]
+            if not flight.done():
+                flight.set_result(None)
+
+    async def question(self, request: Request, call: Call) -> K | None:
+        """Return what equal requests have in common; None for a request that is sent in any case."""
+        raise NotImplementedError
+
+    async def shared(self, flight: Flight, call: Call) -> Outcome | None:
+        """Wait for the outcome of an equal request. Meanwhile, this request does not use its place."""
+        with call.hold():
+            return await asyncio.shield(flight)
+
+    async def known(self, question: K, request: Request, call: Call) -> Outcome | None:
+        """Return the outcome that is known for a question; None if the request must be sent."""
+        raise NotImplementedError
+
+    def learn(self, question: K, outcome: Outcome, request: Request, call: Call, *, is_second: bool) -> bool:
+        """Keep the outcome of a sent request. Return whether waiting requests get a copy.
+
+        `is_second`: the request itself has waited in vain.
+        """
+        raise NotImplementedError
+
+    def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
+        """Return the copy of an outcome for a request that arrived at `began`; None if it does not serve it."""
+        del began
+        call.counts.cached += 1
+        return copied(outcome, request.attempts)
+
+
+class SameRequests(OneFlight[tuple[Call, bytes]]):
+    """Sends only one of the identical requests of a call at temperature 0."""
+
+    place = Place.EQUAL
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step if `dedupe` is configured."""
+        plan = loading.plan
+        return cls() if plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe else None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outcomes: WeakKeyDictionary[Call, dict[bytes, Outcome]] = WeakKeyDictionary()
+        """The outcomes of earlier requests, by call and digest."""
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request. A request whose answer may vary is passed on."""
+        return self.once(request, call) if is_repeatable(request) else self.following(request, call)
+
+    async def question(self, request: Request, call: Call) -> tuple[Call, bytes] | None:
+        """Return the call and the digest of the request."""
+        try:
+            return call, request_digest(request)
+        except (TypeError, ValueError):
+            return None  # the request's own attempt will report the error
+
+    async def known(self, question: tuple[Call, bytes], request: Request, call: Call) -> Outcome | None:
+        """Return the outcome of an earlier request of the call."""
+        del request
+        return self._outcomes.get(call, {}).get(question[1])
+
+    def learn(
+        self, question: tuple[Call, bytes], outcome: Outcome, request: Request, call: Call, *, is_second: bool
+    ) -> bool:
+        """Keep an outcome for the call. A temporary failure may not recur, so one more request is sent before it is
+        shared."""
+        del request
+        if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_second:
+            self._outcomes.setdefault(call, {})[question[1]] = outcome
+            return True
+        return False
+
+
+def is_repeatable(request: Request) -> bool:
+    """Return whether the request has temperature 0, so that its answer should always be the same."""
+    return bool(request.extra.get("temperature", request.sampling.temperature) == 0)
+
+
+def request_digest(request: Request, *context: Any) -> bytes:
+    """Return a digest of a request's contents and of its `context`.
+
+    Raises `TypeError` or `ValueError` for values that JSON cannot represent.
+    """
+    extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
+    asked = (request.conversation.as_messages(), request.sampling.given(), extra, request.path, request.choice)
+    digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
+    for value in context:
+        digest.update(value if isinstance(value, bytes) else orjson.dumps(value))
+    return digest.digest()
