@@ -36,11 +36,12 @@ def test_a_call_that_has_ended_gets_no_reply_and_ends_no_process_of_another_call
 
 
 _PARENT = """
+from promptmill.jobs import format_table
 from promptmill.jobs.inputs import documents
-documents.text_of(".html", b"x")
+documents.text_of(format_table.whole("a.html"), b"x")
 print(documents._HELPER.pid, flush=True)
 part = b"--B\\nContent-Type: text/html\\n\\nx\\n"
-documents.text_of(".eml", b"Content-Type: multipart/mixed; boundary=B\\n\\n" + part * 200_000)
+documents.text_of(format_table.whole("a.eml"), b"Content-Type: multipart/mixed; boundary=B\\n\\n" + part * 200_000)
 """
 
 

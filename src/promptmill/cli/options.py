@@ -140,6 +140,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
         given["choices"] = list(given["choices"].texts)
+    given.pop("response_format", None)  # see `_schema`
     endpoint = {key: given[key] for key in table.keys_of(table.ENDPOINT) & given.keys()}
     model = getattr(arguments, "model", None)
     given_plans = (entry for each in features().values() for entry in each.plans if entry.may_be_asked(vars(arguments)))

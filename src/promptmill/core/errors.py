@@ -86,10 +86,13 @@ class _Trait(NamedTuple):
     hint: Words
 
 
-_MORE_ROOM = (
-    "Allow more by `max_tokens: {more}`, or switch thinking off by `enable_thinking: false`. With that, "
-    '`again: "failed"` sends the failed rows of a job again.'
-)
+def _more_room(tokens: int) -> Words:
+    """Return the remedy for answers that were cut off."""
+    off = Named("sampling_params.enable_thinking", value=False)
+    more = "Allow more by ", Named("max_tokens", tokens), ", or switch thinking off by ", off, ". With that, "
+    return *more, Named("again", "failed"), " sends the failed rows of a job again."
+
+
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
     Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out."),
@@ -119,7 +122,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.OPEN_REASONING: _Trait(
         False, "Change `stop` or the prompt, or set `reasoning: inline` to get the exact text of the model."
     ),
-    Code.TRUNCATED: _Trait(False, _MORE_ROOM.format(more=4096)),
+    Code.TRUNCATED: _Trait(False, _more_room(4096)),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
     Code.INVALID_ANSWER: _Trait(
         True, "Simplify the schema, describe its fields, raise `check_retries`, or use a stronger model."
@@ -225,7 +228,7 @@ def truncated_error(tokens: int) -> PromptmillError:
     """
     after = f", after {tokens:,} tokens" if tokens else ""
     cut = f"The answer was cut before its first word{after}, by `max_tokens` or the model's own limit."
-    return PromptmillError(Code.TRUNCATED, cut, _MORE_ROOM.format(more=max(4096, 1 << (2 * tokens - 1).bit_length())))
+    return PromptmillError(Code.TRUNCATED, cut, _more_room(max(4096, 1 << (2 * tokens - 1).bit_length())))
 
 
 def input_error(*message: str | Named, hint: str = "") -> PromptmillError:

@@ -160,7 +160,8 @@ async def test_an_answer_cut_before_its_first_word_fails_once_and_is_paid(
     result = await drive(["hi"], sampling=sampling, stream=stream)
     failure = result.outcomes[0]
     assert (failure.error.code, failure.attempts, failure.error.retryable) == (Code.TRUNCATED, 1, False)
-    assert "--max-tokens 4096 --again failed" in failure.error.hint
+    assert "`max_tokens: 4096`" in failure.error.hint
+    assert '`again: "failed"`' in failure.error.hint
     assert failure.usage.prompt_tokens == 1
     assert failure.reasoning in {"", "I wonder whether"}
 

@@ -667,7 +667,7 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
     assert head.split() == ["file", "right", "mean", "F1", "model", "cost", "time"]
     assert re.match(r"A cheap.csv +87\.5 % \(\S+\) +0\.8\d +cheap ", one)
     assert facts == "40 rows, matched by text, label", "the model is in the table"
-    (gained,) = re.findall(r"\n +cost +for each point +time\nB minus A +\+(\$\S+) +(\$\S+) ", text)
+    (gained,) = re.findall(r"\n +cost +for each point.*\nB minus A +\+(\$\S+) +(\$\S+)", text)
     assert gained == (dollars(difference["cost"]), dollars(difference["cost_per_point"]))
     backwards = figures(bench, bench.path / "dear.csv", bench.path / "cheap.csv", "--gold", "label")
     assert backwards["gold"]["differences"][0]["cost_per_point"] == pytest.approx(difference["cost_per_point"])

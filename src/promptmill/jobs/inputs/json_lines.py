@@ -136,7 +136,9 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
         first = stream.readline(_FIRST_BYTES)
     start = first.strip()
     goes_on = start.endswith((b",", b"[", b"{")) or _list_of_rows(start)
-    if start == b"{" or (start.startswith(b"{") and first.endswith(b"\n") and goes_on and not _is_object(start)):
+    if start == b"{" or (
+        start.startswith(b"{") and first.endswith(b"\n") and goes_on and not _is_object(start.removesuffix(b","))
+    ):
         if name := _list_of_rows(start + stream.read(_FIRST_BYTES)):
             raise rows_inside_error(path, name)
         raise input_error(f"{path.name} is one JSON object; write an array of rows, or one object per line.")
