@@ -226,6 +226,7 @@ def _passed_on(tree: ast.Module) -> set[ast.Attribute]:
     return {value for value in called if isinstance(value, ast.Attribute)}
 
 
+@pytest.mark.features("labels")
 @pytest.mark.parametrize(
     ("module", "name"),
     [
