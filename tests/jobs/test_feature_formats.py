@@ -135,12 +135,9 @@ def test_files_are_compressed(notes, ending):
 
 @pytest.mark.processes
 def test_a_detached_job_reads_and_writes_them(notes):
-    done = notes.run("--detach", apart=True)
-    assert done.returncode == 0, done.stderr
-    followed = subprocess.run(
-        notes.command(str(notes.output), "--follow", command="jobs"), capture_output=True, text=True, check=False
-    )
-    assert followed.returncode == 0, followed.stderr
+    for command in (notes.command("--detach"), notes.command(str(notes.output), "--follow", command="jobs")):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
     assert _answers(notes.output) == ["echo: one", "echo: two"]
 
 
