@@ -165,8 +165,8 @@ def figures_of(page: str, link: str) -> set[str]:
 def test_each_speed_of_a_readme_is_one_of_the_table(page):
     cases = {number: f"{number} in flight, 50 ms upstream, over the bare loop" for number in ("256", "1,024")}
     ratios = {measured(case)[1] for case in cases.values()}
-    bounds = {"2", "90"}  # "less than 2 %", "over 90 %": of these, the README gives a bound
-    assert float(measured("CPU per request, 256 in flight, over the `openai` package")[3]) < 0.02
+    bounds = {"3", "90"}  # "less than 3 %", "over 90 %": of these, the README gives a bound
+    assert float(measured("CPU per request, 256 in flight, over the `openai` package")[3]) < 0.03
     limit = "a hidden limit of 40 in flight, found by promptmill, over the same limit set by hand"
     assert float(measured(limit)[1]) > 0.9
     assert figures_of(page, "docs/performance.md") == {"50", *cases, *ratios, "40", *bounds}
