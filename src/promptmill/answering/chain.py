@@ -59,6 +59,8 @@ class Chain:
         """`budget`: the spending limit of the process. `is_shared`: several clients share the process."""
         self._backend, self._loading = backend, Loading(plan, budget, is_shared)
         self._steps: list[Step] = []
+        self._of_calls: list[Step] = []
+        """The steps that record when a call starts or ends."""
         self._is_priced = False
         self.answer: protocol.Answer = backend.answer
         """Answers one request of an entered call. Complete after `load`."""
@@ -72,6 +74,9 @@ class Chain:
         for kind in (*STEPS, *(kind for kind in feature.answers() if issubclass(kind, Step))):
             if (step := await kind.of(self._loading)) is not None:
                 self._steps.append(step)
+        for step in self._steps:
+            if (type(step).enter, type(step).leave) != (Step.enter, Step.leave):
+                self._of_calls.append(step)
         self._is_priced = any(step.place is Place.PRICED for step in self._steps)
         self.answer = around(self._steps, self._backend.answer)
         await self._backend.load(report)
@@ -80,7 +85,7 @@ class Chain:
         """Record that a call starts. Raises `PromptmillError` (`invalid_config` for a budget without a price)."""
         if call.ledger.budget is not None and not self._is_priced:
             raise unknown_price(self._loading.plan)
-        for step in self._steps:
+        for step in self._of_calls:
             step.enter(call)
         return self._backend.enter(call)
 
@@ -92,7 +97,7 @@ class Chain:
     async def leave(self, call: protocol.Call) -> None:
         """Record that a call has ended, with no answer in flight."""
         await self._backend.leave(call)
-        for step in self._steps:
+        for step in self._of_calls:
             await step.leave(call)
 
     async def aclose(self) -> None:
