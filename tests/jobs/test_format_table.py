@@ -120,3 +120,19 @@ def test_a_module_of_another_package_is_installed_without_an_extra(acme):
     with pytest.raises(PromptmillError, match="need no-such-module") as caught:
         formats.check_installed(Path("rows.anno.json"))
     assert caught.value.hint == "Install no-such-module where promptmill is installed."
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a.b.CSV", "csv"),
+        (".csv", None),
+        ("csv", None),
+        ("a.csv.", None),
+        ("a.csv/b", None),
+        ("a" + ".b" * 200_000, None),
+    ],
+)
+def test_a_name_of_any_length_is_looked_up_by_its_end(name, key):
+    found = format_table.reading(name)
+    assert (None if found is None else found.key) == key

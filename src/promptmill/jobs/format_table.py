@@ -247,7 +247,8 @@ def _table_without(hidden: str) -> _Table:
 
 
 def _found(known: Mapping[str, Format], name: str | Path) -> Format | None:
-    """Return the format of the longest suffix of a name."""
-    suffixes = Path(name).suffixes
-    ends = ("".join(suffixes[at:]).lower() for at in range(len(suffixes)))
+    """Return the format of the longest suffix of a name, which may be any text, such as a long prompt."""
+    file = Path(name).name.lower()
+    first = max(1, len(file) - max(map(len, known), default=0))  # a suffix follows something
+    ends = (file[at:] for at in range(first, len(file)) if file[at] == ".")
     return next((known[end] for end in ends if end in known), None)
