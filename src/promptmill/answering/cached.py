@@ -2,11 +2,11 @@
 
 The position of the cache depends on the clients of the process:
 
-    one user         cached ─▶ several ─▶ structured ─▶ priced ─▶ backend    a hit is free and counted as a hit
-    several clients  several ─▶ structured ─▶ priced ─▶ cached ─▶ backend    a hit is reported like a sent request
+    one user         cached ─▶ several ─▶ checked ─▶ priced ─▶ backend    a hit is free and counted as a hit
+    several clients  several ─▶ checked ─▶ priced ─▶ cached ─▶ backend    a hit is reported like a sent request
 
 No client may learn another client's requests from a report. So with several clients, the cache replaces the backend: a
-hit counts as a request and has the usage and the warnings of the first answer, and all functions around the cache
+hit counts as a request and has the usage and the warnings of the first answer, and all steps around the cache
 check, count and charge it as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
 because waiting for another call's request takes a different time than the endpoint. Only requests at temperature 0 are
 cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers

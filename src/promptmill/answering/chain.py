@@ -117,8 +117,9 @@ def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
     return _first(inside, answer)
 
 
-def _sets(names: Iterable[str], sampling: Sampling, facts: protocol.Facts) -> bool:
-    return any(getattr(sampling, name, None) is not None or getattr(facts, name, None) for name in names)
+def _wants(step: Step, sampling: Sampling, facts: protocol.Facts) -> bool:
+    names = step.wanted_by or ()
+    return sampling.sets(names) or any(getattr(facts, name, None) for name in names)
 
 
 def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answer) -> protocol.Answer:
@@ -140,7 +141,7 @@ def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answe
         nonlocal last_sampling, last_facts, chosen
         if request.sampling is not last_sampling or call.facts is not last_facts:
             last_sampling, last_facts = request.sampling, call.facts
-            wanting = (wrapped for step, wrapped in optional if _sets(step.wanted_by or (), last_sampling, last_facts))
+            wanting = (wrapped for step, wrapped in optional if _wants(step, last_sampling, last_facts))
             chosen = next(wanting, answer)
         return chosen(request, call)
 

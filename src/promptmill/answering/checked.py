@@ -30,6 +30,8 @@ from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, top_choices_of
 from promptmill.core.wording import cut
 
+_FORM = "response_format", "choices"
+"""The parameters of the form of an answer."""
 _TOOLS = frozenset({"tools", "functions"})
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
@@ -43,8 +45,7 @@ def checks_of_features() -> list[Check]:
 
 def is_checked(sampling: Sampling) -> bool:
     """Return whether answers to requests with these parameters are checked."""
-    has_form = sampling.response_format is not None or sampling.choices is not None
-    return has_form or any(check.is_wanted(sampling) for check in checks_of_features())
+    return sampling.sets(_FORM) or any(check.is_wanted(sampling) for check in checks_of_features())
 
 
 class ChosenAnswers(Step):
@@ -125,12 +126,7 @@ class CheckedAnswers(Step):
     def __init__(self, plan: ResolvedConfig) -> None:
         self._retries = plan.settings.check_retries
         self._checks = checks_of_features()
-        self.wanted_by = (
-            "response_format",
-            "choices",
-            "checks",
-            *(name for one in self._checks for name in one.wanted_by),
-        )
+        self.wanted_by = *_FORM, "checks", *(name for one in self._checks for name in one.wanted_by)
         self._checking: tuple[SchemaCache, Checker] | None = None  # made for the first request with a schema
         self._last: tuple[Sampling | None, protocol.Facts | None, tuple[_Form | None, list[Check]] | None] = (None,) * 3
 

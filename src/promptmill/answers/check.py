@@ -18,8 +18,7 @@ class Check:
 
     def is_wanted(self, sampling: Sampling) -> bool:
         """Return whether answers to requests with these parameters are checked."""
-        names = self.wanted_by
-        return not names or any(getattr(sampling, name) is not None for name in names)
+        return not self.wanted_by or sampling.sets(self.wanted_by)
 
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return what is wrong with an answer, as the end of `The answer …`; None if nothing is."""

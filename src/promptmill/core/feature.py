@@ -327,9 +327,14 @@ def remedies(codes: Collection[str]) -> list[Words]:
     return [words for each in features().values() for code, words in each.remedies.items() if code in codes]
 
 
-def answers() -> list[type]:
+def answers() -> Sequence[type]:
     """Return the classes of the checks and steps that features add to all answers."""
-    return [part(name) for feature in features().values() for name in feature.answers]
+    return _parts(tuple(name for feature in features().values() for name in feature.answers))
+
+
+@functools.cache
+def _parts(names: Sequence[str]) -> Sequence[type]:
+    return tuple(map(part, names))
 
 
 def added_parameters() -> list[Any]:

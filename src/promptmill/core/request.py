@@ -443,6 +443,10 @@ class Sampling(_TokenChoice, *added_parameters()):  # type: ignore[misc]  # feat
         """Return the parameters that are set, by name."""
         return {name: value for name, value in self if value is not None}
 
+    def sets(self, names: Iterable[str]) -> bool:
+        """Return whether one of these parameters is set. Other names are ignored."""
+        return any(getattr(self, name, None) is not None for name in names)
+
     def sent(self) -> JsonDict:
         """Return the parameters that are set, by name, without those that promptmill applies itself."""
         return {name: value for name, value in self if value is not None and name not in APPLIED_NAMES}
