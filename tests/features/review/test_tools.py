@@ -87,6 +87,22 @@ async def test_a_job_without_a_doubtful_row_writes_no_review(plain, tools):
     assert (plain.path / "review.html").exists()
 
 
+@pytest.fixture
+def agreed(bench):
+    """A bench with a finished job of two models that agree."""
+    bench.write([{"text": "a"}])
+    bench.succeed("--prompt", "Is it positive? {{text}}", "-m", "one", "-m", "two")
+    return bench
+
+
+@pytest.mark.usefixtures("agreed")
+async def test_a_job_of_several_models_that_agree_says_so_and_that_it_stores_no_labels(tools):
+    async with tools() as call:
+        note = (await call("review", job_id="out.jsonl"))["note"]
+    assert "stores no labels" in note
+    assert "No row is in doubt" in note
+
+
 async def test_the_labels_in_a_file_are_taken(voted, tools):
     async with tools() as call:
         keys = {row["row"]: row.get("key") for row in (await call("review", job_id="out.jsonl"))["rows"]}

@@ -107,9 +107,8 @@ def _review(
     if target is not None and is_written:
         review_page.write(target, found, _call(found))
     finder = rule.finder if rule.is_guarded else None
-    note = "" if found.can_take else f"{_SEVERAL}; {_call(found)} measures them."
-    if not found.rows:
-        note = f"No row is in doubt, and no file is written. {worded(NO_DOUBT, argument_name)}"
+    notes = [] if found.can_take else [f"{_SEVERAL}; {_call(found)} measures them."]
+    notes += [] if found.rows else [f"No row is in doubt, and no file is written. {worded(NO_DOUBT, argument_name)}"]
     return {
         "job_id": found.job_id,
         "count": len(found.rows),
@@ -119,7 +118,7 @@ def _review(
             for label in found.labels[: MOST_SHOWN if found.can_take else 0]
             if finder is None or not finder.find(label.encode())
         ],
-        **({"note": note} if note else {}),
+        **({"note": " ".join(notes)} if notes else {}),
         **({"file": str(target)} if is_written else {}),
         "rows": [_shown(row, finder) for row in found.rows],
     }
