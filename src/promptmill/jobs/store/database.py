@@ -430,7 +430,8 @@ class JobDatabase:
 
 
 def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+    """Return the primary code of an error; 0 for one of the module `sqlite3`, such as that of a closed database."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
