@@ -83,9 +83,8 @@ _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "f
 
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
     """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
-    name = ":".join(
-        model.rpartition("/")[2].split(":")[:2]
-    )  # after `ft:` and a model, an organisation and an id follow
+    # after `ft:` and a model, an organisation and an id follow
+    name = ":".join(model.rpartition("/")[2].split(":")[:2])
     found: dict[str, Factors] = {}
     for tier, rows in _table().get(provider, {}).items():
         factor = next((rows[key] for key in (name, DATED.sub("", name), "*") if key in rows), None)

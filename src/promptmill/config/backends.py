@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from promptmill.core.errors import PromptmillError, config_error, redact
+from promptmill.core.errors import PromptmillError, config_error, words_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -99,7 +99,7 @@ def _imported(name: str) -> BackendRecord:
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (another package may raise anything at import)
-        why = redact(f"{type(error).__name__}: {error}".splitlines()[0])[:300]
+        why = words_of(error, 300)
         problem = f"{name} of the package {package} cannot be imported ({why}); update or remove the package."
         raise config_error("backend", problem) from None
     if not isinstance(loaded, BackendRecord):

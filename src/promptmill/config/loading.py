@@ -412,9 +412,9 @@ def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False
         f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
         for name, instead in left_out.items()
     ]
-    for name in others.keys() & hidden_parameters().keys():  # an endpoint may ignore it
-        feature = hidden_parameters()[name]
-        raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
+    for name, feature in hidden_parameters().items():
+        if name in others:  # an endpoint may ignore it
+            raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
     if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
         raise config_error(
             f"sampling_params.{near[0]:.60}",

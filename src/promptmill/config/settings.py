@@ -448,7 +448,7 @@ class _Answers(Block):
         "exact text of the model or endpoint, including reasoning.",
     )
     check_retries: int = Field(
-        1, ge=0, le=10, description="Number of retries for an answer that does not satisfy its schema."
+        1, ge=0, le=10, description="Number of retries for an answer that does not satisfy its schema or another check."
     )
     cache: bool | str = Field(
         False,

@@ -258,6 +258,16 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def words_of(error: Exception, most: int) -> str:
+    """Return an exception of another package as text: its type and the first line of its message, without secrets, in
+    at most so many characters.
+
+    >>> words_of(ValueError("no rows\\nin the file"), 200)
+    'ValueError: no rows'
+    """
+    return redact(f"{type(error).__name__}: {error}".splitlines()[0])[:most]
+
+
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     """Return `text` without `secrets`, userinfo in URLs, bearer tokens and words that look like API keys.
 

@@ -365,7 +365,7 @@ class Connection(asyncio.Protocol):
     # ---- called by the owner
 
     def send(self, body: bytes, answer: Answer, *, last: bool = False) -> None:
-        """Send a request with this body at the time `at`.
+        """Send a request with this body.
 
         `answer` gets the response or the exception. After the `last` request, the connection closes.
         """

@@ -20,7 +20,7 @@ from promptmill.backends import rows
 from promptmill.config import backends
 from promptmill.core import values
 from promptmill.core.bounds import MOST_NAMES
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, input_error, words_of
 from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
@@ -268,11 +268,8 @@ def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
 
     Raises `OSError`; the errors of `answered`; `PromptmillError` (`storage`) for other errors of the feature.
     """
-    name, row, failed = (
-        f"answers{form.format.names[0]}" if target is None else plain(target).name,
-        text_form(form).row,
-        [],
-    )
+    name = f"answers{form.format.names[0]}" if target is None else plain(target).name
+    row, failed = text_form(form).row, list[Exception]()
 
     def rows_of() -> Iterator[JsonObject]:
         try:
@@ -291,8 +288,8 @@ def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
         except Exception as error:  # noqa: BLE001 (each package has its own exceptions)
             if failed:
                 raise failed[0] from None
-            said = f"{type(error).__name__}: {redact(str(error)):.200}".splitlines()[0]
-            raise PromptmillError(Code.STORAGE, f"{name} cannot be written ({said}).", "") from None
+            said = f"{name} cannot be written ({words_of(error, 200)})."
+            raise PromptmillError(Code.STORAGE, said, "") from None
         with file.open("rb") as written:
             shutil.copyfileobj(written, out)
 

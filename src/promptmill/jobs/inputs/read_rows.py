@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from promptmill.core.bounds import LONGEST_ROW
-from promptmill.core.errors import PromptmillError, input_error, redact
+from promptmill.core.errors import PromptmillError, input_error, words_of
 from promptmill.core.feature import Format, part
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.input_rows import lines_of
@@ -43,8 +43,7 @@ class ReadRows:
         try:
             with self._files.local(at) as path:
                 yield from (line.rstrip(b"\n") for line in lines_of(self._read(path), "prompt", name, str))
-        except (PromptmillError, OSError, GeneratorExit):
+        except (PromptmillError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 (each package has its own exceptions)
-            said = f"{type(error).__name__}: {redact(str(error)):.200}".splitlines()[0]
-            raise input_error(f"{name} cannot be read ({said}).") from None
+            raise input_error(f"{name} cannot be read ({words_of(error, 200)}).") from None

@@ -40,6 +40,7 @@ from promptmill.core.bounds import (
     MOST_PDF_PAGES,
 )
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, parts_of
+from promptmill.core.feature import Format
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
@@ -129,6 +130,12 @@ def _kind(path: Path) -> str:
     """Return what a whole file is, see `Format.whole`; `""` for a file of another kind, which may be text."""
     known = whole(path)
     return "" if known is None else known.whole
+
+
+def _document(path: Path) -> Format | None:
+    """Return the format of a document, whose text is sent in place of the file; None for another file."""
+    known = whole(path)
+    return known if known is not None and known.text else None
 
 
 def _reading_s() -> float:
@@ -471,9 +478,7 @@ class WholeFiles(FoundFiles):
         text")."""
         if is_image(path):
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        known = whole(path)
-        is_document = known is not None and bool(known.text)
-        return self._content(path, self._text_bytes(path, LARGEST_FILE if is_document else LARGEST_TEXT))
+        return self._content(path, self._text_bytes(path, LARGEST_TEXT if _document(path) is None else LARGEST_FILE))
 
     def _text_bytes(self, path: Path, most: int) -> bytes:
         data = self._read(path, most + 1)
@@ -484,11 +489,10 @@ class WholeFiles(FoundFiles):
 
     def _content(self, path: Path, data: bytes) -> JsonDict:
         """Return the row of a text with these bytes. Raises the errors of `_text_row`."""
-        known = whole(path)
-        is_document = known is not None and bool(known.text)
-        text = documents.text_of(known, data, self._halt) if known is not None and known.text else self._decoded(data)
-        self._check_secrets(path.with_suffix(".txt") if is_document else path, text.encode("utf-8", "replace"))
-        if not is_document:
+        document = _document(path)
+        text = self._decoded(data) if document is None else documents.text_of(document, data, self._halt)
+        self._check_secrets(path if document is None else path.with_suffix(".txt"), text.encode("utf-8", "replace"))
+        if document is None:
             start = text[:LONGEST_SEARCHED]
             self._raw.update(noun for noun, known in _RAW if known.search(start))
         return {"content": text}
