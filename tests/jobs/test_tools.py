@@ -43,7 +43,7 @@ from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.run import runner
+from promptmill.jobs.run import round_runner, runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.index import JobFolders
@@ -552,7 +552,7 @@ async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(bench, 
             self.now -= 1
             return Completion("yes")
 
-    monkeypatch.setattr(runner, "_HELD_BYTES", 100_000)
+    monkeypatch.setattr(round_runner, "_HELD_BYTES", 100_000)
     bench.write([{"prompt": "x" * 40_000}] * 8 + [{"prompt": "x" * 200_000}, {"prompt": "small"}])
     async with tools(_local(Counting)) as call:
         found = await ran(call)
