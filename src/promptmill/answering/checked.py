@@ -20,8 +20,10 @@ from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.chances import chances_in
 from promptmill.answers.check import Check
 from promptmill.answers.checker import Checker
+from promptmill.answers.choices import Choices, choices_of
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
+from promptmill.answers.response_format import SchemaCache
+from promptmill.answers.schema import AnswerSchema
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature

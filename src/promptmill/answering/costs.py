@@ -21,7 +21,7 @@ from promptmill.answering.checked import is_checked
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, list_of_prices, price_of, tier_of
 from promptmill.answering.step import Loading, Place, Step
-from promptmill.answers.schema import choices_of
+from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
