@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from promptmill.answers.response_format import SchemaCache, asking_for, schema_of, with_schema
 from promptmill.core.errors import PromptmillError
+from sure import sure
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -23,7 +24,8 @@ def test_a_response_format_says_which_schema_it_asks_for():
 async def test_a_schema_is_compiled_once_however_often_it_comes():
     cache = SchemaCache()
     shared = asking_for(CITY)
-    found = await cache.of(shared)
+    found = sure(await cache.of(shared))
+    assert found.check("{}").problem
     assert found is await cache.of(shared) is await cache.of(json.loads(json.dumps(shared)))
     assert await cache.of({"type": "text"}) is None
 

@@ -14,7 +14,7 @@ from promptmill.core.errors import PromptmillError
     ("kind", "meant"),
     [
         *(("str", "string"), ("int", "integer"), ("float", "number"), ("double", "number"), ("bool", "boolean")),
-        *(("list", "array"), ("dict", "object"), ("none", "null"), ("text", "string"), ("STR", "string")),
+        *(("list", "array"), ("dict", "object"), ("none", "null"), ("text", "string"), ("DICT", "object")),
         *(("strng", "string"), ("Integer", "integer"), ("ARRAYS", "array")),
     ],
 )
@@ -34,6 +34,20 @@ def test_a_type_that_is_no_text_is_an_error_without_a_guess(kind):
 def test_a_wrong_keyword_is_named_with_its_place():
     with pytest.raises(PromptmillError, match=r"JSON Schema: properties\.a\.minimum: it is not of type"):
         compile_schema({"properties": {"a": {"minimum": "x"}}})
+    with pytest.raises(PromptmillError, match=r"JSON Schema: anyOf\[1\]\.minimum: it is not of type"):
+        compile_schema({"anyOf": [{}, {"minimum": "x"}]})
+
+
+def test_a_mistake_without_a_place_is_named_alone():
+    with pytest.raises(PromptmillError) as caught:
+        compile_schema({"pattern": "(("})
+    assert caught.value.message == "schema is not a usable JSON Schema: '((' is not a \"regex\"."
+
+
+@pytest.mark.parametrize("field", ["string", {"minimum": "text"}])
+def test_a_field_of_the_name_type_is_not_the_type_of_its_object(field):
+    with pytest.raises(PromptmillError, match=r"JSON Schema: properties\.type.*: it is not of type"):
+        compile_schema({"properties": {"type": field}})
 
 
 def test_an_unknown_type_is_answered_with_all_types():
@@ -134,9 +148,18 @@ def test_keys_of_a_schema_are_texts():
         ('{"a": 1 "b": 2}', "a comma or a closing bracket is missing"),
         ('{"a" 1}', "a colon is missing"),
         ('{\n"a": b}', "line 2, column 6: expecting value"),
+        ('{"a": }', "line 1, column 7: expecting value"),
+        ("[1, x]", "line 1, column 5: expecting value"),
     ],
 )
 def test_a_mistake_in_json_is_named_with_its_place_and_its_remedy(text, problem):
     with pytest.raises(json.JSONDecodeError) as caught:
         json.loads(text)
     assert why_not_json(caught.value).endswith(problem)
+
+
+@pytest.mark.parametrize(("text", "place"), [('{"a": 1,}', 7), ('{"a": 1 , }', 8), ("[1,  ]", 2), ('{"a": 1 , }', 9)])
+def test_a_comma_too_many_is_named_wherever_python_reports_it(text, place):
+    """Python 3.13 reports the comma; 3.12, the bracket behind it."""
+    problem = why_not_json(json.JSONDecodeError("Illegal trailing comma", text, place))
+    assert problem.endswith(f": remove the comma before the {text[-1]}")

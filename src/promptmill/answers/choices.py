@@ -58,17 +58,21 @@ class Choices:
         if text not in self._choices:  # tested first, because `true`, `1.5` and `{}` may be choices
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-        if isinstance(value, dict):
+        is_object = isinstance(value, dict)
+        if is_object:
             found = [*value.values()]
             value = found[0] if len(found) == 1 else value.get(_CHOICE)
-        elif not complete and any(other != value and other.startswith(str(value)) for other in self._choices):
-            return ""
         if value is None or isinstance(value, bool):
             value = json.dumps(value)
         if not isinstance(value, str):
             return ""
         value = value.strip()
-        return value if value in self._choices else self._by_bare.get(_bare(value), "")
+        choice = value if value in self._choices else self._by_bare.get(_bare(value), "")
+        return choice if complete or is_object or not self._begins_another(choice) else ""
+
+    def _begins_another(self, choice: str) -> bool:
+        start = _bare(choice)
+        return any(other != start and other.startswith(start) for other in map(_bare, self._choices))
 
     def completed(self, text: str) -> str | None:
         """Return the answer whose text after `OPENING` starts with `text`; None while several answers are possible."""

@@ -57,11 +57,12 @@ def schema_of(wanted: JsonObject | None) -> JsonObject | None:
     JSON mode means any object. The engine or endpoint handles other kinds (`structural_tag`, …). Raises
     `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
     """
-    kind = (wanted or {}).get("type")
-    if wanted is None or kind not in {"json_object", "json_schema"}:
+    if wanted is None:
         return None
-    if kind == "json_object":
+    if (kind := wanted.get("type")) == "json_object":
         return _AN_OBJECT
+    if kind != "json_schema":
+        return None
     block = wanted.get("json_schema")
     if not isinstance(block, Mapping):
         raise input_error(f"response_format.json_schema is {shape(block)}; send {_FORM}.")

@@ -55,7 +55,7 @@ def _misspelt(schema: JsonObject) -> str:
     """
     # only 50, because the comparison of names takes time
     for path, name, known in itertools.islice(_unknown(schema), 50):
-        if near := close_matches(name, itertools.islice(known, 50), 1, _ALIKE):
+        if near := close_matches(name, itertools.islice(known, 50), cutoff=_ALIKE):
             return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"
     return ""
 
@@ -85,7 +85,7 @@ def _is_example(schema: JsonObject) -> bool:
     `name` and `title` do not count as keywords, because many answers have such fields.
     """
     kind = schema.get("type")
-    if isinstance(kind, list) or (isinstance(kind, str) and (kind in _TYPES or _meant_type(kind))):
+    if isinstance(kind, list) or (isinstance(kind, str) and _meant_type(kind)):
         return False
     return bool(schema) and not any(name in _SAYING or name.startswith("$") for name in schema)
 
@@ -93,11 +93,12 @@ def _is_example(schema: JsonObject) -> bool:
 def why_not_usable(error: Exception, schema: JsonObject) -> str:
     """Return the reason why a schema is invalid, from the `error` that compiling it raised."""
     path = list(getattr(error, "instance_path", []))
-    if path and (wrong := _wrong_type(path, schema)):
+    if wrong := _wrong_type(path, schema):
         return wrong
     # only the first line, because the others quote the schema
     reason = str(error).splitlines()[0]
-    return f"{_dotted(path)}: {reason[:200].rstrip('.')}." if path else f"{reason[:200].rstrip('.')}."
+    place = f"{_dotted(path)}: " if path else ""
+    return f"{place}{reason[:200].rstrip('.')}."
 
 
 def _wrong_type(path: list[str | int], schema: JsonObject) -> str:
@@ -105,12 +106,11 @@ def _wrong_type(path: list[str | int], schema: JsonObject) -> str:
     value: Any = schema
     for part in path:
         value = value[part]
-    if isinstance(value, list):
-        value = next((one for one in value if one not in _TYPES), None)
-    if "type" not in path[-2:] or not isinstance(value, str) or value in _TYPES:
+    unknown = next((one for one in (value if isinstance(value, list) else [value]) if one not in _TYPES), None)
+    if path[-1:] != ["type"] or not isinstance(unknown, str):
         return ""
-    near = _meant_type(value)
-    return f"{_dotted(path)}: {value[:40]!r}; {f'did you mean {near}?' if near else 'types: ' + ', '.join(_TYPES)}"
+    near = _meant_type(unknown)
+    return f"{_dotted(path)}: {unknown[:40]!r}; {f'did you mean {near}?' if near else 'types: ' + ', '.join(_TYPES)}"
 
 
 def _meant_type(name: str) -> str:
