@@ -14,7 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
+from promptmill.answers.schema import compile_schema
+from promptmill.answers.schema_mistakes import why_no_schema, why_not_json
 from promptmill.core.errors import input_error
 from promptmill.core.request import list_of_choices
 from promptmill.core.values import JsonDict

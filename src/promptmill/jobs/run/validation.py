@@ -70,7 +70,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         models = spec.plan.asked(spec.targets)
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         every = [answering[name] for name in models]
-        sums = [_Sums(one, price_of(one)) for one in every]
+        sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
@@ -119,8 +119,8 @@ def _columns_of(form: Form) -> dict[str, list[str]]:
 class _Sums:
     """The likely tokens of all answers of one model, and the highest cost of the rows, live and by batch."""
 
-    def __init__(self, plan: ResolvedConfig, price: Price | None) -> None:
-        self.plan, self.price = plan, price
+    def __init__(self, plan: ResolvedConfig, price: Price | None, *, has_check: bool) -> None:
+        self.plan, self.price, self._has_check = plan, price, has_check
         self._prices = None if price is None else Prices(plan, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
@@ -135,9 +135,9 @@ class _Sums:
         self.source = likely.source
         if self._prices is None or self.price is None:
             return
-        self.live += most_of(request, self.plan, self._prices)
+        self.live += most_of(request, self.plan, self._prices, has_check=self._has_check)
         if self.price.batch is not None:
-            self.by_batch += most_of(request, self.plan, self._prices, by_batch=True)
+            self.by_batch += most_of(request, self.plan, self._prices, by_batch=True, has_check=self._has_check)
 
     def expect(self, answered: tuple[int, int] | None, rows: int) -> None:
         """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
