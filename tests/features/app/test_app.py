@@ -606,13 +606,15 @@ async def test_a_result_that_is_no_job_is_shown_and_ends(two_rows, client, resul
         else:
             check = {"input_file": "in.jsonl", "output_file": "new.jsonl", "validate": True}
             found = (await host.call_tool("bulk_generate", check)).structured_content
+            found |= {"estimated_cost": 0.25, "most_cost": 3.0, "estimated_completion_tokens": 400}
             given = {"content": [], "structuredContent": found}
         await page.run(f"window.notify('ui/notifications/tool-result', {json.dumps(given)})")
         await page.inside(f"document.getElementById('state').textContent === '{result}'")
         assert await page.inside("getComputedStyle(document.getElementById('bar')).display === 'none'")
         if result == "checked":
             facts = await page.inside("document.getElementById('facts').textContent")
-            assert facts.startswith("2 rows · 2 requests · about 2 prompt tokens")
+            price = "about $0.25 with answers of 200 tokens, an assumption, at most $3.00"
+            assert facts == f"2 rows · 2 requests · about 2 prompt tokens · {price}"
             assert (
                 await page.inside("document.getElementById('file').textContent")
                 == "Columns: prompt, answer, error, usage, finish_reason"

@@ -414,7 +414,9 @@ def _decided(
     try:
         for at, row in enumerate(objects_in(decisions), 1):
             if not row.keys() >= {ROW, LABEL, KEY}:
-                raise input_error(f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`, as a review has.")
+                raise input_error(
+                    f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`; take a file that a review wrote."
+                )
             where = f"Row {at} of {decisions.name}"
             try:
                 read += _decision(store, where, row, known)
