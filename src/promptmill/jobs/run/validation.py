@@ -32,6 +32,7 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
+from promptmill.jobs.run.ways import tier_of_way
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
@@ -73,7 +74,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         models = spec.plan.asked(spec.targets)
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         every = [answering[name] for name in models]
-        sums = [_Sums(one, price_of(one), has_check=wanted.order.has_check) for one in every]
+        sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             form = Form([store], spec, spec.output.kind)
@@ -102,7 +103,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["unpriced"] = list(dict.fromkeys(unpriced))
         if len(prices) == len(every):
             cost = _cost(sums, result)
-            if order.way == BATCH and all(price.batch is not None for price in prices):
+            if tier_of_way(order.way) == BATCH and all(price.batch is not None for price in prices):
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **of_plan.figures}
