@@ -295,7 +295,7 @@ NOON = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
 @pytest.mark.parametrize("text", ["25:00", "yesterday", "2026-02-28", "-3h", "6 hours", ""])
 def test_a_time_that_cannot_be_meant_is_refused(text):
     with pytest.raises(PromptmillError):
-        BatchOrder.of({"batch": True, "by": text, "poll": None if text else "0"}, NOON)
+        BatchOrder.of({"batch": True, "by": text, "poll": None if text else "0"}, now=NOON)
 
 
 def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Round | None:

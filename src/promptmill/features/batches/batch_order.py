@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from promptmill.core.errors import Named, input_error
-from promptmill.jobs.store.order import OrderPart
+from promptmill.jobs.store.order_part import OrderPart
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -32,11 +32,12 @@ class BatchOrder(OrderPart):
     """Whether `by` was set by an earlier run of the same command, whose job is not finished."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], now: datetime | None = None) -> BatchOrder:
+    def of(cls, options: Mapping[str, Any], models: Sequence[str] = (), now: datetime | None = None) -> BatchOrder:
         """Return the options `by`, `poll` and `keep_files`, parsed. `now`: a local time.
 
         Raises `PromptmillError` (`invalid_input`).
         """
+        del models
         now = now or datetime.now().astimezone()
         given = {name: options[name] for name in ("by", "poll", "keep_files") if options.get(name)}
         if "by" in given:

@@ -336,7 +336,7 @@ class Runner:
                     await self._salvage()
                     is_read = False
             if not damaged:
-                raise RuntimeError(f"the plan {self._job.spec.plan.option} leaves rows open")
+                raise RuntimeError(f"the plan {', '.join(self._job.spec.parts)} leaves rows open")
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
             if live is not None:
