@@ -350,7 +350,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from promptmill.answers.schema import AnswerType
+from promptmill.answers.response_format import AnswerType
 '''
 SKILL_HEAD = """\
 ---

@@ -7,8 +7,10 @@
 
 A fault changes an operator, a condition, a constant, an alternative of a pattern or a word of SQL, or removes a
 statement, an argument or a returned value. It is planted in memory, in a fork of a process that has collected the tests:
-no file is changed, and other processes that tests start have no fault. The exit code is 1 if a fault passes that
-`scripts/mutants.toml` does not list as equivalent, or if a listed fault does not pass.
+no file is changed, and other processes that tests start have no fault. Printed are `?`, a fault that the tests let pass;
+`=`, one that is listed as equivalent; `t`, one that is found because the tests did not end in time, perhaps only because
+the machine is busy. The exit code is 1 if a fault passes that `scripts/mutants.toml` does not list as equivalent, or if a
+listed fault does not pass.
 """
 
 from __future__ import annotations
@@ -150,6 +152,8 @@ def is_unused(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.ClassDef):
         return any(ast.unparse(base) == "Protocol" for base in node.bases)
+    if isinstance(node, ast.AnnAssign):
+        return ast.unparse(node.annotation) == "TypeAlias"
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
@@ -300,8 +304,10 @@ class Run:
         os.close(writing)
         signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
         signal.setitimer(signal.ITIMER_REAL, self._limit_s)
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if os.WIFSIGNALED(status):
+            print("t", mutant, flush=True)
         failed = os.read(reading, 4096).decode()
         os.close(reading)
         if failed not in {"", "passed"}:

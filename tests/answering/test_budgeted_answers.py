@@ -14,7 +14,7 @@ import pytest
 from fakes import openai_configuration, openai_plan
 from forked import ran, started
 from promptmill.answering.prices import FlatPrice, price_of
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Ledger, Usage
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration

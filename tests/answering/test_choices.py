@@ -8,7 +8,6 @@ import math
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answers.schema import Choices
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling, conversation_from_prompt
@@ -56,44 +55,6 @@ async def test_a_choice_in_another_form_is_repaired(ask, upstream, written):
     upstream.reply = answer(written)
     (outcome,), stats = await ask(["How is it?"])
     assert (outcome.text, stats.counts.repaired, stats.counts.requests) == ("positive", 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("choices", "written"),
-    [
-        *(
-            (["true", "false"], text)
-            for text in ("true", "True", "TRUE.", '"true"', '{"answer": true}', "```\ntrue\n```")
-        ),
-        *((["null", "other"], text) for text in ("null", '{"answer": null}')),
-        *((["1.5", "2.5"], text) for text in ("1.5", '{"answer": 1.5}')),
-        *((["1e3", "2e3"], text) for text in ("1e3", '{"answer": 1e3}')),
-        *((["1.0", "1"], text) for text in ("1.0", '{"answer": 1.0}')),
-        *((["NaN", "0"], text) for text in ("NaN", '{"answer": NaN}')),
-        (["36893488147419103233", "0"], '{"answer": 36893488147419103233}'),
-        (["[]", "{}"], "[]"),
-        (['{"a": 1}', "b"], '{"a": 1}'),
-        (["ne\u0301gatif", "positif"], "n\u00e9gatif"),
-        (["n\u00e9gatif", "positif"], "Ne\u0301gatif."),
-        (["正面", "负面"], "正面。"),
-    ],
-)
-def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):
-    assert Choices(choices).chosen(written) == choices[0]
-
-
-@pytest.mark.parametrize("language", ["", "json", "JSON", " json", "json5", "JSON5", "jsonc", "JSONC"])
-def test_a_choice_in_a_code_fence_is_read_without_the_name_of_its_language(language):
-    assert Choices(["yes", "no"]).chosen(f'So:\n```{language}\n"no"\n```') == "no"
-
-
-def test_two_code_fences_with_several_choices_are_in_doubt():
-    assert Choices(["yes", "no"]).chosen("```\nno\n```\n```\nyes\n```") == ""
-    assert Choices(["yes", "no"]).chosen("```\nno\n```\nSo:\n```\nno\n```") == "no"
-
-
-def test_a_number_that_is_written_otherwise_is_not_the_choice():
-    assert Choices(["1.5", "2.5"]).chosen("1.50") == ""
 
 
 @pytest.mark.thorough

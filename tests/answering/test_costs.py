@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fakes import openai_configuration, openai_plan
+from promptmill.answering.checked import LONGEST_COMPLAINT, CheckedAnswers
 from promptmill.answering.costs import (
     BudgetedAnswers,
     cost_of,
@@ -22,7 +23,8 @@ from promptmill.answering.costs import (
 )
 from promptmill.answering.prices import Prices, price_of
 from promptmill.answering.step import Loading
-from promptmill.backends.protocol import Call, Completion, Failure, Ledger, Outcome, Usage
+from promptmill.answers.check import Check
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Ledger, Outcome, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
@@ -400,6 +402,34 @@ def test_a_second_try_is_sent_live_and_writes_the_cache_of_minutes(by_batch, fac
     second = most_of(request, plan, prices) - first
     most = most_of(request.changed(shared=SHARED), plan, prices, by_batch=by_batch)
     assert most == pytest.approx(factor * first + again * second)
+
+
+class Refusing(Check):
+    """Refuses every answer, at length."""
+
+    def complaint(self, answer: str, request: Request) -> str:
+        """Return a complaint that is longer than what a model gets of it."""
+        return "x" * 1000
+
+
+async def test_a_second_try_reserves_at_most_what_a_dry_run_counts_for_it(endpoint):
+    plan = plan_of(price={"input": 1_000_000, "output": 0}, check_retries=1)
+    price, budget, request = sure(price_of(plan)), Budget(1_000_000), _request(50)
+    priced, checked = BudgetedAnswers(plan, price, budget), CheckedAnswers(plan)
+    priced.following, checked.following = endpoint.answer, priced.answer
+    asking = asyncio.ensure_future(checked.answer(request, Call(Facts(checks=(Refusing(),)))))
+    await settled()
+    await endpoint.reply(0, Completion("y" * 200, "stop", Usage(1, 50)))
+    most = [most_of(request, plan, Prices(plan, price), has_check=checks) for checks in (False, True)]
+    assert most[0] + 200 + LONGEST_COMPLAINT < reserved_of(budget) <= most[1] - most[0]
+    await endpoint.reply(0, tokens(1))
+    await asking
+
+
+def test_the_highest_cost_has_the_second_tries_of_a_function_that_checks_answers():
+    plan = plan_of(check_retries=2)
+    prices = Prices(plan, sure(price_of(plan)))
+    assert [most_of(_request(5), plan, prices, has_check=checks) for checks in (False, True)] == [5, 15]
 
 
 async def test_a_reply_of_a_batch_is_charged_at_the_price_of_batches_and_frees_what_was_set_aside(ask, endpoint):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.answering.likely import ASSUMED, LikelyLengths
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 
 TREE = {"type": "object", "properties": {"name": {"type": "string"}, "below": {"$ref": "#/$defs/tree"}}}

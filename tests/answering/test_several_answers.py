@@ -9,7 +9,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answering.several import Copies
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fakes import openai_configuration
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from promptmill.answers.chances import Chances, chances_in
-from promptmill.answers.schema import Choices
+from promptmill.answers.choices import Choices
 
 MOODS = Choices(["positive", "negative", "neutral"])
 

@@ -15,7 +15,7 @@ import yaml
 
 from fakes import KEY
 from promptmill import __version__
-from promptmill.answers.schema import why_no_schema
+from promptmill.answers.schema_mistakes import why_no_schema
 from promptmill.cli import main as cli
 from promptmill.cli.options import explained, option_of
 from promptmill.config import parameter_file

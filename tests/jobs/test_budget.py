@@ -269,6 +269,7 @@ def test_a_budget_with_room_gives_no_advice(bench):
 
 LONG = "Judge the text by these rules. " * 200
 LINE = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
+NAMES = {"type": "object", "properties": {name: {"enum": ["x" * 400]} for name in "abc"}}
 FLEX = LINE | {"body": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 20, "service_tier": "flex"}}
 
 
@@ -278,9 +279,10 @@ FLEX = LINE | {"body": {"messages": [{"role": "user", "content": "a"}], "max_tok
         (3, PromptCache("anthropic"), ["--system", LONG], {"provider": "anthropic"}),
         (3, PromptCache("openai"), ["--system", LONG, "--choices", "yes,no"], {"provider": "openai"}),
         (3, answer("maybe " * 250), ["--choices", "yes,no", "--set", "check_retries=2"], {}),
+        (3, answer(json.dumps({"a": "y" * 1_560, "b": 5, "c": 5})), ["--schema", json.dumps(NAMES)], {}),
         ([FLEX], answer("yes"), [], {}),
     ],
-    ids=["cache writes", "a cache and choices", "second tries", "a tier of a row"],
+    ids=["cache writes", "a cache and choices", "second tries", "a long complaint", "a tier of a row"],
 )
 def test_the_highest_price_of_a_dry_run_is_never_below_what_the_budget_reserves(
     bench, monkeypatch, rows, reply, options, block

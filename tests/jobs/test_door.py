@@ -16,9 +16,11 @@ LINES = b'{"prompt": "a"}\n{"prompt": "b"}\n'
 
 @pytest.fixture
 def opened(tmp_path):
-    """Open a job that the embedded model would answer."""
+    """Open a job that the embedded model would answer, for a price."""
     folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(tmp_path / "jobs")})
-    return lambda rows, output=None, **options: open_job(rows, output, options, Configuration({}), folders)
+    price = {"input": 0, "output": 1_000_000}
+    raw = {"price": price, "check_retries": 2, "sampling_params": {"max_tokens": 20}}
+    return lambda rows, output=None, **options: open_job(rows, output, options, Configuration(raw), folders)
 
 
 def test_rows_in_memory_are_in_a_file_while_the_door_is_open(opened):
@@ -50,6 +52,14 @@ def test_files_are_named_by_absolute_paths_and_shown_as_written(opened, tmp_path
         found = job.validate()
     assert (found["rows"], found["invalid"]) == (1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"], "no job was made"
+
+
+def test_the_highest_cost_has_the_second_tries_of_a_function_that_checks_answers(opened):
+    def most(**options):
+        with opened(Rows(blocks=[LINES]), **options) as job:
+            return job.validate()["most_cost"]
+
+    assert (most(), most(check=lambda answer, row: None)) == (40, 120)
 
 
 def test_a_value_that_an_order_cannot_have_is_named(opened):

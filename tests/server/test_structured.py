@@ -9,7 +9,7 @@ import time
 import orjson
 import pytest
 
-from promptmill.answers.schema import with_schema
+from promptmill.answers.response_format import with_schema
 from promptmill.cli.main import main
 from promptmill.core.request import conversation_from_prompt
 from replies import answer, by_prompt

@@ -20,8 +20,10 @@ from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.chances import chances_in
 from promptmill.answers.check import Check
 from promptmill.answers.checker import Checker
+from promptmill.answers.choices import Choices, choices_of
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
+from promptmill.answers.response_format import SchemaCache
+from promptmill.answers.schema import AnswerSchema
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
@@ -35,7 +37,8 @@ _FORM = "response_format", "choices"
 _TOOLS = frozenset({"tools", "functions"})
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
-_LONGEST_COMPLAINT = 400  # characters; `costs._PER_COMPLAINT` reserves for it
+LONGEST_COMPLAINT = 400
+"""Characters of a complaint that a model gets."""
 
 
 def checks_of_features() -> list[Check]:
@@ -261,7 +264,7 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
         except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
             return _Complaint("", internal_error("A check of the answer failed", error))
         if complaint:
-            complaint = cut(" ".join(complaint.split()), _LONGEST_COMPLAINT).rstrip(".")
+            complaint = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".")
             turn = f"This answer is not accepted: {complaint}. Answer again with the corrected answer alone."
             return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {complaint}.", ""))
     return None
@@ -286,7 +289,7 @@ def _complaint_of_form(form: _Form, problem: str, text: str, *, is_complete: boo
         remedy = _CUT_OFF.get(form.wanted, "Raise `max_tokens`.")
         return _Complaint("", PromptmillError(Code.INVALID_ANSWER, cut_off, remedy))
     turn = (
-        f"This answer does not satisfy the required JSON schema: {problem}. "
+        f"This answer does not satisfy the required JSON schema: {cut(problem, LONGEST_COMPLAINT)}. "
         "Answer again with the corrected JSON alone, without any other words."
     )
     return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.", _WRONG.get(form.wanted)))

@@ -17,11 +17,11 @@ from functools import partial
 
 import orjson
 
-from promptmill.answering.checked import is_checked
+from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, list_of_prices, price_of, tier_of
 from promptmill.answering.step import Loading, Place, Step
-from promptmill.answers.schema import choices_of
+from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
@@ -31,13 +31,14 @@ from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, TextPart, nested
 from promptmill.core.values import JsonObject
 
-_UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
+_UNKNOWN_MODEL = "The cost leaves out answers of models whose price is not known; `models` gives each a `price`."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
 # most Qwen-VL's count for the largest (16,384; others count less, even for a photo of 12 million pixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
-_PER_COMPLAINT = 512  # max tokens of the turns that a second attempt adds to the invalid answer
+# The most tokens that a second attempt adds to the invalid answer: a complaint, the words around it, and two turns.
+_PER_COMPLAINT = LONGEST_COMPLAINT + 200
 # gpt-4o-mini counts 2,833 tokens, and 5,667 for each of up to eight tiles, so that an image costs the same as with
 # gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
@@ -354,9 +355,19 @@ def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], 
     return max(price.cost(usage, tier) for usage in usages for tier in tiers)
 
 
-def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Prices, *, by_batch: bool = False) -> float:
+def most_of(
+    request: Request,
+    plan: resolved_config.ResolvedConfig,
+    prices: Prices,
+    *,
+    by_batch: bool = False,
+    has_check: bool = False,
+) -> float:
     """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and for second
-    attempts after a check; infinite without a limit or a price. Failed attempts are not included."""
+    attempts after a check; infinite without a limit or a price. Failed attempts are not included.
+
+    `has_check`: a function of the program checks the answers, too.
+    """
     price, sampling = prices.of(request), request.sampling
     live = _served_at(plan, Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
     if sampling.choices is not None:  # sent as a schema
@@ -371,7 +382,7 @@ def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Pric
     invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts the bytes of the invalid answer
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
     cost = _highest(price, first, request, {BATCH} if by_batch else live, by_batch=by_batch)
-    if is_checked(sampling):
+    if has_check or is_checked(sampling):
         cost += plan.settings.check_retries * _highest(price, again, request, live)
     return (sampling.n or 1) * cost
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from promptmill.answers.schema import choices_of, schema_of
+from promptmill.answers.choices import choices_of
+from promptmill.answers.response_format import schema_of
 from promptmill.config.resolved_config import TOKEN_LIMITS, whole_number
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling

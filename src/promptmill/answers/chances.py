@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from promptmill.answers.schema import Choices
+from promptmill.answers.choices import Choices
 from promptmill.core.bounds import LONGEST_SEARCHED
 
 _DIGITS = 6

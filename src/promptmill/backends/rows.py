@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import orjson
 from pydantic import ValidationError
 
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of

@@ -114,7 +114,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     is_many = getattr(arguments, "choices_many", False)
     if schema is None and not is_many:
         return {}
-    from promptmill.answers.schema import asking_for
+    from promptmill.answers.response_format import asking_for
     from promptmill.jobs.inputs.short_forms import schema_in, schema_of_many
 
     if is_many:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from promptmill.answers.schema import AnswerType
+from promptmill.answers.response_format import AnswerType
 
 
 class PromptOptions(TypedDict, total=False):

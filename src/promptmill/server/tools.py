@@ -14,7 +14,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.answering.costs import cost_of
-from promptmill.answers.schema import with_schema
+from promptmill.answers.response_format import with_schema
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from promptmill.answers.reasoning import FAMILIES
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Completion
 from shapes import SHAPES
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from promptmill.answers.schema import Choices
+from promptmill.answers.choices import Choices
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code

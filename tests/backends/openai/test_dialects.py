@@ -13,7 +13,7 @@ from PIL import Image
 from dialect_replies import speaks
 from driving import ask, echoes, opened
 from fakes import KEY, openai_plan, without_rest
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.diagnosis import diagnose
 from promptmill.backends.openai.dialects import DIALECTS

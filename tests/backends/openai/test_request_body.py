@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.request_body import RequestEncoder

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias, TypedDict
 
 from promptmill.answers.chances import Chances
+from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import (
     CHANNEL_MARKS,
     TAGS,
@@ -18,7 +19,6 @@ from promptmill.answers.reasoning import (
     split_reasoning,
     without_broken_mark,
 )
-from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError

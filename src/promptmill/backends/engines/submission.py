@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
 from promptmill.answers.chances import Chances
+from promptmill.answers.choices import Choices, choices_of
 from promptmill.answers.reasoning import opened_by
-from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error

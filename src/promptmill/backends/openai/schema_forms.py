@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.answers.schema import schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.backends.openai.providers import JsonSupport
 from promptmill.core.values import JsonDict, JsonObject
 

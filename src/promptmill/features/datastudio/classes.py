@@ -22,7 +22,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import ValidationError
 
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.schema import AnswerType, with_schema
+from promptmill.answers.response_format import AnswerType, with_schema
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error

@@ -16,7 +16,7 @@ import orjson
 from promptmill.answering.checked import checked
 from promptmill.answering.several import once, together
 from promptmill.answering.step import Place, Step
-from promptmill.answers.schema import schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage, sum_of
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Message, Request, Sampling

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from promptmill.answers.schema import asking_for
+from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Completion
 from promptmill.config.explain import explain
 from promptmill.core.errors import PromptmillError

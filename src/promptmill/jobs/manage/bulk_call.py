@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from promptmill.answers.schema import AnswerType
+from promptmill.answers.response_format import AnswerType
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.jobs import door

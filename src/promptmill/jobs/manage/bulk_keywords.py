@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
-from promptmill.answers.schema import with_schema
+from promptmill.answers.response_format import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import ArgumentError, Code, Named, PromptmillError, input_error

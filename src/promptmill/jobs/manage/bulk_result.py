@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from promptmill.answers.schema import AnswerType, json_schema_of
+from promptmill.answers.response_format import AnswerType, json_schema_of
 from promptmill.backends import rows as rows_
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars

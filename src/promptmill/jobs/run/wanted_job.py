@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptmill.answers.schema import schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.backends import registry
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig

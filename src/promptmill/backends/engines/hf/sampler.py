@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import Family
-from promptmill.answers.schema import Choices, schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.installation import adding

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from promptmill.answers.schema import Choices
+from promptmill.answers.choices import Choices
 from promptmill.core.bounds import MOST_GRAMMAR_WORK, MOST_KEPT
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonObject

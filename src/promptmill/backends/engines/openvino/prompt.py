@@ -12,7 +12,7 @@ import jinja2
 import openvino_genai
 
 from promptmill.answers.reasoning import opened_by
-from promptmill.answers.schema import schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts

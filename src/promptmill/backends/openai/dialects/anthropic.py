@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.answers.schema import schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError, continued
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import orjson
 
-from promptmill.answers.schema import schema_of
+from promptmill.answers.response_format import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, Thinking

@@ -1,0 +1,297 @@
+"""JSON is taken from the text of an answer only where there is no doubt."""
+
+import json
+
+import pytest
+
+from promptmill.answers.schema import compile_schema
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('```json\n{"city": "Paris"}\n```', {"city": "Paris"}),
+        ('```\n{"city": "Paris"}\n```', {"city": "Paris"}),
+        ('Sure! Here it is:\n\n{"city": "Paris", "n": 3}\n\nI hope this helps.', {"city": "Paris", "n": 3}),
+        ('Here:\n```json\n{"city": "Paris",}\n```\nDone.', {"city": "Paris"}),
+        ('{"city": "Paris", "tags": ["a", "b",],}', {"city": "Paris", "tags": ["a", "b"]}),
+        ("{'city': 'Paris', 'tags': ['a']}", {"city": "Paris", "tags": ["a"]}),
+        ('{city: "Paris"}', {"city": "Paris"}),
+        ('{"city": "x" "n": 5}', {"city": "x", "n": 5}),
+        ('{"city": "He said "hi" to me"}', {"city": 'He said "hi" to me'}),
+        ('{"city": "Paris", "n": null}', {"city": "Paris"}),  # what strict endpoints write for a field left out
+        ('{"city": "a"} or, again, {"city": "a"}', {"city": "a"}),
+        ('"{\\"city\\": \\"a\\"}"', {"city": "a"}),  # JSON as a text of JSON
+        ('{"city": "Paris"}}', {"city": "Paris"}),
+        ('```json\n{"city": "Paris"}', {"city": "Paris"}),
+        ('As [1] says {see below} of [0, 1) [sic]: {"city": "Paris"} (from [2]).', {"city": "Paris"}),
+        ('The result is {"city": "Paris"}, as requested.\n1. Paris is large.', {"city": "Paris"}),
+        ('I could not find a number.\n\n{"city": "Paris"}\n\nNote: the tags are not given.', {"city": "Paris"}),
+    ],
+)
+def test_what_leaves_no_doubt_is_repaired(city, text, value):
+    checked = city.check(text)
+    assert (json.loads(checked.text), checked.problem, checked.repaired) == (value, "", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"city": "Par',
+        '{"city": "Paris", "n": 5',
+        '{"city": "a"} or {"city": "b"}',
+        '{"city": "a", "n": - 5,}',
+        '{"city": "a", "n": NaN}',
+        '{"city": "P" /* not sure */}',
+        '{"city": "a", "n": 1.5.2,}',
+        '[{"city": "a"}]',
+        "Paris",
+        "",
+        "[" * 100_000,
+    ],
+)
+def test_what_leaves_a_doubt_is_not_repaired(city, text):
+    checked = city.check(text)
+    assert checked.problem
+    assert checked.text == text
+
+
+ITEMS = {
+    "type": "object",
+    "properties": {
+        "items": {"type": "array", "items": {"type": "object", "required": ["a"]}},
+        "b": {"type": "integer"},
+    },
+    "required": ["items"],
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"items": [{"a": 1}, {"a": 2}, {"a":',
+        '{"items": [{"a": 1}, {"a": 2}',
+        '{"items": [{"a": 1}, {"a": 2}]',
+        '{"items": [{"a": 1}, {"a": 2}, ',
+        "{'items': [{'a': 1}, {'a': 2}",
+        '```json\n{"items": [{"a": 1}, {"a": 2}\n```',
+        '{"items": [{"a": 1}]}\nCorrected: {"items": [{"a": 1}, {"a": 2}',
+        '```json\n{"items": [{"a": 1}]}\n```\n```json\n{"items": [{"a": 2}',
+        '{"items": [{"a": "}]}", "b": 5',
+    ],
+)
+def test_an_answer_that_ends_in_the_middle_is_not_repaired_to_a_shorter_one(text):
+    assert compile_schema(ITEMS).check(text).problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"items": [{"a": 1}]}, "b": 2}',
+        '{"items": [{"a": 1}]}, b: 2}',
+        '{"items": [{"a": 1}]} "b": 2}',
+        '{"items": [{"a": 1}]}, {"a": 2}]}',
+        "{'items': [{'a': 'x } y'}], 'b': 1}",
+        '{"items": [{"a": 1}]}\n{"items": [{"a": - 5}]}',
+        '{"items": [{"a": 1}]} and {"a": 2}',
+        '{"items": [{"a": 1}]} ...',
+        '{"items": [{"a": 1}]}, … 2',
+    ],
+)
+def test_an_answer_that_goes_on_behind_the_json_is_not_repaired(text):
+    assert compile_schema(ITEMS).check(text).problem
+
+
+@pytest.mark.parametrize("text", ["[1, 2] and 3", "[1, 2]; 3; 4", "[1, 2] 3", "[1, 2] und noch 3"])
+def test_a_list_whose_numbers_go_on_behind_it_is_not_repaired(text):
+    assert compile_schema({"type": "array", "items": {"type": "integer"}}).check(text).problem
+
+
+def test_a_number_in_a_code_fence_that_its_text_denies_is_not_the_answer():
+    known = compile_schema({"type": "integer"})
+    assert known.check("```\n5\n```\nThat is wrong.").problem == "its words deny the JSON value in it"
+    assert known.check("The number:\n```\n5\n```").text == "5"
+
+
+def test_an_example_in_a_code_fence_is_not_the_answer_behind_it(city):
+    assert city.check('Example:\n```json\n{"city": "x"}\n```\nAnswer: {\'city\': "Paris"}').problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'The answer is not {"city": "Rome"}.',
+        'It can\'t be {"city": "Rome"}',
+        'This is wrong:\n```json\n{"city": "Rome"}\n```',
+        '{"city": "Rome"} would be incorrect; I cannot tell.',
+        '{"city": "Rome"}? I do not know.',
+        '{"city": "Rome"}. No, that is another one.',
+        '{"city": "Rome"}\n\nWait, I have to look again.',
+        '```json\n{"city": "Rome"}\n```\nThat is not correct.',
+        "It isn't {'city': 'Rome'}.",
+        'Die Antwort ist nicht {"city": "Rome"}.',
+        'Ce n\'est pas {"city": "Rome"}.',
+        'No es {"city": "Rome"}.',
+        '答案不是 {"city": "Rome"}',
+    ],
+)
+def test_an_object_that_its_text_denies_is_not_the_answer(city, text):
+    assert city.check(text).problem == "its words deny the JSON value in it"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'I did not add a field. {"city": "Rome"}',
+        '{"city": "Rome"}\nNo further comments.',
+        '{"city": "Rome"}\nNot included: the country.',
+    ],
+)
+def test_a_no_about_something_else_denies_nothing(city, text):
+    assert city.check(text).repaired
+
+
+def test_an_answer_of_many_brackets_is_read_in_time_in_proportion_to_its_length(city):
+    assert city.check("[a " * 100_000).problem
+    assert city.check("{'a " * 100_000).problem
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"$\frac{a}{\beta}$", r"$\frac{a}{\beta}$"),
+        (r"$\\frac{a}{\\beta}$", r"$\frac{a}{\beta}$"),
+        (r"\\\frac", r"\\frac"),
+        (r"page 1\fPage 2\n\b", "page 1\fPage 2\n\b"),
+    ],
+)
+def test_latex_with_one_backslash_is_no_control_character(written, read):
+    text = f'{{"formula": "{written}"}}'
+    schema = compile_schema({"type": "object", "properties": {"formula": {"type": "string"}}, "required": ["formula"]})
+    checked = schema.check(text)
+    assert (json.loads(checked.text), checked.problem) == ({"formula": read}, "")
+    assert checked.repaired is (checked.text != text)
+    assert schema.is_soon_valid(text) is not checked.repaired
+
+
+@pytest.mark.parametrize("language", ["", "json", "JSON", " json", "json5", "JSON5", "jsonc", "JSONC"])
+def test_a_number_in_a_code_fence_is_read_without_the_name_of_its_language(language):
+    checked = compile_schema({"type": "integer"}).check(f"The number:\n```{language}\n5\n```")
+    assert (checked.text, checked.problem) == ("5", "")
+
+
+def test_constants_that_json_does_not_know_never_pass_an_open_schema():
+    assert compile_schema({"type": "object"}).check('Here: {"n": NaN}').problem
+
+
+def test_a_long_answer_with_slips_is_repaired():
+    text = '{"rows": [' + '{"name": "Ada", "n": [1, 2, 3],},' * 3_000 + "]}"
+    assert compile_schema({"type": "object"}).check(text).repaired
+
+
+DENIALS = [
+    *("not", "never", "cannot", "nor", "neither", "wrong", "incorrect", "invalid", "instead of", "rather than"),
+    *("nicht", "kein", "keine", "falsch", "falsche", "statt", "pas", "jamais", "faux", "fausse"),
+    *("no es", "no son", "nunca", "incorrecta", "não", "errado", "non", "sbagliato"),
+    *("не", "нет", "неверно", "неправильно", "isn't", "isn\u2019t"),
+]
+
+
+@pytest.mark.parametrize(
+    "word", [*DENIALS, "不", "没", "沒", "非", "错", "錯", "ない", "ません", "違う", "間違い", "아니", "않"]
+)
+def test_each_word_of_denial_before_an_object_denies_it(city, word):
+    assert city.check(f'x {word} {{"city": "Rome"}}').problem == "its words deny the JSON value in it"
+    assert city.check(f'x {word.upper()} {{"city": "Rome"}}').problem == "its words deny the JSON value in it"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            "?",
+            "\uff1f",
+            "no,",
+            "nein.",
+            "non!",
+            "não:",
+            "нет;",
+            "不\uff0c",
+            "wait",
+            "actually",
+            "sorry",
+            "correction",
+            "oops",
+            "hmm",
+        ),
+        *("that is wrong", "this is wrong", "it is wrong", "which is wrong", "das ist falsch", "dies ist falsch"),
+        *("ce n'est pas", "c'est faux", "eso no es", "esto no es", "this is the one that is not"),
+    ],
+)
+def test_words_behind_an_object_take_it_back(city, words):
+    assert city.check(f'{{"city": "Rome"}}\n{words}').problem == "its words deny the JSON value in it"
+
+
+@pytest.mark.parametrize("words", ["no", "notable", "that is right", "waiting", "x. It is wrong", "x it is wrong"])
+def test_other_words_behind_an_object_leave_it(city, words):
+    assert city.check(f'{{"city": "Rome"}}\n{words}').repaired
+
+
+@pytest.mark.parametrize("end", [". ", "! ", "? ", ".\n", "。", "\n"])
+def test_a_denial_in_the_sentence_before_denies_nothing(city, end):
+    assert city.check(f'I did not look{end}Here: {{"city": "Rome"}}').repaired
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("and", "plus", "und", "sowie", "et", "y", "e"),
+    ],
+)
+def test_an_object_that_is_joined_to_another_value_is_in_doubt(city, words):
+    for value in ('"Paris"', "'Paris'", "5", "more than 5"):
+        assert city.check(f'{{"city": "Rome"}} {words} {value}').problem
+    assert city.check(f'{{"city": "Rome"}} {words} so on.').repaired
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        *(
+            ' "n": 5',
+            ', "n": 5',
+            ", n: 5",
+            ", 'n",
+            ", 5",
+            ", {",
+            ", [",
+            '", more',
+            "', more",
+            '": more',
+            '"}',
+            '"]',
+            '"n": 5',
+        ),
+        *("...", " ...", "…", "; 5", ", -5", ' "5', " -5"),
+        *(" more }", " more ]"),
+    ],
+)
+def test_an_object_that_goes_on_behind_its_end_is_in_doubt(city, behind):
+    assert city.check(f'Here: {{"city": "Rome"}}{behind}').problem
+
+
+@pytest.mark.parametrize("command", ["frac", "forall", "fbox", "flat", "frown", "beta", "bar"])
+def test_each_command_of_latex_that_json_reads_as_a_control_character_is_kept(command):
+    schema = compile_schema({"properties": {"formula": {"type": "string"}}, "required": ["formula"]})
+    checked = schema.check(f'{{"formula": "$\\{command} x$"}}')
+    assert json.loads(checked.text) == {"formula": f"$\\{command} x$"}
+
+
+def test_an_answer_with_latex_that_breaks_its_schema_or_is_cut_off_stays_as_it_was_written():
+    schema = compile_schema({"properties": {"n": {"type": "integer"}}, "required": ["n"]})
+    text = r'{"n": "\frac"}'.replace("\\\\", "\\")
+    assert schema.check(text)[::2] == (text, False)
+    assert schema.check(text).problem
+    cut = '```json\n{"n": 5, "x": "\\frac"}\n``'
+    assert schema.check(cut, complete=False).problem
+    assert schema.check(cut).repaired
