@@ -17,12 +17,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from promptmill.answering.step import Step
-from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.jobs import members
 from promptmill.jobs.labels import probability
+from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
 from promptmill.jobs.store.records import Record
