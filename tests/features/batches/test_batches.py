@@ -913,6 +913,7 @@ def test_an_equal_batch_of_another_job_is_not_taken_for_ours(tmp_path, monkeypat
 def test_several_answers_are_refused_with_the_remedy(tmp_path, server):
     with pytest.raises(PromptmillError, match="leave out `n`, or send the rows live"):
         bulk(tmp_path, server, settings={"sampling_params.n": 3})
+    assert not [*tmp_path.rglob("job.db")], "it is refused before there is a job"
 
 
 def _interrupts_when(seen: Any) -> Any:
