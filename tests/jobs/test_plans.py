@@ -17,6 +17,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PartEntry
+from promptmill.jobs import format_table
 from promptmill.jobs.store import status
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, Plan, plan_of
@@ -47,9 +48,12 @@ def long_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have `LongAgain` as the plan of jobs with `max_failures`."""
     entry = PartEntry("long", f"{__name__}:LongAgain", ("max_failures",))
     monkeypatch.setattr(feature, "_installed", lambda: iter({"long": Feature(words="", order_parts=(entry,))}.items()))
-    feature._features.cache_clear()
+    caches = feature._features, format_table._table_without
+    for cache in caches:
+        cache.cache_clear()
     yield
-    feature._features.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.usefixtures("long_again")

@@ -1,6 +1,6 @@
 """The parts of an order: what the features that its options select do with the job.
 
-    options of a command ─▶ parts_of ─▶ {"votes": Votes(…), "batch": BatchOrder(…)} ─▶ JSON: {"votes": {…}, …}
+    options of a command ─▶ parts_of ─▶ {"lake": Lake(…), "long": LongAgain(…)} ─▶ JSON: {"lake": {…}, "long": {…}}
 
 A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan, see
 `plan.Plan`. An order has the parts with the options of a command; a job has the plan, with its decisions.
