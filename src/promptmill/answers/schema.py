@@ -99,7 +99,7 @@ class AnswerSchema:
         found: dict[str, str] = {}
         try:
             for value, begin, end in candidates(text):
-                problem = self._problem(value)
+                problem = self._problem(value) or "JSON cannot represent a number or a character in it"
                 for kept in (value, *self._without_nulls(value)):
                     if self._validator.is_valid(kept) and (as_json := written(kept)):
                         if is_denied(text, begin, end):
