@@ -36,7 +36,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "screenshots"
-ROWS, MOST_BYTES = 300, 150_000
+ROWS, HELD, MOST_BYTES = 300, 160, 150_000
 WIDTHS = {"desktop": (1280, 1150), "phone": (390, 844)}
 LIGHTS = {"day": None, "evening": "#3b2a55", "fog": "#e4e8ea"}
 SEEN = {
@@ -90,8 +90,35 @@ KNOWN = {
 }
 
 
+class Gate:
+    """Holds the requests of a job after the first `HELD`, so that a slow machine, too, has the time for a picture."""
+
+    def __init__(self) -> None:
+        self._entered, self._opened = 0, threading.Event()
+        self.open()
+
+    async def enter(self) -> None:
+        """Wait until the gate has room or is open."""
+        self._entered += 1
+        if self._entered > HELD:
+            await asyncio.to_thread(self._opened.wait)
+
+    def close(self) -> None:
+        """Let `HELD` further requests pass."""
+        self._entered = 0
+        self._opened.clear()
+
+    def open(self) -> None:
+        """Let all requests pass."""
+        self._opened.set()
+
+
+GATE = web.AppKey("gate", Gate)
+
+
 async def _answer(request: web.Request) -> web.Response:
     """Answer as the model would that is asked: right, but for its share of errors."""
+    await request.app[GATE].enter()
     body = await request.json()
     asked = body["messages"][-1]["content"]
     image = ""
@@ -130,13 +157,14 @@ def _of_photo(url: str) -> dict[str, Any]:
     return {"shows": SEEN[topic], "light": light, "people": 0}
 
 
-def endpoint() -> str:
+def endpoint(gate: Gate) -> str:
     """Start the endpoint in a thread; return its URL."""
     ready: list[str] = []
     started = threading.Event()
 
     async def run() -> None:
         app = web.Application()
+        app[GATE] = gate
         app.router.add_post("/v1/chat/completions", _answer)
         runner = web.AppRunner(app)
         await runner.setup()
@@ -231,7 +259,7 @@ def write_documents(folder: Path) -> None:
 def pages(folder: Path) -> dict[str, Path]:
     """Run the jobs, and return the pages that they wrote."""
     write_rows(folder)
-    block = {"base_url": endpoint(), "model_name": "good-1", "api_key": "none", "concurrency": 16}
+    block = {"base_url": endpoint(Gate()), "model_name": "good-1", "api_key": "none", "concurrency": 16}
     settings = {
         "backend": "openai",
         "backend_configs": {"openai": block},
@@ -302,8 +330,8 @@ async def chat(folder: Path) -> None:
 
     write_rows(folder)
     draw_pictures(folder)
-    # the page looks every two seconds: with 4 in flight, the job takes 19
-    block = {"base_url": endpoint(), "model_name": "good-1", "api_key": "none", "concurrency": 4}
+    gate = Gate()
+    block = {"base_url": endpoint(gate), "model_name": "good-1", "api_key": "none", "concurrency": 4}
     price = {"input": 0.3, "output": 1.2}
     settings = {"backend": "openai", "backend_configs": {"openai": block}, "price": price}
     service = Service(Configuration({**settings, "allowed_roots": [str(folder)]}))
@@ -311,6 +339,7 @@ async def chat(folder: Path) -> None:
         for scheme in SCHEMES:
             asked = {"input_file": str(folder / "reviews.csv"), "output_file": str(folder / f"labels-{scheme}.csv")}
             asked |= {"prompt": PROMPT, "fields": FIELDS, "image_column": "photo"}
+            gate.close()
             started = await client.call_tool("bulk_generate", asked)
             async with hosting(client, ADDRESS, theme=scheme) as url:
                 await page.look(1000, 720, scheme)
@@ -321,9 +350,10 @@ async def chat(folder: Path) -> None:
                 await page.inside("document.getElementById('bar').value > 120")
                 images = "[...document.querySelectorAll('#table td img')]"
                 has_pictures = f"{images}.length > 5 && {images}.every(each => each.naturalWidth > 0)"
-                await asyncio.wait_for(page.inside(has_pictures), 30)
+                await page.inside(has_pictures)
                 assert await page.inside("document.getElementById('state').textContent === 'running'")
                 keep(await page.picture(), f"chat-{scheme}")
+                gate.open()
                 await page.inside("document.getElementById('state').textContent === 'finished'")
     await service.aclose()
 
@@ -352,7 +382,7 @@ def main() -> None:
                     if device == "desktop":
                         keep(picture.read_bytes(), f"{kind}-{scheme}")
     with tempfile.TemporaryDirectory() as name:
-        asyncio.run(asyncio.wait_for(chat(Path(name)), 300))
+        asyncio.run(asyncio.wait_for(chat(Path(name)), 600))
 
 
 if __name__ == "__main__":

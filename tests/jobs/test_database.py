@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from promptmill.backends.protocol import Completion, Outcome, Usage
+from promptmill.core.feature import ways
 from promptmill.jobs import disk
-from promptmill.jobs.store import binding
-from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store import binding, rounds
+from promptmill.jobs.store.database import TABLES, DamagedError, JobDatabase, _are_of_ways
 from promptmill.jobs.store.records import record_of
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
@@ -59,6 +60,63 @@ def test_what_is_no_database_of_a_job_is_damaged_or_not_there(tmp_path):
     for write in (True, False):
         with pytest.raises(DamagedError):
             JobDatabase(tmp_path / "other.db", write=write)
+
+
+PLAIN = "CREATE TABLE lake (id INTEGER PRIMARY KEY, value TEXT NOT NULL)"
+
+
+def test_the_plain_tables_of_a_missing_feature_stay(store):
+    tables = {
+        "lake": PLAIN,
+        "fish": "CREATE TABLE fish (lake INTEGER, n INTEGER, PRIMARY KEY (lake, n)) WITHOUT ROWID",
+        "fish_rows": "CREATE INDEX fish_rows ON fish (n)",
+    }
+    for _ in range(2):
+        store.add(tables)
+    store.change(("INSERT INTO lake VALUES (1, 'a')", [()]))
+    store.close()
+    for write in (True, False):
+        with contextlib.closing(JobDatabase(store.path, write=write)) as opened:
+            assert opened.added == tables
+            assert opened.read("SELECT * FROM lake") == [(1, "a")]
+            assert not rounds.is_empty(opened)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER x AFTER INSERT ON answer BEGIN DELETE FROM answer; END",
+        "CREATE TRIGGER x AFTER INSERT ON lake BEGIN DELETE FROM answer; END",
+        "CREATE VIEW x AS SELECT * FROM answer",
+        "CREATE VIRTUAL TABLE x USING fts5(a)",
+        "CREATE TABLE x (a, b AS (zeroblob(1000)))",
+        "CREATE TABLE x (a CHECK (length(a)))",
+        "CREATE TABLE x (a DEFAULT (zeroblob(1000)))",
+        "CREATE INDEX x ON answer (text)",
+        "CREATE UNIQUE INDEX x ON lake (value)",
+        "CREATE INDEX x ON lake (upper(value))",
+    ],
+)
+def test_a_file_with_another_schema_is_refused(store, statement):
+    store.add({"lake": PLAIN, "x": statement})
+    store.close()
+    for write in (True, False):
+        with pytest.raises(DamagedError):
+            JobDatabase(store.path, write=write)
+
+
+@pytest.mark.features("batches")
+def test_a_table_of_a_known_way_is_as_the_way_creates_it(store):
+    store.add({"batch": "CREATE TABLE batch (id INTEGER PRIMARY KEY)"})
+    store.close()
+    with pytest.raises(DamagedError):
+        JobDatabase(store.path)
+
+
+def test_no_two_ways_have_tables_of_the_same_name():
+    names = [*TABLES, *(name for way in ways().values() for name in way.tables)]
+    assert len({*names}) == len(names)
+    assert all(_are_of_ways(way.tables) for way in ways().values())
 
 
 def test_what_a_kill_left_of_a_reading_is_gone_for_the_next_writer(store):

@@ -306,6 +306,7 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
             "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE",
         ),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
+        ("in.jsonl", "Sum: {{text}}", "is no name of an output; a prompt is --prompt 'Sum: {{text}}'."),
         ("in.parquet", "out.jsonl", "in.parquet is not a Parquet file; name it by what it holds"),
         (
             "in.jsonl",

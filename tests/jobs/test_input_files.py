@@ -102,8 +102,11 @@ def test_files_of_several_kinds_or_none_are_refused(ingested, tmp_path):
     (tmp_path / "b.jsonl").write_text("{}\n")
     with pytest.raises(PromptmillError, match=r"both csv \(a.csv\) and jsonl files \(b.jsonl\)"):
         ingested(".")
-    with pytest.raises(PromptmillError, match="There is no file of rows at"):
+    with pytest.raises(PromptmillError, match=r"No file matches \S+: check the folder"):
         ingested("*.txt")
+    (tmp_path / "notes.odt").touch()
+    with pytest.raises(PromptmillError, match="There is no file of rows at"):
+        ingested("*.odt")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.PNG").touch()
     for images in ("pictures", "pictures/*"):

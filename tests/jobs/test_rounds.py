@@ -11,7 +11,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Provenance, record_of
-from promptmill.jobs.store.rounds import RULES, Round, awaited, join_of, store_round, stored_rounds
+from promptmill.jobs.store.rounds import RULES, Round, awaited, begin_way, join_of, store_round, stored_rounds
 from rounds_bench import FINAL, PASSING
 
 ANSWER, TRUNCATED = Completion("a", "stop"), Completion("a", "length")
@@ -96,6 +96,7 @@ def test_a_round_by_the_way_of_a_missing_feature_is_an_error_until_it_is_done(st
 @pytest.mark.features("batches")
 def test_a_batch_is_awaited_although_its_round_is_damaged(store):
     assert awaited(store) == {}
+    begin_way(store, "batch")
     store.change(('INSERT INTO batch VALUES (1, \'{"state": "sent", "key": "a", "round": 1}\')', [()]))
     store.change(("INSERT INTO round VALUES (1, 'damaged')", [()]))
     assert [way.slots(store) for way in awaited(store).values()] == [{0}]

@@ -76,6 +76,36 @@ def test_everything_of_a_database_without_damage_is_kept(path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["in-flight", "job.db"]
 
 
+def test_of_the_tables_of_ways_all_readable_rows_are_kept(path):
+    store = JobDatabase(path, write=True)
+    store.add(
+        {
+            "lake": "CREATE TABLE lake (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
+            "fish": "CREATE TABLE fish (n INTEGER, lake INTEGER, name TEXT, PRIMARY KEY (lake, n)) WITHOUT ROWID",
+            "fish_rows": "CREATE INDEX fish_rows ON fish (n)",
+        }
+    )
+    lakes = [(at, f"lake {at} " * 40) for at in range(ROWS)]
+    fishes = [(at % 7, at, f"fish {at} " * 40) for at in range(ROWS)]
+    store.change(("INSERT INTO lake VALUES (?, ?)", lakes), ("INSERT INTO fish VALUES (?, ?, ?)", fishes))
+    store.close()
+    for text in ("lake 200 ", "fish 300 "):
+        for whole in (True, False):
+            if not whole:
+                damage(path, path.read_bytes().index(text.encode() * 40))
+            salvage(path)
+            store = JobDatabase(path)
+            kept, caught = store.read("SELECT * FROM lake"), store.read("SELECT * FROM fish ORDER BY lake")
+            assert caught == fishes[: len(caught)]
+            assert {*kept} <= {*lakes}
+            assert len(kept) > ROWS * 0.9
+            assert len(caught) > ROWS / 2
+            assert "fish_rows" in store.added
+            store.close()
+    assert len(kept) < ROWS
+    assert len(caught) < ROWS
+
+
 @pytest.mark.thorough
 def test_of_any_damaged_page_the_rest_is_kept(path):
     whole = path.read_bytes()

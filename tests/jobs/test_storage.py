@@ -267,7 +267,7 @@ def test_an_unfinished_job_whose_input_was_deleted_is_finished_by_its_path_and_b
     command[command.index(str(bench.output))] = str(bench.path / "new.csv")
     new = bench.here(command)
     assert new.returncode == 2
-    assert ("There is no file of rows at" if kind == "pattern" else "There is no input file") in new.stderr
+    assert ("No file matches" if kind == "pattern" else "There is no input file") in new.stderr
 
 
 def test_a_name_that_is_added_to_the_inputs_must_exist(bench):

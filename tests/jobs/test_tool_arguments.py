@@ -208,7 +208,8 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
     *(
         ({"input_file": source, "output_file": target}, said)
         for source, target, said in [
-            ("gone.jsonl", "o.jsonl", "There is no input file"),
+            ("gone.jsonl", "o.jsonl", "gone.jsonl. Check the path."),
+            ("inn.jsonl", "o.jsonl", "Did you mean "),
             ("in.jsonl", ".", "output_file is a folder or a pattern; name a file"),
             ("x" * 300 + ".jsonl", "o.jsonl", "The name xxx"),
             ("in.jsonl", "x" * 300 + ".jsonl", "The name xxx"),
@@ -218,6 +219,8 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
         ]
     ),
     ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md does not exist"),
+    ({"files": ["gone/*.md"], "prompt": "{{content}}"}, "no file matches gone/*.md; check the folder"),
+    ({"files": ["/*.md"], "prompt": "{{content}}"}, "or an invalid path; name files inside"),
     ({"files": ["*" + "?" * 5000], "prompt": "{{content}}"}, "no path is that long"),
 ]
 

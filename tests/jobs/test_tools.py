@@ -43,7 +43,7 @@ from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.run import runner
+from promptmill.jobs.run import round_runner, runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.index import JobFolders
@@ -313,6 +313,26 @@ async def test_partial_answers_can_be_read_and_cancelling_twice_ends_all_request
     assert not bench.output.with_name("cancel").exists()
 
 
+async def test_validate_shows_what_a_dry_run_shows_but_no_contents_of_files(bench, tools):
+    bench.write(["id,text", *(f"{n},{'x' * 5000 if n == 3 else 'fine'}" for n in range(1, 6))], "in.csv")
+    (bench.path / "plan.txt").write_text("we sell the house")
+    bench.output = bench.path / "out.csv"
+    words = ("--prompt", "Label: {{text}}", "--choices", "good,bad")
+    shown = json.loads(bench.run(*words, "--dry-run", "--json").stdout)
+    async with tools() as call:
+        asked = {"prompt": "Label: {{text}}", "choices": ["good", "bad"], "validate": True}
+        found = await call("bulk_generate", input_file="in.csv", output_file="out.csv", **asked)
+        assert (found["prompts"][:2], found["columns"]) == (shown["prompts"][:2], shown["columns"])
+        assert found["prompts"][0] == "Label: fine"
+        assert found["columns"] == {"input": ["id", "text"], "added": ["answer", "error", "usage", "finish_reason"]}
+        assert (len(shown["prompts"][2]), len(found["prompts"][2])) == (5007, 2000), "its model pays for each character"
+        asked = {"files": ["*.txt"], "output_file": "plans.csv", "prompt": "Sum up: {{content}}", "validate": True}
+        found = await call("bulk_generate", **asked)
+        assert "the house" not in str(found)
+        assert found["columns"]["input"] == ["path"]
+    assert not bench.upstream.seen
+
+
 @pytest.mark.parametrize("is_paused", [False, True], ids=["running", "paused"])
 async def test_a_cancelled_job_sends_nothing_more_and_waits_for_what_is_in_flight(bench, tools, is_paused):
     asked = threading.Event()
@@ -552,7 +572,7 @@ async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(bench, 
             self.now -= 1
             return Completion("yes")
 
-    monkeypatch.setattr(runner, "_HELD_BYTES", 100_000)
+    monkeypatch.setattr(round_runner, "_HELD_BYTES", 100_000)
     bench.write([{"prompt": "x" * 40_000}] * 8 + [{"prompt": "x" * 200_000}, {"prompt": "small"}])
     async with tools(_local(Counting)) as call:
         found = await ran(call)

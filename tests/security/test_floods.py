@@ -19,7 +19,7 @@ from fakes import openai_configuration
 from piped import Piped
 from promptmill.core.errors import PromptmillError
 from promptmill.server import arguments
-from promptmill.server.tool_calls import PlainArguments
+from promptmill.server.arguments import PlainArguments
 from promptmill.system.safe_open import open_regular
 from served import Served
 from server_process import written

@@ -31,7 +31,7 @@ from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, TextPart, nested
 from promptmill.core.values import JsonObject
 
-_UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
+_UNKNOWN_MODEL = "The cost leaves out answers of models whose price is not known; `models` gives each a `price`."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at

@@ -30,7 +30,7 @@ from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.resumption import OTHER_WAYS, ChangedError
-from promptmill.jobs.store import progress, status
+from promptmill.jobs.store import progress, rounds, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
@@ -160,7 +160,7 @@ def _run(
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
-            if job.folder.batches:  # the job does not fail: the provider continues its batches
+            if job.folder.awaited:  # the job does not fail: the provider continues
                 code = TRY_AGAIN
                 return code
             raise
@@ -235,7 +235,7 @@ def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
     """Return whether a typo ended a new job before it did anything, so that the job should be removed."""
     is_wrong = error is not None and error.code in _TYPOS and job.change.before is None
     # the description of a job with answers may have been damaged
-    return is_wrong and not any(ended.get(name) for name in _KEPT) and job.folder.store.is_empty
+    return is_wrong and not any(ended.get(name) for name in _KEPT) and rounds.is_empty(job.folder.store)
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:

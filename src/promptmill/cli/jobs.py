@@ -209,8 +209,8 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
             print(f"promptmill: job {job.job_id} {waits}", file=sys.stderr)
     else:
         print(f"promptmill: job {job.job_id} was not running.", file=sys.stderr)
-        if ids := job.batches:
-            running = f"batch {', '.join(ids)} continues at the provider; `promptmill jobs {job.job_id} --resume`"
+        if awaited := job.awaited:
+            running = f"{awaited} continues at the provider; `promptmill jobs {job.job_id} --resume`"
             print(f"promptmill: {running} collects it, and --cancel during that cancels it.", file=sys.stderr)
     print_status(status.read(job), job, as_json=as_json)
     return OK

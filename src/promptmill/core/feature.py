@@ -64,6 +64,11 @@ class WayEntry:
     """`"module:class"`: a `promptmill.jobs.run.ways.Way`."""
     awaited: str
     """A module with the names of `promptmill.jobs.store.rounds.Awaited`."""
+    tables: Mapping[str, str] = field(default_factory=dict)
+    """The tables of the way in the database of a job that uses it, and their indexes: the statement that creates each,
+    by name. Their columns have a name and a type only."""
+    tier: str = ""
+    """The tier of its prices, see `promptmill.answering.prices`; `""`: that of live requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +354,11 @@ def hidden_parameters() -> dict[str, str]:
     """Return the sampling parameters of hidden features, each with the name of its feature."""
     classes = {name: part(each.sampling) for name, each in hidden().items() if each.sampling}
     return {field: name for name, kind in classes.items() for field in kind.model_fields}
+
+
+def ways() -> Mapping[str, WayEntry]:
+    """Return the ways that features add, by name."""
+    return {way.name: way for feature in features().values() for way in feature.ways}
 
 
 def figures() -> Mapping[str, Figure]:

@@ -97,7 +97,6 @@ class Telling:
     """The context that is entered while the store of a URL has not answered."""
 
 
-_PROMPTS_SHOWN = 3  # prompts that a check shows: enough to see how the template is filled
 SILENT = Telling()
 """Shows nothing to the user."""
 
@@ -144,7 +143,7 @@ class OpenJob(WantedJob):
         """Check all rows; return the problems, and an estimate. Sends no request. Raises as `admit`."""
         from promptmill.jobs.run.validation import check  # imported on use, because it imports the readers of images
 
-        return check(self, prompts=_PROMPTS_SHOWN)
+        return check(self)
 
     def detach(self, seen: Callable[[Job], None]) -> Status:
         """Start the job in its own process; return its status. `seen` gets the job before the start. Raises as

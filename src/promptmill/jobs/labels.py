@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import composed, json_text, read_json, text_of
 from promptmill.core.wording import counted, listed
+from promptmill.jobs.export.schema_columns import answers_of_labels
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import OutputSpec
 
 _EXAMPLES = 3
 _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
@@ -38,16 +40,18 @@ def label_in(text: str) -> str:
     return text
 
 
-def labels_of_job(store: JobDatabase, choices: Sequence[str] = ()) -> list[str]:
+def labels_of_job(store: JobDatabase, output: OutputSpec) -> list[str]:
     """Return the labels of a job: its `choices` in their order, then those of other answers, the most frequent first;
-    none if the answers are not labels."""
+    none if the answers are not labels. With a schema: see `answers_of_labels`."""
+    if output.answer_schema is not None:
+        return [*answers_of_labels(output.answer_schema)]
     counts = Counter[str]()
     for text, rows in statistics.frequent_texts(store, _MOST_LABELS):
         counts[label_in(text)] += rows
     repeat = len(counts) <= _FEW_LABELS or 2 * len(counts) <= counts.total()
     are_short = max(map(len, counts), default=0) <= _LONGEST_LABEL
     answered = [label for label, _ in counts.most_common()] if repeat and are_short else []
-    return list(dict.fromkeys([*choices, *answered]))
+    return list(dict.fromkeys([*output.choices, *answered]))
 
 
 def _with_whole_numbers(value: Any) -> Any:

@@ -488,7 +488,7 @@ RUN = (
             stored="validate",
             is_common=True,
         ),
-        argument=Argument(words="only check the rows and estimate the price", is_common=True),
+        argument=Argument(words="only check the rows, show prompts and the price", is_common=True),
         keyword=None,
     ),
     Option(

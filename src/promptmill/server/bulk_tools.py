@@ -262,8 +262,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
     ) -> ToolResult:
         """Answer every row of a table, or every file of a folder, in the background; for more than about 50 prompts.
 
-        Returns `job_id` at once; then call bulk_status. With many rows, first set `validate`: it counts rows, tokens
-        and price and sends nothing. The same call resumes a stopped job; no answer is paid for twice.
+        Returns `job_id` at once; then call bulk_status. With many rows, first set `validate`: it shows prompts,
+        columns and price, and sends nothing. The same call resumes a stopped job; no answer is paid for twice.
         """
         values = _sent(options)
         model, prompt = values.get("model"), values.get("prompt")

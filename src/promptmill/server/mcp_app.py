@@ -31,10 +31,11 @@ from promptmill.core.errors import config_error, redact
 from promptmill.core.feature import features, part
 from promptmill.core.version import __version__
 from promptmill.core.wording import did_you_mean
+from promptmill.server.arguments import PlainArguments
 from promptmill.server.bulk_tools import add_bulk_tools
 from promptmill.server.listed_tools import SKILL
 from promptmill.server.tasks import Tasks
-from promptmill.server.tool_calls import CallLog, PlainArguments
+from promptmill.server.tool_calls import CallLog
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.model import is_embedded

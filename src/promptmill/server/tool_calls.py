@@ -1,4 +1,4 @@
-"""Every tool call: checks its arguments, hides values in its errors, logs a line, and reports its progress.
+"""Every tool call: hides values in its errors, logs a line, and reports its progress.
 
 Progress is reported at the start of a call, at its end, and at most twice a second between them. A response that can
 still become JSON (`EitherResponse`) becomes a stream at its first notification, and then has a smaller size limit. So
@@ -10,49 +10,31 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import json
 import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
-from urllib.parse import parse_qs, urlsplit
 
 import anyio
 from fastmcp import Context, FastMCP
-from fastmcp.exceptions import ResourceError, ToolError, ValidationError
-from fastmcp.prompts.base import PromptResult
-from fastmcp.resources import ResourceResult
+from fastmcp.exceptions import ToolError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools import InputRequiredToolResult, Tool, ToolResult
-from mcp.shared.exceptions import MCPError
+from fastmcp.tools import InputRequiredToolResult, ToolResult
 from mcp_types import (
-    INVALID_PARAMS,
     CallToolRequestParams,
-    GetPromptRequestParams,
     InputRequiredResult,
-    ListToolsRequest,
-    ReadResourceRequestParams,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
-from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.protocol import Call
-from promptmill.backends.registry import check_name
-from promptmill.config.backends import AUTO
-from promptmill.config.explain import explain
-from promptmill.config.settings import BackendConfigs
-from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.request import Sampling
-from promptmill.core.values import JsonDict, JsonObject, read_json
-from promptmill.core.wording import did_you_mean, duration, shape, synonym
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import duration
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
-from promptmill.options import table
-from promptmill.server.listed_tools import OPTIONS, listed, unpacked
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
@@ -62,25 +44,11 @@ P = ParamSpec("P")
 _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # not allowed in a name from the client: spaces, line feeds, …
-_IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
-# Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716). Other
-# programs add the last two.
-_NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # seconds; a changed text is reported after this time even without progress
 _SILENCE_S = 5.0  # longest silence: clients abort a call that reports no progress
 _STEP = 1e-6  # added per report, because the protocol requires a growing number; a million reports take weeks
-_WANTED = {
-    "string": "a text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "array": "a list",
-    "object": "an object",
-}
-
-_KINDS = {"array": list, "object": dict, "boolean": bool}  # kinds that pydantic would convert or quote
 
 
 class CodedToolError(ToolError):
@@ -223,239 +191,6 @@ def _carrier(context: MiddlewareContext[CallToolRequestParams]) -> Mapping[str, 
 
 def _name(text: str) -> str:
     return _STRANGE.sub("_", text[:40]) or "-"
-
-
-class PlainArguments(Middleware):
-    """Reports invalid arguments of tools, prompts and resources in plain words, without tracebacks and values.
-
-    It checks names and types before pydantic does, because pydantic's errors quote all arguments: ten megabytes of
-    arguments would block the event loop for half a second.
-    """
-
-    def __init__(self) -> None:
-        self._schemas: dict[str, JsonDict] = {}
-        self._listed: dict[str, JsonDict] = {}
-
-    async def on_list_tools(
-        self, context: MiddlewareContext[ListToolsRequest], call_next: CallNext[ListToolsRequest, Sequence[Tool]]
-    ) -> Sequence[Tool]:
-        """Return the tools with their short schemas."""
-        tools = await call_next(context)
-        if self._listed.keys() != {tool.name for tool in tools}:
-            self._listed = listed({tool.name: tool.parameters for tool in tools})
-        return [tool.model_copy(update={"parameters": self._listed[tool.name]}) for tool in tools]
-
-    async def on_call_tool(
-        self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
-    ) -> ToolResult:
-        arguments = context.message.arguments or {}
-        # refused at once, because each unknown argument adds an error
-        if len(arguments) > 50:
-            raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
-        schema = await self._schema(context)
-        if OPTIONS in arguments:
-            arguments = _unpacked(arguments, schema)
-        backend = arguments.get("backend")
-        name = backend.strip().lower() if isinstance(backend, str) else AUTO
-        if name != AUTO and "backend" in schema.get("properties", {}):
-            try:  # checked first, because a call with another program's arguments also lacks several of ours
-                check_name(name)
-            except PromptmillError as error:
-                raise CodedToolError(redact(str(error)), error.code) from None
-        properties = {} if "chatInput" in arguments else schema.get("properties", {})
-        foreign = [name for name in arguments if name in _NOT_OURS - properties.keys()]
-        arguments = _as_meant({name: arguments[name] for name in arguments if name not in foreign}, schema)
-        if wrong := _wrong_names_and_kinds(arguments, schema):
-            raise CodedToolError(wrong)
-        try:
-            result = await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
-        except ValidationError as error:
-            cause = error.__cause__
-            raise CodedToolError(explain(cause) if isinstance(cause, PydanticValidationError) else "") from None
-        if foreign:
-            meta = result.meta or {}
-            left_out = f"Arguments of the client's own were left out: {', '.join(foreign)}."
-            result.meta = {**meta, "warnings": [*meta.get("warnings", ()), left_out]}
-        return result
-
-    async def on_read_resource(
-        self,
-        context: MiddlewareContext[ReadResourceRequestParams],
-        call_next: CallNext[ReadResourceRequestParams, ResourceResult],
-    ) -> ResourceResult:
-        """Refuse a long URI, which FastMCP would match against templates for seconds; report an invalid `offset`."""
-        uri = str(context.message.uri)
-        if len(uri) > 2000:
-            raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
-        for offset in parse_qs(urlsplit(uri).query, keep_blank_values=True).get("offset", ()):
-            if not re.fullmatch("[0-9]{1,18}", offset):  # or FastMCP would log a stack trace, and answer -32603
-                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of rows to skip.")
-        return await call_next(context)
-
-    async def on_get_prompt(
-        self,
-        context: MiddlewareContext[GetPromptRequestParams],
-        call_next: CallNext[GetPromptRequestParams, PromptResult],
-    ) -> PromptResult:
-        """Report missing arguments. FastMCP would log a stack trace and answer -32603."""
-        server, given = context.fastmcp_context, context.message.arguments or {}
-        prompt = None if server is None else await server.fastmcp.get_prompt(context.message.name)
-        required = [] if prompt is None else [one.name for one in prompt.arguments or () if one.required]
-        if missing := [f"`{name}`" for name in required if name not in given]:
-            raise MCPError(INVALID_PARAMS, f"The prompt {context.message.name} needs {' and '.join(missing)}.")
-        return await call_next(context)
-
-    async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> JsonDict:
-        """Return the input schema of the called tool. Tools never change while the server runs."""
-        name = context.message.name
-        if name not in self._schemas:
-            server = context.fastmcp_context
-            tool = None if server is None else await server.fastmcp.get_tool(name)
-            if server is not None and tool is None:
-                known = ", ".join(other.name for other in await server.fastmcp.list_tools())
-                raise CodedToolError(f"Unknown tool: {name[:100]!r}; tools here: {known}.")
-            if tool is None:
-                return {}
-            self._schemas[name] = tool.parameters
-        return self._schemas[name]
-
-
-def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
-    """Move the keys of `options` (an object or its JSON text) to the top level. Raises `CodedToolError`."""
-    if isinstance(options := arguments[OPTIONS], str):
-        arguments = {**arguments, OPTIONS: _parsed(OPTIONS, options, ["object"])}
-    try:
-        return unpacked(arguments, schema)
-    except PromptmillError as error:
-        raise CodedToolError(str(error), error.code) from None
-
-
-def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
-    """Return the arguments as language models mean them: `null` stands for an optional argument's default.
-
-    For a list or an object, they may send its JSON text; for a list, also its only text or object; for `choices`, a
-    text with commas.
-
-    Raises `CodedToolError` for a text that may have more than 300,000 values: 60 MB of them would take 2 GB and 15
-    seconds.
-    """
-    properties, required = schema.get("properties", {}), schema.get("required", ())
-    meant: JsonDict = {}
-    for name, value_ in arguments.items():
-        value, kinds = value_, _kinds(properties.get(name, {}))
-        if value is None and name in properties and name not in required:
-            continue
-        if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds:
-            value = _parsed(name, value, kinds)
-        if name == "choices" and isinstance(value, str):
-            value = [text.strip() for text in re.split("[,;\n]", value) if text.strip()]
-        meant[name] = _in_list(value, kinds)
-    return meant
-
-
-def _in_list(value: Any, kinds: Collection[str]) -> Any:
-    """Return a list with a single text or object, if the argument can only be a list."""
-    kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
-    return [value] if kind and "array" in kinds and kind not in kinds else value
-
-
-def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
-    """Return the list or object in a JSON text, if the text was meant as one; else the text. Raises `CodedToolError`,
-    see `_as_meant`.
-
-    If the argument may be a text, only a list of texts is parsed: `["a", "b"]` names two models. An object stays a
-    text: `{"task": "classify", "text": "{{text}}"}` is a prompt.
-    """
-    if len(text) > MOST_VALUES and sum(map(text.count, "[{,")) > MOST_VALUES:
-        if "string" in kinds:
-            return text
-        many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
-        raise CodedToolError(many)
-    try:
-        parsed = read_json(text)
-    except json.JSONDecodeError:
-        return text
-    if "string" not in kinds:
-        return parsed
-    is_list = "array" in kinds and isinstance(parsed, list)
-    return parsed if is_list and all(isinstance(each, str) for each in parsed) else text
-
-
-def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
-    if not schema:
-        return ""  # a missing tool, which FastMCP reports
-    properties: JsonDict = schema.get("properties", {})
-    lines = []
-    for name in schema.get("required", ()):
-        if name not in arguments:
-            kinds = _kinds(properties[name])
-            lines.append(f"{name} is missing; send {_WANTED.get(kinds[0], 'it') if kinds else 'it'}.")
-    for name, value in arguments.items():
-        kinds = _kinds(properties.get(name, {}))
-        kind = next((name for name, type_ in _KINDS.items() if isinstance(value, type_)), "")
-        if name not in properties:
-            lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
-        elif name == "schema" and isinstance(value, str) and "fields" in properties:
-            lines.append(
-                'schema is a text; send a JSON Schema, an object. Names of fields go into `fields`: "name,age".'
-            )
-        elif len({*kinds} - {"null"}) > 1 and _json_types(value).isdisjoint(kinds):
-            wanted = " or ".join(_WANTED.get(each, each) for each in kinds if each != "null")
-            lines.append(f"{name} is {shape(value)}; send {wanted}.")
-        elif kinds and kind not in kinds and (kind or kinds == ["array"]):
-            lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
-    more = [f"And {len(lines) - 5} more."] if len(lines) > 5 else []
-    return " ".join([*lines[:5], *more])
-
-
-def _json_types(value: object) -> set[str]:
-    match value:
-        case bool():
-            return {"boolean"}
-        case int():
-            return {"integer", "number"}
-        case float():
-            return {"number"}
-        case str():
-            return {"string"}
-        case list():
-            return {"array"}
-    return {"object"}
-
-
-def _kinds(argument: JsonObject) -> list[str]:
-    """Return the JSON types that an argument accepts."""
-    return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
-
-
-def _where(name: str, properties: JsonObject) -> str:
-    """Return the right position of an unknown argument, or the argument with a similar name."""
-    if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
-        return f": it {needs}."
-    if meant := synonym(name, properties):
-        return f"; did you mean {meant}?"
-    if name == "concurrency" and "output_file" in properties:
-        return ": bulk_status sets it for a job that runs."
-    sampling = name if name in Sampling.model_fields else synonym(name, Sampling.model_fields)
-    if sampling and "sampling_params" in properties:
-        return f': it goes into sampling_params, {{"{sampling}": …}}.'
-    if "backend_configs" in properties and any(
-        name in block.annotation.model_fields
-        for block in BackendConfigs.model_fields.values()
-        if isinstance(block.annotation, type)
-    ):
-        return f': it goes into backend_configs, below the backend\'s name, {{"{name}": …}}.'
-    if name in _IMAGES and "multimodal_path" in properties:
-        return (
-            ': images go into multimodal_path, a list of them for each prompt: {"prompt_ls": ["…"], '
-            '"multimodal_path": [["a.png"]]}.'
-        )
-    if name in _IMAGES and "prompt_ls" in properties:
-        return ": multimodal_generate takes images."
-    if name == "messages" and "prompt_ls" in properties:
-        return ": multiturn_generate takes messages."
-    known = f"it takes {', '.join(properties) or 'none'}."
-    return f"; {did_you_mean(name, properties, known)}"
 
 
 async def with_progress(

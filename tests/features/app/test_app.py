@@ -173,15 +173,42 @@ async def test_the_table_shows_the_pictures_of_its_rows(pictured, client):
         assert not [each for each in page.complaints if "Content Security" in each or "exception" in each]
 
 
+def _voted(bench, *form: str, field: str = "") -> None:
+    """Run a job of six rows, whose three votes all differ; in answers with `field`, the vote is its value."""
+    need("labels", "review")
+
+    def vote(seen: Any) -> Any:
+        label = LABELS[seen.json["seed"] - 1]
+        return answer(json.dumps({field: label}) if field else label)
+
+    bench.upstream.reply = choose(vote)
+    bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(6)])
+    bench.succeed("--prompt", "Is it positive? {{text}}", *form, "--votes", "3", "--set", "sampling_params.seed=0")
+
+
 @pytest.fixture
 def doubtful(bench):
     """A bench with a finished job of six rows, whose three votes all differ."""
-    need("labels", "review")
-    bench.upstream.reply = choose(lambda seen: answer(LABELS[seen.json["seed"] - 1]))
-    bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(6)])
-    asked = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS))
-    bench.succeed(*asked, "--votes", "3", "--set", "sampling_params.seed=0")
+    _voted(bench, "--choices", ",".join(LABELS))
     return bench
+
+
+@pytest.fixture
+def doubtful_fields(bench):
+    """A bench with such a job, whose answers have one field."""
+    _voted(bench, "--fields", f"tone:{'|'.join(LABELS)}", field="tone")
+    return bench
+
+
+async def test_the_values_of_the_only_field_are_offered_as_labels(doubtful_fields, client):
+    async with client() as host:
+        found = (await host.call_tool(ROWS, {"job_id": "out.jsonl"})).structured_content
+        assert found["labels"] == [*LABELS]
+        doubts = (await host.call_tool("review", {"job_id": "out.jsonl"})).structured_content
+        assert (doubts["labels"], doubts["rows"][0]["answer"]) == ([*LABELS], LABELS[0])
+        row = {"row": 1, "key": found["rows"]["key"][found["rows"]["number"].index(1)], "label": LABELS[2]}
+        await host.call_tool("review", {"job_id": "out.jsonl", "decisions": [row]})
+    assert doubtful_fields.answers()[0]["answer"] == {"tone": LABELS[2]}
 
 
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
@@ -579,12 +606,20 @@ async def test_a_result_that_is_no_job_is_shown_and_ends(two_rows, client, resul
         else:
             check = {"input_file": "in.jsonl", "output_file": "new.jsonl", "validate": True}
             found = (await host.call_tool("bulk_generate", check)).structured_content
+            found |= {"estimated_cost": 0.25, "most_cost": 3.0, "estimated_completion_tokens": 400}
             given = {"content": [], "structuredContent": found}
         await page.run(f"window.notify('ui/notifications/tool-result', {json.dumps(given)})")
         await page.inside(f"document.getElementById('state').textContent === '{result}'")
         assert await page.inside("getComputedStyle(document.getElementById('bar')).display === 'none'")
         if result == "checked":
             facts = await page.inside("document.getElementById('facts').textContent")
-            assert facts.startswith("2 rows · 2 requests · about 2 prompt tokens")
+            price = "about $0.25 with answers of 200 tokens, an assumption, at most $3.00"
+            assert facts == f"2 rows · 2 requests · about 2 prompt tokens · {price}"
+            assert (
+                await page.inside("document.getElementById('file').textContent")
+                == "Columns: prompt, answer, error, usage, finish_reason"
+            )
+            shown_prompts = "[...document.querySelectorAll('#table tbody tr:not(.space)')].map(row => row.innerText)"
+            assert await page.inside(f"{shown_prompts}.join(' ')") == "1\t\na 2\t\nb"
         else:
             assert await page.inside("document.getElementById('note').textContent") == "There is no job 'x'."

@@ -21,15 +21,18 @@ from promptmill.backends.openai.batches.families import AnthropicBatches
 from promptmill.backends.openai.batches.openai_batches import Batches as OpenAIBatches
 from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.feature import WITHOUT
 from promptmill.core.money import Budget
 from promptmill.features.batches import batch_round, stored_batches
 from promptmill.features.batches.batch_order import BatchOrder
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.run.ways import RoundRun
+from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.salvage import salvage
 
 ROWS = 40
 PRICE = {"price": {"input": 1.0, "output": 10.0, "batch": 0.5}}
@@ -61,6 +64,22 @@ def bulk(folder: Path, server: BatchServer, **options: Any) -> Any:
     given |= {"batch": True, "poll": "0.1s", "state": folder / "jobs", "progress": False} | options
     settings = PRICE | given.pop("settings", {})
     return promptmill.bulk(folder / "in.csv", folder / "out.csv", settings=settings, **given)
+
+
+def bulk_without(folder: Path, server: BatchServer) -> Any:
+    """Answer the rows live, while the feature is hidden."""
+    return promptmill.bulk(
+        folder / "in.csv",
+        folder / "out.csv",
+        prompt="Say {{text}}",
+        model="m",
+        base_url=server.base_url,
+        api_key="k",
+        max_tokens=20,
+        state=folder / "jobs",
+        progress=False,
+        settings=PRICE,
+    )
 
 
 def answers(folder: Path) -> dict[str, str]:
@@ -474,7 +493,34 @@ def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, simulated, mon
 def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
     interrupt_waiting(tmp_path, server)
     with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
-        assert not store.is_empty, "the command line would remove it after an error"
+        assert not rounds.is_empty(store), "the command line would remove it after an error"
+
+
+def test_a_job_has_tables_for_batches_only_if_it_uses_them(tmp_path, server):
+    for options, tables in (({"batch": False, "poll": None}, set()), ({}, {"batch", "batched", "batched_rows"})):
+        bulk(tmp_path, server, again="all", **options)
+        with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
+            assert store.added.keys() == tables
+
+
+def test_without_the_feature_a_batch_is_neither_lost_nor_paid_again(tmp_path, server, monkeypatch):
+    interrupt_waiting(tmp_path, server)
+    with monkeypatch.context() as hidden:
+        hidden.setenv(WITHOUT, "batches")
+        with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
+            assert not rounds.is_empty(store)
+        with pytest.raises(PromptmillError, match="`batch` needs a feature that is not installed"):
+            bulk_without(tmp_path, server)
+        assert server.live == 0
+        salvage(next(tmp_path.rglob("job.db")))
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+    with monkeypatch.context() as hidden:
+        hidden.setenv(WITHOUT, "batches")
+        table(tmp_path, ROWS + 1)
+        assert bulk_without(tmp_path, server).status["answered"] == ROWS + 1
+    assert (server.creates, server.live) == (1, 1)
 
 
 @pytest.mark.parametrize("method", ["state", "replies"])

@@ -25,7 +25,7 @@ from forked import started
 from promptmill.core.errors import PromptmillError
 from promptmill.core.money import dollars
 from promptmill.core.values import text_of
-from promptmill.features.compare.compared_files import ComparedFile
+from promptmill.features.compare.compared_file import ComparedFile
 from promptmill.features.compare.figures import _difference
 from promptmill.features.compare.paired_proportions import kappa, mcnemar, paired_interval, wilson
 from promptmill.features.compare.words import Table

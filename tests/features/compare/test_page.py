@@ -71,6 +71,8 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
         f"{file['classes'][0]['precision']:.2f}" for file in figures["gold"]["files"]
     ]
     assert data["tiles"] == []
+    (mean,) = (note for note in data["footnotes"] if note.startswith("mean F1: "))
+    assert "a rare label counts as much as a frequent one" in mean, "in plain words"
     overview = data["overview"]
     assert overview["head"] == ["file", "right", "", "mean F1", "answered", "better than A"]
     assert [[row[0], row[1][:6], row[2], row[-1]] for row in overview["rows"]] == [

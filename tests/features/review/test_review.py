@@ -463,7 +463,8 @@ def test_decisions_about_other_questions_are_refused(voted):
 
 @pytest.mark.thorough
 def test_labels_of_a_schema_must_fit_it(bench, tmp_path):
-    schema = {"type": "object", "properties": {"tone": {"enum": list(LABELS)}}, "required": ["tone"]}
+    fields = {"tone": {"enum": list(LABELS)}, "reason": {"type": "string"}}
+    schema = {"type": "object", "properties": fields, "required": ["tone"]}
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(schema), encoding="utf-8")
     bench.upstream.reply = choose(lambda _: answer('{"tone": "positive"}'))
@@ -474,6 +475,34 @@ def test_labels_of_a_schema_must_fit_it(bench, tmp_path):
     decide(bench, {1: '{"tone": "negative"}'})
     reviewed(bench, "--take", "decisions.csv")
     assert bench.answers()[0]["answer"] == {"tone": "negative"}
+
+
+_ONE_FIELD = {
+    "type": "object",
+    "properties": {"tone": {"$ref": "#/$defs/Tone"}},
+    "$defs": {"Tone": {"enum": [*LABELS]}},
+}
+
+
+@pytest.mark.parametrize("form", ["fields", "schema"])
+def test_the_values_of_the_only_field_are_labels_as_choices_are(bench, form):
+    need("labels")
+    votes = ("negative", "positive", "negative")
+    bench.upstream.reply = choose(lambda seen: answer(json.dumps({"tone": votes[seen.json["seed"] - 1]})))
+    bench.write([{"id": n, "text": f"review {n}"} for n in range(4)])
+    tone = f"tone:{'|'.join(LABELS)}" if form == "fields" else json.dumps(_ONE_FIELD)
+    bench.succeed("--prompt", "{{text}}", f"--{form}", tone, "--votes", "3", "--set", "sampling_params.seed=0")
+    found = review(bench.folder)
+    assert [*found.labels] == [*LABELS]
+    assert (found.rows[0].answer, [*found.rows[0].answers.values()]) == ("negative", [*votes])
+    decide(bench, {1: "Positive", 2: '{"tone": "positive"}'})
+    assert "2 labels taken" in reviewed(bench, "--take", "decisions.csv").stdout
+    assert [row["answer"] for row in bench.answers()][:2] == [{"tone": "positive"}] * 2
+    assert [row.label for row in review(bench.folder, at_random=True).rows if row.label] == ["positive"] * 2
+    decide(bench, {3: "sad"})
+    said = reviewed(bench, "--take", "decisions.csv", code=2).stderr
+    assert "no answer of the job has the label 'sad'; there are positive, negative, neutral" in said
+    assert "--choices" not in said, "the schema has no other values"
 
 
 def test_a_running_job_takes_no_labels(voted):

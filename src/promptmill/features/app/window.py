@@ -190,7 +190,7 @@ class _Table:
 
     def labels(self, store: JobDatabase) -> list[str]:
         """Return the labels that a person may choose, see `labels_of_job`."""
-        every = labels.labels_of_job(store, self.spec.output.choices)
+        every = labels.labels_of_job(store, self.spec.output)
         return [label for label in every[:MOST_SHOWN] if self._shown.may_show(label)]
 
     def bars(self, store: JobDatabase, results: Results) -> Iterator[tuple[str, str, list[tuple[str, int]], bool]]:
@@ -259,8 +259,7 @@ def _window(
             keys.append(group[0].record.question_key if group else "")
         end: JsonDict = {}
         if results is not None and offset == 0 and view.row is None:
-            is_labelled = not spec.is_grid and spec.output.answer_schema is None
-            end = {"bars": [*table.bars(store, results)], "labels": table.labels(store) if is_labelled else []}
+            end = {"bars": [*table.bars(store, results)], "labels": [] if spec.is_grid else table.labels(store)}
     rows = table.rows
     rows.order_columns({OWN + name for name in asked_names(spec)})
     return {

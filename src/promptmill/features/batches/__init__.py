@@ -10,6 +10,15 @@ FEATURE = Feature(
             "batch",
             "promptmill.features.batches.batch_round:BatchWay",
             "promptmill.features.batches.stored_batches",
+            tables={
+                "batch": "CREATE TABLE batch (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
+                "batched": (
+                    "CREATE TABLE batched (batch INTEGER, custom INTEGER, key INTEGER, asked BLOB, status INTEGER, "
+                    "reply BLOB, PRIMARY KEY (batch, custom)) WITHOUT ROWID"
+                ),
+                "batched_rows": "CREATE INDEX batched_rows ON batched (key)",
+            },
+            tier="batch",
         ),
     ),
     order_parts={"batch": "promptmill.features.batches.batch_order:BatchOrder"},

@@ -139,6 +139,17 @@ def open_batches(store: JobDatabase) -> list[Batch]:
     return stored_batches(store, "value ->> '$.state' != 'done'")
 
 
+def has_sent(store: JobDatabase) -> bool:
+    """Return whether the job has or had a batch."""
+    return bool(store.read("SELECT 1 FROM batch LIMIT 1"))
+
+
+def names(store: JobDatabase) -> str:
+    """Return the provider's ids of the batches that are not done; `""` if there are none."""
+    ids = [batch.there.id for batch in open_batches(store) if batch.there.id]
+    return f"batch {', '.join(ids)}" if ids else ""
+
+
 def slots(store: JobDatabase) -> set[int]:
     """Return the slots of batches that are not done."""
     return {batch.slot for batch in open_batches(store)}

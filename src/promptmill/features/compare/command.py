@@ -20,7 +20,8 @@ from promptmill.cli.parser import Parser, amount, at_least_one
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
-from promptmill.features.compare.compared_files import ComparedFile, ComparedRows, ComparisonOrder
+from promptmill.features.compare.compared_file import ComparedFile, ComparisonOrder
+from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import JudgeOrder, Pairs

@@ -16,15 +16,11 @@ from promptmill.core.wording import counted, shape
 from promptmill.features.compare import comparison_text, words
 from promptmill.features.compare import figures as figures_
 from promptmill.features.compare.answer_values import Tolerance
-from promptmill.features.compare.compared_files import (
-    LETTERS,
-    ComparedFile,
-    ComparedRows,
-    ComparisonOrder,
-    NoCommonRowError,
-)
+from promptmill.features.compare.compared_file import LETTERS, ComparedFile, ComparisonOrder
+from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, judgement_of
+from promptmill.features.compare.matched_rows import NoCommonRowError
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions

@@ -9,7 +9,7 @@ from typing import Any
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_REPORT_ROWS, MOST_SHOWN
 from promptmill.core.wording import cut
 from promptmill.features.compare import figures, words
-from promptmill.features.compare.compared_files import ComparedRows
+from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import CONTRADICTION, Judgement
 from promptmill.pages import page
 from promptmill.pages.page import Report

@@ -19,7 +19,7 @@ import orjson
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, config_error
-from promptmill.features.compare.compared_files import ComparedRows
+from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import TIE, Judgement, at_random
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job

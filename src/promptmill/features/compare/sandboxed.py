@@ -24,7 +24,7 @@ from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut
 from promptmill.features.compare import comparison_page, figures
-from promptmill.features.compare.compared_files import ComparedRows
+from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of

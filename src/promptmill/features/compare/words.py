@@ -482,7 +482,10 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
     if any(NOT_WORSE in row for row in overview(found).rows):
         yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
     if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
-        yield f"{LABEL_MEAN}: over the labels (macro F1); F1 is low if the label is missed, or given wrongly"
+        yield (
+            f"{LABEL_MEAN}: of all labels, a rare label counts as much as a frequent one; F1 of a label is 1 if it is "
+            "always right, and low if it is missed, or given wrongly"
+        )
     if any(BEYOND_CHANCE in section.title for section in shown):
         yield f"{BEYOND_CHANCE}: Cohen's kappa"
     if gold and any(_shares_of_labels(gold, 1)):

@@ -32,6 +32,7 @@ from promptmill.features.review.person import random_rows
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
+from promptmill.jobs.export.schema_columns import answers_of_labels
 from promptmill.jobs.export.text import OwnValues, cell
 from promptmill.jobs.export.workbook_file import clean_text, frozen, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
@@ -151,7 +152,7 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
         with folder.reading() as store:
             spec, most = folder.spec_in(store), min(most, MOST_REVIEWED)
             chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
-            known = [] if spec.output.answer_schema is not None else labels_of_job(store, spec.output.choices)
+            known = labels_of_job(store, spec.output)
             rows = list(_rows(store, spec, chosen))
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
@@ -194,7 +195,11 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
 
 def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:
     reader, own = JobRows(store, spec), OwnValues(spec)
-    names = _names(spec)
+    names, labels = _names(spec), {label_in(text): label for label, text in _answers(spec).items()}
+
+    def shown(record: Record) -> str:
+        return labels.get(label_in(record.text), record.text)
+
     for candidate in chosen:
         keys = [candidate.n + slot * SLOT for slot in range(len(spec.targets))]
         known = {record.slot: record for record in store.records_at(keys)}
@@ -204,7 +209,7 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
         if row.answered is None:
             continue
         others = {
-            names[slot]: cut(other.text, LONGEST_SHOWN)
+            names[slot]: cut(shown(other), LONGEST_SHOWN)
             for slot, other in known.items()
             if other.code is None and (slot or spec.is_grid)
         }
@@ -213,15 +218,20 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
         yield ReviewRow(
             row.number,
             candidate.why,
-            "" if record.code is not None else record.text,
+            "" if record.code is not None else shown(record),
             score,
             record.question_key,
             "\n\n".join(text for _, text in row.asked),
             {name: cell(value) for name, value in values.items()},
             candidate.score_words or ("" if score is None else f"score {score}"),
-            record.text if record.settings == PERSON else "",
+            shown(record) if record.settings == PERSON else "",
             others,
         )
+
+
+def _answers(spec: JobSpec) -> dict[str, str]:
+    """Return the answers of the schema by their labels; `{}` without a schema."""
+    return {} if spec.output.answer_schema is None else answers_of_labels(spec.output.answer_schema)
 
 
 def _names(spec: JobSpec) -> list[str]:
@@ -334,7 +344,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
-    known = [] if spec.output.answer_schema is not None else [*labels, *labels_of_job(store, spec.output.choices)]
+    known = [*(labels if spec.output.answer_schema is None else ()), *labels_of_job(store, spec.output)]
     wanted, refused = _decided(store, spec, decisions, known)
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
     new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]
@@ -404,7 +414,9 @@ def _decided(
     try:
         for at, row in enumerate(objects_in(decisions), 1):
             if not row.keys() >= {ROW, LABEL, KEY}:
-                raise input_error(f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`, as a review has.")
+                raise input_error(
+                    f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`; take a file that a review wrote."
+                )
             where = f"Row {at} of {decisions.name}"
             try:
                 read += _decision(store, where, row, known)
@@ -424,7 +436,8 @@ def _decided(
             refused.append(f"{where}: row {n + 1:,} has another label above.")
     if refused and not found:
         allowed = Named("choices", ",".join([*known[:8], *unknown])[:200], " To allow it: {}.")
-        raise input_error(refused[0], *([allowed] if unknown and known else ()))
+        may_allow = unknown and known and spec.output.answer_schema is None
+        raise input_error(refused[0], *([allowed] if may_allow else ()))
     return sorted(found.items()), refused
 
 
@@ -450,20 +463,22 @@ def _text(value: Any) -> str:
 
 
 def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the label for each text, and its problem: it is not `known`, or does not match the schema."""
-    if spec.output.answer_schema is not None:
-        problems = asyncio.run(_problems(spec.output.answer_schema, filter(None, texts)))
-        return {
-            text: (text, f"the label does not fit the schema: {why}." if (why := problems.get(text)) else "")
-            for text in texts
-        }
+    """Return the answer for the label in each text, and its problem: it is not `known`, or does not match the schema.
+    With a schema, a label may be a whole answer as JSON."""
+    schema, answers, problems = spec.output.answer_schema, _answers(spec), dict[str, str]()
+    if schema is not None:
+        problems = asyncio.run(_problems(schema, (text for text in texts if text and text not in answers)))
     found: dict[str, tuple[str, str]] = {}
     for text in texts:
         alike = [label for label in known if composed(label).casefold() == composed(text).casefold()]
-        if not text or not known or label_in(text) in known:  # without labels, answers are free texts
-            found[text] = text, ""
+        if not text or label_in(text) in known or (not known and schema is None):
+            found[text] = answers.get(text, text), ""  # without labels, answers are free texts
         elif len(alike) == 1:
-            found[text] = alike[0], ""
+            found[text] = answers.get(alike[0], alike[0]), ""
+        elif schema is not None and not problems[text]:
+            found[text] = text, ""
+        elif not known:
+            found[text] = text, f"the label does not fit the schema: {problems[text]}."
         else:
             near = close_matches(text, known, n=1)
             meant = f"did you mean {near[0]:.60}?" if near else f"there are {listed(known)}."

@@ -85,7 +85,7 @@ def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configurati
 def _extended(server: FastMCP, service: Service) -> None:
     # imported on use, because these import FastMCP
     from promptmill.features.ultrarag.pipeline_server import PipelineCalls, add_build, with_plain_results
-    from promptmill.server.tool_calls import PlainArguments
+    from promptmill.server.arguments import PlainArguments
 
     add_build(server)
     with_plain_results(server)

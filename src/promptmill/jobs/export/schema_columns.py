@@ -12,7 +12,7 @@ from typing import Any
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.core.bounds import DEEPEST
-from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json
+from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json, text_of
 from promptmill.core.wording import mended
 
 FIELD = "answer."
@@ -136,6 +136,24 @@ class SchemaColumns:
     @staticmethod
     def _written(value: Any) -> str:
         return "" if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def answers_of_labels(schema: JsonObject) -> dict[str, str]:
+    """Return the answers that a schema permits, by their labels: the listed values of the answer, or of its only field.
+    `{}` for any other schema.
+
+    >>> answers_of_labels({"properties": {"tone": {"enum": ["good", "bad", None]}}})
+    {'good': '{"tone":"good"}', 'bad': '{"tone":"bad"}'}
+    """
+    whole = _resolved(schema, schema)
+    fields = whole.get("properties")
+    names = [*fields] if isinstance(fields, Mapping) else []
+    if len(names) > 1:
+        return {}
+    listed = _resolved(fields[names[0]], schema) if isinstance(fields, Mapping) and names else whole
+    values = [True, False] if listed.get("type") == "boolean" else listed.get("enum")
+    texts = [value for value in values if value is not None] if isinstance(values, list) else []
+    return {text_of(value): json_text({names[0]: value} if names else value) for value in texts}
 
 
 def _is_lost(value: Any, kept: Any) -> bool:

@@ -92,6 +92,8 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
             ]
         else:
             new = [(path, _NO_COLUMNS)]
+        if not new and not path.is_dir() and not all_files(path, output):
+            raise input_error(f"No file matches {path}: check the folder and the pattern.")
         if not new:
             known = ", ".join(formats.read_names())
             holds = f"There is no file of rows at {path}; it may hold {known} files, images and PDFs."
@@ -300,9 +302,10 @@ def _is_utf_16(files: InputFiles) -> bool:
 def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
     """Return the error for a missing input file. It suggests a file with a similar name, or else gives `remedy`."""
     with suppress(OSError):
-        names = [path.name for path in file.parent.iterdir() if _is_known(path)]
-        if near := close_matches(file.name, names, n=1):
-            remedy = f"Did you mean {file.with_name(near[0])}?"
+        known = sorted(filter(_is_known, file.parent.iterdir()), key=lambda path: path.suffix == file.suffix)
+        names = {path.stem: path.name for path in known}  # suffixes alone are no likeness
+        if near := close_matches(file.stem, names, n=1):
+            remedy = f"Did you mean {file.with_name(names[near[0]])}?"
     return input_error(f"There is no input file {file}. {remedy}")
 
 

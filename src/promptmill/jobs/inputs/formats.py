@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, cast
 
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format
 from promptmill.jobs import format_table, members
 from promptmill.jobs.format_table import COMPRESSED
@@ -87,6 +87,8 @@ def plain(path: Path) -> Path:
 def format_of_output(path: Path, input_format: str) -> Format:
     """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if no output can have this format."""
     found = format_table.writing(plain(path))
+    if found is None and "{{" in path.name:
+        raise input_error(f"{path.name} is no name of an output; a prompt is ", Named("prompt", path.name), ".")
     if found is None:
         raise input_error(
             f"An output ends with {', '.join(names_of_outputs())}; name it {plain(path).stem}.csv, not {path.name}."

@@ -40,6 +40,7 @@ _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
     {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
 )
 """The types of JSON Schema, by their names in Python and in JSON Schema."""
+_LIKE_TYPES = 0.65  # `datetime` is like `date`, but `enum` is not like `number`
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
 _JSON = re.compile(r'\s*[\[{]\s*"')
@@ -70,9 +71,12 @@ def schema_of_fields(text: str) -> JsonDict:
         name, colon, kind = (piece.strip() for piece in stated.removesuffix("!").removesuffix("?").partition(":"))
         if not name or (colon and not kind) or {"!", "?"} & {*name}:
             raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
-        first, _, last = name.rpartition(" ")
-        if first and not colon and (last in _TYPES or last in _OTHER_NAMES):
-            raise input_error(f"{name[:40]!r} is no field; did you mean {first[:40]}:{last}?")
+        first, sign, last = name.rpartition("=" if "=" in name else " ")
+        is_type = "|" in last or last.strip() in {*_TYPES, *_OTHER_NAMES}
+        if not colon and is_type and (sign or "|" in last):
+            raise input_error(
+                f"{name[:40]!r} is no field; did you mean {first.strip()[:40] or 'label'}:{last.strip()[:40]}?"
+            )
         if name in fields:
             raise input_error(f"The field {name[:40]} is there twice.")
         fields[name] = _type(kind or "text", is_required=stated.endswith("!"))
@@ -86,7 +90,7 @@ def _type(kind: str, *, is_required: bool) -> JsonDict:
     known = _TYPES.get(_OTHER_NAMES.get(kind, kind))
     if known is None:
         types = f"the types are {', '.join(_TYPES)}, and a|b|c for one of several texts."
-        raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types)}")
+        raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types, likeness=_LIKE_TYPES)}")
     if known["type"] == "array":
         return {**known, "minItems": 1} if is_required else dict(known)
     return dict(known) if is_required else {**known, "type": [known["type"], "null"]}

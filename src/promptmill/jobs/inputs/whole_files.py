@@ -231,8 +231,11 @@ class FoundFiles:
                 yield match, True
         except RefusedError as error:
             raise input_error(f"`files`: {name:.200} {error}; name other files.") from None
+        except FileNotFoundError:  # below a folder that is allowed
+            raise input_error(f"`files`: no file matches {name:.200}; check the folder and the pattern.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
-            raise input_error(f"`files`: {name:.200} is outside {self._rule.words}, or an invalid path.") from None
+            outside = f"is outside {self._rule.words}, or an invalid path; name files inside."
+            raise input_error(f"`files`: {name:.200} {outside}") from None
 
     def _matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         """Yield the files below `folder` that match the pattern, in order. Links to folders are not followed."""

@@ -143,9 +143,9 @@ def remove(folder: Folder) -> None:
     """Remove all files of a job. The caller holds the lock, so no process can start the job meanwhile."""
     if (spec := folder.spec) is not None:
         output.discard(spec.output.path, spec.job_id)
-        if ids := folder.batches:
+        if awaited := folder.awaited:
             go_on = "continues at the provider, which bills it; cancel it there"
-            _LOG.warning("promptmill: job %s is removed; its batch %s %s.", spec.job_id, ", ".join(ids), go_on)
+            _LOG.warning("promptmill: job %s is removed; its %s %s.", spec.job_id, awaited, go_on)
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()

@@ -26,7 +26,7 @@ from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
-from promptmill.jobs.store import progress, statistics, status, status_words
+from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
@@ -156,7 +156,7 @@ class RunningJobs:
             if not is_trial:
                 job.spec = job.folder.known_spec()
         except BaseException:
-            if job.change.before is None and job.folder.store.is_empty:
+            if job.change.before is None and rounds.is_empty(job.folder.store):
                 prune.forget(job.folder, self.folders)
             else:
                 job.folder.roll_back()

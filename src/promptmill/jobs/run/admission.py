@@ -195,7 +195,7 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> 
     if new.output.format and there is not None and (made is None or not made.is_own(there)):  # a foreign file
         made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        is_new = folder.store.is_empty  # False: it has answers, and its description was damaged
+        is_new = rounds.is_empty(folder.store)  # False: it has answers, and its description was damaged
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:

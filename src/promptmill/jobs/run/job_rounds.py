@@ -72,6 +72,7 @@ class JobRounds:
         """Store and return the next round; None if no row is open."""
         job = self._job
         store = job.folder.store
+        rounds.begin_way(store, job.order.way)
         known = rounds.stored_rounds(store)
         self.work.begin(known[-1].id + 1 if known else 1)
         round_ = self._found(known)
@@ -121,7 +122,7 @@ class JobRounds:
         work = self.work
         if (condition := work.meanwhile.get(round_.rows)) is None:
             return None
-        # with batches, rows that need a further answer wait for the next batch
+        # by the way of a feature, rows that need a further answer wait for its next round
         sends = self._job.order.way == LIVE
 
         def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:

@@ -32,6 +32,7 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
+from promptmill.jobs.run.ways import tier_of_way
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
@@ -40,17 +41,20 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import Origin
 
 _SHOWN = 20
+_PROMPTS_SHOWN = 3  # enough to see how the template is filled
 _LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the same in all
-_LONGEST_PROMPT = 10 * LONGEST_SHOWN  # characters of a shown prompt, of which instructions may be the most
+_LONGEST_PROMPT = 10 * LONGEST_SHOWN
+"""Characters of a shown prompt, of which instructions may be the most. A call gets a tenth: its model pays for them."""
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
 
-def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts: int = 0) -> dict[str, Any]:
-    """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens and cost.
+def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
+    """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens and cost; the
+    first finished `prompts`, except those of whole files in a call, which gets no content of files; and the `columns`
+    of the output, if the job writes one.
 
     The estimate includes the system prompt, but neither images nor the additions of a chat template. The length of an
     answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
-    `prompts`: the number of finished prompts to return, with the columns of the output.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.parsed_shard is not None:
@@ -71,10 +75,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         every = [answering[name] for name in models]
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
-        result = {"format": spec.input.format} | _check_rows(
-            store, spec, plan, order, sums, may_name=may_name, prompts=prompts
-        )
-        if prompts and spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
+        result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
+        if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             form = Form([store], spec, spec.output.kind)
             result["columns"] = _columns_of(form)
         result["notes"] = list(columns.notes(spec))
@@ -101,7 +103,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         result["unpriced"] = list(dict.fromkeys(unpriced))
         if len(prices) == len(every):
             cost = _cost(sums, result)
-            if order.way == BATCH and all(price.batch is not None for price in prices):
+            if tier_of_way(order.way) == BATCH and all(price.batch is not None for price in prices):
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**result, **cost, **of_plan.figures}
@@ -177,17 +179,11 @@ def _place(spec: JobSpec, row: int) -> str:
 
 
 def _check_rows(
-    store: JobDatabase,
-    spec: JobSpec,
-    plan: ResolvedConfig,
-    order: JobOrder,
-    sums: Sequence[_Sums],
-    *,
-    may_name: frozenset[str] | None,
-    prompts: int,
+    store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: Sequence[_Sums], may_name: frozenset[str] | None
 ) -> dict[str, Any]:
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
-    shown: list[str] = []
+    plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
+    shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
     count = invalid = skipped = sent = pictures = tokens = 0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
@@ -210,8 +206,8 @@ def _check_rows(
             tokens += sum(map(operator.mul, answers, sizes))
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
-                if len(shown) < prompts:
-                    shown.append("\n\n".join(cut_inside(text, _LONGEST_PROMPT) for text in conversation.texts))
+                if len(shown) < _PROMPTS_SHOWN:
+                    shown.append("\n\n".join(cut_inside(text, longest) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
@@ -237,7 +233,7 @@ def _check_rows(
         **({"skipped": skipped} if skipped else {}),
         "requests": sent,
         "images": pictures,
-        **({"prompts": shown} if prompts else {}),
+        **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "estimated_prompt_tokens": tokens,
         "problems": problems,
     }

@@ -11,7 +11,7 @@ from promptmill.answering.step import Step
 from promptmill.backends.protocol import Call, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.feature import features, part
+from promptmill.core.feature import part, ways
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store import statistics
@@ -77,11 +77,16 @@ def way_named(name: str) -> type[Way]:
     return way
 
 
+def tier_of_way(name: str) -> str:
+    """Return the tier of the prices of a way; `""` for that of live requests."""
+    return entry.tier if (entry := ways().get(name)) is not None else ""
+
+
 def _places() -> dict[str, str]:
     """Return the module and class name of each way."""
     return {
         "live": f"{__name__}:Live",
-        **{entry.name: entry.run for feature in features().values() for entry in feature.ways},
+        **{name: entry.run for name, entry in ways().items()},
     }
 
 
@@ -100,7 +105,7 @@ def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> dict[str, 
 
 def _saved_by_cache(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> float:
     """Return the savings by the provider's cache, in US dollars, at the models with a known price. Blocks."""
-    batches = [round_.id for round_ in stored_rounds(store) if round_.way == BATCH]
+    batches = [round_.id for round_ in stored_rounds(store) if tier_of_way(round_.way) == BATCH]
     amount = 0.0
     for (is_by_batch, slot), paid in statistics.paid(store, batches).items():
         plan = configs[slot] if slot < len(configs) else None  # the job may have had more slots

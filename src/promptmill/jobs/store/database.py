@@ -8,13 +8,13 @@
     row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
-    batch     id → JSON: the batches at a provider; `batched` has their rows, see the way that sent them
     edited    the blocks of rows that have changed since the output was written, see `export.output`
     answer    the current record of a row, by its key; see `records.Record` for the columns
     spare     the same columns: paid answers without a row, because the row was edited or has a newer answer; and
               failures that a person's label replaces
 
-Nothing ever deletes a paid answer.
+Nothing ever deletes a paid answer. A way of a feature has tables of its own (`core.feature.WayEntry`); they are created
+when the job first uses it.
 
 The process that holds the job's lock is the only writer. The file system decides how a commit reaches the disk:
 
@@ -27,7 +27,8 @@ The process that holds the job's lock is the only writer. The file system decide
 SQLite detects damage to its own structure, but not to the content of a cell. So each answer has a checksum, which is
 compared when the output is written. A row with a damaged record is sent again. `salvage` repairs a damaged file.
 
-The file may come from anywhere: its schema is not trusted, and a file with another schema is refused.
+The file may come from anywhere: its schema is not trusted, and a file with another schema is refused. Tables of a
+missing feature are kept as they are if they are plain: they compute nothing and have no trigger.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import errno
 import functools
 import operator
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +49,7 @@ from urllib.parse import quote
 
 import orjson
 
+from promptmill.core.feature import ways
 from promptmill.jobs import disk
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.records import SLOT, Record
@@ -64,17 +67,16 @@ TABLES = {
     "settings": "CREATE TABLE settings (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL)",
     "round": "CREATE TABLE round (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
     "chosen": "CREATE TABLE chosen (round INTEGER, n INTEGER, PRIMARY KEY (round, n)) WITHOUT ROWID",
-    "batch": "CREATE TABLE batch (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
-    "batched": (
-        "CREATE TABLE batched (batch INTEGER, custom INTEGER, key INTEGER, asked BLOB, status INTEGER, reply BLOB, "
-        "PRIMARY KEY (batch, custom)) WITHOUT ROWID"
-    ),
-    "batched_rows": "CREATE INDEX batched_rows ON batched (key)",
     "edited": "CREATE TABLE edited (block INTEGER PRIMARY KEY)",
     "answer": _ANSWER,
     "spare": _ANSWER.replace("answer (key INTEGER PRIMARY KEY", "spare (place INTEGER PRIMARY KEY, key INTEGER"),
 }
+_PLAIN = re.compile(
+    r"CREATE TABLE (?!sqlite_)\w+ \([\w, ]+(?:\([\w, ]+\))?\)(?: WITHOUT ROWID)?|CREATE INDEX \w+ ON \w+ \([\w, ]+\)"
+)
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
+_IS_ADDED = f"tbl_name NOT IN ({', '.join(map(repr, (*TABLES, 'row_next')))})"
+"""The condition for tables of ways, and their indexes, in a schema."""
 COLUMNS = ", ".join(Record._fields)
 _OPTIONAL = frozenset({"code", "more"})  # empty texts in these columns are stored as NULL
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
@@ -288,15 +290,18 @@ class JobDatabase:
         ((count,),) = self.read(f"SELECT count(*) FROM answer WHERE {where}")
         return int(count)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the job has no record, and no batch at a provider."""
-        return not self.page(0, size=1) and not self.has_batches
+    # ---- the tables of ways
 
     @property
-    def has_batches(self) -> bool:
-        """Whether the job has or had a batch at a provider."""
-        return bool(self.read("SELECT 1 FROM batch LIMIT 1"))
+    def added(self) -> dict[str, str]:
+        """The tables of ways and their indexes, those of missing features too: the statement that creates each."""
+        added = f"SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND {_IS_ADDED} ORDER BY type DESC"
+        return dict(self.read(added))
+
+    def add(self, tables: Mapping[str, str]) -> None:
+        """Create the tables of a way that are missing."""
+        added = self.added
+        self.change(*((statement, [()]) for name, statement in tables.items() if name not in added))
 
     # ---- the file
 
@@ -395,9 +400,10 @@ class JobDatabase:
         run = self._connection.execute
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
-        schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
+        text = "SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"
+        schema, added = (dict(run(f"{text} AND {which}")) for which in (f"NOT {_IS_ADDED}", _IS_ADDED))
         was_killed = schema.pop("row_next", None) is not None
-        if schema and schema != TABLES:
+        if (schema or added) and not (schema == TABLES and _are_of_ways(added)):
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         ((page,),) = run("PRAGMA page_size")
         if write and self.path.stat().st_size % page:  # or SQLite would read the missing part of the last page as zeros
@@ -427,6 +433,12 @@ class JobDatabase:
             if _code(error) in _MISTAKES:
                 raise
             raise database_error(error, self.path) from None
+
+
+def _are_of_ways(added: Mapping[str, str]) -> bool:
+    """Return whether tables are those of ways. Of a missing feature, any plain table may be."""
+    known = {name: statement for way in ways().values() for name, statement in way.tables.items()}
+    return all(known.get(name, text) == text and _PLAIN.fullmatch(text) for name, text in added.items())
 
 
 def _code(error: sqlite3.Error) -> int:

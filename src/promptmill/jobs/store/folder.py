@@ -23,13 +23,14 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.store import rounds
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.in_flight import InFlight
@@ -273,10 +274,13 @@ class Folder:
         return sound(self._get("status")[0] or {}, RunStatus)
 
     @property
-    def batches(self) -> list[str]:
-        """The provider's ids of the job's batches with answers that are not yet stored, from the last status."""
-        batches: Mapping[str, Any] = cast("Mapping[str, Any]", self.status).get("batch", {})
-        return [*batches.get("ids", ())]
+    def awaited(self) -> str:
+        """What providers still work on for the job, such as `batch a, b`; `""` if nothing is known."""
+        try:
+            with self.reading() as store:
+                return rounds.names(store)
+        except (OSError, DamagedError):
+            return ""
 
     @property
     def course(self) -> CourseRecord:

@@ -22,7 +22,7 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from promptmill.core.errors import Code, Named, input_error
-from promptmill.core.feature import features, part
+from promptmill.core.feature import features, part, ways
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
 from promptmill.jobs.store.stored import Target
@@ -61,6 +61,14 @@ class Awaited(Protocol):
     TRIED: str
     """The SQL condition for rows that this way did not answer, and that are now sent live."""
 
+    def has_sent(self, store: JobDatabase) -> bool:
+        """Return whether the job has, or had, requests that were sent this way."""
+        ...
+
+    def names(self, store: JobDatabase) -> str:
+        """Return the name at the provider of what is awaited, such as `batch a, b`; `""` if nothing is."""
+        ...
+
     def slots(self, store: JobDatabase) -> Collection[int]:
         """Return the slots of requests whose answers are awaited."""
         ...
@@ -83,23 +91,45 @@ class Awaited(Protocol):
 
 
 def awaited(store: JobDatabase) -> dict[str, Awaited]:
-    """Return, by name, the ways of features that the job's rounds use.
+    """Return, by name, the ways of features that the job has used.
 
     Raises the errors of `JobDatabase`; `PromptmillError` (`invalid_input`) if the feature of an unfinished round is
     missing.
     """
-    entries = {entry.name: entry for feature in features().values() for entry in feature.ways}
-    by_way = [round_ for round_ in stored_rounds(store) if round_.way not in {LIVE, COPY}]
-    if missing := [round_.way for round_ in by_way if round_.way not in entries and not round_.done]:
+    known = {LIVE, COPY, *ways()}
+    if missing := [round_.way for round_ in stored_rounds(store) if round_.way not in known and not round_.done]:
         raise input_error(Named(missing[0]), " needs a feature that is not installed.")
-    # all ways if there is a batch: a damaged round may have lost the name of its way
-    used = entries.keys() if store.has_batches else {round_.way for round_ in by_way}
-    return {name: part(entry.awaited) for name, entry in entries.items() if name in used}
+    return _used(store)
+
+
+def _used(store: JobDatabase) -> dict[str, Awaited]:
+    added = store.added.keys()  # not the ways of its rounds: a damaged round has lost the name of its way
+    return {name: part(entry.awaited) for name, entry in ways().items() if entry.tables.keys() <= added}
+
+
+def begin_way(store: JobDatabase, way: str) -> None:
+    """Create the tables of a way that a job uses. Raises as `JobDatabase` does."""
+    if (entry := ways().get(way)) is not None:
+        store.add(entry.tables)
+
+
+def is_empty(store: JobDatabase) -> bool:
+    """Return whether a job has no record, and has used no way of a feature to send requests.
+
+    Raises as `JobDatabase` does.
+    """
+    missing = store.added.keys() - {name for entry in ways().values() for name in entry.tables}
+    return not (missing or store.page(0, size=1) or any(way.has_sent(store) for way in _used(store).values()))
+
+
+def names(store: JobDatabase) -> str:
+    """Return the names at providers of what a job awaits; `""` if nothing. Raises as `JobDatabase` does."""
+    return ", ".join(filter(None, (way.names(store) for way in _used(store).values())))
 
 
 def _awaited(way: str) -> Awaited | None:
-    entries = (entry for feature in features().values() for entry in feature.ways)
-    return next((part(entry.awaited) for entry in entries if entry.name == way), None)
+    entry = ways().get(way)
+    return None if entry is None else part(entry.awaited)
 
 
 def rule_of(rows: str) -> str:

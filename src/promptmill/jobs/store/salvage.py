@@ -4,7 +4,7 @@ answers    all intact answers; failures only if a request was sent, because a da
 rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
-batches    all readable batches, and their rows up to the first unreadable one
+of ways    all readable rows; of tables without row ids, the rows up to the first unreadable one
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
 """Reads results in the order of their keys. Arguments: the first key, and the maximum number of results."""
 _HEADER = 100  # bytes of the file's header; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
-_KEYS = {"settings": "id", "round": "id", "batch": "id", "spare": "place"}
+_TABLES = ("settings", "round", "spare")
+_PRIMARY_KEY = "SELECT name, cid FROM pragma_table_info(?) WHERE pk ORDER BY pk"
 _UNKNOWN_SETTINGS = """
     INSERT OR IGNORE INTO settings
     SELECT settings, '' FROM answer WHERE settings IS NOT NULL UNION SELECT settings, '' FROM spare
@@ -68,31 +69,34 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
         with contextlib.suppress(DamagedError):
             if (value := old.get(name)) is not None:
                 new.put(**{name: value})
-    for table, key in _KEYS.items():
-        for page in _readable(_reader(old, table, key)):
-            _copy(new, table, page)
+    new.add(added := old.added)
+    of_ways = {name: statement for name, statement in added.items() if statement.startswith("CREATE TABLE")}
+    for table, statement in (dict.fromkeys(_TABLES, "") | of_ways).items():
+        pages = _by_primary_key if statement.endswith("WITHOUT ROWID") else _by_row_id
+        with contextlib.suppress(DamagedError):
+            for page in pages(old, table):
+                _copy(new, table, page)
     with contextlib.suppress(DamagedError):  # all rows of a sample are copied, or none
         _copy(new, "chosen", old.read("SELECT * FROM chosen"))
-    with contextlib.suppress(DamagedError):  # rows whose replies are unreadable are sent again
-        _copy_batched(old, new)
     for records in _readable(lambda first, most: old.page(first, size=most)):
         new.write([record for record in records if record.is_sound and (record.code is None or record.attempts)])
     _copy_rows(old, new)
     _add_unknown(new)
 
 
-def _reader(old: JobDatabase, table: str, key: str) -> _Read[tuple[Any, ...]]:
-    """Return a function that reads a table by its first column `key`. The table's last column is never NULL."""
-    query = f"SELECT * FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
+def _by_row_id(old: JobDatabase, table: str) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the readable rows of a table."""
+    query = f"SELECT rowid, * FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"
 
     def read(first: int, most: int) -> list[tuple[Any, ...]]:
         results = old.read(query, first, most)
         check_order([result[0] for result in results], first)
-        if any(result[-1] is None for result in results):
+        if any({*result[2:]} == {None} for result in results):
             raise DamagedError("its texts are zeros of a page that was cut short")
         return results
 
-    return read
+    for page in _readable(read):
+        yield [result[1:] for result in page]
 
 
 def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> None:
@@ -100,13 +104,16 @@ def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> No
         new.change((f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(values[0]))})", values))
 
 
-def _copy_batched(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the rows of batches up to the first unreadable row."""
-    last = (-1, -1)
-    query = f"SELECT * FROM batched WHERE (batch, custom) > (?, ?) ORDER BY batch, custom LIMIT {PAGE}"
-    while page := old.read(query, *last):
-        _copy(new, "batched", page)
-        last = page[-1][:2]
+def _by_primary_key(old: JobDatabase, table: str) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the rows of a table without row ids. Raises `DamagedError` at the first unreadable row."""
+    key = old.read(_PRIMARY_KEY, table)
+    names = ", ".join(name for name, _ in key)
+    query = f"SELECT * FROM {table} WHERE {{}} ORDER BY {names} LIMIT {PAGE}"
+    page = old.read(query.format(1))
+    while page:
+        yield page
+        last = [page[-1][at] for _, at in key]
+        page = old.read(query.format(f"({names}) > ({', '.join('?' * len(key))})"), *last)
 
 
 def _readable(read: _Read[_Keyed]) -> Iterator[list[_Keyed]]:

@@ -1,0 +1,175 @@
+"""What is compared: the order of a comparison, and a file of answers with the job that made it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.core.errors import Named, input_error
+from promptmill.core.values import text_of
+from promptmill.core.wording import counted, cut
+from promptmill.features.compare.answer_values import LABEL, Tolerance
+from promptmill.jobs import columns
+from promptmill.jobs.columns import MODEL, OURS, VARIANT
+from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.system.safe_open import home_expanded
+
+LETTERS = "ABCDEFGHIJ"
+"""The labels of several files."""
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonOrder:
+    """The options of a comparison."""
+
+    gold: str | None = None
+    """The right answers: a column of any of the files, a file, or `FILE:COLUMN`."""
+    fields: Sequence[str] = ()
+    """The columns, or fields of the answers, to compare; empty: all fields, or the whole answers."""
+    id: str | None = None
+    """The column whose values identify equal rows of the files."""
+    by: str | None = None
+    """The column whose values divide one file into the parts to compare."""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedFile:
+    """A file of answers. `label` is its name in the text."""
+
+    label: str
+    path: Path
+    answer: str = "answer"
+    """The name of the answer column."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """The fields of the answers, each with the table's column that holds it."""
+    error: str = "error"
+    ours: Collection[str] = OURS
+    """The columns that promptmill added; the other columns are the input's."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """The status of the job that made the file."""
+    made: Mapping[str, str] = field(default_factory=dict)
+    """The command, model, prompt and sampling of the job that made the file."""
+    cost: str = "cost"
+    has_persons: bool = False
+    """Whether some answers are labels from a person's review."""
+    only: tuple[str, str] | None = None
+    """The column and its value that select the rows to compare; None: all rows."""
+    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """`made` for each variant, if the job has several answers to each row."""
+
+    @classmethod
+    def of(cls, label: str, what: str, folders: JobFolders) -> ComparedFile:
+        """Return the file for `what`, a path or the id of a job. Raises `PromptmillError`."""
+        folder = folders.maker(what)
+        spec = None if folder is None else folder.spec
+        if folder is None or spec is None:
+            return cls(label, home_expanded(what))
+        output = spec.output.path
+        if not output.exists():
+            raise input_error(
+                f"Job {spec.job_id} has written no output yet: wait for its end",
+                Named("command", f"jobs {spec.job_id} --export FILE", ", or run {}"),
+                ".",
+            )
+        names, fields = spec.output.names or {}, _fields(spec)
+        own = {names.get(key, key) for key in (*OURS, *columns.variant_fields(spec))} | {*fields.values()}
+        answer = names.get("answer", spec.output.form.column)
+        about: Mapping[str, object] = status.read(folder)
+        kept = ("job_id", "model", "cost", "seconds", "prompt_tokens", "completion_tokens")
+        made = [_made(folder, spec, slot) for slot in range(len(spec.targets))]
+        return cls(
+            label,
+            output,
+            answer=answer,
+            fields=fields,
+            error=names.get("error", "error"),
+            cost=names.get("cost", "cost"),
+            ours=own | {answer},
+            about={name: about[name] for name in kept if name in about},
+            made=made[0],
+            variants={target.name: facts for target, facts in zip(spec.targets, made, strict=True) if target.name},
+        )
+
+    @property
+    def name(self) -> str:
+        """The name for people."""
+        return self.path.name if self.only is None else self.only[1]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows to compare."""
+        if self.only is None:
+            return objects_in(self.path)
+        column, value = self.only
+        return (row for row in objects_in(self.path) if text_of(row.get(column)) == value)
+
+    def parts(self, by: str) -> list[ComparedFile]:
+        """Return one part of the file per value of the column `by`. Raises `PromptmillError` (`invalid_input`)."""
+        values = list(dict.fromkeys(text_of(row.get(by)) for row in objects_in(self.path)))
+        if not 2 <= len(values) <= len(LETTERS):
+            raise input_error(
+                f"The column {by:.60} of {self.path.name} has {counted(len(values), 'value')}; 2 to {len(LETTERS)} "
+                "parts can be compared."
+            )
+        labels = [cut(" ".join(value.split()), LABEL) for value in values]
+        if not all(labels) or len(set(labels)) < len(labels):
+            labels = list(LETTERS[: len(values)])
+        ours = {*self.ours, by, *([MODEL] if by == VARIANT else [])}
+        return [
+            replace(self, label=label, only=(by, value), ours=ours, about={}, made=self.variants.get(value, {}))
+            for label, value in zip(labels, values, strict=True)
+        ]
+
+    def value_of(self, row: Row, name: str) -> str:
+        """Return a field of a row's answer as text, or the whole answer if `name` is `""`; `""` without an answer."""
+        if row.get(self.error):
+            return ""
+        answer = row.get(self.answer)
+        if not name:
+            return text_of(answer).strip()
+        if (fields := object_in(answer)) is not None:
+            return text_of(fields.get(name)).strip()
+        is_lost = answer is None and self.answer in row  # then the input has a column of this name
+        return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
+
+
+def object_in(answer: Any) -> Mapping[str, Any] | None:
+    """Return an answer that is an object, or the JSON text of one (from a job without `fields`); else None."""
+    if isinstance(answer, str) and answer.startswith("{"):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            answer = orjson.loads(answer)
+    return answer if isinstance(answer, Mapping) else None
+
+
+def _fields(spec: JobSpec) -> dict[str, str]:
+    if spec.output.answer_schema is None:
+        return {}
+    from promptmill.jobs.export.schema_columns import SchemaColumns  # imported on use: other comparisons do not need it
+
+    names = spec.output.names or {}
+    usual = SchemaColumns(spec.output.answer_schema, by_field=True).names
+    return {name: names.get(f"{FIELD}{name}", name) for name in usual.values()}
+
+
+def _made(folder: Folder, spec: JobSpec, slot: int) -> dict[str, str]:
+    asked, target = status.asked(folder), spec.targets[slot]
+    templates = spec.question.templates
+    facts = {
+        "command": asked.get("command", ""),
+        "model": target.model or spec.model or spec.backend,
+        "prompt": templates[target.prompt] if target.prompt < len(templates) else asked.get("prompt", ""),
+        "system prompt": asked.get("system", ""),
+        "sampling": ", ".join(f"{name} {value}" for name, value in (target.sampling or {}).items()),
+    }
+    return {name: text for name, text in facts.items() if text}

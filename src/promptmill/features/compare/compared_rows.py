@@ -1,0 +1,234 @@
+"""The answers of several files to the same rows.
+
+    files ──► Scan ──► identity_of, places_of ──► ComparedRows: the values of each field, by file, and the right ones
+
+The files are read twice, so that their texts are never all in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from promptmill.core.errors import Named, input_error
+from promptmill.core.values import text_of
+from promptmill.core.wording import did_you_mean
+from promptmill.features.compare.answer_values import Kind, Tolerance, canonical, kind_of
+from promptmill.features.compare.compared_file import LETTERS, ComparedFile, ComparisonOrder
+from promptmill.features.compare.matched_rows import IDS, Scan, identity_of, listed, places_of
+from promptmill.features.compare.right_answers import gold_of, keys_of_gold, looked_up, values_of_gold
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.records import A_PERSON
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedColumn:
+    """One field of the answers, or the whole answers, in all files."""
+
+    name: str
+    """The name of the field; `""` for the whole answers."""
+    kind: Kind
+    values: Sequence[Sequence[str]]
+    """The value of each row, by file; `""` if it is missing."""
+    right: Sequence[str]
+    """The right value of each row in the files' spelling (`""` if missing); empty without right answers."""
+    capitals: Mapping[str, str]
+    """The right values that differ from the files only in case, with the files' spelling."""
+    other_kind: Mapping[str, None]
+    """The distinct right values, in order, whose kind is not that of the answers, such as `12,50` for numbers."""
+    tolerance: Tolerance
+
+    @classmethod
+    def of(
+        cls, name: str, values: Sequence[Sequence[str]], right: Sequence[str], tolerance: Tolerance
+    ) -> ComparedColumn:
+        """Return the column for these values."""
+        kind = kind_of(itertools.chain(*values) if any(map(any, values)) else right)
+        values = [[canonical(value, kind) for value in own] for own in values]
+        different = dict.fromkeys(right if kind != "text" else ())
+        other_kind = dict.fromkeys(value for value in different if value and kind_of([value]) != kind)
+        right = [value if value in other_kind else canonical(value, kind) for value in right]
+        capitals = _other_capitals(right, values)
+        right = [capitals.get(value, value) for value in right]
+        return cls(name, kind, values, right, capitals, other_kind, tolerance)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether two values must be equal texts to count as the same."""
+        return self.kind != "number" or not self.tolerance.amount
+
+    def same(self, value: str, other: str) -> bool:
+        """Return whether two values count as the same."""
+        if value == other or self.is_exact or not value or not other or other in self.other_kind:
+            return value == other
+        return self.tolerance.allows(value, other)
+
+
+def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return the spelling in `values` of each right answer that differs from them only in case.
+
+    Case is significant if two answers, or two right answers, differ only in case.
+    """
+    spelled: dict[str, set[str]] = {}
+    for answer in {answer for own in values for answer in own}:
+        spelled.setdefault(answer.casefold(), set()).add(answer)
+    wanted = Counter(answer.casefold() for answer in set(right))
+    found = {}
+    for answer in dict.fromkeys(right):
+        folded = answer.casefold()
+        if wanted[folded] == 1 and len(spelled.get(folded, ())) == 1 and answer not in spelled[folded]:
+            (found[answer],) = spelled[folded]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRows:
+    """The answers of several files to the same rows, in the order of the first file."""
+
+    files: Sequence[ComparedFile]
+    columns: Sequence[ComparedColumn]
+    """The compared fields; or the whole answers, as one column."""
+    places: Sequence[int]
+    """The number of each row in the first file, from 0."""
+    sizes: Sequence[int]
+    """The number of rows of each file, including rows that other files lack."""
+    gold: str
+    """The column or file with the right answers; `""` without right answers."""
+    gold_matched: str
+    """The rule by which a separate file of right answers was matched, such as `by id`; else `""`."""
+    gold_columns: Collection[str]
+    """The columns with right answers, which are not shown as columns of the rows."""
+    matched: str
+    """The rule by which rows of several files were matched, such as `by id`."""
+    groups: Sequence[str] = ()
+    """The group of each row, by which right answers are counted; empty without groups."""
+
+    @classmethod
+    def of(
+        cls, files: Sequence[ComparedFile], order: ComparisonOrder, folders: JobFolders | None = None
+    ) -> ComparedRows:
+        """Read the files. `folders`: searched for the job that made a file of right answers.
+
+        Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
+        """
+        scans = [Scan.of(file) for file in files]
+        gold = None if order.gold is None else gold_of(order, files, scans, folders)
+        if gold is not None and gold.at is None and gold.file in files:  # the user also listed it for comparison
+            kept = [at for at, file in enumerate(files) if file is not gold.file]
+            files, scans = [files[at] for at in kept], [scans[at] for at in kept]
+            files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]
+        fields = list(order.fields) or _shared_fields(scans) or [""]
+        files = [replace(file, ours={*file.ours, file.answer, *order.fields}) for file in files]
+        aligned = gold.column or "" if gold is not None and gold.at is not None else ""
+        identity = identity_of(files, scans, order.id, aligned)
+        places = places_of(files, scans, identity)
+        right, gold_matched = list[list[str]](), ""
+        if gold is not None:
+            values_of = values_of_gold(gold, fields, scans[0].columns)
+            rights, having = [values_of(row) for row in gold.file.rows()], gold.at or 0
+            if gold.at is None:
+                keys = keys_of_gold(gold, files[0], scans[0], fields, order.id)
+                rights, gold_matched = looked_up(gold, rights, files[0], scans[0], keys)
+            right = [rights[at] for at in places[having]]
+        every, priced = list[list[list[str]]](), list[ComparedFile]()
+        for file, scan, own in zip(files, scans, places, strict=True):
+            values, with_cost = _read(file, scan, fields)
+            every.append([values[at] for at in own])
+            priced.append(with_cost)
+        compared = [
+            ComparedColumn.of(
+                name,
+                [[values[at] for values in own] for own in every],
+                [values[at] for values in right],
+                order.tolerance,
+            )
+            for at, name in enumerate(fields)
+        ]
+        sizes = [scan.rows for scan in scans]
+        name = "" if gold is None else gold.name
+        columns_ = {aligned} if aligned else set()
+        groups: list[str] = []
+        if order.by is not None and files[0].only is None:
+            values_by = [text_of(row.get(order.by)) for row in files[0].rows()]
+            groups = [values_by[at] for at in places[0]]
+        return cls(priced, compared, places[0], sizes, name, gold_matched, columns_, identity.words, groups)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the answers have fields, which are compared separately."""
+        return len(self.columns) > 1
+
+    @property
+    def has_right(self) -> bool:
+        """Whether there are right answers."""
+        return bool(self.gold)
+
+    def texts(self, file: int) -> Sequence[str]:
+        """Return the answers of a file, each as one text; `""` for a missing answer."""
+        if len(self.columns) == 1:
+            return self.columns[0].values[file]
+        own = [column.values[file] for column in self.columns]
+        return ["\n".join(self._lines(values)) if any(values) else "" for values in zip(*own, strict=True)]
+
+    def _lines(self, values: Sequence[str]) -> Iterator[str]:
+        return (f"{column.name}: {value}" for column, value in zip(self.columns, values, strict=True))
+
+    def same(self, at: int, file: int, other: int) -> bool:
+        """Return whether two files have the same answer to a row."""
+        return all(column.same(column.values[file][at], column.values[other][at]) for column in self.columns)
+
+    def is_right(self, at: int, file: int) -> bool:
+        """Return whether an answer is right in all fields with a known right value."""
+        return all(
+            column.same(column.values[file][at], column.right[at]) for column in self.columns if column.right[at]
+        )
+
+    @property
+    def differing(self) -> list[int]:
+        """The rows with different answers; for a single file, the rows whose answer differs from the right answer."""
+        rows = range(len(self.places))
+        if len(self.files) == 1:
+            return [at for at in rows if not self.is_right(at, 0)]
+        return [at for at in rows if not all(self.same(at, 0, other) for other in range(1, len(self.files)))]
+
+    def read(self, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield the number and the columns of each row in `wanted`, with the first file's values."""
+        ours = {*self.gold_columns}.union(*(file.ours for file in self.files))
+        rows = {self.places[at]: at for at in wanted}
+        for place, row in enumerate(itertools.islice(self.files[0].rows(), max(rows, default=-1) + 1)):
+            if place in rows:
+                yield rows[place], {name: text_of(value) for name, value in row.items() if name not in ours}
+
+
+def _read(file: ComparedFile, scan: Scan, fields: Sequence[str]) -> tuple[list[list[str]], ComparedFile]:
+    """Return each answer's fields, and `file` with the answers' cost. Raises `PromptmillError` (`invalid_input`)."""
+    values, costs, giver = list[list[str]](), list[float](), "answered_by"
+    for row in file.rows():
+        values.append([file.value_of(row, name) for name in fields])
+        if row.get(giver) == A_PERSON and giver in file.ours and not file.has_persons:
+            file = replace(file, has_persons=True)
+        with contextlib.suppress(ValueError, TypeError):  # an empty cell, or the user's own column
+            costs.append(float(row.get(file.cost) or ""))
+    if not any(map(any, values)):
+        which = file.answer if fields == [""] else "`, `".join(fields)
+        if known := list(scan.fields):
+            meant = did_you_mean(which, known, f"they have {listed(known)}.")
+            raise input_error(Named("field"), f": no answer of {file.name} has the field `{which}`; {meant}")
+        problem = f"No row of {file.name} has an answer in `{which}`; name a column to compare: "
+        raise input_error(problem, Named("field"), f". It has {listed(scan.columns)}.")
+    return values, replace(file, about={"cost": sum(costs), **file.about}) if costs else file
+
+
+def _shared_fields(scans: Sequence[Scan]) -> list[str]:
+    return [name for name in scans[0].fields if all(name in scan.fields for scan in scans)]
+
+
+def heading_of(own: Mapping[str, str]) -> str:
+    """Return the id of a row or, if it has none, its first text; `""` without either."""
+    named = next((own[name] for name in IDS if own.get(name)), None)
+    if named is None:
+        named = next((text for text in own.values() if text and kind_of([text]) == "text"), "")
+    return " ".join(named.split())

@@ -1,0 +1,50 @@
+"""The most that all runs of a job may cost."""
+
+from __future__ import annotations
+
+from promptmill.core.money import Budget
+from promptmill.jobs.run.job import Job
+from promptmill.jobs.store import progress as states
+from promptmill.jobs.store import rounds
+from promptmill.jobs.store.control import Control
+from promptmill.jobs.store.progress import Progress
+
+_NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
+
+
+class CostLimit:
+    """The most that all runs of a job may cost. It becomes the budget of each round, and may change meanwhile."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._job, self._progress = job, progress
+        self.awaits_budget = False
+        """Whether the round takes no new rows, because it began without a budget. It is resumed with one."""
+
+    def begin_round(self) -> None:
+        """Limit the round's budget to the unspent part of the job's budget. Blocks."""
+        self.awaits_budget = False
+        ledger, folder = self._progress.stats.ledger, self._job.folder
+        limit = self._most(folder.control)
+        if limit is None or ledger.budget is not None:
+            return
+        awaited = sum(way.most_cost(folder.store) for way in rounds.awaited(folder.store).values())
+        ledger.budget = Budget(limit, self._progress.cost or 0.0, folder.store.in_flight.most + awaited)
+
+    def follow(self, control: Control) -> None:
+        """Apply a limit that has changed."""
+        limit, progress = self._most(control), self._progress
+        if limit is None:
+            return
+        if (budget := progress.stats.ledger.budget) is not None:
+            budget.limit = limit
+        elif progress.state == states.RUNNING and progress.stats.in_flight:
+            if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
+                self.awaits_budget = True  # the requests in flight have no reserved budget
+            elif _NO_BUDGET not in progress.notes:
+                progress.notes.append(_NO_BUDGET)
+
+    def _most(self, control: Control) -> float | None:
+        job = self._job
+        wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
+        limits = [*[most for most in wanted if most is not None][:1], job.most_cost]
+        return min((most for most in limits if most is not None), default=None)

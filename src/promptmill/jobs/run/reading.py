@@ -1,0 +1,97 @@
+"""The first part of a run: reads the input, if it is new or has changed, and says what becomes of earlier answers."""
+
+from __future__ import annotations
+
+import functools
+
+from promptmill.core.errors import PromptmillError
+from promptmill.core.wording import counted
+from promptmill.jobs import columns
+from promptmill.jobs.export import output
+from promptmill.jobs.run import steps
+from promptmill.jobs.run.run import Run
+from promptmill.jobs.store import progress as states
+from promptmill.jobs.store import rounds
+from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.records import PERSON
+
+_SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
+
+
+async def read_input(run: Run) -> None:
+    """Read the input, unless the database has it. Raises `PromptmillError` and the errors of `JobDatabase`."""
+    job, progress = run.job, run.progress
+    run.status.enter(states.STARTING, "reading the input")
+    if job.folder.is_salvaged and _SALVAGED not in progress.notes:
+        progress.notes.append(_SALVAGED)
+    files = await run.in_thread(lambda: job.unread(run.work.halt))
+    store = run.store
+    if files is None and job.order.earlier.from_job is not None:
+        _note_kept(run, await run.in_thread(lambda: job.change.rebind(store, job.spec, run.work)))
+    if files is not None:
+        if lost := store.in_flight.most:  # paid requests whose rows may have changed since
+            progress.earlier.charge(lost)
+            run.status.show()
+        store.in_flight.clear()
+        try:
+            bound = await run.do(job.reading(files))
+        except PromptmillError:
+            # undone: the same command is refused again, and the previous one resumes the job
+            job.folder.roll_back()
+            run.status.is_refused = job.change.before is not None
+            raise
+        job.spec = job.folder.known_spec()
+        await run.in_thread(lambda: _rebind_awaited(run))
+        _note_kept(run, bound)
+    await _check_secrets(run)
+    if job.spec.output.kind.has_sheets:
+        await run.do(functools.partial(steps.check_output))
+    progress.figures["columns"] = job.spec.output.names or {}
+    progress.notes += [note for each in job.order.parts.values() for note in each.notes]
+    progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
+    await run.in_thread(lambda: _limit_rows(run))
+    await run.in_thread(lambda: _note_persons(run))
+    if (most := job.folder.control.concurrency) is not None:
+        progress.notes.append(
+            f"At most {counted(most, 'request')} in flight: an earlier run was set to `concurrency={most}`, which "
+            "stays until the job is set to another."
+        )
+    if run.hooks.before_answers is not None:
+        await run.hooks.before_answers()
+
+
+def _rebind_awaited(run: Run) -> None:
+    for way in rounds.awaited(run.store).values():
+        way.rebind(run.store, run.job.spec.targets)
+
+
+def _limit_rows(run: Run) -> None:
+    run.end = output.end_of(run.store, run.job.order.limits.limit)
+    ((rows,),) = run.store.read("SELECT count(*) FROM row WHERE n < ?", run.end)
+    run.progress.total = rows * run.job.spec.delivered
+
+
+def _note_persons(run: Run) -> None:
+    """Count the labels of a person, because an order `again` does not replace them."""
+    if run.job.order.earlier.again is not None and (kept := run.store.count(f"settings = {PERSON}")):
+        run.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
+
+
+def _note_kept(run: Run, bound: Bound) -> None:
+    if (bound.answers or bound.kept) and run.job.order.earlier.again != "all":
+        kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
+        are = "is" if bound.new == 1 else "are"
+        # not with a limit, which does not send all new rows
+        new = f", {bound.new:,} {are} new" if run.job.order.limits.limit is None else ""
+        run.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
+
+
+async def _check_secrets(run: Run) -> None:
+    """Look for keys and passwords in a file of rows that a call named. The same content is checked only once."""
+    job, content = run.job, {"sha256": run.job.spec.input.sha256}
+    if not job.plan.file_rule.is_guarded or not job.spec.input.is_file:
+        return
+    if await run.in_thread(lambda: run.store.get("secrets_checked")) != content:
+        run.status.enter(states.STARTING, "looking for keys and passwords")
+        await run.do(functools.partial(steps.check_secrets, rule=job.plan.file_rule))
+        job.folder.put(secrets_checked=content)

@@ -1,0 +1,195 @@
+"""The second part of a run: sends the rows of each round by its way, and records their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call
+from promptmill.backends.questions import RowRequests
+from promptmill.backends.rows import RowReader
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_VALUES
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.run.cost_limit import CostLimit
+from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
+from promptmill.jobs.run.live import OpenRows, StoreSink
+from promptmill.jobs.run.row_check import RowCheck
+from promptmill.jobs.run.run import Run
+from promptmill.jobs.run.ways import RoundRun, way_named
+from promptmill.jobs.store import progress as states
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.rounds import COPY, LIVE, Round
+from promptmill.jobs.store.stored import Target
+
+_HELD_BYTES = 64 << 20
+# Enough to tell a limit that is too low from a few long answers, and few to pay for.
+_FIRST_ANSWERS, _MANY_CUT = 50, 0.2
+
+
+class RoundRunner:
+    """Runs the rounds of a job, until no row is open or the run ends."""
+
+    def __init__(self, run: Run, cost_limit: CostLimit) -> None:
+        self._run, self._cost_limit = run, cost_limit
+        self._rounds: JobRounds
+        self._has_judged = False
+        """Whether the first answers have been searched for cut ones."""
+
+    async def run(self) -> None:
+        """Run the rounds. Raises `Stopped`, `PromptmillError` and the errors of `JobDatabase`."""
+        run, is_counted = self._run, False
+        self._rounds = JobRounds(run.job, run.end, run.work, self._show)
+        while (round_ := await run.in_thread(self._rounds.next)) is not None:
+            try:
+                await self._run_round(round_)
+            except PromptmillError as error:
+                if not await run.in_thread(functools.partial(self._continues_without, round_, error)):
+                    raise
+            is_counted = round_.way == LIVE  # a live round counts its outcomes itself
+            if run.ending.after_flight is not None:
+                raise run.ending.after_flight
+        if not is_counted:
+            await run.count()
+
+    def _show(self, figures: Mapping[str, object]) -> None:
+        """Put figures into the status. A new object, because this runs in a thread."""
+        self._run.progress.figures = {**self._run.progress.figures, **figures}
+
+    def _continues_without(self, round_: Round, error: PromptmillError) -> bool:
+        """Try to drop a parameter that an endpoint has refused. Return whether the plan can work without it."""
+        job = self._run.job
+        targets = job.spec.plan.without(job.spec.targets, round_, error)
+        if targets is not None:
+            job.put(job.spec.model_copy(update={"targets": tuple(targets)}))
+        return targets is not None
+
+    async def _run_round(self, round_: Round) -> None:
+        run, job, progress = self._run, self._run.job, self._run.progress
+        store, stats, live = run.store, progress.stats, run.hooks.live
+        targets = await run.in_thread(lambda: self._rounds.targets(round_))
+        await run.in_thread(lambda: progress.count(store, self._rounds.condition(round_), run.end))
+        progress.round = round_.reason
+        stats.facts = replace(stats.facts, total=sum(opened.rows for opened in self._rounds.open_in(round_)))
+        progress.begin_rates()
+        run.status.enter(states.RUNNING)
+        if round_.way == COPY:
+            soon = asyncio.get_running_loop().call_soon_threadsafe
+            await run.in_thread(lambda: self._rounds.copy(round_, lambda keys: soon(self._recorded, keys)))
+            return
+        self._cost_limit.begin_round()
+        stats.ledger.journal = store.in_flight
+        if live is not None:
+            live.begin(job.folder, job.spec, self._rounds.answered_in(round_), run.end, run.ending.give_up)
+        round_run = RoundRun(
+            job,
+            run.service,
+            progress,
+            self._open_rows(round_, targets),
+            functools.partial(self._sink, round_, targets),
+            is_cancelled=lambda: run.ending.is_cancelled,
+            no_room=run.ending.end_without_room,
+            steps=self._rounds.steps,
+        )
+        await way_named(round_.way).run(round_run)
+
+    def _open_rows(self, round_: Round, targets: Sequence[Target]) -> OpenRows:
+        run = self._run
+        opens, soon = self._rounds.open_in(round_), asyncio.get_running_loop().call_soon_threadsafe
+        return OpenRows(
+            run.store,
+            round_,
+            targets,
+            _requests(run, targets),
+            range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
+            lambda: run.ending.after_flight is not None or self._cost_limit.awaits_budget,
+            None if run.apart is None else _HELD_BYTES,
+            self._rounds.between(round_, lambda copies: soon(self._count_copies, copies)),
+            self._rounds.work.window,
+            sharing=2 if registry.prompt_cache_of(run.job.plan) else 0,
+            sends_once=run.job.order.limits.dedupe,
+            checks=() if run.hooks.check is None else (RowCheck(run.store, run.hooks.check),),
+        )
+
+    def _sink(self, round_: Round, targets: Sequence[Target], kind: type[StoreSink], call: Call) -> StoreSink:
+        run, spec = self._run, self._run.job.spec
+
+        def recorded(keys: Sequence[int]) -> None:
+            self._rounds.recorded(keys)
+            self._recorded(keys)
+
+        is_live = round_.way == LIVE  # a live round sends a batch's failures again
+        return kind(
+            run.store,
+            run.progress.counts,
+            call,
+            run.ending.end_without_room,
+            failure_limit=run.job.order.limits.failures if is_live else None,
+            delivered=spec.delivered,
+            failing=len(spec.targets) if spec.plan.all_may_fail else spec.delivered,
+            made=[target.made(round_.id, round_.model) for target in targets],
+            recorded=recorded,
+        )
+
+    def _count_copies(self, copies: Sequence[Record]) -> None:
+        for copy in copies:
+            self._run.progress.counts.count(copy.outcome())
+        self._recorded([copy.key for copy in copies])
+
+    def _recorded(self, keys: Sequence[int]) -> None:
+        stats = self._run.progress.stats
+        if not self._has_judged and stats.counts.done >= _FIRST_ANSWERS:
+            self._has_judged = True
+            self._warn_of_cut_answers(stats)
+        if self._run.hooks.recorded is not None:
+            self._run.hooks.recorded(keys)
+
+    def _warn_of_cut_answers(self, stats: Call) -> None:
+        counts = stats.counts
+        wordless = counts.codes[Code.TRUNCATED]
+        if (cut := counts.truncated + wordless) > _MANY_CUT * counts.done:
+            which = "all" if wordless == cut else f"{wordless:,} of them"
+            before = f", {which} before the first word" if wordless else ""
+            stats.warn(
+                f"{cut:,} of the first {counts.done:,} answers were cut by `max_tokens` or the model's own "
+                f"limit{before}, and are paid. Stop the job, and send them again with more room: `max_tokens: "
+                '4096` and `again: "truncated"`.'
+            )
+
+
+def configs_of(run: Run) -> list[ResolvedConfig]:
+    """Return the configuration of the model of each slot."""
+    own, others = run.job.plan, _other_models(run)
+    names = [target.model for target in run.job.spec.targets]
+    return [others.get(name) or (own.with_model(name) if name else own) for name in names]
+
+
+def _requests(run: Run, targets: Sequence[Target]) -> list[RowRequests]:
+    """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""
+    plan = run.job.plan
+    if not plan.is_same_model(run.service.plan_of(plan.name)):
+        raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
+    reader, others = _reader(run, plan), _other_models(run)
+    if len(others) > 1:
+        reader = replace(reader, models={name: _reader(run, other) for name, other in others.items()})
+    return list(requests_of(run.job.spec, reader, targets))
+
+
+def _other_models(run: Run) -> dict[str, ResolvedConfig]:
+    """Return the configurations of the models that the job may name."""
+    service, sampling, offered = run.service, run.job.order.sampling, run.service.offered
+    names = [name for name in service.usable if name in offered]
+    return {name: service.plan_of(name).with_sampling(sampling).capped for name in names}
+
+
+def _reader(run: Run, plan: ResolvedConfig) -> RowReader:
+    return reader_of(
+        plan,
+        run.job.spec,
+        run.job.order.system_prompt,
+        may_name=run.service.row_models(plan),
+        most_values=None if run.apart is None else MOST_VALUES,
+    )
