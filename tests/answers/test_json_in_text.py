@@ -205,10 +205,16 @@ def test_escapes_and_words_of_python_are_read_in_a_repaired_answer(text, value):
     assert json.loads(compile_schema({"required": ["city"]}).check(text).text) == value
 
 
-@pytest.mark.parametrize("value", ['{"n": 1e999}', '{"n": -1e999}', '{"n": "\\ud83d"}'])
+@pytest.mark.parametrize("value", ['{"n": 1e999}', '{"n": -1e999} or {"n": 5}', '{"n": "\\ud83d"}'])
 def test_a_value_that_cannot_be_written_as_json_is_no_answer(value):
     checked = compile_schema({"type": "object"}).check(f"Here: {value}")
     assert checked.problem == "JSON cannot represent a number or a character in it"
+
+
+def test_an_answer_with_a_constant_that_json_does_not_know_is_in_doubt():
+    schema = compile_schema({"properties": {"n": {"type": "integer"}}})
+    assert schema.check('Here: {"n": NaN} or {"n": 5}').problem
+    assert schema.check('Here: {"n": "five"} or {"n": 5}').repaired
 
 
 def test_letters_of_a_repaired_answer_stay_as_they_are(city):

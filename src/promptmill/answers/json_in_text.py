@@ -171,7 +171,7 @@ def is_denied(text: str, start: int, end: int) -> bool:
     """Return whether the sentence around a value negates it, or the next sentence retracts it."""
     before, behind = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
     before = _SENTENCE_END.split(_without_lead(before))[-1]
-    after = _STOP.split(behind, maxsplit=1)[0]
+    after, *_ = _STOP.split(behind)
     return bool(_DENIAL.search(before + after) or _TAKEN_BACK.match(behind.lstrip(_AROUND)))
 
 
