@@ -24,14 +24,14 @@ from benchmarks.client import OUT
 from benchmarks.field import Field, field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
 from promptmill.backends.protocol import Call, Outcome
-from promptmill.backends.questions import RowRequests
-from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Request
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.question_columns import questions_of
+from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ingested import Ingested, packed
-from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs import cells
 from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.rows import row_lines
 
 
 def table(job: Ingested, name: str = "out.csv") -> list[dict[str | None, Any]]:
@@ -107,7 +107,7 @@ def test_a_stray_quote_is_the_error_of_its_own_row(ingested, tmp_path):
     text = 'id,prompt\n1,"open\n2,fine\n3,"a ""quoted"" word"\n4,"he said "hi" to me"\n5,last\n6,"never closed\n7,end\n'
     (tmp_path / "in.csv").write_text(text)
     job = ingested("in.csv")
-    assert [row.get(rows.PROBLEM) or row["prompt"] for row in job.asked] == [
+    assert [row.get(row_lines.PROBLEM) or row["prompt"] for row in job.asked] == [
         "opens a quote that is not closed (line 2).",
         "fine",
         'a "quoted" word',
@@ -145,8 +145,8 @@ def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quo
     first, *others = ingested("in.csv").asked
     assert first == {"prompt": "fine"}
     assert len(others) == rows_of_quotes
-    assert others[0][rows.PROBLEM] == "opens a quote that is not closed (line 3)."
-    assert all("quote that" in row[rows.PROBLEM] for row in others)
+    assert others[0][row_lines.PROBLEM] == "opens a quote that is not closed (line 3)."
+    assert all("quote that" in row[row_lines.PROBLEM] for row in others)
     assert len(read) < 40 * rows_of_quotes
 
 
@@ -154,7 +154,7 @@ def test_surplus_cells_are_kept(ingested, tmp_path):
     (tmp_path / "in.csv").write_text("id,prompt\n1,a,b,c\n2,x\n")
     job, quotes = ingested("in.csv"), "Put a cell that holds the separator into double quotes."
     assert job.asked == [
-        {rows.PROBLEM: f"has 4 cells, but the header has 2 (line 2). {quotes}"},
+        {row_lines.PROBLEM: f"has 4 cells, but the header has 2 (line 2). {quotes}"},
         {"prompt": "x"},
     ]
     first, second = table(job)
@@ -183,7 +183,7 @@ def test_a_cell_that_is_not_utf8_is_the_error_of_its_row_and_is_carried_through(
 ):
     (tmp_path / "in.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     job = ingested("in.csv", templates=(template,) if template else ())
-    assert job.asked[0][rows.PROBLEM].startswith(said)
+    assert job.asked[0][row_lines.PROBLEM].startswith(said)
     header, first, _ = job.write("out.csv").decode("utf-8", "surrogateescape").splitlines()
     assert (header, first) == (text.splitlines()[0] + ",answer,error,usage,finish_reason", first)
     assert first.startswith(f"{text.splitlines()[1]},A0")
@@ -241,5 +241,5 @@ def test_a_cell_over_many_lines_is_only_so_long(ingested, tmp_path, monkeypatch)
     monkeypatch.setattr(cells, "_LONGEST_PIECE", 3000)
     (tmp_path / "a.csv").write_text('prompt\n"' + "a" * 900 + ("\n" + "b" * 900) * 9 + '"\nc\n')
     first, *_, last = ingested("a.csv").asked
-    assert "the cell is longer than 64 MiB" in first[rows.PROBLEM]
+    assert "the cell is longer than 64 MiB" in first[row_lines.PROBLEM]
     assert last == {"prompt": "c"}

@@ -13,12 +13,12 @@ import pytest
 
 from ingested import Ingested, packed
 from job_specs import spec_of
-from promptmill.backends import rows
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import cells, json_lines
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import Part, opened
+from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.database import HaltedError, JobDatabase, Row, Work
 
 Ingest = Callable[..., Ingested]
@@ -158,7 +158,7 @@ def test_new_rows_that_lack_a_column_of_the_prompt_fail_alone(ingested, tmp_path
     job = ingested(path.name, templates=("Say {{text}}",))
     path.write_text(path.read_text() + '{"other": "b"}\n')
     job.read()
-    assert job.asked[1] == {rows.PROBLEM: "`prompt`: 'text' is undefined."}
+    assert job.asked[1] == {row_lines.PROBLEM: "`prompt`: 'text' is undefined."}
     with pytest.raises(PromptmillError, match="no column 'txt'; did you mean text"):
         ingested(path.name, templates=("Say {{txt}}",))
 

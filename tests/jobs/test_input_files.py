@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from ingested import packed
-from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
+from promptmill.jobs.rows import row_lines
 
 ROWS = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 3, "prompt": "c"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -126,7 +126,7 @@ def test_a_line_is_only_so_long_however_it_is_compressed(ingested, tmp_path, mon
         with pytest.raises(PromptmillError, match="the item is longer than 64 MiB"):
             ingested(f"a.json{suffix}")
         packed(tmp_path / f"a.jsonl{suffix}", f'{{"prompt": "{long}"}}\n{{"prompt": "b"}}\n'.encode())
-        assert ingested(f"a.jsonl{suffix}").asked == [{rows.PROBLEM: "it is longer than 64 MiB."}, {"prompt": "b"}]
+        assert ingested(f"a.jsonl{suffix}").asked == [{row_lines.PROBLEM: "it is longer than 64 MiB."}, {"prompt": "b"}]
 
 
 @pytest.mark.parametrize("kind", ["", "gz", "zst"])

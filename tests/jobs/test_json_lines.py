@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ingested import Ingested
-from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import json_lines
 from promptmill.jobs.inputs.json_lines import JsonLines
 from promptmill.jobs.inputs.row import InputRow
+from promptmill.jobs.rows import row_lines
 
 
 def read(path: Path) -> list[InputRow]:
@@ -96,9 +96,11 @@ def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested, tmp_path, te
 
 
 def test_the_prompt_may_be_in_a_field_of_another_name():
-    reading = rows.RowReader("jsonl", prompt_column="q")
+    reading = row_lines.RowReader("jsonl", prompt_column="q")
     asked = reading.request(0, b'{"q": "why", "prompt": "old", "messages": "mine", "max_tokens": 5}')
     assert (asked.conversation.as_messages(), asked.sampling.max_tokens) == ([{"role": "user", "content": "why"}], 5)
     talk = reading.request(0, b'{"q": [{"role": "user", "content": "a"}]}').conversation
     assert talk.as_messages() == [{"role": "user", "content": "a"}]
-    assert rows.digest("jsonl", b'{"q": "why", "prompt": 1}', "q") == rows.digest("jsonl", b'{"prompt": "why"}')
+    assert row_lines.digest("jsonl", b'{"q": "why", "prompt": 1}', "q") == row_lines.digest(
+        "jsonl", b'{"prompt": "why"}'
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.rows.template import template_of
 from replies import answer, late, status
 from waiting import PATIENCE_S, eventually
 

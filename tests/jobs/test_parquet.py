@@ -15,13 +15,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.any_format import objects_in, objects_of
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.parquet import ParquetTable
+from promptmill.jobs.rows import row_lines
 
 NANOSECOND = 1_700_000_000_123_456_789
 NESTED = pa.struct([("at", pa.timestamp("ns")), ("took", pa.list_(pa.duration("ns"))), ("x", pa.float64())])
@@ -127,7 +127,7 @@ def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested, tmp_pa
     assert json.loads(done.stdout) == [*expected, None]
     job = ingested("in.parquet", templates=("{{text}} at {{at}}",))
     prompts = [f"{text} at {time}" for text, time in zip("abc", expected, strict=True)]
-    assert [row.get("prompt") or row[rows.EMPTY] for row in job.asked] == [*prompts, "d at "]
+    assert [row.get("prompt") or row[row_lines.EMPTY] for row in job.asked] == [*prompts, "d at "]
 
 
 def test_durations_in_nanoseconds_are_texts_unless_they_have_parts_of_a_microsecond(tmp_path):

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 import promptmill
-from promptmill.backends import questions
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.inputs import template
-from promptmill.jobs.inputs.template import check_names, check_names_some, template_of
+from promptmill.jobs.rows import plain_template, template
+from promptmill.jobs.rows.template import check_names, check_names_some, template_of
 
 
 def _prompts(bench: Any) -> list[str]:
@@ -261,7 +260,7 @@ def test_a_prompt_that_no_line_holds_is_the_rows_failure_before_all_of_it_is_wri
     endless = template_of("{% for _ in range(99999) %}{% for _ in range(99999) %}{{a}}{% endfor %}{% endfor %}")
     with pytest.raises(PromptmillError, match="makes a prompt that is longer than 64 MiB"):
         endless.render({"a": "x"})
-    monkeypatch.setattr(questions, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(plain_template, "LONGEST_ROW", 1000)
     plain = template_of("{{a}}")
     assert plain.render({"a": "x" * 1000}) == "x" * 1000
     with pytest.raises(PromptmillError, match="makes a prompt that is longer than 64 MiB"):

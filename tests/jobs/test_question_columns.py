@@ -2,9 +2,9 @@
 
 import pytest
 
-from promptmill.backends import rows
-from promptmill.backends.questions import joined, question_of
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.questions import joined, question_of
 
 
 def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(ingested, tmp_path):
@@ -48,7 +48,7 @@ def test_each_prompt_of_a_row_has_its_question_and_its_digest(ingested, tmp_path
     each = [ingested(f"in.{kind}", templates=(template,)) for template in templates]
     for at, row in enumerate(both.rows):
         assert row.asked == b"".join(one.rows[at].asked or b"" for one in each)
-        assert [rows.load(question_of(row.line or b"", prompt), "") for prompt in (0, 1)] == [
+        assert [row_lines.load(question_of(row.line or b"", prompt), "") for prompt in (0, 1)] == [
             one.asked[at] for one in each
         ]
     assert both.rows[1].asked == bytes(32), "a row without a question has the digest zero"
@@ -59,7 +59,7 @@ def test_a_question_may_hold_any_text(ingested, tmp_path):
     assert question_of(joined([texts[0]]), 0) == texts[0]
     (tmp_path / "in.csv").write_text("a\nx\x1fy\n")
     job = ingested("in.csv", templates=("1 {{a}}", "2 {{a}}"))
-    assert [rows.load(question_of(job.rows[0].line or b"", at), "") for at in (0, 1)] == [
+    assert [row_lines.load(question_of(job.rows[0].line or b"", at), "") for at in (0, 1)] == [
         {"prompt": "1 x\x1fy"},
         {"prompt": "2 x\x1fy"},
     ]

@@ -8,10 +8,11 @@ from itertools import chain
 import orjson
 import pytest
 
-from promptmill.backends.questions import PlainTemplate, Questions, RowRequests
-from promptmill.backends.rows import RowReader
 from promptmill.core.request import Shared
-from promptmill.jobs.inputs.template import ExpressionTemplate
+from promptmill.jobs.rows.plain_template import PlainTemplate
+from promptmill.jobs.rows.questions import Questions, RowRequests
+from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
 from promptmill.jobs.run.live import OpenRows
 from promptmill.jobs.run.shared_beginnings import beginnings, in_groups

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from promptmill.backends import rows
-from promptmill.backends.questions import Questions, joined, question_json
 from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, holds_base64
@@ -30,7 +28,9 @@ from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
-from promptmill.jobs.inputs.template import check_names, special_columns
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.questions import Questions, joined, question_json
+from promptmill.jobs.rows.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
@@ -41,7 +41,7 @@ from promptmill.jobs.store.records import SLOT
 _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 """The columns of table `row`."""
 _NO_QUESTION = bytes(16)
-_PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
+_PROBLEM = f'{{"{row_lines.PROBLEM}":'.encode()
 _BYTES = b'"promptmill:bytes"'  # the tag of bytes in the cells of a row
 _QUOTES = 4  # a row in CSV may be this many times longer, because of its quotes and commas
 _SEED = 0  # of all jobs, so that two models on a sample of one input get the same rows
@@ -263,8 +263,8 @@ class _Reader:
                 text = question_json(one.of(fields, blank))
             except PromptmillError as error:
                 problem = error.message
-                text = question_json({rows.PROBLEM: problem})
-            asked.append(rows.digest("table", text) or _NO_QUESTION)
+                text = question_json({row_lines.PROBLEM: problem})
+            asked.append(row_lines.digest("table", text) or _NO_QUESTION)
             line.append(text)
         self._blank.update(blank)
         if _BYTES in cells and fields and not problem:
@@ -277,30 +277,30 @@ class _Reader:
         n, cells, _, problem = row
         question, count = self._spec.question, len(self._questions)
         if problem:
-            return n, _NO_QUESTION * count, joined([question_json({rows.PROBLEM: problem})] * count), cells
+            return n, _NO_QUESTION * count, joined([question_json({row_lines.PROBLEM: problem})] * count), cells
         value = self._object(row)
         if not question.templates or not isinstance(value, dict):
             line = joined([cells] * count) if question.templates else None
-            digest = rows.digest(self._kind, cells, question.column, row_settings=question.rows_set, value=value)
+            digest = row_lines.digest(self._kind, cells, question.column, row_settings=question.rows_set, value=value)
             return n, (digest or _NO_QUESTION) * count, line, cells
         asked, lines, is_stored, blank = [], [], self._stores_questions, set[str]()
         for one in self._questions:
             try:
-                text = rows.json_line(one.of(value, blank))[:-1]
+                text = row_lines.json_line(one.of(value, blank))[:-1]
             except PromptmillError as error:
-                is_stored, text = True, question_json({rows.PROBLEM: error.message})
-            asked.append(rows.digest("jsonl", text, row_settings=question.rows_set) or _NO_QUESTION)
+                is_stored, text = True, question_json({row_lines.PROBLEM: error.message})
+            asked.append(row_lines.digest("jsonl", text, row_settings=question.rows_set) or _NO_QUESTION)
             lines.append(text)
         self._blank.update(blank)
         if question.prompt_only:
-            cells = rows.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]
+            cells = row_lines.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]
         return n, b"".join(asked), joined(lines) if is_stored else None, cells
 
 
 def _value(row: InputRow) -> Any:
     """Return the value of a row of JSON; None if it is unreadable, which the reader of the line reports."""
     try:  # not `suppress`, which would take a tenth of a row's time
-        return rows.load(row.cells, "")
+        return row_lines.load(row.cells, "")
     except PromptmillError:
         return None
 
@@ -312,7 +312,7 @@ class _Names:
         self._spec, self._header = spec, header
         self._wanted = columns.wanted_names(spec)
         names = (name for wanted in self._wanted.values() for name in columns.candidates(wanted))
-        self._watched = frozenset(names) | rows.SETTINGS
+        self._watched = frozenset(names) | row_lines.SETTINGS
         self._settings = {*spec.input.settings_read}
         self._seen: dict[str, None] = {}
         """The fields of the first rows that are objects."""
@@ -330,7 +330,7 @@ class _Names:
         if self._is_open and not self._watched.isdisjoint(row):
             names = self._watched.intersection(row)
             self._taken |= names
-            self._settings.update(name for name in names & rows.SETTINGS if not rows.is_null(row[name]))
+            self._settings.update(name for name in names & row_lines.SETTINGS if not row_lines.is_null(row[name]))
 
     def check_templates(self, questions: Sequence[Questions]) -> None:
         """Raise `PromptmillError` (`invalid_input`) if a template names a column that none of the first rows has."""
@@ -341,7 +341,7 @@ class _Names:
     def named(self) -> JobSpec:
         """Return the job with the names of its columns."""
         question = self._spec.question
-        read = sorted(self._settings & rows.SETTINGS - {question.column}) if question.rows_set else []
+        read = sorted(self._settings & row_lines.SETTINGS - {question.column}) if question.rows_set else []
         taken = () if self._header else tuple(sorted(self._taken))
         spec = self._spec.with_input(header=tuple(self._header), settings_read=tuple(read), taken=taken)
         return spec.with_output(names=columns.unusual_names(self._wanted, self._taken))

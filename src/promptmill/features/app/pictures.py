@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from promptmill.backends.rows import IMAGES
 from promptmill.core.values import JsonDict
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
@@ -19,6 +18,7 @@ from promptmill.jobs.caller import Caller
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.rows.row_lines import IMAGES
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime

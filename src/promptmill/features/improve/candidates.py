@@ -13,7 +13,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.core.wording import cut
 from promptmill.features.improve.gold import Gold, GoldRow, columns_of
-from promptmill.jobs.inputs.template import places_in
+from promptmill.jobs.rows.template import places_in
 from promptmill.jobs.store.spec import digest
 
 WAYS = MappingProxyType(

@@ -16,13 +16,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.backends.protocol import Completion, Failure
-from promptmill.backends.questions import RowRequests
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import Request, TextPart
 from promptmill.features.labels.cut import number
 from promptmill.features.labels.rule import STUDENT
 from promptmill.features.labels.student import Classifier
 from promptmill.jobs.labels import label_of
+from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import PAGE, JobDatabase, Row
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of

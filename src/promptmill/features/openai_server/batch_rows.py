@@ -18,8 +18,6 @@ from typing import IO, Any
 
 import orjson
 
-from promptmill.backends import rows
-from promptmill.backends.batch_lines import CHAT
 from promptmill.backends.protocol import Completion
 from promptmill.core.bounds import LONGEST_ROW, MOST_BATCH_LINES, MOST_ROWS, MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
@@ -31,6 +29,8 @@ from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.features.openai_server.stored_files import check_disk
 from promptmill.jobs import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.batch_lines import CHAT
 from promptmill.jobs.store.folder import Folder
 from promptmill.system.call_files import FileRule
 
@@ -107,8 +107,8 @@ class FileCheck:
 
     def _read(self, line: bytes) -> tuple[str, JsonDict]:
         """Return the id and the body of a line. Raises `ApiError`, which makes the whole file invalid."""
-        line = line.removeprefix(rows.BOM)
-        if rows.may_exceed(MOST_VALUES, line):
+        line = line.removeprefix(row_lines.BOM)
+        if row_lines.may_exceed(MOST_VALUES, line):
             raise ApiError(400, f"This line may hold more than {MOST_VALUES:,} values.", None, "invalid_request")
         try:
             value = orjson.loads(line)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from promptmill.backends.questions import PlainTemplate
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
@@ -18,9 +17,10 @@ from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
-from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.labels import label_in
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
+from promptmill.jobs.rows.plain_template import PlainTemplate
+from promptmill.jobs.rows.template import template_of
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns

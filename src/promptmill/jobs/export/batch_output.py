@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
@@ -31,7 +31,7 @@ def batch_output(line: bytes, record: Record, *, job_id: str, model: str, create
     `takes_model`: the line may name the model, which then answered.
     """
     try:
-        asked = rows.load(line.strip(), "")
+        asked = row_lines.load(line.strip(), "")
     except PromptmillError:
         asked = None
     asked = asked if isinstance(asked, dict) else {}

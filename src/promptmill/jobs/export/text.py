@@ -16,7 +16,6 @@ from typing import IO, Any
 
 import orjson
 
-from promptmill.backends import rows
 from promptmill.config import backends
 from promptmill.core import values
 from promptmill.core.bounds import MOST_NAMES
@@ -32,6 +31,7 @@ from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import plain
 from promptmill.jobs.inputs.question_columns import distinct
+from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import JobSpec
@@ -229,7 +229,7 @@ def text_form(form: Form) -> TextForm:
     """Return the text form of an output."""
     spec, own, answers = form.spec, form.own, form.answers
     if delimiter := form.format.delimiter:
-        mark = rows.BOM if spec.input.style.has_bom else b""
+        mark = row_lines.BOM if spec.input.style.has_bom else b""
         if spec.input.kind.rows == "texts":
             delimiter = spec.input.style.delimiter if form.format is spec.input.kind else delimiter
             end = spec.input.style.line_end
@@ -240,7 +240,7 @@ def text_form(form: Form) -> TextForm:
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec))
     if spec.input.kind.is_table or spec.input.kind.rows == "requests":
-        return TextForm(lambda answered: rows.json_line(own.in_json(answered.row) | answers.in_json(answered)))
+        return TextForm(lambda answered: row_lines.json_line(own.in_json(answered.row) | answers.in_json(answered)))
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
 
 
@@ -274,7 +274,7 @@ def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
     def rows_of() -> Iterator[JsonObject]:
         try:
             for each in answered:
-                yield rows.load(row(each), "")
+                yield row_lines.load(row(each), "")
         except Exception as error:
             failed.append(error)
             raise
@@ -296,7 +296,7 @@ def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
 
 def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, end: str, answered: AnsweredRow) -> bytes:
     """Return a row of a table with its answer as a line of text; surplus cells come last."""
-    own = rows.load(answered.row.cells or b"[]", "")
+    own = row_lines.load(answered.row.cells or b"[]", "")
     surplus = own[width:]
     own[width:] = [""] * (width - len(own))
     line = [_joined(own, delimiter), _joined([*answers.in_cells(answered), *surplus], delimiter)]
@@ -313,7 +313,7 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
         created=spec.created,
         takes_model=takes_model,
     )
-    return rows.json_line(line)
+    return row_lines.json_line(line)
 
 
 def cells_line(cells: Iterable[str], delimiter: str, end: str = "\n") -> bytes:
@@ -354,7 +354,7 @@ def cell(value: Any) -> str:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
-    text = rows.json_line(_finite(value))[:-1].decode()
+    text = row_lines.json_line(_finite(value))[:-1].decode()
     return text[1:-1] if text[0] == '"' else text  # without quotes: dates, decimals and bytes
 
 
@@ -372,26 +372,26 @@ def _finite(value: Any) -> Any:
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
     """Return an output line: the bytes of an input line of JSON, with the answer's `fields` added."""
-    line = line.strip().removeprefix(rows.BOM).strip()  # files with marks may be joined
+    line = line.strip().removeprefix(row_lines.BOM).strip()  # files with marks may be joined
     try:
-        value = rows.load(line, "")
+        value = row_lines.load(line, "")
     except PromptmillError:
         value = None
     if not isinstance(value, dict):  # the line is unreadable, and its record has the error
-        return rows.json_line(fields)
+        return row_lines.json_line(fields)
     if b"NaN" in line or b"Infinity" in line:
         try:
             orjson.loads(line)
         except orjson.JSONDecodeError:  # only Python reads such numbers
-            return rows.json_line(_finite(value) | fields)
-    return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
+            return row_lines.json_line(_finite(value) | fields)
+    return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", row_lines.json_line(fields)[1:])
 
 
 def json_object(row: Row) -> JsonDict:
     """Return the object in a row of JSON; `{}` if the row is unreadable (the error is in its record)."""
     own = row.cells or b""
     try:
-        value = rows.load(own, "")
+        value = row_lines.load(own, "")
     except PromptmillError:
         return {}
     if not isinstance(value, dict):

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 
-from promptmill.backends import rows
-from promptmill.backends.batch_lines import is_batch
 from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part
@@ -24,6 +22,8 @@ from promptmill.jobs.inputs.formats import compression_of
 from promptmill.jobs.inputs.json_lines import first_objects, is_array
 from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, named_columns, questions_in
 from promptmill.jobs.inputs.row import Input
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.batch_lines import is_batch
 from promptmill.jobs.store.stored import Question
 from promptmill.system.safe_open import is_file
 
@@ -169,7 +169,7 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
             where = f"line {row.n + 1}"
             if row.problem:
                 raise input_error(f"{where}: {row.problem}")
-            value = rows.load(row.cells, where)
+            value = row_lines.load(row.cells, where)
             yield value if isinstance(value, dict) else {"row": value}
 
 
@@ -199,7 +199,7 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
         objects = objects_of(source) if source.header else first_rows(files, input_format)
         folders, images = (files.parts[0].path.parent, Path.cwd()), image_suffixes()
         for row in itertools.islice(objects, _FIRST_ROWS):
-            if not row.keys().isdisjoint(rows.IMAGES):
+            if not row.keys().isdisjoint(row_lines.IMAGES):
                 return ""
             for name, cell in row.items():
                 if not isinstance(cell, str) or not cell.lower().endswith(images):

@@ -20,14 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple
 
-from promptmill.backends import rows
-from promptmill.backends.questions import NOT_UTF8
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.questions import NOT_UTF8
 
 _DELIMITERS = ",;\t|"
 _SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line of Excel's that names the delimiter
@@ -135,7 +135,7 @@ class CellTable:
                         if is_utf8(text):
                             self._is_utf8 = True
                             continue
-                        problem = f"{readable(name)} {NOT_UTF8} {rows.AS_UTF8}"
+                        problem = f"{readable(name)} {NOT_UTF8} {row_lines.AS_UTF8}"
                         first_wrong, wrong = first_wrong or page.line_of(index), wrong + 1
                         break
                     if problem:
@@ -307,11 +307,11 @@ class _Pieces:
         while data := self._next():
             text, skipped = data, 0
             if self._begins:
-                named = _SEP.match((above or data).removeprefix(rows.BOM))
+                named = _SEP.match((above or data).removeprefix(row_lines.BOM))
                 self.delimiter = named[1].decode() if named else ""
                 skipped = self._lines_above or bool(named)
                 if not above:
-                    text = data.removeprefix(rows.BOM)[named.end() if named else 0 :]
+                    text = data.removeprefix(row_lines.BOM)[named.end() if named else 0 :]
                 data = above + data
             ends = text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else 0)
             extent = Extent(len(data), 0, skipped + ends)  # with the `skipped` lines, which are not in the text

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.backends import rows as rows_
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
@@ -155,7 +155,7 @@ def lines_of(
                 fields = row
             case list() | tuple():
                 fields = {"messages": row}
-            case _ if rows_.emptiness(row) or (default is not None and default(row) is None):
+            case _ if row_lines.emptiness(row) or (default is not None and default(row) is None):
                 fields = {name: None}
             case _:
                 raise input_error(f"{argument}[{index}] is {shape(row)}; send a text, a row or a list of messages.")

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from promptmill.backends.questions import Questions
-from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches
@@ -17,7 +15,9 @@ from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.json_lines import rows_inside_error
 from promptmill.jobs.inputs.row import Headed, Input
-from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
+from promptmill.jobs.rows.questions import Questions
+from promptmill.jobs.rows.row_lines import CONTENT, IMAGES, NAMES
+from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.stored import Question
 
 _LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from promptmill.backends.questions import NOT_UTF8
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -24,6 +23,7 @@ from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
 from promptmill.jobs.members import split
+from promptmill.jobs.rows.questions import NOT_UTF8
 
 _AT_ONCE = 1024  # rows of a page
 _ONE_QUERY = (Named("sql"), " is one query, such as: select id, body from inbox")

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import AnswerType, json_schema_of
-from promptmill.backends import rows as rows_
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS, VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.question_columns import distinct
+from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.status_record import shares_of
 
 _AT_ONCE = 1024
@@ -148,10 +148,10 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
     if answer is None or answer == "":
         return ""
     if isinstance(answer_schema, type):
-        return answer_schema.model_validate_json(answer if isinstance(answer, str) else rows_.json_line(answer))
+        return answer_schema.model_validate_json(answer if isinstance(answer, str) else row_lines.json_line(answer))
     if answer_schema is not None and isinstance(answer, str):
         with contextlib.suppress(PromptmillError):
-            return rows_.load(answer.encode(), "")
+            return row_lines.load(answer.encode(), "")
     return answer
 
 

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 import orjson
 
-from promptmill.backends import rows
-from promptmill.backends.rows import RowLimits, RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
@@ -25,7 +23,9 @@ from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.row_lines import RowLimits, RowReader
+from promptmill.jobs.rows.template import template_of
 from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
@@ -205,7 +205,7 @@ def asked_names(spec: JobSpec) -> set[str]:
 
 def image_columns(spec: JobSpec) -> set[str]:
     """Return the columns of the input that may name images."""
-    return {spec.question.image_column} if spec.question.image_column else {*rows.IMAGES}
+    return {spec.question.image_column} if spec.question.image_column else {*row_lines.IMAGES}
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> b
     if isinstance(answer, str) and answer.lstrip()[:1] == "{":
         with contextlib.suppress(ValueError):
             answer = read_json(answer.encode())
-    return bool((isinstance(answer, Mapping) and find_field(answer)) or finder.find(rows.json_line(fields)))
+    return bool((isinstance(answer, Mapping) and find_field(answer)) or finder.find(row_lines.json_line(fields)))
 
 
 def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
@@ -296,7 +296,7 @@ class ShownRows:
         """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
-        text = rows.json_line(self._own.in_json(row))
+        text = row_lines.json_line(self._own.in_json(row))
         value: dict[str, Any] = exact(read_json(text))
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
             return {LEFT_OUT: f"The row's fields {MAY_HOLD_SECRETS}."}

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from promptmill.answering.step import Step
-from promptmill.backends.questions import RowRequests
-from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
+from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_lines import RowImages, RowLimits, RowReader
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.live import Between, OpenRow

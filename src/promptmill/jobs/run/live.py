@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeAlias
 from promptmill.answering.step import Step
 from promptmill.answers.check import Check
 from promptmill.backends.protocol import LOOKED_AT, Call, Completion, Failure, Outcome, Sink, Source, sum_of
-from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import LEAST_SHARED, Request, Shared
 from promptmill.jobs import disk
+from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited
 from promptmill.jobs.store.order import FailureLimit

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
-from promptmill.backends.questions import RowRequests
-from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink

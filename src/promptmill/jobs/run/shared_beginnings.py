@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-from promptmill.backends.questions import RowRequests
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import LEAST_SHARED, Shared
+from promptmill.jobs.rows.questions import RowRequests
 
 Row = TypeVar("Row")
 

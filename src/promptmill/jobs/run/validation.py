@@ -14,7 +14,7 @@ from typing import Any
 from promptmill.answering.costs import most_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
-from promptmill.backends import registry, rows
+from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
@@ -30,6 +30,7 @@ from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.rows import row_lines
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.run.ways import tier_of_way
@@ -175,7 +176,7 @@ def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
 
 def _place(spec: JobSpec, row: int) -> str:
     kind = row_kind(spec.input.format)
-    return rows.place(kind, row, has_lines=spec.input.has_lines, above=spec.input.above)
+    return row_lines.place(kind, row, has_lines=spec.input.has_lines, above=spec.input.above)
 
 
 def _check_rows(

@@ -26,7 +26,7 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, image_column
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.input_rows import InputRows
-from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
+from promptmill.jobs.rows.template import check_names_some, places_in, template_of
 from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

@@ -17,13 +17,13 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from promptmill.answering.step import Step
-from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
 from promptmill.core.request import Request
 from promptmill.jobs import members
 from promptmill.jobs.labels import probability
+from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round

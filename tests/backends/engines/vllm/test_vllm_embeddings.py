@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends import rows
 from promptmill.config.backends import BACKENDS
+from promptmill.jobs.rows import row_lines
 
 pytestmark = pytest.mark.engine
 
 
 def request(number: int, **body: Any) -> Any:
     line = {"custom_id": f"{number}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "e", **body}}
-    reader = rows.RowReader("batch", limits=rows.RowLimits(only_model="e", paths=BACKENDS["vllm"].other_paths))
+    reader = row_lines.RowReader(
+        "batch", limits=row_lines.RowLimits(only_model="e", paths=BACKENDS["vllm"].other_paths)
+    )
     return reader.request(number, json.dumps(line).encode())
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import ImagePart, Request, Sampling, TextPart
+from promptmill.jobs.rows.row_lines import RowImages, RowLimits, RowReader
 
 
 def read(kind: str, row: Any, **options: Any) -> Any:

@@ -23,8 +23,6 @@ import orjson
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
-from promptmill.backends import batch_lines
-from promptmill.backends.batch_lines import BatchLine
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import (
@@ -51,6 +49,8 @@ from promptmill.core.values import (
 )
 from promptmill.core.wording import shape
 from promptmill.images.load import from_folder, is_bare_base64, is_data
+from promptmill.jobs.rows import batch_lines
+from promptmill.jobs.rows.batch_lines import BatchLine
 
 PROBLEM = "promptmill:problem"
 """The only field of an unusable row's line; its value is the reason."""

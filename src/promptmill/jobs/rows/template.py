@@ -32,12 +32,12 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from promptmill.backends import rows
-from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, composed, json_text, plain_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.plain_template import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
@@ -348,7 +348,7 @@ def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
 
 
 def _has_value(context: Context, value: Any, name: str) -> bool:
-    if what := rows.emptiness(value):
+    if what := row_lines.emptiness(value):
         context[_PLACES].empty[name] = what
     return not what
 
@@ -368,7 +368,7 @@ def _is_function(value: Any) -> bool:
 
 def _as_text(context: Context, value: Any) -> Any:
     """Convert a value for the prompt: null becomes `""`; a list, an object or a boolean becomes JSON."""
-    context[_PLACES].has_text |= not rows.emptiness(value)
+    context[_PLACES].has_text |= not row_lines.emptiness(value)
     if value is None:
         return ""
     value = _listed(value)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends import batch_lines, rows
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.rows import batch_lines
+from promptmill.jobs.rows.row_lines import RowLimits, RowReader
 
 USER = {"role": "user", "content": "Is water wet?"}
 AZURE = {"custom_id": "a", "method": "POST", "url": "/chat/completions", "body": {"model": "gpt", "messages": [USER]}}
@@ -55,7 +56,7 @@ def test_a_line_that_is_not_a_chat_goes_to_its_own_path():
         "url": "/v1/embeddings",
         "body": {"model": "m", "input": '"url":"/chat/completions"'},
     }
-    asked = rows.RowReader("batch", limits=rows.RowLimits(paths=OTHER_PATHS)).request(3, json.dumps(line).encode(), 1)
+    asked = RowReader("batch", limits=RowLimits(paths=OTHER_PATHS)).request(3, json.dumps(line).encode(), 1)
     assert (asked.key, asked.attempts, asked.path, asked.extra) == (3, 1, "/embeddings", line["body"])
     with pytest.raises(PromptmillError, match="only the openai and vllm backends can run"):
-        rows.RowReader("batch", limits=rows.RowLimits(only_model="local")).request(3, json.dumps(line).encode())
+        RowReader("batch", limits=RowLimits(only_model="local")).request(3, json.dumps(line).encode())

@@ -10,136 +10,25 @@ import base64
 import contextlib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
-from promptmill.backends import rows
-from promptmill.backends.rows import IMAGES, RowReader
-from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Request
-from promptmill.core.values import JsonDict, JsonObject, json_text, loads, plain_text, read_json
+from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.plain_template import PlainTemplate, Template
+from promptmill.jobs.rows.row_lines import IMAGES, RowReader
 
-PROMPT = Named("prompt")
 NOT_UTF8 = "is not UTF-8 text."
 _APART = b"\x1f"  # separates questions in a line; JSON never contains it, because texts escape it
 # Programs write a missing value in CSV or TSV as an empty cell or as one of these texts.
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
-_PLACE = re.compile(r"\{\{\s*(?:(?P<name>[^\W\d]\w*)|row\[(?P<quote>[\"'])(?P<column>[^\"'\\{}]+)(?P=quote)\])\s*\}\}")
-_NOT_PLAIN = re.compile(r"\{[%#]|\{\{|\}\}")
-RESERVED = frozenset(
-    {
-        *("true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is"),
-        *("if", "else", "row", "loop", "self"),
-    }
-)
-"""Words in a template that are not names of fields."""
-
-
-class Template(Protocol):
-    """A prompt with placeholders for the fields of a row."""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The fields that the prompt uses; `row` means all fields."""
-        ...
-
-    @property
-    def start(self) -> str:
-        """The text before the first placeholder, with which every prompt starts."""
-        ...
-
-    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
-        """Return the prompt for a row. `empty` gets the fields of blank placeholders and their kind of emptiness.
-
-        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all are blank, unless the row `has_more`.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class PlainTemplate:
-    """A prompt that has only texts and placeholders, without filters and expressions: `Classify: {{text}}`."""
-
-    parts: tuple[str, ...]
-    """A text, the name of a field, a text, …"""
-
-    @classmethod
-    def of(cls, text: str) -> PlainTemplate | None:
-        """Return the template; None if the text has expressions.
-
-        >>> PlainTemplate.of("Classify: {{text}}").render({"text": "Great!"})
-        'Classify: Great!'
-        """
-        text = re.sub(r"\r\n?", "\n", text)  # one form of line ends, as in Jinja
-        parts, end = list[str](), 0
-        for place in _PLACE.finditer(text):
-            parts += [text[end : place.start()], place["name"] or place["column"]]
-            end = place.end()
-            if place["name"] in RESERVED:
-                return None
-        parts.append(text[end:])
-        return None if any(map(_NOT_PLAIN.search, parts[::2])) else cls(tuple(parts))
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The fields that it uses."""
-        return frozenset(self.parts[1::2])
-
-    @property
-    def start(self) -> str:
-        """The text before the first placeholder."""
-        return self.parts[0]
-
-    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
-        """Return the prompt for a row: see `Template`."""
-        empty = {} if empty is None else empty
-        text = "".join(self.texts(row, empty))
-        if len(text) > LONGEST_ROW:
-            raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
-        if empty and not has_more and self.names <= empty.keys():
-            raise asks_nothing(empty)
-        return text
-
-    def texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
-        """Return the parts of the prompt for a row: a text, the text of a field, a text, … `empty` gets the empty
-        fields.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        texts = [*self.parts]
-        try:
-            for at in range(1, len(texts), 2):
-                name = texts[at]
-                value = row[name]
-                if type(value) is str and value and not value.isspace():
-                    texts[at] = value
-                elif what := rows.emptiness(value):
-                    texts[at], empty[name] = "", what
-                else:
-                    texts[at] = cell_text(value)
-        except KeyError as error:
-            raise input_error(PROMPT, f": {error.args[0]!r} is undefined.") from None
-        return texts
-
-
-def asks_nothing(empty: Mapping[str, str]) -> PromptmillError:
-    """Return the error for a row whose placeholders are all blank. `empty`: the kind of emptiness of each field."""
-    are = f"is {next(iter(empty.values()))}" if len(empty) == 1 else "are empty"
-    return PromptmillError(Code.EMPTY_PROMPT, f"its {' and '.join(empty)} {are}.")
-
-
-def cell_text(value: Any) -> str:
-    """Return a value as the text of a prompt."""
-    if isinstance(value, str):
-        return value
-    return json_text(value) if isinstance(value, dict | list | bool) else plain_text(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +56,12 @@ class Questions:
     def asked(self, cells: bytes, where: str) -> Any:
         """Return the question of a stored row as a value of JSON. Raises `PromptmillError` as `of` does."""
         if self.columns is None:
-            value = rows.load(cells, where)
+            value = row_lines.load(cells, where)
             return value if self.template is None or not isinstance(value, dict) else self.of(value)
         values = loads(cells)
         question = self.of({name: values[at] for at, name in self.columns})
         are_texts = {*map(type, question.values())} <= {str}
-        return question if are_texts else rows.load(question_json(question), where)
+        return question if are_texts else row_lines.load(question_json(question), where)
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
         """Return the question of a row with these fields. `blank` gets the fields whose placeholders stay blank.
@@ -194,7 +83,7 @@ class Questions:
             return question
         except PromptmillError as error:
             if error.code is Code.EMPTY_PROMPT:
-                return {rows.EMPTY: error.message}
+                return {row_lines.EMPTY: error.message}
             raise
 
     def texts(self, cells: bytes) -> list[str]:
@@ -202,7 +91,7 @@ class Questions:
         if not isinstance(self.template, PlainTemplate):
             return []
         if self.columns is None:
-            return self.template.texts(self._with_missing(rows.load(cells, "")), {})
+            return self.template.texts(self._with_missing(row_lines.load(cells, "")), {})
         values = loads(cells)
         return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}), {})
 
@@ -212,8 +101,8 @@ class Questions:
         return row
 
     def _of_columns(self, row: JsonObject) -> JsonDict:
-        if self.column is not None and (what := rows.emptiness(row.get("prompt"))):
-            return {rows.EMPTY: f"its {self.column} is {what}."}
+        if self.column is not None and (what := row_lines.emptiness(row.get("prompt"))):
+            return {row_lines.EMPTY: f"its {self.column} is {what}."}
         if self.are_texts:
             return _read(row, has_messages="messages" in row)
         images = {name: row[name] for name in IMAGES if name in row}
@@ -233,7 +122,7 @@ class Questions:
     @staticmethod
     def _images(row: JsonObject, column: str) -> Any:
         value = row.get(column)
-        if what := rows.emptiness(value):
+        if what := row_lines.emptiness(value):
             raise PromptmillError(Code.EMPTY_PROMPT, f"its {column} is {what}.")
         if isinstance(value, str) and value.lstrip().startswith("["):
             with contextlib.suppress(orjson.JSONDecodeError):  # a text that is not JSON is the name of a file
@@ -323,7 +212,7 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
     question: JsonDict = {}
     for name, cell in row.items():
         value = cell
-        if rows.is_null(value) and (name != "prompt" or has_messages):
+        if row_lines.is_null(value) and (name != "prompt" or has_messages):
             continue  # left out, because the messages may be the question
         if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
             try:
