@@ -14,7 +14,7 @@ from typing import TextIO, cast
 
 import orjson
 
-from promptmill.cli.options import option_of
+from promptmill.cli.error_words import option_of
 from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
 from promptmill.core.errors import READS_IMAGES, Code, without_controls, worded
 from promptmill.core.feature import remedies
