@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import promptmill
 from all_features import ALL_FEATURES
 
@@ -58,5 +60,6 @@ def test_the_core_names_no_feature():
     assert not _names()
 
 
+@pytest.mark.features
 def test_only_features_have_words():
     assert WORDS.keys() <= ALL_FEATURES
