@@ -24,6 +24,7 @@ from promptmill.answering.costs import (
 from promptmill.answering.prices import Prices, price_of
 from promptmill.answering.step import Loading
 from promptmill.answers.check import Check
+from promptmill.answers.choices import choices_of
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Ledger, Outcome, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -653,6 +654,14 @@ def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():
 def test_without_a_price_no_cost_is_known():
     for requests in ([], [_request()]):
         assert cost_of(plan_of(price=None), requests) == (None, None)
+
+
+def test_the_highest_cost_has_the_schema_of_choices():
+    plan = plan_of(price={"input": 1_000_000, "output": 0}, check_retries=0)
+    prices, form = Prices(plan, sure(price_of(plan))), choices_of(("yes", "no")).response_format
+    most = most_of(_request(5, choices=("yes", "no")), plan, prices)
+    assert most == worst_case(_request(5, response_format=form)).prompt_tokens
+    assert most > most_of(_request(5), plan, prices) + 100
 
 
 def test_the_highest_cost_without_a_limit_or_a_price_is_infinite():

@@ -39,7 +39,7 @@ def test_a_choice_in_a_code_fence_is_read_without_the_name_of_its_language(langu
 
 def test_two_code_fences_with_several_choices_are_in_doubt():
     assert Choices(["yes", "no"]).chosen("```\nno\n```\n```\nyes\n```") == ""
-    assert Choices(["yes", "no"]).chosen("```\nno\n```\nSo:\n```\nno\n```") == "no"
+    assert Choices(["yes", "no"]).chosen("```\nno\n```\nSo:\n```\nno \n```") == "no"
 
 
 def test_a_number_that_is_written_otherwise_is_not_the_choice():

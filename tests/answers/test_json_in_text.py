@@ -15,6 +15,7 @@ from promptmill.answers.schema import compile_schema
         ('Sure! Here it is:\n\n{"city": "Paris", "n": 3}\n\nI hope this helps.', {"city": "Paris", "n": 3}),
         ('Here:\n```json\n{"city": "Paris",}\n```\nDone.', {"city": "Paris"}),
         ('{"city": "Paris", "tags": ["a", "b",],}', {"city": "Paris", "tags": ["a", "b"]}),
+        ('{"city": "Rio\nde\tJaneiro"}', {"city": "Rio\nde\tJaneiro"}),  # line breaks that are not escaped
         ("{'city': 'Paris', 'tags': ['a']}", {"city": "Paris", "tags": ["a"]}),
         ('{city: "Paris"}', {"city": "Paris"}),
         ('{"city": "x" "n": 5}', {"city": "x", "n": 5}),
@@ -24,6 +25,7 @@ from promptmill.answers.schema import compile_schema
         ('"{\\"city\\": \\"a\\"}"', {"city": "a"}),  # JSON as a text of JSON
         ('{"city": "Paris"}}', {"city": "Paris"}),
         ('```json\n{"city": "Paris"}', {"city": "Paris"}),
+        ('[see {"city": "Paris"}}', {"city": "Paris"}),  # another bracket closes none of prose
         ('As [1] says {see below} of [0, 1) [sic]: {"city": "Paris"} (from [2]).', {"city": "Paris"}),
         ('The result is {"city": "Paris"}, as requested.\n1. Paris is large.', {"city": "Paris"}),
         ('I could not find a number.\n\n{"city": "Paris"}\n\nNote: the tags are not given.', {"city": "Paris"}),
@@ -133,6 +135,9 @@ def test_an_example_in_a_code_fence_is_not_the_answer_behind_it(city):
         'Ce n\'est pas {"city": "Rome"}.',
         'No es {"city": "Rome"}.',
         '答案不是 {"city": "Rome"}',
+        'This is wrong:\n```\n{"city": "Rome"}\n```',
+        '```\nx = 1\n```\nThe answer is not {"city": "Rome"}',
+        'The answer is not {"city": "Rome"}' + ", as I said" * 100,
     ],
 )
 def test_an_object_that_its_text_denies_is_not_the_answer(city, text):
@@ -180,8 +185,54 @@ def test_a_number_in_a_code_fence_is_read_without_the_name_of_its_language(langu
     assert (checked.text, checked.problem) == ("5", "")
 
 
-def test_constants_that_json_does_not_know_never_pass_an_open_schema():
-    assert compile_schema({"type": "object"}).check('Here: {"n": NaN}').problem
+@pytest.mark.parametrize("text", ['Here: {"n": NaN}', '{"n": NaN}', "[" * 100_000 + "]" * 100_000])
+def test_constants_and_depths_that_json_does_not_know_never_pass_an_open_schema(text):
+    for schema in (compile_schema({}), compile_schema({"type": ["object", "null"]})):
+        assert schema.check(text).problem
+        assert not schema.is_soon_valid(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{'city': 'Orl\\u00e9ans'}", {"city": "Orl\u00e9ans"}),
+        ("{'city': '\\ud83d\\ude00'}", {"city": "\U0001f600"}),
+        ("{'city': True, 'n': None}", {"city": True, "n": None}),
+        ("{'city': FALSE,}", {"city": False}),
+    ],
+)
+def test_escapes_and_words_of_python_are_read_in_a_repaired_answer(text, value):
+    assert json.loads(compile_schema({"required": ["city"]}).check(text).text) == value
+
+
+@pytest.mark.parametrize("value", ['{"n": 1e999}', '{"n": -1e999} or {"n": 5}', '{"n": "\\ud83d"}'])
+def test_a_value_that_cannot_be_written_as_json_is_no_answer(value):
+    checked = compile_schema({"type": "object"}).check(f"Here: {value}")
+    assert checked.problem == "JSON cannot represent a number or a character in it"
+
+
+def test_an_answer_with_a_constant_that_json_does_not_know_is_in_doubt():
+    schema = compile_schema({"properties": {"n": {"type": "integer"}}})
+    assert schema.check('Here: {"n": NaN} or {"n": 5}').problem
+    assert schema.check('Here: {"n": "five"} or {"n": 5}').repaired
+
+
+def test_letters_of_a_repaired_answer_stay_as_they_are(city):
+    assert city.check("{'city': 'Orl\u00e9ans'}").text == '{"city": "Orl\u00e9ans"}'
+
+
+def test_an_answer_with_more_than_a_hundred_brackets_of_prose_is_in_doubt(city):
+    assert city.check("[0, 1) " * 100 + '{"city": "Paris"}').repaired
+    assert city.check("[0, 1) " * 101 + '{"city": "Paris"}').problem
+
+
+def test_a_bracket_of_prose_may_stand_right_before_a_value():
+    assert compile_schema({"type": "array"}).check('Sad :{["a"]').text == '["a"]'
+
+
+@pytest.mark.parametrize("text", ["on [0, 1) there", "{see below}", "[x {y}"])
+def test_a_bracket_of_prose_is_no_null(text):
+    assert compile_schema({"type": "null"}).check(text).problem
 
 
 def test_a_long_answer_with_slips_is_repaired():

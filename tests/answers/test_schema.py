@@ -91,6 +91,13 @@ def test_a_pattern_that_would_search_for_ever_ends():
     assert compile_schema({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
 
 
+def test_a_pattern_that_takes_too_many_steps_matches_nothing():
+    """With ten letters 1,000 steps, with 16 letters 65,000: each letter may begin a group, or not."""
+    schema = compile_schema({"type": "string", "pattern": "^(?:(?:(?=a)a+)+b|a+c)$"})
+    assert not schema.check('"' + "a" * 10 + 'c"').problem
+    assert schema.check('"' + "a" * 16 + 'c"').problem
+
+
 def _branching(kind, levels):
     """Return a schema in which each of so many levels refers to the next one twice."""
     definitions = {f"n{level}": {kind: [{"$ref": f"#/$defs/n{level + 1}"}] * 2} for level in range(levels)}
@@ -109,7 +116,7 @@ def test_a_schema_may_refer_to_itself_and_often_to_the_same():
 
 
 def test_an_answer_that_is_wrong_in_many_ways_has_a_problem_with_a_few_places():
-    problem = compile_schema({"items": {"type": "integer"}}).check(json.dumps(["x"] * 50_000)).problem
+    problem = compile_schema({"items": {"type": "integer"}}).check(json.dumps(["x"] * 500)).problem
     assert problem.count("it is not of type") == 3
 
 
@@ -136,6 +143,8 @@ def test_only_what_takes_a_moment_is_checked_while_others_wait(schema):
 def test_a_small_plain_schema_is_checked_at_once():
     schema = compile_schema({"minimum": 5})
     assert schema.is_soon_valid("5")
+    assert not schema.is_soon_valid("4")
+    assert not schema.is_soon_valid("five")
     assert schema.is_soon_valid(json.dumps("x" * 10_000))
     assert not schema.is_soon_valid("1" * 1_000)
     assert not schema.is_soon_valid(json.dumps("x" * 100_000))
@@ -144,8 +153,9 @@ def test_a_small_plain_schema_is_checked_at_once():
 def test_patterns_are_not_compiled_in_the_process_of_the_server():
     """Their automata would take gigabytes."""
     compile_schema({"allOf": [{"pattern": f"\\w{{{200 + n}}}"} for n in range(8_000)]})
-    with pytest.raises(PromptmillError, match=re.escape("'((' is not a \"regex\"")):
-        compile_schema({"patternProperties": {"((": {}}})
+    for schema in ({"patternProperties": {"((": {}}}, {"allOf": [{"pattern": "(("}]}):
+        with pytest.raises(PromptmillError, match=re.escape("'((' is not a \"regex\"")):
+            compile_schema(schema)
 
 
 def test_patterns_may_look_ahead_as_those_of_pydantics_decimals_do():

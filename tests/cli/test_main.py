@@ -1,6 +1,5 @@
 """`promptmill …`: what is printed where, and with which exit code."""
 
-import argparse
 import errno
 import io
 import json
@@ -17,10 +16,6 @@ from fakes import KEY
 from promptmill import __version__
 from promptmill.answers.schema_mistakes import why_no_schema
 from promptmill.cli import main as cli
-from promptmill.cli.options import explained, option_of
-from promptmill.config import parameter_file
-from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError
 from replies import answer, by_prompt, html, status
 from sure import sure
 from waiting import PATIENCE_S
@@ -109,38 +104,6 @@ def test_a_base_url_chooses_the_openai_backend(promptmill, upstream, tmp_path):
     file.write_text("backend: hf")
     options = ["--config", str(file), "--base-url", upstream.url, "--model", "m"]
     assert promptmill("generate", *options, "x", config=None) == (0, "echo: x\n", "")
-
-
-@pytest.mark.parametrize(
-    ("field", "option"),
-    [
-        (Named("max_body"), "--max-body"),
-        (Named("again", "all"), "--again all"),
-        (Named("settings"), "--set"),
-        (Named("backend_configs.openai.model_name", "NAME"), "--model NAME"),
-        (Named("sampling_params.top_p", 0.5), "--set sampling_params.top_p=0.5"),
-        (Named("sampling_params.top_p", None), "--set sampling_params.top_p=null"),
-        (Named("price", {"input": 1}), """--set 'price={"input": 1}'"""),
-        (Named("unsupported"), "`unsupported`"),
-    ],
-)
-def test_an_error_names_options_instead_of_arguments_and_keys(field, option):
-    assert PromptmillError(Code.UNSUPPORTED, "It failed.", ("Use ", field, ".")).worded(option_of) == (
-        f"It failed. Use {option}."
-    )
-
-
-def test_the_error_of_an_engine_names_other_ways_to_get_answers():
-    configuration = Configuration({"backend": "hf"})
-    other = "--backend says hf; instead: --base-url URL"
-    for hint, start, end in (
-        ("Run: pip install x", f"x is missing. {other}", "here. Run: pip install x"),
-        (("Use ", Named("base_url"), "."), f"x is missing. Use --base-url. {other}", "here."),
-    ):
-        error = PromptmillError(Code.MISSING_DEPENDENCY, "x is missing.", hint)
-        shown = explained(error, argparse.Namespace(backend="hf", set=[]), configuration).worded(option_of)
-        assert shown.startswith(start)
-        assert shown.endswith(end)
 
 
 def test_an_image_follows_the_text_of_its_prompt(promptmill, upstream):
@@ -605,20 +568,6 @@ def test_a_variable_that_is_nearly_ours_is_told():
 def test_ours_and_those_of_the_users_files_are_not():
     fine = ("PROMPTMILL_CONFIG", "PROMPTMILL_LOG_LEVEL", "PROMPTMILL_PROVIDER", "PROMPTMILL_TEAM", "PROMPTS")
     assert cli._misspelled(dict.fromkeys(fine, "x")) == []
-
-
-def test_without_a_configuration_file_no_error_names_the_shipped_one(promptmill, monkeypatch):
-    shipped = next(place for place in parameter_file._shipped() if place.is_file())
-    configuration = Configuration.load(shipped, backend="openai")
-    arguments = argparse.Namespace(backend="openai", set=[])
-    error = PromptmillError(Code.INVALID_CONFIG, "backend_configs.openai.base_url: is missing.", "")
-    assert explained(error, arguments, configuration).worded(option_of) == "--base-url: is missing."
-    lacking = PromptmillError(Code.MISSING_DEPENDENCY, "It lacks x.", "Use y. Run: pip install x")
-    arguments = argparse.Namespace(backend=None, set=[])
-    shown = explained(lacking, arguments, Configuration.load(shipped)).worded(option_of)
-    assert "There is no configuration file: openvino is the default; instead: --base-url URL" in shown
-    assert "parameter.yaml" not in shown
-    assert shown.endswith("Run: pip install x")
 
 
 def test_models_of_an_endpoint_are_listed(promptmill, upstream, monkeypatch):

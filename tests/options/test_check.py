@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.cli.options import option_of
+from promptmill.cli.error_words import option_of
 from promptmill.core.errors import Named, PromptmillError
 from promptmill.jobs.manage.bulk_keywords import argument_of as keyword_of
 from promptmill.options import table

@@ -494,6 +494,6 @@ def _prompt_size(request: Request, per_image: int) -> int:
 
 def _as_json(extra: JsonObject) -> bytes:
     try:
-        return orjson.dumps(extra, default=str, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # numbers beyond 64 bits, a lone surrogate
+        return orjson.dumps(extra)
+    except TypeError:  # numbers beyond 64 bits or with a decimal point of their own, a lone surrogate
         return str(extra).encode("utf-8", "replace")

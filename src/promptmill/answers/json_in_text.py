@@ -14,7 +14,7 @@ from typing import Any
 from promptmill.core.bounds import MOST_UNREADABLE
 
 _FENCE = "```"
-_LANGUAGE = re.compile(r"(?i)[ \t]*(?:json[5c]?)?")
+_LANGUAGE = re.compile(r"(?i)\A[ \t]*json[5c]?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # LaTeX with one backslash, which JSON reads as a form feed or a backspace: `\frac`, `\beta`. No text means a backspace.
 _LATEX = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=f(?:rac|orall|box|lat|rown)|b[A-Za-z])")
@@ -42,7 +42,7 @@ _TAKEN_BACK = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
 _LEAD = " \t\r\n:\uff1a"  # what may stand between a sentence and the value that it introduces
-_SAME_SENTENCE = re.compile(r"[^.!?。\n]*")
+_STOP = re.compile(r"[.!?。\n]")
 _AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"
 _NEAR = 300  # characters around a value in which a negation is searched for: about a sentence
 
@@ -64,11 +64,16 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse, strict=False)
 
 
 def written(value: Any) -> str:
-    """Return `value` as JSON; `""` for a number that JSON cannot represent (Python reads 1e999 as infinite)."""
+    """Return `value` as JSON; `""` if JSON cannot represent it: half a surrogate pair, or an infinity such as 1e999."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _with_pairs(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except ValueError:
         return ""
+
+
+def _with_pairs(text: str) -> str:
+    """Return a text in which pairs of surrogates are characters. Raises `ValueError` for half a pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 class DoubtError(Exception):
@@ -101,8 +106,7 @@ def fenced_pieces(text: str) -> Iterator[tuple[str, int, int]]:
     for at, piece in enumerate(pieces[:-1]):  # the last piece has no closing fence
         end = begin + len(piece)
         if at % 2:
-            found = _LANGUAGE.match(piece)
-            yield piece[found.end() if found else 0 :].strip(), begin, end
+            yield _LANGUAGE.sub("", piece).strip(), begin, end
         begin = end + len(_FENCE)
 
 
@@ -118,7 +122,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
             is_prose = not _JSON_LIKE.match(text, start)  # prose in brackets, for example [sic]
             ends = _ends_of_groups(text) if ends is None else ends
             end = ends.get(start, start + 1)
-            value = _mended(text[start:end]) if start in ends else None
+            value = _mended(text[start:end])
             unreadable += 1
             if value is None and (not is_prose or unreadable > MOST_UNREADABLE):
                 raise DoubtError("a JSON value in it is cut or cannot be read") from None
@@ -154,7 +158,7 @@ def _mended(part: str) -> Any:
         same = _words(part) == _words(written(value))
     except (ValueError, RecursionError, TypeError):
         return None
-    return value if same and isinstance(value, dict | list) else None
+    return value if same else None
 
 
 def _without_lead(text: str) -> str:
@@ -167,14 +171,13 @@ def is_denied(text: str, start: int, end: int) -> bool:
     """Return whether the sentence around a value negates it, or the next sentence retracts it."""
     before, behind = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
     before = _SENTENCE_END.split(_without_lead(before))[-1]
-    after = _SAME_SENTENCE.match(behind)
-    sentence = before + (after[0] if after else "")
-    return bool(_DENIAL.search(sentence) or _TAKEN_BACK.match(behind.lstrip(_AROUND)))
+    after, *_ = _STOP.split(behind)
+    return bool(_DENIAL.search(before + after) or _TAKEN_BACK.match(behind.lstrip(_AROUND)))
 
 
 def _words(text: str) -> str:
     """Return the words of `text` without JSON's marks, with Python's `None` as `null`."""
-    text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-16", "surrogatepass").decode("utf-16")
+    text = _with_pairs(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text))
     return re.sub(r"\bNone\b", "null", _MARKS.sub(" ", text)).casefold().replace(" ", "")
 
 

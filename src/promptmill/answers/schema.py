@@ -94,16 +94,20 @@ class AnswerSchema:
             if self._validator.is_valid(value):
                 return Checked(text)
             problem = self._problem(value)
-        if not complete:
-            return Checked(text, problem)
+        return self._repaired(text, problem) if complete else Checked(text, problem)
+
+    def _repaired(self, text: str, problem: str) -> Checked:
+        """Return the only value that an invalid answer may mean. `problem`: that of the whole answer."""
         found: dict[str, str] = {}
         try:
             for value, begin, end in candidates(text):
                 problem = self._problem(value)
                 for kept in (value, *self._without_nulls(value)):
-                    if self._validator.is_valid(kept) and (as_json := written(kept)):
+                    if self._validator.is_valid(kept):
                         if is_denied(text, begin, end):
                             return Checked(text, "its words deny the JSON value in it")
+                        if not (as_json := written(kept)):
+                            return Checked(text, "JSON cannot represent a number or a character in it")
                         found[json.dumps(kept, sort_keys=True)] = as_json
                         self._check_behind(value, text[end:])
                         break

@@ -23,10 +23,10 @@ import orjson
 from promptmill.answering.likely import ASSUMED
 from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
-from promptmill.cli import options
+from promptmill.cli.error_words import option_of
 from promptmill.cli.job_display import command_of, print_status
 from promptmill.cli.job_run import remembered_command, run, warn_of_input
-from promptmill.cli.options import text_of
+from promptmill.cli.options import system_prompt_of, text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
@@ -123,7 +123,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             complain(str(error))
             return TRY_AGAIN
         for note in job.notes:
-            say(worded(note, options.option_of), sys.stderr, wrap=True)
+            say(worded(note, option_of), sys.stderr, wrap=True)
         if job.loose is not None:
             return _printed(arguments, configuration, job, job.loose)
         if arguments.validate:
@@ -156,7 +156,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, object]:
         values["prompt"] = _named_prompts(values["prompt"])
     elif arguments.prompt_file is not None:
         values["prompt"] = text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
-    return values | {"system_prompt": options.system_prompt_of(arguments)}
+    return values | {"system_prompt": system_prompt_of(arguments)}
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -242,7 +242,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             if found.get("batch_estimated_cost") is not None:
                 say(f"by batch {_price_words(found, 'batch_')}")
         elif found["unpriced"]:
-            say(worded(no_price_known(plan, found["unpriced"]), options.option_of), wrap=True)
+            say(worded(no_price_known(plan, found["unpriced"]), option_of), wrap=True)
     return int(found["invalid"] > 0)
 
 

@@ -17,14 +17,16 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.cli.options import add_answer_form, add_shared, note_once, option_of, stdin_text, system_prompt_of
-from promptmill.cli.parser import Parser
+from promptmill.cli.error_words import option_of
+from promptmill.cli.options import add_shared, note_once, system_prompt_of
+from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import duration
 from promptmill.jobs.format_table import reading, whole
+from promptmill.options import table
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.observers import exported
@@ -37,6 +39,8 @@ _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
 # A word of a language that separates words by spaces; a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
+_FORM = {"choices", "schema", "fields", "choices_many"}
+"""Options of the form of answers that are no parameters."""
 
 
 def add_options(parser: Parser) -> None:
@@ -49,7 +53,8 @@ def add_options(parser: Parser) -> None:
         "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
     )
     group = parser.add_argument_group("answers")
-    add_answer_form(group)
+    forms = [option for option in table.ANSWERS if option.name in _FORM]
+    add_table(group, [*forms, *table.of_answers()])
     group.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
     group.add_argument("--json", action="store_true", help="print the result as JSON")
     add_shared(parser)
@@ -117,13 +122,26 @@ def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
         return list(given)
     if not given and sys.stdin.isatty():
         raise config_error("", "say what to answer: `promptmill generate PROMPT`, or pipe a text into it.")
-    text = stdin_text()
+    text = _stdin_text()
     if not lines and not text.strip():
         raise config_error(
             "", "stdin is empty; pipe a text into it, or write the prompt: promptmill generate 'PROMPT'."
         )
     read = [line.rstrip("\r\n") for line in text.splitlines() if line.strip()] if lines else [text.strip()]
     return [prompt for word in given or ["-"] for prompt in (read if word == "-" else [word])]
+
+
+def _stdin_text() -> str:
+    """Return all of stdin. Raises `PromptmillError` (`invalid_config`) if it is not UTF-8."""
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in the C locale, Python reads other bytes as lone surrogates
+    except UnicodeError as error:
+        place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+        raise config_error(
+            "", f"stdin is not UTF-8 text{place}; convert it first, such as with `iconv -t utf-8`."
+        ) from None
+    return text
 
 
 def _refuse_unquoted(prompts: Sequence[str]) -> None:

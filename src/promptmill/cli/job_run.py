@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from promptmill.cli import options
+from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_display import print_status, progress_display
 from promptmill.cli.options import note_once
 from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
@@ -239,7 +239,7 @@ def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
-    return redact(options.explained(error, arguments, configuration).worded(options.option_of))
+    return redact(explained(error, arguments, configuration).worded(option_of))
 
 
 def _kept(job: Job) -> str:

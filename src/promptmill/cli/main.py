@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptmill.cli.options import configuration_of, option_of
+from promptmill.cli.error_words import option_of
+from promptmill.cli.options import configuration_of
 from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import OK, SOME_FAILED, USAGE, LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
@@ -138,7 +139,7 @@ def _configured(arguments: argparse.Namespace) -> int:
     try:
         return command(arguments, configuration)
     except PromptmillError as error:
-        from promptmill.cli.options import explained
+        from promptmill.cli.error_words import explained
 
         raise explained(error, arguments, configuration) from None
 

@@ -1,12 +1,10 @@
-"""Options shared by several commands, the configuration made from them, and errors that name them."""
+"""Options shared by several commands, and the configuration made from them, with its notes."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import hashlib
-import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import say
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error
-from promptmill.core.feature import features
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.feature import order_parts
 from promptmill.options import table
 from promptmill.options.check import check
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
 
-_SETS: Mapping[str, str] = {
+ARGUMENTS: Mapping[str, str] = {
     key.rpartition(".")[2]: option.stored
     for option in table.options().values()
     for key in option.keys
@@ -32,13 +30,6 @@ _SETS: Mapping[str, str] = {
 }
 """The configuration keys that have an argument of the command line, with this argument."""
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users give a backend by mistake
-_NO_FILE = "There is no configuration file"
-
-
-def add_answer_form(parser: argparse._ActionsContainer) -> None:
-    """Add the options that constrain the form of the answers."""
-    names = ("choices", "schema", "fields", "choices_many")
-    add_table(parser, [*(option for option in table.ANSWERS if option.name in names), *table.of_answers()])
 
 
 def text_of(option: str, file: Path) -> str:
@@ -50,11 +41,6 @@ def text_of(option: str, file: Path) -> str:
     except ValueError:
         reason = "it is not UTF-8 text"
     raise config_error(option, f"{file} cannot be read: {reason}.")
-
-
-def add_choices(form: argparse._ActionsContainer) -> None:
-    """Add the required option with the possible answers."""
-    add_table(form, [option for option in table.ANSWERS if option.name == "choices"], required=True)
 
 
 def system_prompt_of(arguments: argparse.Namespace) -> str:
@@ -137,14 +123,14 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     """
     from promptmill.config import resolved_config  # imported on use, as above
 
-    given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
+    given = {key: value for key, name in ARGUMENTS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
         given["choices"] = list(given["choices"].texts)
     given.pop("response_format", None)  # see `_schema`
     endpoint = {key: given[key] for key in table.keys_of(table.ENDPOINT) & given.keys()}
     model = getattr(arguments, "model", None)
-    given_plans = (entry for each in features().values() for entry in each.plans if entry.may_be_asked(vars(arguments)))
-    if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_plans):
+    given_parts = (entry for entries in order_parts() for entry in entries if entry.may_be_asked(vars(arguments)))
+    if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_parts):
         from promptmill.jobs.store.plan import plan_of  # imported on use: few commands have a plan
 
         model = plan_of(vars(arguments), [""]).only_model
@@ -156,26 +142,6 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         sampling={key: given[key] for key in table.keys_of(table.SAMPLING_KEYS) & given.keys()},
         tier=getattr(arguments, "tier", None),
     )
-
-
-def option_of(named: Named) -> str | None:
-    """Return the option for a field in an error. For a configuration key without an option, this is `--set`."""
-    if named.field == "shell":
-        return f"`{named.value}`"
-    if named.field in {"status", "command"}:
-        return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
-    from promptmill.config.settings import Settings  # imported on use, as above
-
-    value = named.value if isinstance(named.value, str) else json.dumps(named.value)
-    key = named.field.rpartition(".")[2]
-    if key not in _SETS and named.field.partition(".")[0] in Settings.model_fields:
-        return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
-    option = table.options().get(key)
-    name = None if option is None or key in _SETS else option.name_on("flag")
-    name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
-    if isinstance(named.value, list):  # an option that is repeated
-        return " ".join(f"{name} {shlex.quote(each)}" for each in named.value)
-    return f"{name} {shlex.quote(value)}" if value else name
 
 
 def note_once(plan: ResolvedConfig) -> None:
@@ -200,74 +166,3 @@ def note_once(plan: ResolvedConfig) -> None:
             seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.touch()
         say(f"note: {note}", sys.stderr, wrap=True)
-
-
-def stdin_text() -> str:
-    """Return all of stdin. Raises `PromptmillError` (`invalid_config`) if it is not UTF-8."""
-    try:
-        text = sys.stdin.read()
-        text.encode()  # in the C locale, Python reads other bytes as lone surrogates
-    except UnicodeError as error:
-        place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
-        raise config_error(
-            "", f"stdin is not UTF-8 text{place}; convert it first, such as with `iconv -t utf-8`."
-        ) from None
-    return text
-
-
-def explained(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
-    """Return `error` with the source of a wrong setting: an option, `--set`, or a line of the file.
-
-    If an engine cannot be loaded, the error names the source of this choice and other ways to get answers.
-    """
-    return _with_other_ways(_placed(error, arguments, configuration), arguments, configuration)
-
-
-def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
-    """Replace a key's path at the start of an error by the source of the key."""
-    from promptmill.config.parameter_file import is_shipped, line_of
-    from promptmill.config.settings import Settings
-
-    first, *others = error.parts
-    path, colon, said = first.partition(": ") if isinstance(first, str) else ("", "", "")
-    keys = path.split(".")
-    if error.code is not Code.INVALID_CONFIG or not colon or keys[0] not in Settings.model_fields:
-        return error
-    argument = _SETS.get(keys[-1], "")
-    if getattr(arguments, argument, None) is not None:
-        return config_error(f"--{argument.replace('_', '-')}", said, *others)
-    if keys[0] == "backend_configs" and argument == "model" and arguments.backend:
-        return config_error(f"--backend {arguments.backend}", said, *others)
-    if any(text.partition("=")[0].strip() == path for text in arguments.set):
-        return config_error(f"--set {path}", said, *others)
-    if is_shipped(Path(configuration.origin)):
-        return config_error(Named(path), said, *others)
-    line = line_of(Path(configuration.origin), keys)
-    return config_error(f"{configuration.origin}{f', line {line}' if line else ''}: {path}", said, *others)
-
-
-def _with_other_ways(
-    error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration
-) -> PromptmillError:
-    from promptmill.config.parameter_file import is_shipped
-    from promptmill.service import choosing
-
-    plan = configuration.plan
-    if error.code not in {Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED} or not plan.record.is_engine:
-        return error
-    is_set = any(text.startswith("backend=") for text in arguments.set)
-    chose = "--backend" if arguments.backend else "--set" if is_set else configuration.origin
-    is_default = is_shipped(Path(chose))
-    chosen = f"{_NO_FILE}: {plan.backend} is the default" if is_default else f"{chose} says {plan.backend}"
-    here = choosing.local_engine()
-    engine = (
-        f", or --backend {here}, which is installed here"
-        if here != plan.backend and choosing.is_installed(here)
-        else ""
-    )
-    chosen += f"; instead: --base-url URL or --provider NAME{engine}."
-    _, run, command = error.hint.rpartition("Run: ")
-    if run:  # the last line shows a command
-        return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")
-    end = "" if error.hint.endswith(".") else "."
-    return PromptmillError(error.code, error.parts, (*error.remedy, f"{end} {chosen}"))

@@ -17,7 +17,8 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
-from promptmill.cli.options import add_shared, configuration_of, explained, option_of
+from promptmill.cli.error_words import explained, option_of
+from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import say
 from promptmill.config import backends

@@ -14,8 +14,9 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli import job_run
+from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_run import OF_THE_MODEL, remembered_step
-from promptmill.cli.options import add_shared, configuration_of, explained, option_of
+from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, amount, at_least_one
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error

@@ -12,10 +12,10 @@ from typing import get_args
 import orjson
 
 from promptmill.backends import registry
-from promptmill.cli import options
+from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_run import remembered_step, run
-from promptmill.cli.options import add_choices, add_shared, configuration_of, explained, option_of, text_of
-from promptmill.cli.parser import Parser, amount, refuse
+from promptmill.cli.options import add_shared, configuration_of, system_prompt_of, text_of
+from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, config_error, redact
@@ -28,6 +28,7 @@ from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, 
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
+from promptmill.options import table
 from promptmill.system.safe_open import home_expanded
 
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
@@ -47,7 +48,7 @@ def add_options(improve: Parser) -> None:
     asked = group.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", metavar="TEXT", help="the prompt to improve, such as 'Is it positive? {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
-    add_choices(group)
+    add_table(group, [option for option in table.ANSWERS if option.name == "choices"], required=True)
     group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
     group = improve.add_argument_group("the search")
@@ -114,7 +115,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         JobFolders.from_environ(),
         asked(configuration, arguments),
         asked(strong, of_strong),
-        options.system_prompt_of(arguments),
+        system_prompt_of(arguments),
         arguments.max_cost,
         arguments.again,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.cli.options import option_of
+from promptmill.cli.error_words import option_of
 from promptmill.cli.parser import Parser, at_least_one, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import input_error, worded
