@@ -159,14 +159,14 @@ def test_no_files_import_each_other_late_imports_included():
 
 @pytest.mark.thorough
 def test_jobs_are_started_through_their_door_alone():
-    """The other end of its `detach` is the process of `jobs.manage.detached`, which runs the admitted job."""
+    """The other ends are processes: `jobs.manage.detached` runs an admitted job, `child_step` validates an order."""
     behind = {f"promptmill.jobs.run.{name}" for name in ("admission", "runner", "validation")}
     importers = {
         module
         for module, file in MODULES.items()
         if any(name in behind or name.rpartition(".")[0] in behind for name in _imports(file))
     }
-    assert importers == {"jobs.door", "jobs.manage.detached"}
+    assert importers == {"jobs.door", "jobs.manage.child_step", "jobs.manage.detached"}
     assert {module for module, file in MODULES.items() if _makes_orders(file)} == {"jobs.door"}
 
 

@@ -40,7 +40,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.door import OpenJob
-from promptmill.jobs.manage import call_job, detached
+from promptmill.jobs.manage import call_job, child_step, detached
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run import round_runner, runner
@@ -582,7 +582,7 @@ async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(bench, 
 
 def detached_children() -> list[psutil.Process]:
     """Return the processes that do steps of jobs for this one."""
-    return below(detached.__name__)
+    return below(child_step.__name__)
 
 
 @pytest.mark.processes
@@ -606,13 +606,13 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(bench, tools, suffix, monkeypatch):
     steps: list[str] = []
-    done_apart = detached.done_apart
+    done_apart = child_step.done_apart
 
     async def done(call: Any, *rest: Any, **options: Any) -> Any:
         steps.append(call.func.__name__)
         return await done_apart(call, *rest, **options)
 
-    monkeypatch.setattr(detached, "done_apart", done)
+    monkeypatch.setattr(child_step, "done_apart", done)
     rows = pa.table({"text": ["a", "b"], "answer": ["x", "y"]})
     source = bench.path / f"in.{suffix}"
     if suffix == "parquet":
@@ -1160,13 +1160,13 @@ async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkey
             raise input_error("`sql` takes more than 300 s, the most of a call.")
         return await done_apart(call, *arguments, **options)
 
-    done_apart = detached.done_apart
+    done_apart = child_step.done_apart
     async with tools() as call:
-        monkeypatch.setattr(detached, "done_apart", refused)
+        monkeypatch.setattr(child_step, "done_apart", refused)
         with pytest.raises(ToolError, match="takes more than 300 s"):
             await call("bulk_generate", **_MAILS, sql="select body from inbox")
         assert (await call("bulk_status"))["jobs"] == []
-        monkeypatch.setattr(detached, "done_apart", noted)
+        monkeypatch.setattr(child_step, "done_apart", noted)
         job = await call("bulk_generate", **_MAILS, sql="select body from inbox")
         assert steps == ["_check_columns", "read_input"]
         await ended(call, job["job_id"], "finished")

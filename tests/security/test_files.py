@@ -28,7 +28,7 @@ from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.whole_files import FileQuestion, WholeFiles
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.wanted_job import WantedJob
@@ -344,7 +344,7 @@ async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, up
         seen.append(step.keywords["change"].disk_share)
         raise PromptmillError(Code.STORAGE, "The disk is full.")
 
-    monkeypatch.setattr(detached.OtherProcess, "__call__", apart)
+    monkeypatch.setattr(child_step.OtherProcess, "__call__", apart)
     blocks = {"openai": {"base_url": upstream.url, "model_name": "m"}, "hf": {"model_name_or_path": "m"}}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": blocks})))
     async with Client(create_server(service)) as client:

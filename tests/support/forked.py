@@ -21,7 +21,13 @@ import killed
 from waiting import PATIENCE_S
 
 _PRELOADED = [
-    *("promptmill.cli.main", "promptmill.cli.bulk", "promptmill.jobs.manage.detached", "promptmill.server"),
+    *(
+        "promptmill.cli.main",
+        "promptmill.cli.bulk",
+        "promptmill.jobs.manage.detached",
+        "promptmill.jobs.manage.child_step",
+        "promptmill.server",
+    ),
     *("promptmill.server.process", "promptmill.server.stdio", "promptmill.http.app", "promptmill.http.listener"),
 ]
 _WORDS = [sys.executable, "-m", "promptmill"]

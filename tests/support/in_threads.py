@@ -18,7 +18,8 @@ import pytest
 
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import disk
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step, detached
+from promptmill.jobs.manage.process_call import arguments_of, plain
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store.database import Work
@@ -50,7 +51,7 @@ class _RunnerHere:
         called = frames.read(io.BytesIO(self.stdin.sent))
         assert called is not None
         with contextlib.suppress(asyncio.CancelledError):  # its test has ended
-            detached._run_job(**detached._arguments(detached._run_job, called["arguments"] | {"lock": self._lock}))
+            detached._run_job(**arguments_of(detached._run_job, called["arguments"] | {"lock": self._lock}))
 
 
 async def _done_here(
@@ -60,7 +61,7 @@ async def _done_here(
     note: Callable[[int], None] | None = None,
     module: str = "",
 ) -> T:
-    """Do a step as `detached.done_apart` does, its arguments packed and unpacked."""
+    """Do a step as `child_step.done_apart` does, its arguments packed and unpacked."""
     del environment, module
     loop, halt = asyncio.get_running_loop(), threading.Event()
 
@@ -70,7 +71,7 @@ async def _done_here(
 
     def do() -> T:
         with contextlib.ExitStack() as opened:
-            arguments = detached._arguments(call.func, detached._plain(call.keywords))
+            arguments = arguments_of(call.func, plain(call.keywords))
             if isinstance(folder := arguments.get("folder"), Folder):
                 opened.callback(folder.close)
                 folder.open()
@@ -87,7 +88,7 @@ async def _done_here(
 
 @contextlib.contextmanager
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let `detached` start no process; at the end, end the runners that are left."""
+    """Let `detached` and `child_step` start no process; at the end, end the runners that are left."""
     running: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
 
     async def until_ended(*given: Any) -> tuple[Any, PromptmillError | None, bool]:
@@ -102,11 +103,12 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     unlimited = dict.fromkeys(("limit_memory", "limit_computing"), lambda _: None)
     monkeypatch.setattr(detached, "_spawn", _RunnerHere)
-    monkeypatch.setattr(detached, "done_apart", _done_here)
+    monkeypatch.setattr(child_step, "done_apart", _done_here)
     monkeypatch.setattr(detached, "until_ended", until_ended)
     monkeypatch.setattr(detached, "_end_if_stuck", nothing)
     monkeypatch.setattr(detached, "sys", SimpleNamespace(platform=sys.platform, stderr=io.StringIO()))
-    monkeypatch.setattr(detached, "runtime", SimpleNamespace(**vars(runtime) | unlimited))
+    for module in (child_step, detached):
+        monkeypatch.setattr(module, "runtime", SimpleNamespace(**vars(runtime) | unlimited))
     yield
     ended, until = set[asyncio.Task[Any]](), time.monotonic() + _ENDS_S
     while [each for each in threading.enumerate() if each.name.startswith("job ")] and time.monotonic() < until:

@@ -15,7 +15,7 @@ from promptmill.core.values import JsonDict
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.rows.row_lines import IMAGES
@@ -63,4 +63,4 @@ def _pictures(_: Work, *, path: Path, rows: list[int], rule: FileRule) -> JsonDi
 _STEPS = {_pictures.__name__: _pictures}
 
 if __name__ == "__main__":
-    sys.exit(detached.main(_STEPS))
+    sys.exit(child_step.main(_STEPS))

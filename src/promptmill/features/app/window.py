@@ -27,7 +27,7 @@ from promptmill.jobs.columns import SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, cell
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, statistics
@@ -332,4 +332,4 @@ def _text(value: Cell) -> str:
 _STEPS = {_found.__name__: _found}
 
 if __name__ == "__main__":
-    sys.exit(detached.main(_STEPS))
+    sys.exit(child_step.main(_STEPS))

@@ -34,7 +34,7 @@ from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.formats import reading
 from promptmill.jobs.inputs.input_rows import InputRows
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import ID
@@ -216,4 +216,4 @@ def _short(value: Any) -> Any:
 _STEPS = {_compare.__name__: _compare}
 
 if __name__ == "__main__":
-    sys.exit(detached.main(_STEPS))
+    sys.exit(child_step.main(_STEPS))

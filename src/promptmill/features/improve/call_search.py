@@ -33,7 +33,7 @@ from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.short_forms import Labels
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
@@ -187,4 +187,4 @@ def _gold(
 _STEPS: Mapping[str, Callable[..., object]] = {_gold.__name__: _gold}
 
 if __name__ == "__main__":
-    sys.exit(detached.main(_STEPS))
+    sys.exit(child_step.main(_STEPS))

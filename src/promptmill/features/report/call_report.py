@@ -14,7 +14,7 @@ from promptmill.core.values import JsonDict
 from promptmill.features.report import job_page
 from promptmill.images.load import ImageRules
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -43,4 +43,4 @@ def _write(_: Work, *, path: Path, target: Path, rule: FileRule) -> dict[str, ob
 _STEPS = {_write.__name__: _write}
 
 if __name__ == "__main__":
-    sys.exit(detached.main(_STEPS))
+    sys.exit(child_step.main(_STEPS))

@@ -25,7 +25,7 @@ from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -151,4 +151,4 @@ def _take(_: Work, *, path: Path, decisions: Path, labels: list[str]) -> dict[st
 _STEPS: Mapping[str, Callable[..., object]] = {_review.__name__: _review, _take.__name__: _take}
 
 if __name__ == "__main__":
-    sys.exit(detached.main(_STEPS))
+    sys.exit(child_step.main(_STEPS))

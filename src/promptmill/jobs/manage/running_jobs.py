@@ -20,7 +20,7 @@ from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.manage import detached, prune
+from promptmill.jobs.manage import child_step, detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import shown_results
@@ -55,7 +55,7 @@ class RunningJobs:
         self._reading = asyncio.Lock()
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
-        self._apart = detached.OtherProcess(self._places)
+        self._apart = child_step.OtherProcess(self._places)
         self._runners = 0
         """The number of processes that run jobs for this process."""
         self.places = Places.of_process(is_shared=service.is_shared)
@@ -120,7 +120,7 @@ class RunningJobs:
             return dict(running)
         if validate or approve is not None:
             async with self._validating:
-                checked = await detached.validated(opened)
+                checked = await child_step.validated(opened)
             if validate:
                 message = "Nothing was sent and no job was made."
                 if names := checked.pop("unpriced"):
@@ -331,13 +331,13 @@ class RunningJobs:
         folder = self.folders.of(order.target)
         if known.database or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
-                await detached.check_columns(order, opened.plan.file_rule)
+                await child_step.check_columns(order, opened.plan.file_rule)
         return True
 
     async def apart(self, call: partial[T], name: str, module: str) -> T:
-        """Return the result of a step of `module` in a child process. Raises as `detached.done_apart` does."""
+        """Return the result of a step of `module` in a child process. Raises as `child_step.done_apart` does."""
         async with self._places:
-            return await detached.done_apart(call, name, module=module)
+            return await child_step.done_apart(call, name, module=module)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, is_call: bool = False) -> Status:
         """End a running job; see `Folder.request_cancel`. Its answers are kept.

@@ -1,7 +1,7 @@
 """The steps of a job that read the input and write the output.
 
-The steps need only the job's database. For a call, a server runs them in a child process (`manage.detached`), because a
-template or a foreign file may take unlimited memory and time.
+The steps need only the job's database. For a call, a server runs them in a child process (`manage.child_step`), because
+a template or a foreign file may take unlimited memory and time.
 """
 
 from __future__ import annotations

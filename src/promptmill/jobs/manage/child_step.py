@@ -1,0 +1,223 @@
+"""A step of a job in a child process with limited memory and time: `python -m promptmill.jobs.manage.child_step`.
+
+A server lets it read a call's files or template, because a crafted file can crash its reader, and a template may
+compute for ever. The process calls one function in `_STEPS`, which a feature may replace by its own (`main`), and ends
+then or with the server. It inherits no keys, except to validate a job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, BinaryIO, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter
+
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import disk
+from promptmill.jobs.caller import CallModels
+from promptmill.jobs.export.answered import UnansweredError
+from promptmill.jobs.format_table import of_input
+from promptmill.jobs.inputs import any_format, row_secrets
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs.any_format import format_of_input, input_of
+from promptmill.jobs.inputs.input_rows import InputRows
+from promptmill.jobs.inputs.question_columns import questions_in
+from promptmill.jobs.manage.process_call import arguments_of, configuration_of, environment_of, packed, plain, received
+from promptmill.jobs.run import steps, validation
+from promptmill.jobs.run.job import Apart, Job
+from promptmill.jobs.run.wanted_job import WantedJob, with_query
+from promptmill.jobs.store.database import DamagedError, Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
+from promptmill.service.service import Service
+from promptmill.system import frames, runtime, subprocesses
+from promptmill.system.call_files import FileRule
+
+T = TypeVar("T")
+_MODULE = "promptmill.jobs.manage.child_step"
+_MOST_BYTES = 2 << 30
+_VALIDATION_S = 300
+_STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
+
+
+# ---- in the parent process
+
+
+async def validated(wanted: WantedJob) -> dict[str, Any]:
+    """Run `validation.check` for a call in another process, and return its findings. Raises as `done_apart`."""
+    plan, order = wanted.plan, wanted.order
+    call = functools.partial(_check, plan=plan, order=order, folders=wanted.folders, given=wanted.source)
+    return await done_apart(call, order.inputs[0].name, environment_of(plan))
+
+
+async def check_columns(order: JobOrder, rule: FileRule) -> None:
+    """Check the columns that a prompt names, and look for secrets, in a child process. Raises as `done_apart`."""
+    await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
+
+
+class OtherProcess(Apart):
+    """Runs the steps of a job in another process, which owns the job's database meanwhile."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        """`places` limits the number of processes."""
+        self._places = places
+
+    async def __call__(self, step: functools.partial[T], job: Job, note: Callable[[int], None]) -> T:
+        """Return the result of a step. Raises as the step and `done_apart`."""
+        folder = job.folder
+        folder.close()
+        try:
+            async with self._places:
+                on_folder = functools.partial(step, folder=folder.path)
+                return await done_apart(on_folder, job.spec.input.path.name, note=note)
+        finally:
+            folder.open()
+
+
+async def done_apart(
+    call: functools.partial[T],
+    name: str,
+    environment: Mapping[str, str] | None = None,
+    note: Callable[[int], None] | None = None,
+    module: str = _MODULE,
+) -> T:
+    """Run a step of `module` in a process with limited memory and time, and return its result.
+
+    Raises `PromptmillError`; `invalid_input`, with the input's `name`, if the process ended early.
+    """
+    child = await subprocesses.Child.start(
+        module, subprocesses.bare_environment(()) if environment is None else environment
+    )
+    try:
+        await child.send(packed(call.func, **call.keywords))  # the pipe stays open: when it closes, the step ends
+        while (message := await child.receive()) is not None:
+            if "note" in message and note is not None:
+                note(message["note"])
+            elif "error" in message:
+                raise frames.unpacked_error(message["error"])
+            elif "raised" in message:
+                raise _RAISED[message["raised"]](name)
+            elif "result" in message:
+                result: T = TypeAdapter(get_type_hints(call.func)["return"]).validate_python(message["result"])
+                return result
+        ended = await child.wait()
+    finally:
+        child.kill()
+        await child.wait()
+    raise input_error(
+        f"{name} cannot be read: {ended}. A row, its prompt, or a query may take too much memory or time."
+    )
+
+
+# ---- in the child process
+
+
+class _Watched(threading.Event):
+    """A never-set event. If too much processor time passes between two checks, the system ends this process."""
+
+    def is_set(self) -> bool:
+        runtime.limit_computing(_STUCK_S)
+        return super().is_set()
+
+
+def _check(
+    _: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: InputRows | None
+) -> dict[str, Any]:
+    runtime.limit_computing(_VALIDATION_S)
+    service = Service(configuration_of(plan), plan=plan)
+    named = order.named_models & {*service.offered}
+    plans = {name: service.plan_of(name).with_sampling(order.sampling).capped for name in named}
+    wanted = WantedJob(order, CallModels(plan, plans), folders, given, is_of_call=True)
+    return validation.check(wanted, service.row_models(plan))
+
+
+def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
+    runtime.limit_computing(_STUCK_S)
+    parts = with_query(input_files.find(order.inputs, order.output), order)
+    files = input_files.opened(parts, reading=order.reading)
+    kind = format_of_input(files)
+    if not of_input(kind).is_table:
+        row_secrets.check_names(files, kind, rule)
+        any_format.check_columns(order.question, kind, files)
+        return
+    source = input_of(files, kind)
+    row_secrets.check_columns(files.parts[0].path.name, source.header, source.style, rule)
+    questions_in(order.question, kind, source)
+
+
+_STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
+    {
+        step.__name__: step
+        for step in (
+            *(_check, _check_columns, steps.try_out, steps.read_input),
+            *(steps.check_output, steps.check_secrets, steps.export),
+        )
+    }
+)
+_RAISED: Mapping[str, type[Exception]] = MappingProxyType(
+    {error.__name__: error for error in (UnansweredError, DamagedError)}
+)
+
+
+def _do_step(step: Callable[..., object], given: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Run a step for the process at the other end of both pipes. End when that process ends."""
+
+    def send(**message: Any) -> None:
+        try:
+            outgoing.write(frames.packed(message))
+            outgoing.flush()
+        except OSError:
+            subprocesses.end_own_group()
+
+    def end_with_other() -> None:  # for systems where `end_with_parent` does nothing
+        os.read(incoming.fileno(), 1)
+        subprocesses.end_own_group()
+
+    subprocesses.end_with_parent()
+    threading.Thread(target=end_with_other, daemon=True).start()
+    runtime.limit_memory(_MOST_BYTES)
+    work = Work(lambda count: send(note=count), _Watched())
+    try:
+        with contextlib.ExitStack() as opened:
+            arguments = arguments_of(step, given)
+            if isinstance(folder := arguments.get("folder"), Folder):
+                opened.callback(folder.close)
+                folder.open()
+            result = plain(step(work, **arguments))
+    except PromptmillError as error:
+        failure = error
+    except OSError as error:
+        failure = disk.unusable(error, given.get("folder"))
+    except MemoryError:
+        failure = input_error(f"The input takes more than {_MOST_BYTES >> 30} GiB of memory to read; split its rows.")
+    except tuple(_RAISED.values()) as error:
+        send(raised=type(error).__name__)
+        return
+    except Exception as error:  # noqa: BLE001 (reported to the other process, without a traceback)
+        failure = PromptmillError(Code.INTERNAL, f"A bug in promptmill ({type(error).__name__}).")
+    else:
+        send(result=result)
+        return
+    send(error=frames.packed_error(failure))
+
+
+def main(steps: Mapping[str, Callable[..., object]] = _STEPS) -> int:
+    """Run the step that standard input describes."""
+    called, incoming, outgoing = received()
+    if called is None:
+        return 2
+    _do_step(steps[called["call"]], called["arguments"], incoming, outgoing)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A call of a function in another process of promptmill: its arguments as a frame, its environment, its configuration.
+
+The name of the function and its arguments arrive on standard input, so no command line shows a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, get_type_hints
+
+import orjson
+from pydantic import BaseModel, SecretStr, TypeAdapter
+
+from promptmill.backends import registry
+from promptmill.config.backends import AUTO, BACKENDS
+from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import Settings
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.system import frames, logs, subprocesses
+
+
+def packed(function: Callable[..., object], **arguments: object) -> bytes:
+    """Return a call of a function as a frame. Secrets are not masked."""
+    return frames.packed({"call": function.__name__, "arguments": plain(arguments)})
+
+
+def arguments_of(function: Callable[..., object], sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by `packed`, converted to the types of the function's signature."""
+    types = get_type_hints(function)
+    return {
+        name: Folder(Path(value)) if types[name] is Folder else TypeAdapter(types[name]).validate_python(value)
+        for name, value in sent.items()
+    }
+
+
+def plain(value: object) -> Any:
+    """Return a value as JSON data. Secrets are not masked."""
+    return orjson.loads(orjson.dumps(value, default=_revealed, option=orjson.OPT_PASSTHROUGH_DATACLASS))
+
+
+def _revealed(value: object) -> object:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case JobOrder() | JobSpec():
+            return value.model_dump(mode="json")
+        case BaseModel():  # without unset keys, because some code checks whether a key is set
+            return value.model_dump(exclude_unset=True)
+        case Path():
+            return str(value)
+        case frozenset():
+            return sorted(value)
+        case tuple():
+            return list(value)
+        case Mapping():
+            return dict(value)
+        case _ if is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in fields(value)}
+    raise TypeError
+
+
+def environment_of(plan: ResolvedConfig) -> dict[str, str]:
+    """Return the environment variables for a process with this plan, without keys of models that it may not use."""
+    configuration = configuration_of(plan)
+    limits, plans = configuration.plan.operator.client_limits, {}
+    names = list(configuration.names if limits.models is None or plan.trust_client else limits.models)
+    names += [plan.name, configuration.default]
+    while names:
+        name = names.pop()
+        if name not in plans and name in configuration.names:
+            with contextlib.suppress(PromptmillError):  # skipped: an invalid plan needs no variables
+                plans[name] = configuration.plan_of(name)
+                names += plans[name].fallback
+    plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # with the call's settings
+    if any(each.backend not in {*BACKENDS, AUTO} for each in plans.values()):
+        return dict(os.environ)  # all, because another package's backend may read any
+    return subprocesses.bare_environment({name for each in plans.values() for name in registry.key_variables(each)})
+
+
+def configuration_of(plan: ResolvedConfig) -> Configuration:
+    settings: Settings = plan.file or plan.operator
+    raw = plain(settings) | ({} if plan.file is None else {"default_model": plan.name})
+    return Configuration(raw, trust_client=plan.trust_client, call_files=plan.call_files)
+
+
+def received() -> tuple[dict[str, Any] | None, BinaryIO, BinaryIO]:
+    """Return the call that standard input describes, and the pipes from and to the other process."""
+    incoming, outgoing = subprocesses.private_pipes()
+    called = frames.read(incoming)
+    subprocesses.lower_priority()
+    logs.to_stderr()
+    return called, incoming, outgoing
