@@ -230,6 +230,7 @@ def _passed_on(tree: ast.Module) -> set[ast.Attribute]:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
+        ("jobs.store.order_part", "OrderPart"),
         ("jobs.store.plan", "Plan"),
         ("jobs.store.plan", "PlanWork"),
         ("answering.step", "Step"),

@@ -16,7 +16,9 @@ from job_specs import spec_of
 from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
-from promptmill.core.feature import WITHOUT, Feature, PlanEntry
+from promptmill.core.feature import WITHOUT, Feature, PartEntry
+from promptmill.jobs import format_table
+from promptmill.jobs.store import status
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, Plan, plan_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
@@ -30,7 +32,6 @@ _IS_NEW = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 
 class LongAgain(Plan):
     """A plan that sends rows with a long answer to the model `large`."""
 
-    name: ClassVar[str] = "long"
     rules: ClassVar[Mapping[str, str]] = {"long": f"({ANSWERED} AND length(text) > 500 AND {_IS_NEW})"}
 
     @property
@@ -45,11 +46,14 @@ class LongAgain(Plan):
 @pytest.fixture
 def long_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have `LongAgain` as the plan of jobs with `max_failures`."""
-    entry = PlanEntry("long", ("max_failures",), f"{__name__}:LongAgain")
-    monkeypatch.setattr(feature, "_installed", lambda: iter({"long": Feature(words="", plans=(entry,))}.items()))
-    feature._features.cache_clear()
+    entry = PartEntry("long", f"{__name__}:LongAgain", ("max_failures",))
+    monkeypatch.setattr(feature, "_installed", lambda: iter({"long": Feature(words="", order_parts=(entry,))}.items()))
+    caches = feature._features, format_table._table_without
+    for cache in caches:
+        cache.cache_clear()
     yield
-    feature._features.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.usefixtures("long_again")
@@ -112,28 +116,34 @@ async def test_a_call_may_not_ask_a_model_that_only_a_plan_names_and_the_client_
 @pytest.mark.parametrize("kind", [JobOrder, JobSpec])
 def test_a_job_whose_feature_is_missing_can_be_read_and_is_not_run(kind, monkeypatch):
     monkeypatch.setenv(WITHOUT, "all")
-    stored = {"name": "votes", "chooses": True, "values": {"models": ["", ""]}}
+    stored = {"votes": {"models": ["", ""]}}
     begun = JobOrder(inputs=(Path("/in"),), output=Path("/out")) if kind is JobOrder else spec_of("jsonl")
 
-    found = kind.model_validate({**begun.model_dump(mode="json"), "plan": stored})
+    found = kind.model_validate({**begun.model_dump(mode="json"), "parts": stored})
 
-    assert found.plan.chooses
-    assert found.model_dump(mode="json")["plan"] == stored
-    with pytest.raises(PromptmillError, match="whose feature is not installed"):
-        found.plan.check(Configuration({}).plan, found.question)
+    assert type(found.plan) is Plan
+    assert found.model_dump(mode="json")["parts"] == stored
+    with pytest.raises(PromptmillError, match="begun with `votes`, whose feature is not installed"):
+        found.parts["votes"].check(Configuration({}).plan, found.question)
+
+
+@pytest.mark.features("labels")
+def test_only_the_chosen_answers_of_a_job_are_delivered_without_the_feature_that_chose_them(bench, monkeypatch):
+    bench.prompts(3)
+    bench.upstream.reply = answer("a")
+    bench.succeed("--votes", "3", "--choices", "a,b")
+    monkeypatch.setenv(WITHOUT, "all")
+    spec = bench.folder.known_spec()
+    assert (spec.delivered, len(spec.targets)) == (1, 4)
+    assert status.read(bench.folder)["answered"] == 3
+    bench.write([{"prompt": "another"}])
+    refused = bench.jobs(bench.folder.job_id, "--resume")
+    assert "--votes needs the feature labels" in refused.stderr
+    assert len(bench.upstream.seen) == 9
 
 
 def test_a_job_without_options_of_plans_has_the_ordinary_one_which_is_not_stored():
     order = JobOrder.of([Path("/in")], Path("/out"), {"student": False})
     assert type(order.plan) is type(plan_of({}, [""])) is Plan
-    assert order.model_dump(mode="json")["plan"] is None
+    assert order.model_dump(mode="json")["parts"] == {}
     assert JobOrder.model_validate(order.model_dump(mode="json")) == order
-
-
-async def test_an_order_with_a_part_of_a_missing_feature_can_be_read_and_is_not_run():
-    stored = {"inputs": ["/in"], "output": "/out", "parts": {"lake": {"depth": 3}}}
-    order = JobOrder.model_validate(stored)
-    assert order.model_dump(mode="json")["parts"] == stored["parts"]
-    assert order.create is not None
-    with pytest.raises(PromptmillError, match="begun with `lake`, whose feature is not installed"):
-        await order.create(Configuration({}).plan)

@@ -17,7 +17,6 @@ _IS_FIRST = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' 
 class LongAgain(Plan):
     """Sends each row with a long answer again, after all others."""
 
-    name: ClassVar[str] = "long_to"
     rules: ClassVar[Mapping[str, str]] = {"long": f"({ANSWERED} AND length(answer.text) > 500 AND {_IS_FIRST})"}
     model: str
 

@@ -26,7 +26,6 @@ from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.status_record import Status
 
@@ -124,7 +123,7 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
 
 def _of_features(found: Status, folder: Folder | None) -> list[str]:
     spec = None if folder is None else folder.spec
-    if spec is None or type(spec.plan) is not Plan:
+    if spec is None or spec.parts:
         return []
     return [f"  {worded(words, option_of)}" for words in remedies(found.get("errors", {}))]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import say
 from promptmill.core.errors import PromptmillError, config_error
-from promptmill.core.feature import features
+from promptmill.core.feature import order_parts
 from promptmill.options import table
 from promptmill.options.check import check
 
@@ -129,8 +129,8 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     given.pop("response_format", None)  # see `_schema`
     endpoint = {key: given[key] for key in table.keys_of(table.ENDPOINT) & given.keys()}
     model = getattr(arguments, "model", None)
-    given_plans = (entry for each in features().values() for entry in each.plans if entry.may_be_asked(vars(arguments)))
-    if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_plans):
+    given_parts = (entry for entries in order_parts() for entry in entries if entry.may_be_asked(vars(arguments)))
+    if model is None and endpoint.keys() & {"base_url", "provider"} and any(given_parts):
         from promptmill.jobs.store.plan import plan_of  # imported on use: few commands have a plan
 
         model = plan_of(vars(arguments), [""]).only_model

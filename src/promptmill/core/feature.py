@@ -39,19 +39,19 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanEntry:
-    """A plan of jobs."""
+class PartEntry:
+    """A part of the orders of jobs."""
 
     name: str
-    """The plan's name in the databases of jobs."""
-    options: Sequence[str]
-    """The options of `bulk` that may select the plan."""
-    plan: str
-    """`"module:class"`: the subclass of `promptmill.jobs.store.plan.Plan`."""
+    """The option that selects the part, and its name in the databases of jobs."""
+    part: str
+    """`"module:class"`: the subclass of `promptmill.jobs.store.order_part.OrderPart`, such as a plan."""
+    options: Sequence[str] = ()
+    """Further options of `bulk` that may select it."""
 
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
         """Return whether one of its options is set."""
-        values = (options.get(option) for option in self.options)
+        values = (options.get(option) for option in (self.name, *self.options))
         return any(value is not None and value is not False and value != {} for value in values)
 
 
@@ -253,8 +253,8 @@ class Feature:
     """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters."""
     answers: Sequence[str] = ()
     """Each `"module:class"`: a `promptmill.answers.check.Check`, or a `promptmill.answering.step.Step`."""
-    plans: Sequence[PlanEntry] = ()
-    """If several plans of this feature are selected, the first is used. Plans of two features exclude each other."""
+    order_parts: Sequence[PartEntry] = ()
+    """If several parts of this feature are selected, the first is used. Plans of two features exclude each other."""
     ways: Sequence[WayEntry] = ()
     figures: Sequence[Figure] = ()
     instructions: str = ""
@@ -266,9 +266,6 @@ class Feature:
     `promptmill.api`."""
 
     observation: Observation | None = None
-    order_parts: Mapping[str, str] = field(default_factory=dict)
-    """Parts of the orders of jobs, by the option that selects them, such as `{"lake": "module:class"}`; each class is a
-    `promptmill.jobs.store.order.OrderPart`."""
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
@@ -354,6 +351,11 @@ def hidden_parameters() -> dict[str, str]:
     """Return the sampling parameters of hidden features, each with the name of its feature."""
     classes = {name: part(each.sampling) for name, each in hidden().items() if each.sampling}
     return {field: name for name, kind in classes.items() for field in kind.model_fields}
+
+
+def order_parts() -> Sequence[Sequence[PartEntry]]:
+    """Return the parts of orders that features add, those of each feature together."""
+    return [feature.order_parts for feature in features().values()]
 
 
 def ways() -> Mapping[str, WayEntry]:

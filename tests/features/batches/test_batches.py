@@ -295,7 +295,7 @@ NOON = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
 @pytest.mark.parametrize("text", ["25:00", "yesterday", "2026-02-28", "-3h", "6 hours", ""])
 def test_a_time_that_cannot_be_meant_is_refused(text):
     with pytest.raises(PromptmillError):
-        BatchOrder.of({"batch": True, "by": text, "poll": None if text else "0"}, NOON)
+        BatchOrder.of({"batch": True, "by": text, "poll": None if text else "0"}, now=NOON)
 
 
 def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Round | None:
@@ -913,6 +913,7 @@ def test_an_equal_batch_of_another_job_is_not_taken_for_ours(tmp_path, monkeypat
 def test_several_answers_are_refused_with_the_remedy(tmp_path, server):
     with pytest.raises(PromptmillError, match="leave out `n`, or send the rows live"):
         bulk(tmp_path, server, settings={"sampling_params.n": 3})
+    assert not [*tmp_path.rglob("job.db")], "it is refused before there is a job"
 
 
 def _interrupts_when(seen: Any) -> Any:

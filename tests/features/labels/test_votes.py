@@ -74,7 +74,7 @@ def test_a_number_is_the_same_vote_however_it_is_written(one, form):
 
 
 def test_votes_are_sent_before_the_decisions():
-    order = order_of().model_copy(update={"plan": Votes(models=("", "", ""))})
+    order = order_of().model_copy(update={"parts": {"votes": Votes(models=("", "", ""))}})
     plain, votes = Round(1, "open", "", (0,)), Round(1, "open", "", (1, 2, 3))
 
     def following(known: Round, empty: str = "") -> Round | None:

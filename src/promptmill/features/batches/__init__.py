@@ -1,6 +1,6 @@
 """The Batch APIs of providers: answers arrive within a day, at a lower price."""
 
-from promptmill.core.feature import Feature, Figure, WayEntry
+from promptmill.core.feature import Feature, Figure, PartEntry, WayEntry
 
 FEATURE = Feature(
     options="promptmill.features.batches.options:OPTIONS",
@@ -21,7 +21,7 @@ FEATURE = Feature(
             tier="batch",
         ),
     ),
-    order_parts={"batch": "promptmill.features.batches.batch_order:BatchOrder"},
+    order_parts=(PartEntry("batch", "promptmill.features.batches.batch_order:BatchOrder"),),
     figures=(
         Figure(
             name="batch",

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
-from promptmill.jobs.store.order import OrderPart
+from promptmill.jobs.store.order_part import OrderPart
+from promptmill.jobs.store.stored import Question
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -32,11 +34,12 @@ class BatchOrder(OrderPart):
     """Whether `by` was set by an earlier run of the same command, whose job is not finished."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], now: datetime | None = None) -> BatchOrder:
+    def of(cls, options: Mapping[str, Any], models: Sequence[str] = (), now: datetime | None = None) -> BatchOrder:
         """Return the options `by`, `poll` and `keep_files`, parsed. `now`: a local time.
 
         Raises `PromptmillError` (`invalid_input`).
         """
+        del models
         now = now or datetime.now().astimezone()
         given = {name: options[name] for name in ("by", "poll", "keep_files") if options.get(name)}
         if "by" in given:
@@ -44,6 +47,19 @@ class BatchOrder(OrderPart):
         if "poll" in given and not 0.1 <= (poll := _seconds("poll", str(given["poll"]))) <= _DAY_S:
             raise input_error(Named("poll"), f" {poll:g} s is not between 0.1 s and a day.")
         return cls(**given | ({"poll": poll} if "poll" in given else {}))
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for several answers to each prompt."""
+        del question
+        if config.settings.sampling_params.n is not None:
+            raise input_error(
+                Named("batch"),
+                " needs one answer to each prompt: leave out `n`, or send the rows live, without ",
+                Named("batch"),
+                ". For the label that most answers have, use ",
+                Named("votes"),
+                " in place of `n`.",
+            )
 
     @property
     def notes(self) -> Sequence[str]:

@@ -39,7 +39,7 @@ from promptmill.backends.batches import (
 )
 from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.request import Request
 from promptmill.features.batches import stored_batches
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
@@ -140,15 +140,6 @@ class BatchRound:
 
     async def run(self) -> None:
         """Run the round to its end. Raises `PromptmillError`, and the errors of the database."""
-        if self._job.plan.settings.sampling_params.n is not None:
-            raise input_error(
-                Named("batch"),
-                " needs one answer to each prompt: leave out `n`, or send the rows live, without ",
-                Named("batch"),
-                ". For the label that most answers have, use ",
-                Named("votes"),
-                " in place of `n`.",
-            )
         async with contextlib.AsyncExitStack() as opened:
             for slot in sorted({*self._round.slots, *(batch.slot for batch in self._open())}):
                 api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))

@@ -1,7 +1,7 @@
 """Long rows: a text that exceeds the model's window is read in pieces, and the answers about the pieces are merged."""
 
 from promptmill.core.errors import Code, Named
-from promptmill.core.feature import Feature, PlanEntry
+from promptmill.core.feature import Feature, PartEntry
 
 FEATURE = Feature(
     words="rows longer than the model's window, read piece by piece",
@@ -14,7 +14,5 @@ FEATURE = Feature(
         )
     },
     options="promptmill.features.documents.options:OPTIONS",
-    plans=(
-        PlanEntry("split", ("split", "overlap", "merge", "merge_prompt"), "promptmill.features.documents.plan:Split"),
-    ),
+    order_parts=(PartEntry("split", "promptmill.features.documents.plan:Split", ("overlap", "merge", "merge_prompt")),),
 )

@@ -20,7 +20,8 @@ _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 """A field of a row in a prompt."""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
-_MOST_WORDS = 30  # max words of a text that is searched for
+_MOST_WORDS = 30  # words of a text that are searched for
+_OTHER_WORDS = ", in other words"
 _LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
 _NUMBER = re.compile(r"(?<![\w.,])\d++(?:[.,'\u2019\u00a0\u202f]\d++)*+(?!\w)")
 _WHOLE = re.compile(r"\d+|\d{1,3}(?:\D\d{3})+")
@@ -88,15 +89,19 @@ def place(text: str, piece: Piece) -> str:
 
 
 def place_of(text: str, piece: Piece, value: Any) -> str:
-    """Return the location of a value: its page or characters if the piece contains it, else the piece's location.
+    """Return the location of a value: its page or characters if the piece contains it, else the piece's location, with
+    a mark: the model has converted the value, or made it up.
 
-    A text is found whatever its case and spaces, a number by its value, an object by its first text or else number. If
-    a number may be read in two ways, such as `1,250`, one that has the value in any case goes first.
+    A text is found whatever its case and spaces, by its first 30 words; a number by its value, an object by its first
+    text or else number. If a number may be read in two ways, such as `1,250`, one that has the value in any case goes
+    first. True and false have no words.
 
     >>> place_of("Of 3 parts:\\fEUR 1.250,00", Piece(0, 24), 1250)
     'page 2'
     """
-    return place(text, next(_found(text, piece, value), piece))
+    found = next(_found(text, piece, value), None)
+    mark = "" if found or value is None or isinstance(value, bool) else _OTHER_WORDS
+    return f"{place(text, found or piece)}{mark}"
 
 
 def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
@@ -104,7 +109,7 @@ def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
     if isinstance(value, Mapping):
         for each in sorted(value.values(), key=lambda each: not isinstance(each, str)):
             yield from _found(text, piece, each)
-    elif isinstance(value, str) and 0 < len(words := value.split()) <= _MOST_WORDS:
+    elif isinstance(value, str) and (words := value.split()[:_MOST_WORDS]):
         whole = r"(?<![0-9A-Za-z])" + r"\s+".join(map(re.escape, words)) + r"(?![0-9A-Za-z])"  # the 1 in 21 is no match
         for match in re.compile(whole, re.IGNORECASE).finditer(text, piece.start, piece.end):
             yield Piece(*match.span())

@@ -33,7 +33,6 @@ AUTO = "auto"
 class Split(Plan):
     """Reads rows with a long text in pieces, and merges the answers."""
 
-    name: ClassVar[str] = "split"
     fields: ClassVar[Sequence[str]] = (SOURCES,)
     how: How
 
@@ -66,7 +65,7 @@ class Split(Plan):
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""
         if sends_all or begun == self or type(begun) is Plan:  # rows that were answered whole keep their answers
             return self
-        was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else f"the plan {begun.name}"
+        was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else "another plan"
         raise input_error(
             f"Job {job_id} was begun with {was}, and its answers are paid. Keep that, send all rows again with ",
             Named("again", "all"),

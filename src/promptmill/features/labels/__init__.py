@@ -1,17 +1,17 @@
 """One label for each row, chosen from several answers."""
 
-from promptmill.core.feature import Feature, Figure, PlanEntry
+from promptmill.core.feature import Feature, Figure, PartEntry
 
 FEATURE = Feature(
     options="promptmill.features.labels.options:OPTIONS",
     words="one label for each row, chosen from several answers: votes, a promise, a student",
-    plans=(
-        PlanEntry(
+    order_parts=(
+        PartEntry(
             "sure",
-            ("sure", "agree", "certainty", "second", "recall", "gold", "student"),
             "promptmill.features.labels.sure:Sure",
+            ("agree", "certainty", "second", "recall", "gold", "student"),
         ),
-        PlanEntry("votes", ("votes",), "promptmill.features.labels.votes:Votes"),
+        PartEntry("votes", "promptmill.features.labels.votes:Votes"),
     ),
     figures=(
         Figure(

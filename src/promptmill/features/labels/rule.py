@@ -123,7 +123,6 @@ class SureRule(Plan):
     labels differs from the strong model's labels or, with `gold`, from the right labels; see `cut`.
     """
 
-    name: ClassVar[str] = "sure"
     fields: ClassVar[Sequence[str]] = (SURE, SCORE)
     rules: ClassVar[Mapping[str, str]] = MappingProxyType(
         {

@@ -43,7 +43,7 @@ class Sure(SureRule):
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) if answers are not labels, or if a prompt contains right labels."""
-        check_comparable(config, self.name, self.recall)
+        check_comparable(config, "sure", self.recall)
         if self.gold:
             if config.settings.sampling_params.choices is None:
                 raise input_error(Named("gold"), " needs ", Named("choices"), ", so that each row has one label.")

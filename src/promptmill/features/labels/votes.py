@@ -40,7 +40,6 @@ _DIGITS = 4
 class Votes(Plan):
     """Collects several answers to each row, and delivers the most frequent label."""
 
-    name: ClassVar[str] = "votes"
     fields: ClassVar[Sequence[str]] = (SURE, SCORE)
     rules: ClassVar[Mapping[str, str]] = MappingProxyType({"voted": _IS_VOTED})
     models: tuple[str, ...] = Field(min_length=2, max_length=MOST_VOTES)
@@ -85,7 +84,7 @@ class Votes(Plan):
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the answers are not labels."""
         del question
-        check_comparable(config, self.name)
+        check_comparable(config, "votes")
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
         """Return the target of a slot. Its sampling makes answers of the same model differ between slots."""

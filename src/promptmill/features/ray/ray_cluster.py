@@ -18,7 +18,7 @@ from promptmill.cluster.replicas import Replicas, create
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.version import __version__
-from promptmill.jobs.store.order import Create, OrderPart
+from promptmill.jobs.store.order_part import Create, OrderPart
 from promptmill.system.installation import adding
 
 _REACHED_S = 10
@@ -33,8 +33,9 @@ class RayCluster(OrderPart):
     cpus: float = 1
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> RayCluster:
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> RayCluster:
         """Return the cluster that the options describe."""
+        del models
         names = {"address": "ray", "replicas": "replicas", "gpus": "num_gpus", "cpus": "num_cpus"}
         return cls(**{field: options[name] for field, name in names.items() if options.get(name) is not None})
 

@@ -200,7 +200,7 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> 
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
         spec = resumed(folder, begun, new, order, fixed=wanted.is_fixed)
-    if spec.plan.chooses:
+    if spec.chooses:
         spec = spec.model_copy(update={"targets": _with_copies(spec.targets)})
     if begun is not None and made is not None:
         if made.is_own(there):

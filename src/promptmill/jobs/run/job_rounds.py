@@ -59,7 +59,7 @@ class JobRounds:
                 end,
                 work or Work(),
                 lambda: job.spec,
-                lambda plan: job.put(job.spec.model_copy(update={"plan": plan})),
+                lambda plan: job.put(job.spec.with_plan(plan)),
                 show,
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
@@ -161,7 +161,7 @@ class JobRounds:
             return job.spec.targets
         if round_.model not in job.spec.plan.named_models:
             raise RuntimeError(
-                f"a round of the plan {job.spec.plan.name} names {round_.model}, `named_models` does not"
+                f"a round of the plan {', '.join(job.spec.parts)} names {round_.model}, `named_models` does not"
             )
         store, targets = job.folder.store, [*job.spec.targets]
         counted = [*targets]

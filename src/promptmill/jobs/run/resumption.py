@@ -52,10 +52,10 @@ class ChangedError(PromptmillError):
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the wanted job. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
-    if begun.plan.chooses and begun.plan.option != wanted.plan.option and not _has_nothing(folder):
+    if begun.chooses and begun.parts.keys() != wanted.parts.keys() and not _has_nothing(folder):
         raise input_error(
             f"Job {begun.job_id} chose its labels with ",
-            Named(begun.plan.option),
+            Named(*begun.parts),
             "; give it again, or name another output.",
         )
     plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)
@@ -74,10 +74,9 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
         way.check(folder.store, begun.job_id, targets)
     if (begun.is_grid or wanted.is_grid) and not sends_all:
         _check_places(folder, begun, targets)
-    spec = wanted.model_copy(
+    spec = wanted.with_plan(plan).model_copy(
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
-            "plan": plan,
             "targets": tuple(targets),
         }
     )

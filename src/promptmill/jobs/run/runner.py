@@ -171,7 +171,7 @@ class Runner:
                             await self._run.in_thread(functools.partial(live.wait, self._run.work.halt))
                         return
                     if not await self._drop_damaged():
-                        raise RuntimeError(f"the plan {job.spec.plan.option} leaves rows open")
+                        raise RuntimeError(f"the plan {', '.join(job.spec.parts)} leaves rows open")
                 except DamagedError:
                     await self._salvage()
                     is_read = False

@@ -31,7 +31,7 @@ from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.plan import JobSpec, plans_in
 from promptmill.jobs.store.spec import InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
@@ -214,7 +214,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     for text in question.templates:
         template_of(text, places_in(text))  # any placeholder may be a column
     if order.plan.chooses and is_request:
-        raise input_error(Named(order.plan.option), _OF_ROWS)
+        raise input_error(Named(*plans_in(order.parts)), _OF_ROWS)
     _check_answer_column(order.form.column)
     known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
     for name in order.form.columns:
@@ -252,7 +252,8 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     if order.question.image_column is None:
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
-    order.plan.check(plan, order.question)
+    for part in order.parts.values():
+        part.check(plan, order.question)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
@@ -272,7 +273,8 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             shard=order.limits.shard,
         ),
         targets=_targets_of(wanted, input_format),
-        plan=order.plan,
+        parts=plans_in(order.parts),
+        chooses=order.plan.chooses,
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),

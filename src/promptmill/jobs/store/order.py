@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Any
 
-from pydantic import AliasChoices, BeforeValidator, Field, PlainSerializer
+from pydantic import AliasChoices, Field
 
-from promptmill.backends.protocol import Backend
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error, redact
-from promptmill.core.feature import features, part
-from promptmill.jobs.store.plan import AnyPlan, Plan, plan_of
+from promptmill.jobs.store.order_part import AnyParts, Create, parts_of
+from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
@@ -22,7 +20,6 @@ from promptmill.options.table import Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
-Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 _FIRST_ROWS = 20  # rows from which a share of failures is checked; of fewer rows, a share says little
 
 
@@ -153,79 +150,6 @@ def as_written(names: Sequence[str]) -> str:
     return redact(" ".join(names))
 
 
-class OrderPart(Stored):
-    """The options of a feature in an order: how, or where, the rows are answered."""
-
-    way: ClassVar[str] = LIVE
-    """The way of the first round that sends rows. Rows that this way leaves open are sent live."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> OrderPart:
-        """Return the feature's options from those of `bulk`. Raises `PromptmillError` (`invalid_input`)."""
-        del options
-        return cls()
-
-    @property
-    def create(self) -> Create | None:
-        """The function that makes the job's backend, instead of promptmill's own backends."""
-        return None
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Remarks for the user."""
-        return ()
-
-    def repeated(self, begun: OrderPart) -> OrderPart:
-        """Return the options for a repeated command. `begun`: the options of the unfinished job."""
-        del begun
-        return self
-
-
-class UnknownPart(OrderPart):
-    """The options of a missing feature. The job can be read, but not run."""
-
-    name: str
-    values: Mapping[str, Any]
-
-    @property
-    def create(self) -> Create:
-        """A function that raises `PromptmillError` (`invalid_input`)."""
-
-        async def refuse(_: ResolvedConfig) -> Backend:
-            raise input_error("The job was begun with ", Named(self.name), ", whose feature is not installed.")
-
-        return refuse
-
-
-def _read_parts(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    kinds = {name: where for feature in features().values() for name, where in feature.order_parts.items()}
-    return {name: _read_part(name, each, kinds.get(name)) for name, each in value.items()}
-
-
-def _read_part(name: str, value: Any, where: str | None) -> OrderPart:
-    if isinstance(value, OrderPart):
-        return value
-    if where is None:
-        return UnknownPart(name=name, values=value)
-    kind: type[OrderPart] = part(where)
-    return kind.model_validate(value)
-
-
-def _written_parts(parts: Mapping[str, OrderPart]) -> dict[str, object]:
-    return {
-        name: each.values if isinstance(each, UnknownPart) else each.model_dump(mode="json")
-        for name, each in parts.items()
-    }
-
-
-AnyParts: TypeAlias = Annotated[
-    Mapping[str, OrderPart], BeforeValidator(_read_parts), PlainSerializer(_written_parts, when_used="json")
-]
-"""The options of features in an order, by the name of the option that selects the feature."""
-
-
 class JobOrder(Stored):
     """An order: which job to run, and how to run it this time."""
 
@@ -243,7 +167,6 @@ class JobOrder(Stored):
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
-    plan: AnyPlan = Plan()
     parts: AnyParts = Field({})
     """The options of features, by the name of the option that selects the feature."""
     shown: Shown = Shown()
@@ -268,8 +191,8 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
-        plan = plan_of(options, models or [""])
-        variants = plan.ways or variants
+        parts = parts_of(options, models or [""])
+        variants = plan_in(parts).ways or variants
         return cls(
             inputs=tuple(inputs),
             output=output,
@@ -286,16 +209,15 @@ class JobOrder(Stored):
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             has_check=options.get("check") is not None,
             variants=variants,
-            plan=plan,
-            parts={
-                name: part(where).of(options)
-                for feature in features().values()
-                for name, where in feature.order_parts.items()
-                if (value := options.get(name)) is not None and value is not False
-            },
+            parts=parts,
             reading=Reading.of(**given(sql="sql", encoding="encoding", header_row="header_row")),
             **given(system_prompt="system_prompt", sampling="sampling"),
         )
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, which decides the rows to send next and the answer of each row."""
+        return plan_in(self.parts)
 
     @property
     def named_models(self) -> frozenset[str]:

@@ -2,8 +2,8 @@
 
     order ─▶ Plan ─▶ rounds ─▶ answers ─▶ PlanWork: copies, decisions ─▶ delivered answers ─▶ marks, figures, doubts
 
-An ordinary job has the plan `Plan()`; features add others (`core.feature.PlanEntry`). What a single feature asks of
-some plans is a protocol of that feature.
+An ordinary job has the plan `Plan()`; features add others, as parts of orders. What a single feature asks of some plans
+is a protocol of that feature.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import Field
 
 from promptmill.answering.step import Step
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.feature import features, part
 from promptmill.core.request import Request
 from promptmill.jobs import members
 from promptmill.jobs.labels import probability
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
@@ -118,7 +118,7 @@ class Estimate(NamedTuple):
     """The estimated cost, in US dollars, of the rows sent before the plan's decision; None if it is unknown or 0."""
 
 
-class Plan(Stored):
+class Plan(OrderPart):
     """Decides which rows a job sends next, to which slots, and which answer a row gets.
 
     This base class is the plan of an ordinary job: each row is sent to each target, and each answer is delivered. A
@@ -126,25 +126,12 @@ class Plan(Stored):
     choose from. In an order, the plan holds options; in a job, it also holds the decisions it has made.
     """
 
-    name: ClassVar[str] = ""
-    """The name of the plan, which is also the option that selects it; `""` for an ordinary job."""
     fields: ClassVar[Sequence[str]] = ()
     """The columns that `marks` fills."""
-    rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Rules for the rows of a round that the plan adds to `rounds.RULES`."""
     follows: ClassVar[bool] = True
     """Whether an answer is final when it is recorded, so that a live output may include it."""
     all_may_fail: ClassVar[bool] = True
     """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Plan | None:
-        """Return the plan that the options of `bulk` select; None for an ordinary job.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        del options, models
-        return cls()
 
     @property
     def ways(self) -> tuple[Variant, ...]:
@@ -163,11 +150,6 @@ class Plan(Stored):
         return (names.pop() or None) if len(names) == 1 else None
 
     @property
-    def option(self) -> str:
-        """The option that selects the plan; `""` for an ordinary job."""
-        return self.name
-
-    @property
     def chooses(self) -> bool:
         """Whether the plan chooses the delivered answer: then only slot 0 is delivered."""
         return bool(self.ways)
@@ -184,9 +166,6 @@ class Plan(Stored):
         return True
 
     # ---- admission
-
-    def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan does not support."""
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
         """Return `target` with the plan's changes for a slot."""
@@ -277,81 +256,29 @@ class Doubt(NamedTuple):
     """The score as text, such as `2 of 3`, if it is not a probability."""
 
 
-class UnknownPlan(Plan):
-    """The plan of a missing feature. The job can be read, but not run."""
-
-    kind: str
-    delivers_one: bool
-    values: Mapping[str, Any]
-
-    @property
-    def option(self) -> str:
-        """The option that selected the plan."""
-        return self.kind
-
-    @property
-    def chooses(self) -> bool:
-        """Whether only the answer in slot 0 is delivered."""
-        return self.delivers_one
-
-    def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`)."""
-        del config, question
-        raise input_error("The job was begun with ", Named(self.kind), ", whose feature is not installed.")
+_ORDINARY = Plan()
 
 
-def plan_named(name: str) -> type[Plan] | None:
-    """Return the class of a plan; None if its feature is missing."""
-    entries = (entry for feature in features().values() for entry in feature.plans)
-    return next((part(entry.plan) for entry in entries if entry.name == name), None)
+def plans_in(parts: Mapping[str, OrderPart]) -> dict[str, Plan]:
+    """Return the plan among the parts of an order or job, by its name; none for an ordinary job.
+
+    Raises `PromptmillError` (`invalid_input`) if there are several.
+    """
+    plans = {name: each for name, each in parts.items() if isinstance(each, Plan)}
+    if len(plans) > 1:
+        first, second, *_ = map(Named, plans)
+        raise input_error(first, " cannot be used with ", second, "; leave one of them out.")
+    return plans
+
+
+def plan_in(parts: Mapping[str, OrderPart]) -> Plan:
+    """Return the plan among the parts of an order or job. Raises as `plans_in`."""
+    return next(iter(plans_in(parts).values()), _ORDINARY)
 
 
 def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
     """Return the plan that the options of `bulk` select. Raises `PromptmillError` (`invalid_input`)."""
-    asked = list[Plan]()
-    for feature in features().values():
-        for entry in feature.plans:
-            if entry.may_be_asked(options):
-                kind: type[Plan] = part(entry.plan)
-                if (plan := kind.of(options, models)) is not None:
-                    asked.append(plan)
-                    break
-    if len(asked) > 1:
-        first, second = (Named(plan.option) for plan in asked[:2])
-        raise input_error(first, " cannot be used with ", second, "; leave one of them out.")
-    if asked:
-        return asked[0]
-    return Plan()
-
-
-class _StoredPlan(Stored):
-    """A plan in the database of a job. SQL queries read these fields too."""
-
-    name: str
-    chooses: bool
-    values: Mapping[str, Any]
-
-
-def _read_plan(value: Any) -> Any:
-    if value is None:
-        return Plan()
-    if not isinstance(value, Mapping):
-        return value
-    stored = _StoredPlan.model_validate(value)
-    if (kind := plan_named(stored.name)) is not None:
-        return kind.model_validate(stored.values)
-    return UnknownPlan(kind=stored.name, delivers_one=stored.chooses, values=stored.values)
-
-
-def _written_plan(plan: Plan) -> dict[str, object] | None:
-    if not plan.option:
-        return None
-    values = plan.values if isinstance(plan, UnknownPlan) else plan.model_dump(mode="json")
-    return _StoredPlan(name=plan.option, chooses=plan.chooses, values=values).model_dump()
-
-
-AnyPlan: TypeAlias = Annotated[Plan, BeforeValidator(_read_plan), PlainSerializer(_written_plan)]
-"""A plan; None in JSON for an ordinary job."""
+    return plan_in(parts_of(options, models))
 
 
 class JobSpec(Stored):
@@ -368,11 +295,22 @@ class JobSpec(Stored):
     model: str
     provider: str = ""
     """The name of the provider, for metrics."""
-    plan: AnyPlan = Plan()
-    """The plan, which decides the rows to send next and the answer of each row."""
+    parts: AnyParts = Field({})
+    """The plan with its decisions, by the name of the option that selects it; empty for an ordinary job."""
+    chooses: bool = False
+    """Whether the plan chooses the delivered answer, see `Plan.chooses`. SQL queries read this field, too."""
     to_bind: Literal["questions", "rows"] | None = None
     """The rule that binds answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, which decides the rows to send next and the answer of each row."""
+        return plan_in(self.parts)
+
+    def with_plan(self, plan: Plan) -> JobSpec:
+        """Return the job with other decisions of its plan."""
+        return self.model_copy(update={"parts": dict.fromkeys(self.parts, plan)})
 
     @property
     def fills_input(self) -> bool:
@@ -413,7 +351,7 @@ class JobSpec(Stored):
     @property
     def delivered(self) -> int:
         """The number of answers to each row in the output. They are in the first slots."""
-        return 1 if self.plan.chooses else len(self.targets)
+        return 1 if self.chooses else len(self.targets)
 
     @property
     def output_targets(self) -> Sequence[Target]:

@@ -22,7 +22,7 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from promptmill.core.errors import Code, Named, input_error
-from promptmill.core.feature import features, part, ways
+from promptmill.core.feature import order_parts, part, ways
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
 from promptmill.jobs.store.stored import Target
@@ -138,8 +138,8 @@ def rule_of(rows: str) -> str:
         return rule
     if (way := _awaited(rows)) is not None:
         return way.RULE
-    entries = (entry for feature in features().values() for entry in feature.plans)
-    return next((rule for entry in entries if (rule := part(entry.plan).rules.get(rows)) is not None), NEVER)
+    kinds = (part(entry.part) for entries in order_parts() for entry in entries)
+    return next((rule for kind in kinds if (rule := kind.rules.get(rows)) is not None), NEVER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ _SAMPLES = 65_536  # max answers in the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0 is the latency of a copied answer
 _TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# with `plan.chooses`, the later slots have paid candidates, which are never delivered
+# with `JobSpec.chooses`, the later slots have paid candidates, which are never delivered
 DELIVERED = f"""answer.key < coalesce((
-    SELECT CASE WHEN value ->> '$.plan.chooses' THEN {SLOT} ELSE {LAST_KEY} END
+    SELECT CASE WHEN value ->> '$.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that are in the output."""

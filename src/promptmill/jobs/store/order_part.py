@@ -1,0 +1,112 @@
+"""The parts of an order: what the features that its options select do with the job.
+
+    options of a command ─▶ parts_of ─▶ {"lake": Lake(…), "long": LongAgain(…)} ─▶ JSON: {"lake": {…}, "long": {…}}
+
+A part may name the way or the backend that answers the rows. A part that decides which rows are sent is a plan, see
+`plan.Plan`. An order has the parts with the options of a command; a job has the plan, with its decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, TypeAlias
+
+from pydantic import BeforeValidator, PlainSerializer
+
+from promptmill.backends.protocol import Backend
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, input_error
+from promptmill.core.feature import order_parts, part
+from promptmill.jobs.store.rounds import LIVE
+from promptmill.jobs.store.stored import Question, Stored
+
+Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+
+
+class OrderPart(Stored):
+    """The options of a feature in an order: how, or where, the rows are answered."""
+
+    way: ClassVar[str] = LIVE
+    """The way of the first round that sends rows. Rows that this way leaves open are sent live."""
+    rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Rules for the rows of a round that the part adds to `rounds.RULES`."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> OrderPart | None:
+        """Return the part that the options of `bulk` select, if they do. `models`: the models of the order.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        del options, models
+        return cls()
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the part does not support."""
+
+    @property
+    def create(self) -> Create | None:
+        """The function that makes the job's backend, instead of promptmill's own backends."""
+        return None
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks for the user."""
+        return ()
+
+    def repeated(self, begun: OrderPart) -> OrderPart:
+        """Return the options for a repeated command. `begun`: the options of the unfinished job."""
+        del begun
+        return self
+
+
+class UnknownPart(OrderPart):
+    """The part of a missing feature. The job can be read, but not run."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`)."""
+        del config, question
+        raise input_error("The job was begun with ", Named(self.name), ", whose feature is not installed.")
+
+
+def parts_of(options: Mapping[str, Any], models: Sequence[str]) -> dict[str, OrderPart]:
+    """Return the parts that the options of `bulk` select, by name. Raises `PromptmillError` (`invalid_input`)."""
+    parts = dict[str, OrderPart]()
+    for entries in order_parts():
+        for entry in entries:
+            if entry.may_be_asked(options) and (found := part(entry.part).of(options, models)) is not None:
+                parts[entry.name] = found
+                break
+    return parts
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kinds = {entry.name: entry.part for entries in order_parts() for entry in entries}
+    return {name: _read_part(name, each, kinds.get(name)) for name, each in value.items()}
+
+
+def _read_part(name: str, value: Any, where: str | None) -> OrderPart:
+    if isinstance(value, OrderPart):
+        return value
+    if where is None:
+        return UnknownPart(name=name, values=value)
+    kind: type[OrderPart] = part(where)
+    return kind.model_validate(value)
+
+
+def _written(parts: Mapping[str, OrderPart]) -> dict[str, object]:
+    return {
+        name: each.values if isinstance(each, UnknownPart) else each.model_dump(mode="json")
+        for name, each in parts.items()
+    }
+
+
+AnyParts: TypeAlias = Annotated[
+    Mapping[str, OrderPart], BeforeValidator(_read), PlainSerializer(_written, when_used="json")
+]
+"""Parts of features, by name."""
