@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from promptmill.answering.likely import ASSUMED, LikelyLengths
@@ -40,9 +42,64 @@ def test_each_field_of_a_schema_counts_by_its_name_and_type():
     assert likely(response_format=asking_for({"type": "object"})).source == "by the names and types of the fields"
 
 
+@pytest.mark.parametrize(
+    ("schema", "size"),
+    [
+        *(({"type": kind}, size) for kind, size in (("boolean", 5), ("null", 4), ("integer", 4), ("number", 7))),
+        *(({"type": "string", "maxLength": longest}, size) for longest, size in ((10, 12), (100, 40), (None, 40))),
+        *(({}, 40), (True, 40), ({"type": ["null", "number"]}, 7), ({"type": ["string", "null"]}, 40)),
+        *(({"type": ["null"]}, 4), ({"const": "\u00e9"}, 4), ({"enum": ["a", "bb"]}, 4), ({"const": None}, 4)),
+        *(({"type": "integer", name: wrong}, 4) for name in ("enum", "anyOf") for wrong in ([], "abc", None)),
+        *(({name: [{"type": "null"}, {"type": "number"}]}, 7) for name in ("anyOf", "oneOf", "allOf")),
+        ({"properties": {"a": {"type": "boolean"}, "bc": {"type": "null"}}}, 2 + (3 + 4 + 5) + (4 + 4 + 4)),
+        *(
+            ({"type": "array", "items": {"type": "boolean"}, **bounds}, 2 + items * (2 + 5))
+            for bounds, items in (
+                *(({}, 3), ({"minItems": 5}, 5), ({"minItems": 2}, 3), ({"maxItems": 1}, 1), ({"maxItems": 9}, 3)),
+                ({"minItems": 4, "maxItems": 6}, 4),
+            )
+        ),
+    ],
+)
+def test_a_value_has_the_bytes_of_its_kind(schema, size):
+    """With three fields of this schema, an object has 2 bytes, 7 for each name, and a token for three bytes."""
+    assert tokens_of(a=schema, b=schema, c=schema) == 8 + size
+
+
 def test_a_definition_that_contains_itself_counts_once():
     whole = likely(response_format=asking_for({"$ref": "#/$defs/tree", "$defs": {"tree": TREE}}))
-    assert 20 < whole.tokens < 30
+    assert whole.tokens == (2 + (6 + 4 + 40) + (7 + 4)) / 3
+
+
+def _nested(kind: str, levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "boolean"}
+    for _ in range(levels):
+        of: dict[str, dict[str, Any]] = {
+            "array": {"items": schema, "maxItems": 1},
+            "object": {"properties": {"a": schema}},
+        }
+        schema = {"type": kind, **of[kind]} if kind in of else {kind: [schema]}
+    return schema
+
+
+@pytest.mark.parametrize(("kind", "size"), [("array", 4), ("object", 9), ("anyOf", 0)])
+def test_a_schema_is_read_fifty_levels_deep(kind, size):
+    for levels, depth, leaf in ((40, 40, 5), (50, 50, 5), (51, 51, 40), (60, 51, 40)):
+        whole = likely(response_format=asking_for(_nested(kind, levels)))
+        assert whole.tokens == -(-(depth * size + leaf) // 3)
+
+
+def test_definitions_are_read_fifty_levels_deep():
+    for levels, leaf in ((40, 5), (60, 40)):
+        steps = {f"n{level}": {"$ref": f"#/$defs/n{level + 1}"} for level in range(levels)}
+        whole = {"$ref": "#/$defs/n0", "$defs": {**steps, f"n{levels}": {"type": "boolean"}}}
+        assert likely(response_format=asking_for(whole)).tokens == -(-leaf // 3)
+
+
+def test_each_form_of_a_job_has_its_own_length():
+    lengths, prompt = LikelyLengths(), conversation_from_prompt("a", "a prompt")
+    forms = [Sampling(choices=("yes", "no")), Sampling(), Sampling(choices=("no", "very probably"))]
+    assert [lengths.of(Request(0, prompt, form)).tokens for form in forms for _ in range(2)] == [7, 7, 200, 200, 10, 10]
 
 
 @pytest.mark.parametrize(

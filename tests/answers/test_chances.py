@@ -9,6 +9,7 @@ import pytest
 
 from promptmill.answers.chances import Chances, chances_in
 from promptmill.answers.choices import Choices
+from promptmill.core.bounds import LONGEST_SEARCHED
 
 MOODS = Choices(["positive", "negative", "neutral"])
 
@@ -53,6 +54,15 @@ def test_improbable_tokens_do_not_vanish():
     found = Chances(MOODS)
     found.step([("pos", -1000.0), ("neg", -1000.0 + math.log(0.25)), ("Yes", 0.0)], "pos")
     assert found.likeliest(2) == {"positive": 0.8, "negative": 0.2}
+    found = Chances(MOODS)
+    found.step([("pos", 0.0), ("neg", -1000.0)], "pos")
+    assert found.likeliest(2) == {"positive": 1.0, "negative": 0.0}
+
+
+def test_tokens_behind_the_decision_change_nothing():
+    decided = "pos", {"pos": 0.6, "neg": 0.4}
+    found = added(MOODS, decided, ("positive", {"positive": 0.9, "posit": 0.1}))
+    assert found.likeliest(2) == added(MOODS, decided).likeliest(2) == {"positive": 0.6, "negative": 0.4}
 
 
 def token(text: str | bytes, share: float = 1.0, **others: float) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def test_the_tokens_of_an_endpoint_tell_the_same_in_any_form(before):
     assert chances_in(MOODS, {"content": content}, 3) == {"negative": 0.533333, "neutral": 0.266667, "positive": 0.2}
 
 
-@pytest.mark.parametrize(("spaces", "is_found"), [(16_000, True), (17_000, False)])
+@pytest.mark.parametrize(("spaces", "is_found"), [(LONGEST_SEARCHED - 7, True), (LONGEST_SEARCHED - 6, False)])
 def test_an_answer_that_begins_with_endless_space_is_not_searched(spaces, is_found):
     content = [token("{" + " " * spaces), token('"a": "'), token("pos", 0.5, neg=0.5), token('itive"', 0.9, x=0.1)]
     assert (chances_in(MOODS, {"content": content}, 3) is not None) == is_found
@@ -91,6 +101,15 @@ def test_a_character_may_take_several_tokens():
     first, second = "東京".encode()[:1], "東京".encode()[1:]
     content = [token(first, 0.5, x=0.1), token(second, 0.9, x=0.1)]
     assert chances_in(cities, {"content": content}, 1) == {"東京": 1.0}
+    content[0]["top_logprobs"].append({"token": "大阪", "logprob": math.log(0.25)})
+    assert chances_in(cities, {"content": content}, 2) == {"東京": 0.666667, "大阪": 0.333333}
+
+
+def test_a_token_before_a_choice_leads_to_none_and_a_choice_may_begin_with_a_brace():
+    content = [token("positive", 0.5, **{"{": 0.25, "neg": 0.25})]
+    assert chances_in(MOODS, {"content": content}, 3) == {"positive": 0.666667, "negative": 0.333333}
+    content = [token('{"answer": "'), token("{", 0.5, b=0.5)]
+    assert chances_in(Choices(["{a}", "b"]), {"content": content}, 2) == {"{a}": 0.5, "b": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_list_in_a_file_is_shown_as_people_write_it(bench):
 
 
 def test_what_is_neither_file_nor_job(bench):
-    assert "There is no file nix.csv, and no job with this output." in shown(bench, "nix.csv", code=2)
+    assert "There is no file nix.csv, and no job with this output: check the path." in shown(bench, "nix.csv", code=2)
     assert "There is no job 'nix'" in shown(bench, "nix", code=2)
 
 

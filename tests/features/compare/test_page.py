@@ -72,7 +72,7 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     ]
     assert data["tiles"] == []
     (mean,) = (note for note in data["footnotes"] if note.startswith("mean F1: "))
-    assert "a rare label counts as much as a frequent one" in mean, "in plain words"
+    assert "each counted once, however rare" in mean, "in plain words"
     overview = data["overview"]
     assert overview["head"] == ["file", "right", "", "mean F1", "answered", "better than A"]
     assert [[row[0], row[1][:6], row[2], row[-1]] for row in overview["rows"]] == [

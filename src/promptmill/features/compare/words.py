@@ -482,10 +482,8 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
     if any(NOT_WORSE in row for row in overview(found).rows):
         yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
     if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
-        yield (
-            f"{LABEL_MEAN}: of all labels, a rare label counts as much as a frequent one; F1 of a label is 1 if it is "
-            "always right, and low if it is missed, or given wrongly"
-        )
+        of_label = "F1 is 1 if a label is never missed or given wrongly"
+        yield f"{LABEL_MEAN}: mean over the labels, each counted once, however rare; {of_label}"
     if any(BEYOND_CHANCE in section.title for section in shown):
         yield f"{BEYOND_CHANCE}: Cohen's kappa"
     if gold and any(_shares_of_labels(gold, 1)):

@@ -144,7 +144,7 @@ class JobFolders:
             if home_expanded(what).exists():
                 return None
             if "." in what or os.sep in what:
-                raise input_error(f"There is no file {what}, and no job with this output.") from None
+                raise input_error(f"There is no file {what}, and no job with this output: check the path.") from None
             raise error from None
 
     def _names(self) -> str:
