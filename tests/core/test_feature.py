@@ -53,6 +53,20 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
     feature._features.cache_clear()
 
 
+def test_a_package_does_not_replace_a_feature_of_ours(monkeypatch):
+    taken = importlib.metadata.EntryPoint("checks", "acme:FEATURE", feature.GROUP)
+    feature._features.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [taken])
+    with pytest.raises(PromptmillError, match=r"acme:FEATURE.*'checks'\. Give its entry point another name"):
+        feature.features()
+    feature._features.cache_clear()
+
+
+def test_a_part_that_a_package_lacks_is_named():
+    with pytest.raises(PromptmillError, match="json:no_such, a part of a feature, cannot be imported"):
+        feature.part("json:no_such")
+
+
 def test_no_code_of_a_feature_is_imported_to_list_them():
     code = f"import os, sys; os.environ['{WITHOUT}'] = ''; from promptmill.core import feature; feature.features(); "
     code += "print(*(name for name in sys.modules if name.startswith('promptmill.features.') and name.count('.') > 2))"

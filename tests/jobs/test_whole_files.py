@@ -66,6 +66,14 @@ def test_a_prompt_asks_about_each_text_of_a_folder(bench, mails):
     assert len(bench.upstream.seen) == 2  # the same command sends nothing again
 
 
+def test_a_file_that_is_read_as_a_whole_is_not_the_output(bench):
+    table = bench.path / "t.csv"
+    table.write_text("a,b\n1,2\n")
+    bench.input = bench.output = table
+    assert "the same file" in bench.fail("--prompt", "Sum up: {{content}}", "--each", "file", "--overwrite")
+    assert table.read_text() == "a,b\n1,2\n"
+
+
 def test_texts_with_a_schema_need_no_prompt(bench, mails):
     bench.input = mails
     bench.run("--fields", "name")

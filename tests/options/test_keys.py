@@ -9,6 +9,7 @@ import pytest
 from promptmill.cli import options
 from promptmill.cli.parser import Parser, add_table
 from promptmill.options import table
+from promptmill.options.option import Option
 
 _VALUES = {"choices": "a,b", "schema": "name,age:number", "provider": "openai", "backend": "openai", "match": "a+"}
 _ENDPOINT = ("--base-url", "localhost:1", "--model", "m")
@@ -34,3 +35,10 @@ def test_a_flag_reaches_its_key(name, monkeypatch):
     arguments = parser.parse_args([*given, str(option.name_on("flag")), value])
     changed = options._overrides(arguments, {}) | options._schema(arguments)
     assert {path[-1] for path in changed} & {key.rpartition(".")[2] for key in option.keys}
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], None), (["--no-links"], True)])
+def test_a_switch_that_is_left_out_leaves_the_configuration(given, expected):
+    parser = Parser()
+    add_table(parser, [Option("no_links", bool, "no links", keys=("sampling_params.no_links",))])
+    assert parser.parse_args(given).no_links is expected

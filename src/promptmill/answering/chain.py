@@ -22,6 +22,7 @@ budgets are inside of all steps that send a request again, so that they see ever
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import fields
 
 from promptmill.answering.cached import CachedAnswers
 from promptmill.answering.checked import CheckedAnswers, ChosenAnswers
@@ -31,9 +32,11 @@ from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answering.warmed import WarmedAnswers
+from promptmill.answers.check import Check
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
+from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Request, Sampling
 
@@ -71,7 +74,7 @@ class Chain:
         Raises `PromptmillError`, for example for a budget without a price (`invalid_config`) or an unusable cache
         (`storage`).
         """
-        for kind in (*STEPS, *(kind for kind in feature.answers() if issubclass(kind, Step))):
+        for kind in (*STEPS, *steps_of_features()):
             if (step := await kind.of(self._loading)) is not None:
                 self._steps.append(step)
         for step in self._steps:
@@ -107,6 +110,24 @@ class Chain:
         finally:
             for step in self._steps:
                 await step.aclose()
+
+
+def steps_of_features() -> list[type[Step]]:
+    """Return the steps that features add.
+
+    Raises `PromptmillError` (`invalid_config`) for a step or check that no request would want.
+    """
+    added = feature.answers()
+    for kind in added:
+        name = f"{kind.__module__}:{kind.__qualname__}"
+        if not issubclass(kind, Step | Check):
+            raise config_error("", f"{name} is neither a `Step` nor a `Check`; make it a subclass of one of them.")
+        known = {*Sampling.model_fields, *(field.name for field in fields(protocol.Facts) if issubclass(kind, Step))}
+        wanted = kind.wanted_by or ()
+        if isinstance(wanted, str) or not known >= {*wanted}:
+            shown = repr(wanted) if isinstance(wanted, str) else ", ".join(sorted({*wanted} - known))
+            raise config_error("", f"`wanted_by` of {name} names no parameter: {shown}. It is a tuple of their names.")
+    return [kind for kind in added if issubclass(kind, Step)]
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:

@@ -60,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:
         given[0] = "models"
-    parser = parser_of(given)
+    try:
+        parser = parser_of(given)
+    except PromptmillError as error:  # a package with a feature is broken
+        complain(error.worded(option_of))
+        return USAGE
     arguments = parser.parse_args(given)
     arguments.given = given
     if "unconfigured" not in arguments and "command" not in arguments:

@@ -199,7 +199,8 @@ def _argparse_of(option: Option, flag: Flag, known: Mapping[str, Option], *, sev
     if flag.action == "off":
         return {"action": "store_false", "help": words}
     if option.type is bool:
-        return {"action": "store_true", "help": words}
+        unset = {"default": None} if option.keys else {}  # or a missing flag would overrule the configuration
+        return {"action": "store_true", "help": words} | unset
     settings: dict[str, Any] = {"default": option.default, "help": words, "choices": option.choices}
     settings |= {"metavar": flag.metavar} if flag.metavar else {}
     settings |= {"type": reader} if (reader := _reader(option, flag)) is not None else {}

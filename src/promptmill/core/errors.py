@@ -125,7 +125,8 @@ _TRAITS: dict[Code, _Trait] = {
     Code.TRUNCATED: _Trait(False, _more_room(4096)),
     Code.CONTENT_FILTER: _Trait(False, "The provider's filter stopped this answer; rephrase the prompt."),
     Code.INVALID_ANSWER: _Trait(
-        True, "Simplify the schema, describe its fields, raise `check_retries`, or use a stronger model."
+        True,
+        "Simplify the schema, describe its fields, loosen the check, raise `check_retries`, or use a stronger model.",
     ),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
     Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),

@@ -288,8 +288,16 @@ class Feature:
 
 
 def part(name: str) -> Any:
-    """Import and return the part `"module:name"` of a feature."""
-    return pkgutil.resolve_name(name)
+    """Import and return the part `"module:name"` of a feature.
+
+    Raises `PromptmillError` (`invalid_config`) if another package names a part that it does not have.
+    """
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        if name.startswith("promptmill."):
+            raise
+        raise config_error("", f"{name}, a part of a feature, cannot be imported ({error}).") from error
 
 
 def features() -> Mapping[str, Feature]:
@@ -391,9 +399,13 @@ def _features(without: str) -> Mapping[str, Feature]:
 
 def _installed() -> Iterator[tuple[str, Feature]]:
     folder = Path(__file__).parent.parent / "features"
-    for module in pkgutil.iter_modules([str(folder)]):
-        yield module.name, part(f"{GROUP}.{module.name}:FEATURE")
+    own = [module.name for module in pkgutil.iter_modules([str(folder)])]
+    for name in own:
+        yield name, part(f"{GROUP}.{name}:FEATURE")
     for entry in metadata.entry_points(group=GROUP):
+        if entry.name in own:
+            named = f"A package ({entry.value}) has a feature with the name of promptmill's own, {entry.name!r}"
+            raise config_error("", f"{named}. Give its entry point another name, or uninstall the package.")
         try:
             yield entry.name, entry.load()
         except Exception as error:  # noqa: BLE001 (an error of another package)

@@ -158,7 +158,9 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
 
 
 def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
-    if any(part.path == members.file_of(target) and not _may_hold_both(part, target) for part in parts):
+    # a text that is read as a whole is an input of the order, and none of the parts
+    whole = [Part(real_path(members.file_of(path)), member=members.split(path)[1]) for path in order.inputs]
+    if any(part.path == members.file_of(target) and not _may_hold_both(part, target) for part in (*parts, *whole)):
         raise input_error("Input and output are the same file; name another output.")
     if target.is_dir():
         raise input_error(
