@@ -262,7 +262,9 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
                 else check.complaint(answer, request)
             )
         except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
-            return _Complaint("", internal_error("A check of the answer failed", error))
+            failed = internal_error("A check of the answer failed", error)
+            remedy = "Correct the check; the log says where."
+            return _Complaint("", PromptmillError(failed.code, failed.message, remedy))
         if complaint:
             complaint = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".")
             turn = f"This answer is not accepted: {complaint}. Answer again with the corrected answer alone."

@@ -186,7 +186,9 @@ def test_a_job_with_a_function_is_not_continued_without_it(tmp_path, upstream):
 
 def test_a_check_that_breaks_fails_its_row(bulk):
     result = bulk("a", check=lambda text, row: row["nothing"])
-    assert (result.failed, result.rows[0]["error"]["code"]) == (1, "internal")
+    error = result.rows[0]["error"]
+    assert (result.failed, error["code"]) == (1, "internal")
+    assert "Correct the check" in str(error), "it is no bug of ours"
 
 
 async def test_an_answer_in_another_language_is_asked_for_again(ask, upstream):
