@@ -53,6 +53,7 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
     feature._features.cache_clear()
 
 
+@pytest.mark.features("checks")
 def test_a_package_does_not_replace_a_feature_of_ours(monkeypatch):
     taken = importlib.metadata.EntryPoint("checks", "acme:FEATURE", feature.GROUP)
     feature._features.cache_clear()
