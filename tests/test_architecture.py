@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from mcp import Client, StdioServerParameters
 
+from all_features import ALL_FEATURES
 from promptmill.core.feature import features
 from waiting import PATIENCE_S
 
@@ -299,6 +300,10 @@ def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_
     floors = settings["tool"]["importlinter"]["contracts"][0]["layers"]
     packages = [name for floor in floors for name in floor.split(" | ")]
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == packages[1:]
+
+
+def test_the_page_about_the_house_names_every_feature():
+    assert {path.parent.name for path in SOURCE.glob("features/*/__init__.py")} <= ALL_FEATURES
 
 
 @pytest.mark.features  # some of the files are theirs

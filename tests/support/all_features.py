@@ -1,17 +1,15 @@
-"""The names of all features of promptmill: those of its folders, and those whose budgets pyproject.toml has."""
+"""The names of all features of promptmill, also of those whose folders are deleted: docs/architecture.md lists them."""
 
-import tomllib
+import re
 from pathlib import Path
 
 import pytest
 
-import promptmill
 from promptmill.core.feature import features
 
-_SETTINGS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-_ROOMS = _SETTINGS["tool"]["promptmill"]["rooms"]
-_FOLDERS = {path.parent.name for path in Path(promptmill.__file__).parent.glob("features/*/__init__.py")}
-ALL_FEATURES = frozenset(name.removeprefix("features/") for name in _ROOMS if "features/" in name) - {"*"} | _FOLDERS
+_PAGE = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+(_ROW,) = re.findall(r"^\| `features` \| .*deleted: (.*)\. `promptmill features`", _PAGE, re.MULTILINE)
+ALL_FEATURES = frozenset(re.findall(r"`(\w+)`", _ROW))
 
 
 def need(*names: str) -> None:
