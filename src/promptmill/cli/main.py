@@ -61,20 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[:1] == ["--list-models"]:
         given[0] = "models"
     try:
-        parser = parser_of(given)
-    except PromptmillError as error:  # a package with a feature is broken
-        complain(error.worded(option_of))
-        return USAGE
-    arguments = parser.parse_args(given)
-    arguments.given = given
-    if "unconfigured" not in arguments and "command" not in arguments:
-        parser.print_help()
-        return OK
-    if getattr(arguments, "state", None) is not None:
-        os.environ["PROMPTMILL_STATE"] = str(arguments.state)
-    for note in _misspelled(os.environ):
-        say(f"promptmill: {note}", sys.stderr)
-    try:
+        parser = parser_of(given)  # imports features of other packages
+        arguments = parser.parse_args(given)
+        arguments.given = given
+        if "unconfigured" not in arguments and "command" not in arguments:
+            parser.print_help()
+            return OK
+        if getattr(arguments, "state", None) is not None:
+            os.environ["PROMPTMILL_STATE"] = str(arguments.state)
+        for note in _misspelled(os.environ):
+            say(f"promptmill: {note}", sys.stderr)
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
         flush(sys.stdout)
         return code

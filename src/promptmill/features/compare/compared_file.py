@@ -1,4 +1,4 @@
-"""What is compared: the order of a comparison, and a file of answers with the job that made it."""
+"""The order of a comparison, and a file of answers with the job that made it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run of a job ends before its work is done: at once, or after its requests in flight."""
+"""The early end of a run: at once, or after its requests in flight."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Ending:
 
     @property
     def words(self) -> str:
-        """What a run does that waits for its requests in flight; `""` for another run."""
+        """The activity of a run that waits for its requests in flight; `""` for another run."""
         if self.after_flight is None:
             return ""
         again = {

@@ -1,4 +1,4 @@
-"""What the parts of one run of a job share."""
+"""One run of a job, which its parts share: they read the input, run the rounds and write the output."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Run:
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
         self.work = Work(self.progress.pass_row)
-        self.ending = Ending(self.progress, leaving_s, self._show)
         self.status = StatusWriter(self.progress, job.folder, hooks.watch, self._activity)
+        self.ending = Ending(self.progress, leaving_s, self.status.show)
 
     @property
     def store(self) -> JobDatabase:
@@ -62,9 +62,6 @@ class Run:
         """Count the outcomes in the database."""
         self.status.enter(self.progress.state, "counting the answers")
         await self.in_thread(lambda: self.progress.count(self.store, NEVER, self.end))
-
-    def _show(self) -> None:
-        self.status.show()
 
     def _activity(self) -> str:
         """Return the activity of a running job."""

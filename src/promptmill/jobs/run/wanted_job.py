@@ -103,7 +103,7 @@ class OrderFiles:
         for part in parts:
             _check_is_text(part.path)
         if not is_loose:
-            _check_output(order, target, parts)
+            _check_output(order, target)
             formats.format_of_output(order.whole_output, "")
             formats.check_installed(order.whole_output)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
@@ -157,15 +157,14 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
     return not inputs[1:] or (order is not None and order.inputs == inputs)  # a missing file may be a misspelt name
 
 
-def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
-    # a text that is read as a whole is an input of the order, and none of the parts
-    whole = [Part(real_path(members.file_of(path)), member=members.split(path)[1]) for path in order.inputs]
-    if any(part.path == members.file_of(target) and not _may_hold_both(part, target) for part in (*parts, *whole)):
-        raise input_error("Input and output are the same file; name another output.")
+def _check_output(order: JobOrder, target: Path) -> None:
     if target.is_dir():
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
+    own = [path for path in order.inputs if real_path(members.file_of(path)) == members.file_of(target)]
+    if not all(_may_hold_both(path, target) for path in own):
+        raise input_error("Input and output are the same file; name another output.")
     try:  # missing folders are made at admission
         with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
             pass
@@ -173,11 +172,11 @@ def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
 
 
-def _may_hold_both(part: Part, target: Path) -> bool:
+def _may_hold_both(path: Path, target: Path) -> bool:
     """Return whether a file may be input and output: as two tables, or as a workbook that gets answer columns."""
     if members.is_table(target):
-        return members.split(target)[1] != part.member
-    known = writing(part.path)
+        return members.split(target)[1] != members.split(path)[1]
+    known = writing(members.file_of(path))
     return known is not None and known.has_sheets
 
 
