@@ -8,6 +8,7 @@
        │   SEVERAL    `n`: as many requests                                                                     │
        │   CHOSEN     `choices`: as a schema, with probabilities                                                │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
+       │   GATHERED   features': several items in one request                                                    │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
        │   SENT       the cache of several clients: a hit looks like a sent request                             │
@@ -78,7 +79,7 @@ class Chain:
             if (step := await kind.of(self._loading)) is not None:
                 self._steps.append(step)
         for step in self._steps:
-            if (type(step).enter, type(step).leave) != (Step.enter, Step.leave):
+            if (type(step).enter, type(step).share, type(step).leave) != (Step.enter, Step.share, Step.leave):
                 self._of_calls.append(step)
         self._is_priced = any(step.place is Place.PRICED for step in self._steps)
         self.answer = around(self._steps, self._backend.answer)
@@ -90,7 +91,10 @@ class Chain:
             raise unknown_price(self._loading.plan)
         for step in self._of_calls:
             step.enter(call)
-        return self._backend.enter(call)
+        share = self._backend.enter(call)
+        for step in self._of_calls:
+            share = step.share(share, call)
+        return share
 
     def widen(self, most: int) -> None:
         """Allow `most` requests in flight, if the backend is what limits them."""

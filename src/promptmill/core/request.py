@@ -513,6 +513,8 @@ class Account(Protocol):
         ...
 
 
+EMBEDDINGS = "/embeddings"
+"""The path of requests for the embeddings of texts."""
 LEAST_SHARED = 4096
 """The fewest characters of a beginning that a provider may cache: about 1,024 tokens."""
 
@@ -554,6 +556,16 @@ class Request:
     """Whether the row's answer is merged from the answers to several requests. Then no check is about this answer."""
     required: frozenset[str] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
+    members: tuple[Request, ...] = ()
+    """The requests that this request answers together, itself as the first; `()`: it answers one item."""
+
+    @property
+    def texts(self) -> int:
+        """The number of texts in a request for embeddings; 0 in other requests."""
+        if self.path != EMBEDDINGS:
+            return 0
+        given = self.extra.get("input")
+        return len(given) if isinstance(given, list) else 1
 
     def changed(self, **changes: Any) -> Request:
         """Return a copy of the request with `changes`."""

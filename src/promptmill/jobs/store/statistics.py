@@ -55,7 +55,8 @@ RECORDED: Mapping[str, str] = {
     "cached_tokens": _CACHED,
 }
 """The counts of earlier runs' requests that records hold: each is the sum of an SQL expression."""
-_IS_EMPTY = f"CASE WHEN {ANSWERED} AND {_TRIMMED} = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
+_HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
+_IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
 _FIRST_ANSWERS = 256
@@ -423,6 +424,15 @@ def cost(store: JobDatabase) -> float:
     records = "(SELECT more FROM answer UNION ALL SELECT more FROM spare)"
     query = f"SELECT sum(json_extract({_MORE}, '$.cost')) FROM {records} WHERE more IS NOT NULL"
     return store.read(query)[0][0] or 0.0
+
+
+def vector_lengths(store: JobDatabase) -> dict[int, int]:
+    """Return the number of vectors by the number of their numbers, the most frequent first; `{}` for other answers."""
+    query = f"""
+        SELECT length(vector) / 4, count(*) FROM answer
+        WHERE vector IS NOT NULL AND {DELIVERED} GROUP BY 1 ORDER BY 2 DESC
+    """
+    return dict(store.read(query))
 
 
 def extra_fields(store: JobDatabase) -> set[str]:

@@ -1,0 +1,10 @@
+"""Embeddings: a vector for each row, from a model that turns texts into vectors."""
+
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(
+    words="a vector for each row: for search, for groups of similar texts, for a classifier of your own",
+    options="promptmill.features.embeddings.options:OPTIONS",
+    sampling="promptmill.features.embeddings.parameters:Embedded",
+    answers=("promptmill.features.embeddings.embedding:Embedding",),
+)
