@@ -134,6 +134,19 @@ def steps_of_features() -> list[type[Step]]:
     return [kind for kind in added if issubclass(kind, Step)]
 
 
+def as_sent(request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+    """Return an item's request after the steps of features that want it, and the item's part of a request.
+
+    For estimates. Raises `PromptmillError` for an item that cannot be sent.
+    """
+    part = 1.0
+    for kind in steps_of_features():
+        if kind.wanted_by and request.sampling.sets(kind.wanted_by):
+            request, its = kind.alone(request, plan)
+            part *= its
+    return request, part
+
+
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
     """Return `answer` with the steps around it, sorted by place. A request skips the steps that do not want it."""
     inside: list[tuple[Step, protocol.Answer]] = []

@@ -65,6 +65,15 @@ class Step:
         del loading
         return cls()
 
+    @classmethod
+    def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+        """Return an item's request as the step would send it alone, and the item's part of a request with others.
+
+        For estimates. Raises `PromptmillError` for an item that cannot be sent.
+        """
+        del plan
+        return request, 1.0
+
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request that the step wants; see `protocol.Answer`."""
         raise NotImplementedError

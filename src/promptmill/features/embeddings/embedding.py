@@ -41,6 +41,12 @@ class Embedding(Gathering):
         """Return the step of a model."""
         return cls(loading.plan)
 
+    @classmethod
+    def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+        """Return the request for the vector of one row, and the row's part of a request for many."""
+        step = cls(plan)
+        return step.joined([request]), 1 / step.bounds(request).items
+
     def __init__(self, plan: ResolvedConfig) -> None:
         super().__init__()
         self._plan = plan
