@@ -47,6 +47,15 @@ def floats_of(vector: bytes) -> array[float]:
     return numbers
 
 
+def numbers_of(vector: bytes) -> list[float]:
+    """Return the numbers of a vector, with digits that give the same 32-bit floats again.
+
+    >>> numbers_of(vector_of([0.1, 1 / 3]))
+    [0.1, 0.333333343]
+    """
+    return [float(f"{number:.9g}") for number in floats_of(vector)]
+
+
 def words_of(floats: Sequence[float]) -> str:
     """Return a short text about a vector, for people.
 

@@ -452,7 +452,7 @@ class Sampling(_TokenChoice, *added_parameters()):  # type: ignore[misc]  # feat
         return {name: value for name, value in self if value is not None and name not in APPLIED_NAMES}
 
 
-APPLIED_NAMES = Sampling.applied()
+APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from promptmill.core.parameter import APPLIED, Parameters
+from promptmill.core.parameter import APPLIED, REPEATABLE, Parameters
 
 
 def _is_wanted(value: object) -> object:
@@ -17,7 +17,7 @@ def _is_wanted(value: object) -> object:
 class Embedded(Parameters):
     """Whether a vector is wanted in place of an answer, and how long it is."""
 
-    embed: Annotated[bool | None, BeforeValidator(_is_wanted), APPLIED] = Field(
+    embed: Annotated[bool | None, BeforeValidator(_is_wanted), APPLIED, REPEATABLE] = Field(
         None, description="Whether the rows of a job get vectors."
     )
     dimensions: Annotated[int | None, APPLIED] = Field(

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Completion
-from promptmill.backends.vectors import floats_of
+from promptmill.backends.vectors import in_payload, numbers_of
 from promptmill.config.explain import explain
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import (
@@ -220,14 +220,18 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
 
 
 def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:
-    if not all(answer.vectors):
-        count = len(answer.vectors)
-        problem = f"The reply of the endpoint does not hold one embedding of one length for each of the {count} inputs."
+    texts = body.get("input")
+    count = len(texts) if isinstance(texts, list) else 1
+    vectors = answer.vectors or in_payload((answer.details or {}).get("payload") or {}, count)
+    if not all(vectors):
+        problem = (
+            f"The reply of the endpoint does not hold one embedding for each of the {count} inputs, all of one length."
+        )
         raise ApiError(502, problem, None, "bad_response")
     is_text = body.get("encoding_format") == "base64"
     data = [
-        {"object": "embedding", "index": index, "embedding": b64encode(one).decode() if is_text else floats_of(one)}
-        for index, one in enumerate(answer.vectors)
+        {"object": "embedding", "index": index, "embedding": b64encode(one).decode() if is_text else numbers_of(one)}
+        for index, one in enumerate(vectors)
     ]
     tokens = answer.usage.prompt_tokens
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
