@@ -27,12 +27,20 @@ from promptmill.core.errors import Named, PromptmillError, Words, input_error, r
 from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote_files
+from promptmill.jobs.inputs.files import holds_output
 from promptmill.jobs.inputs.formats import is_url
 from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
-from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles, are_asked_whole
+from promptmill.jobs.inputs.whole_files import (
+    IS_OUTPUT,
+    FileQuestion,
+    OwnFiles,
+    WholeFiles,
+    are_asked_whole,
+    omitted,
+)
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
@@ -116,7 +124,10 @@ class OpenJob(WantedJob):
     def notes(self) -> Sequence[Words]:
         """Remarks about the rows for the user."""
         if self.files is None:
-            return ()
+            given = self.order.inputs if self.source is None else ()
+            return (
+                [omitted(IS_OUTPUT, [Path(self.order.output.name)])] if holds_output(given, self.order.target) else []
+            )
         raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
         return [*self.files.left_out, *self.files.forms, *raw]
 
@@ -271,8 +282,8 @@ def _whole_files(
     """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
     asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, plan.has_schema)
     if rows.rule is not None:
-        return WholeFiles(rows.names, rows.rule, asked, rows.halt)
-    if paths and are_asked_whole(paths, options.get("each"), order.question.templates):
+        return WholeFiles(rows.names, rows.rule, asked, order.output, rows.halt)
+    if paths and are_asked_whole(paths, options.get("each"), order.question.templates, order.output):
         return OwnFiles(paths, order.output, asked)
     return None
 
