@@ -74,6 +74,18 @@ def test_a_file_that_is_read_as_a_whole_is_not_the_output(bench):
     assert table.read_text() == "a,b\n1,2\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("out.md", ".md is no format of an output."), ("out", "The output out has no suffix.")]
+)
+def test_the_format_of_the_output_is_checked_before_the_files(bench, mails, name, said):
+    bench.input, bench.output = mails, bench.path / name
+    (mails / "a.txt").write_bytes(b"\0")
+    found = bench.fail("--prompt", "Extract: {{content}}")
+    assert f"error: {said} An output ends with .jsonl, .json, .csv" in found
+    assert f"; name it out.csv, not {name}." in found
+    assert "left out" not in found
+
+
 def test_texts_with_a_schema_need_no_prompt(bench, mails):
     bench.input = mails
     bench.run("--fields", "name")

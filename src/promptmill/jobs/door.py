@@ -44,7 +44,7 @@ from promptmill.jobs.inputs.whole_files import (
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
-from promptmill.jobs.run.wanted_job import WantedJob
+from promptmill.jobs.run.wanted_job import WantedJob, check_output
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -259,7 +259,8 @@ def open_job(
         shown = shown.model_copy(update={"urls": urls, "input": as_written(names)})
         order, files = order.model_copy(update={"shown": shown}), _whole_files(order, paths, rows, options, models.plan)
         if files is not None:
-            source = opened.enter_context(written(folders, files.lines(), ".jsonl", files.name))
+            lines = files.lines() if output is None else _lines_with_output(files, order)
+            source = opened.enter_context(written(folders, lines, ".jsonl", files.name))
             order = files.asked(order)
         if source is not None:
             order = order.model_copy(update={"inputs": (Path(source.name),)})
@@ -286,6 +287,12 @@ def _whole_files(
     if paths and are_asked_whole(paths, options.get("each"), order.question.templates, order.output):
         return OwnFiles(paths, order.output, asked)
     return None
+
+
+def _lines_with_output(files: WholeFiles, order: JobOrder) -> Iterator[bytes]:
+    """Check the output before the files are read, which may take long. Raises `PromptmillError`."""
+    check_output(order, real_path(order.target))
+    return files.lines()
 
 
 def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: Say) -> tuple[list[str], str]:
