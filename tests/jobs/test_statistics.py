@@ -6,7 +6,7 @@ import json
 import sqlite3
 from dataclasses import replace
 
-from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, copied
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import statistics, status_words
 from promptmill.jobs.store.database import JobDatabase
@@ -31,6 +31,19 @@ def test_counts_are_those_of_the_records(store):
     again = statistics.counts(store, "answer.retryable")
     assert (again.done, again.failed, again.requests) == (3, 1, 8)
     assert statistics.counts(store, before=1).done == 1
+
+
+def test_a_request_for_several_rows_counts_once_and_each_of_its_rows_is_paid(store):
+    usage = Usage(10, 1)
+    carrier = Completion("a", usage=usage, cost=0.25)
+    alone_at_last = Completion("b", usage=usage, cost=0.5, attempts=2, shared=1)
+    tried_twice = replace(FAILURE, attempts=2, shared=2)
+    companions = [Completion("a", usage=usage, cost=0.25, came="shared", shared=1)] * 3
+    copies = [copied(carrier, attempts=1), replace(copied(carrier, attempts=1), came="cached")]
+    fill(store, carrier, alone_at_last, tried_twice, *companions, *copies)
+    counts = statistics.counts(store)
+    assert (counts.requests, counts.retries) == (1 + 1 + 0 + 0 + 2, 1)
+    assert statistics.paid(store, ()) == {(False, 0): (5, Usage(50, 5), 1.5)}
 
 
 def test_tokens_from_the_providers_cache_are_counted_also_of_answers_that_were_set_aside(store):

@@ -155,7 +155,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         call.counts.cached += 1
         # the file has no costs; a hit counts as an answer of the model
         cost = None if call.counts.cost is None else 0.0
-        return replace(copied(outcome, request.attempts), cost=cost, is_copy=False)
+        return replace(copied(outcome, request.attempts), cost=cost, came="cached")
 
     def _warn_of(self, call: Call) -> _Warn:
         return _LOG.warning if self._is_shared else call.warn

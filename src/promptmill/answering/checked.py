@@ -151,10 +151,9 @@ class CheckedAnswers(Step):
         outcome = await self.following(request, call)
         if form is None and not checks:
             return outcome
-        asked, usage, latency_s, cost = request.conversation, protocol.NO_USAGE, 0.0, None
+        asked, totals, latency_s = request.conversation, protocol.Totals(), 0.0
         for left in reversed(range(self._retries + 1)):
-            usage, latency_s = usage + outcome.usage, round(latency_s + outcome.latency_s, 6)
-            cost = protocol.sum_of(cost, outcome.cost)
+            totals, latency_s = totals.and_(outcome), round(latency_s + outcome.latency_s, 6)
             if form is not None and isinstance(outcome, protocol.Completion):
                 outcome = _as_text(outcome, request)
             if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
@@ -171,7 +170,7 @@ class CheckedAnswers(Step):
             request = request.changed(conversation=conversation, attempts=outcome.attempts)
             call.counts.asked_again += 1
             outcome = await self.following(request, call)
-        return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
+        return replace(outcome, latency_s=latency_s, **totals._asdict())
 
     def _known(self, request: Request, call: protocol.Call) -> tuple[_Form | None, list[Check]] | None:
         """Return the form and the checks of a request that has the parameters of the request before; else None."""

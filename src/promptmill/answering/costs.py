@@ -151,7 +151,7 @@ class BudgetedAnswers(Step):
             most, worst = self._worst(request, call, price)
         except PromptmillError as error:
             return Failure(error, request.attempts)
-        cost, usage = 0.0, NO_USAGE
+        cost, usage, shared = 0.0, NO_USAGE, 0
         while True:
             account = _BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
@@ -165,7 +165,7 @@ class BudgetedAnswers(Step):
                 if no_room is not None and not request.attempts:
                     return no_room  # one object for all unsent items, of which there may be hundreds of thousands
                 if no_room is not None:
-                    return replace(no_room, attempts=request.attempts, usage=usage, cost=cost or None)
+                    return replace(no_room, attempts=request.attempts, usage=usage, cost=cost or None, shared=shared)
             try:
                 outcome = await self.following(replace(request, account=account), call)
             except BaseException:
@@ -180,9 +180,9 @@ class BudgetedAnswers(Step):
             charged = charge(spent, price, tiers) + unmetered * worst
             account.charge(charged)
             call.charge(request, charged)
-            cost, usage = cost + charged, usage + outcome.usage
+            cost, usage, shared = cost + charged, usage + outcome.usage, shared + outcome.shared
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
-                return replace(outcome, cost=cost, usage=usage)
+                return replace(outcome, cost=cost, usage=usage, shared=shared)
             request = replace(request, attempts=outcome.attempts)
 
     def _tiers(self, request: Request, call: Call) -> Tiers:

@@ -108,20 +108,18 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
 
 def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.Outcome:
     """Return the first answer, with the texts of all answers in `answers`; a failed answer has the text `""`."""
-    usage, cost = found[0].usage, found[0].cost
-    for outcome in found[1:]:
-        usage, cost = usage + outcome.usage, protocol.sum_of(cost, outcome.cost)
+    totals = protocol.Totals.of(found)
     attempts, latency_s = sum(one.attempts for one in found), max(one.latency_s for one in found)
     failed = [outcome for outcome in found if isinstance(outcome, protocol.Failure)]
     answers = [outcome for outcome in found if isinstance(outcome, protocol.Completion)]
     out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
     if out_of_budget is not None or not answers:  # one failure for all: a larger budget sends the item again
         failure = out_of_budget or failed[0]
-        return replace(failure, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
+        return replace(totals.on(failure), attempts=attempts, latency_s=latency_s, wanted=len(found))
     if failed:
         call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
     texts = tuple(outcome.text if isinstance(outcome, protocol.Completion) else "" for outcome in found)
-    joined = replace(answers[0], answers=texts, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
+    joined = replace(totals.on(answers[0]), answers=texts, attempts=attempts, latency_s=latency_s)
     return replace(joined, details=_details(found, answers[0])) if call.facts.keep_raw else joined
 
 

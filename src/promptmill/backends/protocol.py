@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import operator
 import sys
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from promptmill.answers.check import Check
 from promptmill.answers.reasoning import unknown_end, unknown_mark, unread_call
@@ -60,6 +61,9 @@ class Usage:
 
 
 NO_USAGE = Usage()
+Came: TypeAlias = Literal["", "shared", "copied", "cached"]
+"""How an item's answer came: by its own request, by the request of another item that asked about both, as a copy of the
+answer to another item with the same question, or from the cache."""
 Spent: TypeAlias = tuple[Usage, str]
 """The usage of one attempt, and the service tier that the endpoint reported for it."""
 
@@ -77,6 +81,7 @@ class Completion:
     reasoning: str | None = None
     tool_calls: tuple[JsonObject, ...] = ()
     attempts: int = 1
+    """The number of sent requests that asked about the item."""
     latency_s: float = 0.0
     logprobs: JsonObject | None = None
     """The token probabilities from the endpoint, if the request has `logprobs`."""
@@ -102,8 +107,14 @@ class Completion:
     """The number of answers from which it was merged, such as answers about pieces of a text."""
     is_refusal: bool = False
     """Whether the text is the model's refusal to answer, in a field of its own."""
-    is_copy: bool = False
-    """Whether it is the answer to another item, with the same question."""
+    came: Came = ""
+    shared: int = 0
+    """The number of `attempts` that were requests of another item, so that their sum counts each request once."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is the answer to another item, with the same question."""
+        return self.came == "copied"
 
     @property
     def is_metered(self) -> bool:
@@ -139,7 +150,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An item without an answer. `attempts`: the number of sent requests. `usage`: that of rejected answers.
+    """An item without an answer. `usage`: that of rejected answers.
 
     `text`: the model's rejected answer, if any. `concerns_all`: all later items would fail in the same way (a refused
     key, an unusable endpoint).
@@ -147,6 +158,7 @@ class Failure:
 
     error: PromptmillError
     attempts: int = 0
+    """See `Completion.attempts`."""
     latency_s: float = 0.0
     usage: Usage = field(default=NO_USAGE)
     text: str = ""
@@ -164,15 +176,22 @@ class Failure:
     """See `Completion.details`."""
     reasoning: str = ""
     """The reasoning of an answer that was cut before its first word."""
-    is_copy: bool = False
-    """See `Completion.is_copy`. A copied failure says nothing about the endpoint."""
+    came: Came = ""
+    shared: int = 0
+    """See `Completion.shared`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""
         without_frames(self.error)
 
+    @property
+    def is_copy(self) -> bool:
+        """See `Completion.is_copy`. A copied failure says nothing about the endpoint."""
+        return self.came == "copied"
+
 
 Outcome: TypeAlias = Completion | Failure
+_O = TypeVar("_O", Completion, Failure, Outcome)
 
 
 class Growing(NamedTuple):
@@ -213,13 +232,35 @@ def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
         unmetered=0,
         spent=(),
         details=details,
-        is_copy=True,
+        came="copied",
+        shared=0,
     )
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
     """Return the sum of two costs, where None counts as 0; None if both are None."""
     return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None
+
+
+class Totals(NamedTuple):
+    """Sums over the outcomes of an item's requests."""
+
+    usage: Usage = NO_USAGE
+    cost: float | None = None
+    shared: int = 0
+
+    def and_(self, outcome: Outcome) -> Totals:
+        """Return the sums with those of another outcome."""
+        return Totals(self.usage + outcome.usage, sum_of(self.cost, outcome.cost), self.shared + outcome.shared)
+
+    @staticmethod
+    def of(outcomes: Iterable[Outcome]) -> Totals:
+        """Return the sums over some outcomes."""
+        return functools.reduce(Totals.and_, outcomes, Totals())
+
+    def on(self, outcome: _O) -> _O:
+        """Return an outcome with these sums in place of its own."""
+        return replace(outcome, **self._asdict())
 
 
 class Journal(Protocol):

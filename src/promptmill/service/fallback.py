@@ -119,7 +119,7 @@ class Router:
         if isinstance(named, str) and named in self._names:
             name = self._own_name(named)
             request = request.changed(extra={key: value for key, value in request.extra.items() if key != "model"})
-        before, usage, cost = name, protocol.NO_USAGE, None
+        before, totals = name, protocol.Totals()
         raised: PromptmillError | None = None
         way = [name, *self._fallback(name)]
         for place, name in enumerate(way):
@@ -144,21 +144,19 @@ class Router:
                 if outcome.concerns_all:
                     self._abandon(name, outcome.error)
                 if any(not self._is_abandoned(other) for other in way[place + 1 :]):
-                    usage, cost = usage + outcome.usage, protocol.sum_of(cost, outcome.cost)
+                    totals = totals.and_(outcome)
                     request = replace(request, attempts=outcome.attempts)
                     continue
-            return self._answered(outcome, name, usage, cost)
+            return self._answered(outcome, name, totals)
         if raised is not None and all(
             self._is_abandoned(other) for other in [self._first, *self._fallback(self._first)]
         ):
             raise raised  # ends the call: no remaining model would answer
-        return protocol.Failure(raised or self._abandoned[way[0]][1], request.attempts, usage=usage, cost=cost)
+        return protocol.Failure(raised or self._abandoned[way[0]][1], request.attempts, **totals._asdict())
 
-    def _answered(
-        self, outcome: protocol.Outcome, name: str, usage: protocol.Usage, cost: float | None
-    ) -> protocol.Outcome:
-        if usage is not protocol.NO_USAGE or cost is not None:
-            outcome = replace(outcome, usage=outcome.usage + usage, cost=protocol.sum_of(outcome.cost, cost))
+    def _answered(self, outcome: protocol.Outcome, name: str, before: protocol.Totals) -> protocol.Outcome:
+        if before != protocol.Totals():
+            outcome = before.and_(outcome).on(outcome)
         if isinstance(outcome, protocol.Completion):
             outcome = replace(outcome, answered_by=name)
             if outcome.cost is None:

@@ -17,7 +17,7 @@ from promptmill.answering.checked import checked
 from promptmill.answering.several import once, together
 from promptmill.answering.step import Place, Step
 from promptmill.answers.response_format import schema_of
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage, sum_of
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
@@ -326,8 +326,7 @@ class Reading:
         sent, earlier = self.sent, self.request.attempts
         requests = max(1, earlier + sum(one.attempts > 0 for one in sent))
         changes: dict[str, Any] = {
-            "usage": sum((one.usage for one in sent), NO_USAGE),
-            "cost": functools.reduce(sum_of, (one.cost for one in sent), None),
+            **Totals.of(sent)._asdict(),
             "attempts": earlier + sum(one.attempts for one in sent),
             "unmetered": sum(one.unmetered for one in sent),
             "latency_s": max((one.latency_s for one in sent), default=0.0),

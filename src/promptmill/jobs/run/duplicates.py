@@ -106,7 +106,7 @@ class Duplicates(OneFlight[_Question]):
     def copied(self, outcome: Outcome, request: Request, call: Call, began: float) -> Outcome | None:
         """Return the copy of an outcome; of one that leaves its row open, the copy is not counted."""
         if isinstance(outcome, Failure) and outcome.error.code in {Code.BATCHED, Code.BUDGET}:
-            return Failure(outcome.error, request.attempts, is_copy=True)
+            return Failure(outcome.error, request.attempts, came="copied")
         return super().copied(outcome, request, call, began)
 
     def recorded(self, keys: Sequence[int]) -> None:

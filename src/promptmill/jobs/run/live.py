@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from promptmill.answering.step import Step
 from promptmill.answers.check import Check
-from promptmill.backends.protocol import LOOKED_AT, Call, Completion, Failure, Outcome, Sink, Source, sum_of
+from promptmill.backends.protocol import LOOKED_AT, Call, Completion, Failure, Outcome, Sink, Source, Totals
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import LEAST_SHARED, Request, Shared
@@ -561,10 +561,8 @@ class StoreSink(Sink):
 
 
 def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
-    """Add the usage and cost of the outcome `before`, which `outcome` replaces for the same row."""
-    if before is None:
-        return outcome
-    return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
+    """Add the usage, cost and requests of the outcome `before`, which `outcome` replaces for the same row."""
+    return outcome if before is None else Totals.of((before, outcome)).on(outcome)
 
 
 @dataclass(slots=True)

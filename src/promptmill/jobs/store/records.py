@@ -44,6 +44,7 @@ class Record(NamedTuple):
     key: int
     """The number of the row, plus `SLOT` times the index of the slot."""
     attempts: int
+    """See `protocol.Completion.attempts`."""
     latency_s: float
     prompt_tokens: int
     completion_tokens: int
@@ -54,7 +55,7 @@ class Record(NamedTuple):
     """The answer, or the message of the failure."""
     reasoning: str | None
     more: str | None
-    """Optional fields as JSON: `tool_calls`, `logprobs`, `details`, …; for a failure, `response`, `part`, …."""
+    """Optional fields as JSON: `tool_calls`, `logprobs`, `came`, …; for a failure, `response`, `part`, …."""
     asked: bytes | None
     """The digest of the question (see `rows.digest`), which connects a moved row with its answer; None without a
     question."""
@@ -111,6 +112,8 @@ class Record(NamedTuple):
                 wanted=extras.get("wanted", 1),
                 part=extras.get("part", ""),
                 details=extras.get("details"),
+                came=extras.get("came", ""),
+                shared=extras.get("shared", 0),
             )
         return Completion(
             self.text,
@@ -127,6 +130,8 @@ class Record(NamedTuple):
             extras.get("cost"),
             tuple(extras.get("answers", ())),
             made_of=1 if "answers" in extras else extras.get("wanted", 1),
+            came=extras.get("came", ""),
+            shared=extras.get("shared", 0),
         )
 
 
@@ -149,13 +154,7 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
         usage.prompt_tokens,
         usage.completion_tokens,
     )
-    more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
-    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens:
-        more["tokens"] = {name: count for name in _FURTHER_TOKENS if (count := getattr(usage, name))}
-    if outcome.wanted > 1:
-        more["wanted"] = outcome.wanted
-    if outcome.details is not None:
-        more["details"] = outcome.details
+    more = _further(outcome)
     if not isinstance(outcome, Completion):
         error = outcome.error
         if error.said is not None:
@@ -178,6 +177,23 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
         more["answered_by"] = model
     text = _json(more) if more else None
     return (*spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text)
+
+
+def _further(outcome: Outcome) -> dict[str, Any]:
+    """Return the optional fields that answers and failures have."""
+    usage = outcome.usage
+    more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
+    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens:
+        more["tokens"] = {name: count for name in _FURTHER_TOKENS if (count := getattr(usage, name))}
+    if outcome.wanted > 1:
+        more["wanted"] = outcome.wanted
+    if outcome.came:
+        more["came"] = outcome.came
+    if outcome.shared:
+        more["shared"] = outcome.shared
+    if outcome.details is not None:
+        more["details"] = outcome.details
+    return more
 
 
 def checksum(fields: tuple[Any, ...]) -> int:

@@ -40,11 +40,15 @@ DELIVERED = f"""answer.key < coalesce((
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged, which the export reports
 # `CASE`, because SQL may evaluate both sides of an `AND`: a record that the condition excludes may be damaged.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
-_RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
+_SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
+_REQUESTS = f"(attempts - {_SHARED})"
+_RETRIES = f"CASE WHEN attempts > 1 THEN max(min(attempts - {_WANTED}, {_REQUESTS}), 0) END"
+_CAME = f"CASE WHEN instr(more, '\"came\":') THEN coalesce(json_extract({_MORE}, '$.came'), '') ELSE '' END"
+_IS_PAID = f"attempts > 0 AND {_CAME} NOT IN ('copied', 'cached')"
 _TOKENS = f"CASE WHEN instr(more, '\"{{0}}\":') THEN json_extract({_MORE}, '$.tokens.{{0}}') END"
 _CACHED = _TOKENS.format("cached_tokens")
 RECORDED: Mapping[str, str] = {
-    "requests": "attempts",
+    "requests": _REQUESTS,
     "retries": _RETRIES,
     "prompt_tokens": "prompt_tokens",
     "completion_tokens": "completion_tokens",
@@ -406,7 +410,7 @@ def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Pa
             total(prompt_tokens), total(completion_tokens), total({_CACHED}),
             total({_TOKENS.format("written_tokens")}), total({_TOKENS.format("hour_written_tokens")}),
             total(CASE WHEN more IS NOT NULL THEN json_extract({_MORE}, '$.cost') END)
-        FROM answer WHERE {ANSWERED} AND attempts > 0 GROUP BY 1, 2
+        FROM answer WHERE {ANSWERED} AND {_IS_PAID} GROUP BY 1, 2
     """
     return {
         (bool(is_of), slot): Paid(rows, Usage(int(read), int(out), int(cached), 0, int(written), int(an_hour)), cost)
