@@ -141,7 +141,8 @@ class BatchRound:
     async def run(self) -> None:
         """Run the round to its end. Raises `PromptmillError`, and the errors of the database."""
         async with contextlib.AsyncExitStack() as opened:
-            for slot in sorted({*self._round.slots, *(batch.slot for batch in self._open())}):
+            planned = self._round.slots if self._plans else ()
+            for slot in sorted({*planned, *(batch.slot for batch in self._open())}):
                 api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
                 self._most[slot] = api.limits.requests
                 self._poll_s = max(self._poll_s, api.limits.poll_s)
@@ -169,7 +170,7 @@ class BatchRound:
             if batch.state == "planning":  # a killed run left an incomplete file
                 await self._drop(batch)
         while True:
-            full = None if self._is_late or self._job.order.way != self._round.way else await self._plan()
+            full = await self._plan() if self._plans and not self._is_late else None
             if not self._open():
                 return full
             self._replans = False
@@ -184,6 +185,11 @@ class BatchRound:
         """Return the open batches, including those of rounds that another order ended."""
         slots = len(self._rows.targets)
         return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
+
+    @property
+    def _plans(self) -> bool:
+        """Whether the order wants batches. Another order only collects those that are there."""
+        return self._job.order.way == self._round.way
 
     @property
     def _is_late(self) -> bool:
