@@ -26,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from promptmill.answering.chain import path_of
 from promptmill.answering.prices import cost_of_many, price_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
@@ -143,7 +144,8 @@ class BatchRound:
         async with contextlib.AsyncExitStack() as opened:
             planned = self._round.slots if self._plans else ()
             for slot in sorted({*planned, *(batch.slot for batch in self._open())}):
-                api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
+                opening = registry.batches(self._plan_of(slot), self._path_of(slot))
+                api = self._apis[slot] = await opened.enter_async_context(opening)
                 self._most[slot] = api.limits.requests
                 self._poll_s = max(self._poll_s, api.limits.poll_s)
                 if not self._is_resumed:
@@ -202,6 +204,10 @@ class BatchRound:
             return plan
         return self._service.plan_of(model) if model in self._service.models else plan.with_model(model)
 
+    def _path_of(self, slot: int) -> str:
+        """Return the path of a slot's requests. A row may set other parameters, and have another path."""
+        return path_of(self._rows.requests[slot].reader.sampling)
+
     # ---- plan
 
     async def _plan(self) -> PromptmillError | None:
@@ -224,6 +230,7 @@ class BatchRound:
                 lambda key: sink.taken[key].asked,
                 most=self._most[slot],
                 names={target.model, plan.model, plan.name},
+                path=self._path_of(slot),
             )
             for warms in (True, False)
         )
