@@ -6,8 +6,15 @@ import sys
 def main() -> int:
     """Run the command line. Return the exit code: 130 after Ctrl-C, also during the imports, which take a second."""
     try:
-        from promptmill.cli.main import main as run
+        from promptmill.core.errors import PromptmillError
 
+        try:
+            from promptmill.cli.main import main as run
+        except PromptmillError as error:  # a mistake in a feature of another package, which the imports read
+            from promptmill.cli.terminal import USAGE, complain
+
+            complain(str(error))
+            return USAGE
         return run()
     except KeyboardInterrupt:
         return 130

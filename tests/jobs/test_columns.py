@@ -116,7 +116,7 @@ def test_the_fields_of_an_answer_are_chosen_as_the_answer(bench):
 
 def test_a_chosen_column_that_no_output_has_is_refused_at_once(bench):
     bench.prompts(1)
-    assert "--columns: there is no column 'anser'; did you mean answer?" in bench.fail("--columns", "anser")
+    assert "--columns: the output has no column 'anser'; did you mean answer?" in bench.fail("--columns", "anser")
     assert "finish_reason" in bench.fail("--columns", "zzz")
     assert not bench.upstream.seen
 

@@ -327,7 +327,7 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(bench, source, t
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        ("qestion", "No row has 'qestion'; did you mean --prompt-column question?"),
+        ("qestion", "--prompt-column: the input has no column 'qestion'; did you mean question?"),
         (None, "Rename question to `prompt` in the file, or name it with --prompt-column question."),
     ],
 )

@@ -20,11 +20,11 @@ def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench):
     bench.input = bench.path / "in.csv"
     bench.input.write_text("question,answer\nWhat?,x\nWho?,y\n")
     said = bench.fail("--quiet")
-    assert "--prompt-column names the one with the prompts" in said
+    assert "name it with --prompt-column question" in said
     assert len(said.splitlines()) == 1  # the same command can only fail again
     bench.succeed("--prompt-column", "question")
     assert [row["answer_1"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
-    assert "names the one with the prompts" in bench.fail()
+    assert "or name it with --prompt-column" in bench.fail()
 
 
 def test_another_input_for_the_same_output_is_called_that(bench):
@@ -330,7 +330,10 @@ def test_a_missing_file_is_answered_with_the_nearest_name(bench):
         ("", "in.csv is empty: write the names of the columns"),
         ("\n1,a\n", "in.csv has no header"),
         ('id,"prompt\n1,a\n2,b\n', "The header of in.csv opens a quote that is not closed"),
-        ("id,question\n1,a\n", "no column `prompt`"),
+        (
+            "id,question\n1,a\n",
+            "The input has no column 'prompt' or 'messages'; its columns: id, question. Rename question to",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_asked_leaves_no_job(bench, text, said):

@@ -51,3 +51,15 @@ def test_a_file_with_an_underscore_is_read_and_one_whose_name_is_not_utf8_is_nam
     assert "name that is not UTF-8" in done.stderr
     (folder / os.fsdecode(b"M\xfcller.csv")).write_text("text\na\n")
     assert "M\ufffdller.csv has a name that is not UTF-8; rename it" in bench.fail("--prompt", "{{text}}")
+
+
+@pytest.mark.parametrize("given", ["", "*.csv"])
+def test_the_output_among_the_inputs_is_left_out_with_a_note(bench, given):
+    folder = bench.path / "data"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text\na\n")
+    bench.input, bench.output = folder / given, folder / "out.csv"
+    note = "1 file left out, as it is the output: out.csv"
+    assert note not in bench.run("--prompt", "{{text}}").stderr
+    assert note in bench.run("--prompt", "{{text}}").stderr
+    assert [seen.prompt for seen in bench.upstream.seen] == ["a"]

@@ -884,6 +884,20 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
     assert [row["path"] for row in bench.answers()] == ["docs/a.md", "docs/more/b.md"]
 
 
+async def test_the_output_among_the_files_of_a_call_is_left_out_with_a_note(bench, tools):
+    (bench.path / "docs").mkdir()
+    (bench.path / "docs" / "a.md").write_text("a")
+    asked = {"files": ["docs"], "prompt": "Sum up {{content}}", "output_file": "docs/out.csv"}
+    async with tools() as call:
+        first = await call("bulk_generate", **asked)
+        await ended(call, first["job_id"], "finished")
+        second = await call("bulk_generate", **asked)
+        await ended(call, second["job_id"], "finished")
+    assert ("left_out" in first, second["files"]) == (False, 1)
+    assert "1 file left out, as it is the output: docs/out.csv" in second["left_out"]
+    assert [seen.prompt for seen in bench.upstream.seen] == ["Sum up a"]
+
+
 async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_content(bench, tools):
     (bench.path / "pictures").mkdir()
     for name in ("a.png", "b.png"):

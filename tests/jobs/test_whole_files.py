@@ -74,6 +74,18 @@ def test_a_file_that_is_read_as_a_whole_is_not_the_output(bench):
     assert table.read_text() == "a,b\n1,2\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("out.md", ".md is no format of an output."), ("out", "The output out has no suffix.")]
+)
+def test_the_format_of_the_output_is_checked_before_the_files(bench, mails, name, said):
+    bench.input, bench.output = mails, bench.path / name
+    (mails / "a.txt").write_bytes(b"\0")
+    found = bench.fail("--prompt", "Extract: {{content}}")
+    assert f"error: {said} An output ends with .jsonl, .json, .csv" in found
+    assert f"; name it out.csv, not {name}." in found
+    assert "left out" not in found
+
+
 def test_texts_with_a_schema_need_no_prompt(bench, mails):
     bench.input = mails
     bench.run("--fields", "name")
@@ -114,6 +126,24 @@ def test_a_folder_with_tables_has_their_rows(bench, mails):
     bench.input = mails
     bench.succeed()
     assert _asked(bench) == ["hi"]
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
+def test_the_output_in_the_folder_of_texts_is_left_out_with_a_note(bench, mails, name):
+    bench.input, bench.output = mails, mails / name
+    note = f"1 file left out, as it is the output: mails/{name}"
+    assert note not in bench.run("--prompt", "Extract: {{content}}").stderr
+    assert note in bench.run("--prompt", "Extract: {{content}}").stderr
+    assert sorted(_asked(bench)) == ["Extract: Dear Ann,\nhello", "Extract: Dear Bob,\nhello"]
+
+
+def test_a_pattern_that_matches_only_the_output_says_so(bench):
+    bench.output = bench.path / "a.csv"
+    bench.output.write_text("text\nhi\n")
+    bench.input = bench.path / "*.csv"
+    said = bench.fail("--prompt", "{{content}}", "--each", "file", "--overwrite")
+    assert "No file to send; 1 file left out, as it is the output: a.csv." in said
+    assert "Only the output a.csv is at" in bench.fail("--prompt", "{{text}}", "--overwrite")
 
 
 def test_a_prompt_without_the_content_asks_about_each_image_of_a_folder(bench, pictures):

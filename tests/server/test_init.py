@@ -140,6 +140,20 @@ async def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments
             {"prompt_ls": ["x"], "temperature": 0},
             "temperature is not an argument of this tool: it goes into sampling_params",
         ),
+        ("generate", {"prompt_ls": ["x"], "max_costs": 1}, "did you mean max_cost?"),
+        (
+            "generate",
+            {"prompt_ls": ["x"], "max_token": 5},
+            'did you mean max_tokens? It goes into sampling_params, {"max_tokens": …}.',
+        ),
+        ("bulk_generate", {"prompts": ["x"], "max_token": 5}, "did you mean max_tokens? It goes into sampling_params"),
+        (
+            "bulk_generate",
+            {"prompts": ["x"], "temprature": 5},
+            "did you mean temperature? It goes into sampling_params",
+        ),
+        ("bulk_generate", {"prompts": ["x"], "tool_choice": "auto"}, ": it goes into sampling_params"),
+        ("bulk_generate", {"prompts": ["x"], "dedup": True}, "did you mean dedupe?"),
         ("multimodal_generate", {"prompt_ls": ["x"]}, "multimodal_path is missing; send a list."),
         ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [3]}, "multimodal_path[0] is a number"),
         (

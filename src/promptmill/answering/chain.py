@@ -38,7 +38,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import ADDED, Request, Sampling
 
 STEPS: tuple[type[Step], ...] = (
     CachedAnswers,
@@ -115,8 +115,10 @@ class Chain:
 def steps_of_features() -> list[type[Step]]:
     """Return the steps that features add.
 
-    Raises `PromptmillError` (`invalid_config`) for a step or check that no request would want.
+    Raises `PromptmillError` (`invalid_config`) for a step or check that no request would want, and for a parameter or
+    an option of a feature that has no effect.
     """
+    ADDED.check()
     added = feature.answers()
     for kind in added:
         name = f"{kind.__module__}:{kind.__qualname__}"

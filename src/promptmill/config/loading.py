@@ -26,7 +26,7 @@ from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.feature import hidden_parameters
-from promptmill.core.request import Sampling
+from promptmill.core.request import ADDED, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches, listed, shape, synonym
 from promptmill.system.call_files import FileRule
@@ -166,6 +166,7 @@ class Configuration:
 
         Raises `PromptmillError` (`invalid_config`) with the path of the key and the remedy.
         """
+        ADDED.check()
         if path is None or content is None:
             path = find(path, environ)
             content = read(path)

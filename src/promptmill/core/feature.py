@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from promptmill.core.errors import PromptmillError, Words, config_error
+from promptmill.core.errors import Words, config_error
 
 GROUP = "promptmill.features"
 """The package of promptmill's features, and the entry-point group of other distributions."""
@@ -250,7 +250,8 @@ class Feature:
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""
     controls: Sequence[Control] = ()
     sampling: str = ""
-    """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters."""
+    """`"module:class"`: a `promptmill.core.parameter.Parameters`, whose fields are added to the sampling parameters.
+    An option for such a field has its name and the key `sampling_params.NAME`."""
     answers: Sequence[str] = ()
     """Each `"module:class"`: a `promptmill.answers.check.Check`, or a `promptmill.answering.step.Step`."""
     order_parts: Sequence[PartEntry] = ()
@@ -347,14 +348,6 @@ def answers() -> Sequence[type]:
 @functools.cache
 def _parts(names: Sequence[str]) -> Sequence[type]:
     return tuple(map(part, names))
-
-
-def added_parameters() -> list[Any]:
-    """Return the classes of the sampling parameters that features add."""
-    try:
-        return [part(feature.sampling) for feature in features().values() if feature.sampling]
-    except PromptmillError:  # reported when the features are used; this function runs during an import
-        return []
 
 
 def hidden_parameters() -> dict[str, str]:

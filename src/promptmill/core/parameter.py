@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
+
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.feature import WITHOUT, Feature, features, part
 
 
 class _Applied:
@@ -27,3 +32,79 @@ class Parameters(BaseModel):
     def applied(cls) -> frozenset[str]:
         """Return the names of the parameters with the mark `APPLIED`."""
         return frozenset(name for name, field in cls.model_fields.items() if APPLIED in field.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The parameters that features add to those of the core."""
+
+    classes: tuple[type[Parameters], ...] = ()
+    mistake: str = ""
+    """What is wrong with the parameters of a feature, which are then left out; `""`: nothing."""
+
+    @classmethod
+    def to(cls, core: Iterable[str]) -> Added:
+        """Return the parameters that features add to those in `core`. A mistake is kept for `check`, because this
+        function runs during an import."""
+        try:
+            known = features()
+        except PromptmillError as error:
+            return cls(mistake=error.message)
+        owners, classes, mistakes = dict.fromkeys(core, "promptmill"), list[type[Parameters]](), list[str]()
+        for name, feature in known.items():
+            if not feature.sampling:
+                continue
+            try:
+                kind = part(feature.sampling)
+            except PromptmillError as error:
+                mistakes.append(f"{error.message} Put it into a module that does not import promptmill.core.request.")
+                continue
+            if mistake := _mistake(name, feature, kind, owners):
+                mistakes.append(mistake)
+                continue
+            classes.append(kind)
+            owners |= dict.fromkeys(kind.model_fields, name)
+        return cls(tuple(classes), next(iter(mistakes), ""))
+
+    def check(self) -> None:
+        """Raise `PromptmillError` (`invalid_config`) for a feature's parameter, or an option for it, that has no
+        effect."""
+        if self.mistake:
+            raise config_error("", self.mistake)
+        for name, feature in features().items():
+            fields = part(feature.sampling).model_fields.keys() if feature.sampling and feature.options else ()
+            for option in part(feature.options) if fields else ():
+                if option.name in fields and (lacking := _lacking(option)):
+                    raise config_error(
+                        "",
+                        f"The option {option.name} of {name} does not set its sampling parameter {option.name}; add "
+                        f"{' and '.join(lacking)} to it. {_hides(name)}",
+                    )
+
+
+def _lacking(option: Any) -> list[str]:
+    """Return what an option of a feature lacks to set the sampling parameter of its name on all faces."""
+    lacking, key = list[str](), f"sampling_params.{option.name}"
+    if key not in option.keys:
+        lacking.append(f'`keys=["{key}"]`')
+    if option.argument is not None and option.argument.within != "sampling_params":
+        lacking.append('`argument=Argument(within="sampling_params")`')
+    return lacking
+
+
+def _mistake(name: str, feature: Feature, kind: object, owners: Mapping[str, str]) -> str:
+    """Return what is wrong with the parameters of a feature; `""`: nothing. `owners`: the earlier parameters."""
+    if not (isinstance(kind, type) and issubclass(kind, Parameters)):
+        return (
+            f"{feature.sampling} is no subclass of `promptmill.core.parameter.Parameters`; make it one. {_hides(name)}"
+        )
+    for field, about in kind.model_fields.items():
+        if other := owners.get(field):
+            return f"The sampling parameter {field} of {name} is already one of {other}; rename it. {_hides(name)}"
+        if about.default is not None:
+            return f"The sampling parameter {field} of {name} needs the default None, for: not set. {_hides(name)}"
+    return ""
+
+
+def _hides(name: str) -> str:
+    return f"{WITHOUT}={name} hides the feature {name}."

@@ -17,8 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.feature import added_parameters
-from promptmill.core.parameter import APPLIED, Parameters
+from promptmill.core.parameter import APPLIED, Added, Parameters
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -412,11 +411,8 @@ class _TokenChoice(Parameters):
     repetition_penalty: _Number = Field(None, gt=0, description="Divide the score of tokens that occurred; 1 is off.")
 
 
-class Sampling(_TokenChoice, *added_parameters()):  # type: ignore[misc]  # features may add some
-    """Parameters for choosing tokens. The engine or endpoint decides about unset parameters.
-
-    Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
-    """
+class _OwnSampling(_TokenChoice):
+    """The parameters of the core."""
 
     max_tokens: _Whole = Field(None, ge=1, description="Longest answer, in tokens.")
     stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
@@ -438,6 +434,17 @@ class Sampling(_TokenChoice, *added_parameters()):  # type: ignore[misc]  # feat
     reasoning: Annotated[Literal["separate", "inline"] | None, APPLIED] = Field(
         None, description="Like the key `reasoning` of the configuration, which it overrides."
     )
+
+
+ADDED = Added.to(_OwnSampling.model_fields.keys() | BESIDE | PASSED_ON)
+"""The parameters that features add."""
+
+
+class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features may add some
+    """Parameters for choosing tokens. The engine or endpoint decides about unset parameters.
+
+    Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
+    """
 
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""

@@ -200,6 +200,20 @@ def did_you_mean(
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
+def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> str:
+    """Return the problem of missing columns, with the column that is most similar to an only name, else with all.
+
+    >>> no_column("txt", columns=["id", "text"])
+    "the input has no column 'txt'; did you mean text?"
+    >>> no_column("prompt", "messages", columns=["id", "q"], file="rows.csv")
+    "rows.csv has no column 'prompt' or 'messages'; its columns: id, q."
+    """
+    known = [mended(column) for column in columns if column]
+    others = f"its columns: {listed([column[:40] for column in known]) or 'none'}."
+    meant = did_you_mean(names[0], known, others) if len(names) == 1 else others
+    return f"{file} has no column {' or '.join(repr(name[:60]) for name in names)}; {meant}"
+
+
 def synonym(name: str, known: Iterable[str]) -> str:
     """Return the name in `known` that means the same as `name` according to `_SYNONYMS`; `""` without one."""
     plain = {one.lstrip("-").replace("-", "_"): one for one in known}

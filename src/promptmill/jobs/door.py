@@ -27,16 +27,24 @@ from promptmill.core.errors import Named, PromptmillError, Words, input_error, r
 from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote_files
+from promptmill.jobs.inputs.files import holds_output
 from promptmill.jobs.inputs.formats import is_url
 from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
-from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles, are_asked_whole
+from promptmill.jobs.inputs.whole_files import (
+    IS_OUTPUT,
+    FileQuestion,
+    OwnFiles,
+    WholeFiles,
+    are_asked_whole,
+    omitted,
+)
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
-from promptmill.jobs.run.wanted_job import WantedJob
+from promptmill.jobs.run.wanted_job import WantedJob, check_output
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -116,7 +124,10 @@ class OpenJob(WantedJob):
     def notes(self) -> Sequence[Words]:
         """Remarks about the rows for the user."""
         if self.files is None:
-            return ()
+            given = self.order.inputs if self.source is None else ()
+            return (
+                [omitted(IS_OUTPUT, [Path(self.order.output.name)])] if holds_output(given, self.order.target) else []
+            )
         raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
         return [*self.files.left_out, *self.files.forms, *raw]
 
@@ -248,7 +259,8 @@ def open_job(
         shown = shown.model_copy(update={"urls": urls, "input": as_written(names)})
         order, files = order.model_copy(update={"shown": shown}), _whole_files(order, paths, rows, options, models.plan)
         if files is not None:
-            source = opened.enter_context(written(folders, files.lines(), ".jsonl", files.name))
+            lines = files.lines() if output is None else _lines_with_output(files, order)
+            source = opened.enter_context(written(folders, lines, ".jsonl", files.name))
             order = files.asked(order)
         if source is not None:
             order = order.model_copy(update={"inputs": (Path(source.name),)})
@@ -271,10 +283,16 @@ def _whole_files(
     """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
     asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, plan.has_schema)
     if rows.rule is not None:
-        return WholeFiles(rows.names, rows.rule, asked, rows.halt)
-    if paths and are_asked_whole(paths, options.get("each"), order.question.templates):
+        return WholeFiles(rows.names, rows.rule, asked, order.output, rows.halt)
+    if paths and are_asked_whole(paths, options.get("each"), order.question.templates, order.output):
         return OwnFiles(paths, order.output, asked)
     return None
+
+
+def _lines_with_output(files: WholeFiles, order: JobOrder) -> Iterator[bytes]:
+    """Check the output before the files are read, which may take long. Raises `PromptmillError`."""
+    check_output(order, real_path(order.target))
+    return files.lines()
 
 
 def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: Say) -> tuple[list[str], str]:

@@ -39,6 +39,7 @@ from promptmill.config.explain import explain
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import PromptmillError, input_error, redact
 from promptmill.core.request import (
+    BESIDE,
     Conversation,
     ImagePosition,
     Sampling,
@@ -47,7 +48,7 @@ from promptmill.core.request import (
     is_longer,
 )
 from promptmill.core.values import JsonDict, JsonObject, read_json
-from promptmill.core.wording import did_you_mean, shape, synonym
+from promptmill.core.wording import close_matches, shape, synonym
 from promptmill.options import table
 from promptmill.server.listed_tools import OPTIONS, listed, unpacked
 from promptmill.server.tool_calls import CodedToolError
@@ -425,8 +426,8 @@ def _where(name: str, properties: JsonObject) -> str:
         return f"; did you mean {meant}?"
     if name == "concurrency" and "output_file" in properties:
         return ": bulk_status sets it for a job that runs."
-    sampling = name if name in Sampling.model_fields else synonym(name, Sampling.model_fields)
-    if sampling and "sampling_params" in properties:
+    inner = {*Sampling.model_fields, *BESIDE} - properties.keys() if "sampling_params" in properties else set[str]()
+    if sampling := name if name in inner else synonym(name, inner):
         return f': it goes into sampling_params, {{"{sampling}": …}}.'
     if "backend_configs" in properties and any(
         name in block.annotation.model_fields
@@ -443,5 +444,7 @@ def _where(name: str, properties: JsonObject) -> str:
         return ": multimodal_generate takes images."
     if name == "messages" and "prompt_ls" in properties:
         return ": multiturn_generate takes messages."
-    known = f"it takes {', '.join(properties) or 'none'}."
-    return f"; {did_you_mean(name, properties, known)}"
+    near = next(iter(close_matches(name, [*properties, *sorted(inner)], 1)), "")
+    if near in inner:
+        return f'; did you mean {near}? It goes into sampling_params, {{"{near}": …}}.'
+    return f"; did you mean {near}?" if near else f"; it takes {', '.join(properties) or 'none'}."

@@ -340,7 +340,7 @@ def test_columns_that_are_not_there(bench):
         bench, a, a, "--gold", "nix", code=2
     )
     assert "no file of this name; did you mean label?" in compare(bench, a, a, "--gold", "LABEL", code=2)
-    assert "a.csv has no column nix; it has `text`" in compare(bench, a, a, "--id", "nix", code=2)
+    assert "a.csv has no column 'nix'; its columns: text" in compare(bench, a, a, "--id", "nix", code=2)
     assert "two files, or one file and --gold or --by" in compare(bench, a, code=2)
     assert "There is no file nix.csv" in compare(bench, a, "nix.csv", code=2)
 
@@ -465,7 +465,9 @@ def test_the_column_of_right_answers_of_a_file(bench):
     right = sum(row["label"] == row["answer"] for row in sample)
     assert figures(bench, a, "--gold", f"{gold}:two")["gold"]["files"][0]["right"] == right
     assert "Name the one with the right answers: --gold g.csv:COLUMN." in compare(bench, a, "--gold", gold, code=2)
-    assert "g.csv has no column three; it has `id`, `one`" in compare(bench, a, "--gold", f"{gold}:three", code=2)
+    assert "g.csv has no column 'three'; its columns: id, one, two." in compare(
+        bench, a, "--gold", f"{gold}:three", code=2
+    )
 
 
 def test_equal_rows_have_the_same_right_answer_unless_it_is_not_clear(bench):

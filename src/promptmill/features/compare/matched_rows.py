@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from promptmill.core.bounds import MOST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import text_of
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, no_column
 from promptmill.features.compare.compared_file import ComparedFile, object_in
 from promptmill.jobs.columns import VARIANT
 
@@ -112,7 +112,7 @@ def identity_of(files: Sequence[ComparedFile], scans: Sequence[Scan], key: str |
 def check_column(file: ComparedFile, scan: Scan, name: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the file lacks a column."""
     if name not in scan.columns:
-        raise input_error(f"{file.name} has no column {name:.60}; it has {listed(scan.columns)}.")
+        raise input_error(no_column(name, columns=scan.columns, file=file.name))
 
 
 def _unique(scans: Sequence[Scan], names: Sequence[str]) -> str:

@@ -85,18 +85,21 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     members_and_columns: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if is_several(path):
-            files = (file for file in all_files(path, output) if _is_known(file) and not database(file))
-            is_folder = path.is_dir()
+            known, is_folder = all_files(path), path.is_dir()
+            others = [file for file in known if real_path(file) != output]
+            files = (file for file in others if _is_known(file) and not database(file))
             new = [
                 (file, _partitions(file.relative_to(path).parts[:-1]) if is_folder else _NO_COLUMNS) for file in files
             ]
         else:
             new = [(path, _NO_COLUMNS)]
-        if not new and not path.is_dir() and not all_files(path, output):
+        if not new and known and not others:
+            raise input_error(f"Only the output {output.name} is at {path}, and it is no input; name other files.")
+        if not new and not is_folder and not known:
             raise input_error(f"No file matches {path}: check the folder and the pattern.")
         if not new:
-            known = ", ".join(formats.read_names())
-            holds = f"There is no file of rows at {path}; it may hold {known} files, images and PDFs."
+            kinds = ", ".join(formats.read_names())
+            holds = f"There is no file of rows at {path}; it may hold {kinds} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         members_and_columns += new
     if wrong := next((path for path, _ in members_and_columns if _SURROGATE.search(str(path))), None):
@@ -135,15 +138,22 @@ def is_several(path: Path) -> bool:
     return path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
 
 
-def all_files(given: Path, output: Path | None = None) -> list[Path]:
-    """Return the files of a path, a folder or a pattern, sorted by name, without hidden files and `output`."""
+def holds_output(given: Sequence[Path], output: Path) -> bool:
+    """Return whether a folder or a pattern in `given` has `output`, which `find` leaves out."""
+    if not (output.is_file() and _is_known(output)):
+        return False
+    target = real_path(output)
+    return any(real_path(file) == target for path in given if is_several(path) for file in all_files(path))
+
+
+def all_files(given: Path) -> list[Path]:
+    """Return the files of a path, a folder or a pattern, sorted by name, without hidden files."""
     if not given.is_dir():
-        matching = _matching(given) if is_several(given) else [given]
-        return sorted(path for path in matching if _counts(path, output))
+        return sorted(filter(_counts, _matching(given) if is_several(given) else [given]))
     inside = []
     for name, folders, files in os.walk(given):
         folders[:] = sorted(folder for folder in folders if not _is_hidden(folder))
-        inside += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
+        inside += [path for path in (Path(name, file) for file in files) if _counts(path)]
     return sorted(inside)
 
 
@@ -151,9 +161,9 @@ def _matching(pattern: Path) -> Iterator[Path]:
     return map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207 (an absolute pattern)
 
 
-def _counts(path: Path, output: Path | None) -> bool:
-    """Return whether a file belongs to the input: it is not hidden, not `output`, and no marker such as `_SUCCESS`."""
-    return not _is_hidden(path.name) and path.is_file() and (output is None or real_path(path) != output)
+def _counts(path: Path) -> bool:
+    """Return whether a file belongs to the input: it is not hidden, and no marker such as `_SUCCESS`."""
+    return not _is_hidden(path.name) and path.is_file()
 
 
 def _is_hidden(name: str) -> bool:

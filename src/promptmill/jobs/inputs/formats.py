@@ -90,9 +90,10 @@ def format_of_output(path: Path, input_format: str) -> Format:
     if found is None and "{{" in path.name:
         raise input_error(f"{path.name} is no name of an output; a prompt is ", Named("prompt", path.name), ".")
     if found is None:
-        raise input_error(
-            f"An output ends with {', '.join(names_of_outputs())}; name it {plain(path).stem}.csv, not {path.name}."
-        )
+        suffix = plain(path).suffix
+        problem = f"{suffix} is no format of an output" if suffix else f"The output {path.name} has no suffix"
+        names = ", ".join(names_of_outputs())
+        raise input_error(f"{problem}. An output ends with {names}; name it {plain(path).stem}.csv, not {path.name}.")
     if found.database and not members.split(path)[1]:
         raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")
     is_batch = input_format == "batch" and found.key == "jsonl"

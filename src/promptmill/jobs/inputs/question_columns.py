@@ -9,7 +9,7 @@ from pathlib import Path
 
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import listed, no_column
 from promptmill.jobs.format_table import of_input
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
@@ -56,7 +56,7 @@ def questions_in(question: Question, input_format: str, source: Input, fields: S
         fitting = next((row for row in below if _fits(question, input_format, row[1])), None)
         if fitting is None:
             raise
-        shown = f" ({_listed(fitting[1])})."
+        shown = f" ({listed([readable(name)[:40] for name in fitting[1] if name])})."
         raise input_error(*error.parts, f" Row {fitting[0]} has it: ", Named("header_row", fitting[0]), shown) from None
 
 
@@ -114,16 +114,14 @@ def _of_columns(question: Question, input_format: str, header: Sequence[str], re
         return Questions()
     meant = list(header)
     if column is not None:
-        if column not in header:
-            raise input_error(f"The input has no column {column!r}; its columns: {_listed(header)}.")
+        check_names([column], header, Named("prompt_column"))
         meant = ["prompt" if name == column else "" if name in _PROMPTS else name for name in header]
         _check_once(header, {column})
     _check_once(meant, read)
     if not _PROMPTS & {*meant}:
         if not all(map(is_utf8, header)):
             raise _no_utf8_header(header)
-        hint = Named("prompt_column", text=" {} names the one with the prompts.")
-        raise input_error(f"The input has no column `prompt` or `messages`; its columns: {_listed(header)}.", hint)
+        raise _no_prompts(header)
     columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns change nothing
     return Questions(
         tuple((at, name) for name, at in columns),
@@ -181,15 +179,16 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject], path:
         raise rows_inside_error(path, inner)
     if not names or asked & names.keys():
         return
-    shown = ", ".join(name[:40] for name in list(names)[:10])
     if column is not None:
-        near = close_matches(column, names, n=1)
-        meant = ["did you mean ", Named("prompt_column", near[0]), "?"] if near else [f"the rows have: {shown}."]
-        raise input_error(f"No row has {column[:60]!r}; ", *meant)
-    lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
-    usual = next((name for name in _USUAL if name in names), None)
+        check_names([column], names, Named("prompt_column"))
+    raise _no_prompts(names)
+
+
+def _no_prompts(columns: Collection[str]) -> PromptmillError:
+    lacks = no_column("prompt", "messages", columns=columns, file="The input")
+    usual = next((name for name in _USUAL if name in columns), None)
     hint = Named("prompt_column", usual or "NAME", ", or name it with {}")
-    raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
+    return input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -227,7 +226,3 @@ def _check_once(names: Sequence[str], read: Collection[str]) -> None:
     twice = {name for name in read if counts[name] > 1}
     if twice:
         raise input_error(f"The input has two columns `{min(twice)[:60]}`; rename one of them.")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(readable(name)[:40] for name in [*filter(None, names)][:10]) or "none"

@@ -54,7 +54,7 @@ from promptmill.jobs.inputs.formats import reading
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, real_path
 from promptmill.system.subprocesses import Halt
 
 T = TypeVar("T")
@@ -73,6 +73,8 @@ _RAW = (
     ("web page", re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
     ("RTF file", re.compile(r"\A\{\\rtf")),
 )
+IS_OUTPUT = "is the output"
+"""The reason why a folder or a pattern leaves out a file."""
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
 """The prompt for documents, if the user gives none and the answers have a schema."""
@@ -82,11 +84,12 @@ PdfForm = Literal["text", "images"]
 """The form in which PDFs are sent."""
 
 
-def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence[str]) -> bool:
+def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence[str], output: Path) -> bool:
     """Return whether each file for the paths, folders and patterns `given` is one row, or each of its mails.
 
     `each` is the user's choice: `file` or `line`. Without a choice, each file is a row if the files are images, or if
     there are several files and no table. The lines of a single text are rows, unless the prompt has `{{content}}`.
+    `output` is not one of the files.
     """
     if each is not None:
         return each == "file"
@@ -96,9 +99,17 @@ def are_asked_whole(given: Sequence[Path], each: str | None, templates: Sequence
             return known is not None
         return any(map(_CONTENT.search, templates))
     paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
-    kinds = [*map(reading, paths)]
+    kinds = [reading(path) for path in paths if real_path(path) != real_path(output)]
     # a text may be whole, and Windows stores the database `Thumbs.db` next to pictures
     return bool(kinds) and all(known is None or known.whole or known.database for known in kinds)
+
+
+def omitted(reason: Words, paths: Sequence[Path]) -> Words:
+    """Return a sentence with the number of files that are left out for a reason, and the first names."""
+    more = len(paths) - _SHOWN
+    names = ", ".join(readable(str(path)) for path in paths[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
+    return (count, *parts_of(reason), f": {names}")
 
 
 def _question_of(question: Question, as_pdf: PdfForm | None, *, files: Iterable[Path], has_schema: bool) -> Question:
@@ -145,8 +156,11 @@ def _reading_s() -> float:
 class FoundFiles:
     """The files that `names` match and that `rule` permits."""
 
-    def __init__(self, names: Sequence[str], rule: FileRule) -> None:
-        """Find the files. Blocks. Raises `PromptmillError` (`invalid_input`)."""
+    def __init__(self, names: Sequence[str], rule: FileRule, output: Path | None = None) -> None:
+        """Find the files. A pattern or folder leaves out `output`. Blocks.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         self._names, self._rule = names, replace(rule, is_guarded=True)
         self._left_out: dict[Words, list[Path]] = {}
         """The omitted files, by reason."""
@@ -154,21 +168,17 @@ class FoundFiles:
         self._halt: Halt | None = None
         self._files: dict[Path, bool] = {}
         """The found files, each with whether a pattern found it."""
+        target = None if output is None else real_path(output)
         for path, is_found in self._each():
-            self._files.setdefault(path, is_found)
+            if is_found and real_path(path) == target:
+                self._leave_out(path, IS_OUTPUT)
+            else:
+                self._files.setdefault(path, is_found)
 
     @property
     def left_out(self) -> list[Words]:
         """A sentence for each reason: the number of omitted files, and the first names."""
-        lines: list[Words] = []
-        for reason, paths in self._left_out.items():
-            more = len(paths) - _SHOWN
-            names = ", ".join(readable(str(path)) for path in paths[:_SHOWN]) + (
-                f" and {more:,} more" if more > 0 else ""
-            )
-            count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
-            lines.append((count, *parts_of(reason), f": {names}"))
-        return lines
+        return [omitted(reason, paths) for reason, paths in self._left_out.items()]
 
     def _usable(self, read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
         """Yield each file that `read` accepts, with the result of `read`, in the order of `names`.
@@ -320,9 +330,19 @@ class FileQuestion(NamedTuple):
 class WholeFiles(FoundFiles):
     """Files that become rows: one line of JSON for each file."""
 
-    def __init__(self, names: Sequence[str], rule: FileRule, asked: FileQuestion, halt: Halt | None = None) -> None:
-        """`halt`: set when the call was cancelled. Raises `PromptmillError` (`invalid_input`)."""
-        super().__init__(names, rule)
+    def __init__(
+        self,
+        names: Sequence[str],
+        rule: FileRule,
+        asked: FileQuestion,
+        output: Path | None = None,
+        halt: Halt | None = None,
+    ) -> None:
+        """`output`: see `FoundFiles`. `halt`: set when the call was cancelled.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        super().__init__(names, rule, output)
         self._halt = halt
         self._as_pdf = asked.as_pdf
         self._encoding = asked.encoding
@@ -522,11 +542,11 @@ class WholeFiles(FoundFiles):
 
 
 class OwnFiles(WholeFiles):
-    """The operator's files, with no limit on number or content. Hidden files and `output` are left out."""
+    """The operator's files, with no limit on number or content. Hidden files are left out."""
 
     def __init__(self, given: Sequence[Path], output: Path, asked: FileQuestion) -> None:
-        self._given, self._output = given, output
-        super().__init__([], FileRule(), asked)
+        self._given = given
+        super().__init__([], FileRule(), asked, output)
 
     @property
     def name(self) -> str:
@@ -539,7 +559,7 @@ class OwnFiles(WholeFiles):
         here = Path.cwd()
         for path in self._given:
             several = is_several(path)
-            for file in all_files(path, self._output) if several else [path]:
+            for file in all_files(path) if several else [path]:
                 yield file.relative_to(here) if file.is_relative_to(here) else file, several
 
     def _check_count(self, mails: int) -> None:

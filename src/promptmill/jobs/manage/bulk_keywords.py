@@ -43,10 +43,23 @@ _FIELD_TYPES = MappingProxyType(
         dt.datetime: "time",
     }
 )
-_KINDS: dict[str, tuple[type, ...]] = {"prompt": (str, Sequence, Mapping), "model": (str, Sequence)}
-_KINDS |= {"settings": (Mapping,), "backend": (str,), "tier": (str,)}
 _PATHS = ("output", "config", "state")
-_KINDS |= dict.fromkeys(_PATHS, (str, os.PathLike))
+_LISTS = (list, tuple, set, frozenset)
+_KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "prompt": ((str, Sequence, Mapping), "a text, a list or a dict"),
+        "model": ((str, Sequence), "a text or a list"),
+        "fields": ((bool, str, Sequence, Mapping), "a text, a list, a dict or False"),
+        "settings": ((Mapping,), 'a dict: `settings={"backend_configs.openai.rpm": 60}`'),
+        "response_format": ((Mapping,), 'a dict: `response_format={"type": "json_object"}`'),
+        "columns": (_LISTS, 'a list of names: `columns=["answer", "error"]`'),
+        "tools": (_LISTS, "a list of dicts, as OpenAI has them"),
+        "check": (Callable, "a function that takes an answer and its row"),
+        **dict.fromkeys(("backend", "tier", "system"), ((str,), "a text")),
+        **dict.fromkeys(_PATHS, ((str, os.PathLike), "a path")),
+    }
+)
+"""The types of values, and what to write, for options whose values are not plain."""
 _LONGEST_NAME = 30  # max characters of a prompt's name, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
@@ -119,9 +132,9 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
     """
     forms: dict[str, Any] = {}
-    for name, kinds in _KINDS.items():
-        if given.get(name) is not None and not isinstance(given[name], kinds):
-            raise input_error(f"`{name}` is {shape(given[name])}, which it cannot be; see help(bulk).")
+    for name, value in given.items():
+        if value is not None and (wanted := _wanted_kind(name, value)):
+            raise input_error(f"`{name}` is {shape(value)}; write {wanted}.")
     for name in _PATHS:
         check_path(name, given.get(name) or "")
     prompts, fields = given.get("prompt"), given.get("fields")
@@ -137,6 +150,20 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(fields, Sequence) and not isinstance(fields, str):
         forms["fields"] = ",".join(map(str, fields))
     return forms
+
+
+def _wanted_kind(name: str, value: object) -> str:
+    """Return what to write for an option, if the value has another type; else `""`."""
+    option = table.options().get(name)
+    if name in _KINDS:
+        kinds, words = _KINDS[name]
+        has_texts = name != "columns" or not isinstance(value, _LISTS) or all(isinstance(each, str) for each in value)
+        return "" if isinstance(value, kinds) and has_texts else words
+    if option is None or option.keyword is None or option.keyword.type:
+        return ""
+    if option.type is bool and not isinstance(value, bool):
+        return "True or False"
+    return "a text" if option.type is str and isinstance(value, (*_LISTS, Mapping)) else ""
 
 
 def check_path(name: str, path: str | os.PathLike[str]) -> None:

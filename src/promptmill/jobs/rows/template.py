@@ -35,7 +35,7 @@ from jinja2.visitor import NodeTransformer
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, composed, json_text, plain_text
-from promptmill.core.wording import close_matches, did_you_mean, mended
+from promptmill.core.wording import close_matches, did_you_mean, no_column
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 
@@ -187,16 +187,15 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
     """Raise `PromptmillError` (`invalid_input`) for a name that is not a column; suggest the most similar column."""
     known = list(columns)
     for name in sorted({*names} - {ROW, *known}):
-        shown = ", ".join(mended(column)[:40] for column in known[:10]) or "none"
         if (same := alike(name, known)) and (signs := _hidden_signs(same) or _hidden_signs(name)):
             raise input_error(
                 field, f": the input has no column {name[:60]!r}, but one that looks like it ({signs}); rename it."
             )
-        meant = did_you_mean(name, map(mended, known), f"its columns: {shown}.")
+        problem = f": {no_column(name, columns=known)}"
         if first_line_is_row(known):
-            meant += " The first line looks like a row: write the names of the columns above it."
-        whole = (Named("each", "file", "{} asks about the whole file; "),) if name == "content" else ()
-        raise input_error(field, f": the input has no column {name[:60]!r}; ", *whole, meant)
+            problem += " The first line looks like a row: write the names of the columns above it."
+        is_of_file = name == "content" and field == PROMPT
+        raise input_error(field, problem, *([Named("each", "file", " {} asks about the whole file.")] * is_of_file))
 
 
 def first_line_is_row(columns: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.wording import did_you_mean
+from promptmill.core.wording import no_column
 from promptmill.jobs import disk, members
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, OURS
@@ -103,9 +103,7 @@ class OrderFiles:
         for part in parts:
             _check_is_text(part.path)
         if not is_loose:
-            _check_output(order, target)
-            formats.format_of_output(order.whole_output, "")
-            formats.check_installed(order.whole_output)
+            check_output(order, target)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         for part in parts:  # each is there
             formats.format_of_input(part.path)
@@ -157,7 +155,8 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
     return not inputs[1:] or (order is not None and order.inputs == inputs)  # a missing file may be a misspelt name
 
 
-def _check_output(order: JobOrder, target: Path) -> None:
+def check_output(order: JobOrder, target: Path) -> None:
+    """Raise `PromptmillError` if `target` cannot be written, is an input, or has the format of no output."""
     if target.is_dir():
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
@@ -170,6 +169,8 @@ def _check_output(order: JobOrder, target: Path) -> None:
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+    formats.format_of_output(order.whole_output, "")
+    formats.check_installed(order.whole_output)
 
 
 def _may_hold_both(path: Path, target: Path) -> bool:
@@ -220,8 +221,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
     for name in order.form.columns:
         if name not in known:
-            meant = did_you_mean(name, known, f"the columns: {', '.join(known)}.")
-            raise input_error(Named("columns"), f": there is no column {name[:40]!r}; {meant}")
+            raise input_error(Named("columns"), f": {no_column(name, columns=known, file='the output')}")
 
 
 def _check_answer_column(name: str) -> None:
