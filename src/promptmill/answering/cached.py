@@ -288,7 +288,7 @@ def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((6, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps((7, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _unpacked(data: bytes) -> Completion | None:

@@ -8,6 +8,7 @@
        │   SEVERAL    `n`: as many requests                                                                     │
        │   CHOSEN     `choices`: as a schema, with probabilities                                                │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
+       │   GATHERED   features': several items in one request                                                    │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
        │   SENT       the cache of several clients: a hit looks like a sent request                             │
@@ -78,7 +79,7 @@ class Chain:
             if (step := await kind.of(self._loading)) is not None:
                 self._steps.append(step)
         for step in self._steps:
-            if (type(step).enter, type(step).leave) != (Step.enter, Step.leave):
+            if (type(step).enter, type(step).share, type(step).leave) != (Step.enter, Step.share, Step.leave):
                 self._of_calls.append(step)
         self._is_priced = any(step.place is Place.PRICED for step in self._steps)
         self.answer = around(self._steps, self._backend.answer)
@@ -90,7 +91,10 @@ class Chain:
             raise unknown_price(self._loading.plan)
         for step in self._of_calls:
             step.enter(call)
-        return self._backend.enter(call)
+        share = self._backend.enter(call)
+        for step in self._of_calls:
+            share = step.share(share, call)
+        return share
 
     def widen(self, most: int) -> None:
         """Allow `most` requests in flight, if the backend is what limits them."""
@@ -130,6 +134,19 @@ def steps_of_features() -> list[type[Step]]:
             shown = repr(wanted) if isinstance(wanted, str) else ", ".join(sorted({*wanted} - known))
             raise config_error("", f"`wanted_by` of {name} names no parameter: {shown}. It is a tuple of their names.")
     return [kind for kind in added if issubclass(kind, Step)]
+
+
+def as_sent(request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+    """Return an item's request after the steps of features that want it, and the item's part of a request.
+
+    For estimates. Raises `PromptmillError` for an item that cannot be sent.
+    """
+    part = 1.0
+    for kind in steps_of_features():
+        if kind.wanted_by and request.sampling.sets(kind.wanted_by):
+            request, its = kind.alone(request, plan)
+            part *= its
+    return request, part
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:

@@ -21,8 +21,10 @@ import orjson
 
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
-from promptmill.core.request import Request
+from promptmill.core.parameter import REPEATABLE
+from promptmill.core.request import Request, Sampling
 
+_REPEATABLE = Sampling.marked(REPEATABLE)
 K = TypeVar("K")
 Flight: TypeAlias = "asyncio.Future[Outcome | None]"
 """A request that is sent: its outcome; None if it has none to share."""
@@ -137,8 +139,9 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
 
 
 def is_repeatable(request: Request) -> bool:
-    """Return whether the request has temperature 0, so that its answer should always be the same."""
-    return bool(request.extra.get("temperature", request.sampling.temperature) == 0)
+    """Return whether the request has temperature 0, or wants no text: its answer should always be the same."""
+    sampling = request.sampling
+    return bool(request.extra.get("temperature", sampling.temperature) == 0) or sampling.sets(_REPEATABLE)
 
 
 def request_digest(request: Request, *context: Any) -> bytes:

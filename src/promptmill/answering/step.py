@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from promptmill.backends.protocol import Answer, Call, Outcome
+from promptmill.backends.protocol import Answer, Call, Outcome, Share
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.money import Budget
 from promptmill.core.request import Request
@@ -27,6 +27,8 @@ class Place(IntEnum):
     """The request for one of several choices is changed, and its outcome too."""
     CHECKED = auto()
     """The answer is checked, repaired, and requested again."""
+    GATHERED = auto()
+    """Several items become one request, whose outcome is divided among them."""
     PRICED = auto()
     """Each request that is sent is paid, within budgets."""
     SCREENED = auto()
@@ -63,6 +65,15 @@ class Step:
         del loading
         return cls()
 
+    @classmethod
+    def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+        """Return an item's request as the step would send it alone, and the item's part of a request with others.
+
+        For estimates. Raises `PromptmillError` for an item that cannot be sent.
+        """
+        del plan
+        return request, 1.0
+
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request that the step wants; see `protocol.Answer`."""
         raise NotImplementedError
@@ -74,6 +85,11 @@ class Step:
 
     def enter(self, call: Call) -> None:
         """Record that a call starts. Raises `PromptmillError` if it cannot."""
+
+    def share(self, share: Share, call: Call) -> Share:
+        """Return the share of an entered call, given that of the steps inside of this one."""
+        del call
+        return share
 
     async def leave(self, call: Call) -> None:
         """Record that a call has ended, with no answer in flight."""

@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any
 
+from pybase64 import b64decode, b64encode
+
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.system.frames import packed_error, unpacked_error
 
@@ -22,7 +24,8 @@ def outcome_data(outcome: Outcome) -> list[Any]:
     """Return an outcome as data for JSON, without its cost, which the receiver computes."""
     bill = [_COUNTS(outcome.usage), [[_COUNTS(usage), tier] for usage, tier in outcome.spent]]
     if isinstance(outcome, Completion):
-        return ["answer", _ANSWER(outcome), *bill]
+        vectors = [b64encode(one).decode() for one in outcome.vectors]
+        return ["answer", [*_ANSWER(outcome), vectors], *bill]
     return ["failure", [packed_error(outcome.error), *_FAILURE(outcome)], *bill]
 
 
@@ -35,6 +38,7 @@ def outcome_of(kind: str, values: Sequence[Any], counts: Sequence[int], spent: S
         return replace(failure, unmetered=unmetered, spent=bill)
     text, reason, reasoning, calls, attempts, latency_s, logprobs, top_choices, *rest = values
     answer = Completion(text, reason, usage, reasoning, tuple(calls), attempts, latency_s, logprobs, top_choices)
-    answer.details, answers, answer.tier, warnings, answer.unmetered = rest
+    answer.details, answers, answer.tier, warnings, answer.unmetered, vectors = rest
+    answer.vectors = tuple(map(b64decode, vectors))
     answer.answers, answer.warnings, answer.spent = tuple(answers), tuple(warnings), bill
     return answer

@@ -110,6 +110,8 @@ class Completion:
     came: Came = ""
     shared: int = 0
     """The number of `attempts` that were requests of another item, so that their sum counts each request once."""
+    vectors: tuple[bytes, ...] = ()
+    """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
 
     @property
     def is_copy(self) -> bool:
@@ -144,8 +146,8 @@ class Completion:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has neither text nor tool calls."""
-        return not self.text.strip() and not self.tool_calls
+        """Whether it has neither text nor tool calls nor vectors."""
+        return not self.text.strip() and not self.tool_calls and not self.vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,11 @@ class Totals(NamedTuple):
 
     def and_(self, outcome: Outcome) -> Totals:
         """Return the sums with those of another outcome."""
-        return Totals(self.usage + outcome.usage, sum_of(self.cost, outcome.cost), self.shared + outcome.shared)
+        return self.joined(Totals(outcome.usage, outcome.cost, outcome.shared))
+
+    def joined(self, other: Totals) -> Totals:
+        """Return the sums of both."""
+        return Totals(self.usage + other.usage, sum_of(self.cost, other.cost), self.shared + other.shared)
 
     @staticmethod
     def of(outcomes: Iterable[Outcome]) -> Totals:
@@ -266,8 +272,9 @@ class Totals(NamedTuple):
 class Journal(Protocol):
     """Records requests in flight on disk, for the next run if this run is killed."""
 
-    def sent(self, key: int, choice: int, most: float) -> None:
-        """Record that a request for item `key` is about to be sent, and its highest possible cost."""
+    def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
+        """Record that a request for item `key` is about to be sent, and its highest possible cost. `requests`: 0 if it
+        is the request of another item."""
         ...
 
     def not_billed(self, key: int, choice: int) -> None:
@@ -360,6 +367,8 @@ class Waits:
     """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
     forked: int = 0
     """The number of answers in flight in addition to one per worker, because a request may want several answers."""
+    starved: set[Callable[[], None]] = field(default_factory=set)
+    """Called when the source waits for answers in flight; set by steps in which items wait for further items."""
     most: int = sys.maxsize
     """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored
@@ -543,14 +552,22 @@ class Ledger:
         """Record that a request is about to be sent."""
         most = 0.0 if request.account is None else request.account.sent()
         if self.journal is not None:
-            self.journal.sent(request.key, request.choice, most)
+            for place, (one, part) in enumerate(_shares(request, most)):
+                self.journal.sent(one.key, one.choice, part, int(place == 0))
 
     def not_billed(self, request: Request) -> None:
         """Record that the last request for an item was refused, which costs nothing."""
         if request.account is not None:
             request.account.not_billed()
         if self.journal is not None:
-            self.journal.not_billed(request.key, request.choice)
+            for one in request.members or (request,):
+                self.journal.not_billed(one.key, one.choice)
+
+
+def _shares(request: Request, amount: float) -> Iterable[tuple[Request, float]]:
+    """Return the requests that share a request, each with its part of an amount."""
+    members = request.members or (request,)
+    return [(one, amount / len(members)) for one in members]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -639,7 +656,8 @@ class Call:
         A job's journal instead reserves the cost until the outcome includes it.
         """
         if self.ledger.journal is not None:
-            self.ledger.journal.charged(request.key, request.choice, cost)
+            for one, part in _shares(request, cost):
+                self.ledger.journal.charged(one.key, one.choice, part)
         else:
             self.counts.cost = (self.counts.cost or 0.0) + cost
 
@@ -702,6 +720,8 @@ class Share(Protocol):
 
     grown: Callable[[], None]
     """Set by the driver; called when `most` has grown."""
+    gathered: int
+    """The number of items that use no place: they wait for other items, or are in the request of another."""
 
     def want(self, items: int | None) -> None:
         """Set the number of items that remain for the call; None if unknown."""
@@ -731,6 +751,7 @@ class FixedShare:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.gathered = 0
         self.grown: Callable[[], None] = ignored
 
     def want(self, items: int | None) -> None:

@@ -229,10 +229,12 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         for note in found["notes"]:
             say(note, wrap=True)
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
+        without = f" without {'images and ' if found['images'] else ''}what the chat template adds"
+        if not found["estimated_completion_tokens"]:  # of vectors
+            without = f" in {counted(found['requests'], 'request')}"
         say(
             f"{found['rows']} rows, {found['invalid']} of them invalid{skipped}, {found['images']} images, "
-            f"about {found['estimated_prompt_tokens']:,} prompt tokens without "
-            f"{'images and ' if found['images'] else ''}what the chat template adds",
+            f"about {found['estimated_prompt_tokens']:,} prompt tokens{without}",
             wrap=True,
         )
         if (names := found.get("columns")) is not None:
@@ -250,6 +252,8 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     """Return the likely and the highest price of a job as text. `way`: the beginning of the names in `found`."""
     each, source = found["estimated_completion_tokens"] / max(1, found["requests"]), found["estimated_completion_from"]
     length = counted(round(each), "token")
+    if not each:
+        return f"about {dollars(found[f'{way}estimated_cost'])}; at most {dollars(found[f'{way}most_cost'])}"
     answers = f"if an answer has {length}" if source == ASSUMED else f"with answers of {length}, {source}"
     most = found[f"{way}most_cost"]
     highest = "more with longer answers, which --max-tokens would limit" if most is None else f"at most {dollars(most)}"

@@ -82,6 +82,7 @@ class _ReplicaShare:
 
     def __init__(self, replicas: Replicas, call: Call) -> None:
         self.grown: Callable[[], None] = ignored
+        self.gathered = 0
         self.wanted: int | None = None
         self.most = 1
         """The number of answers to keep in flight now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,15 +12,19 @@ from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.feature import WITHOUT, Feature, features, part
 
 
-class _Applied:
-    """The type of `APPLIED`."""
+class _Mark:
+    """The type of marks of parameters."""
 
 
-APPLIED: Final = _Applied()
+APPLIED: Final = _Mark()
 """The mark of a parameter that promptmill applies itself, for every backend: `Annotated[int | None, APPLIED]`.
 
 Such a parameter is not sent to an endpoint, no backend lacks it, and a row does not set it.
 """
+
+
+REPEATABLE: Final = _Mark()
+"""The mark of a parameter with which equal requests have equal answers, whatever the temperature is."""
 
 
 class Parameters(BaseModel):
@@ -29,9 +33,9 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def applied(cls) -> frozenset[str]:
-        """Return the names of the parameters with the mark `APPLIED`."""
-        return frozenset(name for name, field in cls.model_fields.items() if APPLIED in field.metadata)
+    def marked(cls, mark: _Mark) -> frozenset[str]:
+        """Return the names of the parameters with a mark."""
+        return frozenset(name for name, field in cls.model_fields.items() if mark in field.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +78,9 @@ class Added:
         for name, feature in features().items():
             fields = part(feature.sampling).model_fields.keys() if feature.sampling and feature.options else ()
             for option in part(feature.options) if fields else ():
-                if option.name in fields and (lacking := _lacking(option)):
-                    raise config_error(
-                        "",
-                        f"The option {option.name} of {name} does not set its sampling parameter {option.name}; add "
-                        f"{' and '.join(lacking)} to it. {_hides(name)}",
-                    )
-
-
-def _lacking(option: Any) -> list[str]:
-    """Return what an option of a feature lacks to set the sampling parameter of its name on all faces."""
-    lacking, key = list[str](), f"sampling_params.{option.name}"
-    if key not in option.keys:
-        lacking.append(f'`keys=["{key}"]`')
-    if option.argument is not None and option.argument.within != "sampling_params":
-        lacking.append('`argument=Argument(within="sampling_params")`')
-    return lacking
+                if option.name in fields and (key := f"sampling_params.{option.name}") not in option.keys:
+                    said = f"The option {option.name} of {name} does not set its sampling parameter {option.name}"
+                    raise config_error("", f'{said}; add `keys=["{key}"]` to it. {_hides(name)}')
 
 
 def _mistake(name: str, feature: Feature, kind: object, owners: Mapping[str, str]) -> str:

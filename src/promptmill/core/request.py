@@ -459,7 +459,7 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
         return {name: value for name, value in self if value is not None and name not in APPLIED_NAMES}
 
 
-APPLIED_NAMES = Sampling.applied()
+APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 
 
@@ -520,6 +520,8 @@ class Account(Protocol):
         ...
 
 
+EMBEDDINGS = "/embeddings"
+"""The path of requests for the embeddings of texts."""
 LEAST_SHARED = 4096
 """The fewest characters of a beginning that a provider may cache: about 1,024 tokens."""
 
@@ -561,6 +563,16 @@ class Request:
     """Whether the row's answer is merged from the answers to several requests. Then no check is about this answer."""
     required: frozenset[str] = frozenset()
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
+    members: tuple[Request, ...] = ()
+    """The requests that this request answers together, itself as the first; `()`: it answers one item."""
+
+    @property
+    def texts(self) -> int:
+        """The number of texts in a request for embeddings; 0 in other requests."""
+        if self.path != EMBEDDINGS:
+            return 0
+        given = self.extra.get("input")
+        return len(given) if isinstance(given, list) else 1
 
     def changed(self, **changes: Any) -> Request:
         """Return a copy of the request with `changes`."""

@@ -17,6 +17,7 @@ import decimal
 import json
 import math
 import unicodedata
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -142,7 +143,18 @@ def json_text(value: Any, *, sort_keys: bool = False) -> str:
 
 def as_json(value: object) -> Any:
     """Return a value that `orjson` cannot represent as one that it can: a text, or the digits of an exact number."""
+    if isinstance(value, array):
+        return orjson.Fragment(floats_text(value))
     return orjson.Fragment(str(value)) if isinstance(value, ExactNumber) else plain_text(value)
+
+
+def floats_text(floats: array[float]) -> str:
+    """Return 32-bit floats as JSON, with digits that give the same floats again.
+
+    >>> floats_text(array("f", [0.1, 1 / 3]))
+    '[0.1,0.333333343]'
+    """
+    return f"[{','.join(map('{:.9g}'.format, floats))}]"
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:

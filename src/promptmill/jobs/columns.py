@@ -6,10 +6,12 @@ A job never renames a column of the input. If the input has `answer`, the job's 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from promptmill.backends.vectors import floats_of, words_of
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
 from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
@@ -59,13 +61,13 @@ def _place_at_end(name: str) -> int:
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """Return the `ANSWER_FIELDS` of a record, and those `EXTRA_FIELDS` that have a value.
+    """Return the `ANSWER_FIELDS` of a record, and those `EXTRA_FIELDS` that have a value. A vector is an `array`.
 
     `names`: the names of columns that do not have their usual names.
     """
     failed = record.code is not None
     fields: dict[str, Any] = {
-        "answer": record.extras.get("part", "") if failed else record.text,
+        "answer": record.extras.get("part", "") if failed else _answer(record),
         "error": {
             "code": record.code,
             "message": record.text,
@@ -84,6 +86,16 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
         fields["usage"] |= extras.get("tokens", {})
         fields |= {name: extras[name] for name in EXTRA_FIELDS if name in extras}
     return {names.get(name, name): value for name, value in fields.items()} if names else fields
+
+
+def shown_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Return `answer_fields` for people: of a vector, its length and its first numbers."""
+    fields = answer_fields(record, names)
+    return {name: words_of(value) if isinstance(value, array) else value for name, value in fields.items()}
+
+
+def _answer(record: Record) -> str | array[float]:
+    return record.text if record.vector is None else floats_of(record.vector)
 
 
 def variant_fields(spec: JobSpec) -> Sequence[str]:

@@ -210,6 +210,15 @@ class DocumentsOptions(TypedDict, total=False):
     """The request that makes one answer of the answers of the pieces."""
 
 
+class EmbeddingsOptions(TypedDict, total=False):
+    """Options: embeddings."""
+
+    embed: str | bool | None
+    """A vector of this text for each row, such as '{{title}} {{text}}', in place of an answer."""
+    dimensions: int | None
+    """The numbers of each vector, for models that shorten theirs."""
+
+
 class LabelsOptions(TypedDict, total=False):
     """Options: labels."""
 
@@ -257,6 +266,7 @@ class BulkOptions(
     BatchesOptions,
     ChecksOptions,
     DocumentsOptions,
+    EmbeddingsOptions,
     LabelsOptions,
     RayOptions,
     total=False,

@@ -111,6 +111,9 @@ class Option:
     needs: Sequence[Named] = ()
     """The option needs one of these options."""
     excludes: Sequence[Excluded] = ()
+    implies: str = ""
+    """`"module:function"`: takes the value, and returns the values of other options that it stands for. Options that
+    are set take precedence."""
     check: str = ""
     """`"module:function"`: takes the value before a job starts, and raises `PromptmillError`."""
     rows: Sequence[str] = ()

@@ -42,6 +42,19 @@ SEVERAL = (
 _FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
 
 
+def with_implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options with those that they imply, see `Option.implies`."""
+    known = options()
+    for name, option in known.items():
+        if option.implies and option.is_set(given.get(name)):
+            implied = part(option.implies)(given[name])
+            given = {
+                **given,
+                **{other: value for other, value in implied.items() if not known[other].is_set(given.get(other))},
+            }
+    return given
+
+
 def _are_several(value: Any) -> bool:
     return not isinstance(value, str) and len({*value}) > 1
 
@@ -561,9 +574,20 @@ def groups() -> list[Group]:
 
 
 def of_answers() -> list[Option]:
-    """Return the options of features that set a sampling parameter, such as checks of the answer."""
+    """Return the options of features that set a sampling parameter and nothing else, such as checks of the answer."""
     added = (option for group in groups()[len(GROUPS) :] for option in group.options)
-    return [option for option in added if any(key.startswith(SAMPLING_KEYS) for key in option.keys)]
+    alone = (option for option in added if not option.implies and not option.needs)
+    return [option for option in alone if any(key.startswith(SAMPLING_KEYS) for key in option.keys)]
+
+
+def sampling_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling parameters that options set, by name."""
+    return {
+        key.removeprefix(SAMPLING_KEYS): given[name]
+        for name, option in options().items()
+        for key in option.keys
+        if key.startswith(SAMPLING_KEYS) and given.get(name) is not None
+    }
 
 
 def needs_hidden(name: str, face: Face) -> str:

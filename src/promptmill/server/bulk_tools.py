@@ -280,7 +280,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                     await questions.check_replacing(ctx, *foreign)
             form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
             form |= answer_forms({**values, "system": form["system"]})
-            asked = form["schema"], values.get("sampling_params"), form["choices"]
+            sampling = {**table.sampling_in(values), **(values.get("sampling_params") or {})}
+            asked = form["schema"], sampling, form["choices"]
             others = plan_of(values, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
             if (input_file or files is not None) and not validate:

@@ -67,7 +67,7 @@ class _Route:
 
     def wake(self) -> None:
         """Release waiting requests, as many as the share permits."""
-        while self.waiting and self.share is not None and self.running < self.share.most:
+        while self.waiting and self.share is not None and self.running - self.share.gathered < self.share.most:
             future = self.waiting.popleft()
             if not future.done():
                 future.set_result(None)
@@ -88,6 +88,7 @@ class Router:
         """`names`: the models that a request may name in its extra parameter `model`. Other requests go to `first`."""
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
         self.grown: Callable[[], None] = protocol.ignored
+        self.gathered = 0
         self._routes: dict[str, _Route] = {}
         self._abandoned: dict[str, tuple[float, PromptmillError]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -183,7 +184,7 @@ class Router:
         while route.share is None:
             with call.hold():
                 await self._entered(route)
-        if route.running < route.share.most and not route.waiting:
+        if route.running - route.share.gathered < route.share.most and not route.waiting:
             route.running += 1
         else:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -384,7 +384,7 @@ def test_vectors_without_an_index_are_in_the_order_of_the_inputs():
     assert [one["embedding"] for one in _embeddings({"embedding": [1.0]}, {"embedding": [2.0]})] == [[1.0], [2.0]]
 
 
-@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 2], [0, 1, 1], [False, True], []])
+@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 1], [False, True], []])
 def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(indices):
     with pytest.raises(ApiError, match="one embedding for each of the 2 inputs") as raised:
         _embeddings(*({"index": index, "embedding": [1.0]} for index in indices))
@@ -401,7 +401,7 @@ def test_an_embedding_without_all_its_numbers_is_an_error_of_the_endpoint(vector
 
 
 def test_embeddings_of_different_lengths_are_an_error_of_the_endpoint():
-    with pytest.raises(ApiError, match="different lengths") as raised:
+    with pytest.raises(ApiError, match="all of one length") as raised:
         _embeddings({"embedding": [1.0]}, {"embedding": [1.0, 2.0]})
     assert raised.value.status == 502
 

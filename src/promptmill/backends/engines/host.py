@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends import vectors
 from promptmill.backends.engines import hardware
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
@@ -444,6 +445,8 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
         message.get("details"),
         warnings=tuple(message.get("warnings", ())),
     )
+    if request.texts and completion.details is not None:
+        completion.vectors = vectors.in_payload(completion.details["payload"], request.texts)
     if problem := completion.unanswered:
         reasoning = completion.reasoning or ""
         return Failure(problem, attempts, completion.latency_s, completion.usage, reasoning=reasoning)

@@ -10,6 +10,7 @@ Format: platform.openai.com/docs/api-reference/chat; reasoning fields of vLLM, D
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any, TypedDict
 import orjson
 
 from promptmill.answers.reasoning import may_have_marks, split_marked
+from promptmill.backends import vectors
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.chat_completion import Ending
 from promptmill.backends.openai.dialects import DIALECTS, dialect
@@ -99,12 +101,13 @@ def with_reasoning_apart(completion: Completion) -> Completion:
     return replace(completion, text=text, reasoning="\n".join(thoughts) or completion.reasoning)
 
 
-def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:
-    """Return the reply to a request that is not a chat, or the decision on a failure."""
+def other_answer_in(response: HttpResponse, endpoint: Endpoint, texts: int = 0) -> Completion | RetryDecision:
+    """Return the reply to a request that is not a chat, or the decision on a failure. `texts`: see
+    `read_other_response`."""
     content = _content(response, endpoint)
     if isinstance(content, RetryDecision):
         return content
-    reading = read_other_response(response.status, response.headers, content, endpoint)
+    reading = read_other_response(response.status, response.headers, content, endpoint, texts)
     return _with_proxy(reading, response) if isinstance(reading, RetryDecision) else reading
 
 
@@ -140,24 +143,25 @@ def read_response(
 
 
 def read_other_response(
-    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, texts: int = 0
 ) -> Completion | RetryDecision:
-    """Return the reply to a request that is not a chat: its text, if any, and its payload."""
+    """Return the reply to a request that is not a chat: its text, if any, and its payload; for a request for the
+    embeddings of so many `texts`, their vectors instead."""
     if excess := _excess(body):
         return _unreadable(endpoint, excess, b"")
-    try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        payload = None
+    payload: Any = None
+    found: tuple[bytes, ...] = ()
+    with contextlib.suppress(ValueError):
+        payload, found = vectors.read(body, texts) if texts and status == 200 else (orjson.loads(body), ())
     if status >= 300 or (isinstance(payload, dict) and payload.get("error") and _is_error(payload)):
         return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
         return _unreadable(endpoint, "a body that is not a JSON object", body.strip())
     if not chat_completion.can_go_on(payload):
         return _unreadable(endpoint, "a body that is nested too deeply", b"")
-    details = {"payload": payload}
+    details = None if texts else {"payload": payload}
     usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
-    return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload))
+    return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload), vectors=found)
 
 
 def _excess(body: bytes) -> str:

@@ -179,7 +179,7 @@ class Sender:
         self._images.close()
 
     async def _send_elsewhere(self, item: Item, endpoint_state: EndpointState) -> Completion | RetryDecision:
-        """Post the unchanged body of a request that is not a chat, and keep the response unchanged."""
+        """Post the unchanged body of a request that is not a chat, and keep the response unchanged, or its vectors."""
         endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
         body = endpoint_state.encoder.encode_body(item.request)
         item.attempts += 1
@@ -188,7 +188,8 @@ class Sender:
             response = await self._pool.send(endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
             return classify_exception(error, endpoint)
-        reading = await self._pool.read_apart(other_answer_in, response, endpoint)
+        texts = 0 if self._call.facts.keep_raw else item.request.texts
+        reading = await self._pool.read_apart(other_answer_in, response, endpoint, texts=texts)
         if isinstance(reading, Completion):
             _note_limit(response, endpoint_state)
         elif reading.kind is FailureKind.ENDPOINT and response.status in {404, 405}:

@@ -12,12 +12,14 @@ import math
 import re
 import sys
 import unicodedata
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from promptmill.backends.vectors import words_of
 from promptmill.core.bounds import MOST_SHOWN
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import unescaped
@@ -221,6 +223,8 @@ class _Table:
 def _plain(value: Any) -> Cell:
     if value is None or isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) else value
+    if isinstance(value, array):
+        return words_of(value)
     text = unescaped(value) if isinstance(value, str) else cell(value)
     return _PICTURE.sub("[image]", text) if "data:image" in text else text
 

@@ -106,8 +106,15 @@ def _shown(name: str, kind: str) -> str:
 
 
 def _parquet(file: Path) -> str:
-    """Return the DuckDB SQL for the rows of a Parquet file."""
-    return f"read_parquet({literal(str(file))})"
+    """Return the DuckDB SQL for the rows of a Parquet file. Vectors, whose length DuckDB ignores, keep it."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows, vectors = f"read_parquet({literal(str(file))})", list[str]()
+    for field in parquet.read_schema(file):
+        if pa.types.is_fixed_size_list(field.type) and field.type.value_type == pa.float32():
+            vectors.append(f"{quoted(field.name)}::FLOAT[{field.type.list_size}] AS {quoted(field.name)}")
+    return f"(SELECT * REPLACE ({', '.join(vectors)}) FROM {rows})" if vectors else rows  # noqa: S608 (quoted names)
 
 
 def _has_table(connection: Any, name: str) -> bool:

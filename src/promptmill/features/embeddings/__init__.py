@@ -1,8 +1,11 @@
-"""Vectors of texts, by which rows with similar meanings are near each other."""
+"""Embeddings: a vector for each row, from a model that turns texts into vectors."""
 
 from promptmill.core.feature import Feature
 
 FEATURE = Feature(
-    words="vectors of texts: an encoder that runs on this machine",
+    words="a vector for each row: for search, for groups of similar texts, for a classifier of your own",
+    options="promptmill.features.embeddings.options:OPTIONS",
+    sampling="promptmill.features.embeddings.parameters:Embedded",
+    answers=("promptmill.features.embeddings.embedding:Embedding",),
     backends={"encoder": "promptmill.features.embeddings.local.backend:BACKEND"},
 )

@@ -5,18 +5,18 @@ An unsupported field that would change the answer is an `ApiError` 400 with `par
 
 from __future__ import annotations
 
-import base64
 import secrets
-import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pybase64 import b64encode
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Completion
+from promptmill.backends.vectors import in_payload, numbers_of
 from promptmill.config.explain import explain
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import (
@@ -220,41 +220,21 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
 
 
 def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:
-    texts, payload = body.get("input"), (answer.details or {}).get("payload", {})
+    texts = body.get("input")
     count = len(texts) if isinstance(texts, list) else 1
-    try:
-        found = {
-            at if one.get("index") is None else one["index"]: _encoded(one["embedding"], body.get("encoding_format"))
-            for at, one in enumerate(payload["data"])
-        }
-        if len(payload["data"]) != count or not all(found.values()) or any(isinstance(at, bool) for at in found):
-            raise ValueError
-        vectors = [found[index] for index in range(count)]  # in the order of the inputs, which endpoints need not keep
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
-        problem = f"The reply of the endpoint does not hold one embedding for each of the {count} inputs."
-        raise ApiError(502, problem, None, "bad_response") from None
-    if len({*map(len, vectors)}) > 1:
-        text = f"The reply of the endpoint holds embeddings of different lengths for the {count} inputs."
-        raise ApiError(502, text, None, "bad_response")
-    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    vectors = answer.vectors or in_payload((answer.details or {}).get("payload") or {}, count)
+    if not all(vectors):
+        problem = (
+            f"The reply of the endpoint does not hold one embedding for each of the {count} inputs, all of one length."
+        )
+        raise ApiError(502, problem, None, "bad_response")
+    is_text = body.get("encoding_format") == "base64"
+    data = [
+        {"object": "embedding", "index": index, "embedding": b64encode(one).decode() if is_text else numbers_of(one)}
+        for index, one in enumerate(vectors)
+    ]
     tokens = answer.usage.prompt_tokens
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-
-
-def _encoded(vector: str | Sequence[float], encoding: object) -> str | Sequence[float]:
-    """Return an embedding in the requested encoding. OpenAI's clients want base64; Node's misreads a list.
-
-    Raises `struct.error` if the embedding holds no number, such as the null that some endpoints write for NaN.
-    """
-    if isinstance(vector, str):
-        data = base64.b64decode(vector)
-        return vector if encoding == "base64" else struct.unpack(f"<{len(data) // 4}f", data)
-    if not {bool, str}.isdisjoint(map(type, vector)):
-        raise TypeError
-    if encoding == "base64":
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-    struct.pack(f"<{len(vector)}d", *vector)
-    return vector
 
 
 def model_of(body: Mapping[str, Any]) -> str:

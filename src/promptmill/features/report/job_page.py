@@ -241,6 +241,8 @@ def _share(count: int, total: int) -> str:
 def _of_answers(results: Results) -> str:
     if not results:
         return "There are no answers yet."
+    if "vectors" in results:
+        return f"{status_words.vectors(results)}."
     different = results["different"]
     others = different - len(results.get("values", {}))
     kinds = counted(different, "different answer")

@@ -6,10 +6,12 @@ A prompt from a template takes no space in the file: the page builds it from the
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from promptmill.backends.vectors import words_of
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
@@ -218,5 +220,7 @@ def _plain(value: Any, most: int | None = None) -> Cell:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return value
+    if isinstance(value, array):
+        return words_of(value)
     text = unescaped(value) if isinstance(value, str) else cell(value)
     return text if most is None else cut(text, most)

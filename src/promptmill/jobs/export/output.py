@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import sqlite3
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,6 +325,8 @@ def _sql_value(value: Any) -> Any:
     """Return a value for SQLite: lists and objects become JSON; true and false become 1 and 0."""
     if type(value) is bool:
         return int(value)
+    if isinstance(value, array):  # a vector
+        return value.tobytes()
     if type(value) not in _SQL_TYPES or (type(value) is int and value not in INT64):
         return cell(value)
     return value

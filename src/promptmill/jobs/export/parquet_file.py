@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
+from promptmill.backends.vectors import floats_of
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
@@ -47,6 +48,8 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], t
 
     answers = form.answers
     kinds = _arrow_types(answers)
+    if form.dimensions is not None and "answer" in kinds:
+        kinds["answer"] = pa.list_(pa.float32(), form.dimensions or -1)
     own = (
         _ArrowColumns(form.spec, is_for_database=target is not None and members.is_table(target))
         if form.spec.input.style.arrow_schema
@@ -60,7 +63,9 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], t
             if answers.schema is not None:
                 records = list(map(answers.schema.with_losses, records))
             ours = [
-                pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in records], kind)
+                _vectors([each.record.vector for each in group], kind)
+                if form.dimensions is not None and key == "answer"
+                else pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in records], kind)
                 for key, kind in kinds.items()
             ]
             batch = own.batch([each.row for each in group])
@@ -75,12 +80,25 @@ def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
     size = 0
     for each in answered:
         group.append(each)
-        size += len(each.row.cells or b"") + len(each.record.text)
+        size += len(each.row.cells or b"") + len(each.record.text) + len(each.record.vector or b"")
         if size >= _GROUP_BYTES or len(group) >= _ROWS_AT_ONCE:
             yield group
             group, size = [], 0
     if group:
         yield group
+
+
+def _vectors(vectors: Sequence[bytes | None], kind: Any) -> Any:
+    """Return vectors as an array of lists of 32-bit floats, without a float of Python for each number."""
+    import pyarrow as pa
+
+    if not pa.types.is_fixed_size_list(kind):
+        return pa.array([None if one is None else floats_of(one) for one in vectors], kind)
+    empty = bytes(4 * kind.list_size)
+    data = pa.py_buffer(b"".join(empty if one is None else one for one in vectors))
+    floats = pa.Array.from_buffers(pa.float32(), len(vectors) * kind.list_size, [None, data])
+    mask = pa.array([one is None for one in vectors])
+    return pa.FixedSizeListArray.from_arrays(floats, type=kind, mask=mask)
 
 
 class _ArrowColumns:

@@ -159,7 +159,7 @@ class AnswerValues:
     def in_cells(self, answered: AnsweredRow) -> list[str]:
         """Return the values of `in_order` as cells of CSV."""
         record = answered.record
-        if self._is_usual and record.code is None and record.more is None:
+        if self._is_usual and record.code is None and record.more is None and record.vector is None:
             texts = {
                 "answer": record.text,
                 "usage": _usage_cell(record.prompt_tokens, record.completion_tokens),
@@ -195,6 +195,12 @@ class Form:
     def names(self) -> list[str]:
         """The columns of the input. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         return self.own.names_in(self.stored())
+
+    @cached_property
+    def dimensions(self) -> int | None:
+        """The numbers in each vector, if answers are vectors; 0 if these differ in length; None for other answers."""
+        lengths = {length for store in self._stores for length in statistics.vector_lengths(store)}
+        return None if not lengths else lengths.pop() if len(lengths) == 1 else 0
 
     @property
     def folder(self) -> Path:

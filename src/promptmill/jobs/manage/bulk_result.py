@@ -11,6 +11,7 @@ import contextlib
 import functools
 import html
 import io
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import AnswerType, json_schema_of
+from promptmill.backends.vectors import words_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
@@ -58,6 +60,19 @@ class BulkResult:
         class."""
         name = self.columns.get("answer", "answer")
         return [answer_of(row[name], self.answer_schema) for row in self.rows]
+
+    @cached_property
+    def vectors(self) -> Any:
+        """The vectors of `embed`, as one array of numpy with 32-bit floats: a line for each row, in order.
+
+        A failed row has NaN. Raises `ImportError` without numpy, `ValueError` if vectors differ in length.
+        """
+        import numpy as np
+
+        found = [answer if isinstance(answer, array) else None for answer in self.answers]
+        length = next((len(one) for one in found if one is not None), 0)
+        nothing: Any = np.full(length, np.nan, "f")
+        return np.stack([nothing if one is None else np.frombuffer(one, "f") for one in found]) if found else nothing
 
     @property
     def failed(self) -> int:
@@ -104,7 +119,8 @@ class BulkResult:
                 columns[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
         for name in _ANSWERS[1:] if of_schema is not None else _ANSWERS:
             called = self.columns.get(name, name)
-            columns[called] = _Column([_cell(row.get(called)) for row in self.rows])
+            cells = [row.get(called) for row in self.rows]
+            columns[called] = _Column([one.tolist() if isinstance(one, array) else _cell(one) for one in cells])
         return _joined(self.given, columns, self.numbers)
 
     def _repr_html_(self) -> str:
@@ -277,6 +293,8 @@ def _cells(values: Iterable[Any], tag: str) -> str:
 
 
 def _cell(value: Any) -> str | None:
+    if isinstance(value, array):
+        return words_of(value)
     if isinstance(value, Mapping) and value.keys() >= {"code", "message"}:
         return f"{value['code']}: {value['message']}"
     return value if value is None else str(value)

@@ -19,7 +19,7 @@ from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict, JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
 from promptmill.images.load import is_data
-from promptmill.jobs.columns import answer_fields, variant_values
+from promptmill.jobs.columns import shown_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
@@ -102,7 +102,7 @@ class JobRows:
     def _row(self, record: Record, row: Row | None) -> JobRow:
         number, spec = record.row + 1, self._spec
         asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)
-        fields = answer_fields(record)
+        fields = shown_fields(record)
         answers = [unescaped(str(fields["answer"]))]
         if several := fields.get("answers"):
             answers = [unescaped(each) if isinstance(each, str) else orjson.dumps(each).decode() for each in several]
@@ -215,9 +215,9 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     """
     size = len(record.more or "")
     if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
-        return answer_fields(record, names)
+        return shown_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
-    return answer_fields(record._replace(more=None), names) | {LEFT_OUT: left_out}
+    return shown_fields(record._replace(more=None), names) | {LEFT_OUT: left_out}
 
 
 def shown_results(results: Mapping[str, Any], rule: FileRule) -> JsonDict:

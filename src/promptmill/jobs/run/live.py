@@ -284,6 +284,8 @@ class RowSource(Source):
         ):
             if not waits:
                 return False
+            for send in tuple(self._call.waits.starved):
+                send()
             await asyncio.sleep(_GATHER_S)
         return True
 

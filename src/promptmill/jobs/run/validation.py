@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from promptmill.answering.chain import as_sent
 from promptmill.answering.costs import most_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
@@ -185,7 +186,8 @@ def _check_rows(
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    count = invalid = skipped = sent = pictures = tokens = 0
+    count = invalid = skipped = pictures = tokens = 0
+    sent = 0.0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
@@ -202,7 +204,7 @@ def _check_rows(
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
-            sent += sum(answers)
+            sent += sum(count * as_sent(part, plan)[1] for count, part in zip(answers, parts, strict=True))
             sizes = (-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
             tokens += sum(map(operator.mul, answers, sizes))
             for conversation in (request.conversation for request in made):
@@ -213,7 +215,8 @@ def _check_rows(
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
                 for part in parts if same is made else _parts(spec, same):
-                    most.add(_sharing(part) if may_share else part)
+                    request, _ = as_sent(part, most.plan)
+                    most.add(_sharing(request) if may_share else request)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -232,7 +235,7 @@ def _check_rows(
         "rows": count,
         "invalid": invalid,
         **({"skipped": skipped} if skipped else {}),
-        "requests": sent,
+        "requests": math.ceil(round(sent, 6)),
         "images": pictures,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "estimated_prompt_tokens": tokens,

@@ -58,7 +58,7 @@ LAST_KEY = 1 << 62
 _ANSWER = (
     "CREATE TABLE answer (key INTEGER PRIMARY KEY, attempts INTEGER, latency_s REAL, prompt_tokens INTEGER, "
     "completion_tokens INTEGER, code TEXT, retryable INTEGER, finish_reason TEXT, text TEXT, reasoning TEXT, "
-    "more TEXT, asked BLOB, checksum INTEGER, settings INTEGER, round INTEGER)"
+    "more TEXT, asked BLOB, checksum INTEGER, settings INTEGER, round INTEGER, vector BLOB)"
 )
 _ROW = "CREATE TABLE row (n INTEGER PRIMARY KEY, asked BLOB, line BLOB, cells BLOB)"
 TABLES = {
@@ -78,7 +78,7 @@ ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
 _IS_ADDED = f"tbl_name NOT IN ({', '.join(map(repr, (*TABLES, 'row_next')))})"
 """The condition for tables of ways, and their indexes, in a schema."""
 COLUMNS = ", ".join(Record._fields)
-_OPTIONAL = frozenset({"code", "more"})  # empty texts in these columns are stored as NULL
+_OPTIONAL = frozenset({"code", "more", "vector"})  # empty texts in these columns are stored as NULL
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
 PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
 PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
@@ -477,7 +477,8 @@ def bound(record: Record) -> tuple[Any, ...]:
     Replaces None, bytes and named tuples, because `sqlite3` looks up an adapter for each: 1/3 of the time of a write.
     """
     asked = None if record.asked is None else bytearray(record.asked)
-    return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
+    vector = "" if record.vector is None else bytearray(record.vector)
+    return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:15], vector)
 
 
 def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:

@@ -70,12 +70,13 @@ class InFlight:
             else:
                 self._free.append(at)
 
-    def sent(self, key: int, choice: int, most: float) -> None:
-        """Record that a request was sent for the row of `key`. `most`: its highest cost."""
+    def sent(self, key: int, choice: int, most: float, requests: int = 1) -> None:
+        """Record that a request was sent for the row of `key`. `most`: its highest cost. `requests`: 0 if it was the
+        request of another row."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:
-            self._put(at, self._get(at).changed(1, 1, most))
+            self._put(at, self._get(at).changed(requests, 1, most))
             choices = self._open.setdefault(row, {})
             count, before = choices.get(choice, _NONE_OPEN)
             choices[choice] = count + 1, before + most
@@ -86,7 +87,9 @@ class InFlight:
             self._map = self._mapped(2 * count)
             self._free.extend(range(count, 2 * count))
         at = self._places[row] = self._free.pop()
-        _ENTRY.pack_into(self._map, at * _ENTRY.size, row + 1, 1, 1, most, 0.0)  # an `_Entry` would take 0.4 µs per row
+        _ENTRY.pack_into(
+            self._map, at * _ENTRY.size, row + 1, requests, 1, most, 0.0
+        )  # an `_Entry` would take 0.4 µs per row
         self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:

@@ -16,7 +16,7 @@ from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
-from promptmill.options.table import Again
+from promptmill.options.table import Again, with_implied
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -183,6 +183,8 @@ class JobOrder(Stored):
 
         Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
+
+        options = with_implied(options)
 
         def given(**names: str) -> dict[str, Any]:
             return {field: options[name] for field, name in names.items() if options.get(name) is not None}

@@ -60,11 +60,13 @@ class Record(NamedTuple):
     """The digest of the question (see `rows.digest`), which connects a moved row with its answer; None without a
     question."""
     checksum: int
-    """The checksum of the columns `attempts` to `more`."""
+    """The checksum of the columns `attempts` to `more`, and of `vector`."""
     settings: int = 0
     """The id of the settings with which the answer was made."""
     round: int = 0
     """The id of the round that made the record."""
+    vector: bytes | None = None
+    """The vector of the row's text, see `backends.vectors`, in place of an answer."""
 
     @property
     def row(self) -> int:
@@ -87,7 +89,7 @@ class Record(NamedTuple):
         """Whether the outcome matches its checksum."""
         try:
             # not the key, because an answer may move to another row with the same question
-            return self.checksum == checksum(self[1:11])
+            return self.checksum == checksum(self[1:11], self.vector)
         except TypeError:  # the damage has changed a value's type
             return False
 
@@ -132,18 +134,20 @@ class Record(NamedTuple):
             made_of=1 if "answers" in extras else extras.get("wanted", 1),
             came=extras.get("came", ""),
             shared=extras.get("shared", 0),
+            vectors=() if self.vector is None else (self.vector,),
         )
 
 
 def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Provenance = FIRST) -> Record:
     """Return a record of `outcome` with this key. A lone surrogate becomes the replacement character."""
     fields = _fields(outcome, made)
+    vector = outcome.vectors[0] if isinstance(outcome, Completion) and outcome.vectors else None
     try:
-        check = checksum(fields)
+        check = checksum(fields, vector)
     except TypeError:  # a lone surrogate, which no file can contain
         fields = (*fields[:6], *map(mended, fields[6:]))
-        check = checksum(fields)
-    return Record._make((key, *fields, asked, check, made.settings, made.round))
+        check = checksum(fields, vector)
+    return Record._make((key, *fields, asked, check, made.settings, made.round, vector))
 
 
 def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
@@ -196,9 +200,11 @@ def _further(outcome: Outcome) -> dict[str, Any]:
     return more
 
 
-def checksum(fields: tuple[Any, ...]) -> int:
-    """Return the checksum of the columns `attempts` to `more`. Raises `TypeError` for values that are not JSON."""
-    return zlib.crc32(orjson.dumps(fields))
+def checksum(fields: tuple[Any, ...], vector: bytes | None) -> int:
+    """Return the checksum of the columns `attempts` to `more`, and of `vector`. Raises `TypeError` for values that are
+    not JSON."""
+    check = zlib.crc32(orjson.dumps(fields))
+    return check if vector is None else zlib.crc32(vector, check)
 
 
 def _json(value: Any) -> str:

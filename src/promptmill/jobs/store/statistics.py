@@ -55,7 +55,8 @@ RECORDED: Mapping[str, str] = {
     "cached_tokens": _CACHED,
 }
 """The counts of earlier runs' requests that records hold: each is the sum of an SQL expression."""
-_IS_EMPTY = f"CASE WHEN {ANSWERED} AND {_TRIMMED} = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
+_HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
+_IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
 _FIRST_ANSWERS = 256
@@ -207,11 +208,13 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> Results:
-    """Count the distinct answers. Return `different` (their number), `shortest` and `longest` (in characters), and, if
-    short answers repeat, `values`: the number of rows for each of the most frequent answers. Return `{}` without
-    answers. White space around an answer is ignored. `by_field`, for answers with a schema: also `fields`, see
-    `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
+    """Count the vectors, or the distinct answers. Return `different` (their number), `shortest` and `longest` (in
+    characters), and, if short answers repeat, `values`: the number of rows for each of the most frequent answers.
+    Return `{}` without answers. White space around an answer is ignored. `by_field`, for answers with a schema: also
+    `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
     """
+    if lengths := vector_lengths(store, before):
+        return {"vectors": sum(lengths.values()), "dimensions": 0 if len(lengths) > 1 else min(lengths)}
     store.define("digest", _digest)
     text = _TRIMMED
     value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
@@ -423,6 +426,12 @@ def cost(store: JobDatabase) -> float:
     records = "(SELECT more FROM answer UNION ALL SELECT more FROM spare)"
     query = f"SELECT sum(json_extract({_MORE}, '$.cost')) FROM {records} WHERE more IS NOT NULL"
     return store.read(query)[0][0] or 0.0
+
+
+def vector_lengths(store: JobDatabase, before: int = ALL_ROWS) -> dict[int, int]:
+    """Return the number of vectors by the number of their numbers; `{}` for other answers."""
+    query = f"SELECT length(vector) / 4, count(*) FROM answer WHERE vector IS NOT NULL AND {_IS_BEFORE} AND {DELIVERED}"
+    return dict(store.read(f"{query} GROUP BY 1", before))
 
 
 def extra_fields(store: JobDatabase) -> set[str]:

@@ -60,6 +60,10 @@ class FieldResults(TypedDict, total=False):
 class Results(TypedDict, total=False):
     """The distinct answers, see `statistics.results`."""
 
+    vectors: int
+    """The number of vectors, if answers are vectors; the other counts are of texts."""
+    dimensions: int
+    """The numbers in each vector; 0 if vectors differ in length."""
     different: int
     shortest: int
     longest: int

@@ -149,6 +149,8 @@ def _answers(status: Status) -> str:
     what = status.get("results")
     if not what:
         return ""
+    if "vectors" in what:
+        return vectors(what)
     truncated = f", {status['truncated']:,} cut off" if status.get("truncated") else ""
     if fields := what.get("fields"):
         return "; ".join(f"{one_line(name)}: {_field(field)}" for name, field in fields.items()) + truncated
@@ -291,6 +293,12 @@ def paid(status: RunStatus) -> str:
         return ""
     more = f" and at most {dollars(aside)} for requests without an answer" if aside else ""
     return f", {dollars(status.get('cost') or 0.0)}{more}"
+
+
+def vectors(results: Results) -> str:
+    """Return a text with the number of the vectors and their length."""
+    of = f"of {counted(results['dimensions'], 'number')}" if results["dimensions"] else "of different lengths"
+    return f"{counted(results['vectors'], 'vector')} {of}"
 
 
 def lengths(results: Results) -> str:

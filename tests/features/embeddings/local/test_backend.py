@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import importlib.util
 import struct
 import threading
@@ -11,7 +10,7 @@ import threading
 import pytest
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Completion, Failure
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config import backends
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -83,16 +82,26 @@ async def test_each_text_has_its_vector(loaded):
     backend, call = await loaded(Lengths()), Call()
     answer = await backend.answer(asked(input=["a", "bcd"], model="e5"), call)
     assert isinstance(answer, Completion)
+    assert [struct.unpack("<2f", vector) for vector in answer.vectors] == [(1, 1), (3, 1)]
     assert answer.details is not None
-    payload = answer.details["payload"]
-    assert [(row["index"], row["embedding"]) for row in payload["data"]] == [(0, [1, 1]), (1, [3, 1])]
-    assert payload["model"] == "lengths 1"
+    assert answer.details["payload"]["model"] == "lengths 1"
     assert (answer.finish_reason, answer.usage.prompt_tokens, answer.attempts) == ("stop", 4, 1)
     assert call.counts.requests == 1
 
-    answer = await backend.answer(asked(input="bcd", encoding_format="base64"), call)
-    (row,) = answer.details["payload"]["data"]
-    assert struct.unpack("<2f", base64.b64decode(row["embedding"])) == (3, 1)
+    assert (await backend.answer(asked(input="bcd"), call)).vectors == answer.vectors[1:]
+
+
+@pytest.mark.parametrize(("wanted", "embedding"), [({}, [3, 1]), ({"encoding_format": "base64"}, "AABAQAAAgD8=")])
+async def test_a_batch_line_gets_the_body_of_a_reply(loaded, wanted, embedding):
+    backend, call = await loaded(Lengths()), Call(Facts(keep_raw=True))
+    answer = await backend.answer(asked(input="bcd", **wanted), call)
+    assert answer.details["payload"] == {
+        "object": "list",
+        "model": "lengths 1",
+        "usage": {"prompt_tokens": 3, "total_tokens": 3},
+        "data": [{"object": "embedding", "index": 0, "embedding": embedding}],
+    }
+    assert answer.vectors == ()
 
 
 @pytest.mark.parametrize(
@@ -208,8 +217,34 @@ async def test_a_missing_package_is_named_with_its_command(monkeypatch, model, p
     assert said in caught.value.hint
 
 
-async def test_prompts_to_it_fail_over_mcp(monkeypatch):
+@pytest.fixture
+def lengths(monkeypatch):
+    """The backend has the encoder `Lengths`, whatever model it names."""
     monkeypatch.setattr("promptmill.features.embeddings.local.backend._load", lambda settings, report: Lengths())
+
+
+def test_rows_of_a_job_get_their_vectors(bench, lengths):
+    bench.write([{"text": "a" * length} for length in range(1, 300)])
+    found = bench.succeed("--embed", "{{text}}", "--backend", "encoder", "--model", "use")
+    assert [row["embedding"] for row in bench.answers()] == [[length, 1] for length in range(1, 300)]
+    assert (found["requests"], found["prompt_tokens"]) == (2, sum(range(1, 300)))
+
+
+def test_lines_of_a_batch_get_the_body_of_a_reply(bench, lengths):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "e5", "input": ["b", "cd"]}}
+    bench.write([line])
+    bench.succeed("--backend", "encoder")
+    (answer,) = bench.answers()
+    assert [row["embedding"] for row in answer["response"]["body"]["data"]] == [[1, 1], [2, 1]]
+
+
+def test_a_job_with_prompts_ends_at_the_first(bench, lengths):
+    bench.prompts(50)
+    assert "answers no prompts" in bench.fail("--backend", "encoder", code=1)
+    assert len(bench.records()) < 50
+
+
+async def test_prompts_to_it_fail_over_mcp(lengths):
     configuration = Configuration({"models": {"vectors": {"encoder": {"model": "use"}}, "chat": {"openai": {}}}})
     async with serving(configuration) as talk:
         result = await talk("generate", prompt_ls=["a"], model="vectors")

@@ -51,6 +51,7 @@ class ConcurrencyShare:
         self.most = 1
         self.cap = cap
         self.grown: Callable[[], None] = ignored
+        self.gathered = 0
         self.wanted: int | None = None
         """The number of items that remain for the call; None: more than its share can ever be."""
         self.in_flight = 0

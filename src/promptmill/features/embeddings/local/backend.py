@@ -7,7 +7,6 @@ cancelled.
 from __future__ import annotations
 
 import asyncio
-import base64
 import importlib.util
 import threading
 import time
@@ -15,15 +14,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pybase64 import b64encode
 from pydantic import Field, ValidationError
 
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Share, Usage
+from promptmill.backends.vectors import numbers_of
 from promptmill.config.backends import BackendRecord
 from promptmill.config.explain import explain
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Block
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error, internal_error
-from promptmill.core.request import Request
+from promptmill.core.request import EMBEDDINGS, Request
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.system.installation import adding
 from promptmill.system.runtime import in_daemon_thread, usable_cores, without_telemetry
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from promptmill.features.embeddings.local.encoder import Encoder
 
 T = TypeVar("T")
-PATH = "/embeddings"
 _AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
 _CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
@@ -44,7 +45,7 @@ _NEEDS = {
 BACKEND = BackendRecord(
     module=__name__,
     model_key="model",
-    other_paths=frozenset({PATH}),
+    other_paths=frozenset({EMBEDDINGS}),
     takes_images=False,
     sampling=frozenset(),
 )
@@ -129,9 +130,9 @@ class EncoderBackend:
         if encoder is None:
             raise _shutdown()
         try:
-            texts, as_list = _wanted(request)
+            texts = _wanted(request)
         except PromptmillError as error:
-            return Failure(error, request.attempts)
+            return Failure(error, request.attempts, concerns_all=request.path != EMBEDDINGS)
         call.sending(request)
         tokens, is_stopped = 0, False
 
@@ -150,15 +151,11 @@ class EncoderBackend:
             vectors = await self._in_thread(compute)
         finally:
             is_stopped = True
-        payload = {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": index, "embedding": _written(vector, as_list=as_list)}
-                for index, vector in enumerate(vectors)
-            ],
-            "model": encoder.version(),
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        }
+        written = tuple(vector.astype("<f4").tobytes() for vector in vectors)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        payload: JsonDict = {"object": "list", "model": encoder.version(), "usage": usage}
+        if call.facts.keep_raw:
+            payload["data"] = _data(written, as_text=request.extra.get("encoding_format") == "base64")
         return Completion(
             "",
             "stop",
@@ -166,6 +163,7 @@ class EncoderBackend:
             attempts=request.attempts + 1,
             latency_s=time.monotonic() - started,
             details={"payload": payload},
+            vectors=() if call.facts.keep_raw else written,
         )
 
     async def leave(self, call: Call) -> None:
@@ -208,9 +206,17 @@ def _shutdown() -> PromptmillError:
     return PromptmillError(Code.SHUTDOWN, "The encoder was closed.")
 
 
-def _wanted(request: Request) -> tuple[Sequence[str], bool]:
-    """Return the texts of a request, and whether it wants the vectors as lists. Raises `PromptmillError`."""
-    if request.path != PATH:
+def _data(vectors: Sequence[bytes], *, as_text: bool) -> list[JsonObject]:
+    """Return vectors in the form of OpenAI's API: as lists of numbers, or in base64."""
+    return [
+        {"object": "embedding", "index": index, "embedding": b64encode(one).decode() if as_text else numbers_of(one)}
+        for index, one in enumerate(vectors)
+    ]
+
+
+def _wanted(request: Request) -> Sequence[str]:
+    """Return the texts of a request. Raises `PromptmillError`."""
+    if request.path != EMBEDDINGS:
         problem = "The encoder backend makes vectors of texts, and answers no prompts."
         raise PromptmillError(Code.UNSUPPORTED, problem, "Choose a language model for prompts.")
     if unknown := sorted(request.extra.keys() - _FIELDS):
@@ -219,9 +225,4 @@ def _wanted(request: Request) -> tuple[Sequence[str], bool]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise input_error(f"`input` is {shape(given)}; send a text or a list of texts.")
-    return texts, request.extra.get("encoding_format") != "base64"
-
-
-def _written(vector: Any, *, as_list: bool) -> list[float] | str:
-    """Return a vector in a form of OpenAI's API: a list, or its float32 numbers in base64."""
-    return vector.tolist() if as_list else base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return texts

@@ -1,0 +1,347 @@
+"""The step that gathers items: it sends several as one request, and gives each item its own outcome.
+
+    items     a ─┐ held             one request           ┌▶ a   its part of the reply, of the usage and of the cost
+              b ─┤ held      ─▶     of a, b and c    ─▶   ├▶ b   the same
+              c ─┘ sends it                              └▶ c   nothing in the reply: sent alone
+
+Items of one kind wait in a pack. No timer sends it: a pack goes when it is full, when the call has no more items
+(`Share.want`), when the driver has nothing else to do (`Share.idle`), or when the source waits for answers
+(`Waits.starved`). The item that completes a pack sends it. The driver and the limits of the endpoint see this item
+alone: the others use no place.
+
+A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from promptmill.answering.step import Place, Step
+from promptmill.backends.protocol import Call, Came, Completion, Failure, Outcome, Share, Totals, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+
+_OF_FEWER = frozenset(
+    {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
+    | {Code.CONTENT_FILTER, Code.INVALID_ANSWER, Code.TRUNCATED}
+)
+"""Failures that a request for fewer items may not have."""
+_ENOUGH = 8
+"""If no item was answered yet, so many items that are refused alike show that not the items are refused."""
+_OUTPUT = 4
+"""About how many times more a token of an answer costs than one of a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most items in a request, and the largest sum of their sizes."""
+
+    items: int
+    size: int
+
+
+class Part(NamedTuple):
+    """An item's part of a reply."""
+
+    answer: Completion | None
+    """None: the reply has no answer to the item, which is sent alone."""
+    prompt: int = 1
+    """The size of the item in the prompt, in any unit."""
+    said: int = 0
+    """The size of its answer."""
+
+
+class _Gathered(NamedTuple):
+    """What a pack brought to an item."""
+
+    outcome: Outcome | None
+    """None: the item is sent alone, in addition to what it has spent."""
+    spent: Totals = Totals()
+    attempts: int = 0
+    """The number of requests for it so far, those of earlier runs included."""
+
+
+@dataclass(slots=True, eq=False)
+class _Pack:
+    requests: list[Request] = field(default_factory=list)
+    waiting: list[asyncio.Future[_Gathered | None]] = field(default_factory=list)
+    """Of all items but the one that completes the pack. None as a result: this item sends the pack."""
+    size: int = 0
+
+
+class Gathering(Step):
+    """Answers several items by one request. A subclass says which, and divides the reply."""
+
+    place = Place.GATHERED
+
+    def __init__(self) -> None:
+        self._calls: dict[Call, _Packs] = {}
+
+    def kind(self, request: Request, call: Call) -> Hashable | None:
+        """Return what the items of a request have in common; None for an item that is sent alone."""
+        raise NotImplementedError
+
+    def bounds(self, request: Request) -> Bounds:
+        """Return the bounds of a request for items of this one's kind."""
+        raise NotImplementedError
+
+    def size(self, request: Request) -> int:
+        """Return the size of an item, in the unit of `Bounds.size`."""
+        raise NotImplementedError
+
+    def joined(self, requests: Sequence[Request]) -> Request:
+        """Return the request for several items, or for one. Raises `PromptmillError` for an item that cannot be
+        sent."""
+        raise NotImplementedError
+
+    def send(self, joined: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request that `joined` has made."""
+        return self.following(joined, call)
+
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+        """Return the items' parts of a reply, in order."""
+        raise NotImplementedError
+
+    def missing(self, request: Request) -> PromptmillError:
+        """Return the error of an item that was sent alone, and whose reply has no answer."""
+        raise NotImplementedError
+
+    def share(self, share: Share, call: Call) -> Share:
+        """Return a share that sends packs of which no more items come."""
+        packs = self._calls[call] = _Packs(share, call)
+        call.waits.starved.add(packs.send_all)
+        return packs
+
+    async def leave(self, call: Call) -> None:
+        """Forget a call."""
+        if (packs := self._calls.pop(call, None)) is not None:
+            call.waits.starved.discard(packs.send_all)
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer an item together with others."""
+        packs = self._calls.get(call)
+        kind = None if packs is None or call.exchange is not None else self.kind(request, call)
+        if packs is None or kind is None:
+            return await self._alone(request, call)
+        packs.inside += 1
+        try:
+            gathered = await self._gathered(request, kind, packs, call)
+            if gathered.outcome is not None:
+                return gathered.outcome
+            alone = await self._alone(request.changed(attempts=gathered.attempts), call)
+        finally:
+            packs.inside -= 1
+        return gathered.spent.and_(alone).on(alone)
+
+    async def _alone(self, request: Request, call: Call) -> Outcome:
+        (gathered,) = await self._sent([request], call, self._calls.get(call))
+        if gathered.outcome is not None:
+            return gathered.outcome
+        return gathered.spent.on(Failure(self.missing(request), gathered.attempts))
+
+    async def _gathered(self, request: Request, kind: Hashable, packs: _Packs, call: Call) -> _Gathered:
+        bounds, size = self.bounds(request), self.size(request)
+        most = min(bounds.items, packs.most_items)
+        if (pack := packs.open.get(kind)) is not None and pack.size + size > bounds.size:
+            packs.send(kind)
+            pack = None
+        if pack is None:
+            pack = packs.open[kind] = _Pack()
+        pack.requests.append(request)
+        pack.size += size
+        if len(pack.requests) < most:
+            gathered = await packs.wait(pack, request)
+            if gathered is not None:
+                return gathered
+        else:
+            del packs.open[kind]
+        return await self._send(pack, packs, call)
+
+    async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
+        """Send a pack, and wake its other items with what it brought. Return what it brought to its last item."""
+        others = len(pack.waiting)
+        call.waits.held -= others  # they no longer wait for items, but for this request
+        call.waits.forked -= others
+        packs.sending += 1
+        try:
+            found = await self._sent(pack.requests, call, packs)
+        except BaseException as error:
+            for future in pack.waiting:
+                if not future.done() and isinstance(error, PromptmillError):
+                    future.set_exception(error)
+                else:
+                    future.cancel()
+            raise
+        finally:
+            packs.sending -= 1
+            packs.gathered -= others
+            call.waits.forked += others
+        for future, one in zip(pack.waiting, found, strict=False):
+            if not future.done():
+                future.set_result(one)
+        return found[-1]
+
+    async def _sent(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> list[_Gathered]:
+        """Return what a request for these items brings; if it fails as a whole, what requests for its halves bring."""
+        try:
+            joined = self.joined(requests)
+        except PromptmillError as error:
+            return [_Gathered(Failure(error, one.attempts), attempts=one.attempts) for one in requests]
+        if len(requests) > 1:
+            joined = joined.changed(members=tuple(requests))
+        outcome = await self.send(joined, call)
+        if isinstance(outcome, Completion):
+            if packs is not None:
+                packs.has_answers = True
+            return _divided(requests, self.divided(requests, outcome), outcome)
+        failed = _divided(requests, [Part(None)] * len(requests), outcome)
+        if len(requests) == 1 or outcome.concerns_all or outcome.error.code not in _OF_FEWER:
+            return [_failed(outcome, one) for one in failed]
+        half = len(requests) // 2
+        again = [one.changed(attempts=each.attempts) for one, each in zip(requests, failed, strict=True)]
+        found = await self._sent(again[:half], call, packs)
+        if packs is not None and not packs.has_answers and (same := _refused_alike(found)) is not None:
+            found += [_failed(same, each) for each in failed[half:]]
+            return found
+        found += await self._sent(again[half:], call, packs)
+        if packs is not None and all(isinstance(one.outcome, Completion) for one in found):
+            packs.most_items = min(packs.most_items, half)
+        return [_with(each.spent, one) for each, one in zip(failed, found, strict=True)]
+
+
+class _Packs(Share):
+    """A call's share, and its packs that are not sent."""
+
+    def __init__(self, share: Share, call: Call) -> None:
+        self._share, self._call = share, call
+        self.open: dict[Hashable, _Pack] = {}
+        self.gathered = self.inside = self.sending = 0
+        """`inside`: the number of items in the step. `sending`: the number of packs that are being sent."""
+        self.has_answers = False
+        self.most_items = sys.maxsize
+        """The largest pack that was answered after a larger one was refused."""
+
+    @property
+    def most(self) -> int:
+        """The most requests in flight."""
+        return self._share.most
+
+    @property
+    def grown(self) -> Callable[[], None]:
+        """See `Share.grown`."""
+        return self._share.grown
+
+    @grown.setter
+    def grown(self, grown: Callable[[], None]) -> None:
+        self._share.grown = grown
+
+    def want(self, items: int | None) -> None:
+        """Send the packs if a place is free and no more items come."""
+        self._share.want(items)
+        if items is not None and self.open and items <= self.inside and self.sending < self._share.most:
+            self.send_all()
+
+    def idle(self) -> None:
+        """Send the packs; without any, decide about other held items."""
+        if self.open:
+            self.send_all()
+        else:
+            self._share.idle()
+
+    def send_all(self) -> None:
+        """Send all packs as they are."""
+        for kind in tuple(self.open):
+            self.send(kind)
+
+    def send(self, kind: Hashable) -> None:
+        """Have the last waiting item of a pack send it."""
+        self._released()
+        self.open.pop(kind).waiting.pop().set_result(None)
+
+    async def wait(self, pack: _Pack, request: Request) -> _Gathered | None:
+        """Wait until the pack is sent. Return what it brings, or None if the caller is to send it."""
+        future: asyncio.Future[_Gathered | None] = asyncio.get_running_loop().create_future()
+        pack.waiting.append(future)
+        self._call.waits.held += 1
+        self.gathered += 1
+        self.grown()  # another item may use the place
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if any(one is pack for one in self.open.values()) and future in pack.waiting:
+                self._released()
+                pack.waiting.remove(future)
+                pack.requests.remove(request)
+            raise
+
+    def _released(self) -> None:
+        self._call.waits.held -= 1
+        self.gathered -= 1
+
+
+def _refused_alike(found: Sequence[_Gathered]) -> Failure | None:
+    """Return the failure of all items of half a pack, if they are enough to see that it is none of the items."""
+    failures = [one.outcome for one in found if isinstance(one.outcome, Failure)]
+    if len(failures) < max(len(found), _ENOUGH) or len({str(one.error) for one in failures}) > 1:
+        return None
+    return failures[0] if failures[0].error.code is Code.BAD_REQUEST else None
+
+
+def _failed(failure: Failure, gathered: _Gathered) -> _Gathered:
+    """Return the failure of a whole request as that of one of its items."""
+    came: Came = "shared" if gathered.spent.shared else ""
+    outcome = replace(failure, attempts=gathered.attempts, unmetered=0, spent=(), came=came)
+    return gathered._replace(outcome=gathered.spent.on(outcome))
+
+
+def _with(spent: Totals, gathered: _Gathered) -> _Gathered:
+    """Return what a request brought to an item, with what the item has spent before."""
+    if (outcome := gathered.outcome) is not None:
+        return gathered._replace(outcome=spent.and_(outcome).on(outcome))
+    return gathered._replace(spent=Totals.joined(spent, gathered.spent))
+
+
+def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome) -> list[_Gathered]:
+    """Divide the usage and cost of a request among its items, so that their sums are exactly those of the request."""
+    usage, count, sent = reply.usage, len(requests), reply.attempts - requests[0].attempts
+    asked = [part.prompt for part in parts]
+    said = [part.said + 1 for part in parts]
+    prompt, cached, written, hour = (
+        _portions(total, asked)
+        for total in (usage.prompt_tokens, usage.cached_tokens, usage.written_tokens, usage.hour_written_tokens)
+    )
+    completion, reasoning = (_portions(total, said) for total in (usage.completion_tokens, usage.reasoning_tokens))
+    costs: list[float | None] = [None] * count
+    if reply.cost is not None:
+        weights = [one + _OUTPUT * other for one, other in zip(asked, completion, strict=True)]
+        each = [reply.cost * one / sum(weights) for one in weights[:-1]]
+        costs = [*each, reply.cost - sum(each)]
+    found: list[_Gathered] = []
+    for at, (request, part) in enumerate(zip(requests, parts, strict=True)):
+        own = Usage(prompt[at], completion[at], cached[at], reasoning[at], written[at], hour[at])
+        shared, attempts = sent if at else 0, request.attempts + sent
+        spent = Totals(own, costs[at], shared)
+        if (answer := part.answer) is not None:
+            answer.usage, answer.cost, answer.shared, answer.attempts = own, costs[at], shared, attempts
+            answer.latency_s, answer.warnings = reply.latency_s, getattr(reply, "warnings", ())
+            answer.came = "shared" if at else ""
+        found.append(_Gathered(answer, spent, attempts))
+    return found
+
+
+def _portions(total: int, weights: Sequence[int]) -> list[int]:
+    """Divide a whole number in proportion to weights, without a remainder.
+
+    >>> _portions(10, [1, 1, 1])
+    [3, 3, 4]
+    """
+    if not total:
+        return [0] * len(weights)
+    whole = sum(weights)
+    ends = [total * so_far // whole for so_far in accumulate(weights, initial=0)]
+    return [following - end for end, following in pairwise(ends)]

@@ -1,0 +1,142 @@
+"""The step that answers rows with vectors, many rows by one request."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.step import Loading, Step
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.request import EMBEDDINGS, Conversation, Request, Sampling
+from promptmill.features.embeddings.parameters import Embedded
+
+_AT_ONCE = Bounds(items=256, size=600_000)
+"""The size is in bytes of UTF-8: at two bytes a token, the 300,000 tokens that OpenAI takes in a request."""
+_BOUNDS: Mapping[str, Bounds] = {
+    "cohere": Bounds(96, 600_000),
+    "dashscope": Bounds(10, 160_000),
+    "gemini": Bounds(100, 400_000),
+    "mistral": Bounds(128, 32_000),
+    "siliconflow": Bounds(32, 500_000),
+    "voyage": Bounds(256, 240_000),
+    "zhipu": Bounds(64, 380_000),
+}
+"""What the providers take in a request. A request that an endpoint refuses as too large is halved in any case."""
+_NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
+_ENCODING = "encoding_format"
+
+
+class Embedding(Gathering):
+    """Requests the embeddings of rows. The text of a row is its prompt; no system prompt is sent."""
+
+    wanted_by = ("embed",)
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Step:
+        """Return the step of a model."""
+        return cls(loading.plan)
+
+    @classmethod
+    def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+        """Return the request for the vector of one row, and the row's part of a request for many."""
+        step = cls(plan)
+        return step.joined([request]), 1 / step.bounds(request).items
+
+    def __init__(self, plan: ResolvedConfig) -> None:
+        super().__init__()
+        self._plan = plan
+        self._encoding: dict[str, str] = {_ENCODING: "base64"}
+        """Base64 takes a third of the bytes of numbers; `{}` after an endpoint has refused it."""
+        self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
+        provider = plan.settings.backend_configs.openai.provider or ""
+        self._bounds = _BOUNDS.get(provider, _AT_ONCE) if plan.record.needs_endpoint else _AT_ONCE
+        self._length: dict[int | None, int] = {}
+        """The bytes of the first vector, by the wanted number of dimensions."""
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer a row of a job with its vector."""
+        if not call.facts.of_job:
+            error = PromptmillError(
+                Code.UNSUPPORTED, "Vectors are for rows of a job, or requests to /v1/embeddings.", ""
+            )
+            return Failure(error, request.attempts, concerns_all=True)
+        if EMBEDDINGS not in self._plan.record.other_paths:
+            remedy = "Choose an endpoint with embeddings, or the vllm backend with a pooling model."
+            error = PromptmillError(Code.UNSUPPORTED, f"The backend {self._plan.backend} makes no embeddings.", remedy)
+            return Failure(error, request.attempts, concerns_all=True)
+        outcome = await super().answer(request, call)
+        if isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
+            return Failure(outcome.error, outcome.attempts, concerns_all=True)  # no row would find it
+        return outcome
+
+    def kind(self, request: Request, call: Call) -> Hashable:
+        """Return the parameters: all rows with the same go together."""
+        del call
+        extra = request.extra
+        if extra is not self._extra[0]:
+            self._extra = extra, orjson.dumps(extra, option=orjson.OPT_SORT_KEYS)
+        return _dimensions(request), self._extra[1]
+
+    def bounds(self, request: Request) -> Bounds:
+        """Return the bounds of a request at the model's provider."""
+        del request
+        return self._bounds
+
+    def size(self, request: Request) -> int:
+        """Return the bytes of a row's text; of a row without one, 0."""
+        text = request.conversation.messages[-1].content
+        return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) if isinstance(text, str) else 0
+
+    def joined(self, requests: Sequence[Request]) -> Request:
+        """Return the request for the embeddings of several texts. Raises `PromptmillError` for another form."""
+        first = requests[0]
+        body = {**first.extra, **self._encoding, "input": [_text(one) for one in requests]}
+        body.pop("model", None)
+        if (dimensions := _dimensions(first)) is not None:
+            body["dimensions"] = dimensions
+        changes = {"conversation": _NO_CONVERSATION, "sampling": _NO_SAMPLING, "shared": None, "required": frozenset()}
+        return first.changed(**changes, extra=body, path=EMBEDDINGS)
+
+    async def send(self, joined: Request, call: Call) -> Outcome:
+        """Answer a request for embeddings, as numbers if the endpoint knows no base64."""
+        outcome = await self.following(joined, call)
+        if isinstance(outcome, Failure) and self._encoding and _ENCODING in str(outcome.error):
+            self._encoding = {}
+            extra = {name: value for name, value in joined.extra.items() if name != _ENCODING}
+            return await self.following(joined.changed(extra=extra, attempts=outcome.attempts), call)
+        return outcome
+
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+        """Return the vectors. One whose length differs from that of the first vector is none."""
+        wanted = _dimensions(requests[0])
+        length = self._length.setdefault(wanted, max(map(len, reply.vectors), default=0)) or self._length.pop(wanted)
+        return [
+            Part(Completion("", "stop", vectors=(vector,)) if len(vector) == length else None, self.size(one) + 1)
+            for one, vector in zip(requests, reply.vectors, strict=True)
+        ]
+
+    def missing(self, request: Request) -> PromptmillError:
+        """Return the error of a text that the reply has no vector for."""
+        numbers = self._length.get(_dimensions(request), 0) // 4
+        of = f" of {numbers:,} numbers, as the others have" if numbers else ""
+        return PromptmillError(Code.BAD_RESPONSE, f"The reply of the endpoint has no vector{of}.")
+
+
+def _dimensions(request: Request) -> int | None:
+    wanted = request.sampling
+    assert isinstance(wanted, Embedded)
+    dimensions: int | None = wanted.dimensions
+    return dimensions
+
+
+def _text(request: Request) -> str:
+    """Return the text of a row. Raises `PromptmillError` (`invalid_input`)."""
+    *before, last = request.conversation.messages
+    if not isinstance(last.content, str) or any(message.role not in {"system", "developer"} for message in before):
+        raise input_error("A vector is of one text: this row has images, sounds or several messages.")
+    return last.content

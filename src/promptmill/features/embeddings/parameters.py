@@ -1,0 +1,25 @@
+"""The parameters of embeddings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from promptmill.core.parameter import APPLIED, REPEATABLE, Parameters
+
+
+def _is_wanted(value: object) -> object:
+    """Return True for the text of the vectors: the option `embed` sets the parameter, too."""
+    return True if isinstance(value, str) and value else value
+
+
+class Embedded(Parameters):
+    """Whether a vector is wanted in place of an answer, and how long it is."""
+
+    embed: Annotated[bool | None, BeforeValidator(_is_wanted), APPLIED, REPEATABLE] = Field(
+        None, description="Whether the rows of a job get vectors."
+    )
+    dimensions: Annotated[int | None, APPLIED] = Field(
+        None, ge=1, description="The numbers of a vector, for models that shorten theirs."
+    )

@@ -1,0 +1,284 @@
+"""Vectors in place of answers: many rows by one request, and each row its own vector."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sqlite3
+from array import array
+from typing import Any
+
+import pytest
+
+import promptmill
+from embedding import SIZE, embeddings, vector
+from promptmill.core.errors import PromptmillError
+from replies import choose, status
+
+FREE = {"price": {"input": 1, "output": 1}}
+
+
+@pytest.fixture
+def texts(bench, upstream):
+    def begun(rows: int, change: Any = None, *, takes: int = 2048, name: str = "in.jsonl") -> list[str]:
+        upstream.other_posts = embeddings(takes=takes) if change is None else embeddings(change, takes=takes)
+        bench.write([{"id": at, "text": f"text {at}"} for at in range(rows)], name)
+        return [f"text {at}" for at in range(rows)]
+
+    return begun
+
+
+def _asked(upstream: Any) -> list[int]:
+    """Return the number of texts in each request."""
+    return [len(seen.json["input"]) for seen in upstream.seen]
+
+
+def test_many_rows_go_in_one_request_and_each_gets_its_vector(bench, upstream, texts):
+    written = texts(600)
+    found = bench.succeed("--embed", "{{text}}")
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    assert sorted(_asked(upstream)) == [600 - 2 * 256, 256, 256]
+    assert (found["requests"], found["retries"], found["prompt_tokens"], found["completion_tokens"]) == (3, 0, 1200, 0)
+    assert found["results"] == {"vectors": 600, "dimensions": SIZE}
+    assert "messages" not in upstream.seen[0].json
+    summary = bench.jobs(str(bench.output)).stdout
+    assert "600 vectors of 8 numbers" in summary
+
+
+def test_a_vector_that_is_missing_doubled_or_of_another_length_is_requested_alone(bench, upstream, texts):
+    def spoiled(data: list[dict[str, Any]], number: int) -> None:
+        if number == 1:
+            del data[3]
+            data[4]["index"] = 9  # there are two vectors for the tenth text then, and none for the sixth
+            data[20]["embedding"] = data[20]["embedding"][:8]
+            data.reverse()
+
+    written = texts(50, spoiled)
+    found = bench.succeed("--embed", "{{text}}")
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    alone = [seen.json["input"] for seen in upstream.seen[1:]]
+    assert sorted(alone) == [["text 21"], ["text 3"], ["text 5"], ["text 9"]]
+    assert (found["requests"], found["retries"]) == (5, 4)
+    records = {record.row: record for record in bench.records()}
+    assert [records[row].extras.get("came", "") for row in (0, 1, 3)] == ["", "shared", ""]
+    assert (records[3].attempts, records[3].extras["shared"]) == (2, 1)
+
+
+def test_the_usage_and_cost_of_the_rows_are_those_of_the_requests(bench, upstream, texts):
+    texts(300, lambda data, number: data.pop() and None if number == 1 else None)
+    found = bench.succeed("--embed", "{{text}}", "--set", 'price={"input": 3, "output": 1}')
+    asked = sum(len(text.split()) for seen in upstream.seen for text in seen.json["input"])
+    assert found["prompt_tokens"] == asked == 602
+    assert sum(record.prompt_tokens for record in bench.records()) == asked
+    assert found["cost"] == pytest.approx(asked * 3e-6)
+
+
+def test_a_request_that_is_refused_as_too_large_is_halved_and_the_next_are_smaller(bench, upstream, texts):
+    written = texts(400, takes=32)
+    bench.succeed("--embed", "{{text}}", concurrency=1, adaptive=False)
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    sizes = _asked(upstream)
+    assert sizes[:4] == [256, 128, 64, 32]
+    assert max(sizes[sizes.index(32) + 8 :]) <= 128
+    assert bench.status()["failed"] == 0
+
+
+def test_one_row_that_is_refused_does_not_take_the_others_with_it(bench, upstream, texts):
+    texts(100)
+    good = embeddings()
+    bad = status(400, "This text is not allowed.")
+    upstream.other_posts = choose(lambda seen: bad if "text 60" in seen.json["input"] else good)
+    assert bench.run("--embed", "{{text}}").returncode == 1
+    failed = [row for row in bench.answers() if row["error"]]
+    assert [(row["id"], row["error"]["code"]) for row in failed] == [(60, "bad_request")]
+    assert len(upstream.seen) <= 16
+
+
+def test_an_endpoint_that_refuses_every_text_is_not_asked_for_each(bench, upstream, texts):
+    texts(500)
+    upstream.other_posts = status(400, "dimensions is not supported")
+    assert bench.run("--embed", "{{text}}", "--dimensions", "4", concurrency=1).returncode == 1
+    assert len(upstream.seen) < 60
+    assert {row["error"]["message"] for row in bench.answers()} != set()
+
+
+def test_a_model_without_embeddings_ends_the_job_at_the_first_answer(bench, upstream, texts):
+    texts(500)
+    upstream.other_posts = status(404, "The model `m` does not exist")
+    said = bench.fail("--embed", "{{text}}", code=1, concurrency=1)
+    assert "does not exist" in said
+    assert len([seen for seen in upstream.seen if seen.method == "POST"]) <= 2
+
+
+def test_an_endpoint_without_base64_sends_numbers(bench, upstream, texts):
+    written = texts(20)
+    plain = embeddings()
+    refusal = status(400, "Unknown parameter: encoding_format")
+    upstream.other_posts = choose(lambda seen: refusal if "encoding_format" in seen.json else plain)
+    bench.succeed("--embed", "{{text}}")
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    assert len(upstream.seen) == 2
+
+
+def test_equal_texts_are_sent_once_with_dedupe_and_edited_ones_again(bench, upstream, texts):
+    texts(4)
+    bench.write([{"text": text} for text in ("a", "b", "a", "b")])
+    bench.succeed("--embed", "{{text}}", "--dedupe")
+    assert sorted(text for seen in upstream.seen for text in seen.json["input"]) == ["a", "b"]
+    bench.write([{"text": text} for text in ("a", "b", "c", "b")])
+    bench.succeed("--embed", "{{text}}", "--dedupe")
+    assert upstream.seen[-1].json["input"] == ["c"]
+    assert [row["embedding"][0] for row in bench.answers()] == [pytest.approx(vector(text)[0]) for text in "abcb"]
+
+
+def test_other_dimensions_are_another_question(bench, upstream, texts):
+    texts(3)
+    bench.succeed("--embed", "{{text}}", "--dimensions", "4")
+    assert upstream.seen[0].json["dimensions"] == 4
+    bench.fail("--embed", "{{text}}", "--dimensions", "5")
+    bench.succeed("--embed", "{{text}}", "--dimensions", "5", "--again", "all")
+    assert [len(row["embedding"]) for row in bench.answers()] == [5, 5, 5]
+
+
+def test_answers_in_the_cache_cost_nothing(bench, upstream, texts, tmp_path):
+    written = texts(10)
+    cache = "--set", f"cache={tmp_path / 'answers'}", "--set", "sampling_params.temperature=0"
+    bench.succeed("--embed", "{{text}}", *cache)
+    bench.output = bench.path / "second.jsonl"
+    found = bench.succeed("--embed", "{{text}}", *cache)
+    assert (len(upstream.seen), found["cached"]) == (1, 10)
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+
+
+def test_a_budget_pays_for_what_fits_and_the_rest_stays_open(bench, upstream, texts):
+    texts(1000)
+    said = bench.run("--embed", "{{text}}", "--max-cost", "0.0009", "--set", 'price={"input": 1, "output": 1}')
+    assert said.returncode != 0
+    assert 0 < bench.status()["cost"] <= 0.0009
+    assert 0 < bench.status()["answered"] < 1000
+    assert bench.status()["failed"] == 0
+
+
+def test_a_kill_costs_no_vector_and_no_more_than_the_requests_in_flight(bench, upstream, texts):
+    written = texts(2000)
+    process = bench.start("--embed", "{{text}}", killed_at="after-write:2")
+    process.wait(60)
+    assert process.returncode == -signal.SIGKILL
+    found = bench.succeed("--embed", "{{text}}")
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    assert found["requests"] == len(upstream.seen)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.xlsx", "out.db#t", "out.duckdb#t"])
+def test_each_format_has_the_vectors(bench, texts, name):
+    written = texts(20)
+    bench.output = bench.path / name
+    bench.succeed("--embed", "{{text}}")
+    want = [pytest.approx(vector(text), rel=1e-8) for text in written]
+    path = bench.path / name.partition("#")[0]
+    match path.suffix:
+        case ".parquet":
+            pa = pytest.importorskip("pyarrow")
+            from pyarrow import parquet
+
+            table = parquet.read_table(path)
+            assert table.schema.field("embedding").type == pa.list_(pa.float32(), SIZE)
+            assert table["embedding"].to_pylist() == [vector(text) for text in written]
+        case ".csv":
+            with path.open() as file:
+                assert [json.loads(row["embedding"]) for row in csv.DictReader(file)] == want
+        case ".xlsx":
+            openpyxl = pytest.importorskip("openpyxl")
+            rows = [*openpyxl.load_workbook(path).active.values]
+            column = rows[0].index("embedding")
+            assert [json.loads(row[column]) for row in rows[1:]] == want
+        case ".db":
+            with sqlite3.connect(path) as database:
+                found = [row[0] for row in database.execute("SELECT embedding FROM t ORDER BY rowid")]
+            database.close()
+            assert [[*array("f", one)] for one in found] == [vector(text) for text in written]
+        case ".duckdb":
+            duckdb = pytest.importorskip("duckdb")
+            with duckdb.connect(str(path)) as database:
+                (described,) = [row for row in database.execute("DESCRIBE t").fetchall() if row[0] == "embedding"]
+                assert described[1] == f"FLOAT[{SIZE}]"
+                assert [[*row[0]] for row in database.execute("SELECT embedding FROM t").fetchall()] == want
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--fields", "a,b"], "--embed cannot be used with --schema; a vector has no answer"),
+        (["--choices", "a,b"], "--embed cannot be used with --choices; a vector has no answer"),
+        (["--prompt", "x"], "--embed cannot be used with --prompt; the text of the vector is its own"),
+        (["--max-words", "3"], "--embed cannot be used with --max-words"),
+    ],
+)
+@pytest.mark.features("checks")
+def test_options_for_answers_are_refused(bench, texts, options, why):
+    texts(1)
+    assert why in bench.fail("--embed", "{{text}}", *options)
+
+
+def test_dimensions_need_embed(bench, texts):
+    texts(1)
+    assert "--dimensions needs --embed" in bench.fail("--dimensions", "3")
+
+
+def test_a_row_with_an_image_has_no_vector(bench, texts):
+    texts(1)
+    bench.write(
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {"prompt": "x"}]
+    )
+    upstream_rows = bench.run("--embed", "{{prompt}}")
+    assert upstream_rows.returncode in {1, 2}
+
+
+def test_the_price_before_one_pays_counts_requests_and_no_answers(bench, upstream, texts):
+    texts(600)
+    shown = bench.run("--embed", "{{text}}", "--dry-run", "--set", 'price={"input": 1, "output": 1}').stdout
+    assert "in 3 requests" in shown
+    assert "if an answer has" not in shown
+    assert not upstream.seen
+
+
+def test_python_gets_one_array_of_numpy(upstream, texts):
+    np = pytest.importorskip("numpy")
+    written = texts(5)
+    settings = {"backend_configs.openai.base_url": upstream.url, "backend_configs.openai.model_name": "m"}
+    result = promptmill.bulk(written, embed=True, backend="openai", settings=settings, progress=False)
+    assert (result.vectors.dtype, result.vectors.shape) == (np.float32, (5, SIZE))
+    assert result.vectors.tolist() == [vector(text) for text in written]
+    assert "8 numbers: " in result._repr_html_()
+    with pytest.raises(PromptmillError, match="`embed` cannot be used with `choices`"):
+        promptmill.bulk(written, embed=True, choices=["a"], settings=settings)
+
+
+def test_tables_of_python_get_the_vectors_as_a_column(upstream, texts):
+    pandas = pytest.importorskip("pandas")
+    written = texts(5)
+    settings = {"backend_configs.openai.base_url": upstream.url, "backend_configs.openai.model_name": "m"}
+    frame = pandas.DataFrame({"text": written})
+    result = promptmill.bulk(frame, embed="{{text}}", backend="openai", settings=settings, progress=False)
+    table = result.table()
+    assert [[*each] for each in table["embedding"]] == [vector(text) for text in written]
+
+
+async def test_a_client_gets_a_file_of_vectors_and_short_rows(bench, tools, texts):
+    texts(5)
+    async with tools() as call:
+        found = await call(
+            "bulk_generate", input_file="in.jsonl", output_file="out.jsonl", options={"embed": "{{text}}"}
+        )
+        status_ = await call("bulk_status", job_id=found["job_id"], wait_s=30)
+    assert status_["results"] == {"vectors": 5, "dimensions": SIZE}
+    assert len(bench.answers()) == 5
+
+
+def test_vectors_are_for_jobs_alone(bench, upstream):
+    upstream.other_posts = embeddings()
+    said = bench.here(bench.command("a text", "--set", "sampling_params.embed=true", command="generate"))
+    assert said.returncode == 1
+    assert "Vectors are for rows of a job, or requests to /v1/embeddings" in said.stderr
+    assert not upstream.seen
