@@ -33,9 +33,9 @@ AT_HOME = {
     "transformers": ("backends.engines.hf",),
     "safetensors": ("backends.engines.hf",),
     "gguf": ("backends.engines.hf", "backends.engines.openvino"),
-    "openvino": ("backends.engines.openvino",),
+    "openvino": ("backends.engines.openvino", "features.embeddings.local.e5"),
     "openvino_genai": ("backends.engines.openvino",),
-    "numpy": ("backends.engines.hf", "backends.engines.openvino"),
+    "numpy": ("backends.engines.hf", "backends.engines.openvino", "features.embeddings.local"),
 }
 
 

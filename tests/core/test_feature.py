@@ -92,6 +92,13 @@ def test_a_query_without_a_feature_that_answers_it_is_refused(installed, monkeyp
         feature.query()
 
 
+def test_backends_are_those_of_all_features(installed, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "b")
+    installed(a=Feature(words="", backends={"mill": "m:MILL"}), b=Feature(words="", backends={"sea": "m:SEA"}))
+
+    assert feature.backends() == {"mill": "m:MILL"}
+
+
 def test_names_of_features_are_those_of_a_module(installed, monkeypatch):
     monkeypatch.setenv(WITHOUT, "")
     installed(a=Feature(words="", names={"solve": "m:solve", "api.Solver": "m:Solver"}))

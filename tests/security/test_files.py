@@ -38,6 +38,7 @@ from promptmill.jobs.store.stored import Question
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
+from promptmill.system.package_file import Conversion, PackageFile
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure
@@ -581,14 +582,14 @@ def test_what_is_made_under_an_open_umask_can_be_changed_by_this_user_alone(tmp_
         target.mkdir()
         (target / "config.json").write_text("{}")
 
-    monkeypatch.setattr(embedded_model, "_installed_gguf", lambda: tmp_path)
-    monkeypatch.setattr(embedded_model, "_check", lambda _: None)
+    monkeypatch.setattr(PackageFile, "installed", lambda _: tmp_path)
+    monkeypatch.setattr(PackageFile, "check", lambda *_: None)
     monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "cache" / "promptmill"))
     before = os.umask(0)
     try:
         disk.make_private_folder(tmp_path / "share" / "promptmill" / "jobs")
         AnswerCache(tmp_path / "cache" / "promptmill" / "answers.db").close()
-        embedded_model.model_folder(lambda _: None, embedded_model.Conversion("1", "config.json", "no time", convert))
+        embedded_model.model_folder(lambda _: None, Conversion("1", "config.json", "no time", convert))
     finally:
         os.umask(before)
     found = list(tmp_path.rglob("*"))

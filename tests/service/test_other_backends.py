@@ -63,9 +63,9 @@ def site(tmp_path, monkeypatch):
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}-package\nVersion: 1.0\n")
         (about / "entry_points.txt").write_text(f"[promptmill.backends]\n{name} = {name}_package:BACKEND\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    backends.installed.cache_clear()
+    backends.packages.cache_clear()
     yield tmp_path
-    backends.installed.cache_clear()
+    backends.packages.cache_clear()
     for name in modules:
         sys.modules.pop(f"{name}_package", None)
 
@@ -167,7 +167,7 @@ def test_a_name_that_nobody_has_is_still_an_unknown_key_and_an_unknown_backend(s
 def test_our_own_names_stay_ours(site):
     about = site / "toy_package-1.0.dist-info" / "entry_points.txt"
     about.write_text("[promptmill.backends]\nopenai = toy_package:BACKEND\nauto = toy_package:BACKEND\n")
-    backends.installed.cache_clear()
+    backends.packages.cache_clear()
     assert not {"openai", "auto"} & backends.installed().keys()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from promptmill.system import installation
-from promptmill.system.installation import command_for
+from promptmill.system.installation import command_for, command_into
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +54,16 @@ def test_a_file_that_is_gone_is_not_named(monkeypatch):
         assert "'promptmill[hf]'" in command_for("hf")
     finally:
         installation._source.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("has_pip", "words"), [(True, "--platform manylinux2014"), (False, "--python-platform x86_64")]
+)
+def test_the_data_of_a_wheel_for_linux_are_for_every_system(tmp_path, monkeypatch, has_pip, words):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "pip" and has_pip else None)
+    monkeypatch.setattr(installation, "_uv", lambda: "uv")
+    assert words in " ".join(command_into(tmp_path, "x", of_linux=True) or ())
+    assert "platform" not in " ".join(command_into(tmp_path, "x") or ())
 
 
 # What FastMCP's whole package brings and the base install leaves out.

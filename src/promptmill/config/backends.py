@@ -8,6 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from promptmill.core import feature
 from promptmill.core.errors import PromptmillError, config_error, words_of
 
 if TYPE_CHECKING:
@@ -78,9 +79,20 @@ def record(name: str) -> BackendRecord:
     return BACKENDS.get(name) or (_imported(name) if name in installed() else _UNKNOWN)
 
 
-@cache  # cached: installed packages do not change during a process
 def installed() -> Mapping[str, EntryPoint]:
-    """Return the entry points of other packages' backends by name, not imported; they cannot replace promptmill's."""
+    """Return the entry points of the backends of features and other packages by name, not imported.
+
+    Those of packages cannot replace promptmill's.
+    """
+    from importlib.metadata import EntryPoint
+
+    own = {name: EntryPoint(name, part, GROUP) for name, part in feature.backends().items()}
+    return {**packages(), **own}
+
+
+@cache  # cached: installed packages do not change during a process
+def packages() -> Mapping[str, EntryPoint]:
+    """Return the entry points of other packages' backends by name."""
     from importlib.metadata import entry_points
 
     return {found.name: found for found in entry_points(group=GROUP) if found.name not in {*BACKENDS, AUTO}}

@@ -266,6 +266,8 @@ class Feature:
     """Names in the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is a name in
     `promptmill.api`."""
 
+    backends: Mapping[str, str] = field(default_factory=dict)
+    """By name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`, as a backend of another package."""
     observation: Observation | None = None
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
@@ -372,6 +374,11 @@ def figures() -> Mapping[str, Figure]:
 def formats() -> Sequence[tuple[str, Format]]:
     """Return the formats that features add, each with the name of its feature."""
     return [(name, each) for name, feature in features().items() for each in feature.formats]
+
+
+def backends() -> Mapping[str, str]:
+    """Return the parts for the backends that features add, by name."""
+    return {name: where for each in features().values() for name, where in each.backends.items()}
 
 
 def names(module: str = "") -> dict[str, str]:

@@ -47,18 +47,21 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
     return f"{install} {'-e ' if editable else ''}{wanted}"
 
 
-def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
+def command_into(folder: Path, requirement: str, *, of_linux: bool = False) -> tuple[str, ...] | None:
     """Return a pip or uv command that installs only a package into `folder`; None if both are missing.
 
-    pip and uv each use their own settings for indexes, proxies, certificates and passwords.
+    pip and uv each use their own settings for indexes, proxies, certificates and passwords. `of_linux`: take the wheel
+    for Linux on any system.
     """
-    pip = ("install", "--no-user", "--disable-pip-version-check")
+    pip: tuple[str, ...] = ("install", "--no-user", "--disable-pip-version-check")
+    pip = (*pip, "--platform", "manylinux2014_x86_64") if of_linux else pip
     ensurepip = importlib.util.find_spec("ensurepip")  # a part of Python that some systems omit
     wheels = [*Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")] if ensurepip and ensurepip.origin else []
     if importlib.util.find_spec("pip") is not None:
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "pip", *pip)
     elif (uv := _uv()) is not None:
         command = (uv, "pip", "install", "--python", sys.executable)
+        command = (*command, "--python-platform", "x86_64-manylinux2014") if of_linux else command
     elif wheels:
         command = (sys.executable, "-P", str(wheels[0] / "pip"), *pip)
     else:

@@ -55,6 +55,7 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
 def in_daemon_thread(work: Callable[[], T], name: str) -> Future[T]:
     """Start `work` in a thread that the end of the process does not wait for; its error is raised with the result."""
     future = Future[T]()
+    future.set_running_or_notify_cancel()  # a caller that is cancelled does not cancel the work
 
     def run() -> None:
         try:
@@ -94,6 +95,11 @@ def stay_responsive() -> None:
     gc.set_threshold(10_000, 20, 20)
     gc.enable()
     sys.setswitchinterval(_SWITCH_S)
+
+
+def without_telemetry() -> None:
+    """Hide the package with which OpenVINO, when imported, reports to its makers and writes into the home folder."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO then uses a stub
 
 
 def usable_cores() -> int:

@@ -80,7 +80,7 @@ def _take_weights(model, scratch) -> None:
 
     from promptmill.backends.engines import embedded_model
 
-    file = embedded_model._installed_gguf() or embedded_model._downloaded_gguf(scratch, lambda text: None)
+    file = embedded_model.GGUF.installed() or embedded_model.GGUF.downloaded(scratch, lambda text: None)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}

