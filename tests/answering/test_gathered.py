@@ -230,6 +230,20 @@ async def test_an_item_that_is_cancelled_leaves_its_pack():
     assert run.call.waits.held == 0
 
 
+async def test_a_pack_waits_for_items_that_are_still_outside():
+    run = Run(*map(str, range(8)))
+    inner = run.step.answer
+
+    async def slow(request: Request, call: Call) -> Outcome:  # as the cache, which reads in a thread
+        for _ in range(request.key):
+            await asyncio.sleep(0)
+        return await inner(request, call)
+
+    run.step.answer = slow
+    await run.done()
+    assert sorted(map(len, run.sent)) == [4, 4]
+
+
 async def test_a_batch_takes_each_item_by_itself():
     run = Run("a", "b")
     run.call.exchange = lambda request, body: None  # type: ignore[assignment, return-value]

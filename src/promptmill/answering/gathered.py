@@ -124,10 +124,14 @@ class Gathering(Step):
             for left in self._calls.keys() - self._shares.keys():
                 del self._calls[left]
             packs = self._calls[call] = _Packs(self._shares[call], call)
-        gathered = await self._gathered(request, kind, packs, call)
-        if gathered.outcome is not None:
-            return gathered.outcome
-        alone = await self._alone(request.changed(attempts=gathered.attempts), call)
+        call.waits.inside += 1
+        try:
+            gathered = await self._gathered(request, kind, packs, call)
+            if gathered.outcome is not None:
+                return gathered.outcome
+            alone = await self._alone(request.changed(attempts=gathered.attempts), call)
+        finally:
+            call.waits.inside -= 1
         return gathered.spent.and_(alone).on(alone)
 
     async def _alone(self, request: Request, call: Call) -> Outcome:

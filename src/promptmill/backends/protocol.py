@@ -370,6 +370,8 @@ class Waits:
     starved: set[Callable[[], None]] = field(default_factory=set)
     """Called when no further items come: the source has ended, or waits for answers in flight. Set by steps in which
     items wait for further items."""
+    inside: int = 0
+    """The number of items in such steps."""
     most: int = sys.maxsize
     """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored

@@ -170,12 +170,13 @@ class Driver:
     def _look(self) -> None:
         """Release held requests that no event will release: call `share.idle` if only such requests are left.
 
-        Requests that wait for further ones go on as soon as a place is free, if none can come.
+        Requests that wait for further ones go on as soon as no other can come and a place is free.
         """
         waits = self._waits
         if not waits.held or self._fresh or self._may_take:
             return
-        if waits.starved and (self._running < self._most if self._ended else not self._running):
+        are_inside = self._ended and self._open <= waits.inside and self._running < self._most
+        if waits.starved and (are_inside or not self._running):
             for send in tuple(waits.starved):
                 send()
         elif not waits.parked and not self._running:
