@@ -171,6 +171,20 @@ async def test_one_refused_item_fails_alone():
     assert sum(one.attempts - one.shared for one in run.found.values()) == len(run.sent) == 6
 
 
+async def test_what_refuses_every_item_is_not_asked_for_each():
+    run = Run(*map(str, range(16)), places=1)
+    run.step.bounds = lambda request: Bounds(items=16, size=100)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return Failure(REFUSED, request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    assert len(run.sent) == 16  # 16, 8, then each of these eight by halves
+    assert [str(one.error) for one in run.found.values()] == [str(REFUSED)] * 16
+    assert sum(one.attempts - one.shared for one in run.found.values()) == len(run.sent)
+
+
 @pytest.mark.parametrize("is_for_all", [True, False])
 async def test_a_failure_of_the_endpoint_is_that_of_every_item(is_for_all):
     run = Run("a", "b", "c")
@@ -228,6 +242,20 @@ async def test_an_item_that_is_cancelled_leaves_its_pack():
     assert (await second).text == "B"
     assert run.sent == [["b"]]
     assert run.call.waits.held == 0
+
+
+async def test_the_item_that_was_to_send_a_pack_is_replaced_if_it_is_cancelled():
+    run = Run()
+    answer = run.step.wrap(run.answer)
+    first, last = (asyncio.ensure_future(answer(item(key, text), run.call)) for key, text in enumerate("ab"))
+    await asyncio.sleep(0)
+    for send in tuple(run.call.waits.starved):
+        send()
+    last.cancel()
+    await asyncio.wait({last})
+    assert (await first).text == "A"
+    assert run.sent == [["a"]]
+    assert (run.call.waits.held, run.call.waits.forked, run.share.gathered) == (0, 0, 0)
 
 
 async def test_a_pack_waits_for_items_that_are_still_outside():

@@ -200,9 +200,9 @@ class Gathering(Step):
         again = [one.changed(attempts=each.attempts) for one, each in zip(requests, failed, strict=True)]
         found = await self._sent(again[:half], call, packs)
         if packs is not None and not packs.has_answers and (same := _refused_alike(found)) is not None:
-            found += [_failed(same, each) for each in failed[half:]]
-            return found
-        found += await self._sent(again[half:], call, packs)
+            found += [_Gathered(replace(same, attempts=each.attempts, shared=0)) for each in failed[half:]]
+        else:
+            found += await self._sent(again[half:], call, packs)
         if packs is not None and all(isinstance(one.outcome, Completion) for one in found):
             packs.most_items = min(packs.most_items, half)
         return [_with(each.spent, one) for each, one in zip(failed, found, strict=True)]
@@ -251,12 +251,17 @@ class _Packs:
         try:
             return await future
         except asyncio.CancelledError:
-            if self.open.get(kind) is pack and future in pack.waiting:
+            if self.open.get(kind) is pack:
                 self._released()
                 pack.waiting.remove(future)
                 pack.requests.remove(request)
                 if not pack.requests:
                     self.closed(kind)
+            elif future not in pack.waiting:  # it was to send the pack, and another does
+                pack.requests.remove(request)
+                if pack.waiting:
+                    self._released()
+                    pack.waiting.pop().set_result(None)
             raise
 
     def _released(self) -> None:

@@ -71,9 +71,11 @@ class Embedding(Gathering):
             return Failure(outcome.error, outcome.attempts, concerns_all=True)  # no row would find it
         return outcome
 
-    def kind(self, request: Request, call: Call) -> Hashable:
-        """Return the parameters: all rows with the same go together."""
+    def kind(self, request: Request, call: Call) -> Hashable | None:
+        """Return the parameters: all texts with the same go together. A row of another form goes alone, and fails."""
         del call
+        if not _is_text(request):
+            return None
         extra = request.extra
         if extra is not self._extra[0]:
             self._extra = extra, orjson.dumps(extra, option=orjson.OPT_SORT_KEYS)
@@ -85,9 +87,9 @@ class Embedding(Gathering):
         return self._bounds
 
     def size(self, request: Request) -> int:
-        """Return the bytes of a row's text; of a row without one, 0."""
-        text = request.conversation.messages[-1].content
-        return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) if isinstance(text, str) else 0
+        """Return the bytes of a row's text."""
+        text = str(request.conversation.messages[-1].content)
+        return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
     def joined(self, requests: Sequence[Request]) -> Request:
         """Return the request for the embeddings of several texts. Raises `PromptmillError` for another form."""
@@ -133,7 +135,11 @@ def _dimensions(request: Request) -> int | None:
 
 def _text(request: Request) -> str:
     """Return the text of a row. Raises `PromptmillError` (`invalid_input`)."""
-    *before, last = request.conversation.messages
-    if not isinstance(last.content, str) or any(message.role not in {"system", "developer"} for message in before):
+    if not _is_text(request):
         raise input_error("A vector is of one text: this row has images, sounds or several messages.")
-    return last.content
+    return str(request.conversation.messages[-1].content)
+
+
+def _is_text(request: Request) -> bool:
+    *before, last = request.conversation.messages
+    return isinstance(last.content, str) and all(message.role in {"system", "developer"} for message in before)
