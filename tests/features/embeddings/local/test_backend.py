@@ -208,8 +208,27 @@ async def test_a_missing_package_is_named_with_its_command(monkeypatch, model, p
     assert said in caught.value.hint
 
 
-async def test_prompts_to_it_fail_over_mcp(monkeypatch):
+@pytest.fixture
+def lengths(monkeypatch):
+    """The backend has the encoder `Lengths`, whatever model it names."""
     monkeypatch.setattr("promptmill.features.embeddings.local.backend._load", lambda settings, report: Lengths())
+
+
+def test_lines_of_a_batch_get_the_body_of_a_reply(bench, lengths):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "e5", "input": ["b", "cd"]}}
+    bench.write([line])
+    bench.succeed("--backend", "encoder")
+    (answer,) = bench.answers()
+    assert [row["embedding"] for row in answer["response"]["body"]["data"]] == [[1, 1], [2, 1]]
+
+
+def test_a_job_with_prompts_ends_at_the_first(bench, lengths):
+    bench.prompts(50)
+    assert "answers no prompts" in bench.fail("--backend", "encoder", code=1)
+    assert len(bench.records()) < 50
+
+
+async def test_prompts_to_it_fail_over_mcp(lengths):
     configuration = Configuration({"models": {"vectors": {"encoder": {"model": "use"}}, "chat": {"openai": {}}}})
     async with serving(configuration) as talk:
         result = await talk("generate", prompt_ls=["a"], model="vectors")

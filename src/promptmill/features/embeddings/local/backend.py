@@ -131,7 +131,7 @@ class EncoderBackend:
         try:
             texts, as_list = _wanted(request)
         except PromptmillError as error:
-            return Failure(error, request.attempts)
+            return Failure(error, request.attempts, concerns_all=request.path != PATH)
         call.sending(request)
         tokens, is_stopped = 0, False
 
