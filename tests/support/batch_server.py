@@ -10,7 +10,8 @@ of requests or results, an answer, or a refusal; `batch STATE` or `batch ended` 
 value: taken from a request, filled in elsewhere. A request that differs from its row in anything else fails the test. A
 field `NAME?` is left out if it has no value.
 
-A request is answered with a text that follows from its prompt (`answer_to`), live or by batch. The server counts how
+A request is answered with a text that follows from its prompt (`answer_to`), live or by batch; one for embeddings, with
+vectors that follow from its texts (`embedding.vector`). The server counts how
 often each prompt was billed, and knows which files still exist and which results were never read. Its clock is set
 forward by `advance`. `Switches` lists the faults.
 """
@@ -28,6 +29,8 @@ import tempfile
 import threading
 import time
 import zlib
+from array import array
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +40,13 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from embedding import vector
 from waiting import PATIENCE_S
 
 _ROWS = [orjson.loads(line) for line in Path(__file__).with_name("batch_exchanges.jsonl").read_bytes().splitlines()]
 _NAME = re.compile(r"\$(\w+)")
+_EMBEDDED = "input"
+"""The field with the texts of a request for embeddings."""
 
 
 @dataclass(slots=True)
@@ -130,7 +136,9 @@ def answer_to(prompt: str, choices: str = "") -> str:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """Return the text of the last user turn of a request in any dialect."""
+    """Return the text of the last user turn of a request in any dialect, or the first text to embed."""
+    if _EMBEDDED in body:
+        return str(body[_EMBEDDED][0])
     for turn in reversed(body.get("contents") or body["messages"]):
         if turn.get("role", "user") == "user":
             content = turn.get("parts") or turn.get("content") or ""
@@ -495,7 +503,11 @@ class BatchServer:
                 raise _RefusedError("unprocessed")
             lines = map(orjson.loads, file.path.read_bytes().splitlines())
         rows = [taken(self._named["line"]["body"], line) for line in lines]
-        known = {name: values[name] for name in ("id", "key", "file", "model", "output") if name in values}
+        for row in rows:
+            path = "/v1/embeddings" if _EMBEDDED in row["body"] else "/v1/chat/completions"
+            assert {row.get("endpoint", path), values.get("endpoint", path)} == {path}, row
+        names = ("id", "key", "file", "model", "output", "endpoint")
+        known = {name: values[name] for name in names if name in values}
         batch = self.create([(row["custom_id"], row["body"]) for row in rows], **known)
         return {"record": self._record(batch)}
 
@@ -597,16 +609,23 @@ class BatchServer:
 
     def _body(self, body: dict[str, Any], answer: str, tier: str) -> dict[str, Any]:
         """Return the body of an answer."""
-        asked, said = len(prompt_of(body).split()), len(answer.split())
+        asked, said = sum(len(prompt.split()) for prompt in _prompts(body)), len(answer.split())
         values = {"answer": answer, "prompt_tokens": asked, "answer_tokens": said, "all_tokens": asked + said}
-        return self._filled("answer", values | {"model": body.get("model", "m"), "tier": tier})
+        values |= {"model": body.get("model", "m"), "tier": tier}
+        if _EMBEDDED not in body:
+            return self._filled("answer", values)
+        is_text = body.get("encoding_format") == "base64"
+        vectors = [vector(text) for text in body[_EMBEDDED]]
+        shown = [b64encode(array("f", each).tobytes()).decode() if is_text else each for each in vectors]
+        data = [{"object": "embedding", "index": at, "embedding": each} for at, each in enumerate(shown)]
+        return self._filled("vectors", values | {"data": data})
 
     def _bill(self, body: dict[str, Any], answer: str, way: str) -> None:
         """Count a billed answer."""
-        prompt = prompt_of(body)
-        self.billed[prompt] += 1
-        self.tokens[f"{way}_prompt"] += len(prompt.split())
-        self.tokens[f"{way}_answer"] += len(answer.split())
+        for prompt in _prompts(body):
+            self.billed[prompt] += 1
+            self.tokens[f"{way}_prompt"] += len(prompt.split())
+        self.tokens[f"{way}_answer"] += 0 if _EMBEDDED in body else len(answer.split())
 
     def _live(self, values: dict[str, Any]) -> dict[str, Any]:
         answer = self.answers(values["body"])
@@ -618,6 +637,10 @@ class BatchServer:
 
     def _account(self, _: dict[str, Any]) -> None:
         """Nothing: the reply is always the same."""
+
+
+def _prompts(body: dict[str, Any]) -> list[str]:
+    return body.get(_EMBEDDED) or [prompt_of(body)]
 
 
 def _is_each(every: int, number: int) -> bool:

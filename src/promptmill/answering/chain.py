@@ -142,11 +142,19 @@ def as_sent(request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
     For estimates. Raises `PromptmillError` for an item that cannot be sent.
     """
     part = 1.0
-    for kind in steps_of_features():
-        if kind.wanted_by and request.sampling.sets(kind.wanted_by):
-            request, its = kind.alone(request, plan)
-            part *= its
+    for kind in _steps_for(request.sampling):
+        request, its = kind.alone(request, plan)
+        part *= its
     return request, part
+
+
+def path_of(sampling: Sampling) -> str:
+    """Return the path of the requests that are sent for requests with these parameters, see `Request.path`."""
+    return next((kind.path for kind in _steps_for(sampling) if kind.path), "")
+
+
+def _steps_for(sampling: Sampling) -> list[type[Step]]:
+    return [kind for kind in steps_of_features() if kind.wanted_by and sampling.sets(kind.wanted_by)]
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:

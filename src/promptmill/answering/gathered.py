@@ -243,7 +243,8 @@ class _Packs(Share):
     def want(self, items: int | None) -> None:
         """Send the packs if a place is free and no more items come."""
         self._share.want(items)
-        if items is not None and self.open and items <= self.inside and self.sending < self._share.most:
+        are_last = self._call.waits.is_last and items is not None and items <= self.inside
+        if are_last and self.open and self.sending < self._share.most:
             self.send_all()
 
     def idle(self) -> None:

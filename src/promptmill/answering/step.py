@@ -56,6 +56,8 @@ class Step:
     place: Place
     wanted_by: Collection[str] | None = None
     """Names of `Sampling` and `Facts`: a request that sets none of them skips the step. None: no request does."""
+    path: str = ""
+    """The path of the requests that the step sends, see `Request.path`; `""`: it keeps the path of its request."""
     following: Answer
     """Answers a request by the steps inside of this one."""
 

@@ -1,6 +1,6 @@
 """The interface between a job and a provider's Batch API.
 
-    async with open_batches(endpoint, settings) as api:     # `connect.open_batches`
+    async with open_batches(endpoint, settings, path) as api:   # `connect.open_batches`
         await api.check()                                   # before anything is planned
         ...                                                 # write `api.line(custom_id, body)` of each row into a file
         file_id = await api.upload(batch)                   # store it, then

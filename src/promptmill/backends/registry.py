@@ -152,8 +152,11 @@ def provider_named(name: str) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def batches(plan: ResolvedConfig) -> AsyncIterator[BatchApi]:
-    """Open the Batch API of the first endpoint of `plan`. Raises `PromptmillError` (`unsupported`) for an engine."""
+async def batches(plan: ResolvedConfig, path: str) -> AsyncIterator[BatchApi]:
+    """Open the Batch API of the first endpoint of `plan`, for requests with this `Request.path`.
+
+    Raises `PromptmillError` (`unsupported`) for an engine, and for an endpoint without such batches.
+    """
     if not plan.record.needs_endpoint:
         raise PromptmillError(
             Code.UNSUPPORTED, f"The {plan.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
@@ -161,7 +164,7 @@ async def batches(plan: ResolvedConfig) -> AsyncIterator[BatchApi]:
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     connect = importlib.import_module("promptmill.backends.openai.batches.connect")
     endpoint = module.endpoints(plan, os.environ)[0]
-    async with connect.open_batches(endpoint, plan.settings.backend_configs.openai) as api:
+    async with connect.open_batches(endpoint, plan.settings.backend_configs.openai, path) as api:
         yield api
 
 

@@ -151,8 +151,8 @@ def as_json(value: object) -> Any:
 def floats_text(floats: array[float]) -> str:
     """Return 32-bit floats as JSON, with digits that give the same floats again.
 
-    >>> floats_text(array("f", [0.1, 1 / 3]))
-    '[0.1,0.333333343]'
+    >>> floats_text(array("f", [0.5, 1 / 3]))
+    '[0.5,0.333333343]'
     """
     return f"[{','.join(map('{:.9g}'.format, floats))}]"
 

@@ -68,7 +68,7 @@ class Driver:
         about requests without an outcome.
         """
         self._answer, self._share = answer, share
-        self._closed = False
+        self._closed = self._waits.is_last = False
         share.grown = self._waits.freed = self._start_workers
         try:
             with self.stoppable:
@@ -143,7 +143,7 @@ class Driver:
             wanted = max(1, min(self._most, _TAKEN_AT_ONCE))
             requests = await self._source.take(wanted)
             await self._let_loop_run()
-            self._ended = not requests
+            self._ended = self._waits.is_last = not requests
             if self._ended:
                 self._over.set()
             self._short = len(requests) < wanted

@@ -153,6 +153,8 @@ def test_an_endpoint_without_batches_is_refused_before_anything_is_planned(tmp_p
     assert found.value.code is Code.UNSUPPORTED
     assert not server.uploads + server.creates + server.live
     assert not list(tmp_path.rglob("batch-*.jsonl"))
+    bulk(tmp_path, server, batch=False, poll=None)  # as the error says
+    check_whole(tmp_path, server)
 
 
 @pytest.mark.thorough

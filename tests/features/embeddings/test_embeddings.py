@@ -43,7 +43,7 @@ def test_many_rows_go_in_one_request_and_each_gets_its_vector(bench, upstream, t
     assert found["results"] == {"vectors": 600, "dimensions": SIZE}
     assert "messages" not in upstream.seen[0].json
     summary = bench.jobs(str(bench.output)).stdout
-    assert "600 vectors of 8 numbers" in summary
+    assert "600 vectors of 8 numbers; as text they take three times the room of .parquet" in summary
 
 
 def test_a_vector_that_is_missing_doubled_or_of_another_length_is_requested_alone(bench, upstream, texts):

@@ -5,13 +5,13 @@ Bodies are the same as in live requests, and replies are read in the same way.
 
 from __future__ import annotations
 
-from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
-from promptmill.backends.openai.reply import answer_in
+from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.sender import left_out
-from promptmill.backends.protocol import Call, Exchange, Failure, FixedShare, Outcome
+from promptmill.backends.protocol import Call, Completion, Exchange, Failure, FixedShare, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 
@@ -48,13 +48,11 @@ class ExchangedAnswers(FixedShare):
         if isinstance(reply, Failure):
             return reply
         self._call.counts.requests += 1
-        response = HttpResponse(reply.status, Headers({}), reply.body)
-        inline = request.sampling.reasoning == "inline"
-        answer = answer_in(response, self._endpoint, keep_raw=self._call.facts.keep_raw, inline=inline)
+        answer = self._read(request, HttpResponse(reply.status, Headers({}), reply.body))
         if isinstance(answer, RetryDecision):
             return Failure(answer.error, request.attempts + 1, usage=answer.usage, unmetered=answer.unmetered)
         answer.attempts = request.attempts + 1
-        if problem := answer.unanswered:
+        if not request.path and (problem := answer.unanswered):
             return Failure(problem, answer.attempts, usage=answer.usage, unmetered=not answer.is_metered)
         return answer
 
@@ -62,8 +60,18 @@ class ExchangedAnswers(FixedShare):
         """Stop reading images."""
         self._images.close()
 
+    def _read(self, request: Request, response: HttpResponse) -> Completion | RetryDecision:
+        keep_raw = self._call.facts.keep_raw
+        if request.path:
+            endpoint = elsewhere(self._endpoint, request.path)
+            return other_answer_in(response, endpoint, texts=0 if keep_raw else request.texts)
+        inline = request.sampling.reasoning == "inline"
+        return answer_in(response, self._endpoint, keep_raw=keep_raw, inline=inline)
+
     async def _body(self, request: Request) -> bytes:
         """Return the body of a request. Raises `PromptmillError` if the request cannot be sent."""
+        if request.path:
+            return self._encoder.encode_body(request)
         head = self._encoder.head(request)
         if head.refused:
             left_out(head, self._endpoint, request, self._call, is_error=self._unsupported_is_error)

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from promptmill.backends.batches import BatchLimits
-from promptmill.backends.openai.batches.profile import BatchProfile
+from promptmill.backends.openai.batches.profile import CHATS_ONLY, BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
 
@@ -251,6 +251,7 @@ PROFILES = (
             checks_files=True,
             discount=0.5,
             page="learn.microsoft.com/azure/ai-foundry/openai/how-to/batch",
+            other_paths=CHATS_ONLY,
         ),
     ),
     # Claude by `…/anthropic/v1` and `dialect: anthropic`; not `public`, because a key belongs to a region
@@ -290,7 +291,10 @@ PROFILES = (
         thinking=_NO_SWITCH,
         json=JsonSupport("object"),
         batch=BatchProfile(
-            limits=BatchLimits(file_bytes=100_000_000), discount=0.5, page="console.groq.com/docs/batch"
+            limits=BatchLimits(file_bytes=100_000_000),
+            discount=0.5,
+            page="console.groq.com/docs/batch",
+            other_paths=CHATS_ONLY,
         ),
     ),
     ProviderProfile(
@@ -310,6 +314,7 @@ PROFILES = (
             label="displayName",
             discount=0.5,
             page="ai.google.dev/gemini-api/docs/batch-api",
+            other_paths=CHATS_ONLY,
         ),
     ),
     ProviderProfile(
@@ -445,6 +450,7 @@ PROFILES = (
             label="",
             discount=0.5,
             page="platform.claude.com/docs/en/build-with-claude/batch-processing",
+            other_paths=CHATS_ONLY,
         ),
     ),
     ProviderProfile(
@@ -467,6 +473,7 @@ PROFILES = (
             label="name",
             discount=0.2,
             page="docs.x.ai/docs/guides/batch-api",
+            other_paths=CHATS_ONLY,
         ),
     ),
     ProviderProfile(
@@ -506,6 +513,7 @@ PROFILES = (
             purpose="batch-api",
             names_path=False,
             page="docs.together.ai/docs/inference/batch/manage",
+            other_paths=CHATS_ONLY,
         ),
     ),
     ProviderProfile(
@@ -521,6 +529,7 @@ PROFILES = (
             discount=0.5,
             can_cancel=False,
             page="docs.fireworks.ai/guides/batch-inference",
+            other_paths=CHATS_ONLY,
         ),
     ),
     ProviderProfile("nvidia", Site("https://integrate.api.nvidia.com/v1", "NVIDIA_API_KEY", "build.nvidia.com")),

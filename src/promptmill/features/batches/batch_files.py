@@ -48,14 +48,16 @@ class BatchFiles:
         *,
         most: int,
         names: Collection[str],
+        path: str,
     ) -> None:
         """`of` has the round and slot of the batches. `asked_of` returns the digest of a row's question.
 
-        `most`: the most requests in a batch. `names`: the names by which rows may refer to the model.
+        `most`: the most requests in a batch. `names`: the names by which rows may refer to the model. `path`: the
+        `Request.path` of all requests in the batches.
         """
         of = of.changed(mark=f"{secrets.token_hex(4)}-")
         self._folder, self._api, self._of, self._asked_of = folder, api, of, asked_of
-        self._names = {None, *names}
+        self._names, self._path = {None, *names}, path
         self._limits, self._most = api.limits, most
         self._file: IO[bytes] | None = None
         self._batch = of
@@ -71,7 +73,7 @@ class BatchFiles:
 
     async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
         """Add a request to a file. A row for another path or model stays open and is sent live after the batch."""
-        if request.path or request.extra.get("model") not in self._names:
+        if request.path != self._path or request.extra.get("model") not in self._names:
             return waits(request)
         if request.conversation.images and not self._limits.takes_local_images:
             raise PromptmillError(Code.UNSUPPORTED, "The provider's batches take no images.", "Send them live.")

@@ -26,6 +26,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from promptmill.answering.chain import path_of
 from promptmill.answering.prices import cost_of_many, price_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
@@ -141,8 +142,10 @@ class BatchRound:
     async def run(self) -> None:
         """Run the round to its end. Raises `PromptmillError`, and the errors of the database."""
         async with contextlib.AsyncExitStack() as opened:
-            for slot in sorted({*self._round.slots, *(batch.slot for batch in self._open())}):
-                api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
+            planned = self._round.slots if self._plans else ()
+            for slot in sorted({*planned, *(batch.slot for batch in self._open())}):
+                opening = registry.batches(self._plan_of(slot), self._path_of(slot))
+                api = self._apis[slot] = await opened.enter_async_context(opening)
                 self._most[slot] = api.limits.requests
                 self._poll_s = max(self._poll_s, api.limits.poll_s)
                 if not self._is_resumed:
@@ -169,7 +172,7 @@ class BatchRound:
             if batch.state == "planning":  # a killed run left an incomplete file
                 await self._drop(batch)
         while True:
-            full = None if self._is_late or self._job.order.way != self._round.way else await self._plan()
+            full = await self._plan() if self._plans and not self._is_late else None
             if not self._open():
                 return full
             self._replans = False
@@ -186,6 +189,11 @@ class BatchRound:
         return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
 
     @property
+    def _plans(self) -> bool:
+        """Whether the order wants batches. Another order only collects those that are there."""
+        return self._job.order.way == self._round.way
+
+    @property
     def _is_late(self) -> bool:
         """Whether the time `by` has come, at which open rows are sent live."""
         return self._order.by is not None and self._clock.now() >= self._order.by
@@ -195,6 +203,10 @@ class BatchRound:
         if not model:
             return plan
         return self._service.plan_of(model) if model in self._service.models else plan.with_model(model)
+
+    def _path_of(self, slot: int) -> str:
+        """Return the path of a slot's requests. A row may set other parameters, and have another path."""
+        return path_of(self._rows.requests[slot].reader.sampling)
 
     # ---- plan
 
@@ -218,6 +230,7 @@ class BatchRound:
                 lambda key: sink.taken[key].asked,
                 most=self._most[slot],
                 names={target.model, plan.model, plan.name},
+                path=self._path_of(slot),
             )
             for warms in (True, False)
         )

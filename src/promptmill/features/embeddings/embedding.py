@@ -35,6 +35,7 @@ class Embedding(Gathering):
     """Requests the embeddings of rows. The text of a row is its prompt; no system prompt is sent."""
 
     wanted_by = ("embed",)
+    path = EMBEDDINGS
 
     @classmethod
     async def of(cls, loading: Loading) -> Step:
@@ -70,7 +71,8 @@ class Embedding(Gathering):
             error = PromptmillError(Code.UNSUPPORTED, f"The backend {self._plan.backend} makes no embeddings.", remedy)
             return Failure(error, request.attempts, concerns_all=True)
         outcome = await super().answer(request, call)
-        if isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
+        is_live = call.exchange is None
+        if is_live and isinstance(outcome, Failure) and outcome.error.code is Code.NOT_FOUND:
             return Failure(outcome.error, outcome.attempts, concerns_all=True)  # no row would find it
         return outcome
 
@@ -96,16 +98,16 @@ class Embedding(Gathering):
         """Return the request for the embeddings of several texts. Raises `PromptmillError` for another form."""
         first = requests[0]
         body = {**first.extra, **self._encoding, "input": [_text(one) for one in requests]}
-        body.pop("model", None)
         if (dimensions := _dimensions(first)) is not None:
             body["dimensions"] = dimensions
         changes = {"conversation": _NO_CONVERSATION, "sampling": _NO_SAMPLING, "shared": None, "required": frozenset()}
-        return first.changed(**changes, extra=body, path=EMBEDDINGS)
+        return first.changed(**changes, extra=body, path=self.path)
 
     async def send(self, joined: Request, call: Call) -> Outcome:
         """Answer a request for embeddings, as numbers if the endpoint knows no base64."""
         outcome = await self.following(joined, call)
-        if isinstance(outcome, Failure) and self._encoding and _ENCODING in str(outcome.error):
+        had_encoding = _ENCODING in joined.extra or call.exchange is not None  # the batch was sent with it
+        if isinstance(outcome, Failure) and had_encoding and _ENCODING in str(outcome.error):
             self._encoding = {}
             extra = {name: value for name, value in joined.extra.items() if name != _ENCODING}
             return await self.following(joined.changed(extra=extra, attempts=outcome.attempts), call)

@@ -191,6 +191,7 @@ def _check_rows(
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
+    by_batch = tier_of_way(order.way) == BATCH  # then each request is for one row
     local = spec.model_copy(update={"origin": Origin()})
     may_share = bool(registry.prompt_cache_of(plan))
     requests, *others = (
@@ -204,7 +205,8 @@ def _check_rows(
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
-            sent += sum(count * as_sent(part, plan)[1] for count, part in zip(answers, parts, strict=True))
+            shares = [1.0 if by_batch else as_sent(part, plan)[1] for part in parts]
+            sent += sum(map(operator.mul, answers, shares))
             sizes = (-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
             tokens += sum(map(operator.mul, answers, sizes))
             for conversation in (request.conversation for request in made):

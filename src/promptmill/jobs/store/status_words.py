@@ -15,6 +15,7 @@ from promptmill.config.backends import EMBEDDED
 from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration, in_percent
+from promptmill.jobs import format_table
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch
@@ -150,7 +151,9 @@ def _answers(status: Status) -> str:
     if not what:
         return ""
     if "vectors" in what:
-        return vectors(what)
+        kind = format_table.writing(status.get("output_file") or "")
+        as_text = kind is not None and (kind.is_text or kind.has_sheets)
+        return vectors(what) + ("; as text they take three times the room of .parquet" if as_text else "")
     truncated = f", {status['truncated']:,} cut off" if status.get("truncated") else ""
     if fields := what.get("fields"):
         return "; ".join(f"{one_line(name)}: {_field(field)}" for name, field in fields.items()) + truncated

@@ -401,6 +401,19 @@ async def test_requests_in_another_api_than_the_batches_are_refused(family, spok
             pass
 
 
+async def test_each_provider_takes_the_paths_in_a_batch_that_it_documents():
+    batch_url, taken = "http://127.0.0.1:9/v1/chat/completions", set[str]()
+    for profile in (PLAIN, *(each for each in PROFILES if each.batch is not None and each.batch.is_open)):
+        endpoint = Endpoint(batch_url, profile.name, {}, (), profile)
+        with contextlib.suppress(PromptmillError):
+            async with open_batches(endpoint, OpenAISettings(base_url=[batch_url], model_name="m"), "/embeddings"):
+                taken.add(profile.name)
+        with pytest.raises(PromptmillError, match="takes no requests to /rerank in a batch"):
+            async with open_batches(endpoint, OpenAISettings(base_url=[batch_url], model_name="m"), "/rerank"):
+                pass
+    assert taken == {PLAIN.name, "openai", "mistral", "dashscope", "openrouter", "doubleword"}
+
+
 async def test_azure_reports_times_counts_and_states_in_its_own_forms(tmp_path):
     with BatchServer("azure") as server:
         async with opened(server) as api:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from promptmill.backends.batches import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
 from promptmill.backends.openai.batches.families import FAMILIES
-from promptmill.backends.openai.batches.profile import PLAIN_BATCHES, BatchProfile
-from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.batches.profile import CHATS_ONLY, PLAIN_BATCHES, BatchProfile
+from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint
 from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -22,8 +22,10 @@ from promptmill.core.errors import Code, PromptmillError
 _MARGIN = 0.9
 # The batches of a gateway that has these APIs.
 _OF_DIALECTS = {
-    "anthropic": BatchProfile(family="anthropic", limits=BatchLimits(requests=100_000), label=""),
-    "gemini": BatchProfile(family="gemini", label="displayName", checks_files=True, purpose=""),
+    "anthropic": BatchProfile(
+        family="anthropic", limits=BatchLimits(requests=100_000), label="", other_paths=CHATS_ONLY
+    ),
+    "gemini": BatchProfile(family="gemini", label="displayName", checks_files=True, purpose="", other_paths=CHATS_ONLY),
 }
 _DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # in Azure's addresses with an `api-version`
 
@@ -35,25 +37,38 @@ def batch_profile(endpoint: Endpoint) -> BatchProfile:
 
 @contextlib.asynccontextmanager
 async def open_batches(
-    endpoint: Endpoint, settings: OpenAISettings, *, sleep: Sleep = asyncio.sleep, rng: random.Random | None = None
+    endpoint: Endpoint,
+    settings: OpenAISettings,
+    path: str = "",
+    *,
+    sleep: Sleep = asyncio.sleep,
+    rng: random.Random | None = None,
 ) -> AsyncIterator[BatchApi]:
-    """Open the Batch API of an endpoint. Sends nothing.
+    """Open the Batch API of an endpoint, for requests with this `Request.path`. Sends nothing.
 
-    Raises `unsupported` if the provider's batches have another API than the endpoint.
+    Raises `unsupported` if the provider's batches have another API than the endpoint, or do not take this path.
     """
+    profile = batch_profile(endpoint)
+    _check(profile, endpoint, path)
+    root = _DEPLOYMENT.sub("", endpoint.base_url)
+    if profile.family == "fireworks":  # Fireworks' batches are next to the inference API
+        root = root.replace("/inference/v1", "/v1")
+    limits = replace(profile.limits, file_bytes=int(profile.limits.file_bytes * _MARGIN))
+    chats = "/responses" if endpoint.dialect == "responses" else COMPLETIONS
     pool = Pool(settings, 4)
+    connection = BatchConnection(pool, endpoint, settings, root=root, sleep=sleep, rng=rng)
     try:
-        yield _family(pool, endpoint, settings, sleep, rng)
+        yield FAMILIES[profile.family](connection, profile, limits, f"/v1{path or chats}")
     finally:
         await pool.aclose()
 
 
-def _family(
-    pool: Pool, endpoint: Endpoint, settings: OpenAISettings, sleep: Sleep, rng: random.Random | None
-) -> BatchApi:
-    profile = batch_profile(endpoint)
+def _check(profile: BatchProfile, endpoint: Endpoint, path: str) -> None:
     if not profile.is_open:
         text = f"{endpoint.name} runs no batches of requests in this API."
+        raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`, or use another endpoint.")
+    if path and path not in profile.other_paths:
+        text = f"{endpoint.name} takes no requests to {path} in a batch."
         raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`, or use another endpoint.")
     spoken, wanted = (name if name in _OF_DIALECTS else "openai" for name in (endpoint.dialect, profile.family))
     if spoken != wanted:
@@ -62,10 +77,3 @@ def _family(
             f"{endpoint.name} runs batches of requests in its own API only.",
             f"Set `dialect: {wanted}`, or leave `dialect` out.",
         )
-    root = _DEPLOYMENT.sub("", endpoint.base_url)
-    if profile.family == "fireworks":  # Fireworks' batches are next to the inference API
-        root = root.replace("/inference/v1", "/v1")
-    limits = replace(profile.limits, file_bytes=int(profile.limits.file_bytes * _MARGIN))
-    connection = BatchConnection(pool, endpoint, settings, root=root, sleep=sleep, rng=rng)
-    path = "/v1/responses" if endpoint.dialect == "responses" else "/v1/chat/completions"
-    return FAMILIES[profile.family](connection, profile, limits, path)

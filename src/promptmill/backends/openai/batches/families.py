@@ -102,7 +102,7 @@ class MistralBatches(openai_batches.Batches):
     @override
     def _order(self, batch: PlannedBatch) -> tuple[str, JsonObject]:
         return self.JOBS, {
-            "endpoint": "/v1/chat/completions",
+            "endpoint": self._path,
             "input_files": [batch.file_id],
             "model": batch.model,
             "metadata": {"promptmill": batch.key},

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from promptmill.backends.batches import BatchLimits
+from promptmill.core.request import EMBEDDINGS
 
 Family: TypeAlias = Literal[
     "openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "xai", "none"
 ]
 """`none`: the provider runs no batches of requests in the endpoint's API (Bedrock's need AWS signatures and S3)."""
 
-
+CHATS_ONLY: frozenset[str] = frozenset()
 _OPENAIS = BatchLimits()
 
 
@@ -35,6 +36,8 @@ class BatchProfile:
     checks_files: bool = False
     """Whether an uploaded file is usable only after the provider has processed it."""
     can_cancel: bool = True
+    other_paths: frozenset[str] = frozenset({EMBEDDINGS})
+    """The paths of requests that batches take in addition to chats."""
 
     @property
     def is_open(self) -> bool:
