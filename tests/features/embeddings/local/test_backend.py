@@ -95,6 +95,16 @@ async def test_each_text_has_its_vector(loaded):
     assert struct.unpack("<2f", base64.b64decode(row["embedding"])) == (3, 1)
 
 
+async def test_half_a_surrogate_pair_is_no_error(loaded):
+    class Strict(Lengths):
+        def encode(self, texts, step=lambda _: None):
+            return super().encode([text.encode() for text in texts], step)
+
+    backend = await loaded(Strict())
+    answer = await backend.answer(asked(input=["\ud83d\ude00", "\ud83d"]), Call())
+    assert isinstance(answer, Completion)
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "said"),
     [

@@ -24,7 +24,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Block
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error, internal_error
 from promptmill.core.request import Request
-from promptmill.core.wording import shape
+from promptmill.core.wording import mended, shape
 from promptmill.system.installation import adding
 from promptmill.system.runtime import in_daemon_thread, usable_cores, without_telemetry
 
@@ -219,7 +219,7 @@ def _wanted(request: Request) -> tuple[Sequence[str], bool]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise input_error(f"`input` is {shape(given)}; send a text or a list of texts.")
-    return texts, request.extra.get("encoding_format") != "base64"
+    return mended(texts), request.extra.get("encoding_format") != "base64"
 
 
 def _written(vector: Any, *, as_list: bool) -> list[float] | str:
