@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.step import Loading
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
@@ -56,11 +57,14 @@ class Run:
 
     def __init__(self, *texts: str, places: int = 2, at_once: int = 256) -> None:
         self.requests = [item(key, text) for key, text in enumerate(texts)]
-        self.at_once, self.places = at_once, places
+        self.at_once = at_once
         self.sent: list[list[str]] = []
         self.found: dict[int, Any] = {}
         self.in_flight = self.most_in_flight = 0
-        self.step, self.call = Echo(), Call()
+        self.call = Call()
+        loading = Loading(cast("Any", None), None, is_shared=False)
+        self.step, self.share = Echo(loading), FixedShare(places)
+        loading.shares[self.call] = self.share
 
     async def reply(self, texts: list[str], request: Request) -> Outcome:
         """Answer a request for these texts; a test replaces it."""
@@ -87,10 +91,8 @@ class Run:
 
     async def done(self) -> Run:
         answer = self.step.wrap(self.answer)
-        share = self.step.share(FixedShare(self.places), self.call)
         async with asyncio.timeout(20):
-            await Driver(self, self, self.call).run(answer, share)
-        await self.step.leave(self.call)
+            await Driver(self, self, self.call).run(answer, self.share)
         assert (self.call.waits.held, self.call.waits.forked, self.call.waits.parked) == (0, 0, 0)
         return self
 
@@ -216,12 +218,13 @@ async def test_a_source_that_waits_for_answers_gets_them():
 
 async def test_an_item_that_is_cancelled_leaves_its_pack():
     run = Run()
-    answer, share = run.step.wrap(run.answer), run.step.share(FixedShare(1), run.call)
+    answer = run.step.wrap(run.answer)
     first, second = (asyncio.ensure_future(answer(item(key, text), run.call)) for key, text in enumerate("ab"))
     await asyncio.sleep(0)
     first.cancel()
     await asyncio.wait({first})
-    share.idle()
+    for send in tuple(run.call.waits.starved):
+        send()
     assert (await second).text == "B"
     assert run.sent == [["b"]]
     assert run.call.waits.held == 0

@@ -79,7 +79,7 @@ class Chain:
             if (step := await kind.of(self._loading)) is not None:
                 self._steps.append(step)
         for step in self._steps:
-            if (type(step).enter, type(step).share, type(step).leave) != (Step.enter, Step.share, Step.leave):
+            if (type(step).enter, type(step).leave) != (Step.enter, Step.leave):
                 self._of_calls.append(step)
         self._is_priced = any(step.place is Place.PRICED for step in self._steps)
         self.answer = around(self._steps, self._backend.answer)
@@ -91,9 +91,7 @@ class Chain:
             raise unknown_price(self._loading.plan)
         for step in self._of_calls:
             step.enter(call)
-        share = self._backend.enter(call)
-        for step in self._of_calls:
-            share = step.share(share, call)
+        share = self._loading.shares[call] = self._backend.enter(call)
         return share
 
     def widen(self, most: int) -> None:
@@ -103,6 +101,7 @@ class Chain:
 
     async def leave(self, call: protocol.Call) -> None:
         """Record that a call has ended, with no answer in flight."""
+        self._loading.shares.pop(call, None)
         await self._backend.leave(call)
         for step in self._of_calls:
             await step.leave(call)

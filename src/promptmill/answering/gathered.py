@@ -4,10 +4,9 @@
               b ─┤ held      ─▶     of a, b and c    ─▶   ├▶ b   the same
               c ─┘ sends it                              └▶ c   nothing in the reply: sent alone
 
-Items of one kind wait in a pack. No timer sends it: a pack goes when it is full, when the call has no more items
-(`Share.want`), when the driver has nothing else to do (`Share.idle`), or when the source waits for answers
-(`Waits.starved`). The item that completes a pack sends it. The driver and the limits of the endpoint see this item
-alone: the others use no place.
+Items of one kind wait in a pack. No timer sends it: a pack goes when it is full, or when no further items come
+(`Waits.starved`): the source has ended, it waits for answers, or the driver holds as many items as it may. The item
+that completes a pack sends it. The driver and the limits of the endpoint see this item alone: the others use no place.
 
 A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved.
 """
@@ -16,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from promptmill.answering.step import Place, Step
+from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.protocol import Call, Came, Completion, Failure, Outcome, Share, Totals, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
@@ -79,8 +78,14 @@ class Gathering(Step):
 
     place = Place.GATHERED
 
-    def __init__(self) -> None:
+    def __init__(self, loading: Loading) -> None:
+        self._shares = loading.shares
         self._calls: dict[Call, _Packs] = {}
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Step | None:
+        """Return the step of a model."""
+        return cls(loading)
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
         """Return what the items of a request have in common; None for an item that is sent alone."""
@@ -111,31 +116,18 @@ class Gathering(Step):
         """Return the error of an item that was sent alone, and whose reply has no answer."""
         raise NotImplementedError
 
-    def share(self, share: Share, call: Call) -> Share:
-        """Return a share that sends packs of which no more items come."""
-        packs = self._calls[call] = _Packs(share, call)
-        call.waits.starved.add(packs.send_all)
-        return packs
-
-    async def leave(self, call: Call) -> None:
-        """Forget a call."""
-        if (packs := self._calls.pop(call, None)) is not None:
-            call.waits.starved.discard(packs.send_all)
-
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer an item together with others."""
-        packs = self._calls.get(call)
-        kind = None if packs is None or call.exchange is not None else self.kind(request, call)
-        if packs is None or kind is None:
+        if call.exchange is not None or (kind := self.kind(request, call)) is None:
             return await self._alone(request, call)
-        packs.inside += 1
-        try:
-            gathered = await self._gathered(request, kind, packs, call)
-            if gathered.outcome is not None:
-                return gathered.outcome
-            alone = await self._alone(request.changed(attempts=gathered.attempts), call)
-        finally:
-            packs.inside -= 1
+        if (packs := self._calls.get(call)) is None:
+            for left in self._calls.keys() - self._shares.keys():
+                del self._calls[left]
+            packs = self._calls[call] = _Packs(self._shares[call], call)
+        gathered = await self._gathered(request, kind, packs, call)
+        if gathered.outcome is not None:
+            return gathered.outcome
+        alone = await self._alone(request.changed(attempts=gathered.attempts), call)
         return gathered.spent.and_(alone).on(alone)
 
     async def _alone(self, request: Request, call: Call) -> Outcome:
@@ -151,15 +143,15 @@ class Gathering(Step):
             packs.send(kind)
             pack = None
         if pack is None:
-            pack = packs.open[kind] = _Pack()
+            pack = packs.opened(kind)
         pack.requests.append(request)
         pack.size += size
         if len(pack.requests) < most:
-            gathered = await packs.wait(pack, request)
+            gathered = await packs.wait(pack, kind, request)
             if gathered is not None:
                 return gathered
         else:
-            del packs.open[kind]
+            packs.closed(kind)
         return await self._send(pack, packs, call)
 
     async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
@@ -167,7 +159,6 @@ class Gathering(Step):
         others = len(pack.waiting)
         call.waits.held -= others  # they no longer wait for items, but for this request
         call.waits.forked -= others
-        packs.sending += 1
         try:
             found = await self._sent(pack.requests, call, packs)
         except BaseException as error:
@@ -178,8 +169,7 @@ class Gathering(Step):
                     future.cancel()
             raise
         finally:
-            packs.sending -= 1
-            packs.gathered -= others
+            packs.share.gathered -= others
             call.waits.forked += others
         for future, one in zip(pack.waiting, found, strict=False):
             if not future.done():
@@ -214,45 +204,28 @@ class Gathering(Step):
         return [_with(each.spent, one) for each, one in zip(failed, found, strict=True)]
 
 
-class _Packs(Share):
-    """A call's share, and its packs that are not sent."""
+class _Packs:
+    """The packs of a call that are not sent."""
 
     def __init__(self, share: Share, call: Call) -> None:
-        self._share, self._call = share, call
+        self.share, self._call = share, call
         self.open: dict[Hashable, _Pack] = {}
-        self.gathered = self.inside = self.sending = 0
-        """`inside`: the number of items in the step. `sending`: the number of packs that are being sent."""
         self.has_answers = False
         self.most_items = sys.maxsize
         """The largest pack that was answered after a larger one was refused."""
 
-    @property
-    def most(self) -> int:
-        """The most requests in flight."""
-        return self._share.most
+    def opened(self, kind: Hashable) -> _Pack:
+        """Return a new pack, which waits for items."""
+        pack = self.open[kind] = _Pack()
+        self._call.waits.starved.add(self.send_all)
+        return pack
 
-    @property
-    def grown(self) -> Callable[[], None]:
-        """See `Share.grown`."""
-        return self._share.grown
-
-    @grown.setter
-    def grown(self, grown: Callable[[], None]) -> None:
-        self._share.grown = grown
-
-    def want(self, items: int | None) -> None:
-        """Send the packs if a place is free and no more items come."""
-        self._share.want(items)
-        are_last = self._call.waits.is_last and items is not None and items <= self.inside
-        if are_last and self.open and self.sending < self._share.most:
-            self.send_all()
-
-    def idle(self) -> None:
-        """Send the packs; without any, decide about other held items."""
-        if self.open:
-            self.send_all()
-        else:
-            self._share.idle()
+    def closed(self, kind: Hashable) -> _Pack:
+        """Return a pack, which waits no longer."""
+        pack = self.open.pop(kind)
+        if not self.open:
+            self._call.waits.starved.discard(self.send_all)
+        return pack
 
     def send_all(self) -> None:
         """Send all packs as they are."""
@@ -262,27 +235,29 @@ class _Packs(Share):
     def send(self, kind: Hashable) -> None:
         """Have the last waiting item of a pack send it."""
         self._released()
-        self.open.pop(kind).waiting.pop().set_result(None)
+        self.closed(kind).waiting.pop().set_result(None)
 
-    async def wait(self, pack: _Pack, request: Request) -> _Gathered | None:
+    async def wait(self, pack: _Pack, kind: Hashable, request: Request) -> _Gathered | None:
         """Wait until the pack is sent. Return what it brings, or None if the caller is to send it."""
         future: asyncio.Future[_Gathered | None] = asyncio.get_running_loop().create_future()
         pack.waiting.append(future)
         self._call.waits.held += 1
-        self.gathered += 1
-        self.grown()  # another item may use the place
+        self.share.gathered += 1
+        self.share.grown()  # another item may use the place
         try:
             return await future
         except asyncio.CancelledError:
-            if any(one is pack for one in self.open.values()) and future in pack.waiting:
+            if self.open.get(kind) is pack and future in pack.waiting:
                 self._released()
                 pack.waiting.remove(future)
                 pack.requests.remove(request)
+                if not pack.requests:
+                    self.closed(kind)
             raise
 
     def _released(self) -> None:
         self._call.waits.held -= 1
-        self.gathered -= 1
+        self.share.gathered -= 1
 
 
 def _refused_alike(found: Sequence[_Gathered]) -> Failure | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, auto
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share
@@ -48,6 +48,8 @@ class Loading:
     """The spending limit of the process."""
     is_shared: bool
     """Whether several clients share the process."""
+    shares: dict[Call, Share] = field(default_factory=dict)
+    """The shares of the calls that have entered the model."""
 
 
 class Step:
@@ -87,11 +89,6 @@ class Step:
 
     def enter(self, call: Call) -> None:
         """Record that a call starts. Raises `PromptmillError` if it cannot."""
-
-    def share(self, share: Share, call: Call) -> Share:
-        """Return the share of an entered call, given that of the steps inside of this one."""
-        del call
-        return share
 
     async def leave(self, call: Call) -> None:
         """Record that a call has ended, with no answer in flight."""

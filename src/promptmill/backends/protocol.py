@@ -367,10 +367,9 @@ class Waits:
     """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
     forked: int = 0
     """The number of answers in flight in addition to one per worker, because a request may want several answers."""
-    is_last: bool = False
-    """Set by the driver: the source has no further requests."""
     starved: set[Callable[[], None]] = field(default_factory=set)
-    """Called when the source waits for answers in flight; set by steps in which items wait for further items."""
+    """Called when no further items come: the source has ended, or waits for answers in flight. Set by steps in which
+    items wait for further items."""
     most: int = sys.maxsize
     """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored

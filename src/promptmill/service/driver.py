@@ -68,7 +68,7 @@ class Driver:
         about requests without an outcome.
         """
         self._answer, self._share = answer, share
-        self._closed = self._waits.is_last = False
+        self._closed = False
         share.grown = self._waits.freed = self._start_workers
         try:
             with self.stoppable:
@@ -143,7 +143,7 @@ class Driver:
             wanted = max(1, min(self._most, _TAKEN_AT_ONCE))
             requests = await self._source.take(wanted)
             await self._let_loop_run()
-            self._ended = self._waits.is_last = not requests
+            self._ended = not requests
             if self._ended:
                 self._over.set()
             self._short = len(requests) < wanted
@@ -168,9 +168,17 @@ class Driver:
         self._loop_ran = True
 
     def _look(self) -> None:
-        """Call `share.idle` if only held requests are left, because no event will release them."""
+        """Release held requests that no event will release: call `share.idle` if only such requests are left.
+
+        Requests that wait for further ones go on as soon as a place is free, if none can come.
+        """
         waits = self._waits
-        if waits.held and not waits.parked and not self._running and not self._fresh and not self._may_take:
+        if not waits.held or self._fresh or self._may_take:
+            return
+        if waits.starved and (self._running < self._most if self._ended else not self._running):
+            for send in tuple(waits.starved):
+                send()
+        elif not waits.parked and not self._running:
             self._share.idle()
 
 

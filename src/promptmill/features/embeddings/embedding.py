@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from promptmill.answering.gathered import Bounds, Gathering, Part
-from promptmill.answering.step import Loading, Step
+from promptmill.answering.step import Loading
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -38,19 +38,14 @@ class Embedding(Gathering):
     path = EMBEDDINGS
 
     @classmethod
-    async def of(cls, loading: Loading) -> Step:
-        """Return the step of a model."""
-        return cls(loading.plan)
-
-    @classmethod
     def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
         """Return the request for the vector of one row, and the row's part of a request for many."""
-        step = cls(plan)
+        step = cls(Loading(plan, None, is_shared=False))
         return step.joined([request]), 1 / step.bounds(request).items
 
-    def __init__(self, plan: ResolvedConfig) -> None:
-        super().__init__()
-        self._plan = plan
+    def __init__(self, loading: Loading) -> None:
+        super().__init__(loading)
+        self._plan = plan = loading.plan
         self._encoding: dict[str, str] = {_ENCODING: "base64"}
         """Base64 takes a third of the bytes of numbers; `{}` after an endpoint has refused it."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
@@ -67,7 +62,7 @@ class Embedding(Gathering):
             )
             return Failure(error, request.attempts, concerns_all=True)
         if EMBEDDINGS not in self._plan.record.other_paths:
-            remedy = "Choose an endpoint with embeddings, or the vllm backend with a pooling model."
+            remedy = "Choose an endpoint with embeddings, or `backend: encoder`, which runs on this machine."
             error = PromptmillError(Code.UNSUPPORTED, f"The backend {self._plan.backend} makes no embeddings.", remedy)
             return Failure(error, request.attempts, concerns_all=True)
         outcome = await super().answer(request, call)
