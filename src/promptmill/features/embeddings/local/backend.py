@@ -225,4 +225,5 @@ def _wanted(request: Request) -> Sequence[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise input_error(f"`input` is {shape(given)}; send a text or a list of texts.")
-    return mended(texts)
+    whole: list[str] = mended(texts)
+    return whole
