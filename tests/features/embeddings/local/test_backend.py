@@ -104,6 +104,16 @@ async def test_a_batch_line_gets_the_body_of_a_reply(loaded, wanted, embedding):
     assert answer.vectors == ()
 
 
+async def test_half_a_surrogate_pair_is_no_error(loaded):
+    class Strict(Lengths):
+        def encode(self, texts, step=lambda _: None):
+            return super().encode([text.encode() for text in texts], step)
+
+    backend = await loaded(Strict())
+    answer = await backend.answer(asked(input=["\ud83d\ude00", "\ud83d"]), Call())
+    assert isinstance(answer, Completion)
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "said"),
     [

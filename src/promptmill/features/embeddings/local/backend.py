@@ -26,7 +26,7 @@ from promptmill.config.settings import Block
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error, internal_error
 from promptmill.core.request import EMBEDDINGS, Request
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import shape
+from promptmill.core.wording import mended, shape
 from promptmill.system.installation import adding
 from promptmill.system.runtime import in_daemon_thread, usable_cores, without_telemetry
 
@@ -225,4 +225,5 @@ def _wanted(request: Request) -> Sequence[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise input_error(f"`input` is {shape(given)}; send a text or a list of texts.")
-    return texts
+    whole: list[str] = mended(texts)
+    return whole
