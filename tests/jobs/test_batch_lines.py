@@ -58,5 +58,5 @@ def test_a_line_that_is_not_a_chat_goes_to_its_own_path():
     }
     asked = RowReader("batch", limits=RowLimits(paths=OTHER_PATHS)).request(3, json.dumps(line).encode(), 1)
     assert (asked.key, asked.attempts, asked.path, asked.extra) == (3, 1, "/embeddings", line["body"])
-    with pytest.raises(PromptmillError, match="only the openai and vllm backends can run"):
+    with pytest.raises(PromptmillError, match="the model's backend has no /v1/embeddings"):
         RowReader("batch", limits=RowLimits(only_model="local")).request(3, json.dumps(line).encode())

@@ -432,8 +432,9 @@ def _conversation(messages: object, where: str) -> Conversation:
 def _batch(row: JsonObject, where: str) -> Asked:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
-        able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"
-        raise PromptmillError(Code.UNSUPPORTED, f"{where}: only {able} can run /v1{path}.", "Leave this line out.")
+        raise PromptmillError(
+            Code.UNSUPPORTED, f"{where}: the model's backend has no /v1{path}.", "Leave this line out."
+        )
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES}
     if not isinstance(own.get("reasoning"), str):  # OpenRouter's reasoning is an object
