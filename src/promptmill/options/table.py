@@ -581,12 +581,13 @@ def of_answers() -> list[Option]:
 
 
 def sampling_in(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sampling parameters that options set, by name."""
+    """Return the sampling parameters that options of features set, by name."""
     return {
-        key.removeprefix(SAMPLING_KEYS): given[name]
-        for name, option in options().items()
+        key.removeprefix(SAMPLING_KEYS): given[option.name]
+        for group in groups()[len(GROUPS) :]
+        for option in group.options
         for key in option.keys
-        if key.startswith(SAMPLING_KEYS) and given.get(name) is not None
+        if key.startswith(SAMPLING_KEYS) and given.get(option.name) is not None
     }
 
 

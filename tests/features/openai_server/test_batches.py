@@ -407,9 +407,9 @@ def test_a_line_of_a_batch_gets_an_embedding_for_each_of_its_texts(client, upstr
 
 
 def test_an_answer_that_makes_no_reply_costs_its_line_alone(client, upstream):
-    upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [1e40]}], "usage": {"prompt_tokens": 1}}')
+    upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [1.0]}], "usage": {"prompt_tokens": 1}}')
     url = "/v1/embeddings"
-    lines = [line("a", "x", url, encoding_format="base64"), line("b", "y", url)]
+    lines = [line("a", "", url, input=["x", "z"]), line("b", "y", url)]
     batch = ended(client, started(client, lines, endpoint=url))
     assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
     assert results(client, batch.output_file_id).keys() == {"b"}

@@ -49,7 +49,7 @@ PARAPHRASES = [
 def test_tokens_are_those_of_the_package_tokenizers(folder, e5):
     tokenizers = pytest.importorskip("tokenizers")
     described = json.loads((folder / PIECES).read_text(encoding="utf-8"))
-    pieces = [*zip(described["pieces"], np.load(folder / SCORES).tolist(), strict=True)]
+    pieces = [*zip(described["pieces"], np.fromfile(folder / SCORES, "<f4").tolist(), strict=True)]
     other = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, described["unknown"], False))
     other.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     normal = {int(code): text for code, text in described["normal"].items()}

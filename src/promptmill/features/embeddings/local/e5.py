@@ -58,7 +58,7 @@ class E5:
         """`folder`: the converted model."""
         self._prefix, self._arithmetic = prefix, arithmetic
         described = json.loads((folder / PIECES).read_text(encoding="utf-8"))
-        self.tokenizer = Unigram(described, np.load(folder / SCORES).tolist())
+        self.tokenizer = Unigram(described, np.fromfile(folder / SCORES, "<f4").tolist())
         self._first, self._last, self._pad = (described[name] for name in ("first", "last", "pad"))
         self._before = [self._first, *self.tokenizer.tokens(prefix)]
         settings: dict[str, object] = {

@@ -31,7 +31,7 @@ FILE = PackageFile(
     room="500 MB",
     of_linux=True,
 )
-MODEL, SCORES, PIECES = "openvino_model.xml", "scores.npy", "pieces.json"
+MODEL, SCORES, PIECES = "openvino_model.xml", "scores.f32", "pieces.json"
 
 _BLOCK = np.dtype([("scale", "<f2"), ("values", "u1", 16)])
 """32 weights: the low halves of the bytes, then the high halves, each minus 8 and times the scale."""
@@ -116,7 +116,7 @@ def convert(source: Path, target: Path) -> None:
     file = ModelFile(source)
     target.mkdir()
     openvino.save_model(_Graph(file).model(), target / MODEL, compress_to_fp16=False)
-    np.save(target / SCORES, file.scores)
+    file.scores.tofile(target / SCORES)
     described = {"pieces": file.pieces, "normal": file.normal, **file.special}
     (target / PIECES).write_text(json.dumps(described, ensure_ascii=False), encoding="utf-8")
 
