@@ -21,6 +21,7 @@ import pytest
 
 from batch_server import BatchServer
 from dialect_replies import speaks
+from embedding import embeddings
 from fakes import KEY
 from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
@@ -129,6 +130,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         database.executemany("INSERT INTO inbox (body) VALUES (?)", [("one",), ("two",)])
         database.commit()
     (tmp_path / "cities.csv").write_text("city\nParis\nRome\n")
+    (tmp_path / "texts.csv").write_text("id,title,text\n1,Menu,Great food.\n2,Staff,Rude waiter.\n")
     (tmp_path / "guests.csv").write_text("team,text\nnorth,Great food.\nsouth,Cold soup.\nnorth,Rude waiter.\n")
     (tmp_path / "gold.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     job = ""
@@ -139,6 +141,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             (tmp_path / "labels.csv").write_text("text,variant,answer\ngood,a,positive\ngood,b,positive\n")
     if "--schema" in command:
         upstream.reply = answer('{"item": "apples"}' if "order.json" in command else '"yes"')
+    if "--embed" in command:
+        upstream.other_posts = embeddings()
     if "--criterion" in command:
         upstream.reply = answer("first")
     if "--choices" in command:
