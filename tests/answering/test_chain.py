@@ -1,12 +1,16 @@
-"""Steps and checks that features add: those that no request would want are named, instead of unused."""
+"""The steps of a request: those that no request would want are named, and a call's are found once."""
+
+from unittest import mock
 
 import pytest
 
 from promptmill.answering import chain
-from promptmill.answering.step import Step
+from promptmill.answering.step import Place, Step
 from promptmill.answers.check import Check
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 
 
 class NoCheck:
@@ -24,7 +28,11 @@ class Text(Check):
 
 
 class OfFacts(Step):
+    place = Place.CACHED
     wanted_by = ("total",)
+
+    async def answer(self, request, call):
+        return Completion("of facts")
 
 
 class CheckOfFacts(Check):
@@ -49,3 +57,16 @@ def test_a_check_that_no_request_would_want_is_named(monkeypatch, kind, words):
 def test_a_step_may_want_the_facts_of_a_call(monkeypatch):
     monkeypatch.setattr(feature, "answers", lambda: (OfFacts, Check))
     assert chain.steps_of_features() == [OfFacts]
+
+
+async def test_the_steps_of_calls_that_alternate_are_found_once_for_each():
+    async def backend(request, call):
+        return Completion("of the backend")
+
+    answer = chain.around([OfFacts()], backend)
+    calls = [Call(Facts(total=3)), Call(Facts())]
+    request = Request(0, conversation_from_prompt("a", "a prompt"), Sampling())
+    with mock.patch.object(chain, "_wants", wraps=chain._wants) as wants:
+        said = [(await answer(request, calls[at % 2])).text for at in range(20)]
+    assert said == ["of facts", "of the backend"] * 10
+    assert wants.call_count == 2

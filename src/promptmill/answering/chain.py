@@ -37,6 +37,7 @@ from promptmill.answers.check import Check
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
 from promptmill.core.request import ADDED, Request, Sampling
@@ -179,17 +180,24 @@ def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answe
         optional.append((step, wrapped))
     if not optional:
         return answer
-    # Most requests share these objects with the request before. Reading a field of `Sampling` takes 500 instructions.
+    # Most requests share these objects with the request before, or with one of another call that runs at the same time.
+    # Reading a field of `Sampling` takes 500 instructions.
     last_sampling: Sampling | None = None
     last_facts: protocol.Facts | None = None
     chosen = answer
+    known: dict[tuple[int, int], tuple[Sampling, protocol.Facts, protocol.Answer]] = {}
 
     def first(request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         nonlocal last_sampling, last_facts, chosen
         if request.sampling is not last_sampling or call.facts is not last_facts:
             last_sampling, last_facts = request.sampling, call.facts
-            wanting = (wrapped for step, wrapped in optional if _wants(step, last_sampling, last_facts))
-            chosen = next(wanting, answer)
+            key = id(last_sampling), id(last_facts)
+            if key not in known:
+                if len(known) >= MOST_KEPT:
+                    known.clear()
+                wanting = (wrapped for step, wrapped in optional if _wants(step, last_sampling, last_facts))
+                known[key] = last_sampling, last_facts, next(wanting, answer)
+            chosen = known[key][2]  # the objects are kept, so that no others get their ids
         return chosen(request, call)
 
     return first
