@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,15 +35,12 @@ def vector_of(numbers: Iterable[float]) -> bytes:
         vector = array("f", numbers)
     except (OverflowError, TypeError, ValueError):
         return b""
-    return _checked(vector)
+    return vector.tobytes() if math.isfinite(sum(vector)) else b""
 
 
 def floats_of(vector: bytes) -> array[float]:
     """Return the numbers of a vector."""
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
+    return array("f", vector)
 
 
 def numbers_of(vector: bytes) -> list[float]:
@@ -74,7 +70,7 @@ def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
 
     def taken(numbers: re.Match[bytes]) -> bytes:
         lists.append(numbers[1])
-        return b'"embedding":%d' % (len(lists) - 1)
+        return b'"embedding":[%d]' % (len(lists) - 1)  # as a list, of which there are no others then
 
     payload = orjson.loads(_NUMBERS.sub(taken, body))
     if not isinstance(payload, dict):
@@ -85,11 +81,14 @@ def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
 
 def in_payload(payload: JsonObject, count: int) -> tuple[bytes, ...]:
     """Return the vectors in the payload of a reply to a request for the embeddings of `count` texts."""
-    return _by_index(payload.get("data"), count, [])
+    return _by_index(payload.get("data"), count)
 
 
-def _by_index(data: Any, count: int, lists: list[bytes]) -> tuple[bytes, ...]:
-    """Return the vector of each text, `b""` where the reply has none, several, or one of another length."""
+def _by_index(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
+    """Return the vector of each text, `b""` where the reply has none, several, or one of another length.
+
+    `lists`: the texts of the lists of numbers, in whose places their numbers stand; None: the lists are in `data`.
+    """
     found: dict[int, bytes] = {}
     twice = set[int]()
     for place, item in enumerate(data if isinstance(data, list) else []):
@@ -106,29 +105,16 @@ def _by_index(data: Any, count: int, lists: list[bytes]) -> tuple[bytes, ...]:
     )
 
 
-def _vector(value: Any, lists: list[bytes]) -> bytes:
+def _vector(value: Any, lists: Sequence[bytes] | None) -> bytes:
     match value:
         case str():
             data = value.encode()
             if len(data) % 4 or _NO_BASE64.search(data):
                 return b""
             vector = b64decode(data)
-            return b"" if len(vector) % 4 else _checked(floats_of(vector))
-        case bool():
-            return b""
-        case int() if value < len(lists):
-            try:
-                return vector_of(map(float, lists[value].split(b",")))
-            except ValueError:
-                return b""
-        case list() if not {bool, str}.intersection(map(type, value)):
+            return b"" if len(vector) % 4 else vector_of(floats_of(vector))
+        case [int(at)] if lists is not None and type(at) is int and at < len(lists):
+            return vector_of(map(float, lists[at].split(b",")))
+        case list() if lists is None and not {bool, str}.intersection(map(type, value)):
             return vector_of(value)
     return b""
-
-
-def _checked(vector: array[float]) -> bytes:
-    if not vector or not math.isfinite(math.fsum(vector) if len(vector) < 2 else sum(vector)):
-        return b""
-    if sys.byteorder == "big":
-        vector.byteswap()
-    return vector.tobytes()
