@@ -46,6 +46,15 @@ def test_a_request_for_several_rows_counts_once_and_each_of_its_rows_is_paid(sto
     assert statistics.paid(store, ()) == {(False, 0): (5, Usage(50, 5), 1.5)}
 
 
+def test_vectors_are_counted_by_their_length_unless_some_answers_are_texts(store):
+    fill(store, FAILURE, *(Completion("", vectors=(bytes(4 * size),)) for size in (3, 3, 2)))
+    assert statistics.vector_lengths(store) == {3: 2, 2: 1}
+    assert statistics.results(store) == {"vectors": 3, "dimensions": 0}
+    assert statistics.counts(store).empty == 0
+    store.write([record_of(9, Completion("a"))])
+    assert statistics.vector_lengths(store) == {}
+
+
 def test_tokens_from_the_providers_cache_are_counted_also_of_answers_that_were_set_aside(store):
     named = Completion('{"cached_tokens": 5}', details={"body": {"usage": {"cached_tokens": 5}}})
     failed = replace(FAILURE, usage=Usage(100, 0, cached_tokens=20))

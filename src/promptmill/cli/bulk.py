@@ -252,12 +252,10 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     """Return the likely and the highest price of a job as text. `way`: the beginning of the names in `found`."""
     each, source = found["estimated_completion_tokens"] / max(1, found["requests"]), found["estimated_completion_from"]
     length = counted(round(each), "token")
-    if not each:
-        return f"about {dollars(found[f'{way}estimated_cost'])}; at most {dollars(found[f'{way}most_cost'])}"
-    answers = f"if an answer has {length}" if source == ASSUMED else f"with answers of {length}, {source}"
+    answers = f" if an answer has {length}" if source == ASSUMED else f" with answers of {length}, {source}"
     most = found[f"{way}most_cost"]
     highest = "more with longer answers, which --max-tokens would limit" if most is None else f"at most {dollars(most)}"
-    return f"about {dollars(found[f'{way}estimated_cost'])} {answers}; {highest}"
+    return f"about {dollars(found[f'{way}estimated_cost'])}{answers if each else ''}; {highest}"
 
 
 def _divided(prompts: Sequence[str], templates: Sequence[str]) -> tuple[str, list[str], str]:

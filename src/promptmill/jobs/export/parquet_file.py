@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-import orjson
-
 from promptmill.backends.vectors import floats_of
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
@@ -196,7 +194,7 @@ def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
     if schema is not None and key in schema.names:
         return schema.arrow_value(key, value)
     is_plain = isinstance(value, str | None) or key in {"error", "usage", "cost", "score"}
-    return value if is_plain else orjson.dumps(value).decode()
+    return value if is_plain else values.json_text(value)
 
 
 _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
