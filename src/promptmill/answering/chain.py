@@ -8,7 +8,7 @@
        │   SEVERAL    `n`: as many requests                                                                     │
        │   CHOSEN     `choices`: as a schema, with probabilities                                                │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
-       │   GATHERED   features': several items in one request                                                    │
+       │   GATHERED   features': several items in one request                                                   │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
        │   SENT       the cache of several clients: a hit looks like a sent request                             │
@@ -37,10 +37,9 @@ from promptmill.answers.check import Check
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
-from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
-from promptmill.core.request import ADDED, Request, Sampling
+from promptmill.core.request import ADDED, Made, Request, Sampling, once
 
 STEPS: tuple[type[Step], ...] = (
     CachedAnswers,
@@ -154,7 +153,8 @@ def path_of(sampling: Sampling) -> str:
 
 
 def _steps_for(sampling: Sampling) -> list[type[Step]]:
-    return [kind for kind in steps_of_features() if kind.wanted_by and sampling.sets(kind.wanted_by)]
+    steps = (kind for kind in feature.answers() if issubclass(kind, Step))
+    return [kind for kind in steps if kind.wanted_by and sampling.sets(kind.wanted_by)]
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:
@@ -185,19 +185,16 @@ def _first(steps: Sequence[tuple[Step, protocol.Answer]], answer: protocol.Answe
     last_sampling: Sampling | None = None
     last_facts: protocol.Facts | None = None
     chosen = answer
-    known: dict[tuple[int, int], tuple[Sampling, protocol.Facts, protocol.Answer]] = {}
+    known: Made[protocol.Answer] = {}
+
+    def wanting(sampling: Sampling, facts: protocol.Facts) -> protocol.Answer:
+        return next((wrapped for step, wrapped in optional if _wants(step, sampling, facts)), answer)
 
     def first(request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         nonlocal last_sampling, last_facts, chosen
         if request.sampling is not last_sampling or call.facts is not last_facts:
-            last_sampling, last_facts = request.sampling, call.facts
-            key = id(last_sampling), id(last_facts)
-            if key not in known:
-                if len(known) >= MOST_KEPT:
-                    known.clear()
-                wanting = (wrapped for step, wrapped in optional if _wants(step, last_sampling, last_facts))
-                known[key] = last_sampling, last_facts, next(wanting, answer)
-            chosen = known[key][2]  # the objects are kept, so that no others get their ids
+            last_sampling, last_facts = sampling, facts = request.sampling, call.facts
+            chosen = once(known, lambda: wanting(sampling, facts), sampling, facts)
         return chosen(request, call)
 
     return first

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
-from promptmill.answering.several import once
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.chances import chances_in
 from promptmill.answers.check import Check
@@ -29,7 +28,16 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError, internal_error
-from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, top_choices_of
+from promptmill.core.request import (
+    TOP_CHOICES,
+    Conversation,
+    Made,
+    Message,
+    Request,
+    Sampling,
+    once,
+    top_choices_of,
+)
 from promptmill.core.wording import cut
 
 _FORM = "response_format", "choices"
@@ -66,12 +74,12 @@ class ChosenAnswers(Step):
 
     def __init__(self, plan: ResolvedConfig) -> None:
         self._is_endpoint = plan.record.needs_endpoint
-        self._with_schema: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+        self._with_schema: Made[Sampling] = {}
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request with choices."""
         sampling = request.sampling
-        request = request.changed(sampling=once(self._with_schema, sampling, lambda: _changed(sampling)))
+        request = request.changed(sampling=once(self._with_schema, lambda: _changed(sampling), sampling))
         has_chances = self._is_endpoint and TOP_CHOICES in request.extra
         return self._with_chances(request, call) if has_chances else self.following(request, call)
 

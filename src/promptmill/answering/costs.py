@@ -23,7 +23,7 @@ from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, lis
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
-from promptmill.backends.protocol import NO_USAGE, Call, Failure, Outcome, Usage, billed
+from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
@@ -151,7 +151,7 @@ class BudgetedAnswers(Step):
             most, worst = self._worst(request, call, price)
         except PromptmillError as error:
             return Failure(error, request.attempts)
-        cost, usage, shared = 0.0, NO_USAGE, 0
+        totals = Totals()
         while True:
             account = _BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
@@ -165,7 +165,7 @@ class BudgetedAnswers(Step):
                 if no_room is not None and not request.attempts:
                     return no_room  # one object for all unsent items, of which there may be hundreds of thousands
                 if no_room is not None:
-                    return replace(no_room, attempts=request.attempts, usage=usage, cost=cost or None, shared=shared)
+                    return replace(totals.on(no_room), attempts=request.attempts)
             try:
                 outcome = await self.following(replace(request, account=account), call)
             except BaseException:
@@ -180,9 +180,9 @@ class BudgetedAnswers(Step):
             charged = charge(spent, price, tiers) + unmetered * worst
             account.charge(charged)
             call.charge(request, charged)
-            cost, usage, shared = cost + charged, usage + outcome.usage, shared + outcome.shared
+            totals = totals.joined(Totals(outcome.usage, charged, outcome.shared))
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
-                return replace(outcome, cost=cost, usage=usage, shared=shared)
+                return totals.on(outcome)
             request = replace(request, attempts=outcome.attempts)
 
     def _tiers(self, request: Request, call: Call) -> Tiers:
@@ -434,7 +434,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
         bounds += [_largest(extra, resolved_config.OTHER_LIMIT)] if bounds else []
         answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
         models += resolved_config.named_models(extra)
-    longest = 0 if request.path == "/embeddings" else max(bounds, default=MOST_TOKENS + 1)
+    longest = 0 if request.texts else max(bounds, default=MOST_TOKENS + 1)
     if longest > MOST_TOKENS:
         needs = "needs ", Named("max_tokens"), ", such as 4096: it bounds what a request can cost."
         raise config_error("max_cost", *needs)

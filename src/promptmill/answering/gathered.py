@@ -27,11 +27,11 @@ from promptmill.core.request import Request
 
 _OF_FEWER = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
-    | {Code.CONTENT_FILTER, Code.INVALID_ANSWER, Code.TRUNCATED}
+    | {Code.CONTENT_FILTER, Code.TRUNCATED}
 )
 """Failures that a request for fewer items may not have."""
 _ENOUGH = 8
-"""If no item was answered yet, so many items that are refused alike show that not the items are refused."""
+"""The fewest items that are refused alike, before any was answered, for the rest of their pack to fail unsent."""
 _OUTPUT = 4
 """About how many times more a token of an answer costs than one of a prompt."""
 
@@ -56,10 +56,10 @@ class Part(NamedTuple):
 
 
 class _Gathered(NamedTuple):
-    """What a pack brought to an item."""
+    """The result of a pack for one of its items."""
 
     outcome: Outcome | None
-    """None: the item is sent alone, in addition to what it has spent."""
+    """None: the item is sent alone; `spent` is added to its outcome then."""
     spent: Totals = Totals()
     attempts: int = 0
     """The number of requests for it so far, those of earlier runs included."""
@@ -88,7 +88,7 @@ class Gathering(Step):
         return cls(loading)
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
-        """Return what the items of a request have in common; None for an item that is sent alone."""
+        """Return the key that the items of a request share; None for an item that is sent alone."""
         raise NotImplementedError
 
     def bounds(self, request: Request) -> Bounds:
@@ -159,7 +159,7 @@ class Gathering(Step):
         return await self._send(pack, packs, call)
 
     async def _send(self, pack: _Pack, packs: _Packs, call: Call) -> _Gathered:
-        """Send a pack, and wake its other items with what it brought. Return what it brought to its last item."""
+        """Send a pack, and give its other items their results. Return that of its last item."""
         others = len(pack.waiting)
         call.waits.held -= others  # they no longer wait for items, but for this request
         call.waits.forked -= others
@@ -181,7 +181,7 @@ class Gathering(Step):
         return found[-1]
 
     async def _sent(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> list[_Gathered]:
-        """Return what a request for these items brings; if it fails as a whole, what requests for its halves bring."""
+        """Return the results of a request for these items; if it fails as a whole, those of requests for its halves."""
         try:
             joined = self.joined(requests)
         except PromptmillError as error:
@@ -242,7 +242,7 @@ class _Packs:
         self.closed(kind).waiting.pop().set_result(None)
 
     async def wait(self, pack: _Pack, kind: Hashable, request: Request) -> _Gathered | None:
-        """Wait until the pack is sent. Return what it brings, or None if the caller is to send it."""
+        """Wait until the pack is sent. Return its result for the item; None: the caller is to send the pack."""
         future: asyncio.Future[_Gathered | None] = asyncio.get_running_loop().create_future()
         pack.waiting.append(future)
         self._call.waits.held += 1
@@ -270,7 +270,7 @@ class _Packs:
 
 
 def _refused_alike(found: Sequence[_Gathered]) -> Failure | None:
-    """Return the failure of all items of half a pack, if they are enough to see that it is none of the items."""
+    """Return the failure that all items of half a pack share; None if they differ, or are too few to tell."""
     failures = [one.outcome for one in found if isinstance(one.outcome, Failure)]
     if len(failures) < max(len(found), _ENOUGH) or len({str(one.error) for one in failures}) > 1:
         return None
@@ -285,10 +285,10 @@ def _failed(failure: Failure, gathered: _Gathered) -> _Gathered:
 
 
 def _with(spent: Totals, gathered: _Gathered) -> _Gathered:
-    """Return what a request brought to an item, with what the item has spent before."""
+    """Return a result, with the sums of the item's earlier requests."""
     if (outcome := gathered.outcome) is not None:
         return gathered._replace(outcome=spent.and_(outcome).on(outcome))
-    return gathered._replace(spent=Totals.joined(spent, gathered.spent))
+    return gathered._replace(spent=spent.joined(gathered.spent))
 
 
 def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome) -> list[_Gathered]:

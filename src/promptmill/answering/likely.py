@@ -42,7 +42,7 @@ class LikelyLengths:
         if self._last is None or self._last[0] is not request.sampling:
             self._last = request.sampling, _by_form(request.sampling)
         likely = self._last[1]
-        if request.path == "/embeddings":
+        if request.texts:
             return likely._replace(tokens=0)
         limits = [request.sampling.max_tokens, *map(request.extra.get, TOKEN_LIMITS)]
         known = [limit for limit in map(whole_number, limits) if limit is not None]

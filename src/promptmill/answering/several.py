@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from promptmill.answering.step import Place, Step
 from promptmill.backends import protocol
-from promptmill.core.bounds import MOST_KEPT, MOST_SHARED
+from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import Made, Request, Sampling, once
 
 T = TypeVar("T")
 _LONG = 1 << 16  # characters of all copies of a prompt, from which they wait for room
@@ -25,7 +25,7 @@ class SeveralAnswers(Step):
     place, wanted_by = Place.SEVERAL, ("n",)
 
     def __init__(self) -> None:
-        self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+        self._single: Made[Sampling] = {}
         self._copies = Copies()
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
@@ -47,7 +47,7 @@ class SeveralAnswers(Step):
         """Return the parameters for one answer."""
         seed = None if sampling.seed is None else sampling.seed + place
         changes = {"n": None, "seed": seed}
-        return once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
+        return once(self._single, lambda: sampling.model_copy(update=changes), sampling, 0 if seed is None else place)
 
 
 class Copies:
@@ -72,17 +72,6 @@ class Copies:
             self._held -= size
             async with self._freed:
                 self._freed.notify_all()
-
-
-def once(
-    made: dict[tuple[int, int], tuple[Sampling, T]], sampling: Sampling, make: Callable[[], T], place: int = 0
-) -> T:
-    """Return the cached result of `make` in `made`: one object for equal `sampling` and `place`."""
-    if (id(sampling), place) not in made:
-        if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
-            made.clear()
-        made[id(sampling), place] = sampling, make()
-    return made[id(sampling), place][1]
 
 
 async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.Call) -> list[T]:

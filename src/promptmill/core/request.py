@@ -10,17 +10,18 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from promptmill.core.bounds import MOST_CHOICES
+from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.parameter import APPLIED, Added, Parameters
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
+T = TypeVar("T")
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
@@ -461,6 +462,20 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
 
 APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
+
+
+Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
+"""What `once` has made."""
+
+
+def once(made: Made[T], make: Callable[[], T], *of: object) -> T:
+    """Return the cached result of `make` in `made`: one for the same objects, such as shared parameters."""
+    key = tuple(map(id, of))
+    if key not in made:
+        if len(made) >= MOST_KEPT:  # cleared, because each row may have different parameters
+            made.clear()
+        made[key] = of, make()  # the objects are kept, so that no others get their ids
+    return made[key][1]
 
 
 def top_choices_of(extra: JsonObject) -> int | None:

@@ -42,19 +42,6 @@ SEVERAL = (
 _FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
 
 
-def with_implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return options with those that they imply, see `Option.implies`."""
-    known = options()
-    for name, option in known.items():
-        if option.implies and option.is_set(given.get(name)):
-            implied = part(option.implies)(given[name])
-            given = {
-                **given,
-                **{other: value for other, value in implied.items() if not known[other].is_set(given.get(other))},
-            }
-    return given
-
-
 def _are_several(value: Any) -> bool:
     return not isinstance(value, str) and len({*value}) > 1
 
@@ -589,6 +576,19 @@ def sampling_in(given: Mapping[str, Any]) -> dict[str, Any]:
         for key in option.keys
         if key.startswith(SAMPLING_KEYS) and given.get(option.name) is not None
     }
+
+
+def with_implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options with those that they imply, see `Option.implies`."""
+    known = options()
+    for name, option in known.items():
+        if option.implies and option.is_set(given.get(name)):
+            implied = part(option.implies)(given[name])
+            given = {
+                **given,
+                **{other: value for other, value in implied.items() if not known[other].is_set(given.get(other))},
+            }
+    return given
 
 
 def needs_hidden(name: str, face: Face) -> str:

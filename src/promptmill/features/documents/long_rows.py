@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.answering.checked import checked
-from promptmill.answering.several import once, together
+from promptmill.answering.several import together
 from promptmill.answering.step import Place, Step
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Message, Request, Sampling
+from promptmill.core.request import Conversation, Made, Message, Request, Sampling, once
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
@@ -55,7 +55,7 @@ class LongRows(PlanWork, Step):
         self.repeated = 0
         """The number of items of lists that equal an item of another piece of their row."""
         self._call: Call | None = None
-        self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+        self._of_pieces: Made[Sampling] = {}
 
     def begin(self, round_: int) -> None:
         """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
@@ -155,7 +155,7 @@ class LongRows(PlanWork, Step):
         """Return the parameters of requests for pieces, whose fields may be null: one object for each `sampling`."""
         if (schema := schema_of(sampling.response_format)) is None:
             return sampling
-        return once(self._of_pieces, sampling, lambda: _with_schema(sampling, merging.nullable(schema)))
+        return once(self._of_pieces, lambda: _with_schema(sampling, merging.nullable(schema)), sampling)
 
     async def keep(self, name: str, value: JsonObject) -> None:
         """Store an object under a name in the job's database."""

@@ -26,7 +26,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "voyage": Bounds(256, 240_000),
     "zhipu": Bounds(64, 380_000),
 }
-"""What the providers take in a request. A request that an endpoint refuses as too large is halved in any case."""
+"""The bounds by provider. A request that an endpoint refuses as too large is halved in any case."""
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 _ENCODING = "encoding_format"
 

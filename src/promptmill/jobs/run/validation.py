@@ -205,7 +205,8 @@ def _check_rows(
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
-            shares = [1.0 if by_batch else as_sent(part, plan)[1] for part in parts]
+            alone = [as_sent(part, plan) for part in parts]
+            shares = [1.0 if by_batch else share for _, share in alone]
             sent += sum(map(operator.mul, answers, shares))
             sizes = (-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
             tokens += sum(map(operator.mul, answers, sizes))
@@ -215,9 +216,11 @@ def _check_rows(
                     shown.append("\n\n".join(cut_inside(text, longest) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
-                same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
-                for part in parts if same is made else _parts(spec, same):
-                    request, _ = as_sent(part, most.plan)
+                own = alone
+                if most.plan is not plan:
+                    theirs = [one.request(row.n, row.line, row.cells or b"") for one in makers]
+                    own = [as_sent(part, most.plan) for part in _parts(spec, theirs)]
+                for request, _ in own:
                     most.add(_sharing(request) if may_share else request)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
