@@ -55,12 +55,14 @@ def test_always(): assert False
 def run(tmp_path):
     """Run this text as a module of tests in two processes, with a limit; return what it printed."""
 
-    def printed(text, code, *, limit_s=60, running_s=60, **environ):
+    def printed(text, code, *, limit_s=60, running_s=60, dist="worksteal", others=(), **environ):
         (tmp_path / "conftest.py").write_text(CONFTEST.replace("RUNNING_S", str(running_s)))
         module = f"import asyncio, os, pathlib, pytest, re, signal, threading\n{text}\n"
         fine = "@pytest.mark.parametrize('n', range(5))\ndef test_fine(n): pass\n"
         (tmp_path / "test_it.py").write_text(module + fine)
-        options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-n", "2", "--dist", "worksteal"]
+        for name in others:
+            (tmp_path / name).write_text(module + fine)
+        options = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-n", "2", "--dist", dist]
         command = [sys.executable, "-m", "pytest", *options, tmp_path]
         environ = os.environ | {"PYTEST_TIMEOUT": str(limit_s)} | environ
         done = subprocess.run(
@@ -109,6 +111,15 @@ def test_a_module_that_cannot_be_read_fails_the_run(run):
 def test_tests_that_are_left_out_for_time_are_named(run):
     assert "The time is up: 6 tests were left out:\n  test_it.py (6)" in run(ALWAYS, code=0, PROMPTMILL_TEST_UNTIL="1")
     assert "5 passed" in run("", code=0, PROMPTMILL_TEST_UNTIL="9999999999")
+
+
+@pytest.mark.thorough
+def test_what_a_process_that_ends_itself_had_left_runs_once(run):
+    ends = "if n == 1 and pathlib.Path(__file__).name == 'test_5.py': os._exit(3)"
+    text = f"@pytest.mark.parametrize('n', range(4))\ndef test_ends(n):\n    {ends}\n"
+    others = [f"test_{number}.py" for number in range(6)]
+    said = run(text, code=1, dist="loadfile", others=others, PROMPTMILL_TEST_UNTIL="9999999999")
+    assert re.search(r"^1 failed, 62 passed", said, re.MULTILINE)
 
 
 def test_tests_of_the_room_that_changed_are_the_nearest():

@@ -1,8 +1,8 @@
 """Tests for which there is a time: those nearest to the latest changes run first, and the rest is left out and named.
 
 `PROMPTMILL_TEST_UNTIL` is when no further test begins, in Unix time; `PROMPTMILL_TEST_NEAR` lists the changed files,
-one per line. Tests of a module stay together. Modules that are equally near have another order for each list of files,
-so that each has its turn.
+one per line. Tests of a module stay together, also those of a process that ended itself. Modules that are equally near
+have another order for each list of files, so that each has its turn.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 _SHOWN = 30
 _LEFT_OUT = "left out: the time is up"
@@ -50,6 +51,9 @@ class _InTime:
         self._until_s, self._changed = until_s, changed
         self._left_out: Counter[str] = Counter()
 
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+        return _ModulesAgain(config, log) if config.getoption("dist") == "loadfile" else None
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         def rank(item: pytest.Item) -> tuple[int, bytes]:
@@ -74,3 +78,24 @@ class _InTime:
             more = [f"and {len(self._left_out) - _SHOWN} more modules"] if len(self._left_out) > _SHOWN else []
             tests = f"The time is up: {self._left_out.total()} tests were left out:"
             terminalreporter.write_line("\n  ".join([tests, *named, *more]))
+
+
+class _ModulesAgain(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives another process what one that ended itself had not run yet.
+
+    pytest-xdist gives it everything that one ever had: the test that ended it, once more, and modules that are done. At
+    the end of a run the other process waits for ever after such a module, as it starts its last test only when it knows
+    the next one.
+    """
+
+    def remove_node(self, node: Any) -> str | None:
+        modules = self.assigned_work.pop(node)
+        left = [test for tests in modules.values() for test, is_done in tests.items() if not is_done]
+        if not left:
+            return None
+        for module, tests in modules.items():
+            if again := {test: False for test, is_done in tests.items() if not is_done and test != left[0]}:
+                self.workqueue[module] = again
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return str(left[0])
