@@ -120,10 +120,11 @@ class Gathering(Step):
         """Answer an item together with others."""
         if call.exchange is not None or (kind := self.kind(request, call)) is None:
             return await self._alone(request, call)
-        if (packs := self._calls.get(call)) is None:
+        packs, share = self._calls.get(call), self._shares[call]
+        if packs is None or packs.share is not share:  # each round of a job enters the model anew
             for left in self._calls.keys() - self._shares.keys():
                 del self._calls[left]
-            packs = self._calls[call] = _Packs(self._shares[call], call)
+            packs = self._calls[call] = _Packs(share, call)
         call.waits.inside += 1
         try:
             gathered = await self._gathered(request, kind, packs, call)

@@ -230,9 +230,11 @@ class LabelsOptions(TypedDict, total=False):
     """A column with right labels of random rows: `agree` is then the share of right labels."""
     certainty: float | str | None
     """The confidence of `agree`; default: 95%."""
-    student: bool | Literal["scikit-learn"]
-    """In place of `model`: a classifier that learns from the strong model's answers, and costs nothing; that of
-    scikit-learn (an extra) labels more of many rows."""
+    student: bool | Literal["embeddings", "words", "scikit-learn"]
+    """In place of `model`: a classifier that learns from the strong model's answers, and costs nothing: embeddings
+    (the default where it can run), words or scikit-learn."""
+    embed_model: str | None
+    """The model of the vectors for `student` embeddings; default: an encoder on this machine."""
     second: str | None
     """A second cheap model; labels on which both agree are surer."""
     recall: Mapping[str, float | str] | None

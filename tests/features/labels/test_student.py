@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import sqlite3
 import sys
 import threading
@@ -19,41 +18,23 @@ from promptmill.core.errors import PromptmillError
 from promptmill.features.labels import student as classifier
 from promptmill.features.labels import student_answers, sure_work
 from promptmill.features.labels.cut import number
-from promptmill.features.labels.student import STUDENTS, LinearStudent, Student, buckets_of
+from promptmill.features.labels.student import STUDENTS, LinearStudent, RowText, Student, buckets_of
 from replies import answer, choose, status
-
-ROWS = 1_500
-MOST_WRONG = 0.12
-"""Far above the promised 5 %, which a draw in twenty may exceed."""
-TOPICS = {
-    "sport": "goal match team player coach league referee stadium",
-    "money": "bank share profit market price loan budget tax",
-    "health": "doctor patient virus hospital drug cancer vaccine nurse",
-}
-STUDENT = ("--prompt", "Which topic? {{text}}", "--choices", ",".join(TOPICS), "--sure", "strong", "--student")
-POINTS = [f"{when}-{what}" for what in ("draw", "learn", "deliver", "deliver:3") for when in ("before", "after")]
-POINTS += [f"before-student:{n}" for n in (1, 200, 400, 1_000, 4_000)]
-POINTS += [f"{'before' if n % 2 else 'after'}-write:{n}" for n in (2, 15, 30, 45, 60, 75)]
-POINTS += [f"before-put:{n}" for n in (6, 7, 8, 9, 10)]
-
-
-def text(number: int) -> str:
-    """Return a text: most have words of their topic, some have words of all topics."""
-    chance = random.Random(number)
-    words = TOPICS[chance.choice([*TOPICS])].split()
-    if chance.random() < 0.2:
-        words = " ".join(TOPICS.values()).split()
-    return " ".join([*chance.choices(words, k=6), f"number {number}"])
-
-
-def topic(of: str) -> str:
-    """Return the label that the strong model gives to a text: the topic of most words."""
-    counts = {name: sum(word in words.split() for word in of.split()) for name, words in TOPICS.items()}
-    return max(counts, key=lambda name: counts[name])
-
-
-def strong(seen: Any) -> Any:
-    return answer(topic(seen.prompt))
+from topics import (
+    MOST_WRONG,
+    POINTS,
+    ROWS,
+    STUDENT,
+    TOPICS,
+    drawn,
+    named,
+    row,
+    sent,
+    strong,
+    text,
+    topic,
+    wrong,
+)
 
 
 @pytest.fixture
@@ -70,20 +51,6 @@ def run(bench: Any, *more: str, **options: Any) -> dict[str, Any]:
     return found
 
 
-def named(bench: Any) -> tuple[str, str]:
-    block = {"base_url": bench.upstream.url, "retries": 3, "base_delay": 0.01, "concurrency": 32}
-    models = {"strong": {"openai": {**block, "model_name": "strong"}, "price": {"input": 10, "output": 30}}}
-    return "--set", f"models={json.dumps(models)}"
-
-
-def sent(bench: Any) -> Counter[str]:
-    return Counter(seen.json["model"] for seen in bench.upstream.seen)
-
-
-def wrong(rows: list[dict[str, Any]]) -> float:
-    return sum(row["answer"] != topic(row["text"]) for row in rows) / len(rows)
-
-
 # ---- the classifier
 
 
@@ -93,8 +60,8 @@ KINDS = pytest.mark.parametrize("kind", STUDENTS.values())
 @pytest.mark.thorough
 @KINDS
 def test_a_student_learns_which_words_decide(kind):
-    learned = kind([(f"Which topic? {text(n)}", topic(text(n))) for n in range(800)])
-    answers = learned.answers([f"Which topic? {text(n)}" for n in range(1_000, 1_400)])
+    learned = kind([(row(f"Which topic? {text(n)}"), topic(text(n))) for n in range(800)])
+    answers = learned.answers([row(f"Which topic? {text(n)}") for n in range(1_000, 1_400)])
     found = [(answer, topic(text(n))) for n, answer in enumerate(answers, 1_000)]
     right = [one is not None and one[0] == label for one, label in found]
     assert sum(right) >= 0.85 * len(right)
@@ -104,15 +71,15 @@ def test_a_student_learns_which_words_decide(kind):
 
 @KINDS
 def test_a_student_that_learned_the_same_answers_the_same(kind):
-    examples = [(text(n), topic(text(n))) for n in range(200)]
-    texts = [text(n) for n in range(200, 250)]
+    examples = [(row(text(n)), topic(text(n))) for n in range(200)]
+    texts = [row(text(n)) for n in range(200, 250)]
     assert kind(examples).answers(texts) == kind(examples).answers(texts)
 
 
 @KINDS
 def test_a_student_without_examples_or_with_one_label_says_so(kind):
-    assert kind([]).answers(["anything"]) == [None]
-    assert kind([("a b", "yes"), ("c d", "yes")]).answers(["e"]) == [("yes", 1.0)]
+    assert kind([]).answers([row("anything")]) == [None]
+    assert kind([(row("a b"), "yes"), (row("c d"), "yes")]).answers([row("e")]) == [("yes", 1.0)]
 
 
 class EndedError(Exception):
@@ -125,7 +92,7 @@ def test_a_student_stops_learning_when_its_job_ends(kind):
         raise EndedError
 
     with pytest.raises(EndedError):
-        kind([(text(n), topic(text(n))) for n in range(200)], check)
+        kind([(row(text(n)), topic(text(n))) for n in range(200)], check)
 
 
 def test_learning_that_cannot_be_interrupted_is_abandoned():
@@ -151,7 +118,7 @@ def test_an_error_of_scikit_learn_is_not_lost_in_its_thread():
 
 
 def test_texts_without_words_teach_a_student_of_scikit_learn_nothing():
-    assert LinearStudent([("🙂", "yes"), ("🙁", "no")]).answers(["🙂"]) == [None]
+    assert LinearStudent([(RowText("🙂"), "yes"), (RowText("🙁"), "no")]).answers([RowText("🙂")]) == [None]
 
 
 def test_texts_without_spaces_have_words_too():
@@ -161,7 +128,7 @@ def test_texts_without_spaces_have_words_too():
 
 
 def test_of_many_labels_the_most_frequent_are_learned():
-    examples = [(f"word{n % 7}", f"label {n % 7}") for n in range(30)]
+    examples = [(RowText(f"word{n % 7}"), f"label {n % 7}") for n in range(30)]
     with mock.patch.object(classifier, "MOST_LABELS", 2):
         assert Student(examples).labels == ["label 0", "label 1"]
 
@@ -192,18 +159,18 @@ def test_the_student_answers_rows_at_no_price(student):
 
 @pytest.mark.thorough
 def test_the_student_of_scikit_learn_answers_rows_too(student):
-    student.succeed(*STUDENT, "scikit-learn", *named(student))
+    student.succeed(*STUDENT[:-1], "scikit-learn", *named(student))
     assert Counter(row["sure"] for row in student.answers())["student"] > ROWS / 2
     assert wrong(student.answers()) <= MOST_WRONG
     student.upstream.seen.clear()
-    student.succeed(*STUDENT, "scikit-learn", *named(student))
+    student.succeed(*STUDENT[:-1], "scikit-learn", *named(student))
     assert not student.upstream.seen
 
 
 def test_a_missing_extra_and_another_student_are_named(student, monkeypatch):
-    done = student.run("--student", "oracle", *STUDENT[:-1], *named(student))
+    done = student.run("--student", "oracle", *STUDENT[:-2], *named(student))
     assert done.returncode == 2
-    assert "oracle: give it scikit-learn" in done.stderr
+    assert "oracle: give it one of embeddings, words, scikit-learn, or nothing" in done.stderr
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(PromptmillError, match="needs scikit-learn") as error:
         LinearStudent.version()
@@ -302,7 +269,7 @@ def test_a_program_may_have_a_student(student):
         choices=[*TOPICS],
         base_url=student.upstream.url,
         sure="strong",
-        student=True,
+        student="words",
         progress=False,
     )
     assert found.status["sure"]["factor"] > 2
@@ -345,8 +312,3 @@ def test_a_killed_job_draws_learns_and_cuts_the_same(bench, point):
     assert found["done"] == rows
     assert len(bench.upstream.seen) <= found["sure"]["strong"] + 3 * 64  # requests in flight, and outcomes of a batch
     assert wrong(bench.answers()) <= MOST_WRONG
-
-
-def drawn(bench: Any) -> set[tuple[int, int]]:
-    with sqlite3.connect(bench.folder.database) as database:
-        return {*database.execute("SELECT round, n FROM chosen")}

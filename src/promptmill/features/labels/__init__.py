@@ -3,13 +3,14 @@
 from promptmill.core.feature import Feature, Figure, PartEntry
 
 FEATURE = Feature(
+    needs=("embeddings",),
     options="promptmill.features.labels.options:OPTIONS",
     words="one label for each row, chosen from several answers: votes, a promise, a student",
     order_parts=(
         PartEntry(
             "sure",
             "promptmill.features.labels.sure:Sure",
-            ("agree", "certainty", "second", "recall", "gold", "student"),
+            ("agree", "certainty", "second", "recall", "gold", "student", "embed_model"),
         ),
         PartEntry("votes", "promptmill.features.labels.votes:Votes"),
     ),

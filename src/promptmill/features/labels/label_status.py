@@ -182,7 +182,9 @@ def estimate_words(sure: Mapping[str, Any]) -> str:
         return f"{rows}{alone}; so few need no sample"
     cost = f", about {dollars(sure['sample_cost'])} at {model}" if "sample_cost" in sure else ""
     if "taught" in sure:
-        return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
+        vectors = f", vectors of all rows: about {dollars(sure['vectors_cost'])}" if "vectors_cost" in sure else ""
+        drawn = f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}"
+        return f"{drawn}{vectors}; {rows}{alone}"
     return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
 
 

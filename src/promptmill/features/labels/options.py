@@ -12,13 +12,13 @@ from promptmill.options.table import SEVERAL
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
 _REPLACES_CHEAP = ": the student takes the cheap model's place"
-_STUDENT = "scikit-learn"
+_STUDENTS = ("embeddings", "words", "scikit-learn")
 
 
 def student(kind: str) -> str:
     """Return the kind of student with this name."""
-    if kind != _STUDENT:
-        raise input_error(f"{kind}: give it {_STUDENT}, or nothing behind INPUT and OUTPUT")
+    if kind not in _STUDENTS:
+        raise input_error(f"{kind}: give it one of {', '.join(_STUDENTS)}, or nothing behind INPUT and OUTPUT")
     return kind
 
 
@@ -76,8 +76,9 @@ OPTIONS = (
             words="with `choices` or `schema`: `model` is a strong model; the cheap one answers where both surely "
             "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
             "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
-            "model, `student`: true, a classifier that takes the place of the cheap model "
-            '("scikit-learn", an extra, labels more rows), and `recall` by label',
+            "model, `student`: true, a classifier that takes the place of the cheap model (its kinds: "
+            '"embeddings", which understands texts, "words", "scikit-learn"), `embed_model` for its vectors, and '
+            "`recall` by label",
         ),
         keyword=Keyword(type="str | None"),
         excludes=[
@@ -107,15 +108,20 @@ OPTIONS = (
     _of_sure("certainty", "the confidence of {agree}; default: 95%", Flag(metavar="P%"), keyword="float | str | None"),
     _of_sure(
         "student",
-        "in place of {model}: a classifier that learns from the strong model's answers, and costs nothing; that of "
-        "scikit-learn (an extra) labels more of many rows",
-        Flag(metavar="scikit-learn", read="promptmill.features.labels.options:student", bare=True),
-        keyword='bool | Literal["scikit-learn"]',
+        "in place of {model}: a classifier that learns from the strong model's answers, and costs nothing: embeddings "
+        "(the default where it can run), words or scikit-learn",
+        Flag(metavar="KIND", read="promptmill.features.labels.options:student", bare=True),
+        keyword='bool | Literal["embeddings", "words", "scikit-learn"]',
         excludes=[
             Excluded("second", _REPLACES_CHEAP),
             Excluded("votes", _REPLACES_CHEAP),
             Excluded("model", _REPLACES_CHEAP, when=_is_other_model),
         ],
+    ),
+    _of_sure(
+        "embed_model",
+        "the model of the vectors for {student} embeddings; default: an encoder on this machine",
+        Flag(metavar="MODEL"),
     ),
     _of_sure(
         "second",

@@ -3,7 +3,8 @@
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
-With a student, the rounds are `train`, `sample`, `student` (which sends no requests), `sure` and `unsure`.
+With a student, the rounds are `train`, `sample`, `student` (which sends no requests), `sure` and `unsure`. A student of
+embeddings has a round `vectors` before `train`, and another before `student`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, ValidationError
 
 from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE
 from promptmill.features.labels.options import MOST_VOTES
+from promptmill.features.labels.student import STUDENTS, default_student
 from promptmill.jobs.store.plan import Plan
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.rounds import IS_MISSING, LIVE, Round
-from promptmill.jobs.store.stored import Stored, Variant
+from promptmill.jobs.store.rounds import COPY, IS_MISSING, LIVE, Round
+from promptmill.jobs.store.stored import Stored, Target, Variant
 from promptmill.options.table import Again
 
 STUDENT = "student"
 """The name of a student as a label's giver and as an answer's model."""
+VECTORS = 2
+"""The slot of the vectors of rows, in a job with a student."""
+Kind: TypeAlias = Literal["", "words", "scikit-learn", "embeddings"]
 
 
 class SureCut(Stored):
@@ -128,6 +133,7 @@ class SureRule(Plan):
         {
             "chosen": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round > 0)",
             "taught": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
+            "drawn": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen)",
             "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)",
             "sure": f"{IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
         }
@@ -147,24 +153,24 @@ class SureRule(Plan):
     """By label: the share of its rows that must be delivered with this label."""
     gold: str = ""
     """The column of the input with the right labels of some rows."""
-    student: bool | Literal["scikit-learn"] = False
-    """Whether a classifier that learns from the strong model replaces the cheap model, and which classifier; see
-    `student_answers`."""
+    student: Kind = ""
+    """The classifier that learns from the strong model and replaces the cheap model, see `student_answers`; `""`: there
+    is none."""
+    embed_model: str = ""
+    """The model of the vectors for the student of embeddings; `""`: an encoder of this machine."""
     parts: tuple[SurePart, ...] = ()
     """The decisions of the job; empty in an order."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Self | None:
         """Return the rule for the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes`, `recall`, `gold` and `student`; None without `sure`. A share may be `95%`.
+        `votes`, `recall`, `gold`, `student` and `embed_model`; None without `sure`. A share may be `95%`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
         del models
         model = options.get("sure")
         given = {name: options[name] for name in _OPTIONS - {"model"} if options.get(name) is not None}
-        if given.get("student") is False:
-            del given["student"]
         if model is None:
             return None
         if not isinstance(model, str | Mapping):
@@ -183,6 +189,7 @@ class SureRule(Plan):
         if not isinstance(recall, Mapping):
             raise input_error(Named("recall"), ' has a share for each label, such as {"fraud": 0.95}.')
         given["recall"] = {str(label): _share("recall", share) for label, share in recall.items()}
+        given["student"] = _student(given.get("student"), given.get("embed_model"))
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
@@ -192,12 +199,25 @@ class SureRule(Plan):
     @property
     def ways(self) -> tuple[Variant, ...]:
         """Slot 0: strong model. Slot 1: cheap model, or the student, which sends no requests. Slots 2-3: second model,
-        or repeats of the cheap model (used when it reports no probabilities)."""
+        or repeats of the cheap model (used when it reports no probabilities). With a student, slot 2: vectors."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
         others = [Variant(name="second", model=self.second)] if self.second else repeats
         if self.student:
-            return (Variant(name="", model=self.model), Variant(name="student", model=self.model))
+            return (
+                Variant(name="", model=self.model),
+                Variant(name="student", model=self.model),
+                Variant(name="vectors", model=self.embed_model or self.model),
+            )
         return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
+
+    @property
+    def only_model(self) -> str | None:
+        """With a student, the strong model: the model of the vectors answers no row."""
+        return self.model if self.student else super().only_model
+
+    def asked(self, targets: Sequence[Target]) -> Sequence[str]:
+        """Return the models that answer each prompt of a row: not that of the vectors."""
+        return super().asked(targets[:VECTORS] if self.student else targets)
 
     @property
     def certainty_of_each(self) -> float:
@@ -240,7 +260,10 @@ class SureRule(Plan):
         if (part := self.part) is None:
             return
         panel = self.panel(part.score)
+        vectors = replace(first, slots=(VECTORS,), reason="vectors", way=LIVE if self.embed_model else COPY)
         if part.cut is None and self.student:
+            if self.student == "embeddings":
+                yield replace(vectors, rows="drawn")
             yield replace(delivered, rows="taught", reason="train", way=LIVE)
             yield replace(delivered, rows="chosen", reason="sample", way=LIVE)
             return
@@ -252,8 +275,10 @@ class SureRule(Plan):
         if part.pays and not self.student:
             yield replace(first, rows="cheap", reason="cheap", slots=panel, way=LIVE)
         elif part.pays and not part.is_ended:
-            yield replace(first, rows="cheap", reason="student", slots=(1,), way="copy")
-        yield replace(delivered, rows="sure", reason="sure", way="copy")
+            if self.student == "embeddings":
+                yield replace(vectors, rows="cheap")
+            yield replace(first, rows="cheap", reason="student", slots=(1,), way=COPY)
+        yield replace(delivered, rows="sure", reason="sure", way=COPY)
         yield replace(delivered, rows="open", reason="unsure" if part.pays else first.reason)
 
     def resumes(self, last: Round) -> bool:
@@ -263,6 +288,20 @@ class SureRule(Plan):
 
 
 _OPTIONS = frozenset(SureRule.model_fields) - {"parts"}
+
+
+def _student(given: object, embed_model: object) -> str:
+    """Return the kind of student of the options `student` and `embed_model`. Raises `PromptmillError`."""
+    if given is None and embed_model:
+        raise input_error(Named("embed_model"), " needs ", Named("student"), ", which learns from vectors.")
+    if not given:
+        return ""
+    kind = given if given is not True else "embeddings" if embed_model else default_student()
+    if kind not in STUDENTS:
+        raise input_error(Named("student"), f" is one of {', '.join(STUDENTS)}, not {str(given)[:40]}.")
+    if embed_model and kind != "embeddings":
+        raise input_error(Named("embed_model"), " needs ", Named("student", "embeddings"), ".")
+    return str(kind)
 
 
 def _share(name: str, value: Any) -> float:

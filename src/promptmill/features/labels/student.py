@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import wait
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 from zlib import crc32
 
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.features.embeddings.local import encoders
 from promptmill.system.installation import adding
 from promptmill.system.runtime import in_daemon_thread
 
@@ -37,14 +39,33 @@ _EPOCHS = 6
 _RATE = 2.0
 _LEAST_STEP = 1e-4
 _LOOK_S = 0.1
+_WORD_BUCKETS = 1 << 16
+_WORDS_LENGTH = 2.0  # the length of the words' features; that of vectors is one of `_WEIGHTS`
+_WEIGHTS = (2.0, 4.0, 8.0)
+_MOST_WITH_WORDS = 20  # labels; with 77 labels, the words take 30 s of learning, and save no more calls
+_HELD_OUT = 5
+_LEAST_LENGTH = 1e-6
+_LEAST_CHANCE = 1e-6
+
+
+class RowText(NamedTuple):
+    """The text of a row, as a student sees it."""
+
+    text: str
+    vector: bytes = b""
+    """The text's vector, 2 bytes for each number (float16), for the student of embeddings."""
+
+
+Example: TypeAlias = tuple[RowText, str]
+"""A text and its label."""
 
 
 class Classifier(Protocol):
     """A kind of student."""
 
-    def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object]) -> None:
-        """Learn from texts and their labels, in this order. `check` is called several times a second, and may raise an
-        error to stop the learning. Raises `PromptmillError` (`missing_dependency`)."""
+    def __init__(self, examples: Sequence[Example], check: Callable[[], object]) -> None:
+        """Learn from the examples, in this order. `check` is called several times a second, and may raise an error to
+        stop the learning. Raises `PromptmillError` (`missing_dependency`)."""
 
     @staticmethod
     def version() -> int | str:
@@ -52,8 +73,9 @@ class Classifier(Protocol):
         `PromptmillError` (`missing_dependency`)."""
         ...
 
-    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
-        """Return the most probable label of each text and its probability; None if nothing was learned."""
+    def answers(self, texts: Sequence[RowText]) -> list[tuple[str, float] | None]:
+        """Return the most probable label of each text and its probability; None if nothing was learned, or if the text
+        has no vector for a student that needs one."""
         ...
 
 
@@ -82,7 +104,7 @@ class Student(Classifier):
     Learning 1,000 texts of 20 words with 2 labels takes half a second; an answer takes 0.1 ms.
     """
 
-    def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, examples: Sequence[Example], check: Callable[[], object] = lambda: None) -> None:
         known = Counter(label for _, label in examples).most_common(MOST_LABELS)
         self.labels = sorted(label for label, _ in known)
         size = _BUCKETS
@@ -91,7 +113,7 @@ class Student(Classifier):
         self._size = size
         self._weights = [array("d", bytes(8 * size)) for _ in self.labels]
         numbers = {label: at for at, label in enumerate(self.labels)}
-        texts = [(buckets_of(text, size), numbers[label]) for text, label in examples if label in numbers]
+        texts = [(buckets_of(row.text, size), numbers[label]) for row, label in examples if label in numbers]
         counts = Counter(bucket for buckets, _ in texts for bucket in buckets)
         self._shared = frozenset(bucket for bucket, count in counts.items() if count == len(texts))
         learned = [(self._telling(buckets), label) for buckets, label in texts]
@@ -106,8 +128,8 @@ class Student(Classifier):
     def version() -> int:
         return 2
 
-    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
-        return [self._answer(text) for text in texts]
+    def answers(self, texts: Sequence[RowText]) -> list[tuple[str, float] | None]:
+        return [self._answer(row.text) for row in texts]
 
     def _answer(self, text: str) -> tuple[str, float] | None:
         if not self.labels:
@@ -144,9 +166,9 @@ class LinearStudent(Classifier):
     95 %, the same number.
     """
 
-    def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, examples: Sequence[Example], check: Callable[[], object] = lambda: None) -> None:
         known = dict(Counter(label for _, label in examples).most_common(MOST_LABELS))
-        learned = [(text[:LONGEST_TEXT], label) for text, label in examples if label in known]
+        learned = [(row.text[:LONGEST_TEXT], label) for row, label in examples if label in known]
         self._only = (next(iter(known)), 1.0) if len(known) == 1 else None
         self._model: Any = None
         if len(known) > 1:
@@ -163,13 +185,108 @@ class LinearStudent(Classifier):
     def version() -> str:
         return str(_sklearn("").__version__)
 
-    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
+    def answers(self, texts: Sequence[RowText]) -> list[tuple[str, float] | None]:
         if self._model is None or not texts:
             return [self._only] * len(texts)
-        chances = self._model.predict_proba([text[:LONGEST_TEXT] for text in texts])
-        return [
-            (str(self._model.classes_[at]), float(of[at])) for of, at in zip(chances, chances.argmax(1), strict=True)
-        ]
+        return _best(self._model, [row.text[:LONGEST_TEXT] for row in texts])
+
+
+class VectorStudent(Classifier):
+    """A student with scikit-learn: logistic regression on the vector of a text, beside its words and their parts.
+
+    The mean of the vectors that it learns from is subtracted, as the vectors of an encoder are all similar. How much a
+    vector counts beside the words is the weight with the least log loss on every fifth example. With many labels, the
+    words add nothing, and are left out.
+
+    It needs the extra `student`. Learning 1,000 texts with 2 labels takes half a second, an answer 0.1 ms.
+    """
+
+    def __init__(self, examples: Sequence[Example], check: Callable[[], object] = lambda: None) -> None:
+        length = len(next((row.vector for row, _ in examples if row.vector), b""))
+        known = dict(Counter(label for row, label in examples if len(row.vector) == length).most_common(MOST_LABELS))
+        learned = [(row, label) for row, label in examples if label in known and len(row.vector) == length > 0]
+        self._length, self._only = length, (next(iter(known)), 1.0) if len(known) == 1 else None
+        self._model: Any = None
+        if len(known) > 1:
+            _sklearn("")
+            texts, labels = zip(*learned, strict=True)
+            self._model = _abandonable(lambda: _VectorModel(texts, labels), check)
+
+    @staticmethod
+    def version() -> str:
+        return f"1 {_sklearn('').__version__}"
+
+    def answers(self, texts: Sequence[RowText]) -> list[tuple[str, float] | None]:
+        known = [row for row in texts if len(row.vector) == self._length]
+        if self._model is None:
+            found: list[tuple[str, float] | None] = [self._only] * len(known)
+        else:
+            found = _best(self._model.regression, self._model.features(known)) if known else []
+        answers = iter(found)
+        return [next(answers) if len(row.vector) == self._length else None for row in texts]
+
+
+class _VectorModel:
+    """The regression of a `VectorStudent`, and the features of its texts."""
+
+    def __init__(self, texts: Sequence[RowText], labels: Sequence[str]) -> None:
+        import numpy as np
+
+        names, numbers = np.unique(np.array(labels), return_inverse=True)
+        vectors = _vectors(texts)
+        self._mean = vectors.mean(0)
+        self._scale = 1 / max(float(np.sqrt(((vectors - self._mean) ** 2).sum(1).mean())), _LEAST_LENGTH)
+        self._words: Any = None  # the buckets that count
+        if len(names) <= _MOST_WITH_WORDS:
+            counts = _words(texts).getnnz(0)
+            self._words = np.flatnonzero((counts > 0) & (counts < len(texts)))
+        held = np.arange(len(texts)) % _HELD_OUT == 0
+        losses = {}
+        for self._weight in _WEIGHTS:
+            features = self.features(texts)
+            tried = _regression(features[~held], numbers[~held], rounds=100)
+            chances = np.full((int(held.sum()), len(names)), _LEAST_CHANCE)
+            chances[:, tried.classes_] = np.maximum(tried.predict_proba(features[held]), _LEAST_CHANCE)
+            losses[self._weight] = -float(np.log(chances[np.arange(len(chances)), numbers[held]]).mean())
+        self._weight = min(losses, key=losses.__getitem__)
+        self.regression = _regression(self.features(texts), np.array(labels), rounds=300)
+
+    def features(self, texts: Sequence[RowText]) -> Any:
+        """Return a line of features for each text."""
+        vectors = (_vectors(texts) - self._mean) * (self._scale * self._weight)
+        if self._words is None:
+            return vectors
+        sparse = import_module("scipy.sparse")
+        return sparse.hstack([sparse.csr_matrix(vectors), _words(texts)[:, self._words]]).tocsr()
+
+
+def _words(texts: Sequence[RowText]) -> Any:
+    """Return a sparse line for each text: the buckets of its words and their parts, with the length `_WORDS_LENGTH`."""
+    import numpy as np
+
+    buckets = [buckets_of(row.text, _WORD_BUCKETS) for row in texts]
+    counts = np.array([len(each) for each in buckets])
+    values: Any = np.repeat(_WORDS_LENGTH / np.sqrt(np.maximum(counts, 1)), counts)
+    numbers = np.concatenate([np.array(each, np.int32) for each in buckets])
+    lines = values, numbers, np.cumsum([0, *counts])
+    return import_module("scipy.sparse").csr_matrix(lines, shape=(len(texts), _WORD_BUCKETS))
+
+
+def _vectors(texts: Sequence[RowText]) -> Any:
+    import numpy as np
+
+    return np.frombuffer(b"".join(row.vector for row in texts), "<f2").reshape(len(texts), -1).astype(np.float64)
+
+
+def _regression(features: Any, labels: Any, *, rounds: int) -> Any:
+    with import_module("threadpoolctl").threadpool_limits(1):  # two threads wait for each other: six times the CPU
+        return _sklearn(".linear_model").LogisticRegression(C=1, max_iter=rounds).fit(features, labels)
+
+
+def _best(model: Any, features: Any) -> list[tuple[str, float] | None]:
+    """Return the most probable label of each line of features, and its probability."""
+    chances = model.predict_proba(features)
+    return [(str(model.classes_[at]), float(of[at])) for of, at in zip(chances, chances.argmax(1), strict=True)]
 
 
 def _sklearn(module: str) -> Any:
@@ -189,5 +306,14 @@ def _abandonable(work: Callable[[], T], check: Callable[[], object]) -> T:
     return result.result()
 
 
-STUDENTS: Mapping[bool | str, type[Classifier]] = {True: Student, "scikit-learn": LinearStudent}
+STUDENTS: Mapping[str, type[Classifier]] = {
+    "words": Student,
+    "scikit-learn": LinearStudent,
+    "embeddings": VectorStudent,
+}
 """The kinds of students, by the values of the option `student`."""
+
+
+def default_student() -> str:
+    """Return the kind of student for this installation: of embeddings, if it can compute them."""
+    return "embeddings" if encoders.installed() and find_spec("sklearn") is not None else "words"

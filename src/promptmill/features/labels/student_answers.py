@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.request import Request, TextPart
 from promptmill.features.labels.cut import number
-from promptmill.features.labels.rule import STUDENT
-from promptmill.features.labels.student import Classifier
+from promptmill.features.labels.row_vectors import row_text, text_of
+from promptmill.features.labels.rule import STUDENT, VECTORS
+from promptmill.features.labels.student import Classifier, RowText
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import PAGE, JobDatabase, Row
@@ -50,8 +50,9 @@ def taught_of(rows: int) -> int:
 class StudentAnswers:
     """The student's answers during one run. All methods block and raise the errors of `JobDatabase`."""
 
-    def __init__(self, job: RunningJob, kind: type[Classifier]) -> None:
+    def __init__(self, job: RunningJob, kind: type[Classifier], *, has_vectors: bool) -> None:
         self._job, self._kind, self._end, self._work = job, kind, job.end, job.work
+        self._has_vectors = has_vectors
         self._known: tuple[str, Classifier, dict[str, str]] | None = None
         self._maker: RowRequests | None = None
 
@@ -86,15 +87,10 @@ class StudentAnswers:
     def _answered(self, rows: Sequence[Row], made: Provenance) -> list[Record]:
         _, student, answers = self._learn()
         outcomes: dict[int, Completion | Failure] = {}
-        texts = dict[int, str]()
-        for row in rows:
-            try:
-                texts[row.n] = self._text(row)
-            except PromptmillError as error:
-                outcomes[row.n] = Failure(error)
+        texts = self._texts(rows, outcomes)
         for n, found in zip(texts, student.answers([*texts.values()]), strict=True):
             if found is None:
-                outcomes[n] = Failure(input_error("The student has no answers to learn from."))
+                outcomes[n] = Failure(input_error("The student has no answers to learn from, or no vector of the row."))
             else:
                 label, chance = found
                 token = {"logprob": math.log(max(chance, _LEAST_CHANCE))}
@@ -114,10 +110,10 @@ class StudentAnswers:
                 if record.row < self._end:
                     labels[record.row] = label_of(record)
                     answers.setdefault(label_of(record), record.text)
-            learned = digest(*labels.items())
             seed = self._job.spec.job_id
-            texts = {row.n: text for rows in self._rows([*labels]) for row in rows if (text := self._known_text(row))}
+            texts = {n: text for rows in self._rows([*labels]) for n, text in self._texts(rows).items() if text.text}
             examples = [(texts[n], labels[n]) for n in sorted(texts, key=lambda n: number("learn", seed, n))]
+            learned = digest(*labels.items(), *((n, text.vector.hex()) for n, text in texts.items() if text.vector))
             self._known = learned, self._kind(examples, self._work.check), answers
         return self._known
 
@@ -133,25 +129,21 @@ class StudentAnswers:
             done = found[-1].n
             left = [n for n in left[:PAGE] if n > done] + left[PAGE:]
 
-    def _known_text(self, row: Row) -> str:
-        try:
-            return self._text(row)
-        except PromptmillError:
-            return ""
-
-    def _text(self, row: Row) -> str:
-        """Return the prompt of a row, without the system prompt. Raises `PromptmillError`."""
+    def _texts(self, rows: Sequence[Row], failed: dict[int, Completion | Failure] | None = None) -> dict[int, RowText]:
+        """Return the texts of rows, with their vectors if they have them. `failed` gets the rows without a text."""
         if self._maker is None:
             self._maker = self._job.requests()
-        return text_of(self._maker.request(row.n, row.line, row.cells or b""))
+        keys = [row.n + VECTORS * SLOT for row in rows] if self._has_vectors else []
+        vectors = {record.row: record.vector or b"" for record in self._store.records_at(keys)}
+        texts = {}
+        for row in rows:
+            try:
+                texts[row.n] = RowText(self._text(self._maker, row), vectors.get(row.n, b""))
+            except PromptmillError as error:
+                if failed is not None:
+                    failed[row.n] = Failure(error)
+        return texts
 
-
-def text_of(request: Request) -> str:
-    """Return the texts of a request, without the system prompt."""
-    texts = []
-    for message in request.conversation.messages:
-        if message.role not in {"system", "developer"}:
-            content = message.content
-            parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
-            texts += [part.text for part in parts if isinstance(part, TextPart)]
-    return "\n".join(texts)
+    def _text(self, maker: RowRequests, row: Row) -> str:
+        given = row.n, row.line, row.cells or b""
+        return row_text(maker, *given) if self._has_vectors else text_of(maker.request(*given))

@@ -15,7 +15,8 @@ from promptmill.features.labels.cut import errors_allowed
 from promptmill.features.labels.gold_labels import check_unasked, right_labels
 from promptmill.features.labels.label_status import estimate_words
 from promptmill.features.labels.panel import cheap_of, place_of, score_of
-from promptmill.features.labels.rule import STUDENT, SurePart, SureRule
+from promptmill.features.labels.row_vectors import version
+from promptmill.features.labels.rule import STUDENT, VECTORS, SurePart, SureRule
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import taught_of
 from promptmill.features.labels.sure_figures import sure_status
@@ -53,6 +54,8 @@ class Sure(SureRule):
         """Return the target of a slot: the student, or a cheap model with log probabilities or repeats."""
         if not slot:
             return target
+        if self.student and slot == VECTORS:
+            return target.model_copy(update={"fingerprint": self._fingerprint_of_vectors(target, config)})
         if self.student:  # the student gives these answers, not a model
             return target.model_copy(update={"fingerprint": {"student": digest(STUDENTS[self.student].version())}})
         sampling = config.settings.sampling_params
@@ -62,6 +65,11 @@ class Sure(SureRule):
             extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
         return target.model_copy(update={"extra": extra})
 
+    def _fingerprint_of_vectors(self, target: Target, config: ResolvedConfig) -> dict[str, Any]:
+        if self.embed_model:  # the sampling parameters of the job do not concern vectors
+            return {name: target.fingerprint.get(name) for name in ("model", "backend", "endpoint")}
+        return {"vectors": digest(version(config)) if self.student == "embeddings" else ""}
+
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the rule with a job's decisions. Raises `PromptmillError` (`invalid_input`) for another rule."""
         if not isinstance(begun, Sure):
@@ -70,6 +78,9 @@ class Sure(SureRule):
             return begun
         if sends_all:
             return self
+        if begun.student and begun.with_parts(()) == self.model_copy(update={"student": begun.student}):
+            was = Named("student", begun.student, f"Job {job_id} was begun with {{}}")
+            raise input_error(was, "; write that, or name another output for a new sample.")
         raise input_error(
             f"Job {job_id} was begun with another ",
             Named("sure"),
@@ -103,6 +114,10 @@ class Sure(SureRule):
             usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
             alone = cost_of_many(price, usage, rows, tier_of(strong.settings.extra_params))
             sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
+        if self.embed_model:
+            embedding = configs.get(self.embed_model) or strong.with_model(self.embed_model)
+            if (of_vectors := price_of(embedding)) is not None:
+                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["estimated_prompt_tokens"]), rows, "")
         return Estimate({"sure": sure}, estimate_words(sure), sure.get("sample_cost") or None)
 
     # ---- a run

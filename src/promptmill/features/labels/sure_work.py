@@ -4,8 +4,8 @@
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
 Slot 0 has the delivered label of each row; its target is the strong model. The later slots have the answers of the
-cheap models. The round `sure` copies each cheap answer before the cut to slot 0; rows that then have no label are
-unsure. So other code reads slot 0 as in any job.
+cheap models, or of the student and the vectors that it learns from. The round `sure` copies each cheap answer before
+the cut to slot 0; rows that then have no label are unsure. So other code reads slot 0 as in any job.
 
 The draw and the cut are stored once, in the parts of the job's `spec`, before requests are sent because of them: a
 killed job repeats the same draw and cut.
@@ -29,7 +29,8 @@ from promptmill.features.labels import cut as cuts
 from promptmill.features.labels.cut import NOTHING_SURE, Place
 from promptmill.features.labels.gold_labels import right_labels
 from promptmill.features.labels.panel import Score, cheap_of, kind_of, place_of, score_of
-from promptmill.features.labels.rule import STUDENT, SureCut, SurePart, SureRule
+from promptmill.features.labels.row_vectors import RowVectors, VectorRequests
+from promptmill.features.labels.rule import STUDENT, VECTORS, SureCut, SurePart, SureRule
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import StudentAnswers, taught_of
 from promptmill.features.labels.sure_figures import sample_status
@@ -69,6 +70,8 @@ class _Sampled:
     strong: Record | None
     panel: Sequence[Record | None]
     cheap: Record | None
+    cheap_cost: float
+    """The cost of the panel, and of the row's vector."""
     gold: str | None = None
     """The right label of the row; None: the strong model's label counts as right."""
 
@@ -100,8 +103,10 @@ class SureWork(PlanWork):
 
     def __init__(self, job: RunningJob) -> None:
         self._job, self._end = job, job.end
-        student = self._rule.student
-        self._student = StudentAnswers(job, STUDENTS[student]) if student else None
+        kind, has_vectors = self._rule.student, self._rule.student == "embeddings"
+        self._student = StudentAnswers(job, STUDENTS[kind], has_vectors=has_vectors) if kind else None
+        self._vectors = RowVectors(job) if has_vectors else None
+        self.steps = [VectorRequests(job)] if has_vectors else []
         self._has_begun = False
 
     @property
@@ -299,12 +304,12 @@ class SureWork(PlanWork):
             sampled = {*chosen}
             rights = self._right_labels(row for row in self._store.rows(last=self._end - 1) if row.n in sampled)
         for n in chosen:
-            known = {
-                record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in (0, *panel)])
-            }
+            slots = (0, *panel, *([VECTORS] if self._rule.student else ()))
+            known = {record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in slots])}
             beside = [known.get(slot) for slot in panel]
             cheap = cheap_of(beside, "votes" if self._rule.votes else "")
-            yield _Sampled(known.get(0), beside, cheap, rights.get(n))
+            cost = sum(_cost(record) or 0.0 for slot, record in known.items() if slot)
+            yield _Sampled(known.get(0), beside, cheap, cost, rights.get(n))
 
     def _decided(self, part: SurePart, sample: Sequence[_Sampled], learned: str) -> SurePart:
         scores = {score for row in sample if (score := score_of(row.panel, part.score)) is not None}
@@ -371,8 +376,10 @@ class SureWork(PlanWork):
             first = page[-1].key + 1
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the sure answers for slot 0. For a round of the student, yield the student's answers."""
-        del slot
+        """Yield the sure answers for slot 0; for a round of the student, its answers, and for one of vectors, these."""
+        if slot == VECTORS and self._vectors is not None:
+            yield from self._vectors.records(round_, pages)
+            return
         if self._student is None or round_.rows != "cheap":
             for page in pages:
                 first = self._store.records_at([n + SLOT for n in page])
@@ -463,7 +470,7 @@ def _delivered(cheap: Record) -> Any:
 def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:
     """Return the cost per row with the strong model and with the cheap models; None without prices."""
     strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
-    cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
+    cheap = [row.cheap_cost for row in sample]
     return (sum(strong) / len(strong), sum(cheap) / len(cheap)) if sum(strong) else None
 
 

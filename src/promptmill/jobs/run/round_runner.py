@@ -12,6 +12,7 @@ from promptmill.backends.protocol import Call
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import counted
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.run.cost_limit import CostLimit
@@ -77,8 +78,7 @@ class RoundRunner:
         progress.begin_rates()
         run.status.enter(states.RUNNING)
         if round_.way == COPY:
-            soon = asyncio.get_running_loop().call_soon_threadsafe
-            await run.in_thread(lambda: self._rounds.copy(round_, lambda keys: soon(self._recorded, keys)))
+            await self._copy(round_, stats.facts.total or 0)
             return
         self._cost_limit.begin_round()
         stats.ledger.journal = store.in_flight
@@ -95,6 +95,22 @@ class RoundRunner:
             steps=self._rounds.steps,
         )
         await way_named(round_.way).run(round_run)
+
+    async def _copy(self, round_: Round, rows: int) -> None:
+        """Run a round without requests. Some take hours, such as vectors of a million rows."""
+        progress, copied = self._run.progress, 0
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+
+        def recorded(keys: Sequence[int]) -> None:
+            nonlocal copied
+            copied += len(keys)
+            soon(self._recorded, keys)
+
+        progress.awaited = lambda: f"{round_.reason}: {copied:,} of {counted(rows, 'row')}"
+        try:
+            await self._run.in_thread(lambda: self._rounds.copy(round_, recorded))
+        finally:
+            progress.awaited = str
 
     def _open_rows(self, round_: Round, targets: Sequence[Target]) -> OpenRows:
         run = self._run

@@ -90,7 +90,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             one.expect(answered.get(name), rows_sent * max(1, len(spec.question.templates)))
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))
         result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
-        of_plan = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.limit))
+        of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, result, end=end_of(store, order.limits.limit))
         result["notes"] += [of_plan.words] if of_plan.words else []
         if of_plan.first_cost is not None:
             result["first_cost"] = of_plan.first_cost

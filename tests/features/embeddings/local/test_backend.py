@@ -230,7 +230,7 @@ async def test_a_missing_package_is_named_with_its_command(monkeypatch, model, p
 @pytest.fixture
 def lengths(monkeypatch):
     """The backend has the encoder `Lengths`, whatever model it names."""
-    monkeypatch.setattr("promptmill.features.embeddings.local.backend._load", lambda settings, report: Lengths())
+    monkeypatch.setattr("promptmill.features.embeddings.local.backend.load", lambda settings, report: Lengths())
 
 
 def test_rows_of_a_job_get_their_vectors(bench, lengths):

