@@ -142,6 +142,13 @@ def test_other_dimensions_are_another_question(bench, upstream, texts):
     assert [len(row["embedding"]) for row in bench.answers()] == [5, 5, 5]
 
 
+def test_a_provider_may_call_them_otherwise(bench, upstream, texts):
+    texts(3)
+    bench.succeed("--embed", "{{text}}", "--dimensions", "4", "--set", "backend_configs.openai.provider=mistral")
+    assert {"output_dimension", "dimensions"} & upstream.seen[0].json.keys() == {"output_dimension"}
+    assert upstream.seen[0].json["output_dimension"] == 4
+
+
 def test_answers_in_the_cache_cost_nothing(bench, upstream, texts, tmp_path):
     written = texts(10)
     cache = "--set", f"cache={tmp_path / 'answers'}", "--set", "sampling_params.temperature=0"

@@ -27,6 +27,8 @@ _BOUNDS: Mapping[str, Bounds] = {
     "zhipu": Bounds(64, 380_000),
 }
 """The bounds by provider. A request that an endpoint refuses as too large is halved in any case."""
+_OTHER_NAMES: Mapping[str, str] = {"mistral": "output_dimension", "voyage": "output_dimension"}
+"""The name of the parameter `dimensions`, by provider."""
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 _ENCODING = "encoding_format"
 
@@ -50,6 +52,7 @@ class Embedding(Gathering):
         """Base64 takes a third of the bytes of numbers; `{}` after an endpoint has refused it."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
         provider = plan.settings.backend_configs.openai.provider or ""
+        self._dimensions = _OTHER_NAMES.get(provider, "dimensions")
         self._bounds = _BOUNDS.get(provider, _AT_ONCE) if plan.record.needs_endpoint else _AT_ONCE
         self._length: dict[int | None, int] = {}
         """The bytes of the first vector, by the wanted number of dimensions."""
@@ -96,7 +99,7 @@ class Embedding(Gathering):
         first = requests[0]
         body = {**first.extra, **self._encoding, "input": [_text(one) for one in requests]}
         if (dimensions := _dimensions(first)) is not None:
-            body["dimensions"] = dimensions
+            body[self._dimensions] = dimensions
         changes = {"conversation": _NO_CONVERSATION, "sampling": _NO_SAMPLING, "shared": None, "required": frozenset()}
         return first.changed(**changes, extra=body, path=self.path)
 
