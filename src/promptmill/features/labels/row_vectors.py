@@ -121,8 +121,8 @@ def fields_in(prompt: str, template: Template | None) -> str:
     The other words of a prompt are the same for all rows, and would make all vectors similar. A prompt with expressions
     is not divided, and only its beginning is left out.
 
-    >>> fields_in("Title: Fine. Text: Good! Label?", PlainTemplate.of("Title: {{a}} Text: {{b}} Label?"))
-    'Fine.\nGood!'
+    >>> fields_in("Which label has this? Good!", PlainTemplate.of("Which label has this? {{text}}"))
+    'Good!'
     """
     if not isinstance(template, PlainTemplate):
         return prompt if template is None else prompt.removeprefix(template.start)
