@@ -18,10 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import duckdb
-import pyarrow as pa
 import uvloop
-from pyarrow import parquet
 
 from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field, field
@@ -87,12 +84,18 @@ def _write(path: Path, rows: Iterable[tuple[int, str]]) -> None:
             connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
         connection.close()
     elif path.suffix == ".duckdb":
+        import duckdb  # no package of the environment of vLLM, whose benchmarks run from the same command
+        import pyarrow as pa
+
         ids, prompts = zip(*rows, strict=True)
         table = pa.table({"id": ids, "prompt": prompts})
         with duckdb.connect(str(path)) as connection:
             connection.register("made", table)
             connection.execute("CREATE TABLE rows AS FROM made")
     elif path.suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
         ids, prompts = zip(*rows, strict=True)
         parquet.write_table(pa.table({"id": ids, "prompt": prompts}), path, row_group_size=100_000)
     else:
@@ -105,8 +108,12 @@ def _write(path: Path, rows: Iterable[tuple[int, str]]) -> None:
 
 def _count(path: Path) -> int:
     if path.suffix == ".parquet":
+        from pyarrow import parquet
+
         return int(parquet.read_metadata(path).num_rows)
     if ".duckdb#" in path.name:
+        import duckdb
+
         with duckdb.connect(str(path).partition("#")[0]) as connection:
             return int(connection.execute("SELECT count(*) FROM rows").fetchall()[0][0])
     if "#" in path.name:

@@ -257,7 +257,7 @@ def test_validate_and_the_summary_say_what_it_takes(student):
     assert not student.upstream.seen
     done = student.run(*STUDENT, *named(student))
     said = " ".join(done.stdout.split())
-    assert "a student learned from 200 answers of strong" in said
+    assert "a student of words learned from 200 answers of strong" in said
     assert "labels by the student" in said
     assert "times fewer paid calls" in said
 

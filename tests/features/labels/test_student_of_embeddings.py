@@ -33,6 +33,7 @@ class Words:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.error: PromptmillError | None = None
+        self.number = 1
 
     def load(self, settings: Any, report: Any) -> Words:
         del settings, report
@@ -42,7 +43,7 @@ class Words:
 
     def version(self, settings: Any = None) -> str:
         del settings
-        return "words 1"
+        return f"words {self.number}"
 
     def encode(self, texts: list[str], step: Any = None) -> Any:
         step(len(texts))
@@ -202,6 +203,31 @@ def test_rows_that_are_changed_or_added_get_new_vectors(bench, encoder):
     bench.succeed(*EMBEDDINGS, *named(bench))
     assert not {*encoder.texts} - {changed, *map(text, range(ROWS, ROWS + 40))}
     assert all(each["answer"] for each in bench.answers())
+
+
+def test_vectors_of_another_version_of_the_encoder_are_not_mixed_with_these(bench, encoder):
+    options = (*EMBEDDINGS, *named(bench))
+    bench.succeed(*options, "--limit", "1200")
+    encoder.number = 2
+    assert "was begun with another encoder" in bench.fail(*options)
+    encoder.number = 1
+    bench.succeed(*options)
+
+
+def test_vectors_that_failed_for_a_while_are_requested_by_the_next_run(bench):
+    async def later(exchange: Any) -> None:
+        await (embeddings if exchange.seen.number < 4 else status(503))(exchange)
+
+    bench.upstream.other_posts = later
+    options = (*EMBEDDINGS, "--embed-model", "vectors", *models(bench))
+    first = bench.run(*options)
+    assert "rows got no vector: " in first.stdout + first.stderr
+    assert 0 < len(vectors(bench)) < ROWS
+    assert sent(bench)["strong"] == len(drawn(bench)), "the strong model does not take the place of the student"
+    bench.upstream.other_posts = embeddings
+    found = bench.succeed(*options)
+    assert len(vectors(bench)) == ROWS
+    assert found["sure"]["factor"] > 2
 
 
 def test_a_job_keeps_its_kind_of_student(bench, encoder):

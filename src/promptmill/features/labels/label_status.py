@@ -20,6 +20,8 @@ class SureSample(TypedDict, total=False):
     """Sampled rows; 0: the strong model answers all rows."""
     taught: int
     """Training rows of the student; only with a student."""
+    student: str
+    """The kind of student; only with a student."""
     agreed: int
     """Sampled rows on which both models agree; with right labels, on which the cheap model is right."""
     gold: int
@@ -106,7 +108,7 @@ def sample_lines(sure: SureStatus) -> list[str]:
             lines.append(f"the {known} must be a random choice of all rows")
     if "taught" in sample:
         lines = [
-            f"a student learned from {counted(sample['taught'], 'answer')} of {model}",
+            f"a student of {sample['student']} learned from {counted(sample['taught'], 'answer')} of {model}",
             f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
         ]
     elif sample["score"] == "equal":

@@ -31,6 +31,8 @@ STUDENT = "student"
 """The name of a student as a label's giver and as an answer's model."""
 VECTORS = 2
 """The slot of the vectors of rows, in a job with a student."""
+_IS_OPEN = "(answer.retryable AND answer.round <= {since})"
+_IS_UNLABELLED = "NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)"
 Kind: TypeAlias = Literal["", "words", "scikit-learn", "embeddings"]
 
 
@@ -133,8 +135,9 @@ class SureRule(Plan):
         {
             "chosen": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round > 0)",
             "taught": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
-            "drawn": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen)",
-            "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)",
+            "drawn": f"({IS_MISSING} OR {_IS_OPEN}) AND row.n IN (SELECT n FROM chosen)",
+            "vectors": f"(answer.key IS NULL OR {_IS_OPEN}) AND {_IS_UNLABELLED}",
+            "cheap": f"answer.key IS NULL AND {_IS_UNLABELLED}",
             "sure": f"{IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
         }
     )
@@ -276,7 +279,7 @@ class SureRule(Plan):
             yield replace(first, rows="cheap", reason="cheap", slots=panel, way=LIVE)
         elif part.pays and not part.is_ended:
             if self.student == "embeddings":
-                yield replace(vectors, rows="cheap")
+                yield replace(vectors, rows="vectors")
             yield replace(first, rows="cheap", reason="student", slots=(1,), way=COPY)
         yield replace(delivered, rows="sure", reason="sure", way=COPY)
         yield replace(delivered, rows="open", reason="unsure" if part.pays else first.reason)

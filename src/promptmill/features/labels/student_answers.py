@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import counted
 from promptmill.features.labels.cut import number
 from promptmill.features.labels.row_vectors import row_text, text_of
 from promptmill.features.labels.rule import STUDENT, VECTORS
@@ -34,6 +35,8 @@ FEWEST_ROWS = 5_000
 _FEWEST_TAUGHT = 1_000
 _MOST_TAUGHT = 20_000  # answers of the strong model, which are paid
 _LEAST_CHANCE = 1e-12
+_FEW_MISSING, _MOST_MISSING = 20, 0.01  # rows without a vector, at most, and their share
+_IS_UNLABELLED = f"NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = answer.key - {VECTORS * SLOT})"
 
 
 def taught_of(rows: int) -> int:
@@ -58,6 +61,7 @@ class StudentAnswers:
 
     def answer_sample(self, round_: int) -> str:
         """Answer the rows of the sample. Return the digest of the student's training examples. Repeatable."""
+        self._check_vectors()
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
         for records in self._answer(chosen, round_):
@@ -70,10 +74,25 @@ class StudentAnswers:
 
     def answers(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
         """Yield the student's answers to the rows of a round."""
+        self._check_vectors()
         for page in pages:
             for records in self._answer(page, round_.id):
                 yield records
                 self._work.done(len(records))
+
+    def _check_vectors(self) -> None:
+        """Raise the error of missing vectors if it may pass and concerns many rows: the strong model would answer
+        these."""
+        first = VECTORS * SLOT
+        where = f"key >= {first} AND key < {first + self._end} AND {_IS_UNLABELLED}"
+        failed = f"{where} AND retryable"
+        missing = self._store.count(failed) if self._has_vectors else 0
+        if missing > max(_FEW_MISSING, _MOST_MISSING * self._store.count(where)):
+            (key,) = self._store.keys(failed, "ORDER BY key LIMIT 1")
+            error = next(record.outcome() for record in self._store.records_at([key]))
+            assert isinstance(error, Failure)
+            problem = f"{counted(missing, 'row')} got no vector: {error.error.message}"
+            raise PromptmillError(error.error.code, problem, "The same command requests them again.")
 
     @property
     def _store(self) -> JobDatabase:
@@ -134,7 +153,9 @@ class StudentAnswers:
         if self._maker is None:
             self._maker = self._job.requests()
         keys = [row.n + VECTORS * SLOT for row in rows] if self._has_vectors else []
-        vectors = {record.row: record.vector or b"" for record in self._store.records_at(keys)}
+        here = self._job.spec.targets[VECTORS].settings  # vectors of another encoder are not comparable
+        found = (record for record in self._store.records_at(keys) if record.settings == here)
+        vectors = {record.row: record.vector or b"" for record in found}
         texts = {}
         for row in rows:
             try:

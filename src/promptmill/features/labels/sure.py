@@ -68,7 +68,7 @@ class Sure(SureRule):
     def _fingerprint_of_vectors(self, target: Target, config: ResolvedConfig) -> dict[str, Any]:
         if self.embed_model:  # the sampling parameters of the job do not concern vectors
             return {name: target.fingerprint.get(name) for name in ("model", "backend", "endpoint")}
-        return {"vectors": digest(version(config)) if self.student == "embeddings" else ""}
+        return {"encoder": digest(version(config)) if self.student == "embeddings" else ""}
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the rule with a job's decisions. Raises `PromptmillError` (`invalid_input`) for another rule."""

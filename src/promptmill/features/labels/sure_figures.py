@@ -54,6 +54,7 @@ def sample_status(rule: SureRule) -> SureStatus:
     }
     if rule.student:
         sample["taught"] = sum(part.taught for part, _ in decided)
+        sample["student"] = rule.student
     pays = any(cut.pays for _, cut in decided)
     strong = sum(part.strong if cut.pays or not pays else part.every for part, cut in decided)
     expected: SureExpected = {
