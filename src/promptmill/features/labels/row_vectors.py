@@ -38,7 +38,7 @@ def version(config: ResolvedConfig) -> str:
 
 
 def _settings(config: ResolvedConfig) -> encoders.EncoderSettings:
-    """Return the settings of the encoder: those of the configuration, or int8 on the best encoder that is there."""
+    """Return the settings of the encoder: the configuration's, or int8 on the best encoder that is installed."""
     if (block := getattr(config.settings.backend_configs, "encoder", None)) is not None:
         return encoders.settings_of(block)
     name = next(iter(encoders.installed()), "e5")
