@@ -79,10 +79,10 @@ async def embeddings(exchange: Any) -> None:
     await exchange.respond(200, {}, json.dumps(body).encode())
 
 
-def models(bench: Any) -> tuple[str, str]:
+def models(bench: Any, **more: Any) -> tuple[str, str]:
     """Return options with a strong model, and a model of vectors at the same endpoint, with their prices."""
     found = json.loads(named(bench)[1].removeprefix("models="))
-    block = {**found["strong"]["openai"], "model_name": "vectors", "concurrency": 2}
+    block = {**found["strong"]["openai"], "model_name": "vectors", **more}
     return "--set", f"models={json.dumps({**found, 'vectors': {'openai': block, 'price': {'input': 1, 'output': 0}}})}"
 
 
@@ -317,7 +317,7 @@ def test_a_killed_job_learns_from_the_same_vectors(bench, point):
     bench.upstream.other_posts = embeddings
     rows = 5_200  # a student needs so many
     bench.write([{"id": f"r{n}", "text": text(n)} for n in range(rows)])
-    options = (*EMBEDDINGS, "--embed-model", "vectors", *models(bench))
+    options = (*EMBEDDINGS, "--embed-model", "vectors", *models(bench, concurrency=2))
     first = bench.run(*options, killed_at=point)
     assert first.returncode in {-9, 0}, first.stderr
     before = bench.folder.known_spec().plan.parts
