@@ -16,7 +16,7 @@ import promptmill
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.labels import student as classifier
 from promptmill.features.labels import student_answers
-from promptmill.features.labels.row_vectors import fields_in
+from promptmill.features.labels.row_texts import fields_in
 from promptmill.features.labels.rule import VECTORS, SureRule
 from promptmill.features.labels.student import RowText, VectorStudent
 from promptmill.jobs.rows.plain_template import PlainTemplate
@@ -36,7 +36,8 @@ class Words:
         self.number = 1
 
     def load(self, settings: Any, report: Any) -> Words:
-        del settings, report
+        del report
+        self.settings = settings
         if self.error is not None:
             raise self.error
         return self
@@ -214,6 +215,30 @@ def test_vectors_of_another_version_of_the_encoder_are_not_mixed_with_these(benc
     bench.succeed(*options)
 
 
+def test_the_encoder_of_the_configuration_counts_beside_named_models(bench, encoder):
+    bench.succeed(*EMBEDDINGS, *named(bench), "--set", "backend_configs.encoder.model=use")
+    assert encoder.settings.model == "use"
+    bench.output = bench.path / "second.jsonl"
+    bench.succeed(*EMBEDDINGS, *named(bench))
+    assert encoder.settings.arithmetic == "int8"
+
+
+def test_rows_that_are_too_long_to_be_read_at_once_get_vectors_too(bench, encoder):
+    with mock.patch("promptmill.jobs.store.database.limited", lambda cursor, texts: cursor.fetchmany(7)):
+        bench.succeed(*EMBEDDINGS, *named(bench))
+    assert len(vectors(bench)) == ROWS
+    assert len(encoder.texts) == ROWS
+
+
+@pytest.mark.thorough
+def test_an_outage_at_the_first_vectors_costs_nothing(bench):
+    bench.upstream.other_posts = status(503)
+    first = bench.run(*EMBEDDINGS, "--embed-model", "vectors", *models(bench))
+    assert first.returncode
+    assert "answered 503" in first.stdout + first.stderr
+    assert not sent(bench)["strong"]
+
+
 @pytest.mark.parametrize("more", [{"retries": 1, "patience": 1}, pytest.param({}, marks=pytest.mark.thorough)])
 def test_vectors_that_failed_for_a_while_are_requested_by_the_next_run(bench, more):
     async def later(exchange: Any) -> None:
@@ -275,6 +300,15 @@ def test_vectors_come_from_an_endpoint_many_in_a_request(bench):
     assert not bench.upstream.seen
 
 
+def test_a_model_of_vectors_has_the_parameters_of_its_own(bench):
+    bench.upstream.other_posts = embeddings
+    found = json.loads(models(bench)[1].removeprefix("models="))
+    found["vectors"] |= {"extra_params": {"input_type": "query"}, "sampling_params": {"dimensions": 24}}
+    bench.succeed(*EMBEDDINGS, "--embed-model", "vectors", "--set", f"models={json.dumps(found)}")
+    asked = [seen.json for seen in bench.upstream.seen if seen.target.endswith("/embeddings")]
+    assert {(one["input_type"], one["dimensions"], "choices" in one) for one in asked} == {("query", 24, False)}
+
+
 def test_an_endpoint_without_vectors_ends_the_job_before_anything_is_paid(bench):
     said = bench.fail(*EMBEDDINGS, "--embed-model", "vectors", *models(bench), code=1)
     assert "Unknown request URL" in said
@@ -311,6 +345,14 @@ def test_the_price_of_the_vectors_is_in_the_dry_run(bench):
 )
 def test_options_that_do_not_go_together_are_refused(bench, options, problem):
     assert problem in bench.fail(*options)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"), [({"student": False, "embed_model": "m"}, "needs"), ({"student": ""}, "is one of words")]
+)
+def test_a_value_without_effect_is_refused(given, problem):
+    with pytest.raises(PromptmillError, match=problem):
+        SureRule.of({"sure": {"model": "strong", **given}}, [""])
 
 
 @pytest.mark.thorough

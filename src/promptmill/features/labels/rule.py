@@ -219,7 +219,7 @@ class SureRule(Plan):
         return self.model if self.student else super().only_model
 
     def asked(self, targets: Sequence[Target]) -> Sequence[str]:
-        """Return the models that answer each prompt of a row: not that of the vectors."""
+        """Return the models that answer each prompt of a row; the model of the vectors answers none."""
         return super().asked(targets[:VECTORS] if self.student else targets)
 
     @property
@@ -295,9 +295,9 @@ _OPTIONS = frozenset(SureRule.model_fields) - {"parts"}
 
 def _student(given: object, embed_model: object) -> str:
     """Return the kind of student of the options `student` and `embed_model`. Raises `PromptmillError`."""
-    if given is None and embed_model:
-        raise input_error(Named("embed_model"), " needs ", Named("student"), ", which learns from vectors.")
-    if not given:
+    if given is None or given is False:
+        if embed_model:
+            raise input_error(Named("embed_model"), " needs ", Named("student"), ", which learns from vectors.")
         return ""
     kind = given if given is not True else "embeddings" if embed_model else default_student()
     if kind not in STUDENTS:

@@ -19,12 +19,12 @@ from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import counted
 from promptmill.features.labels.cut import number
-from promptmill.features.labels.row_vectors import row_text, text_of
+from promptmill.features.labels.row_texts import fields_of, prompt_of, rows_of, texts_of
 from promptmill.features.labels.rule import STUDENT, VECTORS
 from promptmill.features.labels.student import Classifier, RowText
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.rows.questions import RowRequests
-from promptmill.jobs.store.database import PAGE, JobDatabase, Row
+from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
@@ -61,7 +61,6 @@ class StudentAnswers:
 
     def answer_sample(self, round_: int) -> str:
         """Answer the rows of the sample. Return the digest of the student's training examples. Repeatable."""
-        self._check_vectors()
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
         for records in self._answer(chosen, round_):
@@ -74,15 +73,14 @@ class StudentAnswers:
 
     def answers(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
         """Yield the student's answers to the rows of a round."""
-        self._check_vectors()
         for page in pages:
             for records in self._answer(page, round_.id):
                 yield records
                 self._work.done(len(records))
 
-    def _check_vectors(self) -> None:
-        """Raise the error of missing vectors if it may pass and concerns many rows: the strong model would answer
-        these."""
+    def check_vectors(self) -> None:
+        """Raise the error of missing vectors if it may pass and concerns many rows, before the strong model is asked
+        about these, or the student learns without them."""
         first = VECTORS * SLOT
         where = f"key >= {first} AND key < {first + self._end} AND {_IS_UNLABELLED}"
         failed = f"{where} AND retryable"
@@ -100,13 +98,12 @@ class StudentAnswers:
 
     def _answer(self, numbers: Sequence[int], round_: int) -> Iterator[Sequence[Record]]:
         made = Provenance(self._job.spec.targets[1].settings, round_, (), STUDENT)
-        for rows in self._rows(numbers):
+        for rows in rows_of(self._job, numbers):
             yield self._answered(rows, made)
 
     def _answered(self, rows: Sequence[Row], made: Provenance) -> list[Record]:
         _, student, answers = self._learn()
-        outcomes: dict[int, Completion | Failure] = {}
-        texts = self._texts(rows, outcomes)
+        texts, outcomes = self._texts(rows)
         for n, found in zip(texts, student.answers([*texts.values()]), strict=True):
             if found is None:
                 outcomes[n] = Failure(input_error("The student has no answers to learn from, or no vector of the row."))
@@ -130,41 +127,23 @@ class StudentAnswers:
                     labels[record.row] = label_of(record)
                     answers.setdefault(label_of(record), record.text)
             seed = self._job.spec.job_id
-            texts = {n: text for rows in self._rows([*labels]) for n, text in self._texts(rows).items() if text.text}
+            pages = (self._texts(rows)[0] for rows in rows_of(self._job, labels))
+            texts = {n: text for page in pages for n, text in page.items() if text.text}
             examples = [(texts[n], labels[n]) for n in sorted(texts, key=lambda n: number("learn", seed, n))]
             learned = digest(*labels.items(), *((n, text.vector.hex()) for n, text in texts.items() if text.vector))
             self._known = learned, self._kind(examples, self._work.check), answers
         return self._known
 
-    def _rows(self, numbers: Iterable[int]) -> Iterator[list[Row]]:
-        left = list(numbers)
-        while left:
-            self._work.check()
-            found = self._store.rows_at(left[:PAGE])
-            if not found:  # the row was removed
-                left = left[PAGE:]
-                continue
-            yield found
-            done = found[-1].n
-            left = [n for n in left[:PAGE] if n > done] + left[PAGE:]
-
-    def _texts(self, rows: Sequence[Row], failed: dict[int, Completion | Failure] | None = None) -> dict[int, RowText]:
-        """Return the texts of rows, with their vectors if they have them. `failed` gets the rows without a text."""
+    def _texts(self, rows: Sequence[Row]) -> tuple[dict[int, RowText], dict[int, Completion | Failure]]:
+        """Return the texts of rows, with their vectors if they have them, and the failures of rows without a text."""
         if self._maker is None:
             self._maker = self._job.requests()
-        keys = [row.n + VECTORS * SLOT for row in rows] if self._has_vectors else []
+        template = self._maker.questions.template
+        if not self._has_vectors:
+            texts, failures = texts_of(rows, self._maker, prompt_of)
+            return {n: RowText(text) for n, text in texts.items()}, failures
+        texts, failures = texts_of(rows, self._maker, lambda request: fields_of(request, template))
         here = self._job.spec.targets[VECTORS].settings  # vectors of another encoder are not comparable
-        found = (record for record in self._store.records_at(keys) if record.settings == here)
-        vectors = {record.row: record.vector or b"" for record in found}
-        texts = {}
-        for row in rows:
-            try:
-                texts[row.n] = RowText(self._text(self._maker, row), vectors.get(row.n, b""))
-            except PromptmillError as error:
-                if failed is not None:
-                    failed[row.n] = Failure(error)
-        return texts
-
-    def _text(self, maker: RowRequests, row: Row) -> str:
-        given = row.n, row.line, row.cells or b""
-        return row_text(maker, *given) if self._has_vectors else text_of(maker.request(*given))
+        found = self._store.records_at([n + VECTORS * SLOT for n in texts])
+        vectors = {record.row: record.vector or b"" for record in found if record.settings == here}
+        return {n: RowText(text, vectors.get(n, b"")) for n, text in texts.items()}, failures

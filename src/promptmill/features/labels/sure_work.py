@@ -361,7 +361,10 @@ class SureWork(PlanWork):
     # ---- the copies
 
     def prepare(self, round_: Round) -> None:
-        """Fill the temporary table `sure`, which the rule of the round `sure` uses."""
+        """Fill the temporary table `sure`, which the rule of the round `sure` uses. Check the vectors that a round of
+        the student needs."""
+        if self._student is not None and round_.rows in {"taught", "cheap"}:
+            self._student.check_vectors()
         if round_.rows != "sure":
             return
         self._store.change(

@@ -97,7 +97,7 @@ class RoundRunner:
         await way_named(round_.way).run(round_run)
 
     async def _copy(self, round_: Round, rows: int) -> None:
-        """Run a round without requests. Some take hours, such as vectors of a million rows."""
+        """Run a round without requests, and say how far it is: some take hours."""
         progress, copied = self._run.progress, 0
         soon = asyncio.get_running_loop().call_soon_threadsafe
 

@@ -1,0 +1,76 @@
+"""The texts of rows, from which a student learns: prompts, or the fields in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from promptmill.backends.protocol import Completion, Failure
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import Request, TextPart
+from promptmill.jobs.rows.plain_template import PlainTemplate, Template
+from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.store.database import PAGE, Row
+from promptmill.jobs.store.plan import RunningJob
+
+
+def rows_of(job: RunningJob, numbers: Iterable[int]) -> Iterator[list[Row]]:
+    """Yield the rows with these numbers, some at a time. Blocks, and raises the errors of `JobDatabase`."""
+    left = list(numbers)
+    while left:
+        job.work.check()
+        found = job.store.rows_at(left[:PAGE])
+        if not found:  # the row was removed
+            left = left[PAGE:]
+            continue
+        yield found
+        done = found[-1].n
+        left = [n for n in left[:PAGE] if n > done] + left[PAGE:]
+
+
+def texts_of(
+    rows: Sequence[Row], maker: RowRequests, text_of: Callable[[Request], str]
+) -> tuple[dict[int, str], dict[int, Completion | Failure]]:
+    """Return the texts of rows by their numbers, and the failures of rows without a request."""
+    texts, failures = dict[int, str](), dict[int, Completion | Failure]()
+    for row in rows:
+        try:
+            texts[row.n] = text_of(maker.request(row.n, row.line, row.cells or b""))
+        except PromptmillError as error:
+            failures[row.n] = Failure(error)
+    return texts, failures
+
+
+def prompt_of(request: Request) -> str:
+    """Return the texts of a request, without the system prompt."""
+    texts = []
+    for message in request.conversation.messages:
+        if message.role not in {"system", "developer"}:
+            content = message.content
+            parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
+            texts += [part.text for part in parts if isinstance(part, TextPart)]
+    return "\n".join(texts)
+
+
+def fields_of(request: Request, template: Template | None) -> str:
+    """Return the fields in the prompt of a request, see `fields_in`."""
+    return fields_in(prompt_of(request), template)
+
+
+def fields_in(prompt: str, template: Template | None) -> str:
+    """Return the fields that a prompt uses, each on a line.
+
+    The other words of a prompt are the same for all rows, and would make all vectors similar. A prompt with expressions
+    is not divided, and only its beginning is left out.
+
+    >>> fields_in("Which label has this? Good!", PlainTemplate.of("Which label has this? {{text}}"))
+    'Good!'
+    """
+    if not isinstance(template, PlainTemplate):
+        return prompt if template is None else prompt.removeprefix(template.start)
+    first, *between = template.parts[::2]
+    rest = prompt.removeprefix(first).removesuffix(between.pop() if between else "")
+    fields = []
+    for text in filter(None, between):
+        field, _, rest = rest.partition(text)
+        fields.append(field)
+    return "\n".join([*fields, rest])
