@@ -301,7 +301,7 @@ def _student(given: object, embed_model: object) -> str:
         return ""
     kind = given if given is not True else "embeddings" if embed_model else default_student()
     if kind not in STUDENTS:
-        raise input_error(Named("student"), f" is one of {', '.join(STUDENTS)}, not {str(given)[:40]}.")
+        raise input_error(Named("student"), f" is one of {', '.join(STUDENTS)}, not {str(given)[:40]!r}.")
     if embed_model and kind != "embeddings":
         raise input_error(Named("embed_model"), " needs ", Named("student", "embeddings"), ".")
     return str(kind)
