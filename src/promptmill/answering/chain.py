@@ -31,7 +31,7 @@ from promptmill.answering.costs import BudgetedAnswers, unknown_price
 from promptmill.answering.flights import SameRequests
 from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
-from promptmill.answering.step import Loading, Place, Step
+from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.check import Check
 from promptmill.backends import protocol
@@ -135,16 +135,13 @@ def steps_of_features() -> list[type[Step]]:
     return [kind for kind in added if issubclass(kind, Step)]
 
 
-def as_sent(request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
-    """Return an item's request after the steps of features that want it, and the item's part of a request.
+def as_sent(request: Request, plan: ResolvedConfig, *, by_batch: bool = False) -> Sent:
+    """Return what is sent for an item, after the step of a feature that wants it.
 
-    For estimates. Raises `PromptmillError` for an item that cannot be sent.
+    Raises `PromptmillError` for an item that cannot be sent.
     """
-    part = 1.0
-    for kind in _steps_for(request.sampling):
-        request, its = kind.alone(request, plan)
-        part *= its
-    return request, part
+    steps = _steps_for(request.sampling)
+    return steps[0].sent(request, plan, by_batch=by_batch) if steps else Sent(request)
 
 
 def path_of(sampling: Sampling) -> str:

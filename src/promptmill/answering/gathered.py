@@ -9,6 +9,9 @@ Items of one kind wait in a pack. No timer sends it: a pack goes when it is full
 that completes a pack sends it. The driver and the limits of the endpoint see this item alone: the others use no place.
 
 A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved.
+
+By a batch, a pack is a line of its file. Each item later reads its own part of the reply, by the name that was stored
+with it, so the items of a pack need not come together again.
 """
 
 from __future__ import annotations
@@ -23,13 +26,15 @@ from typing import NamedTuple
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.protocol import Call, Came, Completion, Failure, Outcome, Share, Totals, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Portion, Request
 
 _OF_FEWER = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
     | {Code.CONTENT_FILTER, Code.TRUNCATED}
 )
 """Failures that a request for fewer items may not have."""
+_OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
+"""The fields of an answer by batch that are those of its part of the reply."""
 _ENOUGH = 8
 """The fewest items that are refused alike, before any was answered, for the rest of their pack to fail unsent."""
 _OUTPUT = 4
@@ -77,6 +82,8 @@ class Gathering(Step):
     """Answers several items by one request. A subclass says which, and divides the reply."""
 
     place = Place.GATHERED
+    packs_batches = False
+    """Whether a line of a batch may be for several items. Then `joined` sets the `members` with their portions."""
 
     def __init__(self, loading: Loading) -> None:
         self._shares = loading.shares
@@ -112,13 +119,20 @@ class Gathering(Step):
         """Return the items' parts of a reply, in order."""
         raise NotImplementedError
 
+    def read(self, request: Request, name: str, reply: Completion) -> Part:
+        """Return the part of the item `name` of a reply by batch. `request`: the item's own."""
+        raise NotImplementedError
+
     def missing(self, request: Request) -> PromptmillError:
         """Return the error of an item that was sent alone, and whose reply has no answer."""
         raise NotImplementedError
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer an item together with others."""
-        if call.exchange is not None or (kind := self.kind(request, call)) is None:
+        if call.portion_of is not None and (portion := call.portion_of(request)) is not None:
+            return await self._from_batch(request, portion, call)
+        may_share = call.exchange is None or (self.packs_batches and call.portion_of is None)
+        if not may_share or (kind := self.kind(request, call)) is None:
             return await self._alone(request, call)
         packs, share = self._calls.get(call), self._shares[call]
         if packs is None or packs.share is not share:  # each round of a job enters the model anew
@@ -134,6 +148,21 @@ class Gathering(Step):
         finally:
             call.waits.inside -= 1
         return gathered.spent.and_(alone).on(alone)
+
+    async def _from_batch(self, request: Request, portion: Portion, call: Call) -> Outcome:
+        """Return the outcome of an item from a batch's reply to several."""
+        outcome = await self.send(self.joined([request]).changed(portion=portion), call)
+        if isinstance(outcome, Failure):
+            if outcome.concerns_all or outcome.error.code not in _OF_FEWER:
+                return outcome
+            answer = None
+        else:
+            answer = self.read(request, portion.name, outcome).answer
+        if answer is not None:
+            spent = {name: getattr(outcome, name) for name in _OF_REPLY}
+            return replace(answer, **spent)
+        alone = await self._alone(request.changed(attempts=outcome.attempts), call)
+        return Totals().and_(outcome).and_(alone).on(alone)
 
     async def _alone(self, request: Request, call: Call) -> Outcome:
         (gathered,) = await self._sent([request], call, self._calls.get(call))
@@ -187,7 +216,7 @@ class Gathering(Step):
             joined = self.joined(requests)
         except PromptmillError as error:
             return [_Gathered(Failure(error, one.attempts), attempts=one.attempts) for one in requests]
-        if len(requests) > 1:
+        if len(requests) > 1 and not joined.members:
             joined = joined.changed(members=tuple(requests))
         outcome = await self.send(joined, call)
         if isinstance(outcome, Completion):
@@ -196,7 +225,7 @@ class Gathering(Step):
             return _divided(requests, self.divided(requests, outcome), outcome)
         failed = _divided(requests, [Part(None)] * len(requests), outcome)
         if len(requests) == 1 or outcome.concerns_all or outcome.error.code not in _OF_FEWER:
-            return [_failed(outcome, one) for one in failed]
+            return [_failed(outcome, one, "shared" if len(requests) > 1 else "") for one in failed]
         half = len(requests) // 2
         again = [one.changed(attempts=each.attempts) for one, each in zip(requests, failed, strict=True)]
         found = await self._sent(again[:half], call, packs)
@@ -278,9 +307,8 @@ def _refused_alike(found: Sequence[_Gathered]) -> Failure | None:
     return failures[0] if failures[0].error.code is Code.BAD_REQUEST else None
 
 
-def _failed(failure: Failure, gathered: _Gathered) -> _Gathered:
+def _failed(failure: Failure, gathered: _Gathered, came: Came) -> _Gathered:
     """Return the failure of a whole request as that of one of its items."""
-    came: Came = "shared" if gathered.spent.shared else ""
     outcome = replace(failure, attempts=gathered.attempts, unmetered=0, spent=(), came=came)
     return gathered._replace(outcome=gathered.spent.on(outcome))
 
@@ -315,7 +343,7 @@ def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome)
         if (answer := part.answer) is not None:
             answer.usage, answer.cost, answer.shared, answer.attempts = own, costs[at], shared, attempts
             answer.latency_s, answer.warnings = reply.latency_s, getattr(reply, "warnings", ())
-            answer.came = "shared" if at else ""
+            answer.came = "shared" if count > 1 else ""
         found.append(_Gathered(answer, spent, attempts))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
+from typing import NamedTuple
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share
 from promptmill.config.resolved_config import ResolvedConfig
@@ -52,6 +53,19 @@ class Loading:
     """The shares of the calls that have entered the model."""
 
 
+class Sent(NamedTuple):
+    """What is sent for an item, for estimates."""
+
+    request: Request
+    """The item's request, or its part of a request with others."""
+    part: float = 1.0
+    """The item's part of the number of requests."""
+    alone: Request | None = None
+    """The request that is sent, too, if the reply to several items has no answer to this one."""
+    around: int = 0
+    """The tokens of the reply around the item's answer."""
+
+
 class Step:
     """A function around `answer`. One object serves one loaded model, or one run of a job."""
 
@@ -70,13 +84,10 @@ class Step:
         return cls()
 
     @classmethod
-    def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
-        """Return an item's request as the step would send it alone, and the item's part of a request with others.
-
-        For estimates. Raises `PromptmillError` for an item that cannot be sent.
-        """
-        del plan
-        return request, 1.0
+    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
+        """Return what the step would send for an item. Raises `PromptmillError` for an item that cannot be sent."""
+        del plan, by_batch
+        return Sent(request)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request that the step wants; see `protocol.Answer`."""

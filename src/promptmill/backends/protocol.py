@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from promptmill.answers.check import Check
@@ -19,7 +19,7 @@ from promptmill.answers.reasoning import unknown_end, unknown_mark, unread_call
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, truncated_error, without_frames
 from promptmill.core.money import Budget
-from promptmill.core.request import Request
+from promptmill.core.request import Portion, Request
 from promptmill.core.values import JsonObject
 
 _EMPTY = (
@@ -62,8 +62,8 @@ class Usage:
 
 NO_USAGE = Usage()
 Came: TypeAlias = Literal["", "shared", "copied", "cached"]
-"""How an item's answer came: by its own request, by the request of another item that asked about both, as a copy of the
-answer to another item with the same question, or from the cache."""
+"""How an item's answer came: by its own request, by a request about several items, as a copy of the answer to another
+item with the same question, or from the cache."""
 Spent: TypeAlias = tuple[Usage, str]
 """The usage of one attempt, and the service tier that the endpoint reported for it."""
 
@@ -237,6 +237,20 @@ def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
         came="copied",
         shared=0,
     )
+
+
+def portion_of(outcome: Outcome, portion: Portion) -> Outcome:
+    """Return an item's portion of the outcome of a request for several: their usages add up to its usage.
+
+    >>> portion_of(Completion("", usage=Usage(10, 5)), Portion("r2", 1, 3)).usage.prompt_tokens
+    3
+    """
+    at, of = portion.at, portion.of
+    usage = Usage(*(count * (at + 1) // of - count * at // of for count in astuple(outcome.usage)))
+    spent: tuple[Spent, ...] = ()
+    if isinstance(outcome, Completion) and outcome.is_metered:  # a portion may have no token of the answer
+        spent = ((usage, outcome.tier),)
+    return replace(outcome, usage=usage, spent=spent, came="shared", shared=int(at > 0))
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
@@ -595,6 +609,9 @@ class Call:
     """The start of the call, in seconds of `time.monotonic`."""
     exchange: Exchange | None = None
     """Replaces HTTP requests in a call whose replies arrive by batch."""
+    portion_of: Callable[[Request], Portion | None] | None = None
+    """Set while replies of a batch are read. Returns an item's portion of the reply that it shares; None if the reply
+    is to the item alone."""
     preview: Callable[[Growing], None] | None = None
     """Called with the answer so far while it grows, for a call of one item if the backend supports it. An answer that
     does not continue the previous one belongs to another attempt."""

@@ -187,6 +187,17 @@ def prompt_cache_of(plan: ResolvedConfig) -> str:
         return ""
 
 
+def keeps_schemas(plan: ResolvedConfig) -> bool:
+    """Return whether every answer follows the schema of its request: engines, and providers that promise it."""
+    if not plan.record.needs_endpoint:
+        return plan.record.keeps_schemas
+    try:
+        profiles = _profiles(plan)
+    except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
+        return False
+    return bool(profiles) and all(profile.json.form in {"strict", "grammar"} for profile in profiles)
+
+
 def account_decides_tier(plan: ResolvedConfig) -> bool:
     """Return whether the account at a provider of `plan` determines the tier of a request that names no tier."""
     return any(profile.account_tier for profile in _profiles(plan))

@@ -45,11 +45,15 @@ class BackendRecord:
     """Whether any of its models reads images. If not, items with images are refused earlier."""
     weighs_choices: bool = False
     """Whether it reports the probability of each choice, `top_choices`, without log probabilities."""
+    keeps_schemas: bool = False
+    """Whether every answer of an engine follows the schema of its request."""
     sampling: frozenset[str] | None = None
     """The sampling parameters that it supports; others are dropped with a warning. None: it reports them itself."""
 
 
-_ENGINE = BackendRecord(module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True)
+_ENGINE = BackendRecord(
+    module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True, keeps_schemas=True
+)
 AUTO = "auto"
 """The name that leaves the choice of the backend to promptmill."""
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(

@@ -18,7 +18,7 @@ from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
-from promptmill.core.request import BESIDE, Sampling, nested, replacing_choices
+from promptmill.core.request import BESIDE, OF_OPERATOR_NAMES, Sampling, nested, replacing_choices
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.system.call_files import FileRule
@@ -153,9 +153,15 @@ class ResolvedConfig:
     def within_limits(self, asked: JsonObject) -> ResolvedConfig:
         """Return the plan for a call with the sampling parameters `asked`, within `client_limits`.
 
-        Raises `PromptmillError` (`invalid_config`) if `asked` exceeds the limits.
+        Raises `PromptmillError` (`invalid_config`) if `asked` exceeds the limits, or has a parameter of the operator.
         """
-        limits = self.operator.client_limits
+        limits, ours = self.operator.client_limits, self.operator.sampling_params
+        for name in () if self.trust_client else sorted(OF_OPERATOR_NAMES & asked.keys()):
+            if asked[name] is not None and not ours.sets([name]):
+                raise config_error(
+                    f"sampling_params.{name}",
+                    "this server takes it only from its operator, whose configuration may set it.",
+                )
         most, sampling = limits.max_tokens, self.settings.sampling_params
         if self.trust_client or most is None or (sampling.max_tokens or most + 1) <= most:
             return self

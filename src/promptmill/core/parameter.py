@@ -27,6 +27,15 @@ REPEATABLE: Final = _Mark()
 """The mark of a parameter with which equal requests have equal answers, whatever the temperature is."""
 
 
+OF_FIELDS: Final = _Mark()
+"""The mark of a parameter for which rows are requested with their fields, see `Request.fields`."""
+
+
+OF_OPERATOR: Final = _Mark()
+"""The mark of a parameter that a call of an MCP client, or an HTTP request, may not set unless the operator trusts
+it."""
+
+
 class Parameters(BaseModel):
     """The base class of `Sampling`, and of the parameters that a feature adds to it (`Feature.sampling`)."""
 

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.parameter import APPLIED, Added, Parameters
+from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, Added, Parameters
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -462,6 +462,10 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
 
 APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
+OF_FIELDS_NAMES = Sampling.marked(OF_FIELDS)
+"""The parameters for which rows are requested with their fields."""
+OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
+"""The parameters that an untrusted client may not set."""
 
 
 Made: TypeAlias = dict[tuple[int, ...], tuple[tuple[object, ...], T]]
@@ -550,6 +554,26 @@ class Shared(NamedTuple):
     """The digest of the beginning and the model."""
 
 
+class Fields(NamedTuple):
+    """The parts of a row's prompt."""
+
+    parts: tuple[str, ...]
+    """A text, the name of a field, a text, …: the same for all rows of a prompt."""
+    texts: tuple[str, ...]
+    """The row's texts of the fields, in the order of their names in `parts`."""
+
+
+class Portion(NamedTuple):
+    """An item's part of a request for several items, and of the reply."""
+
+    name: str
+    """The name of the item in the request and the reply."""
+    at: int
+    """The number of the item among the items, from 0."""
+    of: int
+    """The number of items."""
+
+
 @dataclass(slots=True)
 class Request:
     """One conversation to answer; immutable.
@@ -580,6 +604,10 @@ class Request:
     """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
     members: tuple[Request, ...] = ()
     """The requests that this request answers together, itself as the first; `()`: it answers one item."""
+    fields: Fields | None = None
+    """The parts of a row's prompt, if a parameter of `OF_FIELDS_NAMES` is set and the prompt is a plain template."""
+    portion: Portion | None = None
+    """The item's part of the request that it shares, if that request is answered by a batch."""
 
     @property
     def texts(self) -> int:

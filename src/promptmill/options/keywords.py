@@ -256,6 +256,14 @@ class RayOptions(TypedDict, total=False):
     """With `ray`: cores of each replica."""
 
 
+class TogetherOptions(TypedDict, total=False):
+    """Options: together."""
+
+    together: int | None
+    """Send up to this many rows in one request, with the instructions once; `agree` measures what it costs in
+    accuracy."""
+
+
 class BulkOptions(
     PromptOptions,
     FileOptions,
@@ -271,6 +279,7 @@ class BulkOptions(
     EmbeddingsOptions,
     LabelsOptions,
     RayOptions,
+    TogetherOptions,
     total=False,
 ):
     """The options of a call. None has the same effect as omitting the option."""

@@ -499,7 +499,10 @@ def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
 
 
 def test_a_job_has_tables_for_batches_only_if_it_uses_them(tmp_path, server):
-    for options, tables in (({"batch": False, "poll": None}, set()), ({}, {"batch", "batched", "batched_rows"})):
+    for options, tables in (
+        ({"batch": False, "poll": None}, set()),
+        ({}, {"batch", "batched", "batched_rows", "batched_lines"}),
+    ):
         bulk(tmp_path, server, again="all", **options)
         with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
             assert store.added.keys() == tables

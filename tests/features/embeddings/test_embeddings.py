@@ -62,7 +62,7 @@ def test_a_vector_that_is_missing_doubled_or_of_another_length_is_requested_alon
     assert sorted(alone) == [["text 21"], ["text 3"], ["text 5"], ["text 9"]]
     assert (found["requests"], found["retries"]) == (5, 4)
     records = {record.row: record for record in bench.records()}
-    assert [records[row].extras.get("came", "") for row in (0, 1, 3)] == ["", "shared", ""]
+    assert [records[row].extras.get("came", "") for row in (0, 1, 3)] == ["shared", "shared", ""]
     assert (records[3].attempts, records[3].extras["shared"]) == (2, 1)
 
 

@@ -5,13 +5,14 @@ Bodies are the same as in live requests, and replies are read in the same way.
 
 from __future__ import annotations
 
+from promptmill.backends.batches import Reply
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.sender import left_out
-from promptmill.backends.protocol import Call, Completion, Exchange, Failure, FixedShare, Outcome
+from promptmill.backends.protocol import Call, Completion, Exchange, Failure, FixedShare, Outcome, portion_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 
@@ -47,7 +48,12 @@ class ExchangedAnswers(FixedShare):
             return Failure(error, request.attempts)
         if isinstance(reply, Failure):
             return reply
-        self._call.counts.requests += 1
+        portion = request.portion
+        self._call.counts.requests += portion is None or portion.at == 0
+        outcome = self._outcome(request, reply)
+        return outcome if portion is None else portion_of(outcome, portion)
+
+    def _outcome(self, request: Request, reply: Reply) -> Outcome:
         answer = self._read(request, HttpResponse(reply.status, Headers({}), reply.body))
         if isinstance(answer, RetryDecision):
             return Failure(answer.error, request.attempts + 1, usage=answer.usage, unmetered=answer.unmetered)

@@ -13,10 +13,12 @@ FEATURE = Feature(
             tables={
                 "batch": "CREATE TABLE batch (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
                 "batched": (
-                    "CREATE TABLE batched (batch INTEGER, custom INTEGER, key INTEGER, asked BLOB, status INTEGER, "
-                    "reply BLOB, PRIMARY KEY (batch, custom)) WITHOUT ROWID"
+                    "CREATE TABLE batched (batch INTEGER, custom INTEGER, key INTEGER, asked BLOB, line INTEGER, "
+                    "name TEXT, at INTEGER, among INTEGER, status INTEGER, reply BLOB, PRIMARY KEY (batch, custom)) "
+                    "WITHOUT ROWID"
                 ),
                 "batched_rows": "CREATE INDEX batched_rows ON batched (key)",
+                "batched_lines": "CREATE INDEX batched_lines ON batched (batch, line)",
             },
             tier="batch",
         ),

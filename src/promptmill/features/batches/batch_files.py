@@ -1,4 +1,4 @@
-"""The files of a batch round: one line for each request of an open row, one file for each batch."""
+"""The files of a batch round: one line for each request of open rows, one file for each batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import IO
 from promptmill.backends.batches import BatchApi
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Portion, Request
 from promptmill.features.batches import stored_batches
-from promptmill.features.batches.stored_batches import AtProvider, Batch
+from promptmill.features.batches.stored_batches import AtProvider, Batch, Row
 from promptmill.jobs import disk
 from promptmill.jobs.store.folder import Folder
 
 _ROWS_AT_ONCE = 512
+_ALONE = Portion("", 0, 1)
 _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
 
 
@@ -65,7 +66,7 @@ class BatchFiles:
         """Batches with complete files, which become planned when the highest cost of each is known."""
         self._bytes = 0
         self._digest = hashlib.sha256()
-        self._rows: list[tuple[int, int, bytes | None]] = []
+        self._rows: list[Row] = []
         self._reserved: dict[int, float] = {}
         """The highest possible cost of each batch."""
         self._batches_of: dict[int, list[int]] = {}
@@ -93,8 +94,10 @@ class BatchFiles:
         self._digest.update(line)
         self._bytes += len(line)
         self._batch = self._batch.changed(requests=self._batch.requests + 1)
-        self._rows.append((custom, request.key, self._asked_of(request.key)))
-        self._batches_of.setdefault(request.key, []).append(self._batch.id)
+        for one in request.members or (request,):
+            own = stored_batches.custom_of(one)
+            self._rows.append(Row(own, one.key, self._asked_of(one.key), custom, *(one.portion or _ALONE)))
+            self._batches_of.setdefault(one.key, []).append(self._batch.id)
         if len(self._rows) >= _ROWS_AT_ONCE:
             self._store_rows()
         return waits(request)

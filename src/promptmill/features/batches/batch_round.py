@@ -41,7 +41,7 @@ from promptmill.backends.batches import (
 from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Portion, Request
 from promptmill.features.batches import stored_batches
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
 from promptmill.features.batches.batch_order import BatchOrder
@@ -511,6 +511,7 @@ class BatchRound:
         unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
         if damaged or unknown:
             _LOG.warning("%s: %d results are damaged, %d belong to no row", batch.there.id, damaged, unknown)
+        await asyncio.to_thread(stored_batches.spread, self._store, batch)
         replies = stored_batches.replies_of(self._store, batch)
         if unknown and not replies.requests and batch.there.is_guess:
             _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
@@ -560,7 +561,9 @@ class BatchRound:
             self._progress.earlier.charge(charged)
             self._free(charged, charged)
         elif uncounted:
-            self._progress.stats.warn(f"What {uncounted} requests of batch {batch.there.id} cost is not known.")
+            self._progress.stats.warn(
+                f"What {math.ceil(uncounted)} requests of batch {batch.there.id} cost is not known."
+            )
         await self._clean_up(batch, onward | self._onward.pop(batch.id, set()))
         self._free(max(0.0, left - charged))
         return True
@@ -589,8 +592,13 @@ class BatchRound:
 
         def deferred(request: Request) -> float:
             freed = each if stored_batches.custom_of(request) in unread else 0.0
+            freed /= 1 if request.portion is None else request.portion.of
             left[0] -= freed
             return freed
+
+        def portion_of(request: Request) -> Portion | None:
+            is_unread = stored_batches.custom_of(request) in unread
+            return stored_batches.portion_of(self._store, batch, request) if is_unread else None
 
         rows = replace(
             self._rows,
@@ -598,12 +606,12 @@ class BatchRound:
             among=range(SLOT),  # all rows, because paid answers count even beyond the order's limit
             only=f"{HAS_REPLY} AND {only}".replace("{batch}", str(batch.id)),
         )
-        stats.exchange, stats.ledger.deferred = exchange, deferred
+        stats.exchange, stats.portion_of, stats.ledger.deferred = exchange, portion_of, deferred
         try:
             sink = self._sink_of(StoreSink, stats)
             await answer_rows(self._service, rows, sink, stats, self._job.plan, steps=self._steps)
         finally:
-            stats.exchange = stats.ledger.deferred = None
+            stats.exchange = stats.portion_of = stats.ledger.deferred = None
         return left[0], onward
 
     async def _clean_up(self, batch: Batch, onward: Collection[int]) -> None:

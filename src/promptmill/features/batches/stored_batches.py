@@ -1,7 +1,10 @@
 """The batches in a job's database: their plan, their state at the provider, and the replies.
 
     batch    id → JSON: the batches, see `Batch`
-    batched  the requests in batches whose rows have no outcome yet, with their replies as they arrive
+    batched  the rows of requests in batches that have no outcome yet, with the replies as they arrive
+
+A request may be for several rows. Its reply is stored at the row whose `custom` is the request's `line`; each row has
+its own `Portion` of it (`name`, `at`, `among`), and may be moved, edited or removed without the others.
 
 A batch is stored before each step that may be billed or that leaves data at the provider:
 
@@ -23,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Named, input_error
-from promptmill.core.request import Request
+from promptmill.core.request import Portion, Request
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.in_flight import LAST_KEY_OF_ROW
 from promptmill.jobs.store.records import PERSON, SLOT
@@ -55,6 +58,7 @@ _PLANNED = f"(custom & {LAST_KEY_OF_ROW - 1})"
 """SQL for the row's key when the request was planned."""
 _NOW = f"(custom - {_PLANNED} + key)"
 """SQL for the request's present number: binding may have moved its row."""
+_IS_ANSWER = "abs(status) BETWEEN 200 AND 299"
 _LARGEST = (1 << 63) - 1  # an integer of SQLite
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
@@ -189,10 +193,26 @@ def custom_of(request: Request) -> int:
     return request.choice * LAST_KEY_OF_ROW + request.key
 
 
-def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[tuple[int, int, bytes | None]]) -> None:
-    """Store the requests of a batch: their numbers, the keys of their rows, and the digests of the rows' questions."""
-    values = [(batch.id, custom, key, asked) for custom, key, asked in rows]
-    store.change(("INSERT INTO batched (batch, custom, key, asked) VALUES (?, ?, ?, ?)", values))
+class Row(NamedTuple):
+    """A row of a request in a batch, without its reply."""
+
+    custom: int
+    """The number of the row's own request, see `custom_of`."""
+    key: int
+    asked: bytes | None
+    """The digest of the row's question."""
+    line: int
+    """The number of the request that was sent: that of one of its rows."""
+    name: str
+    at: int
+    among: int
+
+
+def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[Row]) -> None:
+    """Store the rows of the requests in a batch."""
+    values = [(batch.id, *row) for row in rows]
+    names = f"batch, {', '.join(Row._fields)}"
+    store.change((f"INSERT INTO batched ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values))
 
 
 def drop(store: JobDatabase, batch: Batch) -> None:
@@ -213,8 +233,8 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
             is_ours = reply.custom_id.startswith(batch.mark) and named.isdecimal() and len(named) < 20
             values = (reply.status, reply.body, batch.id, min(int(named), _LARGEST) if is_ours else -1)
             changed = connection.execute(
-                "UPDATE batched SET status = ?1, reply = ?2 WHERE batch = ?3 AND custom = ?4 AND (status IS NULL OR "
-                "(abs(status) NOT BETWEEN 200 AND 299 AND ?1 BETWEEN 200 AND 299))",
+                f"UPDATE batched SET status = ?1, reply = ?2 WHERE batch = ?3 AND custom = ?4 AND (status IS NULL OR "
+                f"(NOT {_IS_ANSWER} AND ?1 BETWEEN 200 AND 299))",
                 values,
             )
             if not changed.rowcount:
@@ -223,17 +243,37 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
     return unknown
 
 
+def spread(store: JobDatabase, batch: Batch) -> None:
+    """Store the status of each reply to several rows at all of them."""
+    store.change(
+        (
+            f"""UPDATE batched SET status = (
+                SELECT status FROM batched AS sent WHERE sent.batch = batched.batch AND sent.custom = batched.line
+            ) WHERE batch = ? AND line != custom AND (status IS NULL OR NOT {_IS_ANSWER})""",
+            [(batch.id,)],
+        )
+    )
+
+
 def customs(store: JobDatabase, batch: Batch) -> set[int]:
-    """Return the numbers that the requests of a batch have now, see `custom_of`."""
+    """Return the numbers that the rows of a batch have now, see `custom_of`."""
     query = f"SELECT {_NOW} FROM batched WHERE batch = ? AND key IS NOT NULL"
     return {custom for (custom,) in store.read(query, batch.id)}
 
 
 def reply_to(store: JobDatabase, batch: Batch, request: Request) -> Reply | None:
-    """Return the stored reply to a request; None without a reply."""
-    query = f"SELECT status, reply FROM batched WHERE key = ? AND {_NOW} = ? AND batch = ? AND status > 0"
+    """Return the stored reply to a row's request; None without a reply."""
+    reply = "coalesce(reply, (SELECT reply FROM batched AS sent WHERE batch = batched.batch AND custom = batched.line))"
+    query = f"SELECT status, {reply} FROM batched WHERE key = ? AND {_NOW} = ? AND batch = ? AND status > 0"
     found = store.read(query, request.key, custom_of(request), batch.id)
     return Reply("", *found[0]) if found else None
+
+
+def portion_of(store: JobDatabase, batch: Batch, request: Request) -> Portion | None:
+    """Return a row's portion of the request that it shares; None if the request is its own."""
+    query = f"SELECT name, at, among FROM batched WHERE key = ? AND {_NOW} = ? AND batch = ? AND among > 1"
+    found = store.read(query, request.key, custom_of(request), batch.id)
+    return Portion(*found[0]) if found else None
 
 
 class Replies(NamedTuple):
@@ -252,19 +292,27 @@ class Replies(NamedTuple):
 
 def replies_of(store: JobDatabase, batch: Batch) -> Replies:
     """Count the stored replies of a batch."""
-    conditions = "abs(status) BETWEEN 200 AND 299", "status != 0", "status < 0", "status > 0 AND key IS NOT NULL"
+    is_sent = "line = custom"
+    conditions = (
+        f"{is_sent} AND status IS NOT NULL",
+        f"{is_sent} AND {_IS_ANSWER}",
+        f"{is_sent} AND status != 0",
+        f"{is_sent} AND status < 0",
+        "status > 0 AND key IS NOT NULL",
+    )
     figures = ", ".join(f"coalesce(sum({each}), 0)" for each in conditions)
-    return Replies(*store.read(f"SELECT count(status), {figures} FROM batched WHERE batch = ?", batch.id)[0])
+    return Replies(*store.read(f"SELECT {figures} FROM batched WHERE batch = ?", batch.id)[0])
 
 
 def mark_passed(store: JobDatabase, batch: Batch) -> None:
     """Store that the replies to rows with a single request were passed on: their status becomes negative."""
     alone = "(SELECT count(*) FROM batched AS each WHERE each.key = batched.key AND each.batch = batched.batch) = 1"
+    is_needed = (
+        "EXISTS (SELECT 1 FROM batched AS each WHERE batch = batched.batch AND line = batched.custom AND status > 0)"
+    )
     store.change(
-        (
-            f"UPDATE batched SET status = -status, reply = NULL WHERE batch = ? AND status > 0 AND {alone}",
-            [(batch.id,)],
-        ),
+        (f"UPDATE batched SET status = -status WHERE batch = ? AND status > 0 AND {alone}", [(batch.id,)]),
+        (f"UPDATE batched SET reply = NULL WHERE batch = ? AND status < 0 AND NOT {is_needed}", [(batch.id,)]),
         _written([batch]),
     )
 
@@ -278,7 +326,9 @@ def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bo
     left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
     is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"
     change = "DELETE FROM batched" if again else "UPDATE batched SET status = 0, reply = NULL"
+    reply = "SELECT reply FROM batched AS sent WHERE batch = batched.batch AND custom = batched.line"
     store.change(
+        (f"UPDATE batched SET reply = ({reply}) WHERE batch = ? AND key IS NULL AND reply IS NULL", [(batch.id,)]),
         (f"DELETE FROM batched WHERE batch = ? AND key IS NOT NULL AND NOT {is_open}", [(batch.id,)]),
         ("DELETE FROM batched WHERE batch = ? AND key = ?", [(batch.id, key) for key in onward]),
         (f"{change} WHERE batch = ? AND key IS NOT NULL", [(batch.id,)]),
@@ -304,10 +354,11 @@ def most_cost(store: JobDatabase) -> float:
     return sum(batch.most for batch in open_batches(store))
 
 
-def without_row(store: JobDatabase, batch: Batch) -> int:
-    """Return the number of answers in a batch to rows that are no longer in the input."""
-    query = "SELECT count(*) FROM batched WHERE batch = ? AND key IS NULL AND status BETWEEN 200 AND 299"
-    return int(store.read(query, batch.id)[0][0])
+def without_row(store: JobDatabase, batch: Batch) -> float:
+    """Return the number of answers in a batch to rows that are no longer in the input. One of the n rows of a request
+    counts as 1/n."""
+    query = f"SELECT total(1.0 / among) FROM batched WHERE batch = ? AND key IS NULL AND status > 0 AND {_IS_ANSWER}"
+    return round(float(store.read(query, batch.id)[0][0]), 6)
 
 
 def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:

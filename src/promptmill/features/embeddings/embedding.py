@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from promptmill.answering.gathered import Bounds, Gathering, Part
-from promptmill.answering.step import Loading
+from promptmill.answering.step import Loading, Sent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -40,10 +40,10 @@ class Embedding(Gathering):
     path = EMBEDDINGS
 
     @classmethod
-    def alone(cls, request: Request, plan: ResolvedConfig) -> tuple[Request, float]:
+    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
         """Return the request for the vector of one row, and the row's part of a request for many."""
         step = cls(Loading(plan, None, is_shared=False))
-        return step.joined([request]), 1 / step.bounds(request).items
+        return Sent(step.joined([request]), 1.0 if by_batch else 1 / step.bounds(request).items)
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import Request
+from promptmill.core.request import OF_FIELDS_NAMES, Fields, Request
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template
@@ -95,6 +95,12 @@ class Questions:
         values = loads(cells)
         return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}), {})
 
+    def fields_of(self, cells: bytes) -> Fields | None:
+        """Return the parts of a stored row's prompt; None for a template that is not plain."""
+        if not isinstance(self.template, PlainTemplate) or len(self.template.parts) == 1:
+            return None
+        return Fields(self.template.parts, tuple(self.texts(cells)[1::2]))
+
     def _with_missing(self, row: JsonObject) -> JsonObject:
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
             return {name: _MISSING.get(value, value) for name, value in row.items()}
@@ -146,6 +152,8 @@ class RowRequests:
         if line is None:
             where = self.reader.checked(n, cells)
             request = self.reader.request_of(n, self.questions.asked(cells, where), where, attempts)
+            if request.sampling.sets(OF_FIELDS_NAMES):
+                request.fields = self.questions.fields_of(cells)
         else:
             request = self.reader.request(n, question_of(line, self.prompt), attempts)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request

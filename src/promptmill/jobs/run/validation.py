@@ -15,6 +15,7 @@ from promptmill.answering.chain import as_sent
 from promptmill.answering.costs import most_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
+from promptmill.answering.step import Sent
 from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
@@ -132,16 +133,18 @@ class _Sums:
         self.source = ""
         """Where the length of answers comes from, in words; `""` without requests."""
 
-    def add(self, request: Request) -> None:
-        """Add the request of a row."""
+    def add(self, sent: Sent) -> None:
+        """Add what is sent for a row."""
+        request = sent.alone or sent.request
         likely = self._lengths.of(request)
-        self.completion_tokens += (request.sampling.n or 1) * likely.tokens
+        self.completion_tokens += (request.sampling.n or 1) * (likely.tokens + sent.around)
         self.source = likely.source
         if self._prices is None or self.price is None:
             return
-        self.live += most_of(request, self.plan, self._prices, has_check=self._has_check)
-        if self.price.batch is not None:
-            self.by_batch += most_of(request, self.plan, self._prices, by_batch=True, has_check=self._has_check)
+        for one in filter(None, (sent.request, sent.alone)):
+            self.live += most_of(one, self.plan, self._prices, has_check=self._has_check)
+            if self.price.batch is not None:
+                self.by_batch += most_of(one, self.plan, self._prices, by_batch=True, has_check=self._has_check)
 
     def expect(self, answered: tuple[int, int] | None, rows: int) -> None:
         """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
@@ -191,7 +194,7 @@ def _check_rows(
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
-    by_batch = tier_of_way(order.way) == BATCH  # then each request is for one row
+    by_batch = tier_of_way(order.way) == BATCH
     local = spec.model_copy(update={"origin": Origin()})
     may_share = bool(registry.prompt_cache_of(plan))
     requests, *others = (
@@ -205,10 +208,13 @@ def _check_rows(
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
-            alone = [as_sent(part, plan) for part in parts]
-            shares = [1.0 if by_batch else share for _, share in alone]
-            sent += sum(map(operator.mul, answers, shares))
-            sizes = (-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
+            own = [as_sent(part, plan, by_batch=by_batch) for part in parts]
+            sent += sum(map(operator.mul, answers, (one.part for one in own)))
+            # a request for vectors has no conversation
+            asked = (
+                one.request if one.request.conversation.messages else part for one, part in zip(own, parts, strict=True)
+            )
+            sizes = (-(-_bytes(each.conversation) // _BYTES_PER_TOKEN) for each in asked)
             tokens += sum(map(operator.mul, answers, sizes))
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
@@ -216,12 +222,12 @@ def _check_rows(
                     shown.append("\n\n".join(cut_inside(text, longest) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
-                own = alone
+                its = own
                 if most.plan is not plan:
                     theirs = [one.request(row.n, row.line, row.cells or b"") for one in makers]
-                    own = [as_sent(part, most.plan) for part in _parts(spec, theirs)]
-                for request, _ in own:
-                    most.add(_sharing(request) if may_share else request)
+                    its = [as_sent(part, most.plan, by_batch=by_batch) for part in _parts(spec, theirs)]
+                for each in its:
+                    most.add(each._replace(request=_sharing(each.request)) if may_share else each)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1

@@ -40,11 +40,13 @@ DELIVERED = f"""answer.key < coalesce((
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged, which the export reports
 # `CASE`, because SQL may evaluate both sides of an `AND`: a record that the condition excludes may be damaged.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
-_SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
-_REQUESTS = f"(attempts - {_SHARED})"
+SHARED = f"CASE WHEN instr(more, '\"shared\":') THEN coalesce(json_extract({_MORE}, '$.shared'), 0) ELSE 0 END"
+"""SQL for `Completion.shared` of a record."""
+_REQUESTS = f"(attempts - {SHARED})"
 _RETRIES = f"CASE WHEN attempts > 1 THEN max(min(attempts - {_WANTED}, {_REQUESTS}), 0) END"
-_CAME = f"CASE WHEN instr(more, '\"came\":') THEN coalesce(json_extract({_MORE}, '$.came'), '') ELSE '' END"
-_IS_PAID = f"attempts > 0 AND {_CAME} NOT IN ('copied', 'cached')"
+CAME = f"CASE WHEN instr(more, '\"came\":') THEN coalesce(json_extract({_MORE}, '$.came'), '') ELSE '' END"
+"""SQL for `Completion.came` of a record."""
+_IS_PAID = f"attempts > 0 AND {CAME} NOT IN ('copied', 'cached')"
 _TOKENS = f"CASE WHEN instr(more, '\"{{0}}\":') THEN json_extract({_MORE}, '$.tokens.{{0}}') END"
 _CACHED = _TOKENS.format("cached_tokens")
 RECORDED: Mapping[str, str] = {

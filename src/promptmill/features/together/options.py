@@ -1,0 +1,21 @@
+"""The option for several rows in one request."""
+
+from __future__ import annotations
+
+from promptmill.options.option import Argument, Excluded, Flag, Option
+
+OPTIONS = (
+    Option(
+        "together",
+        int,
+        "send up to this many rows in one request, with the instructions once; `agree` measures what it costs in accuracy",
+        flag=Flag(metavar="N"),
+        argument=Argument(within="sampling_params"),
+        keys=["sampling_params.together"],
+        excludes=[
+            Excluded("embed", "; vectors are always made many in a request"),
+            Excluded("split", "; a row in pieces is longer than a request"),
+            Excluded("image_column", "; a request for several rows has no images"),
+        ],
+    ),
+)

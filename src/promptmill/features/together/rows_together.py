@@ -1,0 +1,193 @@
+"""The step that sends several rows in one request, and gives each row its own answer."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import orjson
+
+from promptmill.answering.gathered import Bounds, Gathering, Part
+from promptmill.answering.step import Loading, Sent
+from promptmill.backends import registry
+from promptmill.backends.protocol import Call, Completion
+from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, ResolvedConfig, numbers_of
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import TOP_CHOICES, Conversation, Fields, Made, Message, Portion, Request, Sampling, once
+from promptmill.features.together.parameters import Together
+from promptmill.features.together.record_form import RecordForm, fields_of
+from promptmill.jobs.store.records import SLOT
+
+_LONGEST_ROW = 8_000
+"""Characters of a row's fields; a longer row gains nothing by sharing its instructions."""
+_LONGEST = 32_000
+"""Characters of all records of a request: about 8,000 tokens, a quarter of the windows of most models."""
+_CHARACTERS = 3
+"""The fewest characters of a token, for texts that are not mostly of rare signs."""
+_CHANCES = frozenset({"logprobs", "top_logprobs", TOP_CHOICES})
+"""Left out of a request for several rows, unless a row demands them: they would be of all answers."""
+_ALONE = frozenset(
+    {"tools", "tool_choice", "functions", "function_call", "stop", "n", "best_of", "response_format"}
+    | {"prediction", "modalities", "audio", "guided_json", "guided_choice", "structured_outputs", "stream"}
+)
+"""Parameters in `extra_params` whose effect cannot be divided among rows."""
+
+
+class RowsTogether(Gathering):
+    """Sends up to `together` rows in one request. Rows share one if they differ in nothing but their fields."""
+
+    wanted_by = ("together",)
+    packs_batches = True
+
+    @classmethod
+    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
+        """Return a row's part of a request for as many rows as possible."""
+        del by_batch
+        step = cls(Loading(plan, None, is_shared=False))
+        form = step._form(request.sampling)
+        if isinstance(form, str) or _why_alone(request):
+            return Sent(request)
+        bounds = step.bounds(request)
+        count = max(1, min(bounds.items, bounds.size // step.size(request)))
+        if count == 1:
+            return Sent(request)
+        rest, last = request.conversation.messages[:-1], request.conversation.messages[-1]
+        fields = _fields(request)
+        whole = form.text([fields], ["r1"])
+        record = len("".join(fields.texts)) + 8 * (1 + len(fields.texts))
+        common = len(whole) - record + sum(len(str(one.content)) for one in rest)
+        text = " " * (common // count) + "".join(fields.texts) + " " * (8 * (1 + len(fields.texts)))
+        most = form.sampling_for(count).max_tokens
+        sampling = request.sampling.model_copy(
+            update={"max_tokens": None if most is None else -(-most // count), "together": None}
+        )
+        part = request.changed(conversation=Conversation((Message(last.role, text),)), sampling=sampling, shared=None)
+        return Sent(part, 1 / count, alone=request, around=form.around)
+
+    def __init__(self, loading: Loading) -> None:
+        super().__init__(loading)
+        self._is_object = registry.keeps_schemas(loading.plan)
+        window = getattr(loading.plan.block, "max_model_len", None)
+        self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
+        self._forms: Made[RecordForm | str] = {}
+        self._last: tuple[Sampling | None, RecordForm | str] = None, ""
+
+    def kind(self, request: Request, call: Call) -> Hashable | None:
+        """Return what rows share that share a request; None for a row that is sent alone."""
+        if call.facts.keep_raw or call.preview is not None or _was_refused(request):
+            return None
+        form = self._form(request.sampling)
+        if why := form if isinstance(form, str) else _why_alone(request):
+            call.warn(f"Rows with {why} are sent alone, not together.")
+            return None
+        extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
+        before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
+        slot, choice = request.key // SLOT, request.choice  # two answers to a row are never in one request
+        return slot, choice, _fields(request).parts, before, id(form), extra, request.required
+
+    def bounds(self, request: Request) -> Bounds:
+        """Return the bounds of a request for rows like this one."""
+        wanted = request.sampling
+        assert isinstance(wanted, Together)
+        return Bounds(wanted.together or 1, self._size)
+
+    def size(self, request: Request) -> int:
+        """Return the characters of a row's record."""
+        return sum(map(len, _fields(request).texts)) + 16
+
+    def joined(self, requests: Sequence[Request]) -> Request:
+        """Return the request for several rows; for a single one, its own."""
+        first, form = requests[0], self._form(requests[0].sampling)
+        if len(requests) == 1 or isinstance(form, str):
+            return first
+        names = self._names(form, requests)
+        # by name: rows that are asked again, as for a vote, stand in another order
+        rows = sorted(zip(names, map(_fields, requests), strict=True), key=_place)
+        *before, last = first.conversation.messages
+        text = form.text([fields for _, fields in rows], [name for name, _ in rows])
+        count = len(requests)
+        members = (
+            one.changed(portion=Portion(name, at, count))
+            for at, (name, one) in enumerate(zip(names, requests, strict=True))
+        )
+        return first.changed(
+            conversation=Conversation((*before, Message(last.role, text))),
+            sampling=form.sampling_for(count),
+            extra={name: value for name, value in first.extra.items() if name not in _CHANCES},
+            shared=None,
+            question=None,
+            fields=None,
+            members=tuple(members),
+        )
+
+    def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
+        """Return the answers to rows in a reply."""
+        form = self._form(requests[0].sampling)
+        if len(requests) == 1 or isinstance(form, str):
+            return [Part(reply)]
+        answers = form.answers(reply.text, self._names(form, requests))
+        common = max(0, 4 * reply.usage.prompt_tokens - sum(map(self.size, requests))) // len(requests)
+        return [
+            Part(
+                None if answer is None else Completion(answer, "stop"),
+                common + self.size(one),
+                len(answer or "") + 4 * form.around,
+            )
+            for one, answer in zip(requests, answers, strict=True)
+        ]
+
+    def read(self, request: Request, name: str, reply: Completion) -> Part:
+        """Return the answer to one row in a reply by batch."""
+        form = self._form(request.sampling)
+        answer = None if isinstance(form, str) else form.answers(reply.text, [name])[0]
+        return Part(None if answer is None else Completion(answer, "stop"))
+
+    def missing(self, request: Request) -> PromptmillError:
+        """Return an error: a row that is sent alone has its own reply."""
+        del request
+        return PromptmillError(Code.BAD_RESPONSE, "The reply has no answer to this row.")
+
+    def _form(self, sampling: Sampling) -> RecordForm | str:
+        if sampling is not self._last[0]:
+            form = once(self._forms, lambda: RecordForm.of(sampling, is_object=self._is_object), sampling)
+            self._last = sampling, form
+        return self._last[1]
+
+    @staticmethod
+    def _names(form: RecordForm, requests: Sequence[Request]) -> list[str]:
+        seeds = (f"{one.key} {one.choice} {_fields(one).texts}" for one in requests)
+        return form.names([seed.encode("utf-8", "surrogatepass") for seed in seeds])
+
+
+def _fields(request: Request) -> Fields:
+    return fields_of(request.fields, str(request.conversation.messages[-1].content))
+
+
+def _place(named: tuple[str, Fields]) -> tuple[int, str]:
+    name = named[0]
+    return len(name), name
+
+
+def _was_refused(request: Request) -> bool:
+    """Return whether an answer to the request was refused: it is asked again with the complaint."""
+    return any(message.role == "assistant" for message in request.conversation.messages)
+
+
+def _why_alone(request: Request) -> str:
+    """Return what a request for several rows cannot have; `""` if the row can share one."""
+    if request.path or request.is_part:
+        return "a request of another kind"
+    *before, last = request.conversation.messages
+    if last.role != "user" or any(message.role not in {"system", "developer"} for message in before):
+        return "several messages"
+    if any(not isinstance(message.content, str) or message.extra for message in (*before, last)):
+        return "images, audio or other parts"
+    if request.required & _CHANCES:
+        return "`logprobs`"
+    extra = request.extra
+    if extra and (set_ := sorted(extra.keys() & (_ALONE | {*TOKEN_LIMITS}))):
+        return f"`{set_[0]}`"
+    if extra and (limit := next((name for name, _ in numbers_of(extra, OTHER_LIMIT)), None)):
+        return f"`{limit}`"
+    if sum(map(len, _fields(request).texts)) > _LONGEST_ROW:
+        return f"more than {_LONGEST_ROW:,} characters"
+    return ""
