@@ -28,6 +28,7 @@ WORDS = {
     "report": r"--report\b|--html\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
     "review": r"\breview(?:er|_take)?\b(?! positive)",
     "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",
+    "together": r"--together\b|RowsTogether",
     "ultrarag": r"(?i)(?<!OpenBMB/)ultrarag",  # a link to its repository is the source of a fact
 }
 """What would show that the core names a feature, besides the name of its package."""

@@ -260,8 +260,7 @@ class TogetherOptions(TypedDict, total=False):
     """Options: together."""
 
     together: int | None
-    """Send up to this many rows in one request, with the instructions once; `agree` measures what it costs in
-    accuracy."""
+    """Send up to this many rows in one request, the instructions once; `agree` measures what it costs."""
 
 
 class BulkOptions(

@@ -8,7 +8,7 @@ OPTIONS = (
     Option(
         "together",
         int,
-        "send up to this many rows in one request, with the instructions once; `agree` measures what it costs in accuracy",
+        "send up to this many rows in one request, the instructions once; `agree` measures what it costs",
         flag=Flag(metavar="N"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.together"],
