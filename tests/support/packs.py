@@ -48,7 +48,8 @@ class Packs:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a live request."""
-        text, finish = self.said(exchange.seen.prompt, exchange.seen.number)
+        prompt = next(one["content"] for one in exchange.seen.json["messages"] if one["role"] == "user")
+        text, finish = self.said(prompt, exchange.seen.number)
         await answer(text, finish_reason=finish)(exchange)
 
     def said(self, prompt: str, number: int = 0) -> tuple[str, str]:
@@ -72,7 +73,9 @@ class Packs:
 
 
 def _text(record: Item) -> str:
-    return str(record["text"]) if "text" in record else _bare(record["prompt"])
+    """Return the text of a record: its only field, without the instructions of a whole prompt."""
+    (text,) = (value for name, value in record.items() if name != "id")
+    return _bare(text) if "prompt" in record else str(text)
 
 
 def _bare(prompt: str) -> str:

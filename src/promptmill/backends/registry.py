@@ -191,8 +191,10 @@ def keeps_schemas(plan: ResolvedConfig) -> bool:
     """Return whether every answer follows the schema of its request: engines, and providers that promise it."""
     if not plan.record.needs_endpoint:
         return plan.record.keeps_schemas
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    provider = getattr(plan.block, "provider", None)
     try:
-        profiles = _profiles(plan)
+        profiles = [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
     except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
         return False
     return bool(profiles) and all(profile.json.form in {"strict", "grammar"} for profile in profiles)

@@ -230,7 +230,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             say(note, wrap=True)
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
         without = f" without {'images and ' if found['images'] else ''}what the chat template adds"
-        if not found["estimated_completion_tokens"]:  # of vectors
+        if found["requests"] < found["answers"]:
             without = f" in {counted(found['requests'], 'request')}"
         say(
             f"{found['rows']} rows, {found['invalid']} of them invalid{skipped}, {found['images']} images, "
@@ -250,7 +250,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
 
 def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     """Return the likely and the highest price of a job as text. `way`: the beginning of the names in `found`."""
-    each, source = found["estimated_completion_tokens"] / max(1, found["requests"]), found["estimated_completion_from"]
+    each, source = found["estimated_completion_tokens"] / max(1, found["answers"]), found["estimated_completion_from"]
     length = counted(round(each), "token")
     answers = f" if an answer has {length}" if source == ASSUMED else f" with answers of {length}, {source}"
     most = found[f"{way}most_cost"]

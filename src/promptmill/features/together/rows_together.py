@@ -11,8 +11,9 @@ from promptmill.answering.step import Loading, Sent
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, ResolvedConfig, numbers_of
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import TOP_CHOICES, Conversation, Fields, Made, Message, Portion, Request, Sampling, once
+from promptmill.core.request import TOP_CHOICES, Conversation, Fields, Message, Portion, Request, Sampling
 from promptmill.features.together.parameters import Together
 from promptmill.features.together.record_form import RecordForm, fields_of
 from promptmill.jobs.store.records import SLOT
@@ -41,7 +42,7 @@ class RowsTogether(Gathering):
     @classmethod
     def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
         """Return a row's part of a request for as many rows as possible."""
-        del by_batch
+        del by_batch  # a line of a batch is for as many
         step = cls(Loading(plan, None, is_shared=False))
         form = step._form(request.sampling)
         if isinstance(form, str) or _why_alone(request):
@@ -58,7 +59,8 @@ class RowsTogether(Gathering):
         text = " " * (common // count) + "".join(fields.texts) + " " * (8 * (1 + len(fields.texts)))
         most = form.sampling_for(count).max_tokens
         sampling = request.sampling.model_copy(
-            update={"max_tokens": None if most is None else -(-most // count), "together": None}
+            # a refused answer is requested again alone, not with the others
+            update={"max_tokens": None if most is None else -(-most // count), "choices": None, "response_format": None}
         )
         part = request.changed(conversation=Conversation((Message(last.role, text),)), sampling=sampling, shared=None)
         return Sent(part, 1 / count, alone=request, around=form.around)
@@ -68,7 +70,8 @@ class RowsTogether(Gathering):
         self._is_object = registry.keeps_schemas(loading.plan)
         window = getattr(loading.plan.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
-        self._forms: Made[RecordForm | str] = {}
+        self._forms: dict[bytes, RecordForm | str] = {}
+        """By the values of parameters: rows may set some of their own."""
         self._last: tuple[Sampling | None, RecordForm | str] = None, ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
@@ -148,8 +151,11 @@ class RowsTogether(Gathering):
 
     def _form(self, sampling: Sampling) -> RecordForm | str:
         if sampling is not self._last[0]:
-            form = once(self._forms, lambda: RecordForm.of(sampling, is_object=self._is_object), sampling)
-            self._last = sampling, form
+            if (key := orjson.dumps(sampling.given())) not in self._forms:
+                if len(self._forms) >= MOST_KEPT:
+                    self._forms.clear()
+                self._forms[key] = RecordForm.of(sampling, is_object=self._is_object)
+            self._last = sampling, self._forms[key]
         return self._last[1]
 
     @staticmethod

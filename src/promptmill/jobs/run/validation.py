@@ -97,6 +97,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             result["first_cost"] = of_plan.first_cost
         result["estimated_prompt_tokens"] *= len(every)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
+        result["answers"] *= len(every)
         result["requests"] *= len(every)
         cost: dict[str, float | None] = {}
         prices = [one.price for one in sums if one.price is not None]
@@ -190,7 +191,7 @@ def _check_rows(
     plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
     count = invalid = skipped = pictures = tokens = 0
-    sent = 0.0
+    wanted_answers, sent = 0, 0.0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
@@ -209,6 +210,7 @@ def _check_rows(
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
             own = [as_sent(part, plan, by_batch=by_batch) for part in parts]
+            wanted_answers += sum(answers)
             sent += sum(map(operator.mul, answers, (one.part for one in own)))
             # a request for vectors has no conversation
             asked = (
@@ -246,6 +248,7 @@ def _check_rows(
         "rows": count,
         "invalid": invalid,
         **({"skipped": skipped} if skipped else {}),
+        "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
         "images": pictures,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
