@@ -314,8 +314,8 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
         if limits.models is not None and name not in {*limits.models, plan.operator_model}:
             known = ", ".join(limits.models) or "none"
             raise config_error(path, f"a call may choose only these models: {known}.")
+    plan.within_limits(overrides.sampling_params)
     if limits.max_tokens is not None:
-        plan.within_limits(overrides.sampling_params)
         for name in resolved_config.TOKEN_LIMITS:
             if name in overrides.extra_params:
                 raise config_error(

@@ -146,3 +146,11 @@ def test_only_parameters_that_change_the_answer_are_required():
     with pytest.raises(PromptmillError, match=r"chat_template_kwargs\.tokenize: hf cannot take it"):
         check_left_out(["chat_template_kwargs.tokenize"], {"chat_template_kwargs"}, "hf")
     assert required_of({"top_choices": 2}) == {"top_choices", "logprobs"}
+
+
+@pytest.mark.features("together")
+def test_a_parameter_of_the_operator_is_refused(client, upstream):
+    with pytest.raises(openai.BadRequestError, match="takes it only from its operator") as refused:
+        client.chat.completions.create(**HI, extra_body={"together": 5})
+    assert refused.value.param == "together"
+    assert upstream.seen == []
