@@ -225,7 +225,7 @@ class Gathering(Step):
             return _divided(requests, self.divided(requests, outcome), outcome)
         failed = _divided(requests, [Part(None)] * len(requests), outcome)
         if len(requests) == 1 or outcome.concerns_all or outcome.error.code not in _OF_FEWER:
-            return [_failed(outcome, one, "shared" if len(requests) > 1 else "") for one in failed]
+            return [_failed(outcome, one, "shared" if len(requests) > 1 else outcome.came) for one in failed]
         half = len(requests) // 2
         again = [one.changed(attempts=each.attempts) for one, each in zip(requests, failed, strict=True)]
         found = await self._sent(again[:half], call, packs)
@@ -338,12 +338,12 @@ def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome)
     found: list[_Gathered] = []
     for at, (request, part) in enumerate(zip(requests, parts, strict=True)):
         own = Usage(prompt[at], completion[at], cached[at], reasoning[at], written[at], hour[at])
-        shared, attempts = sent if at else 0, request.attempts + sent
+        shared, attempts = sent if at else reply.shared, request.attempts + sent
         spent = Totals(own, costs[at], shared)
         if (answer := part.answer) is not None:
             answer.usage, answer.cost, answer.shared, answer.attempts = own, costs[at], shared, attempts
             answer.latency_s, answer.warnings = reply.latency_s, getattr(reply, "warnings", ())
-            answer.came = "shared" if count > 1 else ""
+            answer.came = "shared" if count > 1 else reply.came
         found.append(_Gathered(answer, spent, attempts))
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from embedding import embeddings, vector
 from packs import LABELS, Packs, cut, faults, label, records, right
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
@@ -162,3 +163,23 @@ def test_the_price_before_one_pays_has_the_instructions_once(bench, packs):
     assert alone["most_cost"] < found["most_cost"] < alone["most_cost"] * 1.5
     said = bench.here(bench.command(*long, *price, "--together", "20")).stdout
     assert "prompt tokens in 20 requests" in said
+
+
+@pytest.mark.features("embeddings")
+def test_vectors_are_not_packed_as_texts(bench, upstream):
+    upstream.other_posts = embeddings()
+    bench.write([{"text": f"text {at}"} for at in range(5)])
+    found = bench.succeed("--embed", "{{text}}", "--set", "sampling_params.together=20")
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(f"text {at}")) for at in range(5)]
+    assert found["requests"] == 1
+
+
+@pytest.mark.thorough
+def test_the_model_of_this_machine_answers_an_object_of_labels(bench):
+    bench.write([{"text": f"My parcel is late, number {at}"} for at in range(12)])
+    arguments = [*PROMPT, "--together", "6", "--json", "--backend", "openvino"]
+    done = bench.here([*bench.command()[:3], "bulk", str(bench.input), str(bench.output), *arguments])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["answered"], found["together"]["requests"], found["together"]["alone"]) == (12, 2, 0)
+    assert {row["answer"] for row in bench.answers()} <= {*LABELS}

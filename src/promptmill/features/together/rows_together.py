@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import orjson
 
+from promptmill.answering.chain import path_of
 from promptmill.answering.gathered import Bounds, Gathering, Part
 from promptmill.answering.step import Loading, Sent
 from promptmill.backends import registry
@@ -71,7 +72,7 @@ class RowsTogether(Gathering):
         window = getattr(loading.plan.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
-        """By the values of parameters: rows may set some of their own."""
+        """By the values of parameters, because rows may set some of their own; a text: why such rows go alone."""
         self._last: tuple[Sampling | None, RecordForm | str] = None, ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
@@ -79,8 +80,10 @@ class RowsTogether(Gathering):
         if call.facts.keep_raw or call.preview is not None or _was_refused(request):
             return None
         form = self._form(request.sampling)
-        if why := form if isinstance(form, str) else _why_alone(request):
+        why = form if isinstance(form, str) else _why_alone(request)
+        if why:
             call.warn(f"Rows with {why} are sent alone, not together.")
+        if why or isinstance(form, str):
             return None
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
@@ -154,7 +157,8 @@ class RowsTogether(Gathering):
             if (key := orjson.dumps(sampling.given())) not in self._forms:
                 if len(self._forms) >= MOST_KEPT:
                     self._forms.clear()
-                self._forms[key] = RecordForm.of(sampling, is_object=self._is_object)
+                is_chat = not path_of(sampling)
+                self._forms[key] = RecordForm.of(sampling, is_object=self._is_object) if is_chat else ""
             self._last = sampling, self._forms[key]
         return self._last[1]
 
@@ -180,8 +184,10 @@ def _was_refused(request: Request) -> bool:
 
 def _why_alone(request: Request) -> str:
     """Return what a request for several rows cannot have; `""` if the row can share one."""
-    if request.path or request.is_part:
-        return "a request of another kind"
+    if request.path:
+        return "a request that is no chat"
+    if request.is_part:
+        return "pieces"
     *before, last = request.conversation.messages
     if last.role != "user" or any(message.role not in {"system", "developer"} for message in before):
         return "several messages"
