@@ -18,7 +18,7 @@ _BYTES_PER_TOKEN = 4
 _COUNTS = f"""
     SELECT total({CAME} = 'shared'), total({CAME} = 'shared' AND attempts > {SHARED}),
         total({CAME} = '' AND attempts > 0)
-    FROM answer WHERE key BETWEEN ? AND ?
+    FROM answer WHERE key BETWEEN ? AND ? AND vector IS NULL
 """  # noqa: S608 (fixed names of columns)
 
 
@@ -47,7 +47,7 @@ def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int)
         found["alone"] += int(alone)
         if spec.question.templates:
             found["saved"] += int(rows - requests) * _own_tokens(spec.question.templates[spec.targets[slot].prompt])
-    return {"together": found} if slots else {}
+    return {"together": found} if found["rows"] or found["alone"] else {}
 
 
 def _own_tokens(prompt: str) -> int:
