@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -22,7 +22,7 @@ from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
-from promptmill.core.feature import JobAction, features, part
+from promptmill.core.feature import JobAction, features, order_parts, part
 from promptmill.core.wording import counted
 from promptmill.jobs.door import reopened
 from promptmill.jobs.export.join import join
@@ -31,7 +31,10 @@ from promptmill.jobs.manage import prune
 from promptmill.jobs.store import progress, status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order_part import OrderPart, parts_of
 from promptmill.jobs.store.status_record import Status
+from promptmill.options.option import Option
+from promptmill.options.table import options
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
@@ -73,6 +76,9 @@ def add_options(jobs: Parser) -> None:
     acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
     acting.add_argument("--unpause", action="store_true", help="send rows again")
     acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers so far to FILE")
+    for option in _shapes():
+        metavar = None if option.flag is None else option.flag.metavar
+        acting.add_argument(str(option.name_on("flag")), metavar=metavar, help=f"with --export: {option.words}")
     acting.add_argument("--forget", action="store_true", help="delete what is stored of a job; its output stays")
     acting.add_argument("--join", action="store_true", help="write OUTPUT from the parts that `bulk --shard I/N` made")
     acting.add_argument("--overwrite", action="store_true", help="with --join: replace OUTPUT if it exists")
@@ -143,7 +149,8 @@ def _of_one_job(arguments: argparse.Namespace) -> int:
         return _control(_named(arguments.job_id, "to control"), arguments)
     if arguments.export is not None:
         job = _named(arguments.job_id, "whose answers to write")
-        return _export(job, arguments.export, everything=arguments.all, as_json=arguments.json)
+        shapes = parts_of({option.name: getattr(arguments, option.name) for option in _shapes()}, [""])
+        return _export(job, arguments.export, shapes, everything=arguments.all, as_json=arguments.json)
     if arguments.forget:
         return _forget(_named(arguments.job_id, "to forget"), unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.follow:
@@ -163,6 +170,11 @@ def _added() -> Iterator[JobAction]:
     """Yield the actions of features."""
     for feature in features().values():
         yield from feature.job_actions
+
+
+def _shapes() -> list[Option]:
+    """Return the options of features that give an output another shape."""
+    return [options()[entry.name] for entries in order_parts() for entry in entries if entry.is_shape]
 
 
 def _is_asked(arguments: argparse.Namespace, names: Iterable[str]) -> bool:
@@ -292,8 +304,8 @@ def _watch(folders: JobFolders) -> None:
             time.sleep(_WATCH_S)
 
 
-def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:
-    count = export(job, target, failures=everything)
+def _export(job: Folder, target: Path, shapes: Mapping[str, OrderPart], *, everything: bool, as_json: bool) -> int:
+    count = export(job, target, shapes, failures=everything)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
     else:

@@ -48,6 +48,8 @@ class PartEntry:
     """`"module:class"`: the subclass of `promptmill.jobs.store.order_part.OrderPart`, such as a plan."""
     options: Sequence[str] = ()
     """Further options of `bulk` that may select it."""
+    is_shape: bool = False
+    """Whether it is a `promptmill.jobs.store.shape.Shape`: `jobs --export` has its option, too."""
 
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
         """Return whether one of its options is set."""

@@ -118,7 +118,7 @@ def _own_of(spec: JobSpec) -> Sequence[str]:
 
 def own_names(spec: JobSpec) -> set[str]:
     """Return the names that the columns of a job may have in its output."""
-    schema, names = schema_columns(spec), spec.output.names or {}
+    schema, names = schema_columns(spec.in_output), spec.output.names or {}
     usual = dict.fromkeys((*OURS, *_own_of(spec))) if schema is None else {**dict.fromkeys(OURS), **schema.names}
     return {names.get(key, name or key) for key, name in usual.items()}
 
@@ -133,9 +133,11 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 def wanted_names(spec: JobSpec) -> dict[str, str]:
     """Return the usual names of the job's columns by key; of two columns with one name, the first one gets it."""
     wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *_own_of(spec))}
-    schema = schema_columns(spec)
+    schema = schema_columns(spec.in_output)
     if schema is None:
         return wanted
+    if spec.output_shape is not None:
+        del wanted["row"]  # each row of the output has it among its fields
     if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
         return wanted | schema.names | {"answer": answer}
@@ -187,6 +189,8 @@ def notes(spec: JobSpec) -> Iterator[str]:
     if spec.input.packed:
         of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.packed.items())
         yield f"Bytes that are no text in UTF-8 are sent in base64: {of}. Store texts of another encoding as texts."
+    if (shape := spec.output_shape) is not None and spec.output.answer_schema is not None:
+        yield from shape.remarks(spec.output.answer_schema)
     yield from _style_notes(spec.input.style)
 
 

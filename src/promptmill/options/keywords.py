@@ -219,6 +219,13 @@ class EmbeddingsOptions(TypedDict, total=False):
     """The numbers of each vector, for models that shorten theirs."""
 
 
+class ItemsOptions(TypedDict, total=False):
+    """Options: items."""
+
+    rows_from: str | None
+    """The field of the answers with a list: each of its items becomes a row of the output."""
+
+
 class LabelsOptions(TypedDict, total=False):
     """Options: labels."""
 
@@ -276,6 +283,7 @@ class BulkOptions(
     ChecksOptions,
     DocumentsOptions,
     EmbeddingsOptions,
+    ItemsOptions,
     LabelsOptions,
     RayOptions,
     TogetherOptions,

@@ -290,6 +290,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
                 "system_prompt": form["system"],
+                "schema": form["schema"],
                 "fields": values.get("fields") is not False,
                 "model": names if names[1:] else None,
                 "limit": values.get("limit") or None,

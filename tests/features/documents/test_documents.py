@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from page_content import column
 from page_content import written as report_of
 from promptmill.features.documents.cutting import Piece, count_of, pieces, tokens
 from promptmill.features.documents.document import place_of
-from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
+from promptmill.features.documents.merging import Found, Places, decided, merged, nullable, schema_of_conflicts
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
@@ -377,7 +378,7 @@ def test_a_piece_repeats_nothing_where_the_repeated_part_would_fill_it():
 def test_numbers_are_added_as_they_are_written():
     schema = {"type": "object", "properties": {"a": {"type": "number"}, "n": {"type": "integer"}}}
     found = [Found(0, {"a": 0.1, "n": 10**40}), Found(1, {"a": 0.2, "n": 1}), Found(2, {"a": 1.1})]
-    value = merged(schema, found, "sum", lambda one: one.piece).value
+    value = merged(schema, found, "sum", Places(lambda one: one.piece)).value
     assert value == {"a": 1.4, "n": 10**40 + 1}
     assert isinstance(value["n"], int)
 
@@ -385,8 +386,10 @@ def test_numbers_are_added_as_they_are_written():
 def test_an_item_that_the_schema_lists_is_a_value():
     kinds = {"type": "string", "enum": ["none", "nuts"]}
     schema = {"type": "array", "items": kinds}
-    assert merged(schema, [Found(0, ["none"]), Found(1, ["none"])], "ask", lambda one: one.piece).value == ["none"]
-    assert merged({"type": "array"}, [Found(0, ["none"]), Found(1, ["nuts"])], "ask", str).value == ["nuts"]
+    assert merged(schema, [Found(0, ["none"]), Found(1, ["none"])], "ask", Places(lambda one: one.piece)).value == [
+        "none"
+    ]
+    assert merged({"type": "array"}, [Found(0, ["none"]), Found(1, ["nuts"])], "ask", Places(str)).value == ["nuts"]
 
 
 def test_equal_items_of_different_pieces_are_counted_in_a_note(bench):
@@ -395,11 +398,29 @@ def test_equal_items_of_different_pieces_are_counted_in_a_note(bench):
     write(bench, text)
     item = {"type": "object", "properties": {"name": {"type": "string"}}}
     schema = {"type": "object", "properties": {"items": {"type": "array", "items": item}}}
-    found = bench.succeed(*ASKED, "--schema", json.dumps(schema), "--split", "900")
+    found = bench.succeed(*ASKED, "--schema", json.dumps(schema), "--split", "900", "--merge", "distinct")
     assert len(json.loads(out(bench)[0]["items"])) == 2
     left_out = 2 * (len(bench.upstream.seen) - 1)
     assert left_out > 0
     assert any(warning.startswith(f"Lists have {left_out} items less") for warning in found["warnings"])
+
+
+def test_equal_objects_are_several_unless_they_stand_in_the_text_that_two_pieces_share(bench):
+    """An invoice may have two equal lines; one that stands in the overlap is read twice."""
+    lines = [f"Position {at}: {'bolt M8' if at in {3, 4, 40} else f'part {at}'} EUR 5" for at in range(60)]
+
+    async def reply(exchange):
+        found = re.findall(r"Position \d+: (.*) EUR", exchange.seen.prompt)
+        await answer(json.dumps({"items": [{"name": name, "price": 5} for name in found]}))(exchange)
+
+    bench.upstream.reply = reply
+    write(bench, "\n".join(lines))
+    item = {"type": "object", "properties": {"name": {"type": "string"}, "price": {"type": "number"}}}
+    schema = {"type": "object", "properties": {"items": {"type": "array", "items": item}}}
+    bench.succeed(*ASKED, "--schema", json.dumps(schema), "--split", "200", "--overlap", "40")
+    assert len(bench.upstream.seen) > 3
+    names = [each["name"] for each in json.loads(out(bench)[0]["items"])]
+    assert names == [line.partition(": ")[2].removesuffix(" EUR 5") for line in lines]
 
 
 def test_a_piece_may_answer_null_for_one_of_several_texts(bench):
@@ -428,7 +449,7 @@ def test_values_are_merged_by_their_types():
         Found(1, {"names": ["ann", "Cy"], "end": "unknown", "kind": None, "seller": {"city": "rome "}}),
         Found(2, {"names": None, "end": "2031-01-01"}),
     ]
-    whole = merged(schema, found, "ask", lambda one: one.piece)
+    whole = merged(schema, found, "ask", Places(lambda one: one.piece))
     assert whole.value["names"] == ["Ann ", "Bo", "Cy"]
     assert whole.sources["names"] == [0, 0, 1]
     assert (whole.value["kind"], whole.value["seller"]) == ("unknown", {"city": "Rome"})
@@ -569,9 +590,9 @@ def test_a_number_with_one_meaning_goes_before_one_with_two(written, value):
 def test_a_text_that_means_no_value_is_kept_where_no_piece_has_another():
     schema = {"type": "object", "properties": {"allergies": {"type": "string"}}}
     same = [Found(0, {"allergies": "none"}), Found(1, {"allergies": None})]
-    assert merged(schema, same, "ask", lambda one: one.piece).value == {"allergies": "none"}
+    assert merged(schema, same, "ask", Places(lambda one: one.piece)).value == {"allergies": "none"}
     other = [*same, Found(2, {"allergies": "nuts"})]
-    assert merged(schema, other, "ask", lambda one: one.piece).value == {"allergies": "nuts"}
+    assert merged(schema, other, "ask", Places(lambda one: one.piece)).value == {"allergies": "nuts"}
 
 
 def test_names_with_stops_and_shared_definitions_are_decided():
@@ -581,7 +602,7 @@ def test_names_with_stops_and_shared_definitions_are_decided():
         "$defs": {"amount": {"type": "number"}},
     }
     found = [Found(at, {"net.sum": at, "of": {"a": at}}) for at in range(2)]
-    whole = merged(schema, found, "ask", lambda one: one.piece)
+    whole = merged(schema, found, "ask", Places(lambda one: one.piece))
     asked = schema_of_conflicts(schema, whole.conflicts)
     assert (set(asked["properties"]), asked["$defs"]) == ({"net.sum", "of.a"}, schema["$defs"])
     assert decided(whole, {"net.sum": 7, "of.a": 8}) == {"net.sum": 7, "of": {"a": 8}}

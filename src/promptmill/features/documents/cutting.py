@@ -59,8 +59,9 @@ class How(Stored):
     """The tokens per piece; None: as many as the model accepts, which is found by trying."""
     overlap: int | None = Field(None, ge=0)
     """The number of tokens that a piece repeats from the end of the previous piece; None: see `repeated`."""
-    merge: Literal["ask", "first", "sum"] = "ask"
-    """The rule that chooses among different values of a field."""
+    merge: Literal["ask", "first", "sum", "distinct"] = "ask"
+    """The rule that chooses among different values of a field; `distinct`: as `ask`, and equal objects of a list are
+    one."""
     merge_prompt: str = ""
     """The prompt that requests one answer from the answers about the pieces; `""`: promptmill's own prompt."""
 

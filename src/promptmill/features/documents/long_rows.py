@@ -25,7 +25,7 @@ from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
-from promptmill.features.documents.merging import Found, Merged
+from promptmill.features.documents.merging import Found, Merged, Places
 from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
@@ -368,8 +368,11 @@ class Reading:
         def source(one: Found) -> str:
             return place_of(self.document.text, read[one.piece][0], one.value)
 
+        def shared(one: int, other: int) -> str:
+            return self.document.text[read[other][0].start : read[one][0].end]
+
         found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
-        merged = merging.merged(schema, found, self.rows.how.merge, source)
+        merged = merging.merged(schema, found, self.rows.how.merge, Places(source, shared))
         self.rows.repeated += merged.repeated
         if not merged.conflicts:
             return Draft(_json(merged.value), merged.sources)

@@ -1,6 +1,6 @@
 """Merges the answers about pieces into one answer, by the types in the schema.
 
-    lists        joined, without duplicates
+    lists        joined: of objects, those that two pieces share are one; of other values, equal ones are one
     one value    if all pieces with a value agree
     several      a conflict: decided by a last request, or the first value, or the sum of numbers
     objects      field by field
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -30,6 +31,15 @@ class Found(NamedTuple):
 
     piece: int
     value: Any
+
+
+class Places(NamedTuple):
+    """The text of the pieces."""
+
+    of: Callable[[Found], Any]
+    """Returns the location of a value."""
+    shared: Callable[[int, int], str] = lambda _one, _other: ""
+    """Returns the text that two pieces share."""
 
 
 @dataclass(slots=True)
@@ -62,11 +72,15 @@ def nullable(schema: JsonObject) -> JsonDict:
 
 
 def merged(
-    schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any], path: Path = ()
+    schema: JsonObject,
+    found: Sequence[Found],
+    how: str,
+    places: Places,
+    path: Path = (),
 ) -> Merged:
-    """Merge the values of the pieces. `how`: `ask`, `first` or `sum`.
+    """Merge the values of the pieces. `how`: `ask`, `first`, `sum` or `distinct`.
 
-    `place` returns the location of a value. `path`: the field to which the values belong.
+    `path`: the field to which the values belong.
     """
     fields = schema.get("properties")
     if fields and (_is(schema, "object") or all(isinstance(one.value, Mapping) for one in found)):
@@ -76,7 +90,7 @@ def merged(
                 own,
                 [Found(one.piece, one.value[name]) for one in objects if name in one.value],
                 how,
-                place,
+                places,
                 (*path, name),
             )
             for name, own in fields.items()
@@ -88,16 +102,54 @@ def merged(
             sum(part.repeated for part in parts.values()),
         )
     if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
-        return _joined(schema, found, place)
-    return _one(path, schema, found, how, place)
+        if how != "distinct" and any(isinstance(item, Mapping) for one in found for item in _items(one)):
+            return _all_items(found, places)
+        return _distinct(schema, found, places.of)
+    return _one(path, schema, found, how, places.of)
 
 
-def _joined(schema: JsonObject, found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
+def _items(one: Found) -> Sequence[Any]:
+    return one.value if isinstance(one.value, list) else ()
+
+
+def _all_items(found: Sequence[Found], places: Places) -> Merged:
+    """Join lists of objects. Equal objects are several, as two lines of an invoice are; but one that stands in the text
+    that two pieces share was read twice."""
+    items: list[Found] = []
+    before, earlier = -1, Counter[str]()
+    for one in found:
+        shared = _plain(places.shared(before, one.piece)) if before >= 0 else ""
+        present = Counter(_key(item) for item in _items(one) if not _is_missing(item))
+        for item in _items(one):
+            key = _key(item)
+            if _is_missing(item):
+                continue
+            if shared and earlier[key] and _stands_in(item, shared):
+                earlier[key] -= 1
+                continue
+            items.append(Found(one.piece, item))
+        before, earlier = one.piece, present
+    return Merged([one.value for one in items], [places.of(one) for one in items] or None)
+
+
+def _stands_in(item: Any, text: str) -> bool:
+    """Return whether the longest value of an object is in a text."""
+    values = item.values() if isinstance(item, Mapping) else [item]
+    texts = [_plain(str(value)) for value in values if isinstance(value, str | int | float)]
+    longest = max(texts, key=len, default="")
+    return bool(longest) and longest in text
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _distinct(schema: JsonObject, found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
     allowed = of_items.get("enum", ()) if isinstance(of_items := schema.get("items"), Mapping) else ()
     items: dict[str, Found] = {}
     repeated = 0
     for one in found:
-        for item in one.value if isinstance(one.value, list) else ():
+        for item in _items(one):
             if item in allowed or not _is_missing(item):
                 repeated += items.setdefault(_key(item), Found(one.piece, item)).piece != one.piece
     values = [one.value for one in items.values()]

@@ -52,8 +52,9 @@ OPTIONS = (
     ),
     Option(
         "merge",
-        Literal["ask", "first", "sum"],
-        "if pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers",
+        Literal["ask", "first", "sum", "distinct"],
+        "if pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers; "
+        "`distinct`: also, equal objects of a list are one",
         needs=[Named("split")],
     ),
     Option(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from promptmill.backends.protocol import Failure
@@ -86,6 +87,20 @@ def answered_rows(
                     beside = [records.get(row.n + other * SLOT) for other in known[spec.delivered :]]
                     yield AnsweredRow(row, slot, record, beside)
         first = last + 1
+
+
+def divided(spec: JobSpec) -> Callable[[AnsweredRow], Iterable[AnsweredRow]]:
+    """Return the function from a row of the input to the rows of the output, see `shape.Shape`."""
+    shape, schema = spec.output_shape, spec.output.answer_schema
+    if shape is None or schema is None:
+        return lambda answered: (answered,)
+    records_of = shape.division(schema)
+    return lambda answered: (answered._replace(record=record) for record in records_of(answered.record))
+
+
+def in_shape(spec: JobSpec, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:
+    """Return the rows of the output for rows of the input."""
+    return itertools.chain.from_iterable(map(divided(spec), answered))
 
 
 def joined_rows(stores: Sequence[JobDatabase], spec: JobSpec) -> Iterator[AnsweredRow]:

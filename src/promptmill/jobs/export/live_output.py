@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
+from promptmill.jobs.columns import unusual_names, wanted_names
 from promptmill.jobs.export import output
-from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
+from promptmill.jobs.export.answered import answered_rows, answers_so_far, in_shape, outcomes_so_far
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.cells import readable
+from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, HaltedError
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
 from promptmill.system.safe_open import real_path
@@ -67,7 +72,8 @@ class LiveOutput:
                 with formats.compressed(self._out, formats.compression_of(self._name)) as content:
                     find = partial(self._find, folder, content)
                     rows = answered_rows(folder.store, spec, find, 0, end)
-                    output.write_rows(content, Form([folder.store], spec, output_format), rows)
+                    form = Form([folder.store], spec.in_output, output_format)
+                    output.write_rows(content, form, in_shape(spec, rows))
                 self._out.flush()
             except HaltedError:
                 pass
@@ -125,8 +131,12 @@ class LiveOutput:
         self._news.set()
 
 
-def export(folder: Folder, target: Path, *, failures: bool) -> int:
+def export(
+    folder: Folder, target: Path, shapes: Mapping[str, OrderPart] = MappingProxyType({}), *, failures: bool
+) -> int:
     """Write the answered rows of a job to `target`, in the order of the input; return the number of answers.
+
+    `shapes`: another shape of the output than the job's, by its name.
 
     With `failures`, all rows are written: failed rows with their errors, unanswered rows with the code `deferred`. The
     job may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
@@ -140,8 +150,19 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         spec = folder.spec_in(store)
         if spec.output.names is None:
             raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
+        if shapes:
+            spec = _in_shape(spec, shapes)
         rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
         with output.temporary([store], spec, target, rows) as partial:
             output.publish(partial, target, may_replace=False)
             counts = statistics.counts(store)
             return counts.done - counts.failed
+
+
+def _in_shape(spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
+    """Return a job with another shape of its output. Raises `PromptmillError` if its answers cannot have it."""
+    if spec.output.answer_schema is None:
+        raise input_error(*map(Named, shapes), f": the answers of job {spec.job_id} have no schema, and so no lists.")
+    spec = spec.model_copy(update={"shapes": dict(shapes)})
+    taken = {*spec.input.taken, *distinct(list(map(readable, spec.input.header)))}
+    return spec.with_output(names=unusual_names(wanted_names(spec), taken))

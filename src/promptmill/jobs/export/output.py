@@ -28,7 +28,7 @@ from promptmill.core.feature import part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.databases import Stamp, database_of, quoted, taken
-from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows, divided, every_answer, in_shape
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
 from promptmill.jobs.format_table import of_output
@@ -79,7 +79,7 @@ def write_output(
         if spec.input.format == "batch":
             warning = Ids.of(store, spec, end).warning
         return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
-    text = part(lines)(Form([store], spec, spec.output.kind))
+    text = part(lines)(Form([store], spec.in_output, spec.output.kind))
     blocks = _Blocks(store, spec, text, own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
@@ -108,7 +108,8 @@ def write(
     kind = formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
         kind = of_output(database_of(members.file_of(target)).form)
-    form, is_table = Form(stores, spec, kind), members.is_table(target)
+    form, is_table = Form(stores, spec.in_output, kind), members.is_table(target)
+    answered = in_shape(spec, answered)
     if is_table and len({name.casefold() for name in form.header}) < len(form.header):
         raise input_error("Two columns have names that differ only in capitals, which no table of SQL can have.")
     with partial_file(spec, target) as (partial, out):
@@ -185,6 +186,7 @@ class _Blocks:
 
     def __init__(self, store: JobDatabase, spec: JobSpec, form: TextForm, own: OutputRecord | None) -> None:
         self._store, self._spec, self._form = store, spec, form
+        self._divided = divided(spec)
         names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape)])
         self._identity = hashlib.blake2b(form.header + names, digest_size=16).hexdigest()
         stored = store.get("written")
@@ -221,9 +223,10 @@ class _Blocks:
                     count += BLOCK_ROWS
                 else:
                     size = 0
-                    for each in answered_rows(store, self._spec, every_answer, first, following):
-                        size += out.write(row(each))
+                    for one in answered_rows(store, self._spec, every_answer, first, following):
                         count += 1
+                        for each in self._divided(one):
+                            size += out.write(row(each))
                 blocks.append((block, size, checksum))
                 work.done(count)
         return {"identity": self._identity, "blocks": blocks}

@@ -37,9 +37,9 @@ class SchemaColumns:
         text."""
         self._schema = schema
         self._by_field = by_field
-        properties = _resolved(schema, schema).get("properties")
+        properties = resolved(schema, schema).get("properties")
         schemas = properties if by_field and isinstance(properties, Mapping) else {}
-        self._fields: JsonObject = {str(name): _resolved(inner, schema) for name, inner in schemas.items()}
+        self._fields: JsonObject = {str(name): resolved(inner, schema) for name, inner in schemas.items()}
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
 
@@ -75,7 +75,7 @@ class SchemaColumns:
 
     def _field(self, name: str, value: Any) -> Any:
         """Return the value of a field. A list of choices becomes `Labels`, unless a choice contains the separator."""
-        choices = _resolved(self._fields[name].get("items"), self._schema).get("enum")
+        choices = resolved(self._fields[name].get("items"), self._schema).get("enum")
         if not isinstance(choices, list) or not isinstance(value, list) or not all(each in choices for each in value):
             return value
         is_clear = all(isinstance(each, str) and ";" not in each for each in choices)
@@ -87,17 +87,17 @@ class SchemaColumns:
 
         field = self._fields[self.names[key]]
         types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-        kind = _kind(field, self._schema)
+        kind = kind_of(field, self._schema)
         if kind != "array":
             return types.get(kind, pa.string())
-        inner = _kind(_resolved(field.get("items"), self._schema), self._schema)
+        inner = kind_of(resolved(field.get("items"), self._schema), self._schema)
         return pa.list_(types[inner]) if inner in types else pa.string()
 
     def arrow_value(self, key: str, value: Any) -> Any:
         """Return a value in the Arrow type of the column `key`; None if the type cannot hold it."""
         field = self._fields[self.names[key]]
-        kind = _kind(field, self._schema)
-        inner = _kind(_resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
+        kind = kind_of(field, self._schema)
+        inner = kind_of(resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
         if inner in _KINDS and isinstance(value, list):
             return [_scalar(inner, one) for one in value]
         if kind in _KINDS:
@@ -118,10 +118,10 @@ class SchemaColumns:
 
     def _read(self, text: str) -> Any:
         try:
-            value = _loaded(text)
+            value = loaded(text)
         except ValueError:
             try:
-                value = _loaded(split_marked(text)[1])
+                value = loaded(split_marked(text)[1])
             except ValueError:
                 raise UnreadableAnswerError from None
         return _ordered(value, self._schema, self._schema, DEEPEST)
@@ -145,12 +145,12 @@ def answers_of_labels(schema: JsonObject) -> dict[str, str]:
     >>> answers_of_labels({"properties": {"tone": {"enum": ["good", "bad", None]}}})
     {'good': '{"tone":"good"}', 'bad': '{"tone":"bad"}'}
     """
-    whole = _resolved(schema, schema)
+    whole = resolved(schema, schema)
     fields = whole.get("properties")
     names = [*fields] if isinstance(fields, Mapping) else []
     if len(names) > 1:
         return {}
-    listed = _resolved(fields[names[0]], schema) if isinstance(fields, Mapping) and names else whole
+    listed = resolved(fields[names[0]], schema) if isinstance(fields, Mapping) and names else whole
     values = [True, False] if listed.get("type") == "boolean" else listed.get("enum")
     texts = [value for value in values if value is not None] if isinstance(values, list) else []
     return {text_of(value): json_text({names[0]: value} if names else value) for value in texts}
@@ -162,7 +162,7 @@ def _is_lost(value: Any, kept: Any) -> bool:
     return value is not None and kept is None
 
 
-def _loaded(text: str) -> Any:
+def loaded(text: str) -> Any:
     try:
         value = read_json(text)
     except json.JSONDecodeError:  # also raised for a lone surrogate
@@ -173,7 +173,7 @@ def _loaded(text: str) -> Any:
     return value
 
 
-def _resolved(schema: Any, root: JsonObject) -> JsonObject:
+def resolved(schema: Any, root: JsonObject) -> JsonObject:
     """Follow the references of `schema`, and drop the alternative `null`. Return `{}` for a broken reference."""
     for _ in range(DEEPEST):
         if not isinstance(schema, Mapping):
@@ -197,7 +197,7 @@ def _resolved(schema: Any, root: JsonObject) -> JsonObject:
     return {}
 
 
-def _kind(schema: JsonObject, root: JsonObject) -> str:
+def kind_of(schema: JsonObject, root: JsonObject) -> str:
     """Return the JSON type of the values of a resolved schema, or `""` if it allows several types."""
     kinds = schema.get("type")
     named = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
@@ -208,7 +208,7 @@ def _kind(schema: JsonObject, root: JsonObject) -> str:
         names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
         named = {names.get(type(value), "object") for value in values}
     if not named and isinstance(several := schema.get("anyOf", schema.get("oneOf")), list):
-        named = {_kind(_resolved(one, root), root) for one in several}
+        named = {kind_of(resolved(one, root), root) for one in several}
     named -= {"null"}
     if named == {"integer", "number"}:
         return "number"
@@ -226,11 +226,11 @@ def _scalar(kind: str, value: Any) -> Any:
 
 def _ordered(value: Any, schema: Any, root: JsonObject, levels: int) -> Any:
     """Return `value` with the fields of its objects in the schema's order; fields not in the schema follow, by name."""
-    if type(value) is float and value.is_integer() and _kind(_resolved(schema, root), root) == "integer":
+    if type(value) is float and value.is_integer() and kind_of(resolved(schema, root), root) == "integer":
         return int(value)
     if not levels or not isinstance(value, dict | list):
         return value
-    schema = _resolved(schema, root)
+    schema = resolved(schema, root)
     if isinstance(value, list):
         return [_ordered(one, schema.get("items"), root, levels - 1) for one in value]
     properties = schema.get("properties")

@@ -40,6 +40,7 @@ _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
     {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
 )
 """The types of JSON Schema, by their names in Python and in JSON Schema."""
+_ROWS = re.compile(r"rows\s*\((.*)\)", re.DOTALL)
 _LIKE_TYPES = 0.65  # `datetime` is like `date`, but `enum` is not like `number`
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
@@ -55,24 +56,28 @@ class Labels(NamedTuple):
     """A text for the system prompt that defines the labels; `""` if there are no definitions."""
 
 
+class ListOfRows(dict[str, Any]):
+    """The schema of a field `NAME:rows(FIELDS)`."""
+
+
 def schema_of_fields(text: str) -> JsonDict:
     """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
 
-    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. It may be null, and a list empty, because a model invents the
-    value that a schema demands: `amount:number` gave 0 for 30 of 40 mails without an amount. A `!` at its end demands a
-    value; a `?` changes nothing.
+    A field is `NAME`, `NAME:TYPE`, `NAME:one|of|these`, or `NAME:rows(FIELDS)` for a list of objects. It may be null,
+    and a list empty, because a model invents the value that a schema demands: `amount:number` gave 0 for 30 of 40 mails
+    without an amount. A `!` at its end demands a value; a `?` changes nothing.
 
     >>> schema_of_fields("customer:str!,amount:float")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
     """
     fields: dict[str, JsonDict] = {}
-    for part in text.split(","):
+    for part in _parts(text):
         stated = part.strip()
         name, colon, kind = (piece.strip() for piece in stated.removesuffix("!").removesuffix("?").partition(":"))
         if not name or (colon and not kind) or {"!", "?"} & {*name}:
             raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
         first, sign, last = name.rpartition("=" if "=" in name else " ")
-        is_type = "|" in last or last.strip() in {*_TYPES, *_OTHER_NAMES}
+        is_type = ("|" in last and "(" not in last) or last.strip() in {*_TYPES, *_OTHER_NAMES}
         if not colon and is_type and (sign or "|" in last):
             raise input_error(
                 f"{name[:40]!r} is no field; did you mean {first.strip()[:40] or 'label'}:{last.strip()[:40]}?"
@@ -83,7 +88,30 @@ def schema_of_fields(text: str) -> JsonDict:
     return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
 
 
+def _parts(text: str) -> list[str]:
+    """Divide a text at the commas that are in no parentheses. Raises `PromptmillError` (`invalid_input`).
+
+    >>> _parts("number,items:rows(item,price:number)")
+    ['number', 'items:rows(item,price:number)']
+    """
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+        if depth not in {0, 1}:
+            break
+    if depth:
+        raise input_error(f"The parentheses in {text[:60]!r} are not closed, or one list of rows is in another.")
+    return parts
+
+
 def _type(kind: str, *, is_required: bool) -> JsonDict:
+    if rows := _ROWS.fullmatch(kind):
+        at_least = {"minItems": 1} if is_required else {}
+        return ListOfRows({"type": "array", "items": schema_of_fields(rows[1]), **at_least})
     if "|" in kind:
         options: list[str | None] = [option.strip() for option in kind.split("|")]
         return {"enum": [*options, *([] if is_required else [None])]}

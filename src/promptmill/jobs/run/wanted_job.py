@@ -32,6 +32,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, plans_in
+from promptmill.jobs.store.shape import shape_in
 from promptmill.jobs.store.spec import InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
@@ -275,6 +276,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         ),
         targets=_targets_of(wanted, input_format),
         parts=plans_in(order.parts),
+        shapes=shape_in(order.parts),
         chooses=order.plan.chooses,
         backend=plan.backend,
         model=plan.model,

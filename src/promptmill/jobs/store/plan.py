@@ -27,6 +27,7 @@ from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.shape import Shape, shape_in
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Question, Stored, Target, Variant
 from promptmill.options.table import Again
@@ -297,6 +298,8 @@ class JobSpec(Stored):
     """The name of the provider, for metrics."""
     parts: AnyParts = Field({})
     """The plan with its decisions, by the name of the option that selects it; empty for an ordinary job."""
+    shapes: AnyParts = Field({})
+    """The shape of the output, by the name of the option that selects it."""
     chooses: bool = False
     """Whether the plan chooses the delivered answer, see `Plan.chooses`. SQL queries read this field, too."""
     to_bind: Literal["questions", "rows"] | None = None
@@ -367,7 +370,21 @@ class JobSpec(Stored):
     def shape(self) -> tuple[object, ...]:
         """The settings that determine the columns and rows of the output."""
         output = self.output
-        return output.form, self.question.skip_empty, output.answer_schema, [target.name for target in self.targets]
+        names = [target.name for target in self.targets]
+        return output.form, self.question.skip_empty, output.answer_schema, names, dict(self.shapes)
+
+    @property
+    def output_shape(self) -> Shape | None:
+        """The shape of the output; None if each row of the input is a row of the output."""
+        return next(iter(shape_in(self.shapes).values()), None)
+
+    @property
+    def in_output(self) -> JobSpec:
+        """The job as its output describes it: with the schema of the rows of the output."""
+        shape, schema = self.output_shape, self.output.answer_schema
+        if shape is None or schema is None:
+            return self
+        return self.with_output(answer_schema=shape.output_schema(schema)).model_copy(update={"shapes": {}})
 
     def with_output(self, **changes: Any) -> JobSpec:
         """Return the job with other values of `output`."""

@@ -1,0 +1,43 @@
+"""The shape of an output: a part of an order that divides the answer to a row into several rows of the output.
+
+    record of a row ─▶ Shape.division ─▶ a record for each row of the output, with the fields of Shape.output_schema
+
+Only outputs have a shape. Everything else in a job (resuming, costs, reviews, comparisons) is about rows of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from promptmill.core.errors import Named, input_error
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.jobs.store.order_part import OrderPart
+from promptmill.jobs.store.records import Record
+
+
+class Shape(OrderPart):
+    """Divides answers with a schema. Its records have the keys of their rows."""
+
+    def output_schema(self, schema: JsonObject) -> JsonDict:
+        """Return the schema of the answers in the output. Raises `PromptmillError` (`invalid_input`) for a schema whose
+        answers it cannot divide."""
+        raise NotImplementedError
+
+    def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
+        """Return the function that divides a record with an answer of this schema, or a failure: it returns the records
+        of the output, at least one."""
+        raise NotImplementedError
+
+    def remarks(self, schema: JsonObject) -> Sequence[str]:
+        """Return remarks for the user about answers with a schema."""
+        del schema
+        return ()
+
+
+def shape_in(parts: Mapping[str, OrderPart]) -> dict[str, Shape]:
+    """Return the shape among the parts of an order, by its name. Raises `PromptmillError` if there are several."""
+    shapes = {name: each for name, each in parts.items() if isinstance(each, Shape)}
+    if len(shapes) > 1:
+        first, second, *_ = map(Named, shapes)
+        raise input_error(first, " cannot be used with ", second, "; leave one of them out.")
+    return shapes

@@ -1,0 +1,172 @@
+"""A row of the output for each item of a list in the answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.short_forms import schema_of_fields
+from replies import answer
+
+FIELDS = "number,date:date?,items:rows(item,count:integer?,price:number?)"
+INVOICES = [
+    {"number": "R-1", "date": "2026-01-02", "items": [{"item": "screws", "count": 3, "price": 1.5}]},
+    {"number": "R-2", "date": None, "items": []},
+    {"number": "R-3", "date": None, "items": [{"item": f"nails {at}", "count": at, "price": None} for at in range(3)]},
+]
+
+
+@pytest.fixture
+def invoices(bench, upstream):
+    def begun(answers: Any = INVOICES, name: str = "in.jsonl") -> None:
+        upstream.reply = answering({f"invoice {at}": one for at, one in enumerate(answers)})
+        bench.write([{"text": f"invoice {at}"} for at in range(len(answers))], name)
+
+    return begun
+
+
+def answering(answers: dict[str, Any]) -> Any:
+    async def reply(exchange: Any) -> None:
+        found = answers[exchange.seen.prompt.removeprefix("Read ")]
+        await answer(found if isinstance(found, str) else json.dumps(found))(exchange)
+
+    return reply
+
+
+def table(path: Any) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_item_is_a_row_of_the_table(bench, invoices):
+    invoices()
+    bench.output = bench.path / "out.csv"
+    found = bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS)
+    rows = table(bench.output)
+    assert [row["number"] for row in rows] == ["R-1", "R-2", "R-3", "R-3", "R-3"]
+    assert [row["item_number"] for row in rows] == ["1", "", "1", "2", "3"]
+    assert [row["row"] for row in rows] == ["1", "2", "3", "3", "3"]
+    assert [(row["item"], row["count"], row["price"]) for row in rows][:3] == [
+        ("screws", "3", "1.5"),
+        ("", "", ""),
+        ("nails 0", "0", ""),
+    ]
+    assert [*rows[0]][:9] == ["text", "number", "date", "item", "count", "price", "item_number", "row", "error"]
+    assert found["items"] == {"field": "items", "items": 4, "without": 1}
+    assert "items     4 in items, 1 row without any" in bench.jobs(str(bench.output)).stdout
+    used = [json.loads(row["usage"])["prompt_tokens"] for row in rows]
+    assert used[3:] == [0, 0], "a sum of the column is that of the job"
+
+
+@pytest.mark.parametrize(
+    "name", ["out.jsonl", "out.json", "out.xlsx", "out.parquet", "out.db#rows", "out.duckdb#rows", "out.tsv"]
+)
+def test_every_output_has_the_same_rows(bench, invoices, name):
+    invoices()
+    bench.output = bench.path / name
+    bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS)
+    rows = [*read(bench.output)]
+    assert [(row["number"], row["item"], row["count"], row["item_number"], row["row"]) for row in rows] == [
+        ("R-1", "screws", 3, 1, 1),
+        ("R-2", None, None, None, 2),
+        ("R-3", "nails 0", 0, 1, 3),
+        ("R-3", "nails 1", 1, 2, 3),
+        ("R-3", "nails 2", 2, 3, 3),
+    ]
+
+
+def read(path: Any) -> Any:
+    """Yield the fields of a row of the output and of its answer."""
+    for row in map(dict, objects_in(Path(path))):
+        answered = row.pop("answer", {})
+        for key, value in {**row, **answered}.items():
+            row[key] = int(value) if str(value).isdecimal() else value or (None if value == "" else value)
+        yield row
+
+
+def test_a_failed_row_stays_with_its_error(bench, invoices):
+    invoices([INVOICES[0], "no JSON at all", INVOICES[2]])
+    bench.output = bench.path / "out.csv"
+    bench.fail("--prompt", "Read {{text}}", "--fields", FIELDS, "--set", "check_retries=0", code=1)
+    rows = table(bench.output)
+    assert [row["row"] for row in rows] == ["1", "2", "3", "3", "3"]
+    assert rows[1]["error"].startswith("invalid_answer")
+    assert (rows[1]["item"], rows[1]["item_number"]) == ("", "")
+
+
+def test_a_schema_names_its_list(bench, invoices):
+    invoices([{"claims": ["late", "broken"], "who": "Ada"}, {"claims": [], "who": "Ben"}])
+    bench.output = bench.path / "out.csv"
+    (bench.path / "claims.json").write_text(json.dumps(CLAIMS))
+    bench.succeed("--prompt", "Read {{text}}", "--schema", "claims.json", "--rows-from", "claims")
+    rows = table(bench.output)
+    assert [(row["who"], row["claims"], row["item_number"]) for row in rows] == [
+        ("Ada", "late", "1"),
+        ("Ada", "broken", "2"),
+        ("Ben", "", ""),
+    ]
+
+
+CLAIMS = {
+    "type": "object",
+    "properties": {"claims": {"type": "array", "items": {"type": "string"}}, "who": {"type": "string"}},
+    "required": ["claims", "who"],
+    "additionalProperties": False,
+}
+
+
+def test_fields_with_equal_names_keep_both(bench, invoices):
+    invoices([{"row": "front", "items": [{"row": "back", "item_number": "x7"}]}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "Read {{text}}", "--fields", "row,items:rows(row,item_number)")
+    (row,) = table(bench.output)
+    assert (row["row"], row["items_row"], row["item_number"]) == ("front", "back", "x7")
+    assert (row["items_item_number"], row["items_items_row"]) == ("1", "1")
+
+
+def test_another_output_of_the_same_answers_asks_nothing(bench, upstream, invoices):
+    invoices()
+    bench.output = bench.path / "out.csv"
+    (bench.path / "s.json").write_text(json.dumps(schema_of_fields(FIELDS)))
+    bench.succeed("--prompt", "Read {{text}}", "--schema", "s.json")
+    assert len(table(bench.output)) == 3
+    sent = len(upstream.seen)
+    long = bench.path / "long.csv"
+    said = bench.jobs(str(bench.output), "--export", str(long), "--rows-from", "items")
+    assert said.returncode == 0, said.stderr
+    assert [row["item"] for row in table(long)] == ["screws", "", "nails 0", "nails 1", "nails 2"]
+    bench.succeed("--prompt", "Read {{text}}", "--schema", "s.json", "--rows-from", "items")
+    assert len(table(bench.output)) == 5
+    assert len(upstream.seen) == sent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--fields", "a,b", "--rows-from", "c"), "the schema has no field 'c'; it has no list"),
+        (("--fields", "a,b:list", "--rows-from", "a"), "the schema has no list in its field 'a'; its lists: b"),
+        (("--fields", "a:rows(x),b:rows(y)"), "several lists of rows, a, b; choose one by --rows-from"),
+        (("--fields", "a:rows(x:rows(y))"), "one list of rows is in another"),
+        (("--rows-from", "a"), "--rows-from needs --schema or --fields"),
+        (("--choices", "a,b", "--rows-from", "a"), "--rows-from"),
+    ],
+)
+def test_what_it_cannot_do_is_said_before_anything_is_sent(bench, upstream, invoices, arguments, said):
+    invoices()
+    assert said in bench.fail("--prompt", "Read {{text}}", *arguments)
+    assert not upstream.seen
+
+
+def test_other_lists_stay_in_a_cell_and_a_dry_run_says_so(bench, upstream, invoices):
+    invoices()
+    bench.output = bench.path / "out.csv"
+    fields = ("--fields", "items:rows(item,tags:list),parts:rows(x)", "--rows-from", "items")
+    done = bench.here(bench.command("--prompt", "Read {{text}}", *fields, "--dry-run"))
+    assert "Only items becomes rows: parts stays JSON in a cell of each row." in " ".join(done.stdout.split())
+    assert "columns: text, parts, item, tags, item_number, row, error" in " ".join(done.stdout.split())
+    assert not upstream.seen
