@@ -22,6 +22,7 @@ WORDS = {
     "hub": r"hf://|DatasetCard|dataset_card",
     "improve": r"[`\"]improve[`\"]|promptmill improve|\bImprove[A-Z]\w+",
     "install": r"promptmill install",
+    "items": r"\brows_from\b|--rows-from\b",
     "labels": r"\bsure\b|\bvotes?\b|\bstudents?\b|strong model|\bcheap\b|\brecall\b|[`\"]gold[`\"]",
     "openai_server": r"openai_server|OpenAIPaths",
     "ray": r"\b[Rr]ay\b|RayCluster",

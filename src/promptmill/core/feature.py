@@ -49,7 +49,7 @@ class PartEntry:
     options: Sequence[str] = ()
     """Further options of `bulk` that may select it."""
     is_shape: bool = False
-    """Whether it is a `promptmill.jobs.store.shape.Shape`: `jobs --export` has its option, too."""
+    """Whether it is a `promptmill.jobs.store.shape.Shape`: `promptmill jobs --export` has its option, too."""
 
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
         """Return whether one of its options is set."""

@@ -204,8 +204,9 @@ class DocumentsOptions(TypedDict, total=False):
     `auto`: of the most that the model takes; see docs/documents.md."""
     overlap: int | None
     """Tokens that a piece repeats of the piece before it (a twentieth, at most 200; 0 with `merge` `sum`)."""
-    merge: Literal["ask", "first", "sum"] | None
-    """If pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers."""
+    merge: Literal["ask", "first", "sum", "distinct"] | None
+    """If pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers;
+    `distinct`: also, equal objects of a list are one."""
     merge_prompt: str | None
     """The request that makes one answer of the answers of the pieces."""
 

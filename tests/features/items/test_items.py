@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import promptmill
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import schema_of_fields
 from replies import answer
@@ -170,3 +173,78 @@ def test_other_lists_stay_in_a_cell_and_a_dry_run_says_so(bench, upstream, invoi
     assert "Only items becomes rows: parts stays JSON in a cell of each row." in " ".join(done.stdout.split())
     assert "columns: text, parts, item, tags, item_number, row, error" in " ".join(done.stdout.split())
     assert not upstream.seen
+
+
+def test_a_program_has_it_too(bench, upstream, invoices):
+    invoices()
+    given = {"base_url": upstream.url, "model": "m", "api_key": "k", "progress": False, "state": bench.path / "state"}
+    promptmill.bulk(bench.input, bench.path / "of.csv", prompt="Read {{text}}", fields=FIELDS, **given)
+    assert [row["item"] for row in table(bench.path / "of.csv")] == ["screws", "", "nails 0", "nails 1", "nails 2"]
+    rows = [{"text": f"invoice {at}"} for at in range(3)]
+    found = promptmill.bulk(rows, prompt="Read {{text}}", fields=FIELDS, **given)
+    assert [len(each["items"]) for each in found.answers] == [1, 0, 3], "in Python, an answer is that to a row"
+
+
+async def test_a_tool_has_it_too(bench, invoices, tools):
+    invoices()
+    job = {"input_file": "in.jsonl", "output_file": "out.csv", "prompt": "Read {{text}}", "fields": FIELDS}
+    async with tools() as call:
+        checked = await call("bulk_generate", **job, validate=True)
+        assert checked["columns"]["added"][:6] == ["number", "date", "item", "count", "price", "item_number"]
+        started = await call("bulk_generate", **job)
+        status = await call("bulk_status", job_id=started["job_id"], wait_s=30)
+    assert status["items"]["items"] == 4
+    assert len(table(bench.path / "out.csv")) == 5
+
+
+def test_standard_output_gets_the_rows_of_items(bench, invoices):
+    invoices()
+    command = bench.command("--prompt", "Read {{text}}", "--fields", FIELDS, "--output-format", "jsonl")
+    command[command.index(str(bench.output))] = "-"
+    done = subprocess.run(command, cwd=bench.path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["answer"]["item_number"] for line in done.stdout.splitlines()] == [1, None, 1, 2, 3]
+
+
+def test_an_edited_row_changes_its_own_rows_alone(bench, upstream, invoices):
+    invoices(INVOICES * 3)
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS)
+    sent = len(upstream.seen)
+    rows = [{"text": f"invoice {at}"} for at in range(9)]
+    bench.write([*rows[:4], rows[2], *rows[5:]])
+    bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS)
+    assert len(upstream.seen) == sent + 1
+    assert [row["row"] for row in table(bench.output)].count("5") == 3
+
+
+@pytest.mark.parametrize("format_", ["csv", "jsonl", "parquet"])
+def test_a_kill_while_the_output_is_written_changes_no_byte(bench, invoices, format_):
+    invoices(INVOICES * 20)
+    asked = ("--prompt", "Read {{text}}", "--fields", FIELDS)
+    bench.output = bench.path / f"whole.{format_}"
+    bench.succeed(*asked)
+    whole = bench.output.read_bytes()
+    bench.output = bench.path / f"killed.{format_}"
+    assert bench.run(*asked, killed_at="before-rename").returncode == -9
+    assert not bench.output.exists()
+    bench.succeed(*asked)
+    assert bench.output.read_bytes() == whole
+
+
+@pytest.mark.features("documents")
+def test_each_item_of_a_long_document_has_its_page(bench, upstream):
+    nothing = "Nothing else is on this page. " * 30
+    pages = [f"Page {at}. Item: {name} {at}. {nothing}" for at, name in enumerate("abcde")]
+
+    async def reply(exchange: Any) -> None:
+        found = re.findall(r"Item: (. \d)", exchange.seen.prompt)
+        await answer(json.dumps({"items": [{"name": name} for name in found]}))(exchange)
+
+    upstream.reply = reply
+    bench.write([{"text": "\f".join(pages)}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{text}}", "--fields", "items:rows(name)", "--split", "400")
+    rows = table(bench.output)
+    assert [row["name"] for row in rows] == ["a 0", "b 1", "c 2", "d 3", "e 4"]
+    assert [json.loads(row["sources"])["items"] for row in rows] == [f"page {at}" for at in range(1, 6)]

@@ -17,6 +17,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import listed
+from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.export.schema_columns import kind_of, loaded, resolved
 from promptmill.jobs.inputs.short_forms import ListOfRows
 from promptmill.jobs.store.records import Record
@@ -144,10 +145,21 @@ class _Columns:
         whole = {name: value for name, value in (answer or {}).items() if name != self.field}
         items = (answer or {}).get(self.field)
         numbered: list[tuple[int | None, Any]] = [*enumerate(items, 1)] if isinstance(items, list) else []
+        places = self._places(extras, len(numbered))
         return [
-            self._record(record, extras, whole | self._row(item, number, record), is_first=not at)
+            self._record(record, {**extras, **places(at)}, whole | self._row(item, number, record), is_first=not at)
             for at, (number, item) in enumerate(numbered or [(None, None)])
         ]
+
+    def _places(self, extras: JsonObject, items: int) -> Callable[[int], JsonDict]:
+        """Return the function from the number of an item to the extras with its place in a document."""
+        details = extras.get("details") or {}
+        sources = details.get(SOURCES)
+        if not isinstance(sources, dict) or not isinstance(of_items := sources.get(self.field), list):
+            return lambda _at: {}
+        if len(of_items) != items:
+            return lambda _at: {}
+        return lambda at: {"details": {**details, SOURCES: {**sources, self.field: of_items[at]}}}
 
     def _row(self, item: Any, number: int | None, record: Record) -> JsonDict:
         own = {self.field: item}
