@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from packs import LABELS, Packs, cut, faults, label, records, right
+from promptmill.core.bounds import MOST_HELD
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
 
@@ -30,6 +31,7 @@ def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs
     assert (found["requests"], found["retries"]) == (3, 0)
     usage = sum(len(seen.prompt.split()) for seen in upstream.seen)
     assert found["prompt_tokens"] == usage
+    assert "repaired" not in found
     assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "saved": found["together"]["saved"]}
     assert "together  45 rows in 3 requests, 0 asked alone" in bench.jobs(str(bench.output)).stdout
     assert upstream.seen[0].prompt.count("What is this about?") == 1
@@ -40,7 +42,8 @@ def test_a_reply_with_faults_costs_single_requests_and_no_wrong_answer(bench, up
     found = bench.succeed(*PROMPT, "--together", "20", "--concurrency", "8")
     assert right(bench.answers())
     assert max(asked.asked.values()) <= 2
-    assert found["together"]["alone"] == asked.sizes.count(1)
+    alone = asked.sizes.count(1)
+    assert (found["together"]["alone"], found["together"]["requests"]) == (alone, len(asked.sizes) - alone)
     assert found["requests"] == len(upstream.seen) < 160
 
 
@@ -162,3 +165,30 @@ def test_the_price_before_one_pays_has_the_instructions_once(bench, packs):
     assert alone["most_cost"] < found["most_cost"] < alone["most_cost"] * 1.5
     said = bench.here(bench.command(*long, *price, "--together", "20")).stdout
     assert "prompt tokens in 20 requests" in said
+
+
+def test_rows_that_wait_for_a_place_at_one_of_several_models_share_full_requests(bench, upstream, packs):
+    asked = packs(MOST_HELD + 176)
+    block = {"base_url": upstream.url, "model_name": "m", "api_key": "k", "concurrency": 1}
+    models = ("--set", f"models={json.dumps({'a': {'openai': block}})}", "-m", "a")
+    bench.succeed(*PROMPT, *models, "--together", "20")
+    assert right(bench.answers())
+    assert asked.sizes == [20] * 60
+
+
+def test_both_answers_to_a_row_are_in_full_requests(bench, upstream, packs):
+    asked = packs(600)
+    bench.succeed(*PROMPT, "--together", "20", "--set", "sampling_params.n=2", concurrency=8)
+    assert asked.sizes == [20] * 60
+    assert {*asked.asked.values()} == {2}
+
+
+def test_rows_with_other_parameters_are_in_other_requests(bench, upstream, packs):
+    asked = packs(0)
+    heat = {f"text {at}": at % 100 / 100 for at in range(400)}
+    bench.write([{"text": text, "temperature": value} for text, value in heat.items()])
+    bench.succeed(*PROMPT, "--together", "4", "--row-settings")
+    assert right(bench.answers())
+    for seen, texts in zip(upstream.seen, asked.orders, strict=True):
+        assert {heat[text] for text in texts} == {seen.json["temperature"]}
+    assert asked.sizes == [4] * 100

@@ -23,6 +23,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.answers.choices import Choices
 from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.request import Fields, Sampling, nested
 from promptmill.core.values import JsonDict, JsonObject
@@ -147,6 +148,8 @@ class RecordForm:
     def _answer(self, value: Any) -> str | None:
         if value is _MISSING:
             return None
+        if self.sampling.choices is not None and isinstance(value, str):
+            return f"{Choices.OPENING}{json.dumps(value, ensure_ascii=False)[1:]}}}"
         if self.is_text:
             return value if isinstance(value, str) and value.strip() else None
         return json.dumps(value, ensure_ascii=False)
