@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from packs import LABELS, Packs, cut, faults, label, records, right
+from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.bounds import MOST_HELD
+from promptmill.core.request import Fields, Sampling
+from promptmill.features.together.record_form import RecordForm
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
 
@@ -192,3 +195,33 @@ def test_rows_with_other_parameters_are_in_other_requests(bench, upstream, packs
     for seen, texts in zip(upstream.seen, asked.orders, strict=True):
         assert {heat[text] for text in texts} == {seen.json["temperature"]}
     assert asked.sizes == [4] * 100
+
+
+def test_a_field_may_have_the_name_of_the_records_id_or_its_substitute():
+    form = RecordForm.of(Sampling(), is_object=False)
+    assert not isinstance(form, str)
+    prompt = form.text([Fields(("", "id", " ", "id_field", "?"), ("a", "b"))], ["r1"])
+    assert "{{id_field_}} {{id_field}}?" in prompt
+    assert records(prompt) == [{"id": "r1", "id_field_": "a", "id_field": "b"}]
+
+
+def test_a_row_with_half_a_character_fails_and_the_others_are_answered(bench, packs):
+    packs(0)
+    bench.write([{"text": "half \ud83d"}, *({"text": f"text {at}"} for at in range(7))])
+    bench.fail(*PROMPT, "--together", "4", code=1)
+    first, *others = bench.answers()
+    assert first["error"]["code"] == "invalid_input"
+    assert right(others)
+
+
+def test_a_schema_keeps_its_definitions():
+    own = {"one_answer": {"type": "string"}}
+    schema = {"type": "object", "properties": {"x": {"$ref": "#/$defs/one_answer"}}, "$defs": own}
+    form = RecordForm.of(Sampling(response_format=asking_for(schema)), is_object=True)
+    assert not isinstance(form, str)
+    wanted = form.sampling_for(2).response_format
+    assert wanted is not None
+    found = schema_of(wanted)
+    assert found is not None
+    assert found["$defs"]["one_answer"] == own["one_answer"]
+    assert found["$defs"][found["properties"]["r2"]["$ref"].rpartition("/")[2]]["properties"] == schema["properties"]
