@@ -3,6 +3,8 @@
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
+    draw ─▶ `whole`: the cheap model, all rows, several in a request ─▶ `sample`: the strong model ─▶ decide ─▶ …
+
 Slot 0 has the delivered label of each row; its target is the strong model. The later slots have the answers of the
 cheap models, or of the student and the vectors that it learns from. The round `sure` copies each cheap answer before
 the cut to slot 0; rows that then have no label are unsure. So other code reads slot 0 as in any job.
@@ -22,12 +24,15 @@ from itertools import filterfalse
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.backends.protocol import Completion, copied
+from promptmill.answering.step import Place, Step
+from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.errors import Named, input_error
+from promptmill.core.request import Made, Request, Sampling, once
 from promptmill.core.wording import counted, in_percent
 from promptmill.features.labels import cut as cuts
-from promptmill.features.labels.cut import NOTHING_SURE, Place
+from promptmill.features.labels.cut import NOTHING_SURE
 from promptmill.features.labels.gold_labels import right_labels
+from promptmill.features.labels.options import TOGETHER
 from promptmill.features.labels.panel import Score, cheap_of, kind_of, place_of, score_of
 from promptmill.features.labels.row_vectors import RowVectors, VectorRequests
 from promptmill.features.labels.rule import STUDENT, VECTORS, SureCut, SurePart, SureRule
@@ -52,6 +57,11 @@ _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
     AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
 """
+_IS_UNDRAWN = f"""
+    {HAS_QUESTION} AND row.n < ? AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n)
+    AND EXISTS (SELECT 1 FROM answer WHERE key = row.n + {SLOT} AND round >= {{first}})
+"""
+"""The condition for rows without a label that the cheap model answered in the round `first` or later."""
 _IS_ANSWERED = f"""
     answer.key IS NULL
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
@@ -106,7 +116,7 @@ class SureWork(PlanWork):
         kind, has_vectors = self._rule.student, self._rule.student == "embeddings"
         self._student = StudentAnswers(job, STUDENTS[kind], has_vectors=has_vectors) if kind else None
         self._vectors = RowVectors(job) if has_vectors else None
-        self.steps = [VectorRequests(job)] if has_vectors else []
+        self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
 
     @property
@@ -133,8 +143,10 @@ class SureWork(PlanWork):
     def _begin(self, round_: int) -> None:
         spec, rule = self._spec, self._rule
         of = digest(spec.input.sha256, self._job.limit, spec.question.sample)
-        if self._rule.part is not None and self._rule.part.of == of:
-            self._check_strong(self._rule.part)
+        if (part := self._rule.part) is not None and part.of == of:
+            if part.cut is None and part.is_whole != self._is_whole():
+                self._replace_part(part.model_copy(update={"is_whole": not part.is_whole}))
+            self._check_strong(part)
             return
         if self._rule.gold and self._rule.part is not None:
             raise input_error(
@@ -147,8 +159,14 @@ class SureWork(PlanWork):
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
             drawn = self._drawn_of_gold if self._rule.gold else self._drawn
-            parts.append(drawn(rows, self._wrong_of_new(rows, parts), of, round_))
+            part = drawn(rows, self._wrong_of_new(rows, parts), of, round_)
+            parts.append(part.model_copy(update={"is_whole": part.cut is None and self._is_whole()}))
         self._job.put(rule.with_parts(parts))
+
+    def _is_whole(self) -> bool:
+        """Return whether the cheap model must answer all rows before the sample: its requests have several rows."""
+        cheap = () if self._rule.student else self._rule.panel("")
+        return any((self._spec.targets[slot].sampling or {}).get(TOGETHER) for slot in cheap)
 
     def _earlier_parts(self, rows: int) -> list[SurePart]:
         """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
@@ -232,8 +250,9 @@ class SureWork(PlanWork):
         if most <= part.wrong:
             return
         least = 100 * (1 - most / part.rows)
+        name = f"{rule.model} itself" if rule.model else "The model alone"
         raise input_error(
-            f"{rule.model} itself is right on {right:,} of {counted(part.drawn, 'sampled row')} "
+            f"{name} is right on {right:,} of {counted(part.drawn, 'sampled row')} "
             f"({in_percent(right / part.drawn, 0)} %). With {100 * rule.certainty:.12g} % certainty it is right on "
             f"{math.floor(10 * least) / 10:g} % of all rows or more, so {100 * rule.agree:.12g} % cannot be promised. "
             "Name another output, and a better model or prompt, or ",
@@ -259,8 +278,8 @@ class SureWork(PlanWork):
         left = part.rows - part.drawn
         return 0 if part.earlier > part.taught or found > left * _LARGEST_SAMPLE else found
 
-    def _new_rows(self) -> Iterator[int]:
-        query = f"SELECT n FROM row WHERE {_IS_NEW} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
+    def _new_rows(self, condition: str = _IS_NEW) -> Iterator[int]:
+        query = f"SELECT n FROM row WHERE {condition} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
         last = -1
         while page := self._store.read(query, self._end, last):
             yield from (n for (n,) in page)
@@ -278,11 +297,13 @@ class SureWork(PlanWork):
         rule = self._rule
         kind: Score = "student"
         if not rule.student:
-            kind = kind_of([row.panel for row in sample], has_second=bool(rule.second), votes=bool(rule.votes))
+            panels = [row.panel for row in sample]
+            kind = kind_of(panels, has_second=bool(rule.second), votes=bool(rule.votes), repeats=not part.is_whole)
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
-            self._draw(part.round, self._new_rows(), size, part.seed)
+            is_undrawn = _IS_UNDRAWN.format(first=int(part.round)) if part.is_whole else _IS_NEW
+            self._draw(part.round, self._new_rows(is_undrawn), size, part.seed)
             self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
             part = self._decided(part.model_copy(update={"score": kind}), sample, learned)
@@ -339,7 +360,8 @@ class SureWork(PlanWork):
             learned=learned,
         )
         part = part.model_copy(update={"cut": decided})
-        cost, alone = part.costs or (part.strong, part.every)
+        # the cheap answers to all rows are already paid
+        cost, alone = (None if part.is_whole else part.costs) or (part.strong, part.every)
         pays = cost <= (1 - _LEAST_SAVED) * alone
         return part.model_copy(update={"cut": decided.model_copy(update={"pays": pays})})
 
@@ -348,7 +370,7 @@ class SureWork(PlanWork):
         rows = {label: classes.get(label, (0, 0))[0] for label in guarded}
         return tuple(label for label in guarded if cuts.allowed_of_class(rows[label], guarded[label], certainty) < 0)
 
-    def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
+    def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[cuts.Place]) -> cuts.Place:
         verdicts = [(place, not row.adds_error) for place, row in zip(places, sample, strict=True)]
         allowed = cuts.allowed_right if self._rule.gold else cuts.allowed
         c = allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each)
@@ -430,6 +452,24 @@ class SureWork(PlanWork):
         return cheap_of(panel, part.score) if place_of(panel, part) > part.cut.place else None
 
 
+class RowsAlone(Step):
+    """Sends each row of slot 0 alone, also if the requests of the cheap model have several rows."""
+
+    place = Place.PIECES
+    wanted_by = (TOGETHER,)
+
+    def __init__(self) -> None:
+        self._sampling: Made[Sampling] = {}
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer a request."""
+        if request.key // SLOT:
+            return await self.following(request, call)
+        given = request.sampling
+        alone = once(self._sampling, lambda: given.model_copy(update={TOGETHER: None}), given)
+        return await self.following(request.changed(sampling=alone), call)
+
+
 def sample_of(rows: int, wrong: int, rule: SureRule) -> int:
     """Return the sample size for `rows` rows with at most `wrong` errors; 0: the strong model answers all rows."""
     return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
@@ -443,7 +483,8 @@ def sample_of_gold(rows: int, gold: int, rule: SureRule) -> int:
     if rows < FEWEST_ROWS:
         raise input_error(
             Named("gold"),
-            f" needs {FEWEST_ROWS} rows: for so few, let {rule.model} answer all, and measure it by a comparison.",
+            f" needs {FEWEST_ROWS} rows: for so few, let {rule.model or 'the model'} answer all, and measure it by a "
+            "comparison.",
         )
     wrong = cuts.errors_allowed(rows, rule.agree)
     if size := cuts.size_right(rows, gold, wrong, rule.certainty):

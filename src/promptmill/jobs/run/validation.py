@@ -75,7 +75,10 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
         models = spec.plan.asked(spec.targets)
-        answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
+        answering = {
+            name: spec.plan.answering(name, plans.get(name) or (plan.with_model(name) if name else plan))
+            for name in models
+        }
         every = [answering[name] for name in models]
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
@@ -189,7 +192,7 @@ def _check_rows(
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    count = invalid = skipped = pictures = tokens = 0
+    count = invalid = skipped = pictures = tokens = tokens_alone = 0
     sent = 0.0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
@@ -214,8 +217,12 @@ def _check_rows(
             asked = (
                 one.request if one.request.conversation.messages else part for one, part in zip(own, parts, strict=True)
             )
-            sizes = (-(-_bytes(each.conversation) // _BYTES_PER_TOKEN) for each in asked)
+            sizes = [-(-_bytes(each.conversation) // _BYTES_PER_TOKEN) for each in asked]
             tokens += sum(map(operator.mul, answers, sizes))
+            tokens_alone += sum(
+                times * (size if one.alone is None else -(-_bytes(one.alone.conversation) // _BYTES_PER_TOKEN))
+                for times, size, one in zip(answers, sizes, own, strict=True)
+            )
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
                 if len(shown) < _PROMPTS_SHOWN:
@@ -250,6 +257,7 @@ def _check_rows(
         "images": pictures,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "estimated_prompt_tokens": tokens,
+        **({} if tokens_alone == tokens else {"estimated_prompt_tokens_alone": tokens_alone}),
         "problems": problems,
     }
 
