@@ -101,12 +101,9 @@ OPTIONS = (
     ),
     _of_sure(
         "agree",
-        "at least this share of labels must agree with the strong model; default: 95%",
-        Flag(
-            metavar="P%",
-            words="at least this share of labels must agree with the strong model; default: 95%; without {sure}: with "
-            "{model} itself, asked about each row alone",
-        ),
+        "at least this share of labels must agree with the strong model; default: 95%; without {sure}: with {model} "
+        "itself, asked about each row alone",
+        Flag(metavar="P%"),
         keyword="float | str | None",
         needs=[_STRONG, Named(TOGETHER, "N")],
         excludes=_NO_OTHER_ANSWERS,

@@ -107,7 +107,6 @@ class Sure(SureRule):
         """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
         model."""
         strong = configs[self.model]
-        prompt_tokens = checked.get("estimated_prompt_tokens_alone", checked["estimated_prompt_tokens"])
         rows, price = checked["rows"] - checked["invalid"] - checked.get("skipped", 0), price_of(strong)
         taught = taught_of(rows) if self.student else 0
         has_sample = taught or not self.student
@@ -120,13 +119,12 @@ class Sure(SureRule):
         if self.student:
             sure["taught"] = taught
         if price is not None:
-            usage = Usage(prompt_tokens, checked["estimated_completion_tokens"])
-            alone = cost_of_many(price, usage, rows, tier_of(strong.settings.extra_params))
+            alone = cost_of_many(price, checked["alone"], rows, tier_of(strong.settings.extra_params))
             sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
         if self.embed_model:
             embedding = configs.get(self.embed_model) or strong.with_model(self.embed_model)
             if (of_vectors := price_of(embedding)) is not None:
-                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(prompt_tokens), rows, "")
+                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
         return Estimate({"sure": sure}, estimate_words(sure), sure.get("sample_cost") or None)
 
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:

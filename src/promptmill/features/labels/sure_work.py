@@ -444,7 +444,7 @@ class SureWork(PlanWork):
     def _sure_answer(self, first: Record) -> Record | None:
         """Return the answer to deliver to a row whose first cheap answer is `first`; None if the row is not sure."""
         part = self._rule.part_of(first)
-        if part is None or part.cut is None or not first.is_sound:
+        if part is None or part.cut is None or not part.pays or not first.is_sound:
             return None
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}

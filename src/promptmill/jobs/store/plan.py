@@ -200,8 +200,8 @@ class Plan(OrderPart):
     ) -> Estimate:
         """Return what a validation adds for the plan. Blocks.
 
-        `configs`: by model. `checked`: the figures so far, for a single model. `end`: the number of the first row
-        beyond the limit.
+        `configs`: by model. `checked`: the figures so far, for a single model; `alone`: the `Usage` of all rows if each
+        is asked alone. `end`: the number of the first row beyond the limit.
         """
         del store, spec, configs, checked, end
         return Estimate()
