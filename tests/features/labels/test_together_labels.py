@@ -323,6 +323,24 @@ def test_a_killed_job_sends_only_the_rows_in_flight_again(bench, packs, point):
     assert 0 <= sum(asked.sizes) - ideal <= 4 * 2 * SIZE, "packs in flight, and outcomes that were not yet stored"
 
 
+def test_packs_of_a_killed_job_count_for_rows_that_are_added_before_the_cut(bench, packs):
+    asked = packs(400)
+    bench.run(*ALONE, killed_at="before-write:8", concurrency=2)
+    (before,) = bench.folder.known_spec().plan.parts
+    answered = sum(record.slot == 1 for record in bench.records())
+    assert before.cut is None
+    assert answered
+    write(bench, 800)
+    found = bench.succeed(*ALONE, concurrency=2)
+    (part,) = bench.folder.known_spec().plan.parts
+    assert (part.every, part.round, part.is_whole) == (800, before.round, True)
+    assert part.seed != before.seed
+    assert found["sure"]["rows"] == 800
+    assert found["sure"]["cheap"] == 800 - found["sure"]["strong"] > 500
+    assert sum(size for size in asked.sizes if size > 1) <= 800 + 2 * 2 * SIZE
+    assert agreement(bench) == 1
+
+
 @pytest.mark.thorough
 def test_packs_that_failed_are_sent_again_before_the_sample(bench, upstream, packs):
     asked, is_broken = packs(400), [True]
@@ -400,5 +418,5 @@ ORDERS = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_files_in_any_order_keep_the_promise(order):
     labels = [int(ORDERS[order](n)) for n in range(ROWS)]
-    kept = sum(delivered(labels, seed, 0.92) >= 0.92 for seed in range(200))
-    assert kept >= 186, "a promise with 95 % certainty: 93 % of 200 is its lower bound"
+    kept = sum(delivered(labels, seed, 0.95) >= 0.95 for seed in range(300))
+    assert kept >= 0.93 * 300, "95 of 100 draws; of 2,000 draws each, all for sorted files and 1,900 for the others"

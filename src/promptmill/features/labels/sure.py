@@ -141,7 +141,7 @@ class Sure(SureRule):
     def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
         """Return the targets without log probabilities, if an endpoint refused the sample because of them."""
         asked = [target for target in targets if "logprobs" in target.extra]
-        if not asked or round_.reason != "sample" or "logprobs" not in str(error):
+        if not asked or round_.reason not in {"whole", "sample"} or "logprobs" not in str(error):
             return None
         return [target.model_copy(update={"extra": {}}) if target in asked else target for target in targets]
 

@@ -55,13 +55,9 @@ _LARGEST_SAMPLE = 0.5
 _ROWS_AT_ONCE = 65_536
 _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
-    AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
+    AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR (key = row.n + {SLOT} AND round < ?))
 """
-_IS_UNDRAWN = f"""
-    {HAS_QUESTION} AND row.n < ? AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n)
-    AND EXISTS (SELECT 1 FROM answer WHERE key = row.n + {SLOT} AND round >= {{first}})
-"""
-"""The condition for rows without a label that the cheap model answered in the round `first` or later."""
+"""The condition for rows without a label, and without a cheap answer of a round before the given one."""
 _IS_ANSWERED = f"""
     answer.key IS NULL
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
@@ -118,6 +114,8 @@ class SureWork(PlanWork):
         self._vectors = RowVectors(job) if has_vectors else None
         self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
+        self._first = LAST_KEY
+        """The round from which on rows with cheap answers may be drawn: answers to all rows do not depend on a draw."""
 
     @property
     def _rule(self) -> SureRule:
@@ -153,14 +151,20 @@ class SureWork(PlanWork):
                 "The input has changed since the sample was drawn, and a promise about right labels is for one input: "
                 "restore it, or name another output."
             )
-        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
-        parts = self._earlier_parts(rows)
+        known = rule.parts
+        if part is not None and part.cut is None and part.is_whole and self._is_whole():
+            known, round_ = known[:-1], part.round
+            self._first = round_
+        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end, self._first)
+        parts = self._earlier_parts(known, rows)
         if not rows and parts:
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
             drawn = self._drawn_of_gold if self._rule.gold else self._drawn
             part = drawn(rows, self._wrong_of_new(rows, parts), of, round_)
-            parts.append(part.model_copy(update={"is_whole": part.cut is None and self._is_whole()}))
+            labelled = self._every() - rows - sum(part.every for part in parts) if self._first == round_ else 0
+            update = {"is_whole": part.cut is None and self._is_whole(), "earlier": part.earlier + max(0, labelled)}
+            parts.append(part.model_copy(update=update))
         self._job.put(rule.with_parts(parts))
 
     def _is_whole(self) -> bool:
@@ -168,10 +172,10 @@ class SureWork(PlanWork):
         cheap = () if self._rule.student else self._rule.panel("")
         return any((self._spec.targets[slot].sampling or {}).get(TOGETHER) for slot in cheap)
 
-    def _earlier_parts(self, rows: int) -> list[SurePart]:
+    def _earlier_parts(self, known: Sequence[SurePart], rows: int) -> list[SurePart]:
         """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
         parts = []
-        for part in self._rule.parts:
+        for part in known:
             # of an undecided sample for another input, only the strong answers are used
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
@@ -278,10 +282,10 @@ class SureWork(PlanWork):
         left = part.rows - part.drawn
         return 0 if part.earlier > part.taught or found > left * _LARGEST_SAMPLE else found
 
-    def _new_rows(self, condition: str = _IS_NEW) -> Iterator[int]:
-        query = f"SELECT n FROM row WHERE {condition} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
+    def _new_rows(self) -> Iterator[int]:
+        query = f"SELECT n FROM row WHERE {_IS_NEW} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
         last = -1
-        while page := self._store.read(query, self._end, last):
+        while page := self._store.read(query, self._end, self._first, last):
             yield from (n for (n,) in page)
             last = page[-1][0]
 
@@ -302,8 +306,8 @@ class SureWork(PlanWork):
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
-            is_undrawn = _IS_UNDRAWN.format(first=int(part.round)) if part.is_whole else _IS_NEW
-            self._draw(part.round, self._new_rows(is_undrawn), size, part.seed)
+            self._first = part.round if part.is_whole else LAST_KEY
+            self._draw(part.round, self._new_rows(), size, part.seed)
             self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
             part = self._decided(part.model_copy(update={"score": kind}), sample, learned)
