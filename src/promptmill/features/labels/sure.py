@@ -130,7 +130,8 @@ class Sure(SureRule):
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
         """Return the settings of a model in a validation: the strong model answers each row alone, unless it is also
         the cheap model."""
-        return config.with_sampling({TOGETHER: None}) if model and model == self.model else config
+        is_alone = model and model == self.model and _has_rows_together(config)
+        return config.with_sampling({TOGETHER: None}) if is_alone else config
 
     # ---- a run
 

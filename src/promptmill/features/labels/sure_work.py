@@ -460,16 +460,15 @@ class RowsAlone(Step):
     """Sends each row of slot 0 alone, also if the requests of the cheap model have several rows."""
 
     place = Place.PIECES
-    wanted_by = (TOGETHER,)
 
     def __init__(self) -> None:
         self._sampling: Made[Sampling] = {}
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request."""
-        if request.key // SLOT:
-            return await self.following(request, call)
         given = request.sampling
+        if request.key // SLOT or not given.sets([TOGETHER]):
+            return await self.following(request, call)
         alone = once(self._sampling, lambda: given.model_copy(update={TOGETHER: None}), given)
         return await self.following(request.changed(sampling=alone), call)
 
