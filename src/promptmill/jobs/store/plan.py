@@ -282,10 +282,9 @@ def plans_in(parts: Mapping[str, OrderPart]) -> dict[str, Plan]:
 
 
 def option_of(parts: Mapping[str, OrderPart]) -> Named:
-    """Return the option that selects the plan among the parts of an order or job, which has one. Raises as
-    `plans_in`."""
-    ((name, plan),) = plans_in(parts).items()
-    return Named(plan.option or name)
+    """Return the option that selects the plan among the parts of an order or job; the plan's feature may be missing."""
+    plan = next((name for name, each in parts.items() if isinstance(each, Plan)), next(iter(parts)))
+    return Named(getattr(parts[plan], "option", "") or plan)
 
 
 def plan_in(parts: Mapping[str, OrderPart]) -> Plan:
