@@ -30,9 +30,10 @@ from promptmill.core.request import Portion, Request
 
 _OF_FEWER = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
-    | {Code.CONTENT_FILTER, Code.TRUNCATED}
+    | {Code.CONTENT_FILTER, Code.TRUNCATED, Code.UNAUTHORIZED}
 )
-"""Failures that a request for fewer items may not have."""
+"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text; a refused key is
+found by refusing the halves, too.)"""
 _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
 """The fields of an answer by batch that are those of its part of the reply."""
 _ENOUGH = 8

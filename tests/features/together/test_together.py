@@ -13,6 +13,7 @@ from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.bounds import MOST_HELD
 from promptmill.core.request import Fields, Sampling
 from promptmill.features.together.record_form import RecordForm
+from replies import status
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
 
@@ -246,3 +247,25 @@ def test_a_schema_keeps_its_definitions():
     assert found is not None
     assert found["$defs"]["one_answer"] == own["one_answer"]
     assert found["$defs"][found["properties"]["r2"]["$ref"].rpartition("/")[2]]["properties"] == schema["properties"]
+
+
+def test_a_refused_key_ends_the_run_as_it_does_for_rows_alone(bench, upstream, packs):
+    asked = packs(400)
+    good = iter(range(5))
+
+    async def reply(exchange: Any) -> None:
+        await (asked if next(good, None) is not None else status(401))(exchange)
+
+    upstream.reply = reply
+    bench.fail(*PROMPT, "--together", "20", "--concurrency", "4", code=1)
+    assert (bench.status()["state"], bench.status()["failed"], bench.status()["answered"]) == ("stopped", 0, 100)
+    upstream.reply = asked
+    bench.succeed(*PROMPT, "--together", "20")
+    assert right(bench.answers())
+    assert set(asked.asked.values()) == {1}
+
+
+def test_the_system_prompt_is_saved_too(bench, packs):
+    packs(40)
+    found = bench.succeed(*PROMPT, "--together", "20", "--system", "Words that all rows share. " * 30)
+    assert found["together"]["saved"] > 38 * 200
