@@ -30,9 +30,10 @@ from promptmill.core.request import Portion, Request
 
 _OF_FEWER = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
-    | {Code.CONTENT_FILTER, Code.TRUNCATED}
+    | {Code.CONTENT_FILTER, Code.TRUNCATED, Code.UNAUTHORIZED}
 )
-"""Failures that a request for fewer items may not have."""
+"""Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text; a refused key is
+found by refusing the halves, too.)"""
 _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
 """The fields of an answer by batch that are those of its part of the reply."""
 _ENOUGH = 8
@@ -139,14 +140,15 @@ class Gathering(Step):
             for left in self._calls.keys() - self._shares.keys():
                 del self._calls[left]
             packs = self._calls[call] = _Packs(share, call)
-        call.waits.inside += 1
+        is_first = request.choice == 0  # of the answers to an item that wants several, so that it counts once
+        call.waits.inside += is_first
         try:
             gathered = await self._gathered(request, kind, packs, call)
             if gathered.outcome is not None:
                 return gathered.outcome
             alone = await self._alone(request.changed(attempts=gathered.attempts), call)
         finally:
-            call.waits.inside -= 1
+            call.waits.inside -= is_first
         return gathered.spent.and_(alone).on(alone)
 
     async def _from_batch(self, request: Request, portion: Portion, call: Call) -> Outcome:
@@ -330,6 +332,7 @@ def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome)
         for total in (usage.prompt_tokens, usage.cached_tokens, usage.written_tokens, usage.hour_written_tokens)
     )
     completion, reasoning = (_portions(total, said) for total in (usage.completion_tokens, usage.reasoning_tokens))
+    carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # counts the request
     costs: list[float | None] = [None] * count
     if reply.cost is not None:
         weights = [one + _OUTPUT * other for one, other in zip(asked, completion, strict=True)]
@@ -338,7 +341,8 @@ def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome)
     found: list[_Gathered] = []
     for at, (request, part) in enumerate(zip(requests, parts, strict=True)):
         own = Usage(prompt[at], completion[at], cached[at], reasoning[at], written[at], hour[at])
-        shared, attempts = sent if at else reply.shared, request.attempts + sent
+        shared = (reply.shared if count == 1 else 0) if at == carrier else sent
+        attempts = request.attempts + sent
         spent = Totals(own, costs[at], shared)
         if (answer := part.answer) is not None:
             answer.usage, answer.cost, answer.shared, answer.attempts = own, costs[at], shared, attempts

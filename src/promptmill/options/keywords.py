@@ -233,7 +233,8 @@ class LabelsOptions(TypedDict, total=False):
     sure: str | None
     """A strong model, which answers the rows where `model` may not agree with it; see docs/sure-labels.md."""
     agree: float | str | None
-    """At least this share of labels must agree with the strong model; default: 95%."""
+    """At least this share of labels must agree with the strong model; default: 95%; without `sure`: with `model`
+    itself, asked about each row alone."""
     gold: str | None
     """A column with right labels of random rows: `agree` is then the share of right labels."""
     certainty: float | str | None

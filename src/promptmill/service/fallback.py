@@ -50,6 +50,7 @@ class _Route:
 
     name: str
     plan: ResolvedConfig
+    waits: protocol.Waits
     entering: asyncio.Task[tuple[Loaded, protocol.Share]] | None = None
     share: protocol.Share | None = None
     """The call's share of the model; None while the call has not entered the model."""
@@ -72,6 +73,7 @@ class _Route:
             if not future.done():
                 future.set_result(None)
                 self.running += 1
+                self.waits.held -= 1  # now: for the driver, a call in which all requests are held gets no further ones
 
 
 class Router:
@@ -189,12 +191,15 @@ class Router:
         else:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             route.waiting.append(future)
+            call.waits.held += 1
+            call.waits.freed()
             try:
-                with call.hold():
-                    await future
-            except asyncio.CancelledError:
+                await future
+            except BaseException:
                 if future.done() and not future.cancelled() and future.exception() is None:
                     self._give_back(route)
+                else:
+                    call.waits.held -= 1
                 raise
         try:
             if self._is_abandoned(route.name):
@@ -279,7 +284,7 @@ class Router:
 
     def _route(self, name: str) -> _Route:
         if name not in self._routes:
-            self._routes[name] = _Route(name, self._plan_of(name))
+            self._routes[name] = _Route(name, self._plan_of(name), self._call.waits)
         return self._routes[name]
 
     def _own_name(self, name: str) -> str:

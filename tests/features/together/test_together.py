@@ -9,6 +9,11 @@ import pytest
 
 from embedding import embeddings, vector
 from packs import LABELS, Packs, cut, faults, label, records, right
+from promptmill.answers.response_format import asking_for, schema_of
+from promptmill.core.bounds import MOST_HELD
+from promptmill.core.request import Fields, Sampling
+from promptmill.features.together.record_form import RecordForm
+from replies import status
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
 
@@ -31,6 +36,7 @@ def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs
     assert (found["requests"], found["retries"]) == (3, 0)
     usage = sum(len(seen.prompt.split()) for seen in upstream.seen)
     assert found["prompt_tokens"] == usage
+    assert "repaired" not in found
     assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "saved": found["together"]["saved"]}
     assert "together  45 rows in 3 requests, 0 asked alone" in bench.jobs(str(bench.output)).stdout
     assert upstream.seen[0].prompt.count("What is this about?") == 1
@@ -41,7 +47,8 @@ def test_a_reply_with_faults_costs_single_requests_and_no_wrong_answer(bench, up
     found = bench.succeed(*PROMPT, "--together", "20", "--concurrency", "8")
     assert right(bench.answers())
     assert max(asked.asked.values()) <= 2
-    assert found["together"]["alone"] == asked.sizes.count(1)
+    alone = asked.sizes.count(1)
+    assert (found["together"]["alone"], found["together"]["requests"]) == (alone, len(asked.sizes) - alone)
     assert found["requests"] == len(upstream.seen) < 160
 
 
@@ -183,3 +190,82 @@ def test_the_model_of_this_machine_answers_an_object_of_labels(bench):
     found = json.loads(done.stdout)
     assert (found["answered"], found["together"]["requests"], found["together"]["alone"]) == (12, 2, 0)
     assert {row["answer"] for row in bench.answers()} <= {*LABELS}
+
+
+def test_rows_that_wait_for_a_place_at_one_of_several_models_share_full_requests(bench, upstream, packs):
+    asked = packs(MOST_HELD + 176)
+    block = {"base_url": upstream.url, "model_name": "m", "api_key": "k", "concurrency": 1}
+    models = ("--set", f"models={json.dumps({'a': {'openai': block}})}", "-m", "a")
+    bench.succeed(*PROMPT, *models, "--together", "20")
+    assert right(bench.answers())
+    assert asked.sizes == [20] * 60
+
+
+def test_both_answers_to_a_row_are_in_full_requests(bench, upstream, packs):
+    asked = packs(600)
+    bench.succeed(*PROMPT, "--together", "20", "--set", "sampling_params.n=2", concurrency=8)
+    assert asked.sizes == [20] * 60
+    assert {*asked.asked.values()} == {2}
+
+
+def test_rows_with_other_parameters_are_in_other_requests(bench, upstream, packs):
+    asked = packs(0)
+    heat = {f"text {at}": at % 100 / 100 for at in range(400)}
+    bench.write([{"text": text, "temperature": value} for text, value in heat.items()])
+    bench.succeed(*PROMPT, "--together", "4", "--row-settings")
+    assert right(bench.answers())
+    for seen, texts in zip(upstream.seen, asked.orders, strict=True):
+        assert {heat[text] for text in texts} == {seen.json["temperature"]}
+    assert asked.sizes == [4] * 100
+
+
+def test_a_field_may_have_the_name_of_the_records_id_or_its_substitute():
+    form = RecordForm.of(Sampling(), is_object=False)
+    assert not isinstance(form, str)
+    prompt = form.text([Fields(("", "id", " ", "id_field", "?"), ("a", "b"))], ["r1"])
+    assert "{{id_field_}} {{id_field}}?" in prompt
+    assert records(prompt) == [{"id": "r1", "id_field_": "a", "id_field": "b"}]
+
+
+def test_a_row_with_half_a_character_fails_and_the_others_are_answered(bench, packs):
+    packs(0)
+    bench.write([{"text": "half \ud83d"}, *({"text": f"text {at}"} for at in range(7))])
+    bench.fail(*PROMPT, "--together", "4", code=1)
+    first, *others = bench.answers()
+    assert first["error"]["code"] == "invalid_input"
+    assert right(others)
+
+
+def test_a_schema_keeps_its_definitions():
+    own = {"one_answer": {"type": "string"}}
+    schema = {"type": "object", "properties": {"x": {"$ref": "#/$defs/one_answer"}}, "$defs": own}
+    form = RecordForm.of(Sampling(response_format=asking_for(schema)), is_object=True)
+    assert not isinstance(form, str)
+    wanted = form.sampling_for(2).response_format
+    assert wanted is not None
+    found = schema_of(wanted)
+    assert found is not None
+    assert found["$defs"]["one_answer"] == own["one_answer"]
+    assert found["$defs"][found["properties"]["r2"]["$ref"].rpartition("/")[2]]["properties"] == schema["properties"]
+
+
+def test_a_refused_key_ends_the_run_as_it_does_for_rows_alone(bench, upstream, packs):
+    asked = packs(400)
+    good = iter(range(5))
+
+    async def reply(exchange: Any) -> None:
+        await (asked if next(good, None) is not None else status(401))(exchange)
+
+    upstream.reply = reply
+    bench.fail(*PROMPT, "--together", "20", "--concurrency", "4", code=1)
+    assert (bench.status()["state"], bench.status()["failed"], bench.status()["answered"]) == ("stopped", 0, 100)
+    upstream.reply = asked
+    bench.succeed(*PROMPT, "--together", "20")
+    assert right(bench.answers())
+    assert set(asked.asked.values()) == {1}
+
+
+def test_the_system_prompt_is_saved_too(bench, packs):
+    packs(40)
+    found = bench.succeed(*PROMPT, "--together", "20", "--system", "Words that all rows share. " * 30)
+    assert found["together"]["saved"] > 38 * 200

@@ -28,6 +28,8 @@ class SureSample(TypedDict, total=False):
     """Rows with a right label, from which the sample was drawn; only with the option `gold`."""
     right: int
     """Sampled rows on which the strong model is right; only with the option `gold`."""
+    whole: bool
+    """True if the cheap model answered all rows before the sample, as its requests had several rows."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
@@ -56,7 +58,7 @@ class SureStatus(TypedDict, total=False):
     """The figures of a job with `sure`."""
 
     model: str
-    """The strong model."""
+    """The strong model; `""`: the model of the job, which was asked about each row alone."""
     gold: str
     """The column of the right labels, if the promise refers to them."""
     agree: float
@@ -93,16 +95,16 @@ class VoteStatus(TypedDict, total=False):
 
 def sample_lines(sure: SureStatus) -> list[str]:
     """Return the figures of a job's sample as text, with the expected cost."""
-    model, rows, sample, expected = sure["model"], sure["rows"], sure["sample"], sure["expected"]
+    model, rows, sample, expected = strong_model(sure), sure["rows"], sure["sample"], sure["expected"]
     if not sample["drawn"]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
     agreed = f"{sample['agreed']:,} agree ({in_percent(sample['agreed'] / sample['drawn'], 0)} %)"
-    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
+    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked {_way(sure)}"
     lines = [f"{asked}, {agreed}"]
     if "gold" in sure:
         rightly = sample["right"], sample["agreed"]
         right, cheap = (f"{count:,} ({in_percent(count / sample['drawn'], 0)} %)" for count in rightly)
-        lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
+        lines = [f"{asked}: {model} right on {right}, {cheap_model(sure)} on {cheap}"]
         if sample["gold"] < rows:
             known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
             lines.append(f"the {known} must be a random choice of all rows")
@@ -111,8 +113,9 @@ def sample_lines(sure: SureStatus) -> list[str]:
             f"a student of {sample['student']} learned from {counted(sample['taught'], 'answer')} of {model}",
             f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
         ]
-    elif sample["score"] == "equal":
-        lines.append("all rows have the same score, as the cheap model reports no probabilities; a second model helps")
+    elif sample["score"] == "equal" and not (sample.get("whole") and expected["pays"]):
+        why = "the replies to several rows have" if sample.get("whole") else "the cheap model reports"
+        lines.append(f"all rows have the same score, as {why} no probabilities; a second model helps")
     if labels := ", ".join(sample["unguarded"]):
         lines.append(f"the sample has too few rows of {labels} for a promise about them")
     alone = expected.get("cost_alone")
@@ -125,8 +128,19 @@ def sample_lines(sure: SureStatus) -> list[str]:
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
 
 
+def strong_model(sure: Mapping[str, Any]) -> str:
+    """Return the name of the strong model."""
+    return str(sure["model"]) or "the model alone"
+
+
+def _way(sure: Mapping[str, Any]) -> str:
+    return "at both models" if sure["model"] else "alone"
+
+
 def cheap_model(sure: SureStatus) -> str:
     """Return the name of the model or student that replaces the strong model."""
+    if not sure["model"]:
+        return "the model on several rows"
     return "the student" if "taught" in sure["sample"] else "the cheap model"
 
 
@@ -137,7 +151,7 @@ def label_lines(sure: SureStatus) -> list[str]:
     if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has only strong labels
         return lines
     factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
-    givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {strong_model(sure)}{factor}"
     lines = [*(lines[:-1] if pays else lines), givers]
     if "here" in sure:
         made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
@@ -145,7 +159,7 @@ def label_lines(sure: SureStatus) -> list[str]:
     agree, certainty = (f"{share * 100:.12g} %" for share in (sure["agree"], sure["certainty"]))
     promised = f"promised, with {certainty} certainty"
     estimated = f"estimated {in_percent(sure['expected']['agree'], 1)} %"
-    how = f"are right, as `{sure['gold']}` says" if is_of_truth else f"agree with {sure['model']}"
+    how = f"are right, as `{sure['gold']}` says" if is_of_truth else f"agree with {strong_model(sure)}"
     more = "" if is_of_truth else "that the labels are true; "
     lines.append(f"{promised}: {agree} of the labels or more {how}; {estimated}")
     return [*lines, f"not promised: {more}{agree} of each class, or of rows added later"]
@@ -156,7 +170,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     sure: SureStatus = found["sure"]
     if sure.get("sample", {}).get("drawn"):
         yield "sure", "\n".join([*label_lines(sure), *(_classes(sure) if sure["expected"]["pays"] else ())])
-    yield from share_lines(sure.get("shares", {}), sure["model"])
+    yield from share_lines(sure.get("shares", {}), strong_model(sure))
 
 
 def _classes(sure: SureStatus) -> Iterator[str]:
@@ -178,16 +192,17 @@ def news(found: Mapping[str, Any]) -> list[str]:
 
 def estimate_words(sure: Mapping[str, Any]) -> str:
     """Return the size and the price of the sample as text, for a validation."""
-    model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
+    at, rows = f" at {sure['model']}" if sure["model"] else "", counted(sure["rows"], "row")
+    rows = f"all {rows}{at or ' alone'}"
     alone = f": about {dollars(sure['cost_alone'])}" if "cost_alone" in sure else ""
     if not sure["sampled"]:
         return f"{rows}{alone}; so few need no sample"
-    cost = f", about {dollars(sure['sample_cost'])} at {model}" if "sample_cost" in sure else ""
+    cost = f", about {dollars(sure['sample_cost'])}{at}" if "sample_cost" in sure else ""
     if "taught" in sure:
         vectors = f", vectors of all rows: about {dollars(sure['vectors_cost'])}" if "vectors_cost" in sure else ""
         drawn = f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}"
         return f"{drawn}{vectors}; {rows}{alone}"
-    return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
+    return f"sample: {counted(sure['sampled'], 'row')} {_way(sure)}{cost}; {rows}{alone}"
 
 
 def vote_facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

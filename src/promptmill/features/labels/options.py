@@ -9,6 +9,9 @@ from promptmill.core.errors import Named, input_error
 from promptmill.options.option import Argument, Excluded, Flag, Keyword, Option
 from promptmill.options.table import SEVERAL
 
+TOGETHER = "together"
+"""The option and the sampling parameter of a feature: the most rows in a request. Then an answer may depend on the rows
+next to it."""
 MOST_VOTES = 9
 """The most votes on a row. More votes hardly improve a label."""
 _REPLACES_CHEAP = ": the student takes the cheap model's place"
@@ -41,12 +44,25 @@ def _is_other_model(present: Mapping[str, Any]) -> bool:
     return model not in (strong, [strong])
 
 
+_STRONG = Named("sure", "MODEL")
+_NO_OTHER_ANSWERS = [
+    *SEVERAL,
+    Excluded("shard"),
+    Excluded("dedupe"),
+    Excluded("keep"),
+    Excluded("from_job"),
+    Excluded("again", "; name another output for a new sample", "all"),
+]
+"""Options by which a row gets a label that the sample does not count."""
+
+
 def _of_sure(
     name: str,
     words: str,
     flag: Flag,
     *,
     keyword: str = "",
+    needs: Sequence[Named] = (_STRONG, Named("agree", "P%")),
     excludes: Sequence[Excluded] = (),
 ) -> Option:
     """Return an option of sure labels; over MCP, it is a key of `sure`."""
@@ -57,7 +73,7 @@ def _of_sure(
         flag=flag,
         argument=Argument(within="sure"),
         keyword=Keyword(type=keyword),
-        needs=[Named("sure", "MODEL")],
+        needs=needs,
         excludes=excludes,
     )
 
@@ -81,20 +97,16 @@ OPTIONS = (
             "`recall` by label",
         ),
         keyword=Keyword(type="str | None"),
-        excludes=[
-            *SEVERAL,
-            Excluded("shard"),
-            Excluded("dedupe"),
-            Excluded("keep"),
-            Excluded("from_job"),
-            Excluded("again", "; name another output for a new sample", "all"),
-        ],
+        excludes=_NO_OTHER_ANSWERS,
     ),
     _of_sure(
         "agree",
-        "at least this share of labels must agree with the strong model; default: 95%",
+        "at least this share of labels must agree with the strong model; default: 95%; without {sure}: with {model} "
+        "itself, asked about each row alone",
         Flag(metavar="P%"),
         keyword="float | str | None",
+        needs=[_STRONG, Named(TOGETHER, "N")],
+        excludes=_NO_OTHER_ANSWERS,
     ),
     _of_sure(
         "gold",
@@ -112,7 +124,9 @@ OPTIONS = (
         "(the default where it can run), words or scikit-learn",
         Flag(metavar="KIND", read="promptmill.features.labels.options:student", bare=True),
         keyword='bool | Literal["embeddings", "words", "scikit-learn"]',
+        needs=[_STRONG],
         excludes=[
+            Excluded(TOGETHER, ": the strong model answers each row alone, and the student needs no requests"),
             Excluded("second", _REPLACES_CHEAP),
             Excluded("votes", _REPLACES_CHEAP),
             Excluded("model", _REPLACES_CHEAP, when=_is_other_model),
@@ -122,6 +136,7 @@ OPTIONS = (
         "embed_model",
         "the model of the vectors for {student} embeddings; default: an encoder on this machine",
         Flag(metavar="MODEL"),
+        needs=[_STRONG],
     ),
     _of_sure(
         "second",

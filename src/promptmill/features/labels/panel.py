@@ -29,10 +29,13 @@ def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
     return None if decision is None else decision.record
 
 
-def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, votes: bool = False) -> Score:
+def kind_of(
+    panels: Sequence[Sequence[Record | None]], *, has_second: bool, votes: bool = False, repeats: bool = True
+) -> Score:
     """Return the kind of score that orders the answers of a sample; `""` if none does, so that repeats are needed.
 
-    `panels`: for each row the cheap answer, followed by the second model's answer or the repeats.
+    `panels`: for each row the cheap answer, followed by the second model's answer or the repeats. `repeats`: whether
+    there may be repeats; otherwise the scores of answers without probabilities are equal.
     """
     if votes:
         return "votes"
@@ -42,6 +45,8 @@ def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, vote
         return "second and probability" if has_probabilities else "second"
     if has_probabilities:
         return "probability"
+    if not repeats:
+        return "equal"
     return "repeats" if any(one is not None for panel in panels for one in panel[1:]) else ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.core.values import JsonDict
-from promptmill.features.labels.label_status import SureStatus, cheap_model, label_lines
+from promptmill.features.labels.label_status import SureStatus, cheap_model, label_lines, strong_model
 from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureRule
 from promptmill.jobs.labels import label_of
@@ -24,7 +24,7 @@ def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> Json
         return None
     rows = [[label, f"{count:,}", f"{agreed:,}"] for label, (count, agreed) in sure["sample"]["classes"].items()]
     head = [
-        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
+        f"right label, {sure['gold']}" if "gold" in sure else f"label by {strong_model(sure)}",
         "in the sample",
         f"found by {cheap_model(sure)}",
     ]

@@ -3,6 +3,10 @@
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
+If requests to the cheap model have several rows, its answer to a row may depend on the other rows of the request. The
+promise needs answers that do not depend on the drawn rows. So the first round is `whole`, in which the cheap model
+answers all rows, and the round `sample` is only for the strong model, which answers each row alone.
+
 With a student, the rounds are `train`, `sample`, `student` (which sends no requests), `sure` and `unsure`. A student of
 embeddings has a round `vectors` before `train`, and another before `student`.
 """
@@ -33,6 +37,8 @@ VECTORS = 2
 """The slot of the vectors of rows, in a job with a student."""
 _IS_OPEN = "(answer.retryable AND answer.round <= {since})"
 _IS_UNLABELLED = "NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = row.n)"
+_HAS_SAMPLE = "EXISTS (SELECT 1 FROM chosen JOIN answer AS drawn ON drawn.key = chosen.n WHERE chosen.round > 0)"
+"""Whether a sampled row has a label. From then on, the rows without a label depend on the draw."""
 Kind: TypeAlias = Literal["", "words", "scikit-learn", "embeddings"]
 
 
@@ -90,6 +96,8 @@ class SurePart(Stored):
     """Rows with a right label, if the sample was drawn from these rows."""
     wrong: int = 0
     """The number of labels that may differ from the strong model's labels, or from the right labels."""
+    is_whole: bool = False
+    """Whether the cheap model answers all rows before the sample, as its requests have several rows."""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
     """The score that orders the cheap answers; `equal`: they have no score. `""`: not yet known."""
     is_ended: bool = False
@@ -137,6 +145,7 @@ class SureRule(Plan):
             "taught": f"{IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
             "drawn": f"({IS_MISSING} OR {_IS_OPEN}) AND row.n IN (SELECT n FROM chosen)",
             "vectors": f"(answer.key IS NULL OR {_IS_OPEN}) AND {_IS_UNLABELLED}",
+            "whole": f"({IS_MISSING} OR ({_IS_OPEN} AND NOT {_HAS_SAMPLE})) AND {_IS_UNLABELLED}",
             "cheap": f"answer.key IS NULL AND {_IS_UNLABELLED}",
             "sure": f"{IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
         }
@@ -144,8 +153,8 @@ class SureRule(Plan):
     follows: ClassVar[bool] = False  # scores are comparable only after the sample is decided
     all_may_fail: ClassVar[bool] = False
 
-    model: str = Field(min_length=1)
-    """The strong model."""
+    model: str = ""
+    """The strong model; `""`: the model of the job, which answers each row alone."""
     agree: float = Field(0.95, gt=0, lt=1)
     certainty: float = Field(0.95, gt=0, lt=1)
     second: str = ""
@@ -167,18 +176,19 @@ class SureRule(Plan):
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Self | None:
         """Return the rule for the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes`, `recall`, `gold`, `student` and `embed_model`; None without `sure`. A share may be `95%`.
+        `votes`, `recall`, `gold`, `student` and `embed_model`; None without `sure` and `agree`. A share may be `95%`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
         del models
         model = options.get("sure")
         given = {name: options[name] for name in _OPTIONS - {"model"} if options.get(name) is not None}
-        if model is None:
+        if model is None and "agree" not in given:
             return None
-        if not isinstance(model, str | Mapping):
+        if model is not None:
+            given |= dict(model) if isinstance(model, Mapping) else {"model": model}
+        if not isinstance(name := given.get("model", " "), str) or not name:
             raise input_error(Named("sure"), " is the name of a model.")
-        given |= {"model": model} if isinstance(model, str) else dict(model)
         known = ", ".join(name for name in cls.model_fields if name in _OPTIONS)
         for name in given.keys() - _OPTIONS:
             raise input_error(
@@ -212,6 +222,11 @@ class SureRule(Plan):
                 Variant(name="vectors", model=self.embed_model or self.model),
             )
         return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
+
+    @property
+    def option(self) -> str:
+        """The option that selects the plan: without a strong model, the promise."""
+        return "" if self.model else "agree"
 
     @property
     def only_model(self) -> str | None:
@@ -255,7 +270,8 @@ class SureRule(Plan):
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
         """Yield the rounds that may come next; the decisions determine them.
 
-        Cheap answers, and small rounds on which the rest of the job waits, are live, whatever the way of the order.
+        Small rounds on which the rest of the job waits are live, whatever the way of the order. So are cheap answers,
+        except those to all rows.
         """
         delivered = replace(first, slots=(0,))
         if again is not None:
@@ -271,13 +287,15 @@ class SureRule(Plan):
             yield replace(delivered, rows="chosen", reason="sample", way=LIVE)
             return
         if part.cut is None:
-            # the cheap models come first, because an endpoint that refuses log probabilities ends the round
-            yield replace(first, rows="chosen", reason="sample", slots=panel, way=LIVE)
+            if part.is_whole:
+                yield replace(first, rows="whole", reason="whole", slots=panel)
+            else:  # the cheap models come first, because an endpoint that refuses log probabilities ends the round
+                yield replace(first, rows="chosen", reason="sample", slots=panel, way=LIVE)
             yield replace(delivered, rows="chosen", reason="sample", way=LIVE)
             return
-        if part.pays and not self.student:
+        if part.pays and not self.student and not part.is_whole:
             yield replace(first, rows="cheap", reason="cheap", slots=panel, way=LIVE)
-        elif part.pays and not part.is_ended:
+        elif part.pays and self.student and not part.is_ended:
             if self.student == "embeddings":
                 yield replace(vectors, rows="vectors")
             yield replace(first, rows="cheap", reason="student", slots=(1,), way=COPY)

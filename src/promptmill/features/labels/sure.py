@@ -9,11 +9,12 @@ from promptmill.answering.prices import cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.request import TOP_CHOICES
+from promptmill.core.request import TOP_CHOICES, Sampling
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.cut import errors_allowed
 from promptmill.features.labels.gold_labels import check_unasked, right_labels
 from promptmill.features.labels.label_status import estimate_words
+from promptmill.features.labels.options import TOGETHER
 from promptmill.features.labels.panel import cheap_of, place_of, score_of
 from promptmill.features.labels.row_vectors import version
 from promptmill.features.labels.rule import STUDENT, VECTORS, SurePart, SureRule
@@ -23,6 +24,7 @@ from promptmill.features.labels.sure_figures import sure_status
 from promptmill.features.labels.sure_work import SureWork, sample_of, sample_of_gold
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.fingerprint import sampling_digest
 from promptmill.jobs.store.plan import Doubt, Estimate, JobSpec, Plan, RunningJob
 from promptmill.jobs.store.records import A_PERSON, PERSON, Record
 from promptmill.jobs.store.rounds import Round
@@ -44,23 +46,29 @@ class Sure(SureRule):
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) if answers are not labels, or if a prompt contains right labels."""
-        check_comparable(config, "sure", self.recall)
+        if not self.model and not _has_rows_together(config):
+            others = (" or ", Named(TOGETHER, "N")) if TOGETHER in Sampling.model_fields else ()
+            raise input_error(Named("agree"), " needs ", Named("sure", "MODEL"), *others, ".")
+        check_comparable(config, self.option or "sure", self.recall)
         if self.gold:
             if config.settings.sampling_params.choices is None:
                 raise input_error(Named("gold"), " needs ", Named("choices"), ", so that each row has one label.")
             check_unasked(question, self.gold)
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
-        """Return the target of a slot: the student, or a cheap model with log probabilities or repeats."""
+        """Return the target of a slot: the strong model for each row alone, the student, or a cheap model with log
+        probabilities or repeats."""
         if not slot:
-            return target
+            return _alone(target, config)
         if self.student and slot == VECTORS:
             return target.model_copy(update={"fingerprint": self._fingerprint_of_vectors(target, config)})
         if self.student:  # the student gives these answers, not a model
             return target.model_copy(update={"fingerprint": {"student": digest(STUDENTS[self.student].version())}})
         sampling = config.settings.sampling_params
         extra: dict[str, bool | int | float] = {} if self.second else repeating(sampling, slot)
-        if not self.votes and slot == 1:
+        if not self.votes and slot == 1 and _has_rows_together(config):
+            extra = {}  # the probabilities in a reply to several rows are those of all answers
+        elif not self.votes and slot == 1:
             weighs = config.record.weighs_choices and sampling.choices is not None
             extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
         return target.model_copy(update={"extra": extra})
@@ -83,7 +91,7 @@ class Sure(SureRule):
             raise input_error(was, "; write that, or name another output for a new sample.")
         raise input_error(
             f"Job {job_id} was begun with another ",
-            Named("sure"),
+            Named(self.option or "sure"),
             ", and its sample was drawn for that. Name another output for a new sample.",
         )
 
@@ -111,14 +119,19 @@ class Sure(SureRule):
         if self.student:
             sure["taught"] = taught
         if price is not None:
-            usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
-            alone = cost_of_many(price, usage, rows, tier_of(strong.settings.extra_params))
+            alone = cost_of_many(price, checked["alone"], rows, tier_of(strong.settings.extra_params))
             sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
         if self.embed_model:
             embedding = configs.get(self.embed_model) or strong.with_model(self.embed_model)
             if (of_vectors := price_of(embedding)) is not None:
-                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["estimated_prompt_tokens"]), rows, "")
+                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
         return Estimate({"sure": sure}, estimate_words(sure), sure.get("sample_cost") or None)
+
+    def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
+        """Return the settings of a model in a validation: the strong model answers each row alone, unless it is also
+        the cheap model."""
+        is_alone = model and model == self.model and _has_rows_together(config)
+        return config.with_sampling({TOGETHER: None}) if is_alone else config
 
     # ---- a run
 
@@ -129,7 +142,7 @@ class Sure(SureRule):
     def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
         """Return the targets without log probabilities, if an endpoint refused the sample because of them."""
         asked = [target for target in targets if "logprobs" in target.extra]
-        if not asked or round_.reason != "sample" or "logprobs" not in str(error):
+        if not asked or round_.reason not in {"whole", "sample"} or "logprobs" not in str(error):
             return None
         return [target.model_copy(update={"extra": {}}) if target in asked else target for target in targets]
 
@@ -189,3 +202,16 @@ class Sure(SureRule):
         """Raise `PromptmillError` (`invalid_input`) if the sample is not yet decided."""
         if self.part is None or self.part.cut is None:
             raise input_error(f"Job {job_id} has not decided on its sample; take the labels when it has finished.")
+
+
+def _has_rows_together(config: ResolvedConfig) -> bool:
+    return config.settings.sampling_params.sets([TOGETHER])
+
+
+def _alone(target: Target, config: ResolvedConfig) -> Target:
+    """Return a target whose requests have one row each."""
+    if not _has_rows_together(config):
+        return target
+    digests = target.fingerprint | {"sampling": sampling_digest(config.with_sampling({TOGETHER: None}))}
+    sampling = {name: value for name, value in (target.sampling or {}).items() if name != TOGETHER}
+    return target.model_copy(update={"fingerprint": digests, "sampling": sampling})

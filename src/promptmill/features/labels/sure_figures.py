@@ -52,6 +52,8 @@ def sample_status(rule: SureRule) -> SureStatus:
         "classes": classes,
         "unguarded": [*its_cut.unguarded],
     }
+    if any(part.is_whole for part, _ in decided):
+        sample["whole"] = True
     if rule.student:
         sample["taught"] = sum(part.taught for part, _ in decided)
         sample["student"] = rule.student

@@ -3,6 +3,8 @@
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
+    draw ─▶ `whole`: the cheap model, all rows, several in a request ─▶ `sample`: the strong model ─▶ decide ─▶ …
+
 Slot 0 has the delivered label of each row; its target is the strong model. The later slots have the answers of the
 cheap models, or of the student and the vectors that it learns from. The round `sure` copies each cheap answer before
 the cut to slot 0; rows that then have no label are unsure. So other code reads slot 0 as in any job.
@@ -22,12 +24,15 @@ from itertools import filterfalse
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.backends.protocol import Completion, copied
+from promptmill.answering.step import Place, Step
+from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.errors import Named, input_error
+from promptmill.core.request import Made, Request, Sampling, once
 from promptmill.core.wording import counted, in_percent
 from promptmill.features.labels import cut as cuts
-from promptmill.features.labels.cut import NOTHING_SURE, Place
+from promptmill.features.labels.cut import NOTHING_SURE
 from promptmill.features.labels.gold_labels import right_labels
+from promptmill.features.labels.options import TOGETHER
 from promptmill.features.labels.panel import Score, cheap_of, kind_of, place_of, score_of
 from promptmill.features.labels.row_vectors import RowVectors, VectorRequests
 from promptmill.features.labels.rule import STUDENT, VECTORS, SureCut, SurePart, SureRule
@@ -50,8 +55,9 @@ _LARGEST_SAMPLE = 0.5
 _ROWS_AT_ONCE = 65_536
 _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
-    AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
+    AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR (key = row.n + {SLOT} AND round < ?))
 """
+"""The condition for rows without a label, and without a cheap answer of a round before the given one."""
 _IS_ANSWERED = f"""
     answer.key IS NULL
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
@@ -106,8 +112,10 @@ class SureWork(PlanWork):
         kind, has_vectors = self._rule.student, self._rule.student == "embeddings"
         self._student = StudentAnswers(job, STUDENTS[kind], has_vectors=has_vectors) if kind else None
         self._vectors = RowVectors(job) if has_vectors else None
-        self.steps = [VectorRequests(job)] if has_vectors else []
+        self.steps = [VectorRequests(job) if has_vectors else RowsAlone()]
         self._has_begun = False
+        self._first = LAST_KEY
+        """The round from which on rows with cheap answers may be drawn: answers to all rows do not depend on a draw."""
 
     @property
     def _rule(self) -> SureRule:
@@ -133,27 +141,41 @@ class SureWork(PlanWork):
     def _begin(self, round_: int) -> None:
         spec, rule = self._spec, self._rule
         of = digest(spec.input.sha256, self._job.limit, spec.question.sample)
-        if self._rule.part is not None and self._rule.part.of == of:
-            self._check_strong(self._rule.part)
+        if (part := self._rule.part) is not None and part.of == of:
+            if part.cut is None and part.is_whole != self._is_whole():
+                self._replace_part(part.model_copy(update={"is_whole": not part.is_whole}))
+            self._check_strong(part)
             return
         if self._rule.gold and self._rule.part is not None:
             raise input_error(
                 "The input has changed since the sample was drawn, and a promise about right labels is for one input: "
                 "restore it, or name another output."
             )
-        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
-        parts = self._earlier_parts(rows)
+        known = rule.parts
+        if part is not None and part.cut is None and part.is_whole and self._is_whole():
+            known, round_ = known[:-1], part.round
+            self._first = round_
+        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end, self._first)
+        parts = self._earlier_parts(known, rows)
         if not rows and parts:
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
             drawn = self._drawn_of_gold if self._rule.gold else self._drawn
-            parts.append(drawn(rows, self._wrong_of_new(rows, parts), of, round_))
+            part = drawn(rows, self._wrong_of_new(rows, parts), of, round_)
+            labelled = self._every() - rows - sum(part.every for part in parts) if self._first == round_ else 0
+            update = {"is_whole": part.cut is None and self._is_whole(), "earlier": part.earlier + max(0, labelled)}
+            parts.append(part.model_copy(update=update))
         self._job.put(rule.with_parts(parts))
 
-    def _earlier_parts(self, rows: int) -> list[SurePart]:
+    def _is_whole(self) -> bool:
+        """Return whether the cheap model must answer all rows before the sample: its requests have several rows."""
+        cheap = () if self._rule.student else self._rule.panel("")
+        return any((self._spec.targets[slot].sampling or {}).get(TOGETHER) for slot in cheap)
+
+    def _earlier_parts(self, known: Sequence[SurePart], rows: int) -> list[SurePart]:
         """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
         parts = []
-        for part in self._rule.parts:
+        for part in known:
             # of an undecided sample for another input, only the strong answers are used
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
@@ -232,8 +254,9 @@ class SureWork(PlanWork):
         if most <= part.wrong:
             return
         least = 100 * (1 - most / part.rows)
+        name = f"{rule.model} itself" if rule.model else "The model alone"
         raise input_error(
-            f"{rule.model} itself is right on {right:,} of {counted(part.drawn, 'sampled row')} "
+            f"{name} is right on {right:,} of {counted(part.drawn, 'sampled row')} "
             f"({in_percent(right / part.drawn, 0)} %). With {100 * rule.certainty:.12g} % certainty it is right on "
             f"{math.floor(10 * least) / 10:g} % of all rows or more, so {100 * rule.agree:.12g} % cannot be promised. "
             "Name another output, and a better model or prompt, or ",
@@ -262,7 +285,7 @@ class SureWork(PlanWork):
     def _new_rows(self) -> Iterator[int]:
         query = f"SELECT n FROM row WHERE {_IS_NEW} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
         last = -1
-        while page := self._store.read(query, self._end, last):
+        while page := self._store.read(query, self._end, self._first, last):
             yield from (n for (n,) in page)
             last = page[-1][0]
 
@@ -278,10 +301,12 @@ class SureWork(PlanWork):
         rule = self._rule
         kind: Score = "student"
         if not rule.student:
-            kind = kind_of([row.panel for row in sample], has_second=bool(rule.second), votes=bool(rule.votes))
+            panels = [row.panel for row in sample]
+            kind = kind_of(panels, has_second=bool(rule.second), votes=bool(rule.votes), repeats=not part.is_whole)
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
+            self._first = part.round if part.is_whole else LAST_KEY
             self._draw(part.round, self._new_rows(), size, part.seed)
             self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
@@ -339,7 +364,8 @@ class SureWork(PlanWork):
             learned=learned,
         )
         part = part.model_copy(update={"cut": decided})
-        cost, alone = part.costs or (part.strong, part.every)
+        # the cheap answers to all rows are already paid
+        cost, alone = (None if part.is_whole else part.costs) or (part.strong, part.every)
         pays = cost <= (1 - _LEAST_SAVED) * alone
         return part.model_copy(update={"cut": decided.model_copy(update={"pays": pays})})
 
@@ -348,7 +374,7 @@ class SureWork(PlanWork):
         rows = {label: classes.get(label, (0, 0))[0] for label in guarded}
         return tuple(label for label in guarded if cuts.allowed_of_class(rows[label], guarded[label], certainty) < 0)
 
-    def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
+    def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[cuts.Place]) -> cuts.Place:
         verdicts = [(place, not row.adds_error) for place, row in zip(places, sample, strict=True)]
         allowed = cuts.allowed_right if self._rule.gold else cuts.allowed
         c = allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each)
@@ -422,12 +448,29 @@ class SureWork(PlanWork):
     def _sure_answer(self, first: Record) -> Record | None:
         """Return the answer to deliver to a row whose first cheap answer is `first`; None if the row is not sure."""
         part = self._rule.part_of(first)
-        if part is None or part.cut is None or not first.is_sound:
+        if part is None or part.cut is None or not part.pays or not first.is_sound:
             return None
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}
         panel = [first, *map(known.get, others)]
         return cheap_of(panel, part.score) if place_of(panel, part) > part.cut.place else None
+
+
+class RowsAlone(Step):
+    """Sends each row of slot 0 alone, also if the requests of the cheap model have several rows."""
+
+    place = Place.PIECES
+
+    def __init__(self) -> None:
+        self._sampling: Made[Sampling] = {}
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer a request."""
+        given = request.sampling
+        if request.key // SLOT or not given.sets([TOGETHER]):
+            return await self.following(request, call)
+        alone = once(self._sampling, lambda: given.model_copy(update={TOGETHER: None}), given)
+        return await self.following(request.changed(sampling=alone), call)
 
 
 def sample_of(rows: int, wrong: int, rule: SureRule) -> int:
@@ -443,7 +486,8 @@ def sample_of_gold(rows: int, gold: int, rule: SureRule) -> int:
     if rows < FEWEST_ROWS:
         raise input_error(
             Named("gold"),
-            f" needs {FEWEST_ROWS} rows: for so few, let {rule.model} answer all, and measure it by a comparison.",
+            f" needs {FEWEST_ROWS} rows: for so few, let {rule.model or 'the model'} answer all, and measure it by a "
+            "comparison.",
         )
     wrong = cuts.errors_allowed(rows, rule.agree)
     if size := cuts.size_right(rows, gold, wrong, rule.certainty):

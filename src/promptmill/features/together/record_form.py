@@ -17,12 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from promptmill.answers.choices import Choices
 from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.request import Fields, Sampling, nested
 from promptmill.core.values import JsonDict, JsonObject
@@ -107,10 +108,10 @@ class RecordForm:
     def text(self, fields: Sequence[Fields], names: Sequence[str]) -> str:
         """Return the prompt for rows with these names."""
         parts = [*fields[0].parts]
-        keys = [_key(name) for name in parts[1::2]]
+        keys = [name if name != "id" else _free("id_field", parts) for name in parts[1::2]]
         parts[1::2] = [f"{{{{{key}}}}}" for key in keys]
         records = "\n".join(
-            orjson.dumps({"id": name, **dict(zip(keys, row.texts, strict=True))}).decode()
+            _line({"id": name, **dict(zip(keys, row.texts, strict=True))})
             for name, row in zip(names, fields, strict=True)
         )
         answers = _IN_OBJECT if self.is_object else _IN_LIST
@@ -147,6 +148,8 @@ class RecordForm:
     def _answer(self, value: Any) -> str | None:
         if value is _MISSING:
             return None
+        if self.sampling.choices is not None and isinstance(value, str):
+            return f"{Choices.OPENING}{json.dumps(value, ensure_ascii=False)[1:]}}}"
         if self.is_text:
             return value if isinstance(value, str) and value.strip() else None
         return json.dumps(value, ensure_ascii=False)
@@ -154,16 +157,28 @@ class RecordForm:
     def _schema(self, count: int) -> JsonDict:
         answer, definitions = self.answer, self.definitions
         if self.is_object and len(answer) > 1:  # once for all fields
-            answer = {"$ref": "#/$defs/one_answer"}
-            definitions = {**definitions, "$defs": {**definitions.get("$defs", {}), "one_answer": self.answer}}
+            own = definitions.get("$defs", {})
+            name = _free("one_answer", own)
+            answer = {"$ref": f"#/$defs/{name}"}
+            definitions = {**definitions, "$defs": {**own, name: self.answer}}
         if self.is_object:
             return _object({f"r{at + 1}": answer for at in range(count)}) | definitions
         items = {"type": "array", "items": _object({"id": _TEXT, "answer": answer})}
         return _object({"answers": items}) | definitions
 
 
-def _key(name: str) -> str:
-    return "id_field" if name == "id" else name
+def _line(record: JsonObject) -> str:
+    try:
+        return orjson.dumps(record).decode()
+    except TypeError:  # a text has half of a character, which is sent as in a request for the row alone
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """Return a name that is not taken."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _object(properties: JsonObject) -> JsonDict:

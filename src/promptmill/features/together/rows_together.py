@@ -73,7 +73,7 @@ class RowsTogether(Gathering):
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
         """By the values of parameters, because rows may set some of their own; a text: why such rows go alone."""
-        self._last: tuple[Sampling | None, RecordForm | str] = None, ""
+        self._last: tuple[Sampling | None, bytes, RecordForm | str] = None, b"", ""
 
     def kind(self, request: Request, call: Call) -> Hashable | None:
         """Return what rows share that share a request; None for a row that is sent alone."""
@@ -87,8 +87,9 @@ class RowsTogether(Gathering):
             return None
         extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS) if request.extra else b""
         before = tuple((message.role, message.content) for message in request.conversation.messages[:-1])
+        _, wanted, _ = self._last  # by value: equal parameters may have several forms, one after another
         slot, choice = request.key // SLOT, request.choice  # two answers to a row are never in one request
-        return slot, choice, _fields(request).parts, before, id(form), extra, request.required
+        return slot, choice, _fields(request).parts, before, wanted, extra, request.required
 
     def bounds(self, request: Request) -> Bounds:
         """Return the bounds of a request for rows like this one."""
@@ -159,8 +160,8 @@ class RowsTogether(Gathering):
                     self._forms.clear()
                 is_chat = not path_of(sampling)
                 self._forms[key] = RecordForm.of(sampling, is_object=self._is_object) if is_chat else ""
-            self._last = sampling, self._forms[key]
-        return self._last[1]
+            self._last = sampling, key, self._forms[key]
+        return self._last[2]
 
     @staticmethod
     def _names(form: RecordForm, requests: Sequence[Request]) -> list[str]:

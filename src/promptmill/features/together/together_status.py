@@ -32,21 +32,24 @@ class TogetherStatus(TypedDict):
     alone: int
     """Rows whose answer came in a reply of their own."""
     saved: int
-    """About how many tokens of the prompt's own words were not sent again; those of a system prompt do not count."""
+    """About how many tokens of the prompt's own words and of its system prompt were not sent again."""
 
 
 def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int) -> Mapping[str, object]:
     """Return the figures of the rows below `before`; none for a job whose rows share no requests. Blocks."""
     del labels
     found = TogetherStatus(rows=0, requests=0, alone=0, saved=0)
+    order = store.get("order") or {}
+    system = len(str(order.get("system_prompt") or "").encode("utf-8", "replace")) // _BYTES_PER_TOKEN
     slots = [slot for slot, target in enumerate(spec.targets) if (target.sampling or {}).get("together")]
     for slot in slots:
         ((rows, requests, alone),) = store.read(_COUNTS, slot * SLOT, slot * SLOT + before - 1)
         found["rows"] += int(rows)
         found["requests"] += int(requests)
         found["alone"] += int(alone)
-        if spec.question.templates:
-            found["saved"] += int(rows - requests) * _own_tokens(spec.question.templates[spec.targets[slot].prompt])
+        prompts = spec.question.templates
+        own = "" if not prompts else prompts[spec.targets[slot].prompt]
+        found["saved"] += int(rows - requests) * (_own_tokens(own) + system)
     return {"together": found} if found["rows"] or found["alone"] else {}
 
 
@@ -59,6 +62,6 @@ def _own_tokens(prompt: str) -> int:
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield how many rows shared how many requests, as text."""
     its: TogetherStatus = found["together"]
-    saved = f", at least {its['saved']:,} prompt tokens saved" if its["saved"] else ""
+    saved = f", about {its['saved']:,} prompt tokens saved" if its["saved"] else ""
     rows, requests = counted(its["rows"], "row"), counted(its["requests"], "request")
     yield "together", f"{rows} in {requests}, {its['alone']:,} asked alone{saved}"

@@ -61,12 +61,12 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
         # from the last batch or other way on: its retryable failures are sent again
-        since = max(round_.since, latest) if round_.rows == "open" else round_.since
+        since = max(round_.since, latest)
         if round_.way in {LIVE, COPY}:
-            yield replace(round_, since=since)
+            yield replace(round_, since=since) if round_.rows == "open" else round_
             continue
         yield replace(round_, reason=round_.way)
-        yield replace(round_, since=since, way=LIVE)
+        yield replace(round_, since=round_.since if round_.rows.startswith("again") else since, way=LIVE)
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:

@@ -13,7 +13,7 @@ from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.plan import JobSpec, option_of
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target
@@ -55,7 +55,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     if begun.chooses and begun.parts.keys() != wanted.parts.keys() and not _has_nothing(folder):
         raise input_error(
             f"Job {begun.job_id} chose its labels with ",
-            Named(*begun.parts),
+            option_of(begun.parts),
             "; give it again, or name another output.",
         )
     plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)

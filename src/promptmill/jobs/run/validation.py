@@ -75,7 +75,10 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
         models = spec.plan.asked(spec.targets)
-        answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
+        answering = {
+            name: spec.plan.answering(name, plans.get(name) or (plan.with_model(name) if name else plan))
+            for name in models
+        }
         every = [answering[name] for name in models]
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
@@ -91,10 +94,11 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             one.expect(answered.get(name), rows_sent * max(1, len(spec.question.templates)))
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))
         result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
+        alone = sum(one.completion_tokens - one.around for one in sums) // max(1, len(sums))
+        result["alone"] = Usage(result.pop("prompt_tokens_alone"), alone)
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, result, end=end_of(store, order.limits.limit))
         result["notes"] += [of_plan.words] if of_plan.words else []
-        if of_plan.first_cost is not None:
-            result["first_cost"] = of_plan.first_cost
+        result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
         result["estimated_prompt_tokens"] *= len(every)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
         result["answers"] *= len(every)
@@ -110,7 +114,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             if tier_of_way(order.way) == BATCH and all(price.batch is not None for price in prices):
                 by_batch = _cost(sums, result, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
-        return {**result, **cost, **of_plan.figures}
+        return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
 
 
 def _columns_of(form: Form) -> dict[str, list[str]]:
@@ -130,7 +134,8 @@ class _Sums:
         self._prices = None if price is None else Prices(plan, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
-        self.completion_tokens = 0
+        self.completion_tokens = self.around = 0
+        """The tokens of all replies; the tokens around answers in replies to several rows, included in them."""
         self.source = ""
         """Where the length of answers comes from, in words; `""` without requests."""
 
@@ -139,6 +144,7 @@ class _Sums:
         request = sent.alone or sent.request
         likely = self._lengths.of(request)
         self.completion_tokens += (request.sampling.n or 1) * (likely.tokens + sent.around)
+        self.around += (request.sampling.n or 1) * sent.around
         self.source = likely.source
         if self._prices is None or self.price is None:
             return
@@ -151,7 +157,7 @@ class _Sums:
         """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
         if answered is not None and rows:
             count, tokens = answered
-            self.completion_tokens = round(tokens / count * rows)
+            self.completion_tokens, self.around = round(tokens / count * rows), 0
             self.source = f"as in the {counted(count, 'answer')} so far"
 
 
@@ -190,7 +196,7 @@ def _check_rows(
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    count = invalid = skipped = pictures = tokens = 0
+    count = invalid = skipped = pictures = tokens = alone = 0
     wanted_answers, sent = 0, 0.0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
@@ -216,8 +222,12 @@ def _check_rows(
             asked = (
                 one.request if one.request.conversation.messages else part for one, part in zip(own, parts, strict=True)
             )
-            sizes = (-(-_bytes(each.conversation) // _BYTES_PER_TOKEN) for each in asked)
+            sizes = [-(-_bytes(each.conversation) // _BYTES_PER_TOKEN) for each in asked]
             tokens += sum(map(operator.mul, answers, sizes))
+            alone += sum(
+                times * (size if one.alone is None else -(-_bytes(one.alone.conversation) // _BYTES_PER_TOKEN))
+                for times, size, one in zip(answers, sizes, own, strict=True)
+            )
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
                 if len(shown) < _PROMPTS_SHOWN:
@@ -253,6 +263,7 @@ def _check_rows(
         "images": pictures,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
         "estimated_prompt_tokens": tokens,
+        "prompt_tokens_alone": alone,
         "problems": problems,
     }
 

@@ -31,7 +31,7 @@ from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.plan import JobSpec, plans_in
+from promptmill.jobs.store.plan import JobSpec, option_of, plans_in
 from promptmill.jobs.store.shape import shape_in
 from promptmill.jobs.store.spec import InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Target
@@ -217,7 +217,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     for text in question.templates:
         template_of(text, places_in(text))  # any placeholder may be a column
     if order.plan.chooses and is_request:
-        raise input_error(Named(*plans_in(order.parts)), _OF_ROWS)
+        raise input_error(option_of(order.parts), _OF_ROWS)
     _check_answer_column(order.form.column)
     known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
     for name in order.form.columns:

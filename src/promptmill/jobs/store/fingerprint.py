@@ -40,9 +40,14 @@ def fingerprint(
         digests["endpoint"] = digest(getattr(plan.block, "base_url", None))
         digests["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
     if of_input(input_format).rows != "requests":
-        digests["sampling"] = digest(*map(without_lengths, _sampling(plan)))
+        digests["sampling"] = sampling_digest(plan)
         digests["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return digests | {"check": has_check, "models": _other_models(plan)}
+
+
+def sampling_digest(plan: ResolvedConfig) -> str:
+    """Return the digest of the sampling parameters, without limits of an answer's length."""
+    return digest(*map(without_lengths, _sampling(plan)))
 
 
 def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:

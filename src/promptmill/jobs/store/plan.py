@@ -166,6 +166,11 @@ class Plan(OrderPart):
         del last
         return True
 
+    @property
+    def option(self) -> str:
+        """The option that selects the plan; `""`: it has the name of the plan's part."""
+        return ""
+
     # ---- admission
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
@@ -196,11 +201,16 @@ class Plan(OrderPart):
     ) -> Estimate:
         """Return what a validation adds for the plan. Blocks.
 
-        `configs`: by model. `checked`: the figures so far, for a single model. `end`: the number of the first row
-        beyond the limit.
+        `configs`: by model. `checked`: the figures so far, for a single model; `alone`: the `Usage` of all rows if each
+        is asked alone. `end`: the number of the first row beyond the limit.
         """
         del store, spec, configs, checked, end
         return Estimate()
+
+    def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
+        """Return the settings with which a model of `asked` answers, for a validation. `config`: its own."""
+        del model
+        return config
 
     def sent(self, request: Request, prompt: str) -> Iterable[Request]:
         """Yield the requests that replace a row's request, except those that depend on an answer.
@@ -267,9 +277,15 @@ def plans_in(parts: Mapping[str, OrderPart]) -> dict[str, Plan]:
     """
     plans = {name: each for name, each in parts.items() if isinstance(each, Plan)}
     if len(plans) > 1:
-        first, second, *_ = map(Named, plans)
+        first, second, *_ = (Named(each.option or name) for name, each in plans.items())
         raise input_error(first, " cannot be used with ", second, "; leave one of them out.")
     return plans
+
+
+def option_of(parts: Mapping[str, OrderPart]) -> Named:
+    """Return the option that selects the plan among the parts of an order or job; the plan's feature may be missing."""
+    plan = next((name for name, each in parts.items() if isinstance(each, Plan)), next(iter(parts)))
+    return Named(getattr(parts[plan], "option", "") or plan)
 
 
 def plan_in(parts: Mapping[str, OrderPart]) -> Plan:
