@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 
 import promptmill
@@ -248,3 +249,18 @@ def test_each_item_of_a_long_document_has_its_page(bench, upstream):
     rows = table(bench.output)
     assert [row["name"] for row in rows] == ["a 0", "b 1", "c 2", "d 3", "e 4"]
     assert [json.loads(row["sources"])["items"] for row in rows] == [f"page {at}" for at in range(1, 6)]
+
+
+def test_the_sheet_of_the_input_and_lines_of_a_batch_file_keep_their_rows(bench, upstream, invoices):
+    invoices()
+    sheet = openpyxl.Workbook()
+    sheet.active.append(["text"])
+    sheet.active.append(["invoice 0"])
+    sheet.save(bench.path / "in.xlsx")
+    bench.input = bench.output = bench.path / "in.xlsx"
+    said = bench.fail("--prompt", "Read {{text}}", "--fields", FIELDS)
+    assert "--rows-from: an output that is the input's own sheet keeps the rows of the input" in said
+    bench.output = bench.path / "out.jsonl"
+    bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}])
+    assert "--rows-from" in bench.fail("--fields", FIELDS)
+    assert not upstream.seen
