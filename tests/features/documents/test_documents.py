@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import byte_model
+import promptmill
 from long_texts import document, reader
 from page_content import column
 from page_content import written as report_of
@@ -99,6 +100,15 @@ def test_auto_learns_the_window_from_the_refusals_of_the_first_row(bench):
     assert len([seen for seen in refused if "PAGE" in seen.prompt]) <= 1, "the second row is cut as the first one was"
 
 
+def check_is_reviewed(bench: Any) -> None:
+    """Check that a difference of pieces is counted, and is the first reason of a review, with both places."""
+    summary = bench.jobs(str(bench.output)).stdout
+    assert "pieces    1 field in 1 row had different values; a review shows these rows first" in summary
+    (row,) = promptmill.review(bench.output)
+    assert row["why"].startswith("pieces differ; amount: 1.0 (page")
+    assert row["why"].count("(page") >= 2
+
+
 def test_values_that_differ_are_decided_by_a_last_request_or_as_the_user_says(bench):
     text, _ = document(12, 3, seed=3)
     said: list[float] = []
@@ -126,10 +136,13 @@ def test_values_that_differ_are_decided_by_a_last_request_or_as_the_user_says(be
     assert "gave different values" in last
     assert '"from": "page' in last
 
+    check_is_reviewed(bench)
+
     bench.output = bench.path / "first.csv"
     bench.succeed(*ASKED, "--fields", "amount:number", "--split", "1000", "--merge", "first")
     (row,) = out(bench)
     assert float(row["amount"]) in {1.0, 101.0, 201.0}
+    check_is_reviewed(bench)
     bench.output = bench.path / "sum.csv"
     said.clear()
     bench.succeed(*ASKED, "--fields", "amount:number", "--split", "1000", "--merge", "sum")

@@ -1,7 +1,7 @@
 """Long rows: a text that exceeds the model's window is read in pieces, and the answers about the pieces are merged."""
 
 from promptmill.core.errors import Code, Named
-from promptmill.core.feature import Feature, PartEntry
+from promptmill.core.feature import Feature, Figure, PartEntry
 
 FEATURE = Feature(
     words="rows longer than the model's window, read piece by piece",
@@ -14,5 +14,12 @@ FEATURE = Feature(
         )
     },
     options="promptmill.features.documents.options:OPTIONS",
+    figures=(
+        Figure(
+            name="documents",
+            record="promptmill.features.documents.differences:DocumentStatus",
+            facts="promptmill.features.documents.differences:facts",
+        ),
+    ),
     order_parts=(PartEntry("split", "promptmill.features.documents.plan:Split", ("overlap", "merge", "merge_prompt")),),
 )

@@ -9,6 +9,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -24,6 +25,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
+from promptmill.features.documents.differences import DIFFERENT
 from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
 from promptmill.features.documents.merging import Found, Merged, Places
 from promptmill.jobs.columns import SOURCES
@@ -202,6 +204,8 @@ class Draft(NamedTuple):
     sampling: Sampling | None = None
     """The parameters of the last request; None if no request is needed."""
     question: str = ""
+    different: JsonObject = MappingProxyType({})
+    """By field: the values of the pieces that have several, each with its place."""
     merged: Merged | None = None
     """The merged fields, whose conflicts the last request decides; None if that request writes the whole answer."""
 
@@ -319,7 +323,8 @@ class Reading:
             outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
         if isinstance(outcome, Completion) and (draft.sampling is None or draft.merged is not None):
             outcome = await checked(outcome, self.request, self.call)
-        return self.summed(replace(outcome, details={SOURCES: draft.sources}))
+        details = {SOURCES: draft.sources} | ({DIFFERENT: draft.different} if draft.different else {})
+        return self.summed(replace(outcome, details=details))
 
     def summed(self, outcome: Outcome) -> Outcome:
         """Return `outcome` with the usage, cost and attempts of all requests, and with the longest latency."""
@@ -374,14 +379,17 @@ class Reading:
         found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
         merged = merging.merged(schema, found, self.rows.how.merge, Places(source, shared))
         self.rows.repeated += merged.repeated
-        if not merged.conflicts:
-            return Draft(_json(merged.value), merged.sources)
-        values = {
-            merging.name_of(path): [{"from": source(one), "value": one.value} for one in different]
-            for path, different in merged.conflicts.items()
+        different = {
+            merging.name_of(path): [{"from": source(one), "value": one.value} for one in values]
+            for path, values in merged.different.items()
         }
+        if not merged.conflicts:
+            return Draft(_json(merged.value), merged.sources, different=different)
+        values = {name: different[name] for name in map(merging.name_of, merged.conflicts)}
         sampling = _with_schema(self.request.sampling, merging.schema_of_conflicts(schema, merged.conflicts))
-        return Draft(_json(merged.value), merged.sources, sampling, self._last(_DECIDE, _json(values)), merged)
+        return Draft(
+            _json(merged.value), merged.sources, sampling, self._last(_DECIDE, _json(values)), different, merged
+        )
 
     def _last(self, words: str, said: str) -> str:
         """Return the last request, which contains the answers of the pieces."""

@@ -51,6 +51,8 @@ class Merged:
     """The location of a value; a list has a list of locations, an object has them by field; None without a value."""
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
     """The conflicting values of each field that is None in `value`."""
+    different: dict[Path, list[Found]] = field(default_factory=dict)
+    """The values of each field for which pieces have several, however one of them was chosen."""
     repeated: int = 0
     """The number of items that were left out because a list of an earlier piece has an equal one."""
 
@@ -99,6 +101,7 @@ def merged(
             {name: part.value for name, part in parts.items()},
             {name: part.sources for name, part in parts.items() if part.sources is not None},
             {at: values for part in parts.values() for at, values in part.conflicts.items()},
+            {at: values for part in parts.values() for at, values in part.different.items()},
             sum(part.repeated for part in parts.values()),
         )
     if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
@@ -168,9 +171,11 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
     numbers = [one.value for one in found if isinstance(one.value, int | float) and not isinstance(one.value, bool)]
     if how == "sum" and numbers and all(isinstance(one.value, int | float) for one in values):
         return Merged(_sum(numbers), [place(one) for one in found])
-    if len(values) == 1 or how == "first":
+    if len(values) == 1:
         return Merged(values[0].value, place(values[0]))
-    return Merged(None, [place(one) for one in values], {path: values})
+    if how == "first":
+        return Merged(values[0].value, place(values[0]), different={path: values})
+    return Merged(None, [place(one) for one in values], {path: values}, {path: values})
 
 
 def _sum(numbers: Sequence[int | float]) -> int | float:

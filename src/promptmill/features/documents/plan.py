@@ -20,10 +20,11 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
+from promptmill.features.documents.differences import doubt_of, status_of
 from promptmill.features.documents.document import FIELDS, Document, text_before
 from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.plan import Doubt, Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.stored import Question
 
@@ -110,3 +111,12 @@ class Split(Plan):
         """Return the location of each value in the document; None for a row that was sent whole."""
         del spec, beside
         return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}
+
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
+        """Return the counts of fields for which pieces have different values."""
+        del spec, fields
+        return status_of(store, before)
+
+    def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+        """Return the reason to check a row: its pieces have different values."""
+        return doubt_of(record) or super().doubt(spec, record, beside)
