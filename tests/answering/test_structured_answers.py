@@ -7,12 +7,13 @@ import json
 import pytest
 
 from fakes import openai_configuration
+from promptmill.answers.check import Check
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import conversation_from_prompt
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
-from replies import answer, attempts, by_prompt, choose, status
+from replies import answer, attempts, by_prompt, choose, late, status
 from shapes import SHAPES
 
 NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -109,6 +110,52 @@ async def test_a_call_that_nobody_asked_for_is_a_wrong_answer_if_its_arguments_a
     upstream.reply = _called("{}")
     (outcome,), _ = await ask(["Who?"])
     assert outcome.error.code is Code.INVALID_ANSWER
+
+
+async def test_two_calls_that_nobody_asked_for_are_no_answer(ask, upstream):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"name": "Ada"}'}}
+    upstream.reply = answer(None, message={"tool_calls": [call, call]}, finish_reason="tool_calls")
+    (outcome,), _ = await ask(["Who?"], top={"check_retries": 0})
+    assert outcome.error.code is Code.INVALID_ANSWER
+
+
+async def test_a_wrong_text_beside_a_call_is_requested_again(ask, upstream):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    wrong = answer('{"name": 5}', message={"tool_calls": [call]})
+    upstream.reply = choose(lambda seen: answer('{"name": "Ada"}') if _again(seen) else wrong)
+    (outcome,), _ = await ask(["Who?"], tools=[{"type": "function", "function": {"name": "f"}}])
+    assert outcome.text == '{"name": "Ada"}'
+
+
+async def test_the_time_of_an_answer_is_that_of_all_its_requests(ask, upstream):
+    upstream.reply = choose(lambda seen: late(0.05, answer('{"name": "Ada"}' if _again(seen) else '{"name": 5}')))
+    (outcome,), _ = await ask(["Who?"])
+    assert outcome.latency_s >= 0.1
+
+
+async def test_calls_with_equal_parameters_keep_their_own_checks(upstream, closing):
+    service = closing(Service(openai_configuration(upstream.url)))
+    upstream.reply, plan = answer("fine"), service.plan
+    for complaint in ("", "no", ""):
+        checks = (Refusing(complaint),) if complaint else ()
+        call = Call(Facts(total=1, checks=checks))
+        (outcome,) = await service.generate([conversation_from_prompt("Hi", "a prompt")], call, plan=plan)
+        assert isinstance(outcome, Failure) is bool(complaint)
+
+
+class Refusing(Check):
+    """Refuses every answer, if it has a complaint."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def is_wanted(self, sampling: Sampling) -> bool:
+        del sampling
+        return True
+
+    def complaint(self, answer: str, request: Request) -> str | None:
+        del answer, request
+        return self._words or None
 
 
 async def test_a_refusal_is_an_error_with_its_words_after_one_request(ask, upstream):
