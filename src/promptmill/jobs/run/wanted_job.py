@@ -218,6 +218,8 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
         template_of(text, places_in(text))  # any placeholder may be a column
     if order.plan.chooses and is_request:
         raise input_error(option_of(order.parts), _OF_ROWS)
+    if is_request and (shapes := shape_in(order.parts)):
+        raise input_error(*map(Named, shapes), _OF_ROWS)
     _check_answer_column(order.form.column)
     known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
     for name in order.form.columns:
