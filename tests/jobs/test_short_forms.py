@@ -166,3 +166,11 @@ def test_python_has_the_same_short_forms(bench):
     found = promptmill.bulk(["nice"], choices={"good": "It praises.", "bad": "It complains."}, **options)
     assert found.answers == ["good"]
     assert "It praises." in bench.upstream.seen[-1].json["messages"][0]["content"]
+
+
+def test_parentheses_divide_fields_only_in_a_list_of_rows():
+    assert [*schema_of_fields("mood::)|:(,1) name,price (EUR):number")["properties"]] == [
+        "mood",
+        "1) name",
+        "price (EUR)",
+    ]

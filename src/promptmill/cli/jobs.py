@@ -120,6 +120,11 @@ def _run(arguments: argparse.Namespace) -> int:
         (arguments.full and not shows_rows, "--full", "needs --rows."),
         (arguments.seed is not None and not shows_rows, "--seed", "needs --rows."),
         (arguments.overwrite and not arguments.join, "--overwrite", "needs --join."),
+        *(
+            (getattr(arguments, option.name) is not None and arguments.export is None, flag, "needs --export FILE.")
+            for option in _shapes()
+            if (flag := str(option.name_on("flag")))
+        ),
         (arguments.clear and not arguments.cache, "--clear", "needs --cache."),
         (arguments.cache and job_id, "--cache", "is the cache of all jobs; leave JOB out."),
     )

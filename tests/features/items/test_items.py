@@ -251,16 +251,63 @@ def test_each_item_of_a_long_document_has_its_page(bench, upstream):
     assert [json.loads(row["sources"])["items"] for row in rows] == [f"page {at}" for at in range(1, 6)]
 
 
-def test_the_sheet_of_the_input_and_lines_of_a_batch_file_keep_their_rows(bench, upstream, invoices):
-    invoices()
-    sheet = openpyxl.Workbook()
-    sheet.active.append(["text"])
-    sheet.active.append(["invoice 0"])
-    sheet.save(bench.path / "in.xlsx")
-    bench.input = bench.output = bench.path / "in.xlsx"
+@pytest.mark.features("compare")
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+def test_models_are_compared_by_the_row_of_the_input(bench, upstream, name):
+    of_model = {"a": [("s", 1), ("t", 2)], "b": [("t", 2)]}
+
+    async def reply(exchange: Any) -> None:
+        items = [{"item": item, "count": count} for item, count in of_model[exchange.seen.json["model"]]]
+        await answer(json.dumps({"number": "1", "items": items}))(exchange)
+
+    upstream.reply = reply
+    bench.write([{"text": f"invoice {at}"} for at in range(3)])
+    bench.output = bench.path / name
+    fields = ("--fields", "number,items:rows(item,count:integer)")
+    done = bench.run("--prompt", "Read {{text}}", *fields, "--model", "a", "--model", "b")
+    assert done.returncode == 0, done.stderr
+    assert "a and b agree in all fields in 0.0 % of 3 rows" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ['it"ems', "ítems", "it.ems", "$"])
+def test_items_are_counted_whatever_the_name_of_their_field_is(bench, invoices, name):
+    invoices([{name: ["x", "y"]}, {name: []}])
+    bench.output = bench.path / "out.csv"
+    schema = {"type": "object", "properties": {name: {"type": "array", "items": {"type": "string"}}}}
+    (bench.path / "s.json").write_text(json.dumps(schema))
+    found = bench.succeed("--prompt", "Read {{text}}", "--schema", "s.json", "--rows-from", name)
+    assert found["items"] == {"field": name, "items": 2, "without": 1}
+
+
+def test_the_sheet_of_the_input_cannot_have_a_row_for_each_item(bench, upstream):
+    book = openpyxl.Workbook()
+    book.active.append(["text"])
+    book.active.append(["invoice 0"])
+    book.save(bench.path / "book.xlsx")
+    bench.input = bench.output = bench.path / "book.xlsx"
     said = bench.fail("--prompt", "Read {{text}}", "--fields", FIELDS)
-    assert "--rows-from: an output that is the input's own sheet keeps the rows of the input" in said
-    bench.output = bench.path / "out.jsonl"
-    bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": []}}])
-    assert "--rows-from" in bench.fail("--fields", FIELDS)
+    assert "A row for each item does not fit into the sheet of book.xlsx" in said
     assert not upstream.seen
+
+
+def test_complete_requests_have_no_rows_of_items(bench, upstream):
+    body = {"model": "m", "messages": [{"role": "user", "content": "invoice 0"}]}
+    bench.write([{"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+    assert "--rows-from works only for rows of values" in bench.fail("--fields", FIELDS)
+    assert not upstream.seen
+
+
+def test_names_that_differ_in_capitals_fit_into_a_table_of_a_database(bench, invoices):
+    invoices([{"Row": "x", "items": [{"name": "y"}]}])
+    bench.output = bench.path / "out.db#rows"
+    bench.succeed("--prompt", "Read {{text}}", "--fields", "Row,items:rows(name)")
+    (row,) = read(bench.output)
+    assert (row["Row"], row["name"], row["items_row"]) == ("x", "y", 1)
+
+
+def test_a_shape_without_an_export_is_refused(bench, invoices):
+    invoices()
+    bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS)
+    done = bench.jobs(str(bench.output), "--rows-from", "items")
+    assert done.returncode == 2
+    assert "--rows-from needs --export FILE." in done.stderr

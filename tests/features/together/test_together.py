@@ -269,3 +269,21 @@ def test_the_system_prompt_is_saved_too(bench, packs):
     packs(40)
     found = bench.succeed(*PROMPT, "--together", "20", "--system", "Words that all rows share. " * 30)
     assert found["together"]["saved"] > 38 * 200
+
+
+def test_a_number_that_is_cut_off_is_no_answer(bench, packs):
+    asked = packs(4, answers=lambda _: 1234, around=lambda text, _: (text[:-3], "length"))
+    (bench.path / "number.json").write_text('{"type": "integer"}')
+    schema = ("--schema", "number.json", "--together", "4")
+    bench.succeed("--prompt", "What is this about? {{text}}", *schema, provider="openai")
+    assert [row["answer"] for row in bench.answers()] == [1234] * 4
+    assert asked.sizes == [4, 1]
+
+
+@pytest.mark.features("labels")
+def test_a_dry_run_counts_the_requests_of_each_model(bench, upstream, packs):
+    packs(3_000)
+    done = bench.run(*PROMPT, "--together", "20", "--sure", "good-1", "--dry-run", "--json")
+    found = json.loads(done.stdout)
+    assert found["requests"] == 3_000 + 150
+    assert not upstream.seen

@@ -17,6 +17,7 @@ from promptmill.features.compare.answer_values import LABEL, Tolerance
 from promptmill.jobs import columns
 from promptmill.jobs.columns import MODEL, OURS, VARIANT
 from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.format_table import of_output
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -68,6 +69,8 @@ class ComparedFile:
     """The column and its value that select the rows to compare; None: all rows."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """`made` for each variant, if the job has several answers to each row."""
+    job: Folder | None = None
+    """The job that has the rows, if the file has a row for each item of an answer."""
 
     @classmethod
     def of(cls, label: str, what: str, folders: JobFolders) -> ComparedFile:
@@ -100,6 +103,7 @@ class ComparedFile:
             about={name: about[name] for name in kept if name in about},
             made=made[0],
             variants={target.name: facts for target, facts in zip(spec.targets, made, strict=True) if target.name},
+            job=None if spec.output_shape is None else folder,
         )
 
     @property
@@ -109,14 +113,15 @@ class ComparedFile:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows to compare."""
+        every = objects_in(self.path) if self.job is None else _rows_of_input(self.job)
         if self.only is None:
-            return objects_in(self.path)
+            return every
         column, value = self.only
-        return (row for row in objects_in(self.path) if text_of(row.get(column)) == value)
+        return (row for row in every if text_of(row.get(column)) == value)
 
     def parts(self, by: str) -> list[ComparedFile]:
         """Return one part of the file per value of the column `by`. Raises `PromptmillError` (`invalid_input`)."""
-        values = list(dict.fromkeys(text_of(row.get(by)) for row in objects_in(self.path)))
+        values = list(dict.fromkeys(text_of(row.get(by)) for row in self.rows()))
         if not 2 <= len(values) <= len(LETTERS):
             raise input_error(
                 f"The column {by:.60} of {self.path.name} has {counted(len(values), 'value')}; 2 to {len(LETTERS)} "
@@ -150,6 +155,19 @@ def object_in(answer: Any) -> Mapping[str, Any] | None:
         with contextlib.suppress(orjson.JSONDecodeError):
             answer = orjson.loads(answer)
     return answer if isinstance(answer, Mapping) else None
+
+
+def _rows_of_input(folder: Folder) -> Iterator[Row]:
+    """Yield the rows of a job with their whole answers, as in JSON Lines."""
+    # imported on use: other comparisons do not need it
+    from promptmill.jobs.export.answered import answered_rows
+    from promptmill.jobs.export.text import Form
+
+    with folder.reading() as store:
+        spec = folder.spec_in(store).model_copy(update={"shapes": {}})
+        form = Form([store], spec, of_output("jsonl"))
+        for answered in answered_rows(store, spec, lambda _, record: record):
+            yield form.own.in_json(answered.row) | form.answers.in_json(answered)
 
 
 def _fields(spec: JobSpec) -> dict[str, str]:

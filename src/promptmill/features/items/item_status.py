@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
 from typing_extensions import TypedDict
 
 from promptmill.core.wording import counted
@@ -16,7 +15,9 @@ from promptmill.jobs.store.statistics import DELIVERED
 
 _COUNTS = f"""
     SELECT total(length), total(length = 0) FROM (
-        SELECT coalesce(CASE WHEN json_valid(text) THEN json_array_length(text, ?) END, 0) AS length
+        SELECT coalesce(CASE WHEN json_valid(text) THEN (
+            SELECT CASE type WHEN 'array' THEN json_array_length(value) END FROM json_each(text) WHERE key = ?
+        ) END, 0) AS length
         FROM answer WHERE code IS NULL AND {DELIVERED} AND answer.key % (1 << 40) < ?
     )
 """  # noqa: S608 (fixed names of columns)
@@ -36,8 +37,7 @@ def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int)
     del labels
     if not isinstance(shape := spec.output_shape, Items):
         return {}
-    path = f"$.{orjson.dumps(shape.rows_from).decode()}"
-    ((items, without),) = store.read(_COUNTS, path, before)
+    ((items, without),) = store.read(_COUNTS, shape.rows_from, before)
     return {"items": ItemStatus(field=shape.rows_from, items=int(items), without=int(without))}
 
 

@@ -108,12 +108,12 @@ class Items(Shape):
 
     def _columns(self, schema: JsonObject) -> _Columns:
         """Return the names of the columns of items, which no other field of the answers has."""
-        taken = {name for name in _fields(schema) if name != self.rows_from}
+        taken = {name.casefold() for name in _fields(schema) if name != self.rows_from}  # as in a table of SQL
 
         def free(name: str) -> str:
-            while name in taken:
+            while name.casefold() in taken:
                 name = f"{self.rows_from}_{name}"
-            taken.add(name)
+            taken.add(name.casefold())
             return name
 
         item = _fields(self._item(schema))

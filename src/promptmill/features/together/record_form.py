@@ -44,6 +44,8 @@ _IN_LIST = 'Answer with {"answers": [{"id": …, "answer": …}, …]}, each id 
 _AROUND = 24
 """The most tokens of an id and the JSON around an answer."""
 _FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')
+_END = re.compile(r"\s*[,}]")
+"""The end of a field: a number before the end of the text may be cut off."""
 _DECODER = json.JSONDecoder()
 _MISSING = object()
 
@@ -225,5 +227,7 @@ def _fields_in(text: str) -> Iterator[tuple[str, Any]]:
         try:
             value, at = _DECODER.raw_decode(text, name.end())
         except (ValueError, RecursionError):
+            return
+        if not _END.match(text, at):
             return
         yield name[1], value

@@ -92,6 +92,8 @@ def check_target(spec: JobSpec) -> None:
         return
     if spec.fills_input and spec.is_grid:
         raise input_error(f"Several answers to each row do not fit into the sheet of {file.name}; name another output.")
+    if spec.fills_input and spec.output_shape is not None:
+        raise input_error(f"A row for each item does not fit into the sheet of {file.name}; name another output.")
     try:
         with file.open("r+b"):  # refused by Windows while Excel has the file open
             pass

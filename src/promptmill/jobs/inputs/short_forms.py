@@ -40,6 +40,7 @@ _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
     {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
 )
 """The types of JSON Schema, by their names in Python and in JSON Schema."""
+_BEGIN_OF_ROWS = re.compile(r":\s*rows\s*\(")
 _ROWS = re.compile(r"rows\s*\((.*)\)", re.DOTALL)
 _LIKE_TYPES = 0.65  # `datetime` is like `date`, but `enum` is not like `number`
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
@@ -89,11 +90,13 @@ def schema_of_fields(text: str) -> JsonDict:
 
 
 def _parts(text: str) -> list[str]:
-    """Divide a text at the commas that are in no parentheses. Raises `PromptmillError` (`invalid_input`).
+    """Divide a text at the commas that are in no list of rows. Raises `PromptmillError` (`invalid_input`).
 
     >>> _parts("number,items:rows(item,price:number)")
     ['number', 'items:rows(item,price:number)']
     """
+    if not _BEGIN_OF_ROWS.search(text):
+        return text.split(",")
     parts, depth = [""], 0
     for sign in text:
         depth += (sign == "(") - (sign == ")")

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -99,10 +99,10 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, result, end=end_of(store, order.limits.limit))
         result["notes"] += [of_plan.words] if of_plan.words else []
         result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
-        result["estimated_prompt_tokens"] *= len(every)
+        result["estimated_prompt_tokens"] = sum(one.prompt_tokens for one in sums)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
         result["answers"] *= len(every)
-        result["requests"] *= len(every)
+        result["requests"] = sum(one.requests for one in sums)
         cost: dict[str, float | None] = {}
         prices = [one.price for one in sums if one.price is not None]
         unpriced = [
@@ -110,9 +110,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
         if len(prices) == len(every):
-            cost = _cost(sums, result)
+            cost = _cost(sums)
             if tier_of_way(order.way) == BATCH and all(price.batch is not None for price in prices):
-                by_batch = _cost(sums, result, by_batch=True)
+                by_batch = _cost(sums, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
 
@@ -134,17 +134,26 @@ class _Sums:
         self._prices = None if price is None else Prices(plan, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
+        self.prompt_tokens = 0
+        self._requests = 0.0
         self.completion_tokens = self.around = 0
         """The tokens of all replies; the tokens around answers in replies to several rows, included in them."""
         self.source = ""
         """Where the length of answers comes from, in words; `""` without requests."""
 
-    def add(self, sent: Sent) -> None:
-        """Add what is sent for a row."""
+    @property
+    def requests(self) -> int:
+        """The number of requests."""
+        return math.ceil(round(self._requests, 6))
+
+    def add(self, sent: Sent, prompt_tokens: int) -> None:
+        """Add what is sent for a row, with the tokens of its part of the prompt."""
         request = sent.alone or sent.request
-        likely = self._lengths.of(request)
-        self.completion_tokens += (request.sampling.n or 1) * (likely.tokens + sent.around)
-        self.around += (request.sampling.n or 1) * sent.around
+        likely, answers = self._lengths.of(request), request.sampling.n or 1
+        self.prompt_tokens += answers * prompt_tokens
+        self._requests += answers * sent.part
+        self.completion_tokens += answers * (likely.tokens + sent.around)
+        self.around += answers * sent.around
         self.source = likely.source
         if self._prices is None or self.price is None:
             return
@@ -218,11 +227,7 @@ def _check_rows(
             own = [as_sent(part, plan, by_batch=by_batch) for part in parts]
             wanted_answers += sum(answers)
             sent += sum(map(operator.mul, answers, (one.part for one in own)))
-            # a request for vectors has no conversation
-            asked = (
-                one.request if one.request.conversation.messages else part for one, part in zip(own, parts, strict=True)
-            )
-            sizes = [-(-_bytes(each.conversation) // _BYTES_PER_TOKEN) for each in asked]
+            sizes = list(map(_tokens, own, parts))
             tokens += sum(map(operator.mul, answers, sizes))
             alone += sum(
                 times * (size if one.alone is None else -(-_bytes(one.alone.conversation) // _BYTES_PER_TOKEN))
@@ -234,12 +239,13 @@ def _check_rows(
                     shown.append("\n\n".join(cut_inside(text, longest) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
-                its = own
+                its, its_sizes = own, sizes
                 if most.plan is not plan:
-                    theirs = [one.request(row.n, row.line, row.cells or b"") for one in makers]
-                    its = [as_sent(part, most.plan, by_batch=by_batch) for part in _parts(spec, theirs)]
-                for each in its:
-                    most.add(each._replace(request=_sharing(each.request)) if may_share else each)
+                    theirs = _parts(spec, [one.request(row.n, row.line, row.cells or b"") for one in makers])
+                    its = [as_sent(part, most.plan, by_batch=by_batch) for part in theirs]
+                    its_sizes = list(map(_tokens, its, theirs))
+                for each, size in zip(its, its_sizes, strict=True):
+                    most.add(each._replace(request=_sharing(each.request)) if may_share else each, size)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -280,12 +286,11 @@ def _sharing(request: Request) -> Request:
     return request.changed(shared=Shared(size, "")) if size >= LEAST_SHARED else request
 
 
-def _cost(sums: Sequence[_Sums], result: Mapping[str, Any], *, by_batch: bool = False) -> dict[str, float | None]:
+def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float | None]:
     """Return the cost if each model answers all requests."""
-    prompts, requests = (result[name] // len(sums) for name in ("estimated_prompt_tokens", "requests"))
     tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
     estimated = sum(
-        cost_of_many(one.price, Usage(prompts, one.completion_tokens), requests, tier)
+        cost_of_many(one.price, Usage(one.prompt_tokens, one.completion_tokens), one.requests, tier)
         for one, tier in zip(sums, tiers, strict=True)
         if one.price is not None
     )
@@ -301,6 +306,12 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
                 images.load_image(image.source, rules)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
+
+
+def _tokens(sent: Sent, part: Request) -> int:
+    """Return about how many tokens of prompts are sent for a row; a request for vectors has no conversation."""
+    asked = sent.request if sent.request.conversation.messages else part
+    return -(-_bytes(asked.conversation) // _BYTES_PER_TOKEN)
 
 
 def _bytes(conversation: Conversation) -> int:

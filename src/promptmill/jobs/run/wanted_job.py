@@ -219,7 +219,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     if order.plan.chooses and is_request:
         raise input_error(option_of(order.parts), _OF_ROWS)
     if is_request and (shapes := shape_in(order.parts)):
-        raise input_error(Named(*shapes), _OF_ROWS)
+        raise input_error(*map(Named, shapes), _OF_ROWS)
     _check_answer_column(order.form.column)
     known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
     for name in order.form.columns:
@@ -261,7 +261,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
-    spec = JobSpec(
+    return JobSpec(
         job_id=job_id,
         created=int(time.time()),
         input=InputSpec(
@@ -285,10 +285,6 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         provider=registry.provider_of(plan),
         origin=Origin(owner=order.owner, working_folder=Path.cwd()),
     )
-    if spec.shapes and spec.fills_input:
-        said = ": an output that is the input's own sheet keeps the rows of the input; name another file or sheet."
-        raise input_error(Named(*spec.shapes), said)
-    return spec
 
 
 def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
