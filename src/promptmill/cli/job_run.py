@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_display import print_status, progress_display
@@ -19,7 +20,7 @@ from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAG
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.feature import features, part
+from promptmill.core.feature import features, figures, part
 from promptmill.core.wording import counted
 from promptmill.jobs import door
 from promptmill.jobs.columns import VARIANT
@@ -171,7 +172,7 @@ def _run(
         if _is_typo(error, job, ended):
             prune.forget(job.folder, opened.folders)
         if as_json or job.folder.path.exists():
-            tell({**about, **ended}, again=error is None or error.retryable)
+            tell(_joined(about, ended), again=error is None or error.retryable)
         else:
             complain(ended["reason"])
         code = TERMINATED if terminated else _exit_code(ended, error)
@@ -180,6 +181,12 @@ def _run(
         if job.folder.database.exists():
             _call_features(EndedJob(arguments, job.folder, on_stderr, code))
         job.close()
+
+
+def _joined(before: Status, ended: RunStatus) -> Status:
+    """Return the status of a job before a run, with that at its end. A finished run counts all figures anew."""
+    old = figures().keys() if ended["state"] == progress.FINISHED else ()
+    return cast("Status", {**{name: value for name, value in before.items() if name not in old}, **ended})
 
 
 def warn_of_input(job: Job) -> None:

@@ -436,6 +436,14 @@ def test_equal_objects_are_several_unless_they_stand_in_the_text_that_two_pieces
     assert names == [line.partition(": ")[2].removesuffix(" EUR 5") for line in lines]
 
 
+def test_an_item_that_shares_a_word_with_the_overlap_is_another_one():
+    schema = {"type": "object", "properties": {"items": {"type": "array"}}}
+    first, second = {"item": "screws", "count": 3}, {"item": "screws", "count": 1200}
+    found = [Found(0, {"items": [first, second]}), Found(1, {"items": [second, first]})]
+    places = Places(lambda one: one.piece, lambda _one, _other: "screws, 1,200 pieces")
+    assert merged(schema, found, "ask", places).value == {"items": [first, second, first]}
+
+
 def test_a_piece_may_answer_null_for_one_of_several_texts(bench):
     text, _ = document(20, 6)
     kind = {"type": "string", "enum": ["lease", "sale"]}

@@ -311,3 +311,17 @@ def test_a_shape_without_an_export_is_refused(bench, invoices):
     done = bench.jobs(str(bench.output), "--rows-from", "items")
     assert done.returncode == 2
     assert "--rows-from needs --export FILE." in done.stderr
+
+
+def test_the_summary_forgets_items_when_the_output_is_by_row_again(bench, invoices):
+    invoices()
+    (bench.path / "s.json").write_text(json.dumps(schema_of_fields(FIELDS)))
+    asked = ("--prompt", "Read {{text}}", "--schema", "s.json")
+    assert bench.succeed(*asked, "--rows-from", "items")["items"]["items"] == 4
+    assert "items" not in bench.succeed(*asked)
+
+
+def test_items_behind_reasoning_in_the_answer_are_counted(bench, upstream, invoices):
+    invoices(["<think>Two {lines}.</think>" + json.dumps(INVOICES[2])])
+    found = bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS, "--set", "sampling_params.reasoning=inline")
+    assert found["items"] == {"field": "items", "items": 3, "without": 0}

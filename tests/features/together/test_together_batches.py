@@ -101,6 +101,7 @@ def test_rows_that_were_moved_edited_or_removed_keep_their_parts(tmp_path, serve
     assert {text for text, times in packs.asked.items() if times != 1} == set()
     assert sum(packs.sizes) == ROWS + len(new)
     assert status["answered"] == len(changed)
+    assert status["together"]["requests"] == 15 + 1, "those of the batch, and one for the new rows"
     table(tmp_path, range(ROWS))  # the rows return: their answers were paid
     bulk(tmp_path, server)
     check_whole(tmp_path, server)

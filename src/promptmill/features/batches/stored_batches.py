@@ -270,8 +270,15 @@ def reply_to(store: JobDatabase, batch: Batch, request: Request) -> Reply | None
 
 
 def portion_of(store: JobDatabase, batch: Batch, request: Request) -> Portion | None:
-    """Return a row's portion of the request that it shares; None if the request is its own."""
-    query = f"SELECT name, at, among FROM batched WHERE key = ? AND {_NOW} = ? AND batch = ? AND among > 1"
+    """Return a row's portion of the request that it shares; None if the request is its own.
+
+    Rows that are no longer in the input have no place, so that the first of the others counts the request.
+    """
+    at = """(
+        SELECT count(*) FROM batched AS each
+        WHERE batch = batched.batch AND line = batched.line AND key IS NOT NULL AND at < batched.at
+    )"""
+    query = f"SELECT name, {at}, among FROM batched WHERE key = ? AND {_NOW} = ? AND batch = ? AND among > 1"
     found = store.read(query, request.key, custom_of(request), batch.id)
     return Portion(*found[0]) if found else None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
 """Lower-case texts that do not count as a value if another piece has one."""
+_NUMBER = re.compile(r"\d(?:[\d.,\u202f\u00a0']*\d)?")
 Path: TypeAlias = tuple[str, ...]
 """The names of a field and of the objects that contain it; `()` for a value that is not an object."""
 
@@ -136,11 +138,12 @@ def _all_items(found: Sequence[Found], places: Places) -> Merged:
 
 
 def _stands_in(item: Any, text: str) -> bool:
-    """Return whether the longest value of an object is in a text."""
+    """Return whether an object stands in a text: its longest value, and the digits of its whole numbers."""
     values = item.values() if isinstance(item, Mapping) else [item]
     texts = [_plain(str(value)) for value in values if isinstance(value, str | int | float)]
-    longest = max(texts, key=len, default="")
-    return bool(longest) and longest in text
+    longest, numbers = max(texts, key=len, default=""), {*_NUMBER.findall(text)}
+    whole = {str(value) for value in values if isinstance(value, int) and not isinstance(value, bool)}
+    return bool(longest) and longest in text and whole <= {re.sub(r"\D", "", number) for number in numbers}
 
 
 def _plain(text: str) -> str:

@@ -139,7 +139,7 @@ class _Columns:
         """Return a record for each item of a record."""
         failed, extras = record.code is not None, dict(record.extras)
         text = extras.get("part", "") if failed else record.text
-        answer = _object_in(text)
+        answer = object_in(text)
         if answer is None and (text or not failed):  # an answer without the schema, which the output reports
             return (record,)
         whole = {name: value for name, value in (answer or {}).items() if name != self.field}
@@ -194,7 +194,8 @@ def _has_parts(field: JsonObject, schema: JsonObject) -> bool:
     )
 
 
-def _object_in(text: str) -> JsonDict | None:
+def object_in(text: str) -> JsonDict | None:
+    """Return the object in an answer, behind its reasoning if that is in the answer; None for another answer."""
     for each in (text, split_marked(text)[1]):
         try:
             value = loaded(each)
