@@ -102,6 +102,9 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     (tmp_path / "batch.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "FILE").write_text('{"type": "string"}')
     (tmp_path / "orders.txt").write_text("2 kg of apples for Anna, please.\n")
+    claims = {"type": "array", "items": {"type": "string"}}
+    (tmp_path / "claims.json").write_text(json.dumps({"type": "object", "properties": {"claims": claims}}))
+    (tmp_path / "mails.csv").write_text("id,body\n1,My parcel is late and broken.\n2,Thank you!\n")
     (tmp_path / "order.json").write_text('{"type": "object", "properties": {"item": {"type": "string"}}}')
     (tmp_path / "pictures").mkdir()
     shutil.copyfile(ICON, tmp_path / "pictures" / "taxi.png")
@@ -141,6 +144,12 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             (tmp_path / "labels.csv").write_text("text,variant,answer\ngood,a,positive\ngood,b,positive\n")
     if "--schema" in command:
         upstream.reply = answer('{"item": "apples"}' if "order.json" in command else '"yes"')
+    if "rows(" in command:
+        upstream.reply = answer('{"number": "R-7", "date": null, "items": []}')
+    elif "--rows-from" in command:
+        upstream.reply = answer(
+            '{"items": [{"item": "nails"}]}' if command.startswith("jobs") else '{"claims": ["late"]}'
+        )
     if "--embed" in command:
         upstream.other_posts = embeddings()
     if "--criterion" in command:
@@ -151,7 +160,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer('{"labels": ["food"]}' if "--choices-many" in given else first)
     if "dialect=responses" in command:
         upstream.reply = speaks("News (example.org).")
-    if "invoices" in command:
+    if "invoices" in command and "rows(" not in command:
         upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
         if "--pdf images" in command:
             upstream.reply = answer('{"number": "2026-17", "total": 128.5}')
@@ -178,7 +187,10 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         (tmp_path / "JOB.decisions.csv").write_text(f"row,label,key,text\n1,positive,{key},good\n")
     if command.startswith("jobs"):
         part = ["--shard", "1/1"] if "--join" in command else ["--limit", "5"]
-        done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")
+        output, form = (
+            ("out.csv", ["--fields", "items:rows(item)"]) if "--rows-from" in command else ("answers.jsonl", [])
+        )
+        done = run("bulk", "prompts.jsonl", output, *part, *form, "--json")
         assert done.returncode == 0, done.stderr
         job = json.loads(done.stdout)["job_id"]
     fill = {

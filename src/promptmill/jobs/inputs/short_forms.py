@@ -120,7 +120,8 @@ def _type(kind: str, *, is_required: bool) -> JsonDict:
         return {"enum": [*options, *([] if is_required else [None])]}
     known = _TYPES.get(_OTHER_NAMES.get(kind, kind))
     if known is None:
-        types = f"the types are {', '.join(_TYPES)}, and a|b|c for one of several texts."
+        more = "a|b|c for one of several texts, and rows(a,b) for a list of objects."
+        types = f"the types are {', '.join(_TYPES)}, {more}"
         raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types, likeness=_LIKE_TYPES)}")
     if known["type"] == "array":
         return {**known, "minItems": 1} if is_required else dict(known)
