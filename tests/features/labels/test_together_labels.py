@@ -21,7 +21,8 @@ from upstream import Exchange
 pytestmark = pytest.mark.features("together")
 ROWS, SIZE = 1_500, 20
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
-ALONE = (*PROMPT, "--together", str(SIZE), "--agree", "95%")
+TOGETHER = (*PROMPT, "--together", str(SIZE))
+ALONE = (*TOGETHER, "--agree", "95%")
 LEAST = 0.85
 """Far below the promised 90 %, which a draw in twenty may miss, and above the 80 % of all packs."""
 SAMPLE = cuts.sample_size(ROWS, ROWS // 20, 0.95)
@@ -146,7 +147,7 @@ def test_few_rows_are_asked_alone_and_no_pack_is_paid(bench, packs):
 def test_a_validation_states_the_price_of_rows_alone(bench, packs):
     packs()
     prices = {}
-    for way in (ALONE, PROMPT):
+    for way in (ALONE, PROMPT, TOGETHER):
         done = bench.run(*way, *PRICE, "--dry-run", "--json")
         assert done.returncode == 0, done.stderr
         prices[way] = json.loads(done.stdout)
@@ -154,6 +155,8 @@ def test_a_validation_states_the_price_of_rows_alone(bench, packs):
     assert (sure["model"], sure["sampled"]) == ("", SAMPLE)
     assert sure["cost_alone"] == pytest.approx(prices[PROMPT]["estimated_cost"])
     assert sure["sample_cost"] == pytest.approx(sure["cost_alone"] * SAMPLE / ROWS)
+    packs_alone = prices[TOGETHER]["estimated_cost"]
+    assert prices[ALONE]["estimated_cost"] == pytest.approx(packs_alone + sure["sample_cost"])
     assert "alone" not in prices[ALONE]
     said = bench.run(*ALONE, *PRICE, "--dry-run").stdout
     assert f"sample: {SAMPLE} rows alone, about $" in said

@@ -125,7 +125,12 @@ class Sure(SureRule):
             embedding = configs.get(self.embed_model) or strong.with_model(self.embed_model)
             if (of_vectors := price_of(embedding)) is not None:
                 sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
-        return Estimate({"sure": sure}, estimate_words(sure), sure.get("sample_cost") or None)
+        figures: dict[str, Any] = {"sure": sure}
+        if not self.model and price is not None:  # the model against itself: all rows together, and the sample alone
+            usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
+            together = cost_of_many(price, usage, checked["requests"], tier_of(strong.settings.extra_params))
+            figures["estimated_cost"] = together + sure["sample_cost"]
+        return Estimate(figures, estimate_words(sure), sure.get("sample_cost") or None)
 
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
         """Return the settings of a model in a validation: the strong model answers each row alone, unless it is also
