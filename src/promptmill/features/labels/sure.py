@@ -129,7 +129,7 @@ class Sure(SureRule):
         if not self.model and price is not None:  # the model against itself: all rows together, and the sample alone
             usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
             together = cost_of_many(price, usage, checked["requests"], tier_of(strong.settings.extra_params))
-            figures["estimated_cost"] = together + sure["sample_cost"]
+            figures["estimated_cost"] = together + sure["sample_cost"] if size else sure["cost_alone"]
         return Estimate(figures, estimate_words(sure), sure.get("sample_cost") or None)
 
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
