@@ -36,9 +36,9 @@ def written(path: Path) -> None:
     ("source", "target"),
     [
         *((f"in.{kind}", "out.jsonl") for kind in ("json", "csv", "tsv", "txt", "parquet")),
-        *(("in.jsonl", f"out.{kind}") for kind in ("jsonl", "json", "csv", "tsv", "parquet")),
+        *(("in.jsonl", f"out.{kind}") for kind in ("jsonl", "json", "csv", "tsv", "parquet", "arrow")),
         *(("batch.jsonl", f"out.{kind}") for kind in ("jsonl", "json", "csv", "parquet")),
-        *(("in.csv", "out.parquet"), ("in.parquet", "out.csv")),
+        *(("in.csv", "out.parquet"), ("in.parquet", "out.csv"), ("in.parquet", "out.arrow")),
     ],
 )
 def test_any_format_becomes_any_other(bench, source, target):

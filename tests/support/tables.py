@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import feather, parquet
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -38,6 +38,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             return list(json.loads(path.read_text()))
         case ".parquet":
             return list(parquet.read_table(path).to_pylist())
+        case ".arrow":
+            return list(feather.read_table(path).to_pylist())
         case suffix:
             with path.open(newline="", encoding="utf-8") as file:
                 return list(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))

@@ -91,6 +91,15 @@ _OWN = (
         words="the columns of CSV",
     ),
     Format(
+        names=(".arrow", ".feather"),
+        rows="cells",
+        output=f"{_EXPORT}.parquet_file:write_arrow",
+        is_written_by_calls=True,
+        packages=("pyarrow",),
+        extra="files",
+        title="Arrow",
+    ),
+    Format(
         names=(".xlsx",),
         only_read=(".xlsm", ".xlsb", ".xls", ".ods"),
         rows="cells",

@@ -181,7 +181,7 @@ def test_a_kill_costs_no_vector_and_no_more_than_the_requests_in_flight(bench, u
     assert kept == {*written}
 
 
-@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.xlsx", "out.db#t", "out.duckdb#t"])
+@pytest.mark.parametrize("name", ["out.parquet", "out.arrow", "out.csv", "out.xlsx", "out.db#t", "out.duckdb#t"])
 def test_each_format_has_the_vectors(bench, texts, name):
     written = texts(20)
     bench.output = bench.path / name
@@ -189,11 +189,11 @@ def test_each_format_has_the_vectors(bench, texts, name):
     want = [pytest.approx(vector(text), rel=1e-8) for text in written]
     path = bench.path / name.partition("#")[0]
     match path.suffix:
-        case ".parquet":
+        case ".parquet" | ".arrow":
             pa = pytest.importorskip("pyarrow")
-            from pyarrow import parquet
+            from pyarrow import feather, parquet
 
-            table = parquet.read_table(path)
+            table = parquet.read_table(path) if path.suffix == ".parquet" else feather.read_table(path)
             assert table.schema.field("embedding").type == pa.list_(pa.float32(), SIZE)
             assert table["embedding"].to_pylist() == [vector(text) for text in written]
         case ".csv":

@@ -1,4 +1,5 @@
-"""Parquet outputs. Columns of a Parquet input keep types and metadata; other columns get the type of their values."""
+"""Outputs of Parquet and Arrow. Columns of a Parquet input keep types and metadata; other columns get the type of their
+values."""
 
 from __future__ import annotations
 
@@ -41,21 +42,46 @@ _MOST_PARTS = 100  # max fields of an object type; the names in a larger object 
 def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
     """Write rows with their answers, for a table of a database or as a file; return no warning. Raises `OSError`, and
     the errors of `answered`."""
-    import pyarrow as pa
     from pyarrow import parquet
+
+    schema, tables = _tables(form, answered, is_for_database=target is not None and members.is_table(target))
+    with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
+        for table in tables:
+            writer.write_table(table)
+        writer.write_table(schema.empty_table())
+    return ""
+
+
+def write_arrow(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+    """Write rows with their answers as a file of Arrow, which programs map into memory; return no warning. Raises as
+    `write_parquet` does."""
+    import pyarrow as pa
+
+    del target
+    schema, tables = _tables(form, answered, is_for_database=False)
+    with pa.ipc.new_file(out, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    return ""
+
+
+def _tables(form: Form, answered: Iterable[AnsweredRow], *, is_for_database: bool) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of rows with their answers, and their tables of Arrow, a group of rows each."""
+    import pyarrow as pa
 
     answers = form.answers
     kinds = _arrow_types(answers)
     if form.dimensions is not None and "answer" in kinds:
         kinds["answer"] = pa.list_(pa.float32(), form.dimensions or -1)
     own = (
-        _ArrowColumns(form.spec, is_for_database=target is not None and members.is_table(target))
+        _ArrowColumns(form.spec, is_for_database=is_for_database)
         if form.spec.input.style.arrow_schema
         else _TypedColumns(form)
     )
     fields = [*own.schema, *(pa.field(answers.names[key], kind) for key, kind in kinds.items())]
     schema = pa.schema(fields, metadata=own.schema.metadata)
-    with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
+
+    def tables() -> Iterator[Any]:
         for group in _groups(answered):
             records = [answers.in_table(each) for each in group]
             if answers.schema is not None:
@@ -67,9 +93,9 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], t
                 for key, kind in kinds.items()
             ]
             batch = own.batch([each.row for each in group])
-            writer.write_table(pa.Table.from_batches([pa.record_batch([*batch.columns, *ours], schema=schema)]))
-        writer.write_table(schema.empty_table())
-    return ""
+            yield pa.Table.from_batches([pa.record_batch([*batch.columns, *ours], schema=schema)])
+
+    return schema, tables()
 
 
 def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
