@@ -94,7 +94,6 @@ _OWN = (
         names=(".arrow", ".feather"),
         rows="cells",
         output=f"{_EXPORT}.parquet_file:write_arrow",
-        is_written_by_calls=True,
         packages=("pyarrow",),
         extra="files",
         title="Arrow",
