@@ -325,3 +325,14 @@ def test_items_behind_reasoning_in_the_answer_are_counted(bench, upstream, invoi
     invoices(["<think>Two {lines}.</think>" + json.dumps(INVOICES[2])])
     found = bench.succeed("--prompt", "Read {{text}}", "--fields", FIELDS, "--set", "sampling_params.reasoning=inline")
     assert found["items"] == {"field": "items", "items": 3, "without": 0}
+
+
+def test_more_rows_than_a_sheet_holds_are_refused_before_one_is_written(bench, upstream, invoices, monkeypatch):
+    invoices()
+    monkeypatch.setattr("promptmill.jobs.export.workbook_file._MOST_ROWS", 4)
+    bench.output = bench.path / "out.xlsx"
+    asked = ("--prompt", "Read {{text}}", "--fields", FIELDS)
+    assert "A sheet holds 4 rows at most; name the output .csv or .parquet." in bench.fail(*asked)
+    monkeypatch.setattr("promptmill.jobs.export.workbook_file._MOST_ROWS", 5)
+    bench.succeed(*asked)
+    assert len(upstream.seen) == 3

@@ -7,22 +7,11 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from promptmill.core.values import json_text
 from promptmill.core.wording import counted
-from promptmill.features.items.items import Items, object_in
+from promptmill.features.items.item_counts import items_in
+from promptmill.features.items.items import Items
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.statistics import DELIVERED
-
-_COUNTS = f"""
-    SELECT total(length), total(length = 0) FROM (
-        SELECT coalesce((
-            SELECT CASE type WHEN 'array' THEN json_array_length(value) END
-            FROM json_each(CASE WHEN json_valid(text) THEN text ELSE object_in(text) END) WHERE key = ?
-        ), 0) AS length
-        FROM answer WHERE code IS NULL AND {DELIVERED} AND answer.key % (1 << 40) < ?
-    )
-"""  # noqa: S608 (fixed names of columns)
 
 
 class ItemStatus(TypedDict):
@@ -39,9 +28,8 @@ def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int)
     del labels
     if not isinstance(shape := spec.output_shape, Items):
         return {}
-    store.define("object_in", lambda text: json_text(object_in(text) or {}))
-    ((items, without),) = store.read(_COUNTS, shape.rows_from, before)
-    return {"items": ItemStatus(field=shape.rows_from, items=int(items), without=int(without))}
+    counts = items_in(store, shape.rows_from, before)
+    return {"items": ItemStatus(field=shape.rows_from, items=counts.items, without=counts.without)}
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

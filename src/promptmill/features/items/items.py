@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import schema_of
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import listed
+from promptmill.features.items.item_counts import items_in, object_in
 from promptmill.jobs.columns import SOURCES
-from promptmill.jobs.export.schema_columns import kind_of, loaded, resolved
+from promptmill.jobs.export.schema_columns import kind_of, resolved
 from promptmill.jobs.inputs.short_forms import ListOfRows
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.shape import Shape
 from promptmill.jobs.store.stored import Question
@@ -77,6 +78,11 @@ class Items(Shape):
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
         """Return the function that makes a record for each item. A row without items has one, and so has a failure."""
         return self._columns(schema).records
+
+    def rows_in(self, store: JobDatabase) -> int:
+        """Return the number of rows in the output for the records of a database. Blocks."""
+        counts = items_in(store, self.rows_from)
+        return counts.items + counts.without + counts.failed
 
     def remarks(self, schema: JsonObject) -> Sequence[str]:
         """Return a remark on other lists, which stay in one cell."""
@@ -192,14 +198,3 @@ def _has_parts(field: JsonObject, schema: JsonObject) -> bool:
     return kind == "object" or (
         kind == "array" and kind_of(resolved(field.get("items"), schema), schema) in {"object", "array"}
     )
-
-
-def object_in(text: str) -> JsonDict | None:
-    """Return the object in an answer, behind its reasoning if that is in the answer; None for another answer."""
-    for each in (text, split_marked(text)[1]):
-        try:
-            value = loaded(each)
-        except ValueError:
-            continue
-        return dict(value) if isinstance(value, Mapping) else None
-    return None

@@ -108,6 +108,10 @@ def write(
     kind = formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
         kind = of_output(database_of(members.file_of(target)).form)
+    if kind.has_sheets and (shape := spec.output_shape) is not None:
+        from promptmill.jobs.export.workbook_file import check_fits  # imported on use: few jobs write a workbook
+
+        check_fits(sum(map(shape.rows_in, stores)))
     form, is_table = Form(stores, spec.in_output, kind), members.is_table(target)
     answered = in_shape(spec, answered)
     if is_table and len({name.casefold() for name in form.header}) < len(form.header):

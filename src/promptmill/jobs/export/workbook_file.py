@@ -112,6 +112,12 @@ def _check_width(columns: int) -> None:
         raise input_error(f"A sheet holds {MOST_COLUMNS:,} columns at most; name the output .csv or .parquet.")
 
 
+def check_fits(rows: int) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a sheet cannot hold so many rows."""
+    if rows > _MOST_ROWS:
+        raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
+
+
 def write_workbook(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
     """Write the rows of a job into a workbook; return a warning or `""`. Raises as `WorkbookWriter.write` does."""
     writer = WorkbookWriter(form)
@@ -146,8 +152,7 @@ class WorkbookWriter:
         _check_width(len(form.header))
         yield self._cells(form.header)
         for count, each in enumerate(answered):
-            if count == _MOST_ROWS:
-                raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
+            check_fits(count + 1)
             yield self._cells([*form.own_values(each.row), *form.answers.in_order(each)])
 
     def _cells(self, row: Iterable[Any]) -> list[Any]:

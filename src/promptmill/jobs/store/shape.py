@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.records import Record
 
@@ -26,6 +27,10 @@ class Shape(OrderPart):
     def division(self, schema: JsonObject) -> Callable[[Record], Iterable[Record]]:
         """Return the function that divides a record with an answer of this schema, or a failure: it returns the records
         of the output, at least one."""
+        raise NotImplementedError
+
+    def rows_in(self, store: JobDatabase) -> int:
+        """Return the number of rows in the output for the records of a database. Blocks."""
         raise NotImplementedError
 
     def remarks(self, schema: JsonObject) -> Sequence[str]:
