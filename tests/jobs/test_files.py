@@ -303,7 +303,7 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
         (
             "in.jsonl",
             "out.txt",
-            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE",
+            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .arrow, .xlsx, .db#TABLE",
         ),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
         ("in.jsonl", "Sum: {{text}}", "is no name of an output; a prompt is --prompt 'Sum: {{text}}'."),
@@ -311,7 +311,7 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
         (
             "in.jsonl",
             "out.ods",
-            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE",
+            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .arrow, .xlsx, .db#TABLE",
         ),
         ("in.jsonl", "out.db", "The output out.db is a database; name a table in it: 'out.db#answers'"),
     ],
