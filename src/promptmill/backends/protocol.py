@@ -430,6 +430,8 @@ class Facts:
     """Whether the call is a round of a job, whose database has the counts."""
     checks: tuple[Check, ...] = ()
     """The checks of all answers of the call, next to those that the parameters of a request want."""
+    has_portions: bool = False
+    """Whether the call reads replies of a batch to several items, see `Call.portion_of`."""
 
 
 class Histogram:

@@ -108,7 +108,15 @@ def test_rows_that_were_moved_edited_or_removed_keep_their_parts(tmp_path, serve
     assert set(packs.asked.values()) == {1}
 
 
-def interrupt_waiting(folder: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_reply_is_divided_even_if_the_order_no_longer_wants_it(tmp_path, server, monkeypatch):
+    packs = answering(server)
+    interrupt_waiting(tmp_path, server, monkeypatch, choices=None)
+    status = bulk(tmp_path, server, choices=None, together=None, keep=True).status
+    check_whole(tmp_path, server)
+    assert (status["requests"], server.live, packs.sizes) == (15, 0, [20] * 15)
+
+
+def interrupt_waiting(folder: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """Send the batch, and end the run while it waits for it."""
 
     async def stopped(_seconds: float) -> None:
@@ -117,7 +125,7 @@ def interrupt_waiting(folder: Path, server: BatchServer, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(batch_round.BatchRound, "_wait", lambda self: stopped(0))
         with pytest.raises(PromptmillError):
-            bulk(folder, server)
+            bulk(folder, server, **options)
 
 
 POINTS = [f"{side}-batch:{n}" for n in range(1, 8) for side in ("before", "after")]

@@ -579,6 +579,7 @@ class BatchRound:
         """
         stats, left, each = self._progress.stats, [batch.most], self._each(batch)
         customs = await asyncio.to_thread(stored_batches.customs, self._store, batch)
+        has_portions = await asyncio.to_thread(stored_batches.has_portions, self._store, batch)
         unread, onward = {*customs}, set[int]()
 
         async def exchange(request: Request, _: object) -> Reply | Failure:
@@ -607,11 +608,13 @@ class BatchRound:
             only=f"{HAS_REPLY} AND {only}".replace("{batch}", str(batch.id)),
         )
         stats.exchange, stats.portion_of, stats.ledger.deferred = exchange, portion_of, deferred
+        stats.facts = replace(stats.facts, has_portions=has_portions)
         try:
             sink = self._sink_of(StoreSink, stats)
             await answer_rows(self._service, rows, sink, stats, self._job.plan, steps=self._steps)
         finally:
             stats.exchange = stats.portion_of = stats.ledger.deferred = None
+            stats.facts = replace(stats.facts, has_portions=False)
         return left[0], onward
 
     async def _clean_up(self, batch: Batch, onward: Collection[int]) -> None:

@@ -261,6 +261,11 @@ def customs(store: JobDatabase, batch: Batch) -> set[int]:
     return {custom for (custom,) in store.read(query, batch.id)}
 
 
+def has_portions(store: JobDatabase, batch: Batch) -> bool:
+    """Return whether rows of a batch share requests, and so replies."""
+    return bool(store.read("SELECT 1 FROM batched WHERE batch = ? AND among > 1 LIMIT 1", batch.id))
+
+
 def reply_to(store: JobDatabase, batch: Batch, request: Request) -> Reply | None:
     """Return the stored reply to a row's request; None without a reply."""
     reply = "coalesce(reply, (SELECT reply FROM batched AS sent WHERE batch = batched.batch AND custom = batched.line))"

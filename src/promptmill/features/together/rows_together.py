@@ -37,7 +37,7 @@ _ALONE = frozenset(
 class RowsTogether(Gathering):
     """Sends up to `together` rows in one request. Rows share one if they differ in nothing but their fields."""
 
-    wanted_by = ("together",)
+    wanted_by = ("together", "has_portions")
     packs_batches = True
 
     @classmethod
