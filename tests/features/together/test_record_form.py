@@ -69,6 +69,13 @@ def test_an_answer_with_a_schema_is_json():
     assert form(OBJECTS, is_object=True).answers('{"r1": {"x": "}"}}', ["r1"]) == ['{"x": "}"}']
 
 
+@pytest.mark.parametrize("is_object", [False, True])
+def test_a_whole_number_of_any_length_is_kept(is_object):
+    number = 10**20 + 7
+    said = f'{{"r1": {{"x": {number}}}}}' if is_object else items(("r1", {"x": number}))
+    assert form(OBJECTS, is_object=is_object).answers(said, ["r1"]) == [f'{{"x": {number}}}']
+
+
 def test_a_choice_is_in_the_form_of_a_choice_alone():
     assert form(Sampling(choices=["a", "b"])).answers(items(("k", "a")), ["k"]) == ['{"answer": "a"}']
 

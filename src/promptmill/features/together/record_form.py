@@ -21,12 +21,10 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from promptmill.answers.choices import Choices
 from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.request import Fields, Sampling, nested
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 _SIGNS = "abcdefghjkmnpqrstuvwxyz23456789"
 _TEXT: JsonDict = {"type": "string"}
@@ -113,7 +111,7 @@ class RecordForm:
         keys = [name if name != "id" else _free("id_field", parts) for name in parts[1::2]]
         parts[1::2] = [f"{{{{{key}}}}}" for key in keys]
         records = "\n".join(
-            _line({"id": name, **dict(zip(keys, row.texts, strict=True))})
+            json_text({"id": name, **dict(zip(keys, row.texts, strict=True))})
             for name, row in zip(names, fields, strict=True)
         )
         answers = _IN_OBJECT if self.is_object else _IN_LIST
@@ -169,13 +167,6 @@ class RecordForm:
         return _object({"answers": items}) | definitions
 
 
-def _line(record: JsonObject) -> str:
-    try:
-        return orjson.dumps(record).decode()
-    except TypeError:  # a text has half of a character, which is sent as in a request for the row alone
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-
-
 def _free(name: str, taken: Container[str]) -> str:
     """Return a name that is not taken."""
     while name in taken:
@@ -199,8 +190,8 @@ def _can_move(node: Any) -> bool:
 def _items_in(text: str) -> Iterator[tuple[str, Any]]:
     """Yield the ids and answers of a list."""
     try:
-        whole = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        whole = read_json(text)
+    except json.JSONDecodeError:
         items = _objects_in(text)
     else:
         listed = whole.get("answers") if isinstance(whole, dict) else whole
