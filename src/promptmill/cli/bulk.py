@@ -35,7 +35,7 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, decided, open_job
-from promptmill.jobs.export.answered import answered_rows, every_answer, in_shape
+from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
@@ -202,8 +202,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
                     spec = folder.spec_in(store)
                     rows = answered_rows(store, spec, every_answer, 0, end_of(store, job.order.limits.limit))
-                    form = Form([store], spec.in_output, format_of_output(name, spec.input.format))
-                    write_rows(content, form, in_shape(spec, rows))
+                    write_rows(content, Form([store], spec, format_of_output(name, spec.input.format)), rows)
             out.flush()
             shutil.rmtree(folder.path, ignore_errors=True)
     return code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -96,11 +95,6 @@ def divided(spec: JobSpec) -> Callable[[AnsweredRow], Iterable[AnsweredRow]]:
         return lambda answered: (answered,)
     records_of = shape.division(schema)
     return lambda answered: (answered._replace(record=record) for record in records_of(answered.record))
-
-
-def in_shape(spec: JobSpec, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:
-    """Return the rows of the output for rows of the input."""
-    return itertools.chain.from_iterable(map(divided(spec), answered))
 
 
 def joined_rows(stores: Sequence[JobDatabase], spec: JobSpec) -> Iterator[AnsweredRow]:

@@ -15,7 +15,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
 from promptmill.jobs.columns import unusual_names, wanted_names
 from promptmill.jobs.export import output
-from promptmill.jobs.export.answered import answered_rows, answers_so_far, in_shape, outcomes_so_far
+from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.cells import readable
@@ -72,8 +72,7 @@ class LiveOutput:
                 with formats.compressed(self._out, formats.compression_of(self._name)) as content:
                     find = partial(self._find, folder, content)
                     rows = answered_rows(folder.store, spec, find, 0, end)
-                    form = Form([folder.store], spec.in_output, output_format)
-                    output.write_rows(content, form, in_shape(spec, rows))
+                    output.write_rows(content, Form([folder.store], spec, output_format), rows)
                 self._out.flush()
             except HaltedError:
                 pass

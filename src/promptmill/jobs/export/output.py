@@ -28,7 +28,7 @@ from promptmill.core.feature import part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.databases import Stamp, database_of, quoted, taken
-from promptmill.jobs.export.answered import AnsweredRow, answered_rows, divided, every_answer, in_shape
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
 from promptmill.jobs.format_table import of_output
@@ -79,8 +79,8 @@ def write_output(
         if spec.input.format == "batch":
             warning = Ids.of(store, spec, end).warning
         return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
-    text = part(lines)(Form([store], spec.in_output, spec.output.kind))
-    blocks = _Blocks(store, spec, text, own)
+    form = Form([store], spec, spec.output.kind)
+    blocks = _Blocks(store, spec, form, part(lines)(form), own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
     return Written(partial, stamp_of(partial, target), end, blocks=written)
@@ -112,8 +112,7 @@ def write(
         from promptmill.jobs.export.workbook_file import check_fits  # imported on use: few jobs write a workbook
 
         check_fits(sum(map(shape.rows_in, stores)))
-    form, is_table = Form(stores, spec.in_output, kind), members.is_table(target)
-    answered = in_shape(spec, answered)
+    form, is_table = Form(stores, spec, kind), members.is_table(target)
     if is_table and len({name.casefold() for name in form.header}) < len(form.header):
         raise input_error("Two columns have names that differ only in capitals, which no table of SQL can have.")
     with partial_file(spec, target) as (partial, out):
@@ -129,14 +128,14 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
 
     Raises as `answered`, and `OSError`.
     """
-    kind = form.format
+    kind, rows = form.format, form.rows(answered)
     if kind.output:
-        warning: str = part(kind.output)(out, form, answered, target)
+        warning: str = part(kind.output)(out, form, rows, target)
         return warning
     if kind.lines:
-        write_lines(out, part(kind.lines)(form), answered)
+        write_lines(out, part(kind.lines)(form), rows)
     else:
-        write_mappings(out, form, answered, target)
+        write_mappings(out, form, rows, target)
     return ""
 
 
@@ -188,11 +187,10 @@ class _Blocks:
     the blocks whose rows have changed since then (see `binding`).
     """
 
-    def __init__(self, store: JobDatabase, spec: JobSpec, form: TextForm, own: OutputRecord | None) -> None:
-        self._store, self._spec, self._form = store, spec, form
-        self._divided = divided(spec)
+    def __init__(self, store: JobDatabase, spec: JobSpec, form: Form, text: TextForm, own: OutputRecord | None) -> None:
+        self._store, self._spec, self._divided, self._text = store, spec, form.divided, text
         names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape)])
-        self._identity = hashlib.blake2b(form.header + names, digest_size=16).hexdigest()
+        self._identity = hashlib.blake2b(self._text.header + names, digest_size=16).hexdigest()
         stored = store.get("written")
         self._known: Mapping[int, tuple[int, int, int]] = {}
         if stored is not None and own is not None and own.is_still(members.stamp(spec.output.path)):
@@ -202,7 +200,7 @@ class _Blocks:
         if stored["identity"] != self._identity:
             return {}
         edited = {block for (block,) in self._store.read("SELECT block FROM edited")}
-        known, at = {}, len(self._form.header)
+        known, at = {}, len(self._text.header)
         for block, size, checksum in stored["blocks"]:
             if block not in edited:
                 known[block] = at, size, checksum
@@ -211,8 +209,8 @@ class _Blocks:
 
     def write(self, out: IO[bytes], end: int, work: Work) -> JsonDict:
         """Write the rows before `end`; return the blocks, which the caller stores. Raises as `answered_rows`."""
-        store, row, blocks, count = self._store, self._form.row, [], 0
-        out.write(self._form.header)
+        store, row, blocks, count = self._store, self._text.row, [], 0
+        out.write(self._text.header)
         ((last,),) = store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", end)
         source = self._spec.output.path.open("rb") if self._known else contextlib.nullcontext(io.BytesIO())
         with source as earlier:
@@ -318,7 +316,7 @@ def _place(partial: Path, target: Path) -> None:
 def _write_table(path: Path, table: str, form: Form, answered: Iterable[AnsweredRow]) -> None:
     """Write rows into a table of the new database at `path`."""
     columns = form.header
-    rows = ([_sql_value(value) for value in form.values(each)] for each in answered)
+    rows = ([_sql_value(value) for value in form.values(each)] for each in form.rows(answered))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("BEGIN")

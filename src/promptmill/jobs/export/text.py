@@ -25,7 +25,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.jobs import columns
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
-from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.cells import readable
@@ -181,7 +181,10 @@ class Form:
     """The columns and values of an output, for the rows in some databases."""
 
     def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: Format) -> None:
-        self.spec, self.format, self._stores = spec, output_format, stores
+        self.divided = divided(spec)
+        """Returns the rows of the output for a row of the input."""
+        self.spec = spec = spec.in_output
+        self.format, self._stores = output_format, stores
         self.own = OwnValues(spec)
         # only the columns of a table depend on all rows
         extra = {name for store in stores for name in statistics.extra_fields(store)} if output_format.is_table else ()
@@ -211,6 +214,10 @@ class Form:
     def header(self) -> list[str]:
         """All columns of a table, the job's columns included."""
         return [*self.names, *self.answers.names.values()]
+
+    def rows(self, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:
+        """Return the rows of the output for rows of the input."""
+        return itertools.chain.from_iterable(map(self.divided, answered))
 
     def own_values(self, row: Row) -> list[Any]:
         """Return the input's values of a row in the order of `names`."""

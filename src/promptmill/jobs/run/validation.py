@@ -83,7 +83,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
-            form = Form([store], spec.in_output, spec.output.kind)
+            form = Form([store], spec, spec.output.kind)
             result["columns"] = _columns_of(form)
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
