@@ -159,6 +159,11 @@ def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str,
     return {key: name for key, name in names.items() if name != _usual(key)}
 
 
+def possible_names(wanted: Mapping[str, str]) -> frozenset[str]:
+    """Return all names that the columns of `unusual_names` may get."""
+    return frozenset(each for name in wanted.values() for each in candidates(name))
+
+
 def candidates(name: str) -> Iterator[str]:
     """Yield the names that a column may get if its usual name is `name`.
 

@@ -311,8 +311,7 @@ class _Names:
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
         self._wanted = columns.wanted_names(spec)
-        names = (name for wanted in self._wanted.values() for name in columns.candidates(wanted))
-        self._watched = frozenset(names) | row_lines.SETTINGS
+        self._watched = columns.possible_names(self._wanted) | row_lines.SETTINGS
         self._settings = {*spec.input.settings_read}
         self._seen: dict[str, None] = {}
         """The fields of the first rows that are objects."""

@@ -149,6 +149,18 @@ def test_another_output_of_the_same_answers_asks_nothing(bench, upstream, invoic
     assert len(upstream.seen) == sent
 
 
+def test_another_output_keeps_the_columns_of_the_input_that_are_named_like_an_item_s(bench, invoices):
+    invoices()
+    bench.write([{"text": f"invoice {at}", "item": f"mine {at}"} for at in range(len(INVOICES))], "in.jsonl")
+    (bench.path / "s.json").write_text(json.dumps(schema_of_fields(FIELDS)))
+    bench.succeed("--prompt", "Read {{text}}", "--schema", "s.json")
+    long = bench.path / "long.csv"
+    said = bench.jobs(str(bench.output), "--export", str(long), "--rows-from", "items")
+    assert said.returncode == 0, said.stderr
+    rows = [(row["item"], row["item_1"]) for row in table(long)]
+    assert rows[:3] == [("mine 0", "screws"), ("mine 1", ""), ("mine 2", "nails 0")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

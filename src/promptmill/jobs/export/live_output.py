@@ -13,15 +13,13 @@ from typing import IO
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
-from promptmill.jobs.columns import unusual_names, wanted_names
+from promptmill.jobs.columns import possible_names, unusual_names, wanted_names
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
-from promptmill.jobs.export.text import Form
+from promptmill.jobs.export.text import Form, OwnValues
 from promptmill.jobs.inputs import formats
-from promptmill.jobs.inputs.cells import readable
-from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import DamagedError, HaltedError
+from promptmill.jobs.store.database import DamagedError, HaltedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.plan import JobSpec
@@ -150,7 +148,7 @@ def export(
         if spec.output.names is None:
             raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
         if shapes:
-            spec = _in_shape(spec, shapes)
+            spec = _in_shape(store, spec, shapes)
         rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
         with output.temporary([store], spec, target, rows) as partial:
             output.publish(partial, target, may_replace=False)
@@ -158,10 +156,14 @@ def export(
             return counts.done - counts.failed
 
 
-def _in_shape(spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
+def _in_shape(store: JobDatabase, spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
     """Return a job with another shape of its output. Raises `PromptmillError` if its answers cannot have it."""
     if spec.output.answer_schema is None:
         raise input_error(*map(Named, shapes), f": the answers of job {spec.job_id} have no schema, and so no lists.")
     spec = spec.model_copy(update={"shapes": dict(shapes)})
-    taken = {*spec.input.taken, *distinct(list(map(readable, spec.input.header)))}
-    return spec.with_output(names=unusual_names(wanted_names(spec), taken))
+    own, wanted = OwnValues(spec), wanted_names(spec)
+    taken = {*spec.input.taken, *own.names_in(())}
+    if not spec.input.header:  # the rows were read with other names in view
+        possible = possible_names(wanted)
+        taken.update(name for row in store.rows() for name in possible.intersection(own.of(row)))
+    return spec.with_output(names=unusual_names(wanted, taken))
