@@ -22,7 +22,6 @@ from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, list_of_prices, price_of, tier_of
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
-from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
@@ -51,9 +50,6 @@ _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
-# The most expensive tier that may serve a request for another tier: with `auto`, the provider's account decides, and at
-# OpenAI and Azure `auto` is the default.
-_DEAREST = {"auto": "priority"}
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
 _BATCH = Tiers(BATCH)
@@ -79,7 +75,6 @@ class BudgetedAnswers(Step):
         self._budget, self._model = budget, plan.model
         self._tier = tier_of(plan.settings.extra_params)
         self._usual_tiers = Tiers("", self._tier)
-        self._served_at = partial(_served_at, plan)
         self._line = asyncio.Lock()
         """First come, first served: otherwise small requests could overtake a large one forever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
@@ -140,7 +135,7 @@ class BudgetedAnswers(Step):
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
         tier = self._tiers(request, call).charged()
         most = worst_case(request, self._model)
-        return most, _highest(price, most, request, self._served_at(tier), by_batch=call.exchange is not None)
+        return most, _highest(price, most, request, self._prices.served_at(tier), by_batch=call.exchange is not None)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
@@ -337,12 +332,6 @@ def unknown_batch_price(plan: resolved_config.ResolvedConfig) -> PromptmillError
     )
 
 
-def _served_at(plan: resolved_config.ResolvedConfig, tier: str) -> set[str]:
-    """Return the tiers that may serve a request for `tier`."""
-    decides = {"": "priority"} if registry.account_decides_tier(plan) else {}
-    return {tier, (_DEAREST | decides).get(tier, tier)}
-
-
 def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], *, by_batch: bool = False) -> float:
     """Return the highest cost of an attempt with the usage `most`, at any of `tiers`.
 
@@ -369,7 +358,7 @@ def most_of(
     `has_check`: a function of the program checks the answers, too.
     """
     price, sampling = prices.of(request), request.sampling
-    live = _served_at(plan, Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
+    live = prices.served_at(Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
     if sampling.choices is not None:  # sent as a schema
         form = choices_of(tuple(sampling.choices)).response_format
         request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))

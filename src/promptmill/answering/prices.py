@@ -242,6 +242,16 @@ class Prices:
         """Return the first model in `request` whose price is unknown."""
         return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
 
+    def served_at(self, tier: str) -> set[str]:
+        """Return the tiers that may serve a request for `tier`."""
+        return {tier, self._dearest.get(tier, tier)}
+
+    @functools.cached_property
+    def _dearest(self) -> Mapping[str, str]:
+        """The most expensive tier that may serve a request for another tier: with `auto`, the provider's account
+        decides, and at OpenAI and Azure `auto` is the default."""
+        return dict.fromkeys(("auto", "") if registry.account_decides_tier(self._plan) else ("auto",), "priority")
+
     def _others_in(self, extra: JsonObject) -> list[str]:
         return [model for model in resolved_config.named_models(extra) if model not in self._ours]
 

@@ -6,6 +6,7 @@ unlisted host gets all parameters unchanged. No profile has a default model, bec
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -755,7 +756,11 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 
 def profile_at(url: SplitResult) -> ProviderProfile:
     """Return the profile for the endpoint at `url`, by its host or its well-known local port."""
-    host, port = url.hostname or "", url.port
+    return _profile_at(url.hostname or "", url.port)
+
+
+@functools.lru_cache
+def _profile_at(host: str, port: int | None) -> ProviderProfile:
     for profile in PROFILES:
         if profile.site.has(host):
             return profile
