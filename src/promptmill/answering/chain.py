@@ -8,6 +8,7 @@
        │   SEVERAL    `n`: as many requests                                                                     │
        │   CHOSEN     `choices`: as a schema, with probabilities                                                │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
+       │   FORMED     features': an answer of another form, brought into the request's form                     │
        │   GATHERED   features': several items in one request                                                   │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
@@ -136,12 +137,15 @@ def steps_of_features() -> list[type[Step]]:
 
 
 def as_sent(request: Request, plan: ResolvedConfig, *, by_batch: bool = False) -> Sent:
-    """Return what is sent for an item, after the step of a feature that wants it.
+    """Return what is sent for an item, after the steps of features that want it.
 
     Raises `PromptmillError` for an item that cannot be sent.
     """
-    steps = _steps_for(request.sampling)
-    return steps[0].sent(request, plan, by_batch=by_batch) if steps else Sent(request)
+    sent = Sent(request)
+    for kind in sorted(_steps_for(request.sampling), key=lambda kind: kind.place):
+        inside = kind.sent(sent.request, plan, by_batch=by_batch)
+        sent = Sent(inside.request, sent.part * inside.part, inside.alone or sent.alone, sent.around + inside.around)
+    return sent
 
 
 def path_of(sampling: Sampling) -> str:

@@ -28,6 +28,8 @@ class Place(IntEnum):
     """The request for one of several choices is changed, and its outcome too."""
     CHECKED = auto()
     """The answer is checked, repaired, and requested again."""
+    FORMED = auto()
+    """An answer of another form is requested, and brought into the request's form."""
     GATHERED = auto()
     """Several items become one request, whose outcome is divided among them."""
     PRICED = auto()

@@ -15,7 +15,7 @@ from promptmill.system.frames import packed_error, unpacked_error
 _COUNTS = attrgetter(*(each.name for each in fields(Usage)))
 _ANSWER = attrgetter(
     *("text", "finish_reason", "reasoning", "tool_calls", "attempts", "latency_s", "logprobs", "top_choices"),
-    *("details", "answers", "tier", "warnings", "unmetered"),
+    *("details", "answers", "tier", "warnings", "unmetered", "sources"),
 )
 _FAILURE = attrgetter("attempts", "latency_s", "text", "concerns_all", "unmetered")
 
@@ -38,7 +38,7 @@ def outcome_of(kind: str, values: Sequence[Any], counts: Sequence[int], spent: S
         return replace(failure, unmetered=unmetered, spent=bill)
     text, reason, reasoning, calls, attempts, latency_s, logprobs, top_choices, *rest = values
     answer = Completion(text, reason, usage, reasoning, tuple(calls), attempts, latency_s, logprobs, top_choices)
-    answer.details, answers, answer.tier, warnings, answer.unmetered, vectors = rest
+    answer.details, answers, answer.tier, warnings, answer.unmetered, answer.sources, vectors = rest
     answer.vectors = tuple(map(b64decode, vectors))
     answer.answers, answer.warnings, answer.spent = tuple(answers), tuple(warnings), bill
     return answer

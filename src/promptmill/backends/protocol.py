@@ -20,6 +20,7 @@ from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, truncated_error, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Portion, Request
+from promptmill.core.sources import Sources
 from promptmill.core.values import JsonObject
 
 _EMPTY = (
@@ -110,6 +111,8 @@ class Completion:
     came: Came = ""
     shared: int = 0
     """The number of `attempts` that were requests of another item, so that their sum counts each request once."""
+    sources: Sources = None
+    """Where the values of the answer stand, see `core.sources`."""
     vectors: tuple[bytes, ...] = ()
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
 
@@ -181,6 +184,8 @@ class Failure:
     came: Came = ""
     shared: int = 0
     """See `Completion.shared`."""
+    sources: Sources = None
+    """Those of `part`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""

@@ -279,6 +279,9 @@ class Feature:
     after_job: Mapping[str, str] = field(default_factory=dict)
     """What follows after a command has run a job, by the option that asks for it, such as `{"report":
     "module:function"}`; each function takes the `promptmill.cli.job_run.EndedJob`."""
+    doubt: str = ""
+    """`"module:function"`: takes the `Record` of an answer, and returns why a person should check it, as a
+    `promptmill.jobs.store.plan.Doubt`, or None."""
     remedies: Mapping[str, Words] = field(default_factory=dict)
     """By the code of failed rows, what an option of the feature does about them, for the summary of a job without a
     plan: `{"code": (Named("lake"), " sends them …")}`."""
@@ -348,8 +351,13 @@ def answers() -> Sequence[type]:
 
 
 @functools.cache
-def _parts(names: Sequence[str]) -> Sequence[type]:
+def _parts(names: Sequence[str]) -> Sequence[Any]:
     return tuple(map(part, names))
+
+
+def doubts() -> Sequence[Any]:
+    """Return the functions with which features doubt answers."""
+    return _parts(tuple(each.doubt for each in features().values() if each.doubt))
 
 
 def hidden_parameters() -> dict[str, str]:

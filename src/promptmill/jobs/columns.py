@@ -20,14 +20,16 @@ from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
-EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed")
+SOURCES = "sources"
+"""The column for where the values of the answer stand, see `core.sources`."""
+EXTRA_FIELDS = (
+    *("answers", SOURCES, "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed"),
+)
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the variant, and its model."""
 SCORE = "score"
 """The column for the confidence in an answer (0 to 1), which some plans add."""
-SOURCES = "sources"
-"""The column for the place of each value in its document, which some plans add."""
 _LAST = ("id", "custom_id", "index", MODEL, VARIANT, SCORE, "answered_by")
 """Columns that a reader needs last; those whose names end with `id` count as `id`."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")

@@ -252,8 +252,8 @@ def totals(stats: Call) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return lists with one value per item, in order; empty for calls of more than `MOST_ROWS` items.
 
-    `reasoning`, `tool_calls`, `logprobs`, `top_choices`, `costs` and `answered_by` are included only if at least one
-    item has them.
+    `sources`, `reasoning`, `tool_calls`, `logprobs`, `top_choices`, `costs` and `answered_by` are included only if at
+    least one item has them.
     """
     if len(outcomes) > MOST_ROWS:
         return {}
@@ -268,6 +268,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "latency_s": [outcome.latency_s for outcome in outcomes],
     }
     rare = {
+        "sources": column(lambda completion: completion.sources),
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),

@@ -50,6 +50,7 @@ _KEPT, _MOST_BARS = 8, 8  # orders; values of a column
 _ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
 _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
+_HAS_SOURCES = f"SELECT 1 FROM answer WHERE {statistics.DELIVERED} AND instr(more, '\"{SOURCES}\":') LIMIT 1"  # noqa: S608
 _SORTED_BY = 200  # characters of a text
 
 
@@ -119,14 +120,19 @@ def _stamp(database: Path) -> Iterator[tuple[int, int]]:
             yield found.st_mtime_ns, found.st_size
 
 
+def _extra(store: JobDatabase) -> Sequence[str]:
+    """Return the optional fields of answers that the page shows."""
+    return (SOURCES,) if store.read(_HAS_SOURCES) else ()
+
+
 class _Table:
     """The columns of a job on its page, and the cells of its rows. Several answers to a row are side by side."""
 
     def __init__(self, store: JobDatabase, spec: JobSpec, rule: FileRule, *, has_failures: bool = True) -> None:
-        self.spec, self._shown, self._answers = spec, ShownRows(spec, rule), AnswerValues(spec)
+        self.spec, self._shown, self._answers = spec, ShownRows(spec, rule), AnswerValues(spec, _extra(store))
         names = self._answers.names
         self._parts = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
-        self._marks = spec.plan.fields
+        self._marks = [*spec.plan.fields, *({SOURCES} & names.keys())]
         self.rows = PageRows()
         names_of_rows = (name for row in store.row_page(0) for name in self._shown.own(row))
         own = [name for name in dict.fromkeys(names_of_rows) if name != LEFT_OUT]

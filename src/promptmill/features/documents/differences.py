@@ -48,6 +48,8 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def doubt_of(record: Record) -> Doubt | None:
     """Return the reason to check a row whose pieces have different values, with the values and their places."""
+    if DIFFERENT not in (record.more or ""):
+        return None
     different = (record.extras.get("details") or {}).get(DIFFERENT)
     if not isinstance(different, Mapping) or not different:
         return None

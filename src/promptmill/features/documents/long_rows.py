@@ -28,7 +28,6 @@ from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.differences import DIFFERENT
 from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
 from promptmill.features.documents.merging import Found, Merged, Places
-from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
@@ -323,8 +322,8 @@ class Reading:
             outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
         if isinstance(outcome, Completion) and (draft.sampling is None or draft.merged is not None):
             outcome = await checked(outcome, self.request, self.call)
-        details = {SOURCES: draft.sources} | ({DIFFERENT: draft.different} if draft.different else {})
-        return self.summed(replace(outcome, details=details))
+        details = {DIFFERENT: draft.different} if draft.different else None
+        return self.summed(replace(outcome, sources=draft.sources, details=details))
 
     def summed(self, outcome: Outcome) -> Outcome:
         """Return `outcome` with the usage, cost and attempts of all requests, and with the longest latency."""

@@ -12,7 +12,7 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_TOKENS
@@ -20,12 +20,10 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
-from promptmill.features.documents.differences import doubt_of, status_of
+from promptmill.features.documents.differences import status_of
 from promptmill.features.documents.document import FIELDS, Document, text_before
-from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import Doubt, Estimate, JobSpec, Plan, PlanWork, RunningJob
-from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
@@ -34,7 +32,6 @@ AUTO = "auto"
 class Split(Plan):
     """Reads rows with a long text in pieces, and merges the answers."""
 
-    fields: ClassVar[Sequence[str]] = (SOURCES,)
     how: How
 
     @classmethod
@@ -107,16 +104,7 @@ class Split(Plan):
 
         return LongRows(job, self.how)
 
-    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
-        """Return the location of each value in the document; None for a row that was sent whole."""
-        del spec, beside
-        return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}
-
     def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Return the counts of fields for which pieces have different values."""
         del spec, fields
         return status_of(store, before)
-
-    def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return the reason to check a row: its pieces have different values."""
-        return doubt_of(record) or super().doubt(spec, record, beside)

@@ -159,13 +159,12 @@ class _Columns:
 
     def _places(self, extras: JsonObject, items: int) -> Callable[[int], JsonDict]:
         """Return the function from the number of an item to the extras with its place in a document."""
-        details = extras.get("details") or {}
-        sources = details.get(SOURCES)
+        sources = extras.get(SOURCES)
         if not isinstance(sources, dict) or not isinstance(of_items := sources.get(self.field), list):
             return lambda _at: {}
         if len(of_items) != items:
             return lambda _at: {}
-        return lambda at: {"details": {**details, SOURCES: {**sources, self.field: of_items[at]}}}
+        return lambda at: {SOURCES: {**sources, self.field: of_items[at]}}
 
     def _row(self, item: Any, number: int | None, record: Record) -> JsonDict:
         own = {self.field: item}

@@ -43,7 +43,7 @@ from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.plan import JobSpec, doubt_about
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import stored_rounds
 
@@ -187,7 +187,7 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if record.code is not None:
         return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
-    doubt = spec.plan.doubt(spec, record, answered.beside)
+    doubt = doubt_about(spec, record, answered.beside)
     if doubt is None:
         return None
     return _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words, doubt.score_words)

@@ -19,6 +19,7 @@ from pydantic import Field
 from promptmill.answering.step import Step
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.feature import doubts
 from promptmill.core.request import Request
 from promptmill.jobs import members
 from promptmill.jobs.labels import probability
@@ -265,6 +266,12 @@ class Doubt(NamedTuple):
     """Ties are shown first, then disagreements of models."""
     score_words: str = ""
     """The score as text, such as `2 of 3`, if it is not a probability."""
+
+
+def doubt_about(spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+    """Return the reason why a person should check a row, of a feature or of the plan; see `Plan.doubt`."""
+    found = (of_feature(record) for of_feature in doubts())
+    return next(filter(None, found), None) or spec.plan.doubt(spec, record, beside)
 
 
 _ORDINARY = Plan()

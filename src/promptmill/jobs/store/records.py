@@ -116,6 +116,7 @@ class Record(NamedTuple):
                 details=extras.get("details"),
                 came=extras.get("came", ""),
                 shared=extras.get("shared", 0),
+                sources=extras.get("sources"),
             )
         return Completion(
             self.text,
@@ -134,6 +135,7 @@ class Record(NamedTuple):
             made_of=1 if "answers" in extras else extras.get("wanted", 1),
             came=extras.get("came", ""),
             shared=extras.get("shared", 0),
+            sources=extras.get("sources"),
             vectors=() if self.vector is None else (self.vector,),
         )
 
@@ -195,6 +197,8 @@ def _further(outcome: Outcome) -> dict[str, Any]:
         more["came"] = outcome.came
     if outcome.shared:
         more["shared"] = outcome.shared
+    if outcome.sources is not None:
+        more["sources"] = outcome.sources
     if outcome.details is not None:
         more["details"] = outcome.details
     return more

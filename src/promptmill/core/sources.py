@@ -1,0 +1,36 @@
+"""Sources: where the values of an answer stand.
+
+    answer    {"number": "R-7",             "items": [{"item": "screws"}, {"item": "nails"}]}
+    sources   {"number": {"quote": …},      "items": [{"quote": …},       {"quote": …}]}
+
+The sources of an answer have its form: an object has them by field, a list has a list. At each value stands a `Source`,
+a place in words (`"page 3"`), or None. Citations of web pages are a list of sources of the whole answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from typing_extensions import TypedDict
+
+Sources: TypeAlias = Any
+"""The sources of an answer: nested objects and lists with `Source`, texts and None."""
+
+
+class Source(TypedDict, total=False):
+    """Where a value stands: the words that say it and their place, or a page of the web."""
+
+    quote: str
+    """The words, as they stand in the text."""
+    is_missing: bool
+    """Set if `quote` is not in the text, or empty: then the value has no source."""
+    column: str
+    """The column of the input with the text; absent if the text is no column."""
+    start: int
+    """The number of the first character in the text, from 0."""
+    end: int
+    """The number of the character behind the last one."""
+    page: int
+    """The number of the page, from 1, in a text with pages."""
+    url: str
+    title: str
