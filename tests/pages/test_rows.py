@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -107,6 +108,41 @@ async def test_lists_are_words_and_a_page_stands_behind_its_value(tmp_path):
         assert await opened.run(CELLS) == [*first, *second, *third]
         await opened.run("opened(0)")
         assert "A (page 3); B (page 9)" in await opened.run("document.querySelector('dialog').textContent")
+        assert not opened.complaints
+
+
+async def test_quotes_are_marked_in_the_text_and_stand_at_their_values(tmp_path):
+    shown = PageRows()
+    for at, name in enumerate(("text", "number", "total")):
+        shown.add_column(Column(name, name, "own" if name == "text" else "answer", source=name), at)
+    shown.add_column(Column("sources", "sources", "variant", is_hidden=True, has_places=True), 3)
+    found = {
+        "number": {"quote": "R-7", "start": 17, "end": 20, "column": "text"},
+        "total": {"quote": "EUR 9", "is_missing": True},
+    }
+    cited = [{"url": "https://example.com/a", "title": "A page"}, {"url": "javascript:alert(1)", "title": "No page"}]
+    for number, sources in ((1, found), (2, cited)):
+        shown.add(
+            number, 0, {"text": "Not R-7 but this R-7.", "number": "R-7", "total": 9, "sources": json.dumps(sources)}
+        )
+    page.put(tmp_path / "page.html", page.filled("in.csv", DATA, shown, 2))
+    async with browser.opened() as opened:
+        await opened.look(1280, 900, "light")
+        await opened.open(tmp_path / "page.html")
+        await opened.until("document.getElementById('count').textContent === '2 rows'")
+        assert (await opened.run(CELLS))[:4] == ["1", "Not R-7 but this R-7.", "R-7", "9 (quote not in the text)"]
+        await opened.run("opened(0)")
+        of_dialog = "[...document.querySelectorAll('dialog {}')].map(one => one.textContent)"
+        assert await opened.run("document.querySelector('dialog .head b').textContent") == "Row 1"
+        assert await opened.run(of_dialog.format("p")) == [
+            "\u201cR-7\u201d ",
+            "\u201cEUR 9\u201d quote not in the text",
+        ]
+        await opened.run("opened(1)")
+        assert await opened.run("[...document.querySelectorAll('dialog a')].map(one => one.href)") == [
+            "https://example.com/a",
+            "https://example.com/a",
+        ]
         assert not opened.complaints
 
 

@@ -163,7 +163,7 @@ class CheckedAnswers(Step):
         for left in reversed(range(self._retries + 1)):
             totals, latency_s = totals.and_(outcome), round(latency_s + outcome.latency_s, 6)
             if form is not None and isinstance(outcome, protocol.Completion):
-                outcome = _as_text(outcome, request)
+                outcome = as_text(outcome, request)
             if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
                 break
             text, complaint = await self._checked(form, checks, request, outcome, call)
@@ -243,7 +243,7 @@ class CheckedAnswers(Step):
         return right, ""
 
 
-def _as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
+def as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
     """Return an answer whose text a schema can check: not a refusal, and not a call that the request has no tool for.
 
     The arguments of such a call are the answer: LiteLLM, for one, translates a schema to a tool.

@@ -9,6 +9,7 @@ a place in words (`"page 3"`), or None. Citations of web pages are a list of sou
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from typing_extensions import TypedDict
@@ -34,3 +35,16 @@ class Source(TypedDict, total=False):
     """The number of the page, from 1, in a text with pages."""
     url: str
     title: str
+
+
+def leaves(sources: Sources) -> Iterator[tuple[str, Source]]:
+    """Yield each source with the names of its fields, such as `seller.city`; `""` for that of a whole answer."""
+    waiting: list[tuple[str, Any]] = [("", sources)]
+    while waiting:
+        name, at = waiting.pop()
+        if isinstance(at, list):
+            waiting += [(name, each) for each in reversed(at)]
+        elif isinstance(at, Mapping) and isinstance(at.get("quote"), str):
+            yield name, at  # type: ignore[misc]  # a mapping with these fields
+        elif isinstance(at, Mapping):
+            waiting += [(f"{name}.{field}".strip("."), each) for field, each in reversed([*at.items()])]

@@ -265,6 +265,13 @@ class RayOptions(TypedDict, total=False):
     """With `ray`: cores of each replica."""
 
 
+class SourcesOptions(TypedDict, total=False):
+    """Options: sources."""
+
+    quote: bool | None
+    """Ask for the words of the row that say each value, and look them up: a column `sources`."""
+
+
 class TogetherOptions(TypedDict, total=False):
     """Options: together."""
 
@@ -288,6 +295,7 @@ class BulkOptions(
     ItemsOptions,
     LabelsOptions,
     RayOptions,
+    SourcesOptions,
     TogetherOptions,
     total=False,
 ):

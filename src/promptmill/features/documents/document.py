@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.core.request import Message
+from promptmill.core.sources import Source
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
 
 ANY = "Answer from this part alone."
@@ -59,6 +60,14 @@ class Document(NamedTuple):
     def place(self, piece: Piece) -> str:
         """Return the location of a piece."""
         return place(self.text, piece)
+
+    def moved(self, source: Source, piece: Piece) -> Source:
+        """Return a source in a piece as one in the document."""
+        if "start" not in source:
+            return source
+        start, end = source["start"] + piece.start, source["end"] + piece.start
+        page = Source(page=1 + self.text.count(PAGE, 0, start)) if PAGE in self.text else Source()
+        return {**source, "start": start, "end": end, **page}
 
     def message(self, piece: Piece, only: str) -> str:
         """Return the message about a piece, which names its place. `only`: a sentence about the answer."""

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from promptmill.answering.step import Place, Step
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, Made, Message, Request, Sampling, once
+from promptmill.core.request import Conversation, Fields, Made, Message, Request, Sampling, once
+from promptmill.core.sources import Source
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
@@ -265,12 +266,14 @@ class Reading:
         name = _name_of(text, before, settings, dict(request.extra), self.schema, self.replaces)
         if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
             return Asked(piece, self._known(known), name)
-        outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice)
+        fields = self._fields_of(piece.of(self.document.text))
+        outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice, fields)
         if isinstance(outcome, Completion):
             used, is_by_batch = outcome.usage, self.call.exchange is not None
             kept = {
                 "text": mended(outcome.text),
                 "finish_reason": outcome.finish_reason,
+                "sources": outcome.sources,
                 "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens),
                 # only of a batch: those of live requests are in the ledger of requests in flight
                 "cost": outcome.cost if is_by_batch else None,
@@ -284,7 +287,7 @@ class Reading:
         """Return a stored outcome. It has its usage if a killed run recorded no outcome of the row after it."""
         if "refused" in known:
             return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
-        answer = Completion(known["text"], known["finish_reason"], attempts=0)
+        answer = Completion(known["text"], known["finish_reason"], attempts=0, sources=known["sources"])
         if known["after"] == [self.request.key, self.request.attempts]:
             spent = {"attempts": known["attempts"], "cost": known["cost"]}
             answer = replace(answer, usage=Usage(*known["usage"]), **spent)
@@ -293,10 +296,32 @@ class Reading:
         self.sent.append(answer)
         return answer
 
-    async def _answer(self, text: str, sampling: Sampling, choice: int, *, is_part: bool = True) -> Outcome:
+    @property
+    def _column(self) -> int | None:
+        """The place of the document among the fields of the row; None if it is no field."""
+        fields = self.request.fields
+        return (
+            None if fields is None or self.document.text not in fields.texts else fields.texts.index(self.document.text)
+        )
+
+    def _fields_of(self, text: str) -> Fields:
+        """Return the fields of a request about a piece with this text."""
+        if (at := self._column) is None or (fields := self.request.fields) is None:
+            return Fields(("", "", ""), (text,))
+        return Fields(fields.parts, (*fields.texts[:at], text, *fields.texts[at + 1 :]))
+
+    async def _answer(
+        self, text: str, sampling: Sampling, choice: int, fields: Fields, *, is_part: bool = True
+    ) -> Outcome:
         *before, last = self.request.conversation.messages
         conversation = Conversation((*before, Message(last.role, text, last.extra)))
-        changes = {"conversation": conversation, "sampling": sampling, "choice": choice, "is_part": is_part}
+        changes = {
+            "conversation": conversation,
+            "sampling": sampling,
+            "choice": choice,
+            "is_part": is_part,
+            "fields": fields,
+        }
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0, shared=None), self.call)
         self.sent.append(outcome)
         return outcome
@@ -315,7 +340,8 @@ class Reading:
         elif draft.sampling is None:
             outcome = Completion(draft.text, "stop")
         else:  # of a whole answer, the checks of the row's answer apply, so that it is requested again
-            outcome = await self._answer(draft.question, draft.sampling, 0, is_part=draft.merged is not None)
+            no_text = Fields((draft.question,), ())  # the answers about pieces are no text of the row
+            outcome = await self._answer(draft.question, draft.sampling, 0, no_text, is_part=draft.merged is not None)
         if isinstance(outcome, Failure):
             outcome = replace(outcome, part=draft.text)
         elif draft.merged is not None:
@@ -357,7 +383,7 @@ class Reading:
             votes = Counter(answer.text for _, answer in read)
             best, *tied = [label for label, count in votes.items() if count == max(votes.values())]
             if not tied:
-                return Draft(best, [self.document.place(piece) for piece, answer in read if answer.text == best])
+                return Draft(best, [self._source(*one) for one in read if one[1].text == best])
             among = sampling.model_copy(update={"choices": (best, *tied)})
             return Draft("", sources, among, self._last(_DECIDE, said))
         if self.schema is not None:
@@ -366,20 +392,35 @@ class Reading:
             return Draft(read[0][1].text, sources[:1])
         return Draft(said, sources, sampling, self._last(_JOIN, said))
 
+    def _source(self, piece: Piece, answer: Completion) -> Source | str:
+        """Return the source of the answer about a piece."""
+        return self._moved(answer.sources, piece) or self.document.place(piece)
+
+    def _moved(self, source: Any, piece: Piece) -> Source | None:
+        """Return a source in a piece as one in the document; None for no source."""
+        if not isinstance(source, Mapping):
+            return None
+        at, fields = self._column, self.request.fields
+        name = "" if at is None or fields is None else fields.parts[1::2][at]
+        return self.document.moved(source, piece) if source.get("column", "") == name else source  # type: ignore[arg-type,return-value]
+
     def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
 
-        def source(one: Found) -> str:
+        def place(one: Found) -> str:
             return place_of(self.document.text, read[one.piece][0], one.value)
+
+        def source(one: Found) -> Source | str:
+            return self._moved(one.source, read[one.piece][0]) or place(one)
 
         def shared(one: int, other: int) -> str:
             return self.document.text[read[other][0].start : read[one][0].end]
 
-        found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
+        found = [Found(at, _value(answer.text), answer.sources) for at, (_, answer) in enumerate(read)]
         merged = merging.merged(schema, found, self.rows.how.merge, Places(source, shared))
         self.rows.repeated += merged.repeated
         different = {
-            merging.name_of(path): [{"from": source(one), "value": one.value} for one in values]
+            merging.name_of(path): [{"from": place(one), "value": one.value} for one in values]
             for path, values in merged.different.items()
         }
         if not merged.conflicts:

@@ -11,6 +11,7 @@ If no piece has a value for a field, the field is null or an empty list. `Merged
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
+from promptmill.core.sources import Sources
 from promptmill.core.values import JsonDict, JsonObject
 
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
@@ -33,6 +35,8 @@ class Found(NamedTuple):
 
     piece: int
     value: Any
+    source: Sources = None
+    """The sources that the answer gives, in the form of `value`."""
 
 
 class Places(NamedTuple):
@@ -92,7 +96,7 @@ def merged(
         parts = {
             name: merged(
                 own,
-                [Found(one.piece, one.value[name]) for one in objects if name in one.value],
+                [Found(one.piece, one.value[name], _field(one.source, name)) for one in objects if name in one.value],
                 how,
                 places,
                 (*path, name),
@@ -107,14 +111,22 @@ def merged(
             sum(part.repeated for part in parts.values()),
         )
     if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
-        if how != "distinct" and any(isinstance(item, Mapping) for one in found for item in _items(one)):
+        if how != "distinct" and any(isinstance(item.value, Mapping) for one in found for item in _items(one)):
             return _all_items(found, places)
         return _distinct(schema, found, places.of)
     return _one(path, schema, found, how, places.of)
 
 
-def _items(one: Found) -> Sequence[Any]:
-    return one.value if isinstance(one.value, list) else ()
+def _field(sources: Sources, name: str) -> Sources:
+    return sources.get(name) if isinstance(sources, Mapping) else None
+
+
+def _items(one: Found) -> Sequence[Found]:
+    """Return the items of a list."""
+    if not isinstance(one.value, list):
+        return ()
+    sources = one.source if isinstance(one.source, list) and len(one.source) == len(one.value) else []
+    return [Found(one.piece, *each) for each in itertools.zip_longest(one.value, sources)]
 
 
 def _all_items(found: Sequence[Found], places: Places) -> Merged:
@@ -124,15 +136,15 @@ def _all_items(found: Sequence[Found], places: Places) -> Merged:
     before, earlier = -1, Counter[str]()
     for one in found:
         shared = _plain(places.shared(before, one.piece)) if before >= 0 else ""
-        present = Counter(_key(item) for item in _items(one) if not _is_missing(item))
+        present = Counter(_key(item.value) for item in _items(one) if not _is_missing(item.value))
         for item in _items(one):
-            key = _key(item)
-            if _is_missing(item):
+            key = _key(item.value)
+            if _is_missing(item.value):
                 continue
-            if shared and earlier[key] and _stands_in(item, shared):
+            if shared and earlier[key] and _stands_in(item.value, shared):
                 earlier[key] -= 1
                 continue
-            items.append(Found(one.piece, item))
+            items.append(item)
         before, earlier = one.piece, present
     return Merged([one.value for one in items], [places.of(one) for one in items] or None)
 
@@ -156,8 +168,8 @@ def _distinct(schema: JsonObject, found: Sequence[Found], place: Callable[[Found
     repeated = 0
     for one in found:
         for item in _items(one):
-            if item in allowed or not _is_missing(item):
-                repeated += items.setdefault(_key(item), Found(one.piece, item)).piece != one.piece
+            if item.value in allowed or not _is_missing(item.value):
+                repeated += items.setdefault(_key(item.value), item).piece != one.piece
     values = [one.value for one in items.values()]
     return Merged(values, [place(one) for one in items.values()] or None, repeated=repeated)
 

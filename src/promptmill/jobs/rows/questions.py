@@ -101,6 +101,20 @@ class Questions:
             return None
         return Fields(self.template.parts, tuple(self.texts(cells)[1::2]))
 
+    def fields_in(self, message: str | object) -> Fields | None:
+        """Return the parts of the prompt in a message whose only field is in no cell, such as the text of a file; None
+        for other prompts."""
+        if (
+            not isinstance(message, str)
+            or not isinstance(self.template, PlainTemplate)
+            or len(self.template.parts) != 3
+        ):
+            return None
+        start, _, end = self.template.parts
+        if len(start) + len(end) > len(message) or not (message.startswith(start) and message.endswith(end)):
+            return None
+        return Fields(self.template.parts, (message[len(start) : len(message) - len(end)],))
+
     def _with_missing(self, row: JsonObject) -> JsonObject:
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
             return {name: _MISSING.get(value, value) for name, value in row.items()}
@@ -156,6 +170,8 @@ class RowRequests:
                 request.fields = self.questions.fields_of(cells)
         else:
             request = self.reader.request(n, question_of(line, self.prompt), attempts)
+            if request.sampling.sets(OF_FIELDS_NAMES) and (messages := request.conversation.messages):
+                request.fields = self.questions.fields_in(messages[-1].content)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property

@@ -1,0 +1,22 @@
+"""The option for quotes."""
+
+from __future__ import annotations
+
+from promptmill.core.errors import Named
+from promptmill.options.option import Argument, Excluded, Option
+
+OPTIONS = (
+    Option(
+        "quote",
+        bool,
+        "ask for the words of the row that say each value, and look them up: a column `sources`",
+        argument=Argument(within="sampling_params"),
+        keys=["sampling_params.quote"],
+        needs=[Named("schema"), Named("fields"), Named("choices")],
+        excludes=[
+            Excluded("sure"),
+            Excluded("votes"),
+            Excluded("image_column", "; a quote of an image cannot be looked up"),
+        ],
+    ),
+)

@@ -1,0 +1,67 @@
+"""Quotes that are missing in the texts of a job: they are counted, and their rows are reviewed first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from promptmill.core.sources import leaves
+from promptmill.core.wording import counted, cut
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import Doubt, JobSpec
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.statistics import DELIVERED
+
+_MARK = '"is_missing":'
+_COUNTS = f"""
+    SELECT total((length(sources) - length(replace(sources, '"quote":', ''))) / length('"quote":')),
+        total(missing), total(missing > 0) FROM (
+            SELECT sources, (length(sources) - length(replace(sources, '{_MARK}', ''))) / length('{_MARK}') AS missing
+            FROM (
+                SELECT more ->> '$.sources' AS sources FROM answer
+                WHERE {DELIVERED} AND answer.key % (1 << 40) < ? AND instr(more, '"quote":')
+            )
+        )
+"""  # noqa: S608 (fixed texts); in a text of JSON, a quotation mark has a backslash
+_SHOWN, _LONGEST = 3, 300
+
+
+class QuoteStatus(TypedDict):
+    """The quotes of a job's answers."""
+
+    quotes: int
+    missing: int
+    """Those that the row's text does not have, or that are empty."""
+    rows: int
+    """Rows with missing quotes."""
+
+
+def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int) -> Mapping[str, object]:
+    """Return the counts of the rows below `before`; none without quotes. Blocks."""
+    del spec, labels
+    ((quotes, missing, rows),) = store.read(_COUNTS, before)
+    return {"quotes": QuoteStatus(quotes=int(quotes), missing=int(missing), rows=int(rows))} if quotes else {}
+
+
+def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the counts as text."""
+    its: QuoteStatus = found["quotes"]
+    if not its["missing"]:
+        yield "quotes", f"{its['quotes']:,}, all in the texts of their rows"
+        return
+    rows = counted(its["rows"], "row")
+    yield "quotes", f"{its['quotes']:,}, {its['missing']:,} of them missing in {rows}; a review shows these rows first"
+
+
+def doubt_of(record: Record) -> Doubt | None:
+    """Return the reason to check a row with missing quotes: their fields."""
+    if _MARK not in (record.more or ""):
+        return None
+    missing = [(name, its["quote"]) for name, its in leaves(record.extras.get("sources")) if its.get("is_missing")]
+    if not missing:
+        return None
+    shown = [f"{name or 'answer'}: {quote!r}" if quote else f"{name or 'answer'}: none" for name, quote in missing]
+    more = " …" if len(missing) > _SHOWN else ""
+    return Doubt(0.0, cut(f"no such quote; {'; '.join(shown[:_SHOWN])}{more}", _LONGEST), "disagree")

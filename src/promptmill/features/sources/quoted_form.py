@@ -1,0 +1,122 @@
+"""The form of an answer with quotes: each value, and each item of a list, is an object with its quote.
+
+answer    {"number": "R-7", "items": [{"item": "screws", "count": 3}]}
+reply     {"number": {"quote": "Invoice R-7", "value": "R-7"},
+           "items": [{"quote": "3 screws", "value": {"item": "screws", "count": 3}}]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from promptmill.answers.response_format import asking_for, schema_of
+from promptmill.core.request import Sampling
+from promptmill.core.sources import Source, Sources
+from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
+from promptmill.jobs.export.schema_columns import kind_of, resolved
+
+NOTE = (
+    "Each value of the answer is an object with a `quote` and a `value`. Into `quote`, copy the words of the text that "
+    "say the value, exactly as they stand there, and no more than needed. If no words say it, leave `quote` empty."
+)
+_QUOTE, _VALUE = "quote", "value"
+_DEFINITIONS = "$defs", "definitions"
+_LONGEST = 600  # characters of a quote, because a small model may go on until `max_tokens`
+_DEEPEST = 8  # objects in objects; deeper ones have one quote
+Parts: TypeAlias = Mapping[str, Any] | str
+"""Where an answer has values: an object's parts by field, `"list"` for items with a quote each, or `"value"`."""
+Place: TypeAlias = Callable[[str, Any], Source | None]
+"""Returns the source of a value with this quote."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotedForm:
+    """The form of replies to requests with the same parameters."""
+
+    sampling: Sampling
+    """The parameters with the schema of replies."""
+    parts: Parts
+    is_choice: bool
+    """Whether an answer is one of the request's choices, and not JSON."""
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> QuotedForm | None:
+        """Return the form; None for parameters without a schema or choices."""
+        if sampling.choices is not None:
+            schema: JsonObject | None = {"type": "string", "enum": [*sampling.choices]}
+        else:
+            wanted = sampling.response_format
+            schema = schema_of(wanted) if wanted and wanted.get("type") == "json_schema" else None
+        if schema is None:
+            return None
+        changed, parts = _quoted(schema, schema, 0)
+        changed |= {name: schema[name] for name in _DEFINITIONS if name in schema}
+        update = {"choices": None, "response_format": asking_for(changed)}
+        return cls(sampling.model_copy(update=update), parts, sampling.choices is not None)
+
+    def answer(self, reply: str, place: Place) -> tuple[str, Sources] | None:
+        """Return the answer in a reply, and its sources; None if the reply has no JSON.
+
+        Words around the JSON stay: whether they are allowed is not decided here.
+        """
+        if (found := _json_in(reply, "[]" if self.parts == "list" else "{}")) is None:
+            return None
+        value, start, end = found
+        value, sources = _divided(self.parts, value, place)
+        text = value if self.is_choice and isinstance(value, str) else json_text(value)
+        return reply[:start] + text + reply[end:], sources
+
+
+def _quoted(schema: JsonObject, whole: JsonObject, depth: int) -> tuple[JsonDict, Parts]:
+    """Return the schema of replies for a part of a schema, and its parts."""
+    own = resolved(schema, whole)
+    kind, fields = kind_of(own, whole), own.get("properties")
+    if kind == "object" and isinstance(fields, Mapping) and fields and depth < _DEEPEST:
+        inner = {str(name): _quoted(each, whole, depth + 1) for name, each in fields.items()}
+        schemas = {name: each for name, (each, _) in inner.items()}
+        kept = {name: value for name, value in own.items() if name not in _DEFINITIONS}
+        return {**kept, "properties": schemas}, {name: parts for name, (_, parts) in inner.items()}
+    if kind == "array" and isinstance(own.get("items"), Mapping):
+        kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
+        return {**kept, "items": _with_quote(own["items"])}, "list"
+    return _with_quote({name: value for name, value in schema.items() if name not in _DEFINITIONS}), "value"
+
+
+def _with_quote(schema: JsonObject) -> JsonDict:
+    return {
+        "type": "object",
+        "properties": {_QUOTE: {"type": "string", "maxLength": _LONGEST}, _VALUE: dict(schema)},
+        "required": [_QUOTE, _VALUE],
+        "additionalProperties": False,
+    }
+
+
+def _divided(parts: Parts, value: Any, place: Place) -> tuple[Any, Sources]:
+    """Return a value without its quotes, and its sources."""
+    if parts == "value":
+        quote: Any = ""
+        if isinstance(value, Mapping) and _VALUE in value and value.keys() <= {_QUOTE, _VALUE}:
+            quote, value = value.get(_QUOTE), value[_VALUE]
+        return value, place(quote if isinstance(quote, str) else "", value)
+    if parts == "list":
+        if not isinstance(value, list):
+            return value, None
+        pairs = [_divided("value", each, place) for each in value]
+        return [each for each, _ in pairs], [source for _, source in pairs] or None
+    if not isinstance(value, Mapping) or isinstance(parts, str):
+        return value, None
+    inner = {name: _divided(parts.get(name, "value"), each, place) for name, each in value.items()}
+    return {name: each for name, (each, _) in inner.items()}, {name: source for name, (_, source) in inner.items()}
+
+
+def _json_in(text: str, brackets: str) -> tuple[Any, int, int] | None:
+    """Return the JSON from the first opening bracket to the last closing one, and its place."""
+    start, end = text.find(brackets[0]), text.rfind(brackets[1]) + 1
+    if not 0 <= start < end:
+        return None
+    try:
+        return read_json(text[start:end]), start, end
+    except (ValueError, RecursionError):
+        return None

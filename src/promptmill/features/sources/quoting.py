@@ -1,0 +1,143 @@
+"""The step that asks for a quote with each value, and looks it up in the row's text.
+
+A quote that the text does not have is no source: the value is kept, and its source says that the quote is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from promptmill.answering.checked import as_text
+from promptmill.answering.step import Loading, Place, Sent, Step
+from promptmill.answers.reasoning import split_marked
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
+from promptmill.core.sources import Source
+from promptmill.features.sources.finding import Text
+from promptmill.features.sources.quoted_form import NOTE, QuotedForm
+
+_PAGE = "\f"
+"""The character that ends a page, see `jobs.inputs.whole_files`."""
+_SOON = 1 << 22
+"""The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up."""
+_MOST = 1 << 30
+"""The most characters that are searched for the quotes of a reply, so that an endpoint cannot take hours with millions
+of quotes. The others count as missing."""
+
+
+class QuotedAnswers(Step):
+    """Requests a quote for each value, and returns the answer without the quotes, and with its sources."""
+
+    place, wanted_by = Place.FORMED, ("quote",)
+
+    @classmethod
+    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
+        """Return the request for an answer with quotes. Raises `PromptmillError` (`invalid_input`)."""
+        del plan, by_batch
+        form = QuotedForm.of(request.sampling)
+        if form is None:
+            raise _no_form()
+        return Sent(_asking(request, form))
+
+    def __init__(self) -> None:
+        self._forms: Made[QuotedForm | None] = {}
+
+    @classmethod
+    async def of(cls, loading: Loading) -> QuotedAnswers:
+        """Return the step."""
+        del loading
+        return cls()
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer a request with quotes; one without any text of the row has none."""
+        if request.fields is not None and not request.fields.texts:
+            return self.following(request, call)
+        return self._quoted(request, call)
+
+    async def _quoted(self, request: Request, call: Call) -> Outcome:
+        form = once(self._forms, lambda: QuotedForm.of(request.sampling), request.sampling)
+        if form is None:
+            return Failure(_no_form(), request.attempts, concerns_all=True)
+        outcome = await self.following(_asking(request, form), call)
+        if isinstance(outcome, Completion):
+            outcome = as_text(outcome, request)
+        if isinstance(outcome, Failure) or not outcome.text:
+            return outcome
+        texts = Texts.of(request)
+        if len(outcome.text) * texts.length > _SOON:
+            return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
+        return _with_sources(outcome, request, form, texts)
+
+
+class _Column(NamedTuple):
+    name: str
+    """The name of the column with the text; `""` if the text is no column."""
+    text: Text
+
+
+class Texts:
+    """The texts of a row, in which its quotes are looked up."""
+
+    def __init__(self, columns: list[_Column]) -> None:
+        self._columns = columns
+        self.length = sum(len(column.text.text) for column in columns)
+        self._left = _MOST
+
+    @classmethod
+    def of(cls, request: Request) -> Texts:
+        """Return the texts of a request: its fields or, without fields, its messages apart from the model's."""
+        if request.fields is not None:
+            named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
+            return cls([_Column(name, Text(text)) for name, text in named.items()])
+        messages = [one for one in request.conversation.messages if one.role not in {"assistant", "system"}]
+        return cls([_Column("", Text(text)) for text in Conversation(tuple(messages)).texts])
+
+    def source(self, quote: str, value: Any) -> Source | None:
+        """Return the source of a value with this quote; None for no value."""
+        if value is None or value in ("", [], {}):
+            return None
+        for column in self._columns if self._left > 0 and quote.strip() else ():
+            self._left -= len(column.text.text)
+            if (span := column.text.find(quote)) is not None:
+                whole = column.text.text
+                found = Source(quote=whole[span.start : span.end], start=span.start, end=span.end)
+                if column.name:
+                    found["column"] = column.name
+                if _PAGE in whole:
+                    found["page"] = 1 + whole.count(_PAGE, 0, span.start)
+                return found
+        return Source(quote=quote, is_missing=True)
+
+
+def _asking(request: Request, form: QuotedForm) -> Request:
+    """Return the request for an answer with quotes: its last message says what a quote is."""
+    *before, last = request.conversation.messages
+    note = f"\n\n{NOTE}"
+    content = (*last.content, TextPart(note)) if isinstance(last.content, tuple) else (last.content or "") + note
+    fields = request.fields
+    if fields is not None:
+        *parts, end = fields.parts
+        fields = Fields((*parts, end + note), fields.texts)
+    conversation = Conversation((*before, Message(last.role, content, last.extra)))
+    return request.changed(conversation=conversation, sampling=form.sampling, fields=fields)
+
+
+def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts: Texts) -> Completion:
+    """Return the answer without its quotes, and with its sources; a reply without JSON unchanged."""
+    reply = outcome.text
+    own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply
+    if (found := form.answer(own, texts.source)) is None:
+        return outcome
+    text, sources = found
+    return replace(outcome, text=reply[: len(reply) - len(own)] + text, sources=sources)
+
+
+def _no_form() -> PromptmillError:
+    return input_error(
+        Named("quote"), " needs answers with ", Named("fields"), ", a ", Named("schema"), " or ", Named("choices"), "."
+    )

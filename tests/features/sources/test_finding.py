@@ -1,0 +1,157 @@
+"""Quotes are found in the texts of their rows, in any language, and changed quotes are not."""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+
+import pytest
+
+from promptmill.features.sources.finding import Text
+
+FOUND = [
+    ("exactly", "Total: 12.50 EUR.", "12.50 EUR", "12.50 EUR"),
+    ("case and spaces", "The  Parcel\nis LATE", "the parcel is late", "The  Parcel\nis LATE"),
+    ("a hyphen at the end of a line", "an inter-\n national call", "international call", "inter-\n national call"),
+    ("a hyphen that stays", "an E-\nMail from Ada", "E-Mail from", "E-\nMail from"),
+    ("a soft hyphen", "Rech\u00adnung Nr. 7", "Rechnung Nr. 7", "Rech\u00adnung Nr. 7"),
+    ("typographic quotes", "he said \u201eno\u201c twice", 'said "no" twice', "said \u201eno\u201c twice"),
+    ("an apostrophe", "it\u2019s late", "it's late", "it\u2019s late"),
+    ("a dash", "2024\u20132026", "2024-2026", "2024\u20132026"),
+    ("quotes around it", "Total: 12 EUR", '"Total: 12 EUR."', "Total: 12 EUR"),
+    ("full width", "合計\uff1a\uff11\uff12\uff10円", "合計:120円", "合計\uff1a\uff11\uff12\uff10円"),
+    ("a line break in Chinese", "交货期\n为三天", "交货期为三天", "交货期\n为三天"),
+    ("within Chinese", "包裹迟到了三天", "迟到", "迟到"),
+    ("half-width kana", "\uff76\uff9e\uff7dの料金", "ガスの料金", "\uff76\uff9e\uff7dの料金"),
+    ("German", "Die Straße ist gesperrt", "die strasse ist", "Die Straße ist"),
+    ("Vietnamese, composed", "giao hàng chậm", "giao hàng cha\u0323\u0302m", "giao hàng chậm"),
+    ("Vietnamese of Windows", "giao ha\u0300ng châ\u0323m quá", "hàng chậm", "ha\u0300ng châ\u0323m"),
+    ("Korean with a particle", "계약은 끝났다", "계약", "계약"),
+    ("the second place", "12 screws and 2 screws", "2 screws", "2 screws"),
+    ("a unit", "weighs 5kg", "5", "5"),
+]  # fmt: skip
+
+CHANGED = [
+    ("another number", "12 screws", "2 screws"),
+    ("the beginning of a number", "EUR 12.50", "EUR 12"),
+    ("the end of a number", "EUR 1,250", "250"),
+    ("a sign", "it was -5 degrees", "5 degrees"),
+    ("a part of a word", "the party ended", "art"),
+    ("another word", "we do not agree", "we agree"),
+    ("words left out", "the first, the second and the third", "the first and the third"),
+    ("another letter", "包裹迟到了", "包裹迟到吧"),
+    ("another tone", "ma quá", "má quá"),
+    ("the letter of an umlaut", "ein scho\u0308ner", "ein scho"),
+    ("the letter of a composed umlaut", "EIN Schö", "ein scho"),
+    ("an umlaut", "schön", "schon"),
+    ("nothing", "some text", " "),
+    ("marks alone", "a \u2026 b", "\u2026"),
+]
+
+
+@pytest.mark.parametrize(("text", "quote", "words"), [case[1:] for case in FOUND], ids=[case[0] for case in FOUND])
+def test_a_quote_is_found_in_its_text(text, quote, words):
+    start, end = Text(text).find(quote) or (0, 0)
+    assert text[start:end] == words
+
+
+@pytest.mark.parametrize(("text", "quote"), [case[1:] for case in CHANGED], ids=[case[0] for case in CHANGED])
+def test_a_changed_quote_is_not_found(text, quote):
+    assert Text(text).find(quote) is None
+
+
+def test_each_sentence_of_a_long_text_is_found_at_its_own_place():
+    sentences = [f"Absatz {at}: der \u201eBetrag\u201c ist {at * 7},{at % 100:02} €.\n" for at in range(400)]
+    text = "".join(sentences)
+    whole = Text(text)
+    for at, sentence in enumerate(sentences):
+        plain = sentence.strip().replace("\u201e", '"').replace("\u201c", '"').upper()
+        assert whole.find(plain) == (len("".join(sentences[:at])), len("".join(sentences[: at + 1])) - 1)
+
+
+_SENTENCES = {
+    "English": "On {d} my order {n} (\u201c{w}\u201d) wasn\u2019t delivered; I paid €{m} for it \u2013 twice. "
+    "Please call me back before {d}, the inter-\nnational number is +{n}.",
+    "German": "Am {d} kam die Bestellung {n} (\u201e{w}\u201c) nicht an; ich habe {m} € bezahlt \u2013 zweimal. "
+    "Bitte überweisen Sie den Be-\ntrag gemäß Vertrag Nr. {n} bis zum {d}.",
+    "Chinese": "我在{d}订购的{n}号商品「{w}」没有送到\uff0c我已经支付了{m}元。"
+    "请在{d}之前\n退款到账户{n}\uff0c谢谢。",
+    "Japanese": "{d}に注文した{n}番の商品「{w}」が届きません。料金は{m}円でした。"
+    "{d}までに\n口座{n}に返金してください。",
+    "Vietnamese": "Ngày {d} đơn hàng {n} (\u201c{w}\u201d) chưa được giao; tôi đã trả {m} đồng \u2013 hai lần. "
+    "Vui lòng hoàn tiền trước {d} vào tài khoản {n}.",
+}  # fmt: skip
+"""Sentences of mails, with a date, a number, an amount of money and a name."""
+
+
+def _mail(draw: random.Random, language: str) -> tuple[str, int, int]:
+    """Return a mail, and the place of words in it."""
+    facts = {"w": draw.choice(["Lumen", "Vela 3", "Kraft\u2019s", "ルーメン", "桥牌"])}
+    text = "\n\n".join(
+        _SENTENCES[language].format(
+            d=f"{draw.randint(1, 28)}.{draw.randint(1, 12)}.2026",
+            n=draw.randint(10_000, 99_999),
+            m=f"{draw.randint(1, 9)}.{draw.randint(100, 999)},{draw.randint(10, 99)}",
+            **facts,
+        )
+        for _ in range(8)
+    )
+    if language in {"Chinese", "Japanese"}:
+        ends = [at for at in range(len(text)) if not text[at - 1 : at + 1].isascii()]
+    else:
+        ends = [match.start() for match in re.finditer(r"(?<=\s)\S|$", text)]
+    first = draw.randrange(len(ends) - 9)
+    start = ends[first]
+    return text, start, start + len(text[start : ends[first + draw.randint(4, 8)]].rstrip())
+
+
+def _as_a_model_writes(draw: random.Random, words: str) -> str:
+    """Return words with what models change: spaces, case, quotation marks, widths, hyphens at ends of lines."""
+    changed = " ".join(re.sub(r"-\n", "", words).split())
+    for change in draw.sample([_straight, _full_forms, str.capitalize, lambda text: f'"{text}"', _apart], 2):
+        changed = change(changed)
+    return changed
+
+
+def _straight(text: str) -> str:
+    return re.sub("[\u201c\u201d\u201e\u300c\u300d]", '"', text).replace("\u2019", "'").replace("\u2013", "-")
+
+
+def _full_forms(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+def _apart(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def _falsified(draw: random.Random, words: str) -> str:
+    """Return words that say something else: another digit, or a letter or word more or less."""
+    digits = [at for at, sign in enumerate(words) if sign.isdigit()]
+    letters = [at for at, sign in enumerate(words) if sign.isalpha()]
+    if digits and (not letters or draw.random() < 0.5):
+        at = draw.choice(digits)
+        return f"{words[:at]}{(int(words[at]) + draw.randint(1, 9)) % 10}{words[at + 1 :]}"
+    at = draw.choice(letters)
+    other = "不" if ord(words[at]) > 0x3000 else "x"
+    return words[:at] + draw.choice(["", other, f"{words[at]}{other}"]) + words[at + 1 :]
+
+
+def test_quotes_in_1000_mails_in_five_languages():
+    draw, right, accepted = random.Random(7), 0, list[tuple[str, str]]()
+    for at in range(1000):
+        text, start, end = _mail(draw, [*_SENTENCES][at % 5])
+        quote = _as_a_model_writes(draw, text[start:end])
+        found = Text(text).find(quote)
+        right += found is not None and _bare(text[slice(*found)]) == _bare(text[start:end])
+        changed = _falsified(draw, text[start:end])
+        if Text(text).find(changed) is not None and _bare(changed) not in _bare(text):
+            accepted.append((text, changed))
+    assert right >= 990, right
+    assert not accepted
+
+
+def _bare(text: str) -> str:
+    """Return the letters and digits of a text."""
+    return "".join(sign for sign in unicodedata.normalize("NFKD", text).casefold() if sign.isalnum() or sign in "-+")

@@ -1,0 +1,247 @@
+"""Values with quotes, which are looked up in the row's text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from typing import Any
+
+import pytest
+
+import promptmill
+from fakes import openai_configuration
+from promptmill.backends.protocol import Call, Facts
+from promptmill.core.request import Sampling, conversation_from_prompt
+from promptmill.core.sources import leaves
+from promptmill.features.sources.quoted_form import QuotedForm
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.service.service import Service
+from replies import answer, choose
+
+ASKED = ("--prompt", "Read {{text}}", "--fields", "number,total:number?", "--quote")
+INVOICE = "Invoice R-7.\nTotal due: EUR 12.50"
+READ = {
+    "number": {"quote": "invoice r-7", "value": "R-7"},
+    "total": {"quote": "EUR 12.50", "value": 12.5},
+}
+MADE_UP = {"number": {"quote": "Invoice R-8", "value": "R-8"}, "total": {"quote": "", "value": 12.5}}
+
+
+def table(bench: Any) -> list[dict[str, str]]:
+    with bench.output.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def replying(bench, upstream):
+    def begun(replies: dict[str, Any], name: str = "out.csv") -> None:
+        def reply(seen: Any) -> Any:
+            found = next(one for text, one in replies.items() if text in seen.prompt)
+            return answer(found if isinstance(found, str) else json.dumps(found))
+
+        upstream.reply = choose(reply)
+        bench.write([{"text": text} for text in replies])
+        bench.output = bench.path / name
+
+    return begun
+
+
+def test_each_value_has_its_quote_with_its_place(bench, replying, upstream):
+    replying(
+        {INVOICE: READ, "No invoice.": {"number": {"quote": "", "value": ""}, "total": {"quote": "", "value": None}}}
+    )
+    found = bench.succeed(*ASKED)
+    rows = table(bench)
+    assert [(row["number"], row["total"]) for row in rows] == [("R-7", "12.5"), ("", "")]
+    assert json.loads(rows[0]["sources"]) == {
+        "number": {"quote": "Invoice R-7", "start": 0, "end": 11, "column": "text"},
+        "total": {"quote": "EUR 12.50", "start": 24, "end": 33, "column": "text"},
+    }
+    assert json.loads(rows[1]["sources"]) == {"number": None, "total": None}
+    assert found["quotes"] == {"quotes": 2, "missing": 0, "rows": 0}
+    sent = upstream.seen[0].json
+    assert "quote" not in sent, "a parameter of promptmill is not sent"
+    (total,) = [sent["response_format"]["json_schema"]["schema"]["properties"]["total"]]
+    assert [*total["properties"]] == ["quote", "value"]
+    assert "copy the words of the text" in sent["messages"][-1]["content"]
+
+
+def test_a_quote_that_the_text_lacks_is_counted_and_reviewed_first(bench, replying):
+    replying({"Invoice R-7, EUR 12.50": READ, INVOICE: MADE_UP})
+    found = bench.succeed(*ASKED)
+    rows = table(bench)
+    assert rows[1]["number"] == "R-8", "the value is kept"
+    assert json.loads(rows[1]["sources"]) == {
+        "number": {"quote": "Invoice R-8", "is_missing": True},
+        "total": {"quote": "", "is_missing": True},
+    }
+    assert found["quotes"] == {"quotes": 4, "missing": 2, "rows": 1}
+    said = bench.jobs(str(bench.output)).stdout
+    assert "quotes    4, 2 of them missing in 1 row; a review shows these rows first" in said
+
+
+@pytest.mark.features("review")
+def test_a_review_begins_with_missing_quotes(bench, replying):
+    replying({f"Invoice R-7, EUR 12.50 of {at}": READ for at in range(3)} | {INVOICE: MADE_UP})
+    bench.succeed(*ASKED)
+    command = [sys.executable, "-m", "promptmill", "review", str(bench.output), "-o", "to-do.xlsx"]
+    done = bench.here(command, bench.path)
+    assert done.returncode == 0, done.stderr
+    first, *_ = objects_in(bench.path / "to-do.xlsx")
+    assert "no such quote; number: 'Invoice R-8'; total: none" in str(first)
+
+
+def test_each_item_of_a_list_has_one_quote(bench, replying):
+    items = [
+        {"quote": "3 screws", "value": {"item": "screws", "count": 3}},
+        {"quote": "9 nails", "value": {"item": "nails", "count": 9}},
+    ]
+    replying({"3 screws and 9 nails": {"items": items}})
+    bench.succeed("--prompt", "Read {{text}}", "--fields", "items:rows(item,count:integer)", "--quote")
+    rows = table(bench)
+    assert [(row["item"], row["count"]) for row in rows] == [("screws", "3"), ("nails", "9")]
+    assert [json.loads(row["sources"])["items"]["quote"] for row in rows] == ["3 screws", "9 nails"]
+
+
+def test_a_choice_has_a_quote(bench, replying):
+    replying({"The parcel was late.": {"quote": "was late", "value": "delivery"}})
+    bench.succeed("--prompt", "What is it about? {{text}}", "--choices", "delivery,price", "--quote")
+    (row,) = table(bench)
+    assert row["answer"] == "delivery"
+    assert json.loads(row["sources"])["quote"] == "was late"
+
+
+def test_a_reply_without_quotes_is_asked_for_again_only_if_it_breaks_the_schema(bench, replying, upstream):
+    replying({INVOICE: f"Here it is:\n```json\n{json.dumps({'number': 'R-7', 'total': 12.5})}\n```"})
+    found = bench.succeed(*ASKED)
+    (row,) = table(bench)
+    assert (row["number"], row["total"]) == ("R-7", "12.5")
+    assert found["quotes"]["missing"] == 2
+    assert len(upstream.seen) == 1
+
+
+def test_a_resumed_job_keeps_the_sources_and_pays_nothing(bench, replying, upstream):
+    replying({INVOICE: READ})
+    bench.succeed(*ASKED)
+    first, sent = bench.output.read_bytes(), len(upstream.seen)
+    bench.output.unlink()
+    bench.succeed(*ASKED)
+    assert (bench.output.read_bytes(), len(upstream.seen)) == (first, sent)
+
+
+@pytest.mark.parametrize("asked", [(), ("--choices", "a,b", "--sure", "x"), ("--fields", "a", "--votes", "3")])
+def test_quotes_need_an_answer_with_fields(bench, replying, asked):
+    replying({INVOICE: READ})
+    said = bench.fail("--prompt", "Read {{text}}", *asked, "--quote")
+    assert "quote" in str(said)
+
+
+@pytest.mark.features("together")
+def test_rows_together_have_their_own_quotes(bench, upstream):
+    def reply(seen: Any) -> Any:
+        records = [json.loads(line) for line in seen.prompt.splitlines() if line.startswith('{"id"')]
+        found = {one["id"]: {"number": {"quote": f"No {one['text'][3:]}", "value": one["text"][3:]}} for one in records}
+        answers = [{"id": name, "answer": its} for name, its in found.items()]
+        return answer(json.dumps({"answers": answers}))
+
+    upstream.reply = choose(reply)
+    bench.write([{"text": f"no {at}"} for at in range(10)])
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "Read {{text}}", "--fields", "number", "--quote", "--together", "5")
+    rows = table(bench)
+    assert [row["number"] for row in rows] == [str(at) for at in range(10)]
+    assert [json.loads(row["sources"])["number"]["quote"] for row in rows] == [f"no {at}" for at in range(10)]
+    assert len(upstream.seen) == 2
+
+
+@pytest.mark.features("documents")
+def test_quotes_of_pieces_stand_in_the_whole_document(bench, upstream):
+    pages = [
+        f"Page {at}. Party {name} pays {at}00 euros. " + "Nothing else. " * 60 for at, name in enumerate("ABCD", 1)
+    ]
+    text = "\f".join(pages)
+
+    def reply(seen: Any) -> Any:
+        found = [name for name in "ABCD" if f"Party {name} pays" in seen.prompt]
+        parties = [{"quote": f"party {name} pays {'ABCD'.index(name) + 1}00", "value": name} for name in found]
+        end = {"quote": "Page 1.", "value": "one"} if "A" in found else {"quote": "", "value": None}
+        return answer(json.dumps({"party": parties, "end": end}))
+
+    upstream.reply = choose(reply)
+    bench.write([{"text": text}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{text}}", "--fields", "party:list,end", "--quote", "--split", "500", "--overlap", "0")
+    (row,) = table(bench)
+    assert json.loads(row["party"]) == [*"ABCD"]
+    sources = json.loads(row["sources"])
+    assert [text[one["start"] : one["end"]] for one in sources["party"]] == [
+        f"Party {name} pays {at}00" for at, name in enumerate("ABCD", 1)
+    ]
+    assert [one["page"] for one in sources["party"]] == [1, 2, 3, 4]
+    assert sources["end"]["quote"] == "Page 1."
+
+
+async def test_a_call_has_the_sources_of_its_answers(upstream, closing):
+    upstream.reply = answer(json.dumps(READ))
+    service = closing(Service(openai_configuration(upstream.url)))
+    schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": "number"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    item = conversation_from_prompt(INVOICE, "a prompt")
+    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    assert json.loads(found.text) == {"number": "R-7", "total": 12.5}
+    assert {name: its["quote"] for name, its in leaves(found.sources)} == {
+        "number": "Invoice R-7",
+        "total": "EUR 12.50",
+    }
+
+
+async def test_a_call_without_a_schema_has_no_quotes(upstream, closing):
+    service = closing(Service(openai_configuration(upstream.url)))
+    item = conversation_from_prompt(INVOICE, "a prompt")
+    plan = service.plan.with_sampling({"quote": True})
+    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    assert "`quote` needs answers with" in found.error.message
+    assert not upstream.seen
+
+
+def test_python_has_the_sources(bench, replying, upstream):
+    replying({INVOICE: READ})
+    result = promptmill.bulk(
+        [{"text": INVOICE}],
+        prompt="Read {{text}}",
+        fields="number,total:number?",
+        quote=True,
+        base_url=upstream.url,
+        model="m",
+    )
+    (row,) = result.rows
+    assert row["sources"]["total"]["quote"] == "EUR 12.50"
+
+
+@pytest.mark.parametrize(
+    ("schema", "reply", "value"),
+    [
+        ({"properties": {"quote": {"type": "string"}, "value": {"type": "integer"}}},
+         {"quote": {"quote": "q", "value": "a"}, "value": {"quote": "q", "value": 1}}, {"quote": "a", "value": 1}),
+        ({"properties": {"seller": {"$ref": "#/$defs/s"}},
+          "$defs": {"s": {"type": "object", "properties": {"city": {"type": "string"}}}}},
+         {"seller": {"city": {"quote": "q", "value": "Rome"}}}, {"seller": {"city": "Rome"}}),
+        ({"properties": {"n": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}},
+         {"n": {"quote": "", "value": None}}, {"n": None}),
+        ({"properties": {"l": {"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b"]}}}},
+         {"l": [{"quote": "q", "value": "a"}, "b"]}, {"l": ["a", "b"]}),
+        ({"properties": {"n": {"type": "integer"}}}, {"n": {"quote": "q", "value": 123456789012345678901234567890}},
+         {"n": 123456789012345678901234567890}),
+    ],
+)  # fmt: skip
+def test_a_reply_is_divided_by_its_schema(schema, reply, value):
+    whole = {"type": "object", **schema}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": whole}}
+    form = QuotedForm.of(Sampling(response_format=wanted))
+    assert form is not None
+    found = form.answer(f"So: {json.dumps(reply)} .", lambda quote, value: None)
+    assert found is not None
+    assert found[0].startswith("So: ")
+    assert json.loads(found[0][4:-2]) == value
