@@ -32,7 +32,8 @@ def test_a_flag_reaches_its_key(name, monkeypatch):
     add_table(parser, [each for each in _SETTING if each.name not in _SHARED | _OF_THE_ORDER])
     value = "A" if name == "api_key_env" else _value(option)
     given = () if name in {"provider", "backend"} else _ENDPOINT
-    arguments = parser.parse_args([*given, str(option.name_on("flag")), value])
+    values = [] if option.type is bool else [value]
+    arguments = parser.parse_args([*given, str(option.name_on("flag")), *values])
     changed = options._overrides(arguments, {}) | options._schema(arguments)
     assert {path[-1] for path in changed} & {key.rpartition(".")[2] for key in option.keys}
 
