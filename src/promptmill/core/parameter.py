@@ -36,6 +36,10 @@ OF_OPERATOR: Final = _Mark()
 it."""
 
 
+SOURCED: Final = _Mark()
+"""The mark of a parameter with which answers have sources, see `core.sources`."""
+
+
 class Parameters(BaseModel):
     """The base class of `Sampling`, and of the parameters that a feature adds to it (`Feature.sampling`)."""
 

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, Added, Parameters
+from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, SOURCED, Added, Parameters
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -464,6 +464,8 @@ APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 OF_FIELDS_NAMES = Sampling.marked(OF_FIELDS)
 """The parameters for which rows are requested with their fields."""
+SOURCED_NAMES = Sampling.marked(SOURCED)
+"""The parameters with which answers have sources."""
 OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
 """The parameters that an untrusted client may not set."""
 

@@ -92,6 +92,13 @@ def test_a_review_begins_with_missing_quotes(bench, replying):
     assert "no such quote; number: 'Invoice R-8'; total: none" in str(first)
 
 
+def test_a_dry_run_names_the_column_and_counts_what_is_sent(bench, replying):
+    replying({INVOICE: READ})
+    plain, found = (json.loads(bench.run(*asked, "--dry-run", "--json").stdout) for asked in (ASKED[:-1], ASKED))
+    assert found["columns"]["added"][-1] == "sources"
+    assert found["estimated_prompt_tokens"] > plain["estimated_prompt_tokens"] + 40
+
+
 def test_each_item_of_a_list_has_one_quote(bench, replying):
     items = [
         {"quote": "3 screws", "value": {"item": "screws", "count": 3}},

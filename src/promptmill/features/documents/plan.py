@@ -12,7 +12,7 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_TOKENS
@@ -22,8 +22,10 @@ from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
 from promptmill.features.documents.differences import status_of
 from promptmill.features.documents.document import FIELDS, Document, text_before
+from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
@@ -32,6 +34,7 @@ AUTO = "auto"
 class Split(Plan):
     """Reads rows with a long text in pieces, and merges the answers."""
 
+    fields: ClassVar[Sequence[str]] = (SOURCES,)
     how: How
 
     @classmethod
@@ -103,6 +106,11 @@ class Split(Plan):
         from promptmill.features.documents.long_rows import LongRows
 
         return LongRows(job, self.how)
+
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
+        """Return the location of each value in the document; None for a row that was sent whole."""
+        del spec, beside
+        return {SOURCES: record.extras.get(SOURCES)}
 
     def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Return the counts of fields for which pieces have different values."""

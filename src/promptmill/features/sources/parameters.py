@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from promptmill.core.parameter import APPLIED, OF_FIELDS, Parameters
+from promptmill.core.parameter import APPLIED, OF_FIELDS, SOURCED, Parameters
 
 
 def _none_for_false(value: bool | None) -> bool | None:  # noqa: FBT001 (pydantic passes it)
@@ -16,6 +16,6 @@ def _none_for_false(value: bool | None) -> bool | None:  # noqa: FBT001 (pydanti
 class Quoted(Parameters):
     """Whether each value has a quote."""
 
-    quote: Annotated[bool | None, AfterValidator(_none_for_false), APPLIED, OF_FIELDS] = Field(
+    quote: Annotated[bool | None, AfterValidator(_none_for_false), APPLIED, OF_FIELDS, SOURCED] = Field(
         None, description="Ask for the words of the text that say each value, and look them up in it."
     )

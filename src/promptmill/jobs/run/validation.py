@@ -21,7 +21,15 @@ from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import LEAST_SHARED, Conversation, Request, Shared, TextPart, check_encodable
+from promptmill.core.request import (
+    LEAST_SHARED,
+    SOURCED_NAMES,
+    Conversation,
+    Request,
+    Shared,
+    TextPart,
+    check_encodable,
+)
 from promptmill.core.wording import counted, cut_inside
 from promptmill.images import load as images
 from promptmill.jobs import columns
@@ -84,7 +92,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             form = Form([store], spec, spec.output.kind)
-            result["columns"] = _columns_of(form)
+            result["columns"] = _columns_of(form, has_sources=plan.settings.sampling_params.sets(SOURCED_NAMES))
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
@@ -117,13 +125,14 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
 
 
-def _columns_of(form: Form) -> dict[str, list[str]]:
+def _columns_of(form: Form, *, has_sources: bool) -> dict[str, list[str]]:
     """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
     those that the job adds."""
+    sources = [(form.spec.output.names or {}).get(columns.SOURCES, columns.SOURCES)] if has_sources else []
     if form.format.is_table:
-        return {"input": form.names, "added": [*form.answers.names.values()]}
+        return {"input": form.names, "added": [*dict.fromkeys((*form.answers.names.values(), *sources))]}
     names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
-    return {"input": [*dict.fromkeys(names)], "added": form.answers.names_in_json}
+    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys((*form.answers.names_in_json, *sources))]}
 
 
 class _Sums:
