@@ -197,7 +197,7 @@ def _argparse_of(option: Option, flag: Flag, known: Mapping[str, Option], *, sev
     """Return the arguments of argparse for an option."""
     words = option.words_on("flag", known).replace("%", "%%")
     if flag.action == "off":
-        return {"action": "store_false", "help": words}
+        return {"action": "store_false", "default": None, "help": words}
     if option.type is bool:
         unset = {"default": None} if option.keys else {}  # or a missing flag would overrule the configuration
         return {"action": "store_true", "help": words} | unset

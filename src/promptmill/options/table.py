@@ -39,6 +39,8 @@ SEVERAL = (
     Excluded("prompt", "; write one", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
 """Conditions for several models, and for several prompts."""
+_FORMS = {"choices", "schema", "fields"}
+"""The options of the form of an answer, which also a single request has."""
 _FIELDS = Excluded("fields", when=lambda present: isinstance(present["fields"], str))
 
 
@@ -563,7 +565,7 @@ def groups() -> list[Group]:
 def of_answers() -> list[Option]:
     """Return the options of features that set a sampling parameter and nothing else, such as checks of the answer."""
     added = (option for group in groups()[len(GROUPS) :] for option in group.options)
-    alone = (option for option in added if not option.implies and not option.needs)
+    alone = (option for option in added if not option.implies and {other.field for other in option.needs} <= _FORMS)
     return [option for option in alone if any(key.startswith(SAMPLING_KEYS) for key in option.keys)]
 
 
