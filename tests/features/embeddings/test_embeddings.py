@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import signal
@@ -11,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from fastmcp.exceptions import ToolError
 
 import promptmill
 from embedding import SIZE, embeddings, vector
@@ -230,6 +232,31 @@ def test_each_format_has_the_vectors(bench, texts, name):
 def test_options_for_answers_are_refused(bench, texts, options, why):
     texts(1)
     assert why in bench.fail("--embed", "{{text}}", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--embed", "{{txt}}"], "--embed: the input has no column 'txt'; did you mean text?"),
+        (["--embed", "text"], "--embed names no column; write it in double braces"),
+        (["--embed", "{{text}}", "--answer-column", " "], "--answer-column: give the column a name"),
+    ],
+)
+def test_an_error_names_the_option_that_was_given(bench, texts, options, said):
+    texts(1)
+    assert said in bench.fail(*options)
+
+
+async def test_an_error_names_the_option_that_was_given_on_each_face(bench, tools, texts):
+    texts(1)
+    said = "`embed`: the input has no column 'txt'; did you mean text?"
+    async with tools() as call:
+        with pytest.raises(ToolError) as refused:
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", options={"embed": "{{txt}}"})
+    assert said in str(refused.value)
+    with pytest.raises(PromptmillError) as raised:
+        await asyncio.to_thread(promptmill.bulk, bench.path / "in.jsonl", embed="{{txt}}", backend="hf")
+    assert said in str(raised.value)
 
 
 def test_dimensions_need_embed(bench, texts):
