@@ -24,7 +24,7 @@ def needs(feature: str, options: dict[str, Any], said: str) -> Any:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        needs("labels", {"agree": 0.9}, "--agree needs --sure MODEL"),
+        needs("labels", {"certainty": 0.9}, "--certainty needs --sure MODEL"),
         needs("batches", {"poll": "1m"}, "--poll needs --batch."),
         needs("ray", {"num_gpus": 2}, "--num-gpus needs --ray ADDRESS."),
         ({"choices_many": True}, "--choices-many needs --choices."),

@@ -52,6 +52,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown, as_written
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
+from promptmill.options.table import errors_about
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -235,7 +236,7 @@ def open_job(
             with telling.waiting(redact(str(output))):
                 uploaded.check(may_replace=bool(options.get("overwrite")))
         target, urls["output_file"] = uploaded.local, redact(uploaded.url)
-    with contextlib.ExitStack() as opened:
+    with errors_about(options), contextlib.ExitStack() as opened:
         paths, source = list[Path](), rows.written
         if rows.blocks is not None:
             source = opened.enter_context(

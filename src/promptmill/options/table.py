@@ -6,13 +6,14 @@ by name, mostly in `jobs.store.order.JobOrder.of`. A feature's options are in it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import Named, config_error
+from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.feature import features, hidden, part
 from promptmill.options.option import Argument, Excluded, Face, Flag, Group, Keyword, Option
 
@@ -582,15 +583,34 @@ def sampling_in(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_implied(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return options with those that they imply, see `Option.implies`."""
+    return {**given, **{name: value for name, (value, _) in _implied(given).items()}}
+
+
+def _implied(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the values of the options that others imply, each with the name of the other one."""
     known = options()
+    implied: dict[str, tuple[Any, str]] = {}
     for name, option in known.items():
         if option.implies and option.is_set(given.get(name)):
-            implied = part(option.implies)(given[name])
-            given = {
-                **given,
-                **{other: value for other, value in implied.items() if not known[other].is_set(given.get(other))},
-            }
-    return given
+            values = part(option.implies)(given[name]).items()
+            implied |= {other: (value, name) for other, value in values if not known[other].is_set(given.get(other))}
+    return implied
+
+
+@contextlib.contextmanager
+def errors_about(given: Mapping[str, Any]) -> Iterator[None]:
+    """Have an error of the block name the options that are given, not those that they imply."""
+    try:
+        yield
+    except PromptmillError as error:
+        names = {name: other for name, (_, other) in _implied(given).items()}
+        if not any(isinstance(each, Named) and each.field in names for each in error.parts):
+            raise
+        raise PromptmillError(error.code, _renamed(error.parts, names), _renamed(error.remedy, names)) from None
+
+
+def _renamed(words: Sequence[str | Named], names: Mapping[str, str]) -> list[str | Named]:
+    return [each if isinstance(each, str) else each._replace(field=names.get(each.field, each.field)) for each in words]
 
 
 def needs_hidden(name: str, face: Face) -> str:

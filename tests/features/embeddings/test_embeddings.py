@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import signal
@@ -11,13 +12,20 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from fastmcp.exceptions import ToolError
 
 import promptmill
 from embedding import SIZE, embeddings, vector
 from promptmill.core.errors import PromptmillError
 from replies import choose, status
+from waiting import eventually
 
-FREE = {"price": {"input": 1, "output": 1}}
+KILLS = (
+    *(f"{side}-put:{number}" for number in (2, 4) for side in ("before", "after")),
+    *(f"{side}-write:{number}" for number in (1, 1, 2, 3, 7, 16, 30) for side in ("after", "before")),
+    *("before-rename", "after-rename"),
+)
+"""The 20 points at which a job is killed, one after the other."""
 
 
 @pytest.fixture
@@ -181,6 +189,29 @@ def test_a_kill_costs_no_vector_and_no_more_than_the_requests_in_flight(bench, u
     assert kept == {*written}
 
 
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_job_that_is_killed_again_and_again_has_the_same_vectors(bench, upstream, texts):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    written = texts(8_000)
+    bench.output = bench.path / "out.parquet"
+    before: set[int] = set()
+    for point in KILLS:
+        assert bench.run("--embed", "{{text}}", killed_at=point, concurrency=2).returncode == -signal.SIGKILL, point
+        eventually(lambda: not upstream.open)
+        after = {record.row for record in bench.records()}
+        assert before <= after, f"{point}: vectors were lost"
+        before = after
+        assert bench.output.exists() == (point == "after-rename"), "the output is there whole or not at all"
+    found = bench.succeed("--embed", "{{text}}", concurrency=2)
+    assert (found["done"], found["failed"]) == (len(written), 0)
+    assert parquet.read_table(bench.output)["embedding"].to_pylist() == [*map(vector, written)]
+    sent = Counter(text for seen in upstream.seen for text in seen.json["input"])
+    assert {*sent} == {*written}
+    again = sent.total() - len(written)
+    assert again <= len(KILLS) * (2 * 256 + 64), "two requests in flight, and outcomes that wait for one commit"
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.arrow", "out.csv", "out.xlsx", "out.db#t", "out.duckdb#t"])
 def test_each_format_has_the_vectors(bench, texts, name):
     written = texts(20)
@@ -230,6 +261,31 @@ def test_each_format_has_the_vectors(bench, texts, name):
 def test_options_for_answers_are_refused(bench, texts, options, why):
     texts(1)
     assert why in bench.fail("--embed", "{{text}}", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--embed", "{{txt}}"], "--embed: the input has no column 'txt'; did you mean text?"),
+        (["--embed", "text"], "--embed names no column; write it in double braces"),
+        (["--embed", "{{text}}", "--answer-column", " "], "--answer-column: give the column a name"),
+    ],
+)
+def test_an_error_names_the_option_that_was_given(bench, texts, options, said):
+    texts(1)
+    assert said in bench.fail(*options)
+
+
+async def test_an_error_names_the_option_that_was_given_on_each_face(bench, tools, texts):
+    texts(1)
+    said = "`embed`: the input has no column 'txt'; did you mean text?"
+    async with tools() as call:
+        with pytest.raises(ToolError) as refused:
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", options={"embed": "{{txt}}"})
+    assert said in str(refused.value)
+    with pytest.raises(PromptmillError) as raised:
+        await asyncio.to_thread(promptmill.bulk, bench.path / "in.jsonl", embed="{{txt}}", backend="hf")
+    assert said in str(raised.value)
 
 
 def test_dimensions_need_embed(bench, texts):

@@ -162,6 +162,27 @@ def test_a_validation_states_the_price_of_rows_alone(bench, packs):
     assert f"sample: {SAMPLE} rows alone, about $" in said
 
 
+@pytest.mark.features("batches")
+def test_a_validation_by_batch_has_the_price_of_the_live_sample(bench, packs):
+    half = ("--batch", "--set", 'price={"input": 1.0, "output": 4.0, "batch": 0.5}', "--max-tokens", "20", "--dry-run")
+    for rows in (ROWS, 100):
+        packs(rows)
+        prices = {way: json.loads(bench.run(*way, *half, "--json").stdout) for way in (ALONE, TOGETHER, PROMPT)}
+        sample, found = prices[ALONE]["sure"], prices[ALONE]["batch_estimated_cost"]
+        together, alone = (prices[way]["batch_estimated_cost"] for way in (TOGETHER, PROMPT))
+        assert found == pytest.approx(together + sample["sample_cost"] if sample["sampled"] else alone)
+
+
+@pytest.mark.parametrize("is_of_model", [True, False])
+def test_the_rows_together_may_be_in_the_configuration(bench, packs, is_of_model):
+    asked = packs(400)
+    of_model = (*named(bench, own=SIZE, other=1), "--model", "own")
+    found = bench.succeed(
+        *PROMPT, "--agree", "95%", *(of_model if is_of_model else ("--set", f"sampling_params.together={SIZE}"))
+    )
+    assert Counter(asked.sizes) == {SIZE: 400 // SIZE, 1: found["sure"]["sample"]["drawn"]}
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -105,7 +105,7 @@ OPTIONS = (
         "itself, asked about each row alone",
         Flag(metavar="P%"),
         keyword="float | str | None",
-        needs=[_STRONG, Named(TOGETHER, "N")],
+        needs=(),  # `Sure.check` also knows the rows together of the configuration
         excludes=_NO_OTHER_ANSWERS,
     ),
     _of_sure(

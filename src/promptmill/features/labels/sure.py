@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.answering.prices import cost_of_many, price_of, tier_of
+from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -126,10 +126,11 @@ class Sure(SureRule):
             if (of_vectors := price_of(embedding)) is not None:
                 sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
         figures: dict[str, Any] = {"sure": sure}
-        if not self.model and price is not None:  # the model against itself: all rows together, and the sample alone
-            usage = Usage(checked["estimated_prompt_tokens"], checked["estimated_completion_tokens"])
-            together = cost_of_many(price, usage, checked["requests"], tier_of(strong.settings.extra_params))
-            figures["estimated_cost"] = together + sure["sample_cost"] if size else sure["cost_alone"]
+        live = tier_of(strong.settings.extra_params)
+        for name, tier in (("estimated_cost", live), ("batch_estimated_cost", BATCH)):
+            if not self.model and price is not None and name in checked:  # all rows together, and the sample alone
+                alone = cost_of_many(price, checked["alone"], rows, tier)
+                figures[name] = checked[name] + sure["sample_cost"] if size else alone
         return Estimate(figures, estimate_words(sure), sure.get("sample_cost") or None)
 
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:

@@ -31,6 +31,7 @@ from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import Status
+from promptmill.options.table import errors_about
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 from promptmill.system.subprocesses import Halt
@@ -97,7 +98,8 @@ class RunningJobs:
                 await asyncio.shield(_closed(opening, close))
                 raise
         try:
-            yield job
+            with errors_about(options):
+                yield job
         finally:
             await close()
 

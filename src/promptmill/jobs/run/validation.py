@@ -104,24 +104,19 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
         alone = sum(one.completion_tokens - one.around for one in sums) // max(1, len(sums))
         result["alone"] = Usage(result.pop("prompt_tokens_alone"), alone)
-        of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, result, end=end_of(store, order.limits.limit))
+        cost = _costs(sums, may_batch=tier_of_way(order.way) == BATCH)
+        end, checked = end_of(store, order.limits.limit), {**result, **cost}
+        of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
         result["notes"] += [of_plan.words] if of_plan.words else []
         result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
         result["estimated_prompt_tokens"] = sum(one.prompt_tokens for one in sums)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
         result["answers"] *= len(every)
         result["requests"] = sum(one.requests for one in sums)
-        cost: dict[str, float | None] = {}
-        prices = [one.price for one in sums if one.price is not None]
         unpriced = [
             one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
-        if len(prices) == len(every):
-            cost = _cost(sums)
-            if tier_of_way(order.way) == BATCH and all(price.batch is not None for price in prices):
-                by_batch = _cost(sums, by_batch=True)
-                cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
 
 
@@ -293,6 +288,17 @@ def _sharing(request: Request) -> Request:
     """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
     size = _bytes(request.conversation)
     return request.changed(shared=Shared(size, "")) if size >= LEAST_SHARED else request
+
+
+def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
+    """Return the costs if each model answers all requests, live and, if they are known, by batch; `{}` without all
+    prices."""
+    prices = [one.price for one in sums if one.price is not None]
+    if len(prices) < len(sums):
+        return {}
+    has_batch = may_batch and all(price.batch is not None for price in prices)
+    by_batch = _cost(sums, by_batch=True) if has_batch else {}
+    return _cost(sums) | {f"batch_{name}": amount for name, amount in by_batch.items()}
 
 
 def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import promptmill
 from promptmill.config.backends import BACKENDS
 from promptmill.jobs.rows import row_lines
 
@@ -88,3 +89,26 @@ def test_a_model_that_embeds_says_so_to_a_chat(desk, embedder):
     (outcome,) = desk.ask(embedder, ["Hi"], max_tokens=2)
     assert outcome.error.code == "unsupported"
     assert "/v1/embeddings" in outcome.error.message
+
+
+@pytest.mark.features("embeddings")
+def test_a_job_has_the_vectors_of_its_rows(small, tmp_path):
+    import numpy as np
+
+    keys = {"model_name_or_path": str(small), "dtype": "float32", "runner": "pooling", "max_model_len": 64}
+    texts = [f"text {at}" for at in range(300)]
+    rows = [{"text": "long" * 100 if at == 7 else text} for at, text in enumerate(texts)]
+    found = promptmill.bulk(
+        rows,
+        embed="{{text}}",
+        backend="vllm",
+        settings={f"backend_configs.vllm.{name}": value for name, value in keys.items()},
+        state=tmp_path,
+        progress=False,
+        max_failures=1,
+    )
+    assert [row["error"]["code"] for row in found.rows if row["error"]] == ["context_length"]
+    assert np.isnan(found.vectors[7]).all()
+    for at in (0, 6, 8, 255, 256, 299):
+        assert np.allclose(found.vectors[at], expected(small, texts[at]).numpy(), atol=1e-4)
+    assert found.status["requests"] < 30, "the request with the long text is halved, the other one is not"
