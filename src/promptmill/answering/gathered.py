@@ -327,9 +327,12 @@ def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome)
     usage, count, sent = reply.usage, len(requests), reply.attempts - requests[0].attempts
     asked = [part.prompt for part in parts]
     said = [part.said + 1 for part in parts]
-    prompt, cached, written, hour = (
+    prompt, cached, written, hour, searches = (
         _portions(total, asked)
-        for total in (usage.prompt_tokens, usage.cached_tokens, usage.written_tokens, usage.hour_written_tokens)
+        for total in (
+            *(usage.prompt_tokens, usage.cached_tokens, usage.written_tokens, usage.hour_written_tokens),
+            usage.searches,
+        )
     )
     completion, reasoning = (_portions(total, said) for total in (usage.completion_tokens, usage.reasoning_tokens))
     carrier = next((at for at, part in enumerate(parts) if part.answer is not None), 0)  # counts the request
@@ -340,7 +343,7 @@ def _divided(requests: Sequence[Request], parts: Sequence[Part], reply: Outcome)
         costs = [*each, reply.cost - sum(each)]
     found: list[_Gathered] = []
     for at, (request, part) in enumerate(zip(requests, parts, strict=True)):
-        own = Usage(prompt[at], completion[at], cached[at], reasoning[at], written[at], hour[at])
+        own = Usage(prompt[at], completion[at], cached[at], reasoning[at], written[at], hour[at], searches[at])
         shared = (reply.shared if count == 1 else 0) if at == carrier else sent
         attempts = request.attempts + sent
         spent = Totals(own, costs[at], shared)

@@ -35,6 +35,10 @@ DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds of duration histograms, from OpenTelemetry's conventions for generative models."""
 
 
+TICKS = 10**10
+"""The ticks of a US dollar, in which costs are whole numbers, as xAI's are."""
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Usage:
     """Token counts from the engine or endpoint; 0 if it reported none. Never changed."""
@@ -49,6 +53,10 @@ class Usage:
     """Prompt tokens written to the endpoint's cache, which may cost more. They are not part of `cached_tokens`."""
     hour_written_tokens: int = 0
     """The part of `written_tokens` that the cache keeps for an hour, at a still higher price."""
+    searches: int = 0
+    """Searches of the web by the provider, which have a price of their own."""
+    stated_cost: int = 0
+    """The cost of the request as the endpoint states it, in `TICKS`; 0: it states none."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -58,6 +66,8 @@ class Usage:
             self.reasoning_tokens + other.reasoning_tokens,
             self.written_tokens + other.written_tokens,
             self.hour_written_tokens + other.hour_written_tokens,
+            self.searches + other.searches,
+            self.stated_cost + other.stated_cost,
         )
 
 

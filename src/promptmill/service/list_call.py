@@ -281,7 +281,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
 
 def _usage(usage: Usage) -> dict[str, int]:
     counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    names = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
+    names = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
     apart = {name: getattr(usage, name) for name in names}
     return counts | {name: count for name, count in apart.items() if count}
 

@@ -336,7 +336,7 @@ class GrowingMessage:
                     self._add_call(piece)
             elif name == "function_call" and isinstance(value, dict):  # the older form of a call
                 self._add_call({"index": _OLDER, "function": value})
-            elif name == "reasoning_details" and isinstance(value, list):
+            elif name in {"reasoning_details", "annotations"} and isinstance(value, list):
                 self._details.setdefault(name, []).extend(value)
             elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
                 for part in value:

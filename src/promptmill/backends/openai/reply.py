@@ -21,9 +21,9 @@ import orjson
 
 from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends import vectors
-from promptmill.backends.openai import chat_completion
+from promptmill.backends.openai import chat_completion, citations
 from promptmill.backends.openai.chat_completion import Ending
-from promptmill.backends.openai.dialects import DIALECTS, dialect
+from promptmill.backends.openai.dialects import DIALECTS, dialect, responses
 from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
@@ -36,7 +36,7 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
-from promptmill.backends.protocol import NO_USAGE, Completion, Usage
+from promptmill.backends.protocol import NO_USAGE, TICKS, Completion, Usage
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SEARCHED, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.core.values import JsonDict, JsonObject
@@ -46,8 +46,8 @@ _ERROR_FIELDS = frozenset(
     {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
 )
 _ERROR_SIGNS = frozenset({"error", "error_code", "base_resp"})
-_NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
-"""Fields of a message that do not change its text."""
+_NO_MATTER = frozenset({"role", "content", "refusal"})
+"""Fields of a message that do not change its text or sources."""
 _ENDS = frozenset({"stop", "length"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
@@ -59,6 +59,8 @@ _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # object or list. Small bodies cannot contain many values.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
+# Models of OpenAI that search the web for every request, without a count in the reply.
+_ALWAYS_SEARCHES = re.compile(r"-search-(?:preview|api)")
 
 
 class _Spent(TypedDict):
@@ -161,6 +163,8 @@ def read_other_response(
         return _unreadable(endpoint, "a body that is nested too deeply", b"")
     details = None if texts else {"payload": payload}
     usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
+    if isinstance(items := payload.get("output"), list):
+        usage = replace(usage, searches=responses.searches_in(items))
     return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload), vectors=found)
 
 
@@ -251,12 +255,14 @@ def _ordinary(payload: JsonDict) -> Completion | None:
             return None
     except (LookupError, TypeError, ValueError):
         return None
-    if choice.get("error") or choice.get("logprobs") or _is_error(payload):
+    if choice.get("error") or choice.get("logprobs") or _is_error(payload) or not citations.LISTS.isdisjoint(payload):
         return None
     if not _NO_MATTER.issuperset(message) and any(message[name] for name in message.keys() - _NO_MATTER):
         return None
     usage = payload.get("usage")
     answer = Completion(text, finish, _usage(usage))
+    if answer.usage.searches or "-search-" in str(payload.get("model")):
+        return None
     if "service_tier" in payload or (isinstance(usage, dict) and "service_tier" in usage):
         answer.tier = _tier(payload)
     return answer
@@ -378,7 +384,7 @@ def read_payload(
             text = chat_completion.text_of(refusal)
         elif finish is None:
             return _empty(endpoint, spent)
-    return Completion(
+    answer = Completion(
         text,
         finish,
         usage,
@@ -389,6 +395,17 @@ def read_payload(
         tier=tier,
         is_refusal=bool(refusal and text == refusal),
     )
+    _read_sources(answer, payload, message, keep_raw=keep_raw)
+    return answer
+
+
+def _read_sources(answer: Completion, payload: JsonObject, message: JsonObject, *, keep_raw: bool) -> None:
+    """Set the pages that an answer cites, and take the marks of citations out of its text."""
+    answer.sources, text = citations.read(payload, message, answer.text)
+    if not answer.usage.searches and (answer.sources or _ALWAYS_SEARCHES.search(str(payload.get("model")))):
+        answer.usage = replace(answer.usage, searches=1)
+    if answer.usage.searches and not keep_raw:  # else the positions of the kept annotations would not fit
+        answer.text = citations.without_marks(text)
 
 
 class _ShapeError(Exception):
@@ -518,7 +535,26 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     # the larger: xAI and Gemini bill reasoning as output, but count it only in the total
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
-    return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
+    counts = (prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
+    return Usage(*counts, _searches(usage), _stated_cost(usage))
+
+
+def _searches(usage: JsonObject) -> int:
+    """Return the number of searches of the web: Anthropic's count, which OpenRouter and the dialects have, too."""
+    return _count(_details(usage, "server_tool_use"), "web_search_requests") or 0
+
+
+def _stated_cost(usage: JsonObject) -> int:
+    """Return the cost of the request that the usage states: of xAI, OpenRouter (without a key of one's own, whose
+    provider sends a bill, too) or Perplexity."""
+    ticks, cost = usage.get("cost_in_usd_ticks"), usage.get("cost")
+    if type(ticks) is int and 0 < ticks < MOST_TOKENS * TICKS:
+        return ticks
+    if isinstance(cost, Mapping):
+        cost = cost.get("total_cost")
+    if not isinstance(cost, int | float) or usage.get("is_byok"):
+        return 0
+    return round(cost * TICKS) if 0 < cost < MOST_TOKENS else 0
 
 
 # Names of what was read from a cache: OpenAI; DeepSeek; LiteLLM for models of Anthropic; others. Gateways pass on

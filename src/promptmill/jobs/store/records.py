@@ -20,7 +20,7 @@ PERSON = -1
 A_PERSON = "person"
 """The name of the labels' giver in outputs, if a person gave them."""
 
-_FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
+_FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens", "searches")
 
 
 class Provenance(NamedTuple):
@@ -189,7 +189,7 @@ def _further(outcome: Outcome) -> dict[str, Any]:
     """Return the optional fields that answers and failures have."""
     usage = outcome.usage
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
-    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens:
+    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens or usage.searches:
         more["tokens"] = {name: count for name in _FURTHER_TOKENS if (count := getattr(usage, name))}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted

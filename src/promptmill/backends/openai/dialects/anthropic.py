@@ -15,6 +15,7 @@ import orjson
 
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError, continued
+from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
@@ -287,10 +288,12 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     calls: list[JsonDict] = []
     kept: list[JsonDict] = []
     others: list[JsonDict] = []
+    annotations: list[JsonDict] = []
     for block in blocks:
         match block:
             case {"type": "text", "text": str(text)}:
                 texts.append(text)
+                annotations += _annotations(block.get("citations"))
             case {"type": "thinking"}:
                 thoughts.append(str(block.get("thinking") or ""))
                 kept.append(block)
@@ -307,6 +310,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
         "tool_calls": calls,
         "thinking_blocks": kept,
         "content_blocks": others,
+        "annotations": annotations,
         "refusal": _said(details) if payload.get("stop_reason") == "refusal" else "",
     }
     finish = payload.get("stop_reason")
@@ -315,6 +319,13 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
         payload, _READ, message, _FINISHES.get(str(finish), finish), _usage(payload.get("usage"))
     )
     return chat | ({"service_tier": tier} if tier else {})
+
+
+def _annotations(cited: Any) -> Iterator[JsonDict]:
+    """Yield the citations of web pages in those of a text; others cite documents of the request."""
+    for one in cited if isinstance(cited, list) else ():
+        if isinstance(one, Mapping) and one.get("type") == "web_search_result_location":
+            yield url_citation(one.get("url"), one.get("title"))
 
 
 def _said(details: Any) -> str:
@@ -332,7 +343,8 @@ def _usage(usage: Any) -> JsonDict:
     an_hour = dialect.count_of((usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"))
     if an_hour is not None:
         counts["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
-    return counts
+    searches = dialect.count_of((usage.get("server_tool_use") or {}).get("web_search_requests"))
+    return dialect.with_searches(counts, searches or 0)
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
@@ -355,6 +367,8 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         elif kind == "content_block_delta":
             place = event["index"], numbers.setdefault(event["index"], 0)
             blocks.setdefault(place, {"type": str(event["delta"].get("type")).removesuffix("_delta")})
+            if isinstance(cited := event["delta"].get("citation"), dict):
+                blocks[place]["citations"] = [*(blocks[place].get("citations") or ()), cited]
             _add(pieces.setdefault(place, {}), event["delta"])
         elif kind == "message_delta":
             message |= {name: value for name, value in event["delta"].items() if value is not None}

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage
+from promptmill.backends.openai.citations import LISTS
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.dialects.dialect import Written, bearer, same_url
 from promptmill.backends.openai.providers import ProviderProfile, translate
@@ -110,6 +111,8 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         if later := event.get("usage") or _of_groq(event):
             usage = dialect.grown_usage(usage, later)
         known = {"usage": usage or None, "service_tier": event.get("service_tier") or completion.get("service_tier")}
+        if not LISTS.isdisjoint(completion):
+            known |= {name: completion[name] for name in LISTS & completion.keys() - event.keys()}
         if ("choices" not in event or "error" in event) and (said := _error_in(event)) is not None:
             return said | known | ({"choices": [begun]} if (begun := messages[0].as_dict()) else {})
         completion = event | known

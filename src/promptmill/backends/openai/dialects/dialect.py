@@ -233,6 +233,11 @@ def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reas
     }
 
 
+def with_searches(usage: JsonDict, searches: int) -> JsonDict:
+    """Return a usage in the format of chat completions with the number of searches of the web, in Anthropic's field."""
+    return usage | {"server_tool_use": {"web_search_requests": searches}} if searches else usage
+
+
 def grown_usage(usage: JsonObject, later: Any) -> JsonDict:
     """Return the usage after a later event of a stream, with what it adds: some servers report zeros at the end.
 

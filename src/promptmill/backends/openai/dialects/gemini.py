@@ -16,6 +16,7 @@ import orjson
 
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, Thinking
 from promptmill.backends.openai.schema_forms import google_form, in_words
@@ -263,9 +264,9 @@ def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None
     """Convert a response to a chat completion."""
     if _SIGNS.isdisjoint(payload) or payload.get("error"):
         return None
-    usage = _usage(payload.get("usageMetadata"))
     candidates = payload.get("candidates")
     candidate = candidates[0] if isinstance(candidates, list) and candidates else {}
+    usage = dialect.with_searches(_usage(payload.get("usageMetadata")), _searches(payload, candidate))
     feedback = payload.get("promptFeedback")
     if not candidate and isinstance(feedback, dict) and feedback.get("blockReason"):
         finish = f"content_filter: {feedback['blockReason']}"
@@ -303,6 +304,7 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
         "reasoning_content": "".join(thoughts),
         "tool_calls": calls,
         "parts": others,
+        "annotations": _annotations(candidate.get("groundingMetadata")),
         "refusal": candidate.get("finishMessage") or reason if reason in _FILTERED else "",
     }
     known = {"content", "finishReason", "index", "logprobsResult"}
@@ -313,6 +315,24 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
     if finish == "stop" and not content.get("parts"):
         finish = None  # an empty answer is a failure, because another attempt may succeed
     return dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
+
+
+def _annotations(grounding: Any) -> list[JsonDict]:
+    """Return the citations of web pages: those that support a part of the text, in its order; without any, all."""
+    if not isinstance(grounding, dict):
+        return []
+    chunks, supports = grounding.get("groundingChunks") or (), grounding.get("groundingSupports") or ()
+    in_order = sorted(supports, key=lambda support: (support.get("segment") or {}).get("startIndex") or 0)
+    cited = [at for support in in_order for at in support.get("groundingChunkIndices") or ()]
+    pages = [chunks[at].get("web") for at in cited or range(len(chunks)) if 0 <= at < len(chunks)]
+    return [url_citation(page.get("uri"), page.get("title")) for page in pages if isinstance(page, dict)]
+
+
+def _searches(payload: JsonObject, candidate: JsonObject) -> int:
+    """Return the number of searches that are billed: one for a request before Gemini 3, and then each query."""
+    queries = (candidate.get("groundingMetadata") or {}).get("webSearchQueries") or ()
+    match = _SERIES.search(str(payload.get("modelVersion")))
+    return min(len(queries), 1) if match is not None and int(match[1]) < 3 else len(queries)
 
 
 def _finish(reason: str, *, calls: bool) -> str | None:
@@ -374,7 +394,12 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         for event_candidate in event.get("candidates") or ():
             if event_candidate.get("index", 0) == 0:
                 parts += (event_candidate.get("content") or {}).get("parts") or ()
-                candidate |= {name: value for name, value in event_candidate.items() if name != "content"}
+                # a later event may have an empty `groundingMetadata`
+                candidate |= {
+                    name: value
+                    for name, value in event_candidate.items()
+                    if name != "content" and (value or name != "groundingMetadata")
+                }
     blocked = (whole.get("promptFeedback") or {}).get("blockReason")
     if not candidate.get("finishReason") and not blocked:
         raise CutOffError

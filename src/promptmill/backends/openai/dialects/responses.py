@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.openai import citations
 from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
@@ -30,6 +31,7 @@ _UNKNOWN = dialect.set_of(
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
 _FINISHES = {"max_output_tokens": "length", "max_messages": "length"}
+_COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, xAI
 _READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
 )
@@ -128,6 +130,8 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     calls: list[JsonDict] = []
     others: list[JsonDict] = []
     logprobs: list[Any] = []
+    annotations: list[JsonDict] = []
+    results: list[Any] = []
     messages = [one for one in items if isinstance(one, dict) and _is_message(one)]
     final = [one for one in messages if one.get("phase") == "final_answer"]
     answers = {*map(id, final or [one for one in messages if not _is_commentary(one)] or messages)}
@@ -140,6 +144,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
                     texts += [part["text"]] if part.get("type") == "output_text" else []
                     refusals += [part["refusal"]] if part.get("type") == "refusal" else []
                     logprobs += part.get("logprobs") or ()
+                    annotations += part.get("annotations") or ()
             case {"type": "reasoning"}:
                 parts = [*(item.get("summary") or ()), *(item.get("content") or ())]
                 thoughts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
@@ -147,6 +152,8 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
                 calls.append(
                     dialect.call(str(item.get("call_id") or ""), item.get("name"), item.get("arguments") or "{}")
                 )
+            case {"type": "search_results", "results": list(pages)}:  # of Perplexity
+                results += pages
             case {"type": str()}:
                 others.append(item)
     message = {
@@ -154,11 +161,35 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
         "refusal": "".join(refusals),
         "reasoning_content": _BETWEEN_THOUGHTS.join(thoughts),
         "tool_calls": calls,
+        "annotations": [_annotation(one) for one in annotations],
         "output_items": others,
     }
     finish = _finish(payload, calls=bool(calls))
     choice = {"logprobs": {"content": logprobs}} if logprobs else {}
-    return dialect.chat_completion(payload, _READ, message, finish, _usage(payload.get("usage")), **choice)
+    usage = dialect.with_searches(_usage(payload.get("usage")), searches_in(items))
+    chat = dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
+    return chat | ({"search_results": results} if results else {})
+
+
+def _annotation(one: JsonDict) -> JsonDict:
+    is_page = one.get("type") == "url_citation"
+    return citations.url_citation(one.get("url"), one.get("title")) if is_page else one
+
+
+def searches_in(items: list[Any]) -> int:
+    """Return the number of searches of the web among the items of a response. Opening a page is none."""
+    return sum(map(_is_search, items))
+
+
+def _is_search(item: Any) -> bool:
+    match item:
+        case {"type": "search_results"}:
+            return True
+        case {"type": "web_search_call", "action": {"type": str(action)}}:
+            return action == "search"
+        case {"type": "web_search_call"}:
+            return True
+    return False
 
 
 def _finish(payload: JsonObject, *, calls: bool) -> str:
@@ -176,13 +207,14 @@ def _usage(usage: Any) -> JsonDict:
     if not isinstance(usage, dict):
         return {}
     inputs, outputs = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
-    return dialect.chat_usage(
+    counts = dialect.chat_usage(
         usage.get("input_tokens"),
         usage.get("output_tokens"),
         inputs.get("cached_tokens"),
         inputs.get("cache_write_tokens"),
         outputs.get("reasoning_tokens"),
     )
+    return counts | {name: usage[name] for name in _COSTS if name in usage}
 
 
 def _is_message(item: JsonObject) -> bool:
