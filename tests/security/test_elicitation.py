@@ -357,7 +357,7 @@ async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folde
         assert await talk.answers("x") == ["echo: x"]
         block = {name: upstream.url if value == "here" else value for name, value in chosen.items()}
         await talk.init(backend_configs={"openai": block})
-        unknown = "costs an unknown amount, because the price of its model is not known"
+        unknown = "costs an unknown amount, because its price is not known"
         assert unknown in await talk.error("generate", prompt_ls=["x"])
         assert unknown in await talk.error("bulk_generate", prompts=["x"])
     del raw["ask_above_cost"]

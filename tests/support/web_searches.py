@@ -168,7 +168,7 @@ def chat_events(whole: Body) -> list[Body]:
     deltas: list[Body] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": message["content"][n : n + 9]} for n in range(0, len(message["content"]), 9)]
     deltas += [{"annotations": message["annotations"]}]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices: list[Body] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
     return [*({**common, "choices": [one]} for one in choices), {**common, "choices": [], "usage": whole["usage"]}]
 
@@ -180,8 +180,8 @@ def anthropic() -> Body:
         place = {"cited_text": "…", "encrypted_index": "Eo8B"}
         return {"type": "web_search_result_location", "url": url, "title": title, **place}
 
-    result = {"type": "web_search_result", "encrypted_content": "EqgB", "page_age": None}
-    use = {"type": "server_tool_use", "name": "web_search"}
+    result: Body = {"type": "web_search_result", "encrypted_content": "EqgB", "page_age": None}
+    use: Body = {"type": "server_tool_use", "name": "web_search"}
     return {
         "id": "msg_1",
         "type": "message",

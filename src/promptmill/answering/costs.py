@@ -19,7 +19,17 @@ import orjson
 
 from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
 from promptmill.answering.likely import LikelyLengths
-from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, list_of_prices, price_of, tier_of
+from promptmill.answering.prices import (
+    BATCH,
+    Price,
+    Prices,
+    Tiers,
+    charge,
+    list_of_prices,
+    may_search,
+    price_of,
+    tier_of,
+)
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
 from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
@@ -31,6 +41,9 @@ from promptmill.core.request import Account, Request, TextPart, nested
 from promptmill.core.values import JsonObject
 
 _UNKNOWN_MODEL = "The cost leaves out answers of models whose price is not known; `models` gives each a `price`."
+_UNKNOWN_SEARCHES = (
+    "The cost leaves out answers with searches of the web, whose price is not known; `price` has it as `search`."
+)
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
@@ -116,7 +129,11 @@ class BudgetedAnswers(Step):
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(spent, price, self._tiers(request, call)) + unmetered * unmetered_cost
+        known = charge(spent, price, self._tiers(request, call))
+        if known is None:
+            call.warn(_UNKNOWN_SEARCHES)
+            return outcome
+        cost = known + unmetered * unmetered_cost
         call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
@@ -172,7 +189,11 @@ class BudgetedAnswers(Step):
                 account.defer()
                 return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
-            charged = charge(spent, price, tiers) + unmetered * worst
+            known = charge(spent, price, tiers)
+            if known is None:  # an endpoint that searches unasked
+                call.warn(_UNKNOWN_SEARCHES)
+                known = len(spent) * worst
+            charged = known + unmetered * worst
             account.charge(charged)
             call.charge(request, charged)
             totals = totals.joined(Totals(outcome.usage, charged, outcome.shared))
@@ -387,7 +408,7 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
     estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
-        if (price := prices.of(request)) is None:
+        if (price := prices.of(request)) is None or searches(request, plan.model):
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
         usage = Usage(prompt // _BYTES_PER_TOKEN, lengths.of(request).tokens)
@@ -404,6 +425,13 @@ def worst_case(request: Request, model: str = "") -> Usage:
     unknown price (`invalid_input`).
     """
     sampling, extra = request.sampling, request.extra
+    if searches(request, model):
+        raise input_error(
+            "The endpoint may search the web for the item, as often as the model wants and with pages of any length, "
+            "which ",
+            Named("max_cost"),
+            " cannot bound. Leave it out, and try a few items first.",
+        )
     if request.path == "/responses" and _is_unbounded(extra):
         raise input_error(
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "
@@ -429,6 +457,12 @@ def worst_case(request: Request, model: str = "") -> Usage:
         raise config_error("max_cost", *needs)
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
+
+
+def searches(request: Request, model: str) -> bool:
+    """Return whether the endpoint may search the web for a request, which goes to `model` unless it names others."""
+    extra = request.extra
+    return may_search(extra, [model, *resolved_config.named_models(extra)] if extra else [model])
 
 
 def _wants_audio(extra: JsonObject) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Spent, Usage
+from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.config import resolved_config
 from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request
@@ -26,6 +26,16 @@ from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
+# US dollars for 1,000 searches of the web, by provider and beginnings of models; the first that fits counts. Read on
+# 2026-11-28: developers.openai.com/api/docs/pricing, the page "Web search tool" of platform.claude.com,
+# ai.google.dev/gemini-api/docs/pricing (without the free allowance), docs.perplexity.ai/docs/getting-started/pricing.
+_SEARCHES: Mapping[str, Mapping[str, float]] = {
+    "openai": {"gpt-4o-search": 25.0, "gpt-4o-mini-search": 25.0, "": 10.0},
+    "anthropic": {"": 10.0},
+    "google": {"gemini-1": 35.0, "gemini-2": 35.0, "": 14.0},
+    "perplexity": {"": 2.5},
+}
+_A_THOUSAND = 1_000
 DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -107,8 +117,14 @@ class Price(Protocol):
         """The price of a request in a batch, as a share of the live price; None if unknown."""
         ...
 
+    @property
+    def search(self) -> float | None:
+        """The price of 1,000 searches of the web; None if unknown."""
+        ...
+
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage` at a service tier: `flex` or `priority`; other tiers have the standard price."""
+        """Return the cost of the tokens at a service tier: `flex` or `priority`; other tiers have the standard
+        price."""
         ...
 
 
@@ -125,6 +141,8 @@ class FlatPrice:
     """The price for prompt tokens that the cache keeps for an hour; None: twice `input`."""
     tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
     """The price factors of each tier; other tiers have the standard price."""
+    search: float | None = None
+    """The price of 1,000 searches of the web; None: unknown."""
 
     @property
     def batch(self) -> float | None:
@@ -148,9 +166,9 @@ class FlatPrice:
 class _ListedPrice:
     """A model's price in `genai-prices`, which may depend on the prompt's length."""
 
-    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors]) -> None:
+    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors], search: float | None) -> None:
         """`place`: the location of the model in the list. Raises `LookupError` if the list lacks the model."""
-        self._model, self._place = model, place
+        self._model, self._place, self.search = model, place, search
         one = 1000
         usages = (
             *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
@@ -189,7 +207,8 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
         tiers = _tiers_at(plan, plan.model)
         if said.batch is not None:
             tiers[BATCH] = even(said.batch)
-        return FlatPrice(said.input, said.output, cached, tiers=tiers)
+        search = _search_price(plan, plan.model) if said.search is None else said.search
+        return FlatPrice(said.input, said.output, cached, tiers=tiers, search=search)
     return _listed(plan.model, plan)
 
 
@@ -205,10 +224,17 @@ def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Fac
     return tiers
 
 
+def _search_price(plan: resolved_config.ResolvedConfig, model: str) -> float | None:
+    """Return the price of 1,000 searches by a model at the plan's provider; None: unknown."""
+    prices = _SEARCHES.get(registry.known_provider(plan), {})
+    return next((price for start, price in prices.items() if model.rpartition("/")[2].startswith(start)), None)
+
+
 def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
     try:
-        tiers = _tiers_at(plan, model)
-        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, tiers) for url in registry.addresses(plan)]
+        tiers, search = _tiers_at(plan, model), _search_price(plan, model)
+        places = ({"provider_api_url": url.geturl()} for url in registry.addresses(plan))
+        prices = [_ListedPrice(model, place, tiers, search) for place in places]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
@@ -273,6 +299,12 @@ class _DearestPrice:
         known = [price.batch for price in self.prices if price.batch is not None]
         return max(known) if len(known) == len(self.prices) else None
 
+    @property
+    def search(self) -> float | None:
+        """The highest price of searches; None if one of them is unknown."""
+        known = [price.search for price in self.prices if price.search is not None]
+        return max(known) if len(known) == len(self.prices) else None
+
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
         return max(price.cost(usage, tier) for price in self.prices)
@@ -310,9 +342,57 @@ class Tiers(NamedTuple):
         return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
 
 
-def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float:
-    """Return the cost of requests, each at the tier that its reply reports."""
+def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float | None:
+    """Return the cost of requests, each at the tier that its reply reports. None if one of them searched the web at an
+    unknown price."""
     cost = 0.0
     for usage, served in spent:
+        if usage.searches and usage.stated_cost:  # exact: it includes tools of which nothing is known
+            cost += usage.stated_cost / TICKS
+            continue
         cost += price.cost(usage, tiers.charged(served))
+        if usage.searches:
+            if price.search is None:
+                return None
+            cost += usage.searches * price.search / _A_THOUSAND
     return cost
+
+
+_SEARCHES_OF_A_TOOL = re.compile(r"(?i)^(?!tool_search).*(?:search|fetch|url_?context)")
+_SEARCHES_OF_A_MODEL = re.compile(r"-search-(?:preview|api)|:online$|(?:^|/)sonar")
+_SEARCHES_OF_A_BODY = ("web_search_options", "search_parameters", "enable_search")
+
+
+def may_search(extra: JsonObject, models: Sequence[str]) -> bool:
+    """Return whether the endpoint may search the web or read pages for a request with these parameters, which goes to
+    one of `models`.
+
+    >>> may_search({"tools": [{"type": "web_search"}]}, []), may_search({"tools": [{"type": "function"}]}, [])
+    (True, False)
+    """
+    if any(_SEARCHES_OF_A_MODEL.search(model) for model in models):
+        return True
+    if not extra:
+        return False
+    if any(extra.get(name) not in (None, False) for name in _SEARCHES_OF_A_BODY):
+        return True
+    tools, plugins = _objects(extra.get("tools")), _objects(extra.get("plugins"))
+    names = (name for tool in tools for name in _names_of(tool))
+    return any(map(_SEARCHES_OF_A_TOOL.search, names)) or any(plugin.get("id") == "web" for plugin in plugins)
+
+
+def _objects(listed: Any) -> list[JsonObject]:
+    return [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list | tuple) else []
+
+
+def _names_of(tool: JsonObject) -> list[str]:
+    """Return the names of a tool that the endpoint runs: its type, the name of Moonshot's built-in function, or the
+    field of Gemini's tools. A function of the caller has none."""
+    match tool:
+        case {"type": "builtin_function", "function": {"name": str(name)}}:
+            return [name]
+        case {"type": str(kind)}:
+            return [kind]
+        case {"input_schema": _} | {"function": _}:
+            return []
+    return [name for name in tool if isinstance(name, str) and name != "functionDeclarations"]

@@ -170,11 +170,9 @@ async def batches(plan: ResolvedConfig, path: str) -> AsyncIterator[BatchApi]:
 
 def batch_rate(plan: ResolvedConfig) -> float | None:
     """Return the batch price at the provider of `plan`, as a share of the live price; None: unknown."""
-    module = importlib.import_module("promptmill.backends.openai.providers")
-    provider = getattr(plan.block, "provider", None)
-    profiles = [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
-    known = {profile.batch.discount for profile in profiles if profile.batch is not None}
-    return 1.0 - known.pop() if len(known) == 1 and None not in known else None
+    known = {profile.batch.discount for profile in _answering(plan) if profile.batch is not None}
+    discount = known.pop() if len(known) == 1 else None
+    return None if discount is None else 1.0 - discount
 
 
 def prompt_cache_of(plan: ResolvedConfig) -> str:
@@ -191,10 +189,8 @@ def keeps_schemas(plan: ResolvedConfig) -> bool:
     """Return whether every answer follows the schema of its request: engines, and providers that promise it."""
     if not plan.record.needs_endpoint:
         return plan.record.keeps_schemas
-    module = importlib.import_module("promptmill.backends.openai.providers")
-    provider = getattr(plan.block, "provider", None)
     try:
-        profiles = [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
+        profiles = _answering(plan)
     except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
         return False
     return bool(profiles) and all(profile.json.form in {"strict", "grammar"} for profile in profiles)
@@ -212,6 +208,19 @@ def _profiles(plan: ResolvedConfig) -> list[ProviderProfile]:
     return [*map(module.profile_at, addresses(plan)), *([module.profile_of(provider)] if provider else [])]
 
 
+def _answering(plan: ResolvedConfig) -> list[ProviderProfile]:
+    """Return the profile of the provider that the plan names, or else those at its addresses."""
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    provider = getattr(plan.block, "provider", None)
+    return [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
+
+
+def known_provider(plan: ResolvedConfig) -> str:
+    """Return the provider that the plan names, or else the one at all its addresses; `""` if it is unknown."""
+    names = {profile.name for profile in _answering(plan)}
+    return names.pop() if len(names) == 1 and names != {"plain"} else ""
+
+
 def addresses(plan: ResolvedConfig) -> list[SplitResult]:
     """Return the addresses of the plan's endpoints; none for an engine. Raises `PromptmillError` (`invalid_config`)."""
     if not plan.record.needs_endpoint:
@@ -226,6 +235,17 @@ def endpoints_of_call(plan: ResolvedConfig) -> list[str]:
         return []
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     return cast("list[str]", module.endpoints_of_call(plan, os.environ))
+
+
+def apis_of(plan: ResolvedConfig) -> set[tuple[str, str]]:
+    """Return the provider and the dialect of each endpoint of `plan`; none for an engine.
+
+    Raises `PromptmillError` (`invalid_config`) for an endpoint that cannot work.
+    """
+    if not plan.record.needs_endpoint:
+        return set()
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    return {(endpoint.profile.name, endpoint.dialect) for endpoint in module.endpoints(plan, os.environ)}
 
 
 def provider_of(plan: ResolvedConfig) -> str:

@@ -254,7 +254,8 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     length = counted(round(each), "token")
     answers = f" if an answer has {length}" if source == ASSUMED else f" with answers of {length}, {source}"
     most = found[f"{way}most_cost"]
-    highest = "more with longer answers, which --max-tokens would limit" if most is None else f"at most {dollars(most)}"
+    more = "searches of the web" if found.get("may_search") else "longer answers, which --max-tokens would limit"
+    highest = f"more with {more}" if most is None else f"at most {dollars(most)}"
     return f"about {dollars(found[f'{way}estimated_cost'])}{answers if each else ''}; {highest}"
 
 

@@ -306,6 +306,9 @@ class PriceSettings(Block):
         le=1,
         description="The part of these prices that a request in a batch costs; default: the provider's.",
     )
+    search: float | None = Field(
+        None, ge=0, description="For 1,000 searches of the web by the provider; default: the provider's, if known."
+    )
 
 
 class OtherSettings(Block):

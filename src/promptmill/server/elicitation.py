@@ -187,5 +187,5 @@ def _words(estimated: float | None, most: float | None) -> str:
             f"at most {dollars(most)}" if estimated is None else f"about {dollars(estimated)}, at most {dollars(most)}"
         )
     if estimated is None:
-        return "an unknown amount, because the price of its model is not known"
+        return "an unknown amount, because its price is not known"
     return f"about {dollars(estimated)}, and at most an unknown amount, because `max_tokens` is not set"

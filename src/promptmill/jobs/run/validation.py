@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.chain import as_sent
-from promptmill.answering.costs import most_of
+from promptmill.answering.costs import most_of, searches
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
@@ -21,6 +21,7 @@ from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.money import dollars
 from promptmill.core.request import (
     LEAST_SHARED,
     SOURCED_NAMES,
@@ -107,7 +108,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         cost = _costs(sums, may_batch=tier_of_way(order.way) == BATCH)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
-        result["notes"] += [of_plan.words] if of_plan.words else []
+        result["notes"] += filter(None, (of_plan.words, _search_words(sums)))
         result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
         result["estimated_prompt_tokens"] = sum(one.prompt_tokens for one in sums)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
@@ -142,6 +143,8 @@ class _Sums:
         self._requests = 0.0
         self.completion_tokens = self.around = 0
         """The tokens of all replies; the tokens around answers in replies to several rows, included in them."""
+        self.may_search = False
+        """Whether the endpoint may search the web, at a price of its own."""
         self.source = ""
         """Where the length of answers comes from, in words; `""` without requests."""
 
@@ -159,6 +162,7 @@ class _Sums:
         self.completion_tokens += answers * (likely.tokens + sent.around)
         self.around += answers * sent.around
         self.source = likely.source
+        self.may_search = self.may_search or searches(sent.request, self.plan.model)
         if self._prices is None or self.price is None:
             return
         for one in filter(None, (sent.request, sent.alone)):
@@ -268,6 +272,7 @@ def _check_rows(
         "rows": count,
         "invalid": invalid,
         **({"skipped": skipped} if skipped else {}),
+        **({"may_search": True} if any(one.may_search for one in sums) else {}),
         "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
         "images": pictures,
@@ -311,6 +316,18 @@ def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float |
     )
     most = sum(one.by_batch if by_batch else one.live for one in sums)
     return {"estimated_cost": estimated, "most_cost": None if most == math.inf else most}
+
+
+def _search_words(sums: Sequence[_Sums]) -> str:
+    """Return a note on the cost of searches of the web; `""` without searches."""
+    if not (known := {None if one.price is None else one.price.search for one in sums if one.may_search}):
+        return ""
+    prices = [price for price in known if price is not None]
+    price = f"{dollars(max(prices))} per 1,000" if len(prices) == len(known) else "a price that is not known"
+    return (
+        f"The endpoint may search the web, at {price}, as often as the model wants; the pages are further tokens of "
+        "the prompt. No amount here includes this."
+    )
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:

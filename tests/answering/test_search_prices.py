@@ -1,0 +1,148 @@
+"""The price of a provider's web search: in the cost where it is known, else the cost is unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fakes import openai_configuration
+from promptmill.answering.costs import BudgetedAnswers, cost_of, most_of, worst_case
+from promptmill.answering.prices import Prices, Tiers, charge, may_search, price_of
+from promptmill.backends.protocol import Call, Completion, Ledger, Usage
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import Budget
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
+
+PROMPT = conversation_from_prompt("a prompt", "a prompt")
+A_MILLION = {"input": 1, "output": 10}
+SEARCHED = Usage(1_000_000, 100_000, searches=3)
+WEB = {"tools": [{"type": "web_search"}]}
+
+
+def plan_of(url: str, model: str = "m", **price: Any) -> Any:
+    """Return the plan of a model at a provider."""
+    raw = openai_configuration(url, model_name=model)._raw
+    return Configuration({**raw, "price": A_MILLION | price}).plan
+
+
+def paid(usage: Usage, plan: Any) -> float | None:
+    price = price_of(plan)
+    assert price is not None
+    return charge([(usage, "")], price, Tiers())
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "a_thousand"),
+    [
+        ("https://api.openai.com/v1", "gpt-5-mini", 10),
+        ("https://api.openai.com/v1", "gpt-4o-search-preview", 25),
+        ("https://api.openai.com/v1", "gpt-5-search-api", 10),
+        ("https://api.anthropic.com/v1", "claude-sonnet-4-6", 10),
+        ("https://generativelanguage.googleapis.com/v1beta", "gemini-2.5-flash", 35),
+        ("https://generativelanguage.googleapis.com/v1beta", "gemini-3-flash", 14),
+        ("https://api.perplexity.ai/v1", "perplexity/sonar", 2.5),
+    ],
+)
+def test_searches_are_part_of_the_cost_at_the_price_of_the_provider(url, model, a_thousand):
+    assert paid(SEARCHED, plan_of(url, model)) == pytest.approx(2.0 + 3 * a_thousand / 1000)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "https://api.x.ai/v1", "https://openrouter.ai/api/v1"])
+def test_a_search_at_an_unknown_price_makes_the_cost_unknown(url):
+    assert paid(SEARCHED, plan_of(url)) is None
+    assert paid(Usage(1_000_000, 100_000), plan_of(url)) == pytest.approx(2.0), "without a search, it is known"
+    assert paid(SEARCHED, plan_of(url, search=20)) == pytest.approx(2.06), "the operator's price"
+
+
+def test_the_cost_that_a_reply_states_counts():
+    stated = Usage(1_000_000, 100_000, searches=3, stated_cost=123_000_000)
+    assert paid(stated, plan_of("https://api.x.ai/v1")) == pytest.approx(0.0123)
+    assert paid(Usage(1_000_000, 0, stated_cost=1), plan_of("https://api.x.ai/v1")) == 1.0, "of a request with a search"
+
+
+async def test_an_answer_of_unknown_cost_is_named_in_a_warning():
+    step = await BudgetedAnswers.of(loading("http://127.0.0.1:1/v1"))
+    assert step is not None
+    call = Call()
+    step.enter(call)
+
+    async def answer(request: Request, call: Call) -> Completion:
+        del call
+        return Completion("a", "stop", SEARCHED if request.key else Usage(1_000_000, 100_000))
+
+    wrapped = step.wrap(answer)
+    costs = [(await wrapped(Request(key, PROMPT, Sampling()), call)).cost for key in range(2)]
+    assert costs == [2.0, None]
+    assert call.counts.cost == 2.0
+    (warning,) = call.warnings
+    assert warning.startswith("The cost leaves out answers with searches of the web")
+
+
+async def test_a_budget_charges_the_highest_cost_for_a_search_that_nobody_asked_for():
+    step = await BudgetedAnswers.of(loading("http://127.0.0.1:1/v1"))
+    assert step is not None
+    budget = Budget(100.0)
+    call = Call(ledger=Ledger(budget))
+    step.enter(call)
+
+    async def answer(request: Request, call: Call) -> Completion:
+        del request, call
+        return Completion("a", "stop", Usage(10, 1, searches=1))
+
+    outcome = await step.wrap(answer)(Request(0, PROMPT, Sampling(max_tokens=1_000_000)), call)
+    assert budget.spent == outcome.cost
+    assert budget.spent > 10.0
+
+
+def loading(url: str) -> Any:
+    from promptmill.answering.step import Loading
+
+    return Loading(plan_of(url), None, is_shared=False)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        WEB,
+        {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}]},
+        {"tools": [{"google_search": {}}]},
+        {"tools": [{"googleSearch": {}}]},
+        {"tools": [{"type": "openrouter:web_search"}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}, {"type": "web_fetch_20250910"}]},
+        {"tools": [{"type": "builtin_function", "function": {"name": "$web_search"}}]},
+        {"tools": [{"url_context": {}}]},
+        {"web_search_options": {}},
+        {"plugins": [{"id": "web"}]},
+        {"enable_search": True},
+        {"model": "gpt-4o-search-preview"},
+        {"model": "openai/gpt-5:online"},
+        {"models": ["m", "perplexity/sonar-pro"]},
+    ],
+)
+def test_no_budget_is_promised_for_a_request_that_may_search(extra):
+    request = Request(0, PROMPT, Sampling(max_tokens=10), extra)
+    plan = plan_of("https://api.openai.com/v1")
+    with pytest.raises(PromptmillError, match=r"may search the web.* cannot bound") as caught:
+        worst_case(request, plan.model)
+    assert caught.value.code is Code.INVALID_INPUT
+    price = price_of(plan)
+    assert price is not None
+    assert most_of(request, plan, Prices(plan, price)) == float("inf")
+    assert cost_of(plan, [request]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"tools": [{"type": "function", "function": {"name": "web_search"}}]},
+        {"tools": [{"name": "web_search", "input_schema": {"type": "object"}}]},
+        {"tools": [{"functionDeclarations": [{"name": "search"}]}]},
+        {"tools": [{"type": "tool_search_tool_bm25_20251119"}]},
+        {"tools": "web_search", "plugins": ["web"], "enable_search": False, "web_search_options": None},
+        {"model": "gpt-5-mini", "tools": [None, {"type": None}]},
+    ],
+)
+def test_a_function_of_the_caller_is_no_search(extra):
+    assert not may_search(extra, ["gpt-5-mini"])
