@@ -600,10 +600,11 @@ PROFILES = (
     ProviderProfile(
         "perplexity",
         Site(
-            "https://api.perplexity.ai/chat/completions",
+            "https://api.perplexity.ai/v1",
             "PERPLEXITY_API_KEY",
-            "docs.perplexity.ai/docs/sonar/openai-compatibility",
+            "docs.perplexity.ai/docs/agent-api",
         ),
+        dialect="responses",  # chat completions ended on 2026-09-27 (vercel/ai, @ai-sdk/perplexity 5.0.0)
         thinking=_NO_SWITCH,
     ),
     ProviderProfile(
