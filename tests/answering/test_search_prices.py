@@ -124,9 +124,9 @@ def loading(url: str) -> Any:
 def test_no_budget_is_promised_for_a_request_that_may_search(extra):
     request = Request(0, PROMPT, Sampling(max_tokens=10), extra)
     plan = plan_of("https://api.openai.com/v1")
-    with pytest.raises(PromptmillError, match=r"may search the web.* cannot bound") as caught:
+    with pytest.raises(PromptmillError, match="no amount bounds a search of the web") as caught:
         worst_case(request, plan.model)
-    assert caught.value.code is Code.INVALID_INPUT
+    assert caught.value.code is Code.INVALID_CONFIG
     price = price_of(plan)
     assert price is not None
     assert most_of(request, plan, Prices(plan, price)) == float("inf")

@@ -42,7 +42,8 @@ from promptmill.core.values import JsonObject
 
 _UNKNOWN_MODEL = "The cost leaves out answers of models whose price is not known; `models` gives each a `price`."
 _UNKNOWN_SEARCHES = (
-    "The cost leaves out answers with searches of the web, whose price is not known; `price` has it as `search`."
+    "The cost leaves out answers with searches of the web, whose price is not known; `search` in `price` gives it, per "
+    "1,000."
 )
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
@@ -93,9 +94,13 @@ class BudgetedAnswers(Step):
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
-        """Start the cost of a call. Raises `PromptmillError` (`invalid_config`) for a batch whose price is unknown."""
+        """Start the cost of a call. Raises `PromptmillError` (`invalid_config`) for a batch whose price is unknown, and
+        for a budget if all requests may search the web."""
         if call.exchange is not None and self._price.batch is None:
             raise unknown_batch_price(self._plan)
+        is_limited = self._budget is not None or call.ledger.budget is not None
+        if is_limited and may_search(self._plan.settings.extra_params, [self._model]):
+            raise unbounded_search()
         call.counts.cost = call.counts.cost or 0.0
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -132,6 +137,7 @@ class BudgetedAnswers(Step):
         known = charge(spent, price, self._tiers(request, call))
         if known is None:
             call.warn(_UNKNOWN_SEARCHES)
+            call.counts.cost = call.counts.cost or None
             return outcome
         cost = known + unmetered * unmetered_cost
         call.charge(request, cost)
@@ -343,6 +349,17 @@ def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
     )
 
 
+def unbounded_search() -> PromptmillError:
+    """Return the error for a budget on a request that may search the web."""
+    return config_error(
+        Named("max_cost"),
+        "no amount bounds a search of the web, which the model repeats as it wants and whose pages have any length. "
+        "Leave it out, and see the cost of a few rows first: ",
+        Named("limit", 20),
+        ".",
+    )
+
+
 def unknown_batch_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
     """Return the error for a batch whose price is unknown."""
     return config_error(
@@ -426,12 +443,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
     """
     sampling, extra = request.sampling, request.extra
     if searches(request, model):
-        raise input_error(
-            "The endpoint may search the web for the item, as often as the model wants and with pages of any length, "
-            "which ",
-            Named("max_cost"),
-            " cannot bound. Leave it out, and try a few items first.",
-        )
+        raise unbounded_search()
     if request.path == "/responses" and _is_unbounded(extra):
         raise input_error(
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "

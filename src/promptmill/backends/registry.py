@@ -238,14 +238,14 @@ def endpoints_of_call(plan: ResolvedConfig) -> list[str]:
 
 
 def apis_of(plan: ResolvedConfig) -> set[tuple[str, str]]:
-    """Return the provider and the dialect of each endpoint of `plan`; none for an engine.
+    """Return the provider (`plain`: an unknown one) and the dialect of each endpoint of `plan`; none for an engine.
 
     Raises `PromptmillError` (`invalid_config`) for an endpoint that cannot work.
     """
     if not plan.record.needs_endpoint:
         return set()
     module = importlib.import_module("promptmill.backends.openai.endpoint")
-    return {(endpoint.profile.name, endpoint.dialect) for endpoint in module.endpoints(plan, os.environ)}
+    return cast("set[tuple[str, str]]", module.apis(plan.block))
 
 
 def provider_of(plan: ResolvedConfig) -> str:

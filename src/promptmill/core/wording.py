@@ -37,6 +37,7 @@ _SYNONYMS = (
     ("overwrite", "force"),
     ("criterion", "criteria rubric"),
     ("job_id", "job"),
+    ("web", "search web_search google_search internet online browse grounding"),
 )
 """promptmill's names, with the names that other programs and new users give to the same things."""
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")

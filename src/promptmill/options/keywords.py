@@ -270,6 +270,8 @@ class SourcesOptions(TypedDict, total=False):
 
     quote: bool | None
     """Ask for the words of the row that say each value, and look them up: a column `sources`."""
+    web: bool | None
+    """The provider searches the web for each answer; the pages that it cites are the column `sources`."""
 
 
 class TogetherOptions(TypedDict, total=False):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 from multidict import CIMultiDict
 
 from driving import ask, opened
+from promptmill.backends.batches import Reply
 from promptmill.backends.openai.citations import without_marks
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN
 from promptmill.backends.openai.reply import read_other_response, read_response
-from promptmill.backends.protocol import Completion
+from promptmill.backends.protocol import Call, Completion
+from promptmill.core.request import Request
 from web_searches import APIS, FIRST, SECOND, SOURCES, anthropic, chat, gemini, perplexity, responses, sends, xai
 
 _DIALECTS = {"perplexity": "responses"}
@@ -35,6 +39,21 @@ async def test_the_cited_pages_are_the_sources_and_their_marks_leave_the_text(up
     assert (answer.text, answer.sources) == (text, SOURCES)
     assert answer.usage.searches == searches
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1000, 100)
+
+
+@pytest.mark.parametrize("api", APIS)
+async def test_a_reply_of_a_batch_has_the_same_sources(upstream, api):
+    whole, _, text, searches = APIS[api]
+
+    async def exchange(request: Request, body: Any) -> Reply:
+        assert await body(request)
+        return Reply("row-1", 200, orjson.dumps(whole))
+
+    async with opened(upstream.url, dialect=_DIALECTS.get(api, api)) as backend:
+        (answer,) = (await ask(backend, ["What is new?"], Call(exchange=exchange))).outcomes
+    assert isinstance(answer, Completion)
+    assert (answer.text, answer.sources, answer.usage.searches) == (text, SOURCES, searches)
+    assert not upstream.seen
 
 
 def test_pages_that_were_only_read_are_no_sources_of_an_answer_with_citations():

@@ -99,6 +99,15 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     ]
 
 
+def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
+    """Return the provider and the dialect at each address of the settings. Raises as `endpoints` does."""
+    found: set[tuple[str, str]] = set()
+    for given in _required_urls(settings):
+        profile = _named_profile(settings.provider) if settings.provider else profile_at(parsed(given))
+        found.add((profile.name, _dialect_of(given, settings, profile)))
+    return found
+
+
 def _keys(settings: OpenAISettings) -> list[str]:
     """Return the configured keys; `[""]` without keys."""
     given = settings.api_key if isinstance(settings.api_key, list) else [settings.api_key]

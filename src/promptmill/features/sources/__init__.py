@@ -1,12 +1,15 @@
-"""Where the values of an answer stand: quotes that are looked up in the row's text."""
+"""Where an answer stands: quotes that are looked up in the row's text, or pages of the provider's web search."""
 
 from promptmill.core.feature import Feature, Figure
 
 FEATURE = Feature(
-    words="the words of a row that say each value, looked up in its text",
-    options="promptmill.features.sources.quote_options:OPTIONS",
-    sampling="promptmill.features.sources.parameters:Quoted",
-    answers=("promptmill.features.sources.quoting:QuotedAnswers",),
+    words="the words of a row that say each value, looked up in its text, or the pages of the provider's web search",
+    options="promptmill.features.sources.options:OPTIONS",
+    sampling="promptmill.features.sources.parameters:Sourced",
+    answers=(
+        "promptmill.features.sources.quoting:QuotedAnswers",
+        "promptmill.features.sources.web_search:WebSearch",
+    ),
     doubt="promptmill.features.sources.quote_status:doubt_of",
     figures=(
         Figure(

@@ -258,6 +258,8 @@ def _check_rows(
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
                 continue
+            if error.code is Code.INVALID_CONFIG:  # the fault of no row
+                raise
             invalid += 1
             if len(problems) < _SHOWN:
                 problems.append(str(error))
