@@ -5,9 +5,10 @@ from unittest import mock
 import pytest
 
 from promptmill.answering import chain
-from promptmill.answering.step import Place, Step
+from promptmill.answering.step import Place, Sent, Step
 from promptmill.answers.check import Check
 from promptmill.backends.protocol import Call, Completion, Facts
+from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
@@ -70,3 +71,22 @@ async def test_the_steps_of_calls_that_alternate_are_found_once_for_each():
         said = [(await answer(request, calls[at % 2])).text for at in range(20)]
     assert said == ["of facts", "of the backend"] * 10
     assert wants.call_count == 2
+
+
+def test_what_a_step_sends_is_found_once_for_a_model(monkeypatch):
+    made = []
+
+    class Half(OfFacts):
+        wanted_by = ("max_tokens",)
+
+        @classmethod
+        def sending(cls, plan, *, by_batch):
+            made.append((plan, by_batch))
+            return lambda request: Sent(request, 0.5)
+
+    monkeypatch.setattr(feature, "answers", lambda: (Half,))
+    plan = Configuration({}).plan
+    sent = chain.sending(plan, by_batch=True)
+    wanted, other = (Request(0, conversation_from_prompt("a", "b"), Sampling(max_tokens=n)) for n in (5, None))
+    assert [sent(one).part for one in (wanted, wanted, other)] == [0.5, 0.5, 1]
+    assert made == [(plan, True)]

@@ -136,15 +136,21 @@ def steps_of_features() -> list[type[Step]]:
     return [kind for kind in added if issubclass(kind, Step)]
 
 
-def as_sent(request: Request, plan: ResolvedConfig, *, by_batch: bool = False) -> Sent:
-    """Return what is sent for an item, after the steps of features that want it.
+def sending(plan: ResolvedConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
+    """Return the function from an item to what is sent for it, after the steps of features that want it. The function
+    raises `PromptmillError` for an item that cannot be sent."""
+    made: dict[type[Step], Callable[[Request], Sent]] = {}
 
-    Raises `PromptmillError` for an item that cannot be sent.
-    """
-    sent = Sent(request)
-    for kind in sorted(_steps_for(request.sampling), key=lambda kind: kind.place):
-        inside = kind.sent(sent.request, plan, by_batch=by_batch)
-        sent = Sent(inside.request, sent.part * inside.part, inside.alone or sent.alone, sent.around + inside.around)
+    def sent(request: Request) -> Sent:
+        found = Sent(request)
+        for kind in sorted(_steps_for(request.sampling), key=lambda kind: kind.place):
+            if kind not in made:
+                made[kind] = kind.sending(plan, by_batch=by_batch)
+            inside = made[kind](found.request)
+            part, around = found.part * inside.part, found.around + inside.around
+            found = Sent(inside.request, part, inside.alone or found.alone, around)
+        return found
+
     return sent
 
 

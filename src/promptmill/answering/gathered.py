@@ -84,7 +84,7 @@ class Gathering(Step):
 
     place = Place.GATHERED
     packs_batches = False
-    """Whether a line of a batch may be for several items. Then `joined` sets the `members` with their portions."""
+    """Whether a line of a batch may be for several items. Then `named` gives each its portion."""
 
     def __init__(self, loading: Loading) -> None:
         self._shares = loading.shares
@@ -107,9 +107,13 @@ class Gathering(Step):
         """Return the size of an item, in the unit of `Bounds.size`."""
         raise NotImplementedError
 
+    def named(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return several items with their names in a request, if `joined` and `divided` use names."""
+        return requests
+
     def joined(self, requests: Sequence[Request]) -> Request:
-        """Return the request for several items, or for one. Raises `PromptmillError` for an item that cannot be
-        sent."""
+        """Return the request for several items, which `named` has returned, or for one. Raises `PromptmillError` for an
+        item that cannot be sent."""
         raise NotImplementedError
 
     def send(self, joined: Request, call: Call) -> Awaitable[Outcome]:
@@ -117,7 +121,7 @@ class Gathering(Step):
         return self.following(joined, call)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
-        """Return the items' parts of a reply, in order."""
+        """Return the items' parts of a reply, in order. `requests`: as for `joined`."""
         raise NotImplementedError
 
     def read(self, request: Request, name: str, reply: Completion) -> Part:
@@ -214,17 +218,18 @@ class Gathering(Step):
 
     async def _sent(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> list[_Gathered]:
         """Return the results of a request for these items; if it fails as a whole, those of requests for its halves."""
+        members = requests if len(requests) == 1 else self.named(requests)
         try:
-            joined = self.joined(requests)
+            joined = self.joined(members)
         except PromptmillError as error:
             return [_Gathered(Failure(error, one.attempts), attempts=one.attempts) for one in requests]
-        if len(requests) > 1 and not joined.members:
-            joined = joined.changed(members=tuple(requests))
+        if len(members) > 1:
+            joined = joined.changed(members=tuple(members), portion=None)
         outcome = await self.send(joined, call)
         if isinstance(outcome, Completion):
             if packs is not None:
                 packs.has_answers = True
-            return _divided(requests, self.divided(requests, outcome), outcome)
+            return _divided(requests, self.divided(members, outcome), outcome)
         failed = _divided(requests, [Part(None)] * len(requests), outcome)
         if len(requests) == 1 or outcome.concerns_all or outcome.error.code not in _OF_FEWER:
             return [_failed(outcome, one, "shared" if len(requests) > 1 else outcome.came) for one in failed]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import NamedTuple
@@ -86,10 +86,10 @@ class Step:
         return cls()
 
     @classmethod
-    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
-        """Return what the step would send for an item. Raises `PromptmillError` for an item that cannot be sent."""
+    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+        """Return the function from an item to what the step would send for it, see `chain.sending`."""
         del plan, by_batch
-        return Sent(request)
+        return Sent
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request that the step wants; see `protocol.Answer`."""

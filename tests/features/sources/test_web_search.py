@@ -57,7 +57,7 @@ COSTS = {
 def sent(plan: Any, extra: Any = None, *, web: bool = True) -> dict[str, Any]:
     """Return the parameters that are sent for a request."""
     request = Request(0, PROMPT, Sampling.model_validate({"web": web}), extra or {})
-    return dict(WebSearch.sent(request, plan, by_batch=False).request.extra)
+    return dict(WebSearch.sending(plan, by_batch=False)(request).request.extra)
 
 
 def bulk(folder: Any, url: str, provider: str, dialect: str | None, model: str, **options: Any) -> Any:

@@ -38,7 +38,7 @@ def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs
     assert found["prompt_tokens"] == usage
     assert "repaired" not in found
     assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "saved": found["together"]["saved"]}
-    assert "together  45 rows in 3 requests, 0 asked alone" in bench.jobs(str(bench.output)).stdout
+    assert "together  45 rows in 3 requests, 0 sent alone" in bench.jobs(str(bench.output)).stdout
     assert upstream.seen[0].prompt.count("What is this about?") == 1
 
 

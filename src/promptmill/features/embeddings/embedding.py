@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -40,10 +40,10 @@ class Embedding(Gathering):
     path = EMBEDDINGS
 
     @classmethod
-    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
-        """Return the request for the vector of one row, and the row's part of a request for many."""
+    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+        """Return the function from a row to the request for its vector, and the row's part of a request for many."""
         step = cls(Loading(plan, None, is_shared=False))
-        return Sent(step.joined([request]), 1.0 if by_batch else 1 / step.bounds(request).items)
+        return lambda request: Sent(step.joined([request]), 1.0 if by_batch else 1 / step.bounds(request).items)
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)

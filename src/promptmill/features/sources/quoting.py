@@ -6,7 +6,7 @@ A quote that the text does not have is no source: the value is kept, and its sou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -36,13 +36,18 @@ class QuotedAnswers(Step):
     place, wanted_by = Place.FORMED, ("quote",)
 
     @classmethod
-    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
-        """Return the request for an answer with quotes. Raises `PromptmillError` (`invalid_input`)."""
+    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+        """Return the function from an item to the request for an answer with quotes, which raises `PromptmillError`
+        (`invalid_input`)."""
         del plan, by_batch
-        form = QuotedForm.of(request.sampling)
-        if form is None:
-            raise _no_form()
-        return Sent(_asking(request, form))
+        step = cls()
+
+        def sent(request: Request) -> Sent:
+            if (form := step._form(request)) is None:
+                raise _no_form()
+            return Sent(_asking(request, form))
+
+        return sent
 
     def __init__(self) -> None:
         self._forms: Made[QuotedForm | None] = {}
@@ -60,8 +65,7 @@ class QuotedAnswers(Step):
         return self._quoted(request, call)
 
     async def _quoted(self, request: Request, call: Call) -> Outcome:
-        form = once(self._forms, lambda: QuotedForm.of(request.sampling), request.sampling)
-        if form is None:
+        if (form := self._form(request)) is None:
             return Failure(_no_form(), request.attempts, concerns_all=True)
         outcome = await self.following(_asking(request, form), call)
         if isinstance(outcome, Completion):
@@ -72,6 +76,9 @@ class QuotedAnswers(Step):
         if len(outcome.text) * texts.length > _SOON:
             return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
         return _with_sources(outcome, request, form, texts)
+
+    def _form(self, request: Request) -> QuotedForm | None:
+        return once(self._forms, lambda: QuotedForm.of(request.sampling), request.sampling)
 
 
 class _Column(NamedTuple):

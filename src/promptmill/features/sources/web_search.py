@@ -7,7 +7,7 @@ sources are those of every search.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from promptmill.answering.costs import unbounded_search
 from promptmill.answering.prices import may_search
@@ -52,10 +52,12 @@ class WebSearch(Step):
         return cls(loading.plan, is_limited=loading.budget is not None)
 
     @classmethod
-    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
-        """Return the request with the search. Raises `PromptmillError` for an endpoint without one."""
+    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+        """Return the function from an item to the request with the search, which raises `PromptmillError` for an
+        endpoint without one."""
         del by_batch
-        return Sent(cls(plan).searching(request))
+        step = cls(plan)
+        return lambda request: Sent(step.searching(request))
 
     def __init__(self, plan: ResolvedConfig, *, is_limited: bool = False) -> None:
         """`is_limited`: the process has a spending limit."""

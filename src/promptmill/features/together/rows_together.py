@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import orjson
 
@@ -13,7 +13,6 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, ResolvedConfig, numbers_of
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import TOP_CHOICES, Conversation, Fields, Message, Portion, Request, Sampling
 from promptmill.features.together.parameters import Together
 from promptmill.features.together.record_form import RecordForm, fields_of
@@ -41,30 +40,10 @@ class RowsTogether(Gathering):
     packs_batches = True
 
     @classmethod
-    def sent(cls, request: Request, plan: ResolvedConfig, *, by_batch: bool) -> Sent:
-        """Return a row's part of a request for as many rows as possible."""
+    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+        """Return the function from a row to its part of a request for as many rows as possible."""
         del by_batch  # a line of a batch is for as many
-        step = cls(Loading(plan, None, is_shared=False))
-        form = step._form(request.sampling)
-        if isinstance(form, str) or _why_alone(request):
-            return Sent(request)
-        bounds = step.bounds(request)
-        count = max(1, min(bounds.items, bounds.size // step.size(request)))
-        if count == 1:
-            return Sent(request)
-        rest, last = request.conversation.messages[:-1], request.conversation.messages[-1]
-        fields = _fields(request)
-        whole = form.text([fields], ["r1"])
-        record = len("".join(fields.texts)) + 8 * (1 + len(fields.texts))
-        common = len(whole) - record + sum(len(str(one.content)) for one in rest)
-        text = " " * (common // count) + "".join(fields.texts) + " " * (8 * (1 + len(fields.texts)))
-        most = form.sampling_for(count).max_tokens
-        sampling = request.sampling.model_copy(
-            # a refused answer is requested again alone, not with the others
-            update={"max_tokens": None if most is None else -(-most // count), "choices": None, "response_format": None}
-        )
-        part = request.changed(conversation=Conversation((Message(last.role, text),)), sampling=sampling, shared=None)
-        return Sent(part, 1 / count, alone=request, around=form.around)
+        return cls(Loading(plan, None, is_shared=False))._sent_for
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)
@@ -101,29 +80,33 @@ class RowsTogether(Gathering):
         """Return the characters of a row's record."""
         return sum(map(len, _fields(request).texts)) + 16
 
+    def named(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return several rows with the names of their records."""
+        form, count = self._form(requests[0].sampling), len(requests)
+        assert not isinstance(form, str)
+        seeds = (f"{one.key} {one.choice} {_fields(one).texts}" for one in requests)
+        names = form.names([seed.encode("utf-8", "surrogatepass") for seed in seeds])
+        return [
+            one.changed(portion=Portion(name, at, count))
+            for at, (name, one) in enumerate(zip(names, requests, strict=True))
+        ]
+
     def joined(self, requests: Sequence[Request]) -> Request:
         """Return the request for several rows; for a single one, its own."""
         first, form = requests[0], self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return first
-        names = self._names(form, requests)
-        # by name: rows that are asked again, as for a vote, stand in another order
-        rows = sorted(zip(names, map(_fields, requests), strict=True), key=_place)
+        # by name: rows that are sent again, as for a vote, are in another order
+        rows = sorted(zip(_names(requests), map(_fields, requests), strict=True), key=_place)
         *before, last = first.conversation.messages
         text = form.text([fields for _, fields in rows], [name for name, _ in rows])
-        count = len(requests)
-        members = (
-            one.changed(portion=Portion(name, at, count))
-            for at, (name, one) in enumerate(zip(names, requests, strict=True))
-        )
         return first.changed(
             conversation=Conversation((*before, Message(last.role, text))),
-            sampling=form.sampling_for(count),
+            sampling=form.sampling_for(len(requests)),
             extra={name: value for name, value in first.extra.items() if name not in _CHANCES},
             shared=None,
             question=None,
             fields=None,
-            members=tuple(members),
         )
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
@@ -131,7 +114,7 @@ class RowsTogether(Gathering):
         form = self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return [Part(reply)]
-        answers = form.answers(reply.text, self._names(form, requests))
+        answers = form.answers(reply.text, _names(requests))
         common = max(0, 4 * reply.usage.prompt_tokens - sum(map(self.size, requests))) // len(requests)
         return [
             Part(
@@ -148,10 +131,27 @@ class RowsTogether(Gathering):
         answer = None if isinstance(form, str) else form.answers(reply.text, [name])[0]
         return Part(None if answer is None else Completion(answer, "stop"))
 
-    def missing(self, request: Request) -> PromptmillError:
-        """Return an error: a row that is sent alone has its own reply."""
-        del request
-        return PromptmillError(Code.BAD_RESPONSE, "The reply has no answer to this row.")
+    def _sent_for(self, request: Request) -> Sent:
+        form = self._form(request.sampling)
+        if isinstance(form, str) or _why_alone(request):
+            return Sent(request)
+        bounds = self.bounds(request)
+        count = max(1, min(bounds.items, bounds.size // self.size(request)))
+        if count == 1:
+            return Sent(request)
+        rest, last = request.conversation.messages[:-1], request.conversation.messages[-1]
+        fields = _fields(request)
+        whole = form.text([fields], ["r1"])
+        record = len("".join(fields.texts)) + 8 * (1 + len(fields.texts))
+        common = len(whole) - record + sum(len(str(one.content)) for one in rest)
+        text = " " * (common // count) + "".join(fields.texts) + " " * (8 * (1 + len(fields.texts)))
+        most = form.sampling_for(count).max_tokens
+        sampling = request.sampling.model_copy(
+            # a refused answer is requested again alone, not with the others
+            update={"max_tokens": None if most is None else -(-most // count), "choices": None, "response_format": None}
+        )
+        part = request.changed(conversation=Conversation((Message(last.role, text),)), sampling=sampling, shared=None)
+        return Sent(part, 1 / count, alone=request, around=form.around)
 
     def _form(self, sampling: Sampling) -> RecordForm | str:
         if sampling is not self._last[0]:
@@ -163,14 +163,13 @@ class RowsTogether(Gathering):
             self._last = sampling, key, self._forms[key]
         return self._last[2]
 
-    @staticmethod
-    def _names(form: RecordForm, requests: Sequence[Request]) -> list[str]:
-        seeds = (f"{one.key} {one.choice} {_fields(one).texts}" for one in requests)
-        return form.names([seed.encode("utf-8", "surrogatepass") for seed in seeds])
-
 
 def _fields(request: Request) -> Fields:
     return fields_of(request.fields, str(request.conversation.messages[-1].content))
+
+
+def _names(requests: Sequence[Request]) -> list[str]:
+    return [one.portion.name for one in requests if one.portion is not None]
 
 
 def _place(named: tuple[str, Fields]) -> tuple[int, str]:

@@ -64,4 +64,4 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     its: TogetherStatus = found["together"]
     saved = f", about {its['saved']:,} prompt tokens saved" if its["saved"] else ""
     rows, requests = counted(its["rows"], "row"), counted(its["requests"], "request")
-    yield "together", f"{rows} in {requests}, {its['alone']:,} asked alone{saved}"
+    yield "together", f"{rows} in {requests}, {its['alone']:,} sent alone{saved}"

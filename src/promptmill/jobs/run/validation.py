@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from promptmill.answering.chain import as_sent
+from promptmill.answering.chain import sending
 from promptmill.answering.costs import most_of, searches
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
@@ -219,6 +219,7 @@ def _check_rows(
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     by_batch = tier_of_way(order.way) == BATCH
+    as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
     local = spec.model_copy(update={"origin": Origin()})
     may_share = bool(registry.prompt_cache_of(plan))
     requests, *others = (
@@ -232,7 +233,7 @@ def _check_rows(
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
             parts = _parts(spec, made)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
-            own = [as_sent(part, plan, by_batch=by_batch) for part in parts]
+            own = [as_sent(part) for part in parts]
             wanted_answers += sum(answers)
             sent += sum(map(operator.mul, answers, (one.part for one in own)))
             sizes = list(map(_tokens, own, parts))
@@ -246,11 +247,11 @@ def _check_rows(
                 if len(shown) < _PROMPTS_SHOWN:
                     shown.append("\n\n".join(cut_inside(text, longest) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
-            for most, makers in zip(sums, others, strict=True):
+            for most, makers, as_theirs in zip(sums, others, of_others, strict=True):
                 its, its_sizes = own, sizes
                 if most.plan is not plan:
                     theirs = _parts(spec, [one.request(row.n, row.line, row.cells or b"") for one in makers])
-                    its = [as_sent(part, most.plan, by_batch=by_batch) for part in theirs]
+                    its = [as_theirs(part) for part in theirs]
                     its_sizes = list(map(_tokens, its, theirs))
                 for each, size in zip(its, its_sizes, strict=True):
                     most.add(each._replace(request=_sharing(each.request)) if may_share else each, size)

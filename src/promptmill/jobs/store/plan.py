@@ -203,7 +203,7 @@ class Plan(OrderPart):
         """Return what a validation adds for the plan. Blocks.
 
         `configs`: by model. `checked`: the figures so far, for a single model; `alone`: the `Usage` of all rows if each
-        is asked alone. `end`: the number of the first row beyond the limit.
+        is sent alone. `end`: the number of the first row beyond the limit.
         """
         del store, spec, configs, checked, end
         return Estimate()
