@@ -21,6 +21,8 @@ from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.feature import features, figures, part
+from promptmill.core.money import dollars
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.jobs import door
 from promptmill.jobs.columns import VARIANT
@@ -84,6 +86,28 @@ def run(
             if is_step or live is not None or arguments.json or not is_terminal():
                 raise _with_command(error, arguments) from None
             opened = replace(opened, order=_chosen(error, opened.order))
+
+
+class StoppedError(Exception):
+    """A job of a series stopped early, and has reported the reason. Its argument is the exit code."""
+
+
+def run_step(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob) -> None:
+    """Run a job of a series to its end. Raises `StoppedError`, and `PromptmillError` as `run`."""
+    code = run(
+        argparse.Namespace(**{**vars(arguments), "json": False, "report": None}), configuration, job, is_step=True
+    )
+    if job.loose is None or job.loose.status.get("state") != progress.FINISHED:
+        raise StoppedError(code)
+
+
+def stopped(error: StoppedError, spent: JsonObject, name: str, without: str = "") -> int:
+    """Report that the series `name` has stopped, and return the exit code. `without`: options that do not resume it."""
+    code = int(error.args[0])
+    if code in {TRY_AGAIN, TERMINATED}:
+        cost = f"{dollars(spent['cost'])} are spent in all; " if "cost" in spent else ""
+        complain(f"{name} stopped: {cost}the same command{without} resumes it, and pays for no answer again.")
+    return code if code != OK else TRY_AGAIN
 
 
 def is_terminal() -> bool:

@@ -28,12 +28,13 @@ from promptmill.core.wording import cut
 from promptmill.features.improve.gold import Gold, GoldRow
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
-from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, longest_of
+from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage import child_step
+from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
@@ -133,18 +134,17 @@ class CallSearch:
 
     def _search(self, gold: Gold) -> JsonDict:
         order = self._order
+        series = JobSeries(self._jobs.folders, "improve", order.max_cost, self._caller)
         steps = JobSteps(
-            self._jobs.folders,
+            series,
             StepModel(CallModels(order.model.plan), partial(self._run, order.model)),
             StepModel(CallModels(order.strong.plan), partial(self._run, order.strong)),
             system_of(order.system_prompt, order.labels),
-            order.max_cost,
             order.again,
-            self._caller,
         )
         found = search(gold, order.prompt, steps, system=steps.system_prompt, tell=self._tell)
         found["candidates"] = [one | {"prompt": cut(one["prompt"], LONGEST_SHOWN)} for one in found["candidates"]]
-        return found | steps.spent
+        return found | series.spent
 
     def _tell(self, text: str) -> None:
         self._step, self._counts = text, ""

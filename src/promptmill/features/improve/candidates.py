@@ -12,8 +12,8 @@ from types import MappingProxyType
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.core.wording import cut
-from promptmill.features.improve.gold import Gold, GoldRow, columns_of
-from promptmill.jobs.rows.template import places_in
+from promptmill.features.improve.gold import Gold, GoldRow
+from promptmill.jobs.rows.template import columns_of, places_in
 from promptmill.jobs.store.spec import digest
 
 WAYS = MappingProxyType(

@@ -13,20 +13,19 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import remembered_step, run
+from promptmill.cli.job_run import StoppedError, remembered_step, run_step, stopped
 from promptmill.cli.options import add_shared, configuration_of, system_prompt_of, text_of
 from promptmill.cli.parser import Parser, add_table, amount, refuse
-from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain, say
+from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, config_error, redact
-from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, write_prompt
 from promptmill.features.improve.search import GAIN, search
-from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, longest_of
+from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.jobs.door import OpenJob, decided
-from promptmill.jobs.store import progress
+from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options import table
 from promptmill.system.safe_open import home_expanded
@@ -34,10 +33,6 @@ from promptmill.system.safe_open import home_expanded
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
 """The options with a value that are not passed to the command `bulk`."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
-
-
-class _StoppedError(Exception):
-    """The job of a step stopped early, and has reported the reason."""
 
 
 def add_options(improve: Parser) -> None:
@@ -91,14 +86,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         registry.check_key(one.plan)
 
     def step(its: Configuration, job: OpenJob) -> None:
-        folder = steps.folders.of(job.order.output)
-        is_new = not steps.spent and (arguments.again == "prompts" or not folder.path.exists())
+        folder = series.folders.of(job.order.output)
+        is_new = not series.spent and (arguments.again == "prompts" or not folder.path.exists())
         if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written the file
             raise config_error("--output", f"{target} exists; name another file, or replace it with --overwrite.")
-        shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
-        code = run(shown, its, job, is_step=True)
-        if folder.status.get("state") != progress.FINISHED:
-            raise _StoppedError(code)
+        run_step(arguments, its, job)
 
     def tell(text: str) -> None:
         if not arguments.quiet:
@@ -111,21 +103,21 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             words_ += ["--set", f"sampling_params.choices={choices}"]
         return StepModel(its, partial(step, its), remembered_step(words_, given, its))
 
+    series = JobSeries(JobFolders.from_environ(), "improve", arguments.max_cost)
     steps = JobSteps(
-        JobFolders.from_environ(),
+        series,
         asked(configuration, arguments),
         asked(strong, of_strong),
         system_prompt_of(arguments),
-        arguments.max_cost,
         arguments.again,
     )
     try:
         found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
-    except _StoppedError as stopped:
-        return _told(steps, int(stopped.args[0]), arguments.again)
+    except StoppedError as error:
+        return stopped(error, series.spent, "the search", " without --again" if arguments.again == "prompts" else "")
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
-    found |= steps.spent
+    found |= series.spent
     refusal = None
     try:
         if write_prompt(target, found, overwrite=arguments.overwrite):
@@ -161,15 +153,6 @@ def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tupl
         return decided(configuration_of(of_strong)), of_strong
     except PromptmillError as error:
         raise PromptmillError(error.code, error.worded(option_of).replace("--model:", "--strong:"), "") from None
-
-
-def _told(steps: JobSteps, code: int, again: Again | None) -> int:
-    """Report that the search has stopped; its job has reported the reason."""
-    without = " without --again" if again == "prompts" else ""
-    spent = f"{dollars(steps.spent['cost'])} are spent in all; " if "cost" in steps.spent else ""
-    if code in {TRY_AGAIN, TERMINATED}:
-        complain(f"the search stopped: {spent}the same command{without} resumes it, and pays for no answer again.")
-    return code if code != OK else TRY_AGAIN
 
 
 def _bulk_command(arguments: argparse.Namespace, target: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonObject, text_of
 from promptmill.core.wording import counted
 from promptmill.jobs.labels import other_labels, right_label
-from promptmill.jobs.rows.template import ROW, check_names, check_names_some, special_columns, template_of
+from promptmill.jobs.rows.template import check_names, check_names_some, columns_of, special_columns, template_of
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100
 """The fewest gold rows. With fewer rows, chance alone may cause a gain of 15 points."""
-_WHOLE_ROW = re.compile(rf"\b{ROW}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +85,3 @@ class Gold:
 
 def _digest(cells: JsonObject) -> str:
     return digest({name: text_of(cell).strip() for name, cell in cells.items()})
-
-
-def columns_of(prompt: str, header: Sequence[str]) -> list[str]:
-    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) if one is not in `header`."""
-    names = {*template_of(prompt, header).names}
-    check_names(names, header)
-    if _WHOLE_ROW.search(prompt):
-        return list(header)
-    return [name for name in header if name in names - {ROW} or name in special_columns(prompt, header)]

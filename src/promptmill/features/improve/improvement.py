@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,14 +14,15 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.gold import Gold
 from promptmill.features.improve.search import WORSE, YOURS, search
-from promptmill.features.improve.search_jobs import Again, JobSteps, StepModel, longest_of
+from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.bulk_call import run_job, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
-from promptmill.jobs.manage.bulk_result import lines_of
+from promptmill.jobs.manage.bulk_result import file_of
+from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
@@ -109,17 +108,17 @@ def improve(
         def asked(its: Configuration) -> StepModel:
             return StepModel(its, lambda job: runtime.run_anywhere(run_job(job, its, watch)))
 
+        series = JobSeries(folders, "improve", max_cost)
         steps = JobSteps(
-            folders,
+            series,
             asked(configuration),
             asked(configuration_of(of_strong | {"model": strong, "max_tokens": limit})),
             system_of(given.get("system"), labels),
-            max_cost,
             given.get("again"),
         )
-        with _file_of(rows) as path:
+        with file_of(rows) as path:
             found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))
-        figures = search(found, prompt, steps, system=steps.system_prompt) | steps.spent
+        figures = search(found, prompt, steps, system=steps.system_prompt) | series.spent
         if target is not None:
             write_prompt(target, figures, overwrite=overwrite)
     except PromptmillError as error:
@@ -147,26 +146,11 @@ def gold_in(
     """
     try:
         rows = list(objects_in(path, encoding))
-    except LookupError:
-        raise input_error(Named("encoding"), f": {encoding or '':.20} is no encoding.") from None
     except OSError as error:
         raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
     if rule is not None:
         check_rows(path.name, rows, rule)
     return Gold.of(rows, column, prompt, labels)
-
-
-@contextlib.contextmanager
-def _file_of(rows: Any) -> Iterator[Path]:
-    """Yield the path of the file of rows. A table or a list is written to a temporary file."""
-    if isinstance(rows, str | Path):
-        yield home_expanded(rows)
-        return
-    with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
-        path = Path(folder) / "rows.jsonl"
-        with path.open("wb") as file:
-            file.writelines(lines_of(rows, "text"))
-        yield path
 
 
 def write_prompt(target: Path, figures: JsonObject, *, overwrite: bool) -> bool:

@@ -176,8 +176,12 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
 def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
     """Yield the rows of a file; a table's columns become fields. `encoding`: of a text that is not UTF-8.
 
-    Raises `PromptmillError`, `OSError`, `LookupError`.
+    Raises `PromptmillError`, `OSError`.
     """
+    try:
+        "".encode(encoding or "utf-8")
+    except (LookupError, ValueError):
+        raise input_error(Named("encoding"), f": {encoding or '':.20} is no encoding.") from None
     try:
         files = opened(find([path.absolute()], path))
         files.encoding = encoding or files.encoding

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import html
 import io
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.status_record import shares_of
+from promptmill.system.safe_open import home_expanded
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
@@ -198,6 +200,20 @@ def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
     Raises `PromptmillError` (`invalid_input`).
     """
     return given.lines_of(_rows(rows, name), name, "rows", _as_json)
+
+
+@contextlib.contextmanager
+def file_of(rows: Any) -> Iterator[Path]:
+    """Yield the path of a file of rows: `rows` itself, or a temporary file with a table or a list. Raises as
+    `lines_of`."""
+    if isinstance(rows, str | Path):
+        yield home_expanded(rows)
+        return
+    with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
+        path = Path(folder) / "rows.jsonl"
+        with path.open("wb") as file:
+            file.writelines(lines_of(rows, "text"))
+        yield path
 
 
 def _rows(rows: Any, name: str) -> Iterable[Any]:

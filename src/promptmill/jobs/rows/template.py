@@ -41,6 +41,7 @@ from promptmill.jobs.rows.plain_template import PROMPT, RESERVED, PlainTemplate,
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
+_WHOLE_ROW = re.compile(rf"\b{ROW}\b")
 _ALIKE = 0.7  # min similarity of a misspelling; lower, `a - b` would match `a`
 _CELL, _TEXT = "promptmill_cell", "promptmill_text"  # the names of our filters
 _PLACES = "promptmill places"  # a variable's name that no template can contain
@@ -196,6 +197,15 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
             problem += " The first line looks like a row: write the names of the columns above it."
         is_of_file = name == "content" and field == PROMPT
         raise input_error(field, problem, *([Named("each", "file", " {} asks about the whole file.")] * is_of_file))
+
+
+def columns_of(prompt: str, header: Sequence[str]) -> list[str]:
+    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) if one is not in `header`."""
+    names = {*template_of(prompt, header).names}
+    check_names(names, header)
+    if _WHOLE_ROW.search(prompt):
+        return list(header)
+    return [name for name in header if name in names - {ROW} or name in special_columns(prompt, header)]
 
 
 def first_line_is_row(columns: Sequence[str]) -> bool:
