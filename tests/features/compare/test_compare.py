@@ -27,7 +27,13 @@ from promptmill.core.money import dollars
 from promptmill.core.values import text_of
 from promptmill.features.compare.compared_file import ComparedFile
 from promptmill.features.compare.figures import _difference
-from promptmill.features.compare.paired_proportions import kappa, mcnemar, paired_interval, wilson
+from promptmill.features.compare.paired_proportions import (
+    exact_interval,
+    kappa,
+    mcnemar,
+    paired_interval,
+    wilson,
+)
 from promptmill.features.compare.words import Table
 from replies import answer, choose, status
 from tables import write_rows
@@ -99,6 +105,11 @@ def test_the_interval_of_a_share():
     # R. G. Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3
     for hits, rows, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611))):
         assert tuple(round(bound, 4) for bound in wilson(hits, rows)) == interval
+    # the same, method 5
+    exact = (81, 263, (0.2527, 0.3676)), (15, 148, (0.0578, 0.1617)), (0, 20, (0, 0.1684)), (20, 20, (0.8316, 1))
+    for hits, rows, interval in exact:
+        assert tuple(round(bound, 4) for bound in exact_interval(hits, rows)) == interval
+    assert exact_interval(400_000, 1_000_000) == pytest.approx((0.39904, 0.40096), abs=1e-5)
 
 
 def test_kappa_of_a_known_example():

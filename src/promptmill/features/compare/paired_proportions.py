@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 _Z = 1.959963984540054  # the quantile of the normal distribution for 95 %
 INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
+_TAIL, _EXACT = 0.025, 1e-9  # the probability beyond each end of an interval; the width to which an end is found
 SHARE_INTERVAL = "Wilson's score interval (1927)"
+EXACT_INTERVAL = "exact interval of Clopper and Pearson (1934)"
 TEST = "exact McNemar test, two-sided"
 ONE_SIDED = "exact McNemar test, one-sided"
 
@@ -43,6 +45,27 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     middle = (hits + square / 2) / (rows + square)
     half = _Z * math.sqrt(rows * share * (1 - share) + square / 4) / (rows + square)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def exact_interval(hits: int, rows: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a proportion: for every proportion, at least 95 of 100 intervals have it, where
+    of Wilson's only 91 may.
+
+    C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
+    Biometrika 26 (1934), 404-413.
+
+    >>> [round(end, 4) for end in exact_interval(8, 200)], exact_interval(0, 200)[0]
+    ([0.0174, 0.0773], 0.0)
+    """
+
+    def upper(hits: int) -> float:
+        low, high = hits / rows, 1.0
+        while hits < rows and high - low > _EXACT:
+            middle = (low + high) / 2
+            low, high = (middle, high) if _at_most(hits, rows, middle) > _TAIL else (low, middle)
+        return high
+
+    return 1 - upper(rows - hits), upper(hits)
 
 
 def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
@@ -92,15 +115,15 @@ def mcnemar_more(first: int, second: int) -> float:
     return _at_most(first, rows) if first <= second else 1.0 - _at_most(second - 1, rows)
 
 
-def _at_most(hits: int, rows: int) -> float:
-    """Return the probability of at most `hits` heads in `rows` tosses of a coin. `hits` is at most half of `rows`."""
+def _at_most(hits: int, rows: int, share: float = 0.5) -> float:
+    """Return the probability of at most `hits` heads in `rows` tosses of a coin that shows `share` heads."""
     if hits < 0:
         return 0.0
     term, tail = 1.0, 0.0
-    for fewer in range(hits, -1, -1):  # adds the terms of the tail, each divided by the largest
+    for fewer in range(hits, -1, -1):  # adds the terms of the tail, each divided by the first
         tail += term
-        term *= fewer / (rows - fewer + 1)
+        term *= fewer / (rows - fewer + 1) * (1 - share) / share
         if term < tail * 1e-17:
             break
-    largest = math.lgamma(rows + 1) - math.lgamma(hits + 1) - math.lgamma(rows - hits + 1) - rows * math.log(2)
-    return tail * math.exp(largest)
+    first = math.lgamma(rows + 1) - math.lgamma(hits + 1) - math.lgamma(rows - hits + 1)
+    return tail * math.exp(first + hits * math.log(share) + (rows - hits) * math.log1p(-share))
