@@ -30,6 +30,7 @@ WORDS = {
     "review": r"\breview(?:er|_take)?\b(?! positive)",
     "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",
     "together": r"--together\b|RowsTogether",
+    "topics": r"promptmill topics|\bTopicJobs\b|held-out row",
     "ultrarag": r"(?i)(?<!OpenBMB/)ultrarag",  # a link to its repository is the source of a fact
 }
 """What would show that the core names a feature, besides the name of its package."""

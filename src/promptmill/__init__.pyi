@@ -5,6 +5,8 @@ from promptmill.features.compare.comparison import compare as compare
 from promptmill.features.improve.improvement import Improvement as Improvement
 from promptmill.features.improve.improvement import improve as improve
 from promptmill.features.review.python_review import review as review
+from promptmill.features.topics.topics import Topics as Topics
+from promptmill.features.topics.topics import topics as topics
 from promptmill.jobs.manage.bulk_call import bulk as bulk
 from promptmill.jobs.manage.bulk_call import bulk_async as bulk_async
 from promptmill.jobs.manage.bulk_call import stream as stream

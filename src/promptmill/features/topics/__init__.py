@@ -1,0 +1,19 @@
+"""Topics: the labels that nobody knows yet, found in a sample of rows and tried on others."""
+
+from promptmill.core.feature import Command, Feature
+
+FEATURE = Feature(
+    needs=("compare",),
+    words="the labels that nobody knows yet, found in a sample and tried on other rows",
+    commands=(
+        Command(
+            "topics",
+            "find the labels of a table that nobody knows yet, and try them on other rows",
+            "promptmill.features.topics.command:add_options",
+        ),
+    ),
+    names={
+        "Topics": "promptmill.features.topics.topics:Topics",
+        "topics": "promptmill.features.topics.topics:topics",
+    },
+)

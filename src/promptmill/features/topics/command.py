@@ -1,0 +1,215 @@
+"""`promptmill topics`: the labels that nobody knows yet, found in a sample of rows and tried on others."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from promptmill.answering.prices import no_price_known
+from promptmill.backends import registry
+from promptmill.cli.error_words import explained, option_of
+from promptmill.cli.job_run import StoppedError, remembered_step, run_step, stopped
+from promptmill.cli.options import add_shared, configuration_of, text_of
+from promptmill.cli.parser import Parser, amount, at_least_one, refuse
+from promptmill.cli.terminal import OK, columns, say
+from promptmill.config.loading import Configuration
+from promptmill.core.bounds import MOST_CHOICES
+from promptmill.core.errors import PromptmillError, redact, worded
+from promptmill.core.money import dollars
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.wording import counted
+from promptmill.features.compare.words import Table
+from promptmill.features.topics import topics_text as words
+from promptmill.features.topics.finding import LARGE, Finding
+from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, longest_of
+from promptmill.features.topics.topics import (
+    HELD_OUT,
+    MOST,
+    SAMPLE,
+    check_free,
+    check_number,
+    check_target,
+    drawn_from,
+    write,
+)
+from promptmill.jobs.door import OpenJob, decided
+from promptmill.jobs.inputs.short_forms import Labels
+from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.store.index import JobFolders
+from promptmill.system.safe_open import home_expanded
+
+_OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}
+"""The options with a value that are not passed to the command `bulk`."""
+_OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
+
+
+def add_options(topics: Parser) -> None:
+    """Add the options of the command."""
+    topics.add_argument("input", metavar="INPUT", help="a file of rows, at least 50 of them with text")
+    topics.add_argument("output", metavar="OUTPUT", help="the topics: a .csv, .tsv, .json or .jsonl for --choices")
+    group = topics.add_argument_group("the question and the rows")
+    asked = group.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--prompt", metavar="TEXT", help="the question about each row: 'What do guests complain about? {{text}}'"
+    )
+    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
+    group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row that is labelled")
+    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
+    group = topics.add_argument_group("the search")
+    group.add_argument("--most", type=at_least_one, metavar="N", default=MOST, help=f"most topics; default: {MOST}")
+    group.add_argument(
+        "--sample",
+        type=at_least_one,
+        metavar="N",
+        default=SAMPLE,
+        help=f"so many random rows, in which topics are found; default: {SAMPLE}",
+    )
+    group.add_argument(
+        "--held-out",
+        type=at_least_one,
+        metavar="N",
+        default=HELD_OUT,
+        help=f"so many other rows, on which the topics are tried; default: {HELD_OUT}",
+    )
+    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all steps may spend")
+    group.add_argument("--again", choices=("failed",), help="send failed requests again")
+    group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    group = topics.add_argument_group("output")
+    group.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it is there")
+    group.add_argument("--dry-run", action="store_true", help="show the steps and their price; send nothing")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_shared(topics)
+    topics.show_examples(
+        "promptmill topics reviews.csv topics.csv --prompt 'What do guests complain about? {{text}}' -m good-1",
+        "promptmill bulk reviews.csv labels.csv --prompt 'What is it about? {{text}}' --choices topics.csv",
+    )
+    topics.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Find topics, print them and write them. Return 0; a job's exit code if it stopped."""
+    refuse((arguments.prompt == "", "--prompt", "is empty."))
+    check_number("most", arguments.most, MOST_CHOICES - 1)
+    prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
+    source, target = home_expanded(arguments.input), home_expanded(arguments.output)
+    check_target(target, source)
+    drawn = drawn_from(source, prompt, arguments.sample, arguments.held_out, encoding=arguments.encoding)
+    configuration = decided(configuration)
+    series = JobSeries(JobFolders.from_environ(), "topics", arguments.max_cost)
+    limit = longest_of(configuration.plan, arguments.max_cost, arguments.most)
+
+    def step(its: Configuration, job: OpenJob) -> None:
+        check_free(target, series, job, overwrite=arguments.overwrite)
+        run_step(arguments, its, job)
+
+    def model(form: Form) -> StepModel:
+        its, command = _of_form(arguments, form, limit)
+        return StepModel(its, lambda job: step(its, job), command)
+
+    def tell(text: str) -> None:
+        if not arguments.quiet:
+            say(text, sys.stderr, wrap=True)
+
+    questions = Questions(prompt, arguments.system, arguments.again)
+    if arguments.dry_run:
+        estimate = TopicEstimate(series, model, questions)
+        Finding(drawn, prompt, arguments.most, estimate).figures()
+        return _show_estimate(estimate, configuration, as_json=arguments.json)
+    registry.check_key(configuration.plan)
+    try:
+        jobs = TopicJobs(series, model, questions)
+        found = Finding(drawn, prompt, arguments.most, jobs, tell).figures() | series.spent
+    except StoppedError as error:
+        return stopped(error, series.spent, "the search")
+    except PromptmillError as error:
+        raise explained(error, arguments, configuration) from None
+    refusal = None
+    try:
+        write(target, found, overwrite=arguments.overwrite)
+        found["output_file"] = str(target)
+    except PromptmillError as error:
+        refusal = error
+    if arguments.json:
+        say(orjson.dumps(found).decode())
+    else:
+        say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
+        if refusal is None:
+            say(f"\n{target} has the topics; to label all rows with them:")
+            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt)))}")
+    if refusal is not None:  # shown first, because the result was paid
+        raise refusal
+    return OK
+
+
+def _of_form(arguments: argparse.Namespace, form: Form, limit: int | None) -> tuple[Configuration, list[str]]:
+    """Return the configuration for answers of a form, and the command line that a job with them stores. `limit`: of the
+    tokens of a list."""
+    values: JsonDict = {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}
+    if isinstance(form, Labels):
+        values = {"choices": form, "schema": None}
+        sets = ["--set", f"sampling_params.choices={orjson.dumps(list(form.texts)).decode()}"]
+    else:
+        sets = ["--schema", orjson.dumps(form).decode()]
+    its = argparse.Namespace(**{**vars(arguments), **values})
+    configuration = decided(configuration_of(its))
+    return configuration, remembered_step(["rows", "answers", *sets], its, configuration)
+
+
+def _show_estimate(estimate: TopicEstimate, configuration: Configuration, *, as_json: bool) -> int:
+    found = estimate.figures()
+    if as_json:
+        say(orjson.dumps(found).decode())
+        return OK
+    say("\n".join(_estimate_lines(found, columns(sys.stdout))), wrap=True)
+    if found["unpriced"]:
+        say(worded(no_price_known(configuration.plan, found["unpriced"]), option_of), wrap=True)
+    return OK
+
+
+def _estimate_lines(found: JsonObject, width: int) -> Iterator[str]:
+    """Yield lines about the steps of a search and their costs, of which some depend on the trial of the topics."""
+    rows = [
+        [step["step"] + ("" if step["is_certain"] else " *"), f"{step['requests']:,}", _dollars(step["estimated_cost"])]
+        for step in found["steps"]
+    ]
+    yield from Table(["step", "requests", "about"], rows).lines(width)
+    certain, every = found["certain"], found["all"]
+    if every["requests"] > certain["requests"]:
+        yield f"* only if more than {100 * LARGE:.0f} % of the held-out rows fit no topic"
+    costs = _costs(certain)
+    yield f"{counted(certain['requests'], 'request')}{costs}"
+    if every["requests"] > certain["requests"]:
+        yield f"with all steps {counted(every['requests'], 'request')}{_costs(every)}"
+
+
+def _dollars(amount: float | None) -> str:
+    return "" if amount is None else dollars(amount)
+
+
+def _costs(found: JsonObject) -> str:
+    if found["estimated_cost"] is None:
+        return ""
+    most = found["most_cost"]
+    highest = "more with longer answers, which --max-tokens would limit" if most is None else f"at most {dollars(most)}"
+    return f", about {dollars(found['estimated_cost'])}; {highest}"
+
+
+def _bulk_command(arguments: argparse.Namespace, prompt: str) -> list[str]:
+    """Return a command that labels all rows with the topics."""
+    kept, given = list[str](), iter(arguments.given[1:])
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in _OWN:
+            _ = None if equals else next(given, None)
+        elif word not in _OWN_FLAGS:
+            kept.append(word)
+    kept.remove(arguments.input)
+    kept.remove(arguments.output)
+    asked = ["--prompt", prompt] if arguments.prompt else ["--prompt-file", str(arguments.prompt_file)]
+    return ["bulk", arguments.input, "labels.csv", *asked, "--choices", arguments.output, *kept]

@@ -1,0 +1,95 @@
+"""Rows drawn at random from a file: a sample, in which topics are found, and held-out rows, on which they are tried."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from promptmill.core.errors import input_error
+from promptmill.core.values import JsonObject, text_of
+from promptmill.core.wording import counted
+from promptmill.jobs.rows.template import check_names_some, columns_of
+
+FEWEST = 50
+"""The fewest rows with text. Of fewer rows, the sample misses topics of one row in ten, and a person reads them all."""
+_LOOKED_AT = 100  # first rows, whose fields are the columns, as for a job
+_SEED = "promptmill topics"  # fixed, so that the same command draws the same rows and pays for nothing again
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row with text."""
+
+    number: int
+    """The number of the row in the input, from 1."""
+    cells: JsonObject
+    """The cells that the prompt names."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the cells, each with single blanks as its white space."""
+        return [" ".join(text_of(cell).split()) for cell in self.cells.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The drawn rows of an input."""
+
+    rows: int
+    """The number of rows of the input, of which `empty` are left out."""
+    empty: int
+    """The number of rows without text in any cell that the prompt names."""
+    sample: Sequence[Row]
+    """Rows in which topics are found."""
+    held_out: Sequence[Row]
+    """Rows on which topics are tried."""
+    fresh: Sequence[Row]
+    """Further rows, on which topics are tried that were found in held-out rows."""
+
+    @classmethod
+    def of(cls, rows: Iterable[JsonObject], prompt: str, sample: int, held_out: int, *, seed: str = _SEED) -> Drawn:
+        """Draw `sample` rows, `held_out` others, and as many fresh ones; of fewer rows with text, all rows, divided in
+        the same proportion without fresh ones. Only the drawn rows are kept in memory.
+
+        Raises `PromptmillError` (`invalid_input`) for a prompt that names no column of the input, and for fewer than
+        `FEWEST` rows with text.
+        """
+        check_names_some(prompt, lambda: "")
+        every = iter(rows)
+        first = list(itertools.islice(every, _LOOKED_AT))
+        if not first:
+            raise input_error("The input has no rows.")
+        columns = columns_of(prompt, list(dict.fromkeys(name for row in first for name in row)))
+        numbers, count, empty = random.Random(seed), 0, 0  # noqa: S311 (no secret)
+
+        def keyed() -> Iterator[tuple[float, Row]]:
+            nonlocal count, empty
+            for count, row in enumerate(itertools.chain(first, every), 1):
+                key = numbers.random()
+                kept = Row(count, {name: row[name] for name in columns if name in row})
+                if any(kept.texts):
+                    yield key, kept
+                else:
+                    empty += 1
+
+        drawn = [row for _, row in heapq.nsmallest(sample + 2 * held_out, keyed(), key=lambda pair: pair[0])]
+        usable = count - empty
+        if usable < FEWEST:
+            left_out = f", and {counted(empty, 'empty one')}" if empty else ""
+            raise input_error(
+                f"The input has {counted(usable, 'row')} with text{left_out}: with fewer than {FEWEST}, neither topics "
+                "nor their shares can be told; read them, or name a larger file."
+            )
+        if usable < sample + held_out:
+            sample = usable * sample // (sample + held_out)
+            return cls(count, empty, drawn[:sample], drawn[sample:], ())
+        end = sample + held_out
+        return cls(count, empty, drawn[:sample], drawn[sample:end], drawn[end : end + held_out])
+
+    @property
+    def is_all(self) -> bool:
+        """Whether the sample and the held-out rows are all rows with text."""
+        return len(self.sample) + len(self.held_out) == self.rows - self.empty

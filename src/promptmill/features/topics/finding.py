@@ -1,0 +1,256 @@
+"""Finding topics: the steps from drawn rows to labels, and the figures of their trial on held-out rows.
+
+    sample ─▶ lists ─▶ one list ─▶ definitions ─▶ labels of the held-out rows ─▶ coverage, shares
+                ▲                                        │ many rows are "other"
+                └──────── topics of the other rows ◀─────┘   (once; tried on fresh rows)
+
+Rows in which topics were found never measure them: they would fit better than other rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import counted, listed
+from promptmill.features.compare.paired_proportions import exact_interval
+from promptmill.features.topics.drawn import Drawn, Row
+from promptmill.features.topics.lists import (
+    OF_OTHER,
+    OTHER,
+    QUOTES,
+    Asked,
+    Quote,
+    Topic,
+    batches,
+    beginning_of,
+    defined,
+    definitions,
+    groups,
+    merge,
+    merged,
+    proposal,
+    proposed,
+    united,
+)
+from promptmill.jobs.inputs.short_forms import Labels, labels_of
+
+LARGE = 0.05
+"""The share of held-out rows without a topic above which topics are searched in them once more."""
+_FEWEST_OTHER = 3  # rows; fewer have nothing in common
+_FEWEST_FRESH = 50  # rows; of fewer, an interval is wider than 10 points to each side
+_FAILED = 0.5
+_MISSED = 0.05  # the probability that a sample misses a topic of the share `may_miss`
+
+
+class Step(NamedTuple):
+    """A step of the search."""
+
+    name: str
+    """The name of its jobs: `lists`, `merged`, `defined` or `labels`."""
+    words: str
+    is_certain: bool = True
+    """False: it is taken only if many held-out rows have no topic."""
+
+
+class Asker(Protocol):
+    """Gets answers from a model. Answers are stored, so a repeated call returns the same answers."""
+
+    def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+        """Return the replies to requests for lists; None for a request that failed."""
+        ...
+
+    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+        """Return the labels of rows; `""` for a row that failed."""
+        ...
+
+
+def share_of(hits: int, rows: int) -> JsonDict:
+    """Return a share with its 95 % interval. The rows are a random sample; of no rows, both are None."""
+    share, interval = (None, None) if not rows else (hits / rows, exact_interval(hits, rows))
+    return {"rows": rows, "hits": hits, "share": share, "interval": interval}
+
+
+def may_miss(rows: int) -> float:
+    """Return the share of the rarest topic that `rows` random rows contain with a probability of 95 %.
+
+    >>> round(may_miss(200), 4), round(may_miss(300), 4)
+    (0.0149, 0.0099)
+    """
+    return float(1 - _MISSED ** (1 / rows))
+
+
+@dataclass
+class Finding:
+    """One search for topics."""
+
+    drawn: Drawn
+    prompt: str
+    most: int
+    """The most topics, without `OTHER`."""
+    asker: Asker
+    tell: Callable[[str], object] = lambda _: None
+    """Called with the words of each step."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about the result."""
+    _seen: int = 0
+    """The number of rows in which topics were searched."""
+
+    def figures(self) -> JsonDict:
+        """Take all steps, and return the figures. Raises `PromptmillError` if most requests of a step fail."""
+        drawn, rows = self.drawn, self.drawn.held_out
+        if drawn.is_all:
+            self.notes.append(
+                f"the input has only {counted(drawn.rows - drawn.empty, 'row')} with text: topics are found in "
+                f"{len(drawn.sample):,} of them, and tried on the other {len(rows):,}"
+            )
+        topics = self._defined(self._merged(self._proposed(drawn.sample)))
+        labels = self._labelled(topics, rows)
+        split = self._split(topics, rows, labels)
+        if split is not None:
+            self._seen += len(rows)
+            topics, rows = split, drawn.fresh
+            labels = self._labelled(topics, rows, is_certain=False)
+        again = self._labelled(topics, rows, is_reversed=True)
+        every = list(zip(rows, labels, strict=True))
+        if drawn.is_all:
+            every += zip(drawn.sample, self._labelled(topics, drawn.sample, is_rest=True), strict=True)
+        pairs = [pair for pair in zip(labels, again, strict=True) if all(pair)]
+        answered = [label for label in labels if label]
+        return {
+            "rows": {
+                "all": drawn.rows,
+                "empty": drawn.empty,
+                "sample": len(drawn.sample),
+                "held_out": len(rows),
+                "failed": len(rows) - len(answered),
+            },
+            **self._shares(topics, every),
+            "no_label": share_of(answered.count(OTHER), len(answered)),
+            "stability": share_of(sum(one == other for one, other in pairs), len(pairs)),
+            "may_miss": may_miss(self._seen),
+            "is_split": split is not None,
+            "notes": self.notes,
+        }
+
+    # Lists
+
+    def _proposed(self, rows: Sequence[Row], *, is_certain: bool = True) -> list[list[Topic]]:
+        parts = batches(rows)
+        which = "row" if is_certain else "held-out row"
+        words = f"topics of {counted(len(rows), which)}{'' if is_certain else ' without one'}"
+        replies = self._replies(Step("lists", words, is_certain), [proposal(self.prompt, part) for part in parts])
+        found = [proposed(part, reply) for part, reply in zip(parts, replies, strict=True) if reply is not None]
+        if is_certain:
+            self._seen = sum(len(part) for part, reply in zip(parts, replies, strict=True) if reply is not None)
+        if not any(found) and is_certain:
+            raise input_error(
+                f"The model names no topic in {counted(len(rows), 'row')}; ask another question in ",
+                Named("prompt"),
+                ", or use a stronger model.",
+            )
+        return [each for each in found if each]
+
+    def _merged(self, lists: Sequence[Sequence[Topic]], *, is_certain: bool = True) -> list[Topic]:
+        """Merge lists, in rounds, until they are one."""
+        while True:
+            parts = groups(lists)
+            is_last = len(parts) == 1
+            most = self.most if is_last else 2 * self.most  # rare topics of a part may be frequent in others
+            asked = [merge(self.prompt, part, most) for part in parts]
+            words = f"{counted(len(lists), 'list')} merged into {len(parts):,}, of {most:,} topics at most"
+            replies = self._replies(Step("merged", words, is_certain), asked)
+            lists, left_out = [], list[Topic]()
+            for part, reply in zip(parts, replies, strict=True):
+                kept, others = (part[:most], part[most:]) if reply is None else merged(part, reply, most)
+                lists.append(kept)
+                left_out += others
+            if left_out:
+                shown = listed([f"{topic.label} ({counted(topic.rows, 'row')})" for topic in united(left_out)], 5)
+                self.notes.append(f"left out, because a list has at most {most:,} topics: {shown}")
+            if is_last:
+                return list(lists[0])
+
+    def _defined(self, topics: Sequence[Topic], *, is_certain: bool = True) -> list[Topic]:
+        asked = definitions(self.prompt, topics)
+        step = Step("defined", f"definitions of {counted(len(topics), 'topic')}", is_certain)
+        found = defined(topics, [reply for reply in self._replies(step, asked) if reply is not None])
+        if without := [topic.label for topic in found if not topic.definition]:
+            self.notes.append(f"without a definition: {listed(without, 5)}")
+        return found
+
+    def _replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+        self.tell(step.words)
+        replies = self.asker.replies(step, asked)
+        self._check_failures(step, sum(reply is None for reply in replies), len(asked), "request")
+        return replies
+
+    def _check_failures(self, step: Step, failed: int, count: int, noun: str) -> None:
+        if not failed:
+            return
+        words = f"{failed:,} of {counted(count, noun)} failed in the step: {step.words}"
+        if failed > _FAILED * count:
+            raise PromptmillError(Code.INVALID_INPUT, f"{words}.", (Named("again", "failed"), " sends them again."))
+        self.notes.append(words)
+
+    # Labels
+
+    def _labelled(
+        self,
+        topics: Sequence[Topic],
+        rows: Sequence[Row],
+        *,
+        is_certain: bool = True,
+        is_reversed: bool = False,
+        is_rest: bool = False,
+    ) -> list[str]:
+        which = "remaining row" if is_rest else "held-out row"
+        words = f"labels of {counted(len(rows), which)}" + (", in another order" if is_reversed else "")
+        step = Step("labels", words, is_certain)
+        defined_labels = [(topic.label, topic.definition) for topic in topics] + [(OTHER, OF_OTHER)]
+        labels = labels_of(dict(reversed(defined_labels) if is_reversed else defined_labels))
+        self.tell(words)
+        found = self.asker.labels(step, rows, labels)
+        self._check_failures(step, found.count(""), len(rows), "row")
+        return found
+
+    def _split(self, topics: Sequence[Topic], rows: Sequence[Row], labels: Sequence[str]) -> list[Topic] | None:
+        """Return the topics with those of the rows without a topic; None if these are few, or have no new topic."""
+        others = [row for row, label in zip(rows, labels, strict=True) if label == OTHER]
+        answered = len(labels) - labels.count("")
+        if len(others) < _FEWEST_OTHER or len(others) <= LARGE * answered:
+            return None
+        if len(self.drawn.fresh) < _FEWEST_FRESH:
+            self.notes.append(
+                f"{len(others):,} of {counted(answered, 'row')} fit no topic, and there are no further rows to try "
+                "more topics on; read these, or find topics in a larger input"
+            )
+            return None
+        more = self._proposed(others, is_certain=False)
+        found = self._merged([topics, *more], is_certain=False) if more else topics
+        if {topic.label for topic in found} == {topic.label for topic in topics}:
+            self.notes.append(f"{counted(len(others), 'held-out row')} without a topic have no new one in common")
+            return None
+        return self._defined(found, is_certain=False)
+
+    def _shares(self, topics: Sequence[Topic], every: Sequence[tuple[Row, str]]) -> JsonDict:
+        """Return the topics with their shares and quotes, the most frequent first and `OTHER` last."""
+        of_label: dict[str, list[Row]] = {}
+        for row, label in every:
+            of_label.setdefault(label, []).append(row)
+        counts = Counter({label: len(rows) for label, rows in of_label.items() if label})
+        is_exact = counts.total() == self.drawn.rows - self.drawn.empty
+        found = []
+        for topic in [*sorted(topics, key=lambda topic: -counts[topic.label]), Topic(OTHER, definition=OF_OTHER)]:
+            share = share_of(counts[topic.label], counts.total())
+            if is_exact:
+                share["interval"] = (share["share"], share["share"])
+            beginnings = [Quote(row.number, beginning_of(row)) for row in of_label.get(topic.label, ())]
+            by_text = {quote.text: quote for quote in reversed([*topic.quotes, *beginnings]) if quote.text}
+            quotes = [quote._asdict() for quote in reversed(by_text.values())][:QUOTES]
+            found.append({"label": topic.label, "definition": topic.definition, **share, "quotes": quotes})
+        return {"topics": found, "is_exact": is_exact}

@@ -1,0 +1,133 @@
+"""The steps of a search for topics, as a series of jobs, or as an estimate of what these would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from promptmill.answering.prices import cost_of_many, price_of, tier_of
+from promptmill.backends.protocol import Usage
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.values import JsonDict
+from promptmill.features.topics.drawn import Row
+from promptmill.features.topics.finding import Step
+from promptmill.features.topics.lists import OTHER, SYSTEM, Asked
+from promptmill.jobs.inputs.short_forms import Labels
+from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
+
+Form: TypeAlias = JsonDict | Labels
+"""The form of the answers of a step: a JSON Schema, or labels."""
+_LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
+_BYTES_PER_TOKEN = 3  # of JSON, as for likely lengths
+
+
+def longest_of(plan: ResolvedConfig, max_cost: float | None, most: int) -> int | None:
+    """Return the token limit for lists of at most `most` topics: the configured limit is meant for labels, and a budget
+    requires a limit. None otherwise, because a small model may not have the room."""
+    limit = plan.settings.sampling_params.max_tokens
+    return None if limit is None and max_cost is None else _LONGEST_LIST + _LONGEST_ENTRY * most
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions of all steps."""
+
+    prompt: str
+    system_prompt: str = ""
+    """The system prompt of the rows that are labelled."""
+    again: Literal["failed"] | None = None
+
+    def of_lists(self) -> JsonDict:
+        """Return the options of a job whose rows are requests for lists."""
+        return {"prompt": "{{request}}", "system_prompt": SYSTEM, "again": self.again}
+
+    def of_labels(self, labels: Labels) -> JsonDict:
+        """Return the options of a job that labels rows, as a job with these labels in a file has them."""
+        system = "\n\n".join(filter(None, (self.system_prompt, labels.definitions)))
+        return {"prompt": self.prompt, "system_prompt": system, "again": self.again}
+
+
+def _rows_of(asked: Sequence[Asked]) -> list[JsonDict]:
+    return [{"request": each.text} for each in asked]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicJobs:
+    """An `Asker` whose answers come from a series of jobs."""
+
+    series: JobSeries
+    model: Callable[[Form], StepModel]
+    questions: Questions
+
+    def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+        """Return the replies, see `Asker.replies`."""
+        model = self.model(asked[0].schema)
+        folder = self.series.run(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
+        return [orjson.loads(text) if text else None for text in answers_in(folder, len(asked))[0]]
+
+    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+        """Return the labels, see `Asker.labels`."""
+        options, cells = self.questions.of_labels(labels), [row.cells for row in rows]
+        return answers_in(self.series.run(_job_of(step), cells, options, self.model(labels)), len(rows))[0]
+
+
+def _job_of(step: Step) -> str:
+    return f"topics-{step.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicEstimate:
+    """An `Asker` that sends nothing. It estimates the cost of each step, with replies of the likely length.
+
+    No row has a topic, so all steps are taken.
+    """
+
+    series: JobSeries
+    model: Callable[[Form], StepModel]
+    questions: Questions
+    steps: list[JsonDict] = field(default_factory=list)
+    """For each step its words, whether it is certain, its requests, and its likely and highest cost; None without."""
+    unpriced: list[str] = field(default_factory=list)
+    """The models without a known price."""
+
+    def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
+        """Return likely replies."""
+        model, likely = self.model(asked[0].schema), [each.likely for each in asked]
+        found = self.series.validate(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
+        tokens = sum(-(-len(orjson.dumps(each)) // _BYTES_PER_TOKEN) for each in likely)
+        plan = model.models.plan
+        if (price := price_of(plan)) is not None:  # an estimate by the schema assumes lists of three topics
+            usage = Usage(found["estimated_prompt_tokens"], tokens)
+            tier = tier_of(plan.settings.extra_params)
+            found["estimated_cost"] = cost_of_many(price, usage, found["requests"], tier)
+        self._add(step, found)
+        return [*likely]
+
+    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+        """Return `OTHER` for each row."""
+        options, cells = self.questions.of_labels(labels), [row.cells for row in rows]
+        self._add(step, self.series.validate(_job_of(step), cells, options, self.model(labels)))
+        return [OTHER] * len(rows)
+
+    def _add(self, step: Step, found: JsonDict) -> None:
+        costs = {name: found.get(name) for name in ("estimated_cost", "most_cost")}
+        self.steps.append({"step": step.words, "is_certain": step.is_certain, "requests": found["requests"], **costs})
+        self.unpriced[:] = dict.fromkeys([*self.unpriced, *found["unpriced"]])
+
+    def figures(self) -> JsonDict:
+        """Return the steps, and the sums of their requests and costs, of certain steps and of all."""
+
+        def total(name: str, *, is_all: bool) -> Any:
+            values = [step[name] for step in self.steps if is_all or step["is_certain"]]
+            return None if None in values else sum(values)
+
+        names = ("requests", "estimated_cost", "most_cost")
+        return {
+            "steps": self.steps,
+            "certain": {name: total(name, is_all=False) for name in names},
+            "all": {name: total(name, is_all=True) for name in names},
+            "unpriced": self.unpriced,
+        }

@@ -1,0 +1,52 @@
+"""The topics of a table as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from promptmill.core.money import dollars
+from promptmill.core.values import JsonObject
+from promptmill.core.wording import counted, duration
+from promptmill.features.compare.paired_proportions import EXACT_INTERVAL
+from promptmill.features.compare.words import Table, percent
+
+
+def lines(found: JsonObject, width: int) -> Iterator[str]:
+    """Yield lines about the topics and their figures. The table is `width` characters wide."""
+    rows = found["rows"]
+    empty = f", {rows['empty']:,} of them empty" if rows["empty"] else ""
+    yield f"{counted(rows['all'], 'row')}{empty}: topics from {rows['sample']:,}, tried on {rows['held_out']:,} others"
+    yield from Table(["topic", "share", "95 %"], [_cells(each) for each in found["topics"]]).lines(width)
+    labelled = counted(found["topics"][0]["rows"], "row")
+    if found["is_exact"]:
+        yield f"the shares are exact: all {labelled} with text are labelled"
+    else:
+        yield f"the shares of all rows are estimated from the {labelled} that were labelled"
+    yield ""
+    failed = f"; {counted(rows['failed'], 'row')} failed" if rows["failed"] else ""
+    no_label, stability = found["no_label"], found["stability"]
+    if no_label["rows"]:
+        share, interval = _share(no_label)
+        yield f"on {no_label['rows']:,} held-out rows {share} fit no label ({interval}){failed}"
+    if stability["rows"]:
+        share, interval = _share(stability)
+        yield f"asked again with the labels in another order, {share} get the same label ({interval})"
+    yield f"a topic of less than {percent(found['may_miss'])} of the rows may be missing"
+    yield f"  {EXACT_INTERVAL}"
+    if found["is_split"]:
+        yield "  topics of rows without one were added, and tried on rows that no step had seen"
+    yield from found["notes"]
+    effort = f"{counted(found['requests'], 'request')} in {duration(found['seconds'])}"
+    yield effort + (f", {dollars(found['cost'])}" if "cost" in found else "")
+
+
+def _cells(topic: JsonObject) -> list[str]:
+    if topic["share"] is None:
+        return [topic["label"], "", ""]
+    low, high = map(percent, topic["interval"])
+    return [topic["label"], percent(topic["share"]), "" if low == high else f"{low[:-2]} to {high}"]
+
+
+def _share(found: JsonObject) -> tuple[str, str]:
+    low, high = map(percent, found["interval"])
+    return percent(found["share"]), f"95 %: {low[:-2]} to {high}"

@@ -1,0 +1,325 @@
+"""`promptmill topics`: its jobs, its files, its money, and what is left after kills."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import promptmill
+from hidden_topics import PROMPT, SHARES, Knowing, models, table, topic_in
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.inputs.short_forms import labels_of
+from replies import choose, late, status
+from waiting import eventually
+
+ROWS = 1200
+
+
+@pytest.fixture
+def reviews(bench):
+    """Return a bench with a table of reviews, of which one has no text."""
+    bench.upstream.reply = models()
+    bench.input = bench.path / "reviews.csv"
+    written(bench.input, [*table(ROWS), {"id": ROWS, "text": " "}])
+    return bench
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def command(bench: Any, *more: str, prompt: str = PROMPT, output: str = "topics.csv", **block: Any) -> list[str]:
+    given = (str(bench.input), output, "--prompt", prompt, "--sample", "60", "--held-out", "60")
+    found: list[str] = bench.command(*given, *more, command="topics", **block)
+    return found
+
+
+def topics(bench: Any, *more: str, code: int = 0, **options: Any) -> Any:
+    done = bench.here(command(bench, *more, **options)[1:])
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def figures(bench: Any, *more: str, **options: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(topics(bench, "--json", *more, **options).stdout)
+    return found
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_topics_are_found_written_and_used(reviews):
+    text = topics(reviews).stdout
+    assert text.startswith("1,201 rows, 1 of them empty: topics from 60, tried on 60 others\ntopic")
+    assert "\nthe shares of all rows are estimated from the 60 rows that were labelled\n\non 60 held-out rows " in text
+    assert "asked again with the labels in another order, 100.0 % get the same label (95 %: 94.0 to 100.0 %)" in text
+    assert "a topic of less than 4.9 % of the rows may be missing" in text
+    found = read(reviews.path / "topics.csv")
+    assert [*found[0]] == ["label", "definition", "share", "share_from", "share_to", "quote_1", "quote_2"]
+    assert found[-1]["label"] == "other"
+    assert sum(float(row["share"]) for row in found) == pytest.approx(1, abs=0.001)
+    texts = [row["text"] for row in read(reviews.input)]
+    assert all(row["quote_1"] in text for row in found[:-1] for text in texts if topic_in(row["label"]) in text)
+    assert all(float(row["share_from"]) <= float(row["share"]) <= float(row["share_to"]) for row in found)
+    assert [*labels_of(reviews.path / "topics.csv").texts] == [row["label"] for row in found]
+    use = text.rpartition("\n  promptmill ")[2].strip()
+    assert use.startswith(f"bulk {reviews.input} labels.csv --prompt '{PROMPT}' --choices topics.csv ")
+    reviews.upstream.seen.clear()
+    bulk = ("bulk", str(reviews.input), "labels.csv", "--prompt", PROMPT, "--choices", "topics.csv", "--skip-empty")
+    done = reviews.here(["promptmill", *bulk, "--config", str(reviews.path / "config.yaml")])
+    assert done.returncode == 0, done.stderr
+    labels = Counter(row["answer"] for row in read(reviews.path / "labels.csv") if row["answer"])
+    assert labels.keys() <= {row["label"] for row in found}
+    system = reviews.upstream.seen[0].json["messages"][0]["content"]
+    assert f"- {found[0]['label']}: {found[0]['definition']}" in system
+    assert "- other: none of the other labels fits" in system
+
+
+def test_a_search_that_is_done_asks_nothing_and_says_the_same(reviews):
+    first = figures(reviews)
+    content = (reviews.path / "topics.csv").read_bytes()
+    reviews.upstream.seen.clear()
+    assert figures(reviews) == first
+    assert (reviews.path / "topics.csv").read_bytes() == content
+    assert not reviews.upstream.seen
+    assert first["requests"] == 3 + 1 + 1 + 60 + 60 + (5 + 60 if first["is_split"] else 0)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".json", ".jsonl"])
+def test_each_format_is_read_as_choices(reviews, suffix):
+    found = figures(reviews, output=f"topics{suffix}")
+    labels = labels_of(reviews.path / f"topics{suffix}")
+    assert [*labels.texts] == [each["label"] for each in found["topics"]]
+    assert "- other: none of the other labels fits" in labels.definitions
+
+
+def test_a_dry_run_sends_nothing_and_names_each_step(reviews):
+    price = ("--set", "price={input: 1, output: 5}", "--dry-run")
+    text = topics(reviews, *price).stdout
+    assert "topics of 60 rows" in text
+    assert "labels of 60 held-out rows *" in text
+    assert "* only if more than 5 % of the held-out rows fit no topic\n125 requests, about $" in text
+    assert "with all steps 190 requests, about $" in text
+    limited = figures(reviews, *price, "--max-tokens", "20")
+    assert 0 < limited["certain"]["estimated_cost"] < limited["certain"]["most_cost"] < limited["all"]["most_cost"]
+    assert not reviews.upstream.seen
+    assert not (reviews.path / "topics.csv").exists()
+    assert "no price is known for test-model" in topics(reviews, "--dry-run").stdout
+    estimate = figures(reviews, *price)
+    found = figures(reviews, *price[:-1])
+    assert found["requests"] in {estimate["certain"]["requests"], estimate["all"]["requests"]}
+
+
+def test_the_file_of_something_else_is_not_replaced(reviews):
+    file = reviews.path / "topics.csv"
+    file.write_text("mine\n")
+    assert "topics.csv exists; name another file; --overwrite replaces it." in topics(reviews, code=2).stderr
+    assert not reviews.upstream.seen
+    topics(reviews, output="other.csv")
+    done = topics(reviews, code=2)
+    assert "exists and has another content" in done.stderr
+    assert "on 60 held-out rows" in done.stdout, "what was paid for is shown"
+    assert file.read_text() == "mine\n"
+    sent = len(reviews.upstream.seen)
+    topics(reviews, "--overwrite")
+    assert file.read_bytes() == (reviews.path / "other.csv").read_bytes()
+    assert len(reviews.upstream.seen) == sent
+
+
+class Paid(Knowing):
+    """Counts the words of its replies, each of which costs $0.01."""
+
+    words = 0
+
+    def list_for(self, prompt: str) -> list[dict[str, Any]]:
+        found = super().list_for(prompt)
+        self.words += len(json.dumps({"topics": found}).split())
+        return found
+
+    def label_for(self, prompt: str, labels: Sequence[str]) -> str:
+        found = super().label_for(prompt, labels)
+        self.words += len(json.dumps({"answer": found}).split())
+        return found
+
+
+@pytest.mark.thorough
+def test_a_search_stops_at_its_budget_and_goes_on_later(reviews):
+    price = ("--set", "price={input: 0, output: 10000}", "--max-tokens", "4", "--concurrency", "1")
+    figures(reviews, *price, "--state", str(reviews.path / "other"), output="other.csv")
+    once = asked(reviews)
+    reviews.upstream.seen.clear()
+    paid, stops, limit = Paid(), 0, 0.0
+    reviews.upstream.reply = models(paid)
+    while not (reviews.path / "topics.csv").exists():
+        limit += 0.83 if limit else 50.0  # the longest list may cost $48.64
+        done = reviews.here(command(reviews, *price, "--max-cost", f"{limit:.2f}")[1:])
+        assert paid.words / 100 <= limit
+        if done.returncode != 0:
+            stops += 1
+            assert done.returncode == 75, done.stderr
+            assert f"the search stopped: ${paid.words / 100:.2f} are spent in all; the same command" in done.stderr
+    assert stops > 2
+    assert asked(reviews) == once
+    assert f", ${paid.words / 100:.2f}\n" in done.stdout
+    assert read(reviews.path / "topics.csv") == read(reviews.path / "other.csv")
+
+
+def asked(bench: Any) -> Counter[str]:
+    """Return how often each request was sent: a row is labelled with the labels in two orders."""
+    return Counter(json.dumps(seen.json, sort_keys=True) for seen in bench.upstream.seen)
+
+
+def test_failed_requests_are_named_and_sent_again_on_demand(reviews):
+    reviews.upstream.reply = models(lost=lambda prompt: prompt.startswith("What do guests") and "7: not" in prompt)
+    first = figures(reviews)
+    assert first["rows"]["failed"] > 0
+    assert any("rows failed in the step: labels of 60 held-out rows" in note for note in first["notes"])
+    reviews.upstream.reply = models()
+    reviews.upstream.seen.clear()
+    assert figures(reviews) == first
+    assert not reviews.upstream.seen
+    again = figures(reviews, "--again", "failed", "--overwrite")
+    assert again["rows"]["failed"] == 0
+    assert not again["notes"]
+
+
+def test_a_step_of_which_most_requests_fail_ends_the_search(reviews):
+    reviews.upstream.reply = models(lost=lambda prompt: "Records:" in prompt)
+    done = topics(reviews, code=2)
+    assert "3 of 3 requests failed in the step: topics of 60 rows. --again failed sends them again." in done.stderr
+    reviews.upstream.reply = models()
+    topics(reviews, "--again", "failed")
+
+
+def test_a_model_that_cannot_be_asked_ends_the_search(reviews):
+    reviews.upstream.reply = status(404, "The model `nix` does not exist", code="model_not_found")
+    done = topics(reviews, code=1)
+    assert "does not exist" in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompt": "About? {{txt}}"}, "--prompt: the input has no column 'txt'; did you mean text?"),
+        ({"prompt": "What do guests complain about?"}, "--prompt names no column; write it in double braces"),
+        ({"prompt": ""}, "--prompt is empty"),
+        ({"more": ["--most", "0"]}, "--most: '0' must be at least 1"),
+        ({"more": ["--most", "1000"]}, "--most is 1,000; a job takes at most 999 labels"),
+        ({"more": ["--held-out", "many"]}, "--held-out: 'many' is not a whole number"),
+        ({"more": ["--encoding", "nix"]}, "--encoding: nix is no encoding"),
+        ({"output": "topics.docx"}, "topics.docx is no name for topics: it ends in .csv, .tsv, .json, .jsonl."),
+        ({"output": "none/topics.csv"}, "of the output is missing; make it, or name another"),
+        ({"output": "reviews.csv"}, "Input and output are the same file"),
+        ({"more": ["--labels", "5"]}, "unknown option --labels"),
+        ({"input": "missing.csv"}, "There is no input file "),
+        ({"input": "empty.csv"}, "empty.csv"),
+        ({"input": "latin.csv"}, "latin.csv is not UTF-8 text"),
+        ({"input": "blank.csv"}, "The input has 0 rows with text, and 60 empty ones"),
+        ({"input": "header.csv"}, "The input has no rows"),
+        ({"input": "topics.docx"}, "topics.docx"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_sent(reviews, given, said):
+    (reviews.path / "empty.csv").write_text("")
+    (reviews.path / "latin.csv").write_bytes("text\nübel\n".encode("latin-1") * 60)
+    (reviews.path / "blank.csv").write_text("id,text\n" + "1,\n" * 60)
+    (reviews.path / "header.csv").write_text("id,text\n")
+    (reviews.path / "topics.docx").write_bytes(b"no document")
+    if "input" in given:
+        reviews.input = reviews.path / given["input"]
+    options = {name: value for name, value in given.items() if name in {"prompt", "output"}}
+    assert said in topics(reviews, *given.get("more", ()), **options, code=2).stderr
+    assert not reviews.upstream.seen
+
+
+def test_in_python(reviews, monkeypatch):
+    monkeypatch.chdir(reviews.path)
+    given: dict[str, Any] = {
+        "sample": 60,
+        "held_out": 60,
+        "output": "topics.csv",
+        "base_url": reviews.upstream.url,
+        "api_key": "key",
+        "model": "small",
+        "progress": False,
+    }
+    rows = read(reviews.input)
+    found = promptmill.topics(rows, PROMPT, **given)
+    assert {topic_in(topic.label) for topic in found.topics} - {""} <= SHARES.keys()
+    assert [*found.choices] == [topic.label for topic in found.topics] == [*labels_of(Path("topics.csv")).texts]
+    first = found.topics[0]
+    assert first.share is not None
+    assert first.share.interval[0] < first.share.share < first.share.interval[1]
+    assert first.definition == f"About {first.label}."
+    assert any(first.quotes[0] in row["text"] for row in rows)
+    assert found.no_label is not None
+    assert found.stability == (1.0, found.stability.interval if found.stability else (), 60)
+    assert found.cost is None
+    assert str(found).startswith("1,201 rows, 1 of them empty")
+    assert repr(found).startswith("<Topics: ")
+    reviews.upstream.seen.clear()
+    assert promptmill.topics(rows, PROMPT, **given).figures == found.figures
+    assert not reviews.upstream.seen
+    for wrong, said in (
+        ({"most": 0}, "`most` is 0; it is a whole number from 1 on."),
+        ({"sample": 1.5}, "`sample` is 1.5"),
+        ({"model": ["a", "b"]}, "`model` is one model"),
+        ({"output": "topics.xls"}, "is no name for topics"),
+        ({"most": 5}, "exists and has another content"),
+    ):
+        with pytest.raises(PromptmillError, match=said):
+            promptmill.topics(rows, PROMPT, **{**given, **wrong})
+    with pytest.raises(PromptmillError, match="`prompt` names no column"):
+        promptmill.topics(rows, "x", **given)
+    Path("own.csv").write_text("mine\n")
+    with pytest.raises(PromptmillError, match="exists; name another file; `overwrite` replaces it"):
+        promptmill.topics(rows, "Topic? {{text}}", **{**given, "output": "own.csv"})
+
+
+STEPS = {"lists": 2, "merged": 4, "defined": 5, "labels": 30, "again": 90}
+"""For each step a request in it, by its number."""
+
+
+def killed_at(bench: Any, number: int) -> None:
+    """Kill a search when the endpoint has got so many requests, the last of which it does not answer."""
+    bench.upstream.reply = choose(lambda seen: models() if seen.number < number else late(None))
+    process = subprocess.Popen(
+        command(bench, concurrency=1), cwd=bench.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: len(bench.upstream.seen) >= number)
+    finally:
+        process.kill()
+        process.wait()
+    eventually(lambda: not bench.upstream.open)
+    bench.upstream.reply = models()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.thorough
+def test_a_search_that_is_killed_in_each_step_pays_for_nothing_twice(reviews):
+    whole = figures(reviews, "--state", str(reviews.path / "other"), output="other.csv")
+    once = asked(reviews)
+    reviews.upstream.seen.clear()
+    for kills, number in enumerate(STEPS.values()):
+        killed_at(reviews, number + kills)
+    found = figures(reviews)
+    same = {"seconds": 0, "requests": 0, "output_file": ""}
+    assert found | same == whole | same
+    assert read(reviews.path / "topics.csv") == read(reviews.path / "other.csv")
+    twice = (asked(reviews) - once).total()
+    assert len(STEPS) <= twice <= 2 * len(STEPS), "the request in flight, and an answer that was not stored yet"
