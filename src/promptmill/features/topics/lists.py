@@ -29,7 +29,7 @@ SYSTEM = (
 QUOTES = 2
 """The number of quotes of a topic in the output."""
 _IN_BATCH, _LONGEST_BATCH = 20, 24_000  # rows and characters of a request: as `together` has them, or fewer
-_LONGEST_CELL, _LONGEST_QUOTE, _LONGEST_LABEL = 1_500, 200, 60  # characters
+_LONGEST_CELL, _LONGEST_DEFINITION, _LONGEST_QUOTE, _LONGEST_LABEL = 1_500, 400, 200, 60  # characters
 _KEPT_QUOTES = 4
 _IN_MERGE = 150  # topics of a request: a list of 12 topics from 300 rows is merged in one or two
 _IN_DEFINITIONS = 40
@@ -38,25 +38,29 @@ _FORMULA = "=+-@ \t"  # the signs with which a spreadsheet's formulas begin
 _AROUND = " \t\r\n\"'`*_.,;:…\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
 
 
-def _list_of(**fields: JsonDict) -> JsonDict:
-    """Return the JSON Schema of an object with the list `topics` of objects with these fields."""
+def _list_of(most: int, **fields: JsonDict) -> JsonDict:
+    """Return the JSON Schema of an object with the list `topics` of at most `most` objects with these fields.
+
+    Lists and texts have bounds, because a small model may repeat itself without end; they are wider than what is asked
+    for, because a reply beyond them is refused.
+    """
     item = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
-    topics = {"type": "array", "items": item}
-    return {
-        "type": "object",
-        "properties": {"topics": topics},
-        "required": ["topics"],
-        "additionalProperties": False,
-    }
+    topics = {"type": "array", "items": item, "maxItems": most}
+    return {"type": "object", "properties": {"topics": topics}, "required": ["topics"], "additionalProperties": False}
 
 
-_TEXT: JsonDict = {"type": "string"}
-_NUMBERS: JsonDict = {"type": "array", "items": {"type": "integer"}}
-PROPOSED = _list_of(label=_TEXT, records=_NUMBERS, quote=_TEXT)
-MERGED = _list_of(label=_TEXT, ids=_NUMBERS)
-DEFINED = _list_of(id={"type": "integer"}, definition=_TEXT)
-"""The schemas of the replies to `proposal`, `merge` and `definitions`."""
+def _text_of(longest: int) -> JsonDict:
+    return {"type": "string", "maxLength": longest}
 
+
+def _numbers_of(most: int) -> JsonDict:
+    return {"type": "array", "items": {"type": "integer"}, "maxItems": most}
+
+
+_LABEL = _text_of(2 * _LONGEST_LABEL)
+_PROPOSED = _list_of(
+    2 * _IN_BATCH, label=_LABEL, records=_numbers_of(2 * _IN_BATCH), quote=_text_of(2 * _LONGEST_QUOTE)
+)
 _PROPOSAL = """The question below is asked about each record of a table. Find the answers in these {count} records, \
 and list their topics: the labels with which all records of the table will be labelled.
 
@@ -211,7 +215,7 @@ def proposal(prompt: str, batch: Sequence[Row]) -> Asked:
         for n in range(_LIKELY_TOPICS)
     ]
     text = _PROPOSAL.format(count=len(batch), prompt=prompt, records=records)
-    return Asked(text, PROPOSED, {"topics": likely})
+    return Asked(text, _PROPOSED, {"topics": likely})
 
 
 def proposed(batch: Sequence[Row], reply: JsonObject) -> list[Topic]:
@@ -251,7 +255,8 @@ def merge(prompt: str, topics: Sequence[Topic], most: int) -> Asked:
     """Return the request to merge topics into at most `most`."""
     lines = "\n".join(json_text(line) for line in _lines(topics))
     likely = [{"label": topic.label, "ids": [n]} for n, topic in list(enumerate(topics, 1))[-most:]]
-    return Asked(_MERGE.format(most=most, prompt=prompt, topics=lines), MERGED, {"topics": likely})
+    schema = _list_of(2 * most, label=_LABEL, ids=_numbers_of(2 * _IN_MERGE))
+    return Asked(_MERGE.format(most=most, prompt=prompt, topics=lines), schema, {"topics": likely})
 
 
 def _lines(topics: Sequence[Topic], first: int = 1) -> Iterator[JsonDict]:
@@ -281,13 +286,15 @@ def merged(topics: Sequence[Topic], reply: JsonObject, most: int) -> tuple[list[
 def definitions(prompt: str, topics: Sequence[Topic]) -> list[Asked]:
     """Return the requests to define topics. Each has all labels, and defines `_IN_DEFINITIONS` of them at most."""
     labels = ", ".join(topic.label for topic in topics)
+    longest = _text_of(_LONGEST_DEFINITION)
+    schema = _list_of(min(len(topics), _IN_DEFINITIONS), id={"type": "integer"}, definition=longest)
     asked = []
     for start in range(0, len(topics), _IN_DEFINITIONS):
         some = topics[start : start + _IN_DEFINITIONS]
         lines = "\n".join(json_text(line) for line in _lines(some, start + 1))
         likely = [{"id": start + n, "definition": "x" * 120} for n in range(1, len(some) + 1)]
         text = _DEFINITIONS.format(prompt=prompt, labels=labels, topics=lines)
-        asked.append(Asked(text, DEFINED, {"topics": likely}))
+        asked.append(Asked(text, schema, {"topics": likely}))
     return asked
 
 
