@@ -40,7 +40,7 @@ def options(command: str) -> set[str]:
     return {name for each in actions for name in each.option_strings} - _HELP | places
 
 
-@pytest.mark.parametrize("command", ["bulk", "compare", "improve", "review", "jobs", "generate"])
+@pytest.mark.parametrize("command", ["bulk", "compare", "improve", "topics", "review", "jobs", "generate"])
 def test_the_options_of_a_command_are_those_of_the_page(command):
     shown = column(command, 1)
     assert shown <= options(command)

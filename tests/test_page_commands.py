@@ -23,6 +23,8 @@ from batch_server import BatchServer
 from dialect_replies import speaks
 from embedding import embeddings
 from fakes import KEY
+from hidden_topics import models as topic_models
+from hidden_topics import table as topic_table
 from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
 from replies import answer
@@ -91,8 +93,13 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     if command.startswith("improve"):
         labelled = (f"review {row},{('positive', 'negative')[row % 2]}\n" for row in range(120))
         (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(labelled))
+    elif command.startswith("topics"):
+        (tmp_path / "reviews.csv").write_text("text\n" + "".join(f"{row['text']}\n" for row in topic_table(60)))
+        upstream.reply = topic_models()
     elif "--gold label" in command:
         (tmp_path / "reviews.csv").write_text("text,label\n" + "good,positive\n" * 240)  # upstream's only answer
+    if not command.startswith("topics"):
+        (tmp_path / "topics.csv").write_text("label,definition,share\nnoise,it was loud,0.6\nother,,0.4\n")
     if not command.startswith("improve"):
         (tmp_path / "reviews-prompt.txt").write_text("Classify: {{text}}\n")
     (tmp_path / "data").mkdir()
@@ -156,7 +163,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer("first")
     if "--choices" in command:
         given = shlex.split(command)
-        first = given[given.index("--choices") + 1].partition(",")[0]
+        first = given[given.index("--choices") + 1].partition(",")[0].replace("topics.csv", "noise")
         upstream.reply = answer('{"labels": ["food"]}' if "--choices-many" in given else first)
     if "dialect=responses" in command:
         upstream.reply = speaks("News (example.org).")

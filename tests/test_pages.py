@@ -24,7 +24,8 @@ from promptmill.config.settings import Settings
 def test_every_command_of_a_page_has_options_that_exist(page, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     labels = "label,definition\nfood,the dishes\nservice,the waiters\n"  # `--choices` reads the file
-    (tmp_path / "definitions.csv").write_text(labels)
+    for name in ("definitions.csv", "topics.csv"):
+        (tmp_path / name).write_text(labels)
     for words in commands(page):
         code = 0
         try:
