@@ -13,6 +13,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
+from promptmill.answering.chain import sending
 from promptmill.answering.costs import cost_of
 from promptmill.answers.response_format import with_schema
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
@@ -303,4 +304,6 @@ def _costs(
     settings = plan.settings
     system = system_prompt or settings.system_prompt
     asked = (item.with_system(system) for item in items if isinstance(item, Conversation))
-    return cost_of(plan, (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked))
+    sent = sending(plan)
+    requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
+    return cost_of(plan, (sent(request).request for request in requests))

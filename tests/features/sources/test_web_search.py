@@ -17,6 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.features.sources.web_search import WebSearch
 from promptmill.server import create_server
+from promptmill.server import tools as tools_of_calls
 from promptmill.service.service import Service
 from web_searches import APIS, CLEAN, CLEAN_CHAT, SOURCES, anthropic, chat, gemini, perplexity, responses, sends, xai
 
@@ -229,6 +230,14 @@ def test_options_whose_answers_share_a_reply_exclude_it(bench, other):
 def service(upstream, top=(), **options):
     raw = openai_configuration(upstream.url, provider="openai", dialect="responses")._raw
     return Service(Configuration({**raw, **dict(top)}, **options))
+
+
+def test_the_user_is_not_asked_about_a_cost_without_the_searches(upstream):
+    raw = openai_configuration(upstream.url, provider="openai", dialect="responses")._raw
+    price = {"price": {"input": 1, "output": 10}, "sampling_params": {"max_tokens": 10}}
+    plan = Configuration({**raw, **price}).plan
+    assert None not in tools_of_calls._costs([PROMPT], "", plan)
+    assert tools_of_calls._costs([PROMPT], "", plan.with_sampling({"web": True})) == (None, None)
 
 
 async def test_a_client_may_not_search_at_the_expense_of_the_operator(upstream, tools):
