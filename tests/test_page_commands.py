@@ -98,7 +98,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = topic_models()
     elif "--gold label" in command:
         (tmp_path / "reviews.csv").write_text("text,label\n" + "good,positive\n" * 240)  # upstream's only answer
-    if not command.startswith("topics"):
+    if "--choices topics.csv" in command:
         (tmp_path / "topics.csv").write_text("label,definition,share\nnoise,it was loud,0.6\nother,,0.4\n")
     if not command.startswith("improve"):
         (tmp_path / "reviews-prompt.txt").write_text("Classify: {{text}}\n")
@@ -171,6 +171,10 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
         if "--pdf images" in command:
             upstream.reply = answer('{"number": "2026-17", "total": 128.5}')
+    if "--quote" in command:
+        (tmp_path / "invoices.csv").write_text("id,mail\n1,Invoice R-7. Total due: EUR 12.50\n")
+        quoted = {"number": {"quote": "Invoice R-7", "value": "R-7"}, "total": {"quote": "EUR 12.50", "value": 12.5}}
+        upstream.reply = answer(json.dumps(quoted))
     if "contracts" in command:
         upstream.reply = answer('{"party": ["Ann"], "amount": 128.5, "end": "2030-01-31"}')
     if command.startswith("review"):

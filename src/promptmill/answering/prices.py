@@ -26,9 +26,10 @@ from promptmill.system.installation import command_for
 
 TABLE = Path(__file__).with_name("tier_prices.json")
 TIERS = ("batches", "flex", "priority")
-# US dollars for 1,000 searches of the web, by provider and beginnings of models; the first that fits counts. Read on
-# 2026-11-28: developers.openai.com/api/docs/pricing, the page "Web search tool" of platform.claude.com,
-# ai.google.dev/gemini-api/docs/pricing (without the free allowance), docs.perplexity.ai/docs/getting-started/pricing.
+# US dollars for 1,000 searches of the web, by provider and beginnings of models; the first that fits counts. As others
+# quoted the providers' pages by November 2026: developers.openai.com/api/docs/pricing, "Web search tool" of
+# platform.claude.com, ai.google.dev/gemini-api/docs/pricing (without the free allowance),
+# docs.perplexity.ai/docs/getting-started/pricing. `search` in `price` overrides them.
 _SEARCHES: Mapping[str, Mapping[str, float]] = {
     "openai": {"gpt-4o-search": 25.0, "gpt-4o-mini-search": 25.0, "": 10.0},
     "anthropic": {"": 10.0},

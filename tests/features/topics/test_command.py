@@ -221,7 +221,7 @@ def test_a_model_that_cannot_be_asked_ends_the_search(reviews):
         ({"more": ["--most", "1000"]}, "--most is 1,000; a job takes at most 999 labels"),
         ({"more": ["--held-out", "many"]}, "--held-out: 'many' is not a whole number"),
         ({"more": ["--encoding", "nix"]}, "--encoding: nix is no encoding"),
-        ({"output": "topics.docx"}, "topics.docx is no name for topics: it ends in .csv, .tsv, .json, .jsonl."),
+        ({"output": "topics.docx"}, "topics.docx is no name for topics: it ends in .jsonl, .json, .csv, .tsv."),
         ({"output": "none/topics.csv"}, "of the output is missing; make it, or name another"),
         ({"output": "reviews.csv"}, "Input and output are the same file"),
         ({"more": ["--labels", "5"]}, "unknown option --labels"),

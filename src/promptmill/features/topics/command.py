@@ -87,7 +87,7 @@ def add_options(topics: Parser) -> None:
     add_shared(topics)
     topics.show_examples(
         "promptmill topics reviews.csv topics.csv --prompt 'What do guests complain about? {{text}}' -m good-1",
-        "promptmill bulk reviews.csv labels.csv --prompt 'What is it about? {{text}}' --choices topics.csv",
+        "promptmill topics reviews.csv topics.csv --prompt-file question.txt --most 30 -m good-1 --dry-run",
     )
     topics.set_defaults(command=_run)
 

@@ -14,13 +14,14 @@ import orjson
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.core.feature import Format
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.drawn import Drawn
 from promptmill.features.topics.finding import Finding
 from promptmill.features.topics.lists import QUOTES
 from promptmill.features.topics.topic_jobs import Form, Questions, TopicJobs, longest_of
-from promptmill.jobs import disk
+from promptmill.jobs import disk, format_table
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import Labels
@@ -36,7 +37,6 @@ from promptmill.system.safe_open import home_expanded, real_path
 MOST, SAMPLE, HELD_OUT = 12, 300, 200
 """The numbers of topics at most, of rows in which they are found, and of rows on which they are tried, by default. 300
 random rows contain a topic of 1 % of all rows with a probability of 95 %."""
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _WIDTH = 100  # characters of a line
 
 
@@ -213,8 +213,9 @@ def drawn_from(path: Path, prompt: str, sample: int, held_out: int, *, encoding:
 
 def check_target(target: Path, source: Path | None) -> None:
     """Raise `PromptmillError` (`invalid_input`) for an output that cannot be written, or that is the input."""
-    if target.suffix.lower() not in _SUFFIXES:
-        raise input_error(f"{target.name} is no name for topics: it ends in {', '.join(_SUFFIXES)}.")
+    if not _is_text(format_table.writing(target.name)):
+        known = (name for each in format_table.all_formats() if _is_text(each) for name in each.names[:1])
+        raise input_error(f"{target.name} is no name for topics: it ends in {', '.join(known)}.")
     if not target.absolute().parent.is_dir():
         raise input_error(f"The folder {target.absolute().parent} of the output is missing; make it, or name another.")
     if source is not None and real_path(source.absolute()) == real_path(target.absolute()):
@@ -233,7 +234,9 @@ def check_free(target: Path, series: JobSeries, job: OpenJob, *, overwrite: bool
 
 def write(target: Path, figures: JsonObject, *, overwrite: bool) -> None:
     """Write the topics to a file. Raises `PromptmillError`, also if the file has another content and must stay."""
-    content = content_of(target.suffix.lower(), figures["topics"])
+    its = format_table.writing(target.name)
+    assert its is not None  # `check_target` has looked
+    content = content_of(its, figures["topics"])
     try:
         is_other = target.exists() and target.read_bytes() != content
         if is_other and not overwrite:
@@ -249,16 +252,20 @@ def write(target: Path, figures: JsonObject, *, overwrite: bool) -> None:
         raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
 
 
-def content_of(suffix: str, found: Iterable[JsonObject]) -> bytes:
-    """Return topics as a table in the format of a suffix: a row for each, with its share and the ends of its interval,
-    from 0 to 1."""
+def _is_text(its: Format | None) -> bool:
+    return its is not None and its.is_written and its.is_text
+
+
+def content_of(its: Format, found: Iterable[JsonObject]) -> bytes:
+    """Return topics as a table in a format of text: a row for each, with its share and the ends of its interval, from 0
+    to 1."""
     rows = [_row(each) for each in found]
-    if suffix == ".json":
+    if its.is_list:
         return orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    if suffix == ".jsonl":
+    if not its.delimiter:
         return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, [*rows[0]], delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
+    table = csv.DictWriter(text, [*rows[0]], delimiter=its.delimiter, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue().encode()
