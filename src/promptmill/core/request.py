@@ -608,6 +608,8 @@ class Request:
     """The requests that this request answers together, itself as the first; `()`: it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if a parameter of `OF_FIELDS_NAMES` is set and the prompt is a plain template."""
+    is_filled: bool = False
+    """Whether the prompt is a template, so that not all of its words are the row's. Set as `fields` is."""
     portion: Portion | None = None
     """The item's part of the request that it shares, if that request is answered by a batch."""
 

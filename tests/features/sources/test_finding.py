@@ -30,12 +30,18 @@ FOUND = [
     ("Korean with a particle", "계약은 끝났다", "계약", "계약"),
     ("the second place", "12 screws and 2 screws", "2 screws", "2 screws"),
     ("a unit", "weighs 5kg", "5", "5"),
+    ("before a footnote", "EUR 12\u00b9 net", "EUR 12", "EUR 12"),
 ]  # fmt: skip
 
 CHANGED = [
     ("another number", "12 screws", "2 screws"),
     ("the beginning of a number", "EUR 12.50", "EUR 12"),
     ("the end of a number", "EUR 1,250", "250"),
+    ("a number across a space", "Qty 2 5.00 EUR", "25.00 EUR"),
+    ("a number across lines", "a\n2\n5 EUR", "25 EUR"),
+    ("a range across lines", "10-\n20 EUR", "1020 EUR"),
+    ("a footnote", "EUR 12\u00b9 net", "EUR 121"),
+    ("the beginnings of a long run", "A" * 20_000 + " x", "A" * 600),
     ("a sign", "it was -5 degrees", "5 degrees"),
     ("a part of a word", "the party ended", "art"),
     ("another word", "we do not agree", "we agree"),

@@ -12,6 +12,7 @@ import pytest
 import promptmill
 from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Facts
+from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.core.sources import leaves
 from promptmill.features.sources.quoted_form import QuotedForm
@@ -25,6 +26,7 @@ READ = {
     "number": {"quote": "invoice r-7", "value": "R-7"},
     "total": {"quote": "EUR 12.50", "value": 12.5},
 }
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 MADE_UP = {"number": {"quote": "Invoice R-8", "value": "R-8"}, "total": {"quote": "", "value": 12.5}}
 
 
@@ -111,6 +113,77 @@ def test_each_item_of_a_list_has_one_quote(bench, replying):
     assert [json.loads(row["sources"])["items"]["quote"] for row in rows] == ["3 screws", "9 nails"]
 
 
+def test_equal_items_stand_one_after_another(bench, replying):
+    items = [{"quote": "3 screws", "value": "screws"}] * 3
+    replying({"3 screws, 3  screws": {"items": items}})
+    bench.succeed("--prompt", "Read {{text}}", "--fields", "items:list", "--quote")
+    (row,) = table(bench)
+    assert [one["start"] for one in json.loads(row["sources"])["items"]] == [0, 10, 0]
+
+
+def test_words_of_the_prompt_are_no_words_of_the_row(bench, replying, upstream):
+    replying({INVOICE: READ})
+    said = bench.fail("--prompt", "Invoice R-7? {{ text | trim }}", "--fields", "number", "--quote", code=2)
+    assert "looks its quotes up in the columns of a prompt with plain places alone" in said
+    assert not upstream.seen
+
+
+def test_the_text_of_a_file_is_told_from_its_name(bench, upstream):
+    (bench.path / "mails").mkdir()
+    for name in ("a", "b"):
+        (bench.path / "mails" / f"{name}.txt").write_text(f"No {name}7.")
+
+    def reply(seen: Any) -> Any:
+        quote = "No a7" if "No a7" in seen.prompt else "No b7"
+        return answer(json.dumps({"number": {"quote": quote, "value": "7"}}))
+
+    upstream.reply = choose(reply)
+    bench.input, bench.output = bench.path / "mails", bench.path / "out.csv"
+    bench.succeed("--prompt", "No {{path}}: {{content}}", "--fields", "number", "--quote")
+    sources = [json.loads(row["sources"])["number"] for row in table(bench)]
+    assert [(one["column"], one["start"]) for one in sources] == [("content", 0)] * 2
+
+
+def test_equal_prompts_of_other_columns_have_their_own_places(bench, upstream):
+    upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
+    bench.write([{"a": "late", "b": "parcel x"}, {"a": "late parcel", "b": "x"}])
+    bench.output = bench.path / "out.csv"
+    asked = ("--prompt", "{{a}} {{b}}", "--fields", "about", "--quote")
+    assert "--quote cannot be used with --dedupe" in bench.fail(*asked, "--dedupe")
+    bench.succeed(*asked, "--temperature", "0", "--set", f"cache={bench.path / 'cache'}")
+    assert [json.loads(row["sources"])["about"]["column"] for row in table(bench)] == ["b", "a"]
+    assert len(upstream.seen) == 2
+
+
+def test_a_choice_without_its_quote_is_counted(bench, replying):
+    replying({"The parcel was late.": "delivery"})
+    found = bench.succeed("--prompt", "About? {{text}}", "--choices", "delivery,price", "--quote")
+    assert found["quotes"] == {"quotes": 1, "missing": 1, "rows": 1}
+
+
+def test_slips_in_a_reply_are_corrected(bench, replying, upstream):
+    replying({INVOICE: """Using {the} text: {'number': {'quote': 'Invoice R-7', 'value': 'R-7'},}"""})
+    bench.succeed("--prompt", "Read {{text}}", "--fields", "number", "--quote")
+    (row,) = table(bench)
+    assert (row["number"], json.loads(row["sources"])["number"]["start"], len(upstream.seen)) == ("R-7", 0, 1)
+
+
+def test_fields_may_have_the_names_of_a_quote(bench, replying):
+    reply = {name: {"quote": "Invoice R-7", "value": "R-7"} for name in ("quote", "is_missing")}
+    replying({INVOICE: reply})
+    found = bench.succeed("--prompt", "Read {{text}}", "--fields", "quote,is_missing", "--quote")
+    assert found["quotes"] == {"quotes": 2, "missing": 0, "rows": 0}
+
+
+def test_a_quote_of_an_image_is_refused(bench, upstream):
+    bench.write([{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}])
+    bench.output = bench.path / "out.csv"
+    bench.fail("--fields", "number", "--quote", code=1)
+    (row,) = table(bench)
+    assert "An image has no text in which a quote could be looked up" in row["error"]
+    assert not upstream.seen
+
+
 def test_a_choice_has_a_quote(bench, replying):
     replying({"The parcel was late.": {"quote": "was late", "value": "delivery"}})
     bench.succeed("--prompt", "What is it about? {{text}}", "--choices", "delivery,price", "--quote")
@@ -189,6 +262,31 @@ def test_quotes_of_pieces_stand_in_the_whole_document(bench, upstream):
     assert sources["end"]["quote"] == "Page 1."
 
 
+@pytest.mark.features("documents")
+def test_pieces_give_objects_their_places_and_true_quotes_go_first(bench, upstream):
+    pages = [f"Page {at}. {'Nothing else. ' * 60}" for at in range(1, 4)]
+    text = "\f".join(pages) + " The seller is in Rome."
+
+    def reply(seen: Any) -> Any:
+        is_last = "in Rome" in seen.prompt
+        city = {"quote": "seller is in Rome" if is_last else "Rome!", "value": "Rome"}
+        return answer(json.dumps({"seller": {"city": city}}))
+
+    upstream.reply = choose(reply)
+    schema = {
+        "type": "object",
+        "properties": {"seller": {"$ref": "#/$defs/s"}},
+        "$defs": {"s": {"type": "object", "properties": {"city": {"type": "string"}}}},
+    }
+    (bench.path / "s.json").write_text(json.dumps(schema))
+    bench.write([{"text": text}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "{{text}}", "--schema", "s.json", "--quote", "--split", "500", "--overlap", "0")
+    (row,) = table(bench)
+    city = json.loads(row["sources"])["seller"]["city"]
+    assert (text[city["start"] : city["end"]], city["page"]) == ("seller is in Rome", 3)
+
+
 async def test_a_call_has_the_sources_of_its_answers(upstream, closing):
     upstream.reply = answer(json.dumps(READ))
     service = closing(Service(openai_configuration(upstream.url)))
@@ -252,3 +350,36 @@ def test_a_reply_is_divided_by_its_schema(schema, reply, value):
     assert found is not None
     assert found[0].startswith("So: ")
     assert json.loads(found[0][4:-2]) == value
+
+
+def _form_of(**schema: Any) -> QuotedForm:
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", **schema}}}
+    form = QuotedForm.of(Sampling(response_format=wanted))
+    assert form is not None
+    return form
+
+
+def test_an_object_that_may_be_null_may_still_be_null():
+    seller = {"anyOf": [{"$ref": "#/$defs/s"}, {"type": "null"}]}
+    form = _form_of(properties={"seller": seller}, **{"$defs": {"s": {"type": "object", "properties": {"city": {}}}}})
+    wanted = (form.sampling.response_format or {})["json_schema"]["schema"]["properties"]["seller"]
+    assert wanted["anyOf"][1] == {"type": "null"}
+    found = form.answer('{"seller": null}', lambda quote, value: None)
+    assert found is not None
+    assert json.loads(found[0]) == {"seller": None}
+
+
+def test_further_fields_of_an_answer_stay_as_they_are():
+    found = _form_of(properties={}, additionalProperties=True).answer(
+        '{"net": {"value": 5}}', lambda quote, value: None
+    )
+    assert found is not None
+    assert json.loads(found[0]) == {"net": {"value": 5}}
+
+
+def test_a_schema_that_refers_to_itself_has_one_quote_for_each_turn():
+    node = {"type": "object", "properties": {f"n{at}": {"$ref": "#/$defs/n"} for at in range(5)}}
+    form = _form_of(properties={"root": {"$ref": "#/$defs/n"}}, **{"$defs": {"n": node}})
+    assert len(json.dumps(form.sampling.response_format)) < 3000
+    with pytest.raises(PromptmillError, match="refers to itself as a whole"):
+        _form_of(properties={"kids": {"type": "array", "items": {"$ref": "#"}}})

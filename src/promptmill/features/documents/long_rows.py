@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -21,7 +21,7 @@ from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, Sampling, once
-from promptmill.core.sources import Source
+from promptmill.core.sources import Source, Sources
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
@@ -392,17 +392,21 @@ class Reading:
             return Draft(read[0][1].text, sources[:1])
         return Draft(said, sources, sampling, self._last(_JOIN, said))
 
-    def _source(self, piece: Piece, answer: Completion) -> Source | str:
+    def _source(self, piece: Piece, answer: Completion) -> Sources:
         """Return the source of the answer about a piece."""
         return self._moved(answer.sources, piece) or self.document.place(piece)
 
-    def _moved(self, source: Any, piece: Piece) -> Source | None:
-        """Return a source in a piece as one in the document; None for no source."""
-        if not isinstance(source, Mapping):
+    def _moved(self, sources: Sources, piece: Piece) -> Sources:
+        """Return the sources of the answer about a piece as those in the document; None for no source."""
+        if isinstance(sources, list):
+            return [self._moved(each, piece) for each in sources]
+        if not isinstance(sources, Mapping):
             return None
+        if not isinstance(sources.get("quote"), str):
+            return {name: self._moved(each, piece) for name, each in sources.items()}
         at, fields = self._column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
-        return self.document.moved(source, piece) if source.get("column", "") == name else source  # type: ignore[arg-type,return-value]
+        return self.document.moved(cast("Source", sources), piece) if sources.get("column", "") == name else sources
 
     def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
@@ -410,7 +414,7 @@ class Reading:
         def place(one: Found) -> str:
             return place_of(self.document.text, read[one.piece][0], one.value)
 
-        def source(one: Found) -> Source | str:
+        def source(one: Found) -> Sources:
             return self._moved(one.source, read[one.piece][0]) or place(one)
 
         def shared(one: int, other: int) -> str:

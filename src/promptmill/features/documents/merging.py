@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
-from promptmill.core.sources import Sources
+from promptmill.core.sources import Sources, leaves
 from promptmill.core.values import JsonDict, JsonObject
 
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
@@ -169,7 +169,9 @@ def _distinct(schema: JsonObject, found: Sequence[Found], place: Callable[[Found
     for one in found:
         for item in _items(one):
             if item.value in allowed or not _is_missing(item.value):
-                repeated += items.setdefault(_key(item.value), item).piece != one.piece
+                known = items.setdefault(key := _key(item.value), item)
+                repeated += known.piece != one.piece
+                items[key] = _supported(known, item)
     values = [one.value for one in items.values()]
     return Merged(values, [place(one) for one in items.values()] or None, repeated=repeated)
 
@@ -179,7 +181,8 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
     stated = [one for one in found if one.value is not None]
     found = [one for one in stated if one.value in schema.get("enum", ()) or not _is_missing(one.value)] or stated
     for one in found:
-        different.setdefault(_key(one.value), one)
+        key = _key(one.value)
+        different[key] = _supported(different.get(key, one), one)
     values = list(different.values())
     if not values:
         return Merged()
@@ -191,6 +194,12 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
     if how == "first":
         return Merged(values[0].value, place(values[0]), different={path: values})
     return Merged(None, [place(one) for one in values], {path: values}, {path: values})
+
+
+def _supported(known: Found, other: Found) -> Found:
+    """Return the one of two equal values whose quote is in the text; the first one if both or none are."""
+    are_missing = [any("is_missing" in its for _, its in leaves(one.source)) for one in (known, other)]
+    return known._replace(source=other.source, piece=other.piece) if are_missing == [True, False] else known
 
 
 def _sum(numbers: Sequence[int | float]) -> int | float:

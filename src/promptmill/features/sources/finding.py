@@ -33,6 +33,7 @@ _UNSPACED = re.compile(
 """A letter of a script in which words are not separated, or have endings that are not part of a quote."""
 _LETTER = re.compile(r".[\u0300-\u036f\u3099\u309a]*", re.DOTALL)
 """A character with its accents."""
+_MOST_PLACES = 1000  # of a quote that are looked at, as each may begin within a word
 _IN_NUMBERS = ".,'\u2019\u00a0\u202f"
 _MINUS = "-\u2212"
 
@@ -50,8 +51,8 @@ class Text:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def find(self, quote: str) -> Span | None:
-        """Return the first place of a quote; None if the text does not have it.
+    def find(self, quote: str, start: int = 0) -> Span | None:
+        """Return the first place of a quote that begins at `start` or later; None if the text does not have it there.
 
         >>> Text("Two inter-\\nnational calls: \u201eEUR 12\u201c.").find('International calls: "eur 12"')
         Span(start=4, end=35)
@@ -60,23 +61,29 @@ class Text:
         """
         bare = quote.strip(_AT_ENDS)
         for words in dict.fromkeys((quote.strip(), bare)) if bare else ():
-            if found := next(self._exact(words), None) or next(self._folded(words), None):
+            spans = itertools.chain(self._exact(words, start), self._folded(words))
+            if (found := next((span for span in spans if span.start >= start), None)) is not None:
                 return found
         return None
 
-    def _exact(self, words: str) -> Iterator[Span]:
-        at = self.text.find(words)
-        while at >= 0:
+    def _exact(self, words: str, start: int) -> Iterator[Span]:
+        at = self.text.find(words, start)
+        for _ in range(_MOST_PLACES):
+            if at < 0:
+                break
             if self._is_whole(span := Span(at, at + len(words))):
                 yield span
             at = self.text.find(words, at + 1)
 
     def _folded(self, words: str) -> Iterator[Span]:
-        wanted = _fold(words)
+        wanted, numbers = _fold(words), _numbers(words)
         for form in self._forms if wanted else ():
             at = form.folded.find(wanted)
-            while at >= 0:
-                if (span := form.origin(at, at + len(wanted))) is not None and self._is_whole(span):
+            for _ in range(_MOST_PLACES):
+                if at < 0:
+                    break
+                span = form.origin(at, at + len(wanted))
+                if span is not None and self._is_whole(span) and _numbers(self.text[slice(*span)]) == numbers:
                     yield span
                 at = form.folded.find(wanted, at + 1)
 
@@ -119,6 +126,8 @@ class _Folds(dict[int, str]):
     def __missing__(self, code: int) -> str:
         sign = chr(code)
         folded = "" if sign.isspace() or unicodedata.category(sign) == "Cf" else _ALIKE.get(sign)
+        if unicodedata.category(sign) == "No":  # 12\u00b9 is not 121
+            folded = sign
         if folded is None:
             folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", sign).casefold())
             folded = "".join(_ALIKE.get(each, each) for each in folded if not each.isspace())
@@ -138,6 +147,11 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(_FOLDS)
 
 
+def _numbers(text: str) -> list[str]:
+    """Return the numbers in a text. Spaces and ends of lines divide them, which `_fold` leaves out."""
+    return re.findall(r"\d+", unicodedata.normalize("NFKC", text))
+
+
 def _is_within(text: str, at: int) -> bool:
     """Return whether a word or number continues across the place between two characters.
 
@@ -147,13 +161,13 @@ def _is_within(text: str, at: int) -> bool:
     if not 0 < at < len(text):
         return False
     before, after = text[at - 1], text[at]
-    if before.isdigit() and after.isdigit():
+    if before.isdecimal() and after.isdecimal():
         return True
     if before.isalpha() and after.isalpha() and not before.isspace():
         return not (_UNSPACED.match(before) or _UNSPACED.match(after))
     if unicodedata.combining(after):
         return True
     farther, next_ = text[at - 2 : at - 1], text[at + 1 : at + 2]
-    if after.isdigit():
-        return (before in _IN_NUMBERS and farther.isdigit()) or (before in _MINUS and not farther.isalnum())
-    return before.isdigit() and after in _IN_NUMBERS and next_.isdigit()
+    if after.isdecimal():
+        return (before in _IN_NUMBERS and farther.isdecimal()) or (before in _MINUS and not farther.isalnum())
+    return before.isdecimal() and after in _IN_NUMBERS and next_.isdecimal()

@@ -16,6 +16,8 @@ OPTIONS = (
         excludes=[
             Excluded("sure"),
             Excluded("votes"),
+            Excluded("dedupe", "; equal prompts may have their words in other columns"),
+            Excluded("n", "; only one of several answers would have sources"),
             Excluded("image_column", "; a quote of an image cannot be looked up"),
         ],
     ),

@@ -14,14 +14,14 @@ from promptmill.jobs.store.plan import Doubt, JobSpec
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.statistics import DELIVERED
 
-_MARK = '"is_missing":'
+_MARK = '"is_missing":true'
 _COUNTS = f"""
-    SELECT total((length(sources) - length(replace(sources, '"quote":', ''))) / length('"quote":')),
+    SELECT total((length(sources) - length(replace(sources, '"quote":"', ''))) / length('"quote":"')),
         total(missing), total(missing > 0) FROM (
             SELECT sources, (length(sources) - length(replace(sources, '{_MARK}', ''))) / length('{_MARK}') AS missing
             FROM (
                 SELECT more ->> '$.sources' AS sources FROM answer
-                WHERE {DELIVERED} AND answer.key % (1 << 40) < ? AND instr(more, '"quote":')
+                WHERE {DELIVERED} AND answer.key % (1 << 40) < ? AND instr(more, '"quote":"')
             )
         )
 """  # noqa: S608 (fixed texts); in a text of JSON, a quotation mark has a backslash

@@ -7,12 +7,15 @@ reply     {"number": {"quote": "Invoice R-7", "value": "R-7"},
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from promptmill.answers.json_in_text import DoubtError, candidates
 from promptmill.answers.response_format import asking_for, schema_of
-from promptmill.core.request import Sampling
+from promptmill.core.errors import Named, input_error
+from promptmill.core.request import Sampling, nested
 from promptmill.core.sources import Source, Sources
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 from promptmill.jobs.export.schema_columns import kind_of, resolved
@@ -23,8 +26,12 @@ NOTE = (
 )
 _QUOTE, _VALUE = "quote", "value"
 _DEFINITIONS = "$defs", "definitions"
+_LONG = 1 << 16  # characters of a reply
 _LONGEST = 600  # characters of a quote, because a small model may go on until `max_tokens`
-_DEEPEST = 8  # objects in objects; deeper ones have one quote
+_FURTHER = frozenset(
+    ("anyOf", "oneOf", "allOf", "not", "if", "patternProperties", "dependentSchemas", "prefixItems", "contains")
+)
+"""Keywords whose schemas are about values without quotes: such an object or list has one quote."""
 Parts: TypeAlias = Mapping[str, Any] | str
 """Where an answer has values: an object's parts by field, `"list"` for items with a quote each, or `"value"`."""
 Place: TypeAlias = Callable[[str, Any], Source | None]
@@ -51,7 +58,9 @@ class QuotedForm:
             schema = schema_of(wanted) if wanted and wanted.get("type") == "json_schema" else None
         if schema is None:
             return None
-        changed, parts = _quoted(schema, schema, 0)
+        if any(_is_of_root(node) for node in nested(schema)):
+            raise input_error(Named("quote"), " cannot take a schema that refers to itself as a whole, by `#`.")
+        changed, parts = _quoted(schema, schema, frozenset())
         changed |= {name: schema[name] for name in _DEFINITIONS if name in schema}
         update = {"choices": None, "response_format": asking_for(changed)}
         return cls(sampling.model_copy(update=update), parts, sampling.choices is not None)
@@ -69,19 +78,43 @@ class QuotedForm:
         return reply[:start] + text + reply[end:], sources
 
 
-def _quoted(schema: JsonObject, whole: JsonObject, depth: int) -> tuple[JsonDict, Parts]:
-    """Return the schema of replies for a part of a schema, and its parts."""
-    own = resolved(schema, whole)
+def _quoted(schema: JsonObject, whole: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
+    """Return the schema of replies for a part of a schema, and its parts. `open_`: the references on the way to it."""
+    own, references = resolved(schema, whole), _references(schema)
     kind, fields = kind_of(own, whole), own.get("properties")
-    if kind == "object" and isinstance(fields, Mapping) and fields and depth < _DEEPEST:
-        inner = {str(name): _quoted(each, whole, depth + 1) for name, each in fields.items()}
-        schemas = {name: each for name, (each, _) in inner.items()}
-        kept = {name: value for name, value in own.items() if name not in _DEFINITIONS}
-        return {**kept, "properties": schemas}, {name: parts for name, (_, parts) in inner.items()}
-    if kind == "array" and isinstance(own.get("items"), Mapping):
-        kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
-        return {**kept, "items": _with_quote(own["items"])}, "list"
-    return _with_quote({name: value for name, value in schema.items() if name not in _DEFINITIONS}), "value"
+    kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
+    changed, parts = None, "value"  # type: tuple[JsonDict | None, Parts]
+    if kind == "object" and isinstance(fields, Mapping) and fields and _is_plain(own) and not references & open_:
+        inner = {str(name): _quoted(each, whole, open_ | references) for name, each in fields.items()}
+        changed = {**kept, "properties": {name: each for name, (each, _) in inner.items()}}
+        parts = {name: its for name, (_, its) in inner.items()}
+    elif kind == "array" and isinstance(own.get("items"), Mapping) and _is_plain(own):
+        changed, parts = {**kept, "items": _with_quote(own["items"])}, "list"
+    if changed is None:
+        return _with_quote({name: value for name, value in schema.items() if name not in _DEFINITIONS}), "value"
+    if {"type": "null"} in [one for name in ("anyOf", "oneOf") for one in _list_in(schema, name)]:
+        changed = {"anyOf": [changed, {"type": "null"}]}
+    return changed, parts
+
+
+def _references(schema: JsonObject) -> frozenset[str]:
+    """Return the references that `resolved` may follow from a schema."""
+    every = (schema, *(one for name in ("anyOf", "oneOf", "allOf") for one in _list_in(schema, name)))
+    return frozenset(str(one["$ref"]) for one in every if isinstance(one, Mapping) and "$ref" in one)
+
+
+def _list_in(schema: JsonObject, name: str) -> list[Any]:
+    return value if isinstance(value := schema.get(name), list) else []
+
+
+def _is_plain(schema: JsonObject) -> bool:
+    """Return whether the values of a schema are described by its fields or items alone."""
+    return not schema.keys() & _FURTHER
+
+
+def _is_of_root(node: Any) -> bool:
+    reference = node.get("$ref") if isinstance(node, dict) else None
+    return isinstance(reference, str) and not reference.startswith(tuple(f"#/{name}/" for name in _DEFINITIONS))
 
 
 def _with_quote(schema: JsonObject) -> JsonDict:
@@ -99,7 +132,7 @@ def _divided(parts: Parts, value: Any, place: Place) -> tuple[Any, Sources]:
         quote: Any = ""
         if isinstance(value, Mapping) and _VALUE in value and value.keys() <= {_QUOTE, _VALUE}:
             quote, value = value.get(_QUOTE), value[_VALUE]
-        return value, place(quote if isinstance(quote, str) else "", value)
+        return value, place("" if quote is None or isinstance(quote, bool | list | dict) else str(quote), value)
     if parts == "list":
         if not isinstance(value, list):
             return value, None
@@ -107,16 +140,24 @@ def _divided(parts: Parts, value: Any, place: Place) -> tuple[Any, Sources]:
         return [each for each, _ in pairs], [source for _, source in pairs] or None
     if not isinstance(value, Mapping) or isinstance(parts, str):
         return value, None
-    inner = {name: _divided(parts.get(name, "value"), each, place) for name, each in value.items()}
+    inner = {
+        name: _divided(parts[name], each, place) if name in parts else (each, None) for name, each in value.items()
+    }
     return {name: each for name, (each, _) in inner.items()}, {name: source for name, (_, source) in inner.items()}
 
 
 def _json_in(text: str, brackets: str) -> tuple[Any, int, int] | None:
-    """Return the JSON from the first opening bracket to the last closing one, and its place."""
+    """Return the JSON from the first opening bracket to the last closing one, and its place; in a short text also JSON
+    with slips, or in prose."""
     start, end = text.find(brackets[0]), text.rfind(brackets[1]) + 1
     if not 0 <= start < end:
         return None
     try:
         return read_json(text[start:end]), start, end
     except (ValueError, RecursionError):
-        return None
+        if len(text) > _LONG:
+            return None
+    kind = list if brackets == "[]" else dict
+    with contextlib.suppress(DoubtError, ValueError, RecursionError):
+        return next((found for found in candidates(text) if isinstance(found[0], kind)), None)
+    return None

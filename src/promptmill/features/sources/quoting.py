@@ -67,6 +67,10 @@ class QuotedAnswers(Step):
     async def _quoted(self, request: Request, call: Call) -> Outcome:
         if (form := self._form(request)) is None:
             return Failure(_no_form(), request.attempts, concerns_all=True)
+        if request.conversation.images:
+            return Failure(input_error("An image has no text in which a quote could be looked up."), request.attempts)
+        if request.fields is None and request.is_filled:
+            return Failure(_no_fields(), request.attempts, concerns_all=True)
         outcome = await self.following(_asking(request, form), call)
         if isinstance(outcome, Completion):
             outcome = as_text(outcome, request)
@@ -94,6 +98,8 @@ class Texts:
         self._columns = columns
         self.length = sum(len(column.text.text) for column in columns)
         self._left = _MOST
+        self._ends: dict[tuple[str, str], int] = {}
+        """By column and quote: where the last such quote ends, because equal items stand one after another."""
 
     @classmethod
     def of(cls, request: Request) -> Texts:
@@ -109,9 +115,12 @@ class Texts:
         if value is None or value in ("", [], {}):
             return None
         for column in self._columns if self._left > 0 and quote.strip() else ():
-            self._left -= len(column.text.text)
-            if (span := column.text.find(quote)) is not None:
-                whole = column.text.text
+            whole, known = column.text.text, (column.name, quote)
+            start = self._ends.get(known, 0)
+            span = column.text.find(quote, start) or column.text.find(quote)
+            self._left -= len(whole) if span is None else max(0, span.end - start)
+            if span is not None:
+                self._ends[known] = span.end
                 found = Source(quote=whole[span.start : span.end], start=span.start, end=span.end)
                 if column.name:
                     found["column"] = column.name
@@ -139,9 +148,18 @@ def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts
     reply = outcome.text
     own = split_marked(reply)[1] if request.sampling.reasoning == "inline" else reply
     if (found := form.answer(own, texts.source)) is None:
-        return outcome
+        return replace(outcome, sources=texts.source("", own), logprobs=None) if form.is_choice else outcome
     text, sources = found
-    return replace(outcome, text=reply[: len(reply) - len(own)] + text, sources=sources)
+    changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # they are of the quote, too
+    return replace(outcome, text=reply[: len(reply) - len(own)] + text, sources=sources, **changes)
+
+
+def _no_fields() -> PromptmillError:
+    return input_error(
+        Named("quote"),
+        " looks its quotes up in the columns of a prompt with plain places alone, such as {{text}}: make a column of "
+        "what an expression computes.",
+    )
 
 
 def _no_form() -> PromptmillError:

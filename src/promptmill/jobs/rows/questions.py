@@ -22,7 +22,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import OF_FIELDS_NAMES, Fields, Request
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.plain_template import PlainTemplate, Template
+from promptmill.jobs.rows.plain_template import PlainTemplate, Template, cell_text
 from promptmill.jobs.rows.row_lines import IMAGES, RowReader
 
 NOT_UTF8 = "is not UTF-8 text."
@@ -101,19 +101,22 @@ class Questions:
             return None
         return Fields(self.template.parts, tuple(self.texts(cells)[1::2]))
 
-    def fields_in(self, message: str | object) -> Fields | None:
-        """Return the parts of the prompt in a message whose only field is in no cell, such as the text of a file; None
-        for other prompts."""
-        if (
-            not isinstance(message, str)
-            or not isinstance(self.template, PlainTemplate)
-            or len(self.template.parts) != 3
-        ):
+    def fields_in(self, message: str | object, cells: bytes) -> Fields | None:
+        """Return the parts of the prompt in a message, of which one field, such as the text of a file, is in no cell;
+        None for other prompts."""
+        if not isinstance(message, str) or not isinstance(self.template, PlainTemplate):
             return None
-        start, _, end = self.template.parts
+        parts, values = [*self.template.parts], row_lines.load(cells, "") if self.columns is None else loads(cells)
+        known = values if self.columns is None else {name: values[at] for at, name in self.columns}
+        (*unknown,) = (at for at in range(1, len(parts), 2) if parts[at] not in known)
+        if len(unknown) != 1:
+            return None
+        parts[1::2] = [cell_text(known[name]) if name in known else name for name in parts[1::2]]
+        start, end = "".join(parts[: unknown[0]]), "".join(parts[unknown[0] + 1 :])
         if len(start) + len(end) > len(message) or not (message.startswith(start) and message.endswith(end)):
             return None
-        return Fields(self.template.parts, (message[len(start) : len(message) - len(end)],))
+        parts[unknown[0]] = message[len(start) : len(message) - len(end)]
+        return Fields(self.template.parts, tuple(parts[1::2]))
 
     def _with_missing(self, row: JsonObject) -> JsonObject:
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
@@ -168,10 +171,12 @@ class RowRequests:
             request = self.reader.request_of(n, self.questions.asked(cells, where), where, attempts)
             if request.sampling.sets(OF_FIELDS_NAMES):
                 request.fields = self.questions.fields_of(cells)
+                request.is_filled = self.questions.template is not None
         else:
             request = self.reader.request(n, question_of(line, self.prompt), attempts)
             if request.sampling.sets(OF_FIELDS_NAMES) and (messages := request.conversation.messages):
-                request.fields = self.questions.fields_in(messages[-1].content)
+                request.fields = self.questions.fields_in(messages[-1].content, cells)
+                request.is_filled = self.questions.template is not None
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property
