@@ -62,6 +62,58 @@ def test_the_cost_that_a_reply_states_counts():
     assert paid(Usage(1_000_000, 0, stated_cost=1), plan_of("https://api.x.ai/v1")) == 1.0, "of a request with a search"
 
 
+def test_the_stated_cost_counts_for_a_request_that_may_search():
+    stated = Usage(1_000_000, 0, stated_cost=260_000_000)
+    price = price_of(plan_of("https://openrouter.ai/api/v1", "openai/gpt-5:online"))
+    assert price is not None
+    assert charge([(stated, "")], price, Tiers(), may_search=True) == pytest.approx(0.026)
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "stated", "cost"),
+    [
+        ("m", {}, 0, 2.0),
+        ("m", {}, 260_000_000, 2.0),
+        ("m", WEB, 0, None),
+        ("m", WEB, 260_000_000, 0.026),
+        ("m:online", {}, 0, None),
+        ("m:online", {}, 260_000_000, 0.026),
+    ],
+)
+async def test_sources_are_a_search_only_if_the_request_may_search(model, extra, stated, cost):
+    plan, usage = plan_of("http://127.0.0.1:1/v1", model), Usage(1_000_000, 100_000, stated_cost=stated)
+    price = price_of(plan)
+    assert price is not None
+    step = BudgetedAnswers(plan, price, None)
+    call = Call()
+    step.enter(call)
+    sources: Any = [{"url": "https://example.org", "title": ""}]
+
+    async def answer(request: Request, call: Call) -> Completion:
+        del request, call
+        return Completion("a", "stop", usage, sources=sources, spent=((usage, ""), (usage, "")))
+
+    outcome = await step.wrap(answer)(Request(0, PROMPT, Sampling(), extra), call)
+    assert outcome.cost == (None if cost is None else pytest.approx(2 * cost))
+    assert bool(call.warnings) == (cost is None)
+
+
+@pytest.mark.parametrize(("more", "a_thousand"), [({}, None), ({"search": 20}, 20)])
+def test_the_older_search_of_openai_has_no_known_price(more, a_thousand):
+    older = {"tools": [{"type": "web_search_preview_2025_03_11"}]}
+    plan = plan_of("https://api.openai.com/v1", **more)
+    price = price_of(plan)
+    assert price is not None
+    prices = Prices(plan, price)
+    found = prices.of(Request(0, PROMPT, Sampling(), older))
+    assert found is not None
+    assert found.search == a_thousand
+    assert (found.batch, found.cost(SEARCHED)) == (price.batch, price.cost(SEARCHED))
+    newer = prices.of(Request(0, PROMPT, Sampling(), WEB))
+    assert newer is not None
+    assert newer.search == (a_thousand or 10)
+
+
 async def test_an_answer_of_unknown_cost_is_named_in_a_warning():
     step = await BudgetedAnswers.of(loading("http://127.0.0.1:1/v1"))
     assert step is not None

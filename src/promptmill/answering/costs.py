@@ -32,7 +32,7 @@ from promptmill.answering.prices import (
 )
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
-from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
@@ -125,7 +125,8 @@ class BudgetedAnswers(Step):
         outcome = await self.following(request, call)
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
             return self._batched(outcome, request, call)
-        spent, unmetered = billed(outcome)
+        may = searches(request, self._model)
+        spent, unmetered = billed(_searched(outcome) if may else outcome)
         if unmetered and not unmetered_cost:
             call.warn(_UNKNOWN_USAGE)
         if request.conversation.has_audio or (request.extra and _wants_audio(request.extra)):
@@ -134,7 +135,7 @@ class BudgetedAnswers(Step):
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        known = charge(spent, price, self._tiers(request, call))
+        known = charge(spent, price, self._tiers(request, call), may_search=may)
         if known is None:
             call.warn(_UNKNOWN_SEARCHES)
             call.counts.cost = call.counts.cost or None
@@ -475,6 +476,16 @@ def searches(request: Request, model: str) -> bool:
     """Return whether the endpoint may search the web for a request, which goes to `model` unless it names others."""
     extra = request.extra
     return may_search(extra, [model, *resolved_config.named_models(extra)] if extra else [model])
+
+
+def _searched(outcome: Outcome) -> Outcome:
+    """Set one search for an answer with sources that has no count of them. The request allowed a search."""
+    if isinstance(outcome, Completion) and outcome.sources and not outcome.usage.searches:
+        outcome.usage = replace(outcome.usage, searches=1)
+        if outcome.spent:
+            *others, (usage, tier) = outcome.spent
+            outcome.spent = (*others, (replace(usage, searches=1), tier))
+    return outcome
 
 
 def _wants_audio(extra: JsonObject) -> bool:

@@ -227,6 +227,8 @@ def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Fac
 
 def _search_price(plan: resolved_config.ResolvedConfig, model: str) -> float | None:
     """Return the price of 1,000 searches by a model at the plan's provider; None: unknown."""
+    if _has_preview(plan.settings.extra_params):
+        return None
     prices = _SEARCHES.get(registry.known_provider(plan), {})
     return next((price for start, price in prices.items() if model.rpartition("/")[2].startswith(start)), None)
 
@@ -256,14 +258,20 @@ class Prices:
         """
         extra = request.extra
         if not extra or not (others := self._others_in(extra)):
-            return self._own
+            return _UnknownSearch(self._own) if extra and self._is_preview(extra) else self._own
         prices = [self._of_other(model) for model in others]
         if extra.get("model") not in others:
             prices.append(self._own)
         known = [price for price in prices if price is not None]
         if len(known) < len(prices):
             return None
-        return known[0] if len(known) == 1 else _DearestPrice(known)
+        price = known[0] if len(known) == 1 else _DearestPrice(known)
+        return _UnknownSearch(price) if self._is_preview(extra) else price
+
+    def _is_preview(self, extra: JsonObject) -> bool:
+        """Return whether a request has a search whose price only the operator may give."""
+        said = self._plan.settings.price
+        return (said is None or said.search is None) and _has_preview(extra)
 
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""
@@ -286,6 +294,23 @@ class Prices:
         if model not in self._others:
             self._others[model] = _listed(model, self._plan)
         return self._others[model]
+
+
+@dataclass(frozen=True, slots=True)
+class _UnknownSearch:
+    """The price of a model for a request whose searches have an unknown price."""
+
+    price: Price
+    search: None = None
+
+    @property
+    def batch(self) -> float | None:
+        """The batch price, as a share of the live price."""
+        return self.price.batch
+
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage`."""
+        return self.price.cost(usage, tier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,12 +368,12 @@ class Tiers(NamedTuple):
         return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
 
 
-def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float | None:
+def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bool = False) -> float | None:
     """Return the cost of requests, each at the tier that its reply reports. None if one of them searched the web at an
-    unknown price."""
+    unknown price. `may_search`: they may have searched without a count."""
     cost = 0.0
     for usage, served in spent:
-        if usage.searches and usage.stated_cost:  # exact: it includes tools of which nothing is known
+        if usage.stated_cost and (usage.searches or may_search):  # exact: it includes tools of which nothing is known
             cost += usage.stated_cost / TICKS
             continue
         cost += price.cost(usage, tiers.charged(served))
@@ -360,6 +385,8 @@ def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float | None:
 
 
 _SEARCHES_OF_A_TOOL = re.compile(r"(?i)^(?!tool_search).*(?:search|fetch|url_?context)")
+_WEB_SEARCH = re.compile(r"(?i)(?:web|google)_?search")
+_PREVIEW = "web_search_preview"  # at OpenAI, its price depends on the model, and is another than that of `web_search`
 _SEARCHES_OF_A_MODEL = re.compile(r"-search-(?:preview|api)|:online$|(?:^|/)sonar")
 _SEARCHES_OF_A_BODY = ("web_search_options", "search_parameters", "enable_search")
 
@@ -375,11 +402,27 @@ def may_search(extra: JsonObject, models: Sequence[str]) -> bool:
         return True
     if not extra:
         return False
+    return any(map(_SEARCHES_OF_A_TOOL.search, _tools_in(extra))) or has_web_search(extra)
+
+
+def has_web_search(extra: JsonObject) -> bool:
+    """Return whether these parameters ask for a search of the web; one of files, or the reading of a page, is none.
+
+    >>> has_web_search({"tools": [{"googleSearch": {}}]}), has_web_search({"tools": [{"type": "file_search"}]})
+    (True, False)
+    """
     if any(extra.get(name) not in (None, False) for name in _SEARCHES_OF_A_BODY):
         return True
-    tools, plugins = _objects(extra.get("tools")), _objects(extra.get("plugins"))
-    names = (name for tool in tools for name in _names_of(tool))
-    return any(map(_SEARCHES_OF_A_TOOL.search, names)) or any(plugin.get("id") == "web" for plugin in plugins)
+    is_plugin = any(plugin.get("id") == "web" for plugin in _objects(extra.get("plugins")))
+    return is_plugin or any(map(_WEB_SEARCH.search, _tools_in(extra)))
+
+
+def _has_preview(extra: JsonObject) -> bool:
+    return any(name.startswith(_PREVIEW) for name in _tools_in(extra))
+
+
+def _tools_in(extra: JsonObject) -> list[str]:
+    return [name for tool in _objects(extra.get("tools")) for name in _names_of(tool)]
 
 
 def _objects(listed: Any) -> list[JsonObject]:

@@ -97,6 +97,9 @@ LONGEST_DEBT_S = 120
 LONGEST_CALLED = 1000
 """Characters of the name of a called function in a stream, because a longer one would be copied with each piece; real
 names have 64."""
+MOST_SOURCES, LONGEST_SOURCE = 1000, 2000
+"""Web pages that an answer cites, and characters of the address and of the title of each: they are in a cell of the
+row, and browsers open no longer address reliably."""
 
 # ---- a row of a file
 

@@ -621,6 +621,12 @@ class Request:
         given = self.extra.get("input")
         return len(given) if isinstance(given, list) else 1
 
+    @property
+    def has_form(self) -> bool:
+        """Whether the answer has a form, as JSON and one of several choices have, so that it is no prose."""
+        sampling = self.sampling
+        return bool(sampling.response_format or sampling.choices or self.extra.get("response_format"))
+
     def changed(self, **changes: Any) -> Request:
         """Return a copy of the request with `changes`."""
         return replace(self, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import orjson
@@ -9,21 +10,40 @@ import pytest
 from multidict import CIMultiDict
 
 from driving import ask, opened
+from fakes import ListSource
+from promptmill.answering.prices import _SEARCHES
 from promptmill.backends.batches import Reply
-from promptmill.backends.openai.citations import without_marks
+from promptmill.backends.openai.citations import SEARCHING, without_marks
+from promptmill.backends.openai.dialects.anthropic import assemble
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import PLAIN
+from promptmill.backends.openai.providers import PLAIN, profile_of
 from promptmill.backends.openai.reply import read_other_response, read_response
 from promptmill.backends.protocol import Call, Completion
-from promptmill.core.request import Request
-from web_searches import APIS, FIRST, SECOND, SOURCES, anthropic, chat, gemini, perplexity, responses, sends, xai
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from web_searches import (
+    APIS,
+    CLEAN,
+    FIRST,
+    SECOND,
+    SOURCES,
+    anthropic,
+    anthropic_events,
+    chat,
+    gemini,
+    perplexity,
+    responses,
+    sends,
+    xai,
+)
 
 _DIALECTS = {"perplexity": "responses"}
 
 
-def read(body, dialect="openai", **options) -> Completion:
-    endpoint = Endpoint("http://x/v1/chat/completions", "x", {}, (), PLAIN, dialect=dialect)
-    found = read_response(200, CIMultiDict(), orjson.dumps(body), endpoint, **options)
+def read(body, dialect="openai", provider="", **options) -> Completion:
+    profile = profile_of(provider) if provider else PLAIN
+    endpoint = Endpoint("http://x/v1/chat/completions", "x", {}, (), profile, dialect=dialect)
+    body = body if isinstance(body, bytes) else orjson.dumps(body)
+    found = read_response(200, CIMultiDict(), body, endpoint, **options)
     assert isinstance(found, Completion), found
     return found
 
@@ -102,7 +122,133 @@ def test_a_list_of_pages_counts_if_the_text_cites_none(lists, sources):
 def test_numbers_in_json_are_never_changed():
     body = chat("m")
     body["choices"][0]["message"] = {"role": "assistant", "content": '{"lines": [2]}'}
-    assert read({**body, "citations": [FIRST, FIRST]}).text == '{"lines": [2]}'
+    assert read({**body, "citations": [FIRST, FIRST]}, provider="perplexity").text == '{"lines": [2]}'
+
+
+def says(text: str, **fields: Any) -> dict[str, Any]:
+    """Return a chat completion with this text."""
+    body = chat("m") | fields
+    body["choices"][0]["message"] = {"role": "assistant", "content": text}
+    return body
+
+
+def test_a_server_that_names_documents_unasked_has_not_searched_and_its_text_stays():
+    text = f"See {FIRST}?utm_source=openai [2]【4:0†source】."
+    answer = read(says(text, citations=[FIRST, FIRST, SECOND]))
+    assert (answer.usage.searches, answer.text) == (0, text)
+    assert [source["url"] for source in answer.sources or ()] == [FIRST, SECOND]
+    assert read(says(text, citations=["doc-7.pdf"])).sources is None
+    assert read(says("A[1]", citations=[FIRST]), provider="perplexity").usage.searches == 1
+    assert frozenset(_SEARCHES) == SEARCHING, "those whose searches have a price"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "data:text/html,a",
+        "doc-7.pdf",
+        "file:///a",
+        "http://",
+        "http://a b",
+        "http://" + "a" * 2000,
+    ],
+)
+def test_only_addresses_of_the_web_are_sources(url):
+    assert read(says("A", citations=[url, {"url": url, "title": "A"}, FIRST])).sources == [{"url": FIRST, "title": ""}]
+
+
+def test_the_number_and_the_length_of_sources_are_bounded():
+    pages = [{"url": f"{FIRST}/{number}", "title": "a" * 9999} for number in range(3000)]
+    sources = read(says("A", search_results=pages)).sources
+    assert sources is not None
+    assert (len(sources), len(sources[0]["title"])) == (1000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("text", "has_form", "expected"),
+    [
+        ("A[1][2], b[3]", False, "A[1][1], b[2]"),
+        ("A[3] `x[3]`\n```\nx[3]\n```\nb[3]", False, "A[2] `x[3]`\n```\nx[3]\n```\nb[2]"),
+        ("A[3]\n~~~\nx[3]", False, "A[2]\n~~~\nx[3]"),
+        ('{"lines": [3]', True, '{"lines": [3]'),
+        ("see [3]", True, "see [3]"),
+    ],
+)
+def test_only_numbers_of_prose_are_changed(text, has_form, expected):
+    body = says(text, citations=[FIRST, FIRST, SECOND])
+    assert read(body, provider="perplexity", has_form=has_form).text == expected
+
+
+@pytest.mark.parametrize("sampling", [{"response_format": {"type": "json_object"}}, {"choices": ["[1]", "[3]"]}])
+def test_a_request_for_json_or_a_choice_has_a_form(sampling):
+    prompt = conversation_from_prompt("a prompt", "a prompt")
+    assert Request(0, prompt, Sampling.model_validate(sampling)).has_form
+    assert not Request(0, prompt, Sampling()).has_form
+
+
+@pytest.mark.parametrize("by_batch", [False, True])
+async def test_numbers_stay_in_the_answer_to_a_request_with_a_form(upstream, by_batch):
+    whole = says("See [3]", citations=[FIRST, FIRST, SECOND])
+    upstream.reply = sends(whole)
+
+    async def exchange(request: Request, body: Any) -> Reply:
+        assert await body(request)
+        return Reply("row-1", 200, orjson.dumps(whole))
+
+    forms = Sampling(), Sampling(response_format={"type": "json_object"})
+    async with opened(upstream.url, provider="perplexity", dialect="openai") as backend:
+        sources = [ListSource(["a"], form) for form in forms]
+        calls = [Call(exchange=exchange) if by_batch else None for _ in forms]
+        plain, formed = [(await ask(backend, ["a"], *of)).outcomes[0] for of in zip(calls, sources, strict=True)]
+    assert (plain.text, formed.text) == ("See [2]", "See [3]")
+
+
+def _grounded(**metadata: Any) -> dict[str, Any]:
+    body = gemini()
+    body["candidates"][0]["groundingMetadata"] |= metadata
+    return body
+
+
+def _annotated(annotations: Any) -> dict[str, Any]:
+    body = responses()
+    body["output"][-1]["content"][0]["annotations"] = annotations
+    return body
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        ("gemini", _grounded(groundingChunks=[None, 5, {"web": 3}])),
+        ("gemini", _grounded(groundingChunks={"a": 1}, groundingSupports=5)),
+        ("gemini", _grounded(groundingSupports=[None, {"groundingChunkIndices": ["0", None, -1, 99, 1.5, {}]}])),
+        ("gemini", _grounded(groundingSupports=[{"segment": {"startIndex": "3"}}, {"segment": 5}, {"segment": {}}])),
+        ("gemini", _grounded(webSearchQueries=5)),
+        ("gemini", gemini() | {"candidates": [gemini()["candidates"][0] | {"groundingMetadata": [3]}]}),
+        ("responses", _annotated([None, 5, {"type": "url_citation"}, {"type": "url_citation", "url": 5}])),
+        ("responses", _annotated(5)),
+        ("anthropic", anthropic() | {"usage": anthropic()["usage"] | {"server_tool_use": 3}}),
+        ("anthropic", anthropic() | {"usage": anthropic()["usage"] | {"server_tool_use": {"web_search_requests": []}}}),
+        ("anthropic", anthropic() | {"content": [{"type": "text", "text": CLEAN, "citations": [None, 3, {}]}]}),
+        ("openai", says(CLEAN, citations={"a": 1}, search_results=[None, {"id": [], "url": []}])),
+    ],
+)
+def test_an_odd_citation_never_costs_the_answer(dialect, body):
+    assert read(body, dialect).text.startswith("Line 15 opens on Friday.")
+
+
+@pytest.mark.parametrize("start", [[], None, 5])
+def test_many_citations_in_a_stream_are_read_in_linear_time(start):
+    count = 20_000
+    one = {"type": "web_search_result_location", "url": FIRST, "title": "Line 15"}
+    begun, *_, last, end = anthropic_events(anthropic())
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "citations_delta", "citation": one}}
+    block = {"type": "text", "text": "A", "citations": start}
+    events = [begun, {"type": "content_block_start", "index": 0, "content_block": block}, *[delta] * count, last, end]
+    began = time.process_time()
+    (content,) = assemble(iter(events))["content"]
+    assert len(content["citations"]) == count
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +269,20 @@ def test_numbers_in_json_are_never_changed():
     ],
 )
 def test_only_marks_leave_a_text(text, clean):
-    assert without_marks(text) == clean
+    assert without_marks(text, {"https://a.org/", "https://a.org/?day=2"}) == clean
+
+
+def test_only_replies_of_openai_have_marks_and_only_cited_addresses_a_parameter():
+    ours = "our link https://b.org/?utm_source=openai and citeturn0search0【4:0†source】"
+    cited = chat("gpt-4o-search-preview")
+    cited["choices"][0]["message"]["content"] = f"{FIRST}?utm_source=openai, {ours}"
+    assert read(cited).text == f"{FIRST}, our link https://b.org/?utm_source=openai and"
+    assert read(says(ours) | {"model": "gpt-4o-search-preview"}, provider="openai").text == ours, "it cites nothing"
+    claude = anthropic()
+    claude["content"][-1]["text"] = ours
+    assert read(claude, "anthropic").text.endswith(ours)
+    results = [{"url": FIRST, "title": ""}]
+    assert read(says(ours, search_results=results), provider="perplexity").text == ours
 
 
 def test_a_text_without_a_search_keeps_everything():

@@ -144,6 +144,23 @@ def test_tools_of_the_caller_stay_and_a_search_in_his_own_form_is_not_doubled():
 
 
 @pytest.mark.parametrize(
+    ("provider", "tool"),
+    [
+        ("anthropic", {"type": "web_fetch_20250910", "name": "web_fetch"}),
+        ("google", {"fileSearch": {}}),
+        ("google", {"urlContext": {}}),
+        ("openai", {"type": "file_search"}),
+    ],
+)
+def test_another_tool_that_reads_or_searches_is_no_search_of_the_web(provider, tool):
+    dialect = {"dialect": "responses"} if provider == "openai" else {}
+    plan = openai_plan("http://127.0.0.1:1/v1", provider=provider, **dialect)
+    (search,) = next(form["tools"] for (name, _, _), form in FORMS.items() if name == provider)
+    assert sent(plan, {"tools": [tool]}) == {"tools": [tool, search]}
+    assert sent(plan, {"tools": [tool, search]}) == {"tools": [tool, search]}
+
+
+@pytest.mark.parametrize(
     ("block", "words"),
     [
         ({"provider": "openai", "model_name": "gpt-5-mini"}, r"gpt-5-mini searches the web at openai only by another"),

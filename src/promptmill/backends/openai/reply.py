@@ -61,6 +61,7 @@ _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 # Models of OpenAI that search the web for every request, without a count in the reply.
 _ALWAYS_SEARCHES = re.compile(r"-search-(?:preview|api)")
+_OF_OPENAI = frozenset({"openai", "azure"})
 
 
 class _Spent(TypedDict):
@@ -80,13 +81,16 @@ def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecisio
 
 
 def answer_in(
-    response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool
+    response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool, has_form: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a response (with its reasoning separated unless `inline`), or the decision on a failure."""
+    """Return the answer in a response (with its reasoning separated unless `inline`), or the decision on a failure.
+
+    `has_form`: the request wants JSON or a choice, in which numbers are no citations.
+    """
     content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
         return content
-    reading = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
+    reading = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw, has_form=has_form)
     if isinstance(reading, RetryDecision):
         return _with_proxy(reading, response)
     if inline:
@@ -125,9 +129,18 @@ def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecisio
 
 
 def read_response(
-    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool = False
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    endpoint: Endpoint,
+    *,
+    keep_raw: bool = False,
+    has_form: bool = False,
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, or the decision on a failure. `keep_raw`: keep all fields of the answer."""
+    """Return the answer in a response, or the decision on a failure. `keep_raw`: keep all fields of the answer.
+
+    `has_form`: see `answer_in`.
+    """
     try:
         if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
@@ -139,7 +152,7 @@ def read_response(
             payload = _json(body)
         if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
             return completion
-        return _read_other_form(status, headers, body, payload, endpoint, keep_raw=keep_raw)
+        return _read_other_form(status, headers, body, payload, endpoint, keep_raw=keep_raw, has_form=has_form)
     except Exception:  # noqa: BLE001 (no response, however deeply nested, may end the run)
         return _unreadable(endpoint, "an unreadable response", b"")
 
@@ -199,15 +212,22 @@ def _text_of_other(payload: JsonObject) -> str:
 
 
 def _read_other_form(
-    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, keep_raw: bool
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    payload: Any,
+    endpoint: Endpoint,
+    *,
+    keep_raw: bool,
+    has_form: bool,
 ) -> Completion | RetryDecision:
     if 200 <= status < 300:
         if payload is None and chat_completion.is_stream(headers.get("Content-Type", ""), body):
-            return _read_stream(headers, body, endpoint, keep_raw=keep_raw)
+            return _read_stream(headers, body, endpoint, keep_raw=keep_raw, has_form=has_form)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict):
             payload = _translated(payload, headers, endpoint)
-            return read_payload(payload, headers, endpoint, keep_raw=keep_raw)
+            return read_payload(payload, headers, endpoint, keep_raw=keep_raw, has_form=has_form)
         text = body.strip()
         if not text or text[:1] in b"<{[":
             return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
@@ -287,7 +307,7 @@ def _unwrapped(payload: Any) -> Any:
 
 
 def _read_stream(
-    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool
+    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool, has_form: bool
 ) -> Completion | RetryDecision:
     if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
@@ -295,7 +315,7 @@ def _read_stream(
         whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
         # repaired last, because a surrogate pair may be split over two events
         completion = _translated(mended(whole), headers, endpoint)
-        return read_payload(completion, headers, endpoint, keep_raw=keep_raw)
+        return read_payload(completion, headers, endpoint, keep_raw=keep_raw, has_form=has_form)
     except chat_completion.CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
@@ -343,9 +363,10 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
 
 
 def read_payload(
-    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
+    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False, has_form: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion, or the decision on a failure. `keep_raw`: keep all fields.
+    """Return the answer in a chat completion, or the decision on a failure. `keep_raw`: keep all fields;
+    `has_form`: see `answer_in`.
 
     The text is unchanged; `answers.reasoning` separates the reasoning from it.
     """
@@ -395,17 +416,27 @@ def read_payload(
         tier=tier,
         is_refusal=bool(refusal and text == refusal),
     )
-    _read_sources(answer, payload, message, keep_raw=keep_raw)
+    _read_sources(answer, payload, message, endpoint, keep_raw=keep_raw, has_form=has_form)
     return answer
 
 
-def _read_sources(answer: Completion, payload: JsonObject, message: JsonObject, *, keep_raw: bool) -> None:
-    """Set the pages that an answer cites, and take the marks of citations out of its text."""
-    answer.sources, text = citations.read(payload, message, answer.text)
-    if not answer.usage.searches and (answer.sources or _ALWAYS_SEARCHES.search(str(payload.get("model")))):
+def _read_sources(
+    answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, *, keep_raw: bool, has_form: bool
+) -> None:
+    """Set the pages that an answer cites, and take the marks of citations out of its text, if the provider searched.
+
+    A provider of whose searches nothing is known may name pages without one.
+    """
+    cited = citations.read(payload, message)
+    answer.sources = cited.sources
+    provider = endpoint.profile.name
+    if not answer.usage.searches and (
+        (answer.sources and provider in citations.SEARCHING) or _ALWAYS_SEARCHES.search(str(payload.get("model")))
+    ):
         answer.usage = replace(answer.usage, searches=1)
     if answer.usage.searches and not keep_raw:  # else the positions of the kept annotations would not fit
-        answer.text = citations.without_marks(text)
+        text = answer.text if has_form else cited.renumbered(answer.text)
+        answer.text = cited.unmarked(text, is_openai=provider in _OF_OPENAI)
 
 
 class _ShapeError(Exception):

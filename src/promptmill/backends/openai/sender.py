@@ -144,11 +144,11 @@ class Sender:
                     response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=growing.feed)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
             return classify_exception(error, endpoint)
-        keep_raw = call.facts.keep_raw
+        how = {"keep_raw": call.facts.keep_raw, "inline": inline, "has_form": request.has_form}
         if response.is_soon_read:
-            reading = answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
+            reading = answer_in(response, endpoint, **how)
         else:
-            reading = await self._pool.read_apart(answer_in, response, endpoint, keep_raw=keep_raw, inline=inline)
+            reading = await self._pool.read_apart(answer_in, response, endpoint, **how)
         if isinstance(reading, RetryDecision):
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):

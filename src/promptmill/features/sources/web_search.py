@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 
 from promptmill.answering.costs import unbounded_search
-from promptmill.answering.prices import may_search
+from promptmill.answering.prices import has_web_search
 from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome
@@ -86,7 +86,7 @@ class WebSearch(Step):
 
     def _extra(self, extra: JsonObject) -> JsonDict:
         wanted = _wanted(self._plan, str(extra.get("model") or self._plan.model))
-        if may_search(extra, ()):  # the caller's own form of it
+        if has_web_search(extra):  # the caller's own form of it
             return {**extra}
         joined: JsonDict = {**extra, **wanted}
         if isinstance(tools := extra.get("tools"), list) and "tools" in wanted:

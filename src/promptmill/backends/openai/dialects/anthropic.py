@@ -343,7 +343,8 @@ def _usage(usage: Any) -> JsonDict:
     an_hour = dialect.count_of((usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"))
     if an_hour is not None:
         counts["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
-    searches = dialect.count_of((usage.get("server_tool_use") or {}).get("web_search_requests"))
+    used = usage.get("server_tool_use")
+    searches = dialect.count_of(used.get("web_search_requests")) if isinstance(used, Mapping) else None
     return dialect.with_searches(counts, searches or 0)
 
 
@@ -352,6 +353,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     message: JsonDict = {}
     blocks: dict[tuple[int, int], JsonDict] = {}
     pieces: dict[tuple[int, int], dict[str, list[str]]] = {}
+    citations: dict[tuple[int, int], list[JsonDict]] = {}
     numbers: dict[int, int] = {}  # by index: some servers give all blocks the index 0
     ended = False
     for event in events:
@@ -368,7 +370,9 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             place = event["index"], numbers.setdefault(event["index"], 0)
             blocks.setdefault(place, {"type": str(event["delta"].get("type")).removesuffix("_delta")})
             if isinstance(cited := event["delta"].get("citation"), dict):
-                blocks[place]["citations"] = [*(blocks[place].get("citations") or ()), cited]
+                if place not in citations:  # a list of our own, because copying it for each event would take long
+                    blocks[place]["citations"] = citations[place] = [*dialect.listed(blocks[place], "citations")]
+                citations[place].append(cited)
             _add(pieces.setdefault(place, {}), event["delta"])
         elif kind == "message_delta":
             message |= {name: value for name, value in event["delta"].items() if value is not None}

@@ -219,6 +219,12 @@ def count_of(value: object) -> int | None:
     return None
 
 
+def listed(value: object, name: str) -> list[Any]:
+    """Return the list in a field of an object; an empty one without it."""
+    found = value.get(name) if isinstance(value, Mapping) else None
+    return found if isinstance(found, list) else []
+
+
 def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reasoning: Any = 0) -> JsonDict:
     """Return a usage in the format of chat completions. A count that is not a number becomes 0."""
     prompt, completion, cached, written, reasoning = (

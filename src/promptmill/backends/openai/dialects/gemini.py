@@ -318,21 +318,30 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
 
 
 def _annotations(grounding: Any) -> list[JsonDict]:
-    """Return the citations of web pages: those that support a part of the text, in its order; without any, all."""
+    """Return the citations of web pages: those that support a part of the text, in its order; without any, all. What
+    is not of the expected type is no citation."""
     if not isinstance(grounding, dict):
         return []
-    chunks, supports = grounding.get("groundingChunks") or (), grounding.get("groundingSupports") or ()
-    in_order = sorted(supports, key=lambda support: (support.get("segment") or {}).get("startIndex") or 0)
-    cited = [at for support in in_order for at in support.get("groundingChunkIndices") or ()]
-    pages = [chunks[at].get("web") for at in cited or range(len(chunks)) if 0 <= at < len(chunks)]
+    chunks = dialect.listed(grounding, "groundingChunks")
+    supports = [one for one in dialect.listed(grounding, "groundingSupports") if isinstance(one, dict)]
+    given = (at for one in sorted(supports, key=_start) for at in dialect.listed(one, "groundingChunkIndices"))
+    cited = [at for at in map(dialect.count_of, given) if at is not None]
+    found = [chunks[at] for at in cited or range(len(chunks)) if at < len(chunks)]
+    pages = [chunk.get("web") for chunk in found if isinstance(chunk, dict)]
     return [url_citation(page.get("uri"), page.get("title")) for page in pages if isinstance(page, dict)]
+
+
+def _start(support: JsonObject) -> int:
+    """Return where the text begins that a page supports."""
+    segment = support.get("segment")
+    return dialect.count_of(segment.get("startIndex")) or 0 if isinstance(segment, dict) else 0
 
 
 def _searches(payload: JsonObject, candidate: JsonObject) -> int:
     """Return the number of searches that are billed: one for a request before Gemini 3, and then each query."""
-    queries = (candidate.get("groundingMetadata") or {}).get("webSearchQueries") or ()
+    queries = len(dialect.listed(candidate.get("groundingMetadata"), "webSearchQueries"))
     match = _SERIES.search(str(payload.get("modelVersion")))
-    return min(len(queries), 1) if match is not None and int(match[1]) < 3 else len(queries)
+    return min(queries, 1) if match is not None and int(match[1]) < 3 else queries
 
 
 def _finish(reason: str, *, calls: bool) -> str | None:

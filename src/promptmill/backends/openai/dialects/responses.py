@@ -144,7 +144,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
                     texts += [part["text"]] if part.get("type") == "output_text" else []
                     refusals += [part["refusal"]] if part.get("type") == "refusal" else []
                     logprobs += part.get("logprobs") or ()
-                    annotations += part.get("annotations") or ()
+                    annotations += [one for one in dialect.listed(part, "annotations") if isinstance(one, dict)]
             case {"type": "reasoning"}:
                 parts = [*(item.get("summary") or ()), *(item.get("content") or ())]
                 thoughts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
