@@ -95,6 +95,7 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(reviews):
     assert figures(reviews) == first
     assert (reviews.path / "topics.csv").read_bytes() == content
     assert not reviews.upstream.seen
+    assert figures(reviews, "--set", "sampling_params.n=1") == first
     assert first["requests"] == 3 + 1 + 1 + 60 + 60 + (5 + 60 if first["is_split"] else 0)
 
 
@@ -134,9 +135,25 @@ def test_the_file_of_something_else_is_not_replaced(reviews):
     assert "on 60 held-out rows" in done.stdout, "what was paid for is shown"
     assert file.read_text() == "mine\n"
     sent = len(reviews.upstream.seen)
+    done = topics(reviews, "--most", "5", code=2)
+    assert "topics.csv exists; name another file; --overwrite replaces it." in done.stderr
+    assert len(reviews.upstream.seen) == sent, "a step that is not paid yet is not begun"
+    (reviews.path / "topics.csv.new").write_text("mine, too\n")
     topics(reviews, "--overwrite")
     assert file.read_bytes() == (reviews.path / "other.csv").read_bytes()
     assert len(reviews.upstream.seen) == sent
+    assert (reviews.path / "topics.csv.new").read_text() == "mine, too\n"
+    assert not [*reviews.path.glob(".promptmill-*")]
+
+
+@pytest.mark.parametrize(
+    "given", ["n=2", "together=4", "quote=true", "web=true", "response_format={type: json_object}"]
+)
+def test_another_form_of_answers_is_refused(reviews, given):
+    done = topics(reviews, "--set", f"sampling_params.{given}", code=2)
+    name = given.partition("=")[0]
+    assert f"sampling_params.{name}: a search for topics decides itself about the form of answers" in done.stderr
+    assert not reviews.upstream.seen
 
 
 class Paid(Knowing):
@@ -199,7 +216,9 @@ def test_failed_requests_are_named_and_sent_again_on_demand(reviews):
 def test_a_step_of_which_most_requests_fail_ends_the_search(reviews):
     reviews.upstream.reply = models(lost=lambda prompt: "Records:" in prompt)
     done = topics(reviews, code=2)
-    assert "3 of 3 requests failed in the step: topics of 60 rows. --again failed sends them again." in done.stderr
+    assert "3 of 3 requests failed in the step: topics of 60 rows; the first error: " in done.stderr
+    assert " answered 400: No. " in done.stderr
+    assert "--again failed sends them again." in done.stderr
     reviews.upstream.reply = models()
     topics(reviews, "--again", "failed")
 
@@ -279,7 +298,8 @@ def test_in_python(reviews, monkeypatch):
         ({"sample": 1.5}, "`sample` is 1.5"),
         ({"model": ["a", "b"]}, "`model` is one model"),
         ({"output": "topics.xls"}, "is no name for topics"),
-        ({"most": 5}, "exists and has another content"),
+        ({"most": 5}, "exists; name another file; `overwrite` replaces it"),
+        ({"settings": {"sampling_params.n": 2}}, "sampling_params.n: a search for topics decides itself"),
     ):
         with pytest.raises(PromptmillError, match=said):
             promptmill.topics(rows, PROMPT, **{**given, **wrong})

@@ -56,6 +56,9 @@ def test_fewer_rows_are_divided_in_the_same_proportion():
     drawn = Drawn.of(ROWS[:400], PROMPT, 300, 200)
     assert [len(rows) for rows in numbers(drawn)] == [240, 160, 0]
     assert drawn.is_all
+    for sample, held_out in ((1, 200), (200, 1)):
+        drawn = Drawn.of(ROWS[:60], PROMPT, sample, held_out)
+        assert [len(drawn.sample), len(drawn.held_out)] == ([1, 59] if sample == 1 else [59, 1])
     assert [len(rows) for rows in numbers(Drawn.of(ROWS[:550], PROMPT, 300, 200))] == [300, 200, 50]
 
 

@@ -22,6 +22,7 @@ class Asker:
     def __init__(self, model: Knowing | None = None, lost: Sequence[str] = ()) -> None:
         """`lost`: the names of steps whose requests fail."""
         self._model, self._lost = model or Knowing(), lost
+        self.error = ""
         self.steps: list[str] = []
         self.labelled: list[list[int]] = []
         self.asked: list[Asked] = []
@@ -124,6 +125,14 @@ def test_topics_beyond_the_most_are_named():
     assert found["notes"][0].startswith("left out, because a list has at most 4 topics: ")
 
 
+def test_a_full_list_has_no_room_for_topics_of_other_rows():
+    asker = Asker()
+    found = found_in(table(5000), asker, most=1)
+    assert asker.steps == ["lists", "merged", "defined", "labels", "labels"]
+    assert "of 200 rows fit no topic, and there is no room for another topic; raise --most" in found["notes"][-1]
+    assert not any("in common" in note for note in found["notes"])
+
+
 def test_hundreds_of_topics_are_merged_in_a_tree():
     class Distinct(Knowing):
         def list_for(self, prompt: str) -> list[dict[str, Any]]:
@@ -165,6 +174,28 @@ def test_a_step_whose_requests_fail_ends_the_search():
         found_in(table(5000), Asker(lost=["labels"]))
     with pytest.raises(PromptmillError, match="names no topic in 300 rows"):
         found_in(table(5000), Asker(Knowing(())))
+
+
+def test_the_first_error_of_a_step_is_shown():
+    asker = Asker(lost=["labels"])
+    asker.error = "The endpoint says:\n no."
+    with pytest.raises(PromptmillError) as error:
+        found_in(table(5000), asker)
+    assert "labels of 200 held-out rows; the first error: The endpoint says: no. " in str(error.value)
+
+
+def test_only_rows_that_were_searched_count_for_rare_topics():
+    class Failing(Asker):
+        def replies(self, step: Step, asked: Sequence[Asked]) -> list[Any]:
+            found = super().replies(step, asked)
+            return [None, *found[1:]] if step.name == "lists" and not step.is_certain else found
+
+        def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
+            return [*[""] * 30, *super().labels(step, rows, labels)[30:]]
+
+    found = found_in(table(5000), Failing(), sample=20, held_out=400)
+    assert found["is_split"]
+    assert found["may_miss"] == may_miss(20 + 400 - 30 - 20)
 
 
 def test_single_failures_are_named_and_left_out():

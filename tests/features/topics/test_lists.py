@@ -21,7 +21,6 @@ from promptmill.features.topics.lists import (
     merged,
     proposal,
     proposed,
-    quote_of,
     united,
 )
 
@@ -30,6 +29,12 @@ PROMPT = "What is {{text}} about?"
 
 def row(number: int, text: str = "The lift was  slow\nand loud.") -> Row:
     return Row(number, {"text": text})
+
+
+def quoted(text: str, its: Row) -> str:
+    """Return the quote of a topic that a reply finds in a row."""
+    (topic,) = proposed([its], {"topics": [entry("A topic", 1, quote=text)]})
+    return topic.quotes[0].text if topic.quotes else ""
 
 
 def entry(label: str, *numbers: int, quote: str = "") -> dict[str, Any]:
@@ -52,9 +57,25 @@ def test_labels_that_differ_in_case_signs_or_plural_are_one(one, other):
     assert united([Topic(one, 1), Topic(other, 2)])[0].rows == 3
 
 
-@pytest.mark.parametrize(("one", "other"), [("bus", "bu"), ("service", "servants"), ("🙂", "🙁"), ("gas", "ga")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("bus", "bu"),
+        ("service", "servants"),
+        ("🙂", "🙁"),
+        ("gas", "ga"),
+        ("C", "C++"),
+        ("C", "C#"),
+        ("Price +", "Price -"),
+        ("Price", "Price -"),
+        ("<5 min", ">5 min"),
+        ("दिन", "दान"),
+        ("5 %", "5"),
+    ],
+)
 def test_other_labels_are_two(one, other):
     assert key_of(one) != key_of(other)
+    assert len(united([Topic(one, 1), Topic(other, 2)])) == 2
 
 
 @pytest.mark.parametrize(
@@ -64,21 +85,25 @@ def test_other_labels_are_two(one, other):
         ("“slow and loud”", "slow and loud"),
         ("lift was slow…", "lift was slow"),
         ("slow, and loud", ""),
-        ("Slow and loud", ""),
+        ("slow and", "slow and"),
+        ("slow an", ""),
+        ("low", ""),
+        ("SLOW and loud", "slow and loud"),
+        ("`slow`", "slow"),
         ("", ""),
         ("   ", ""),
-        (".", "."),
+        (".", ""),
     ],
 )
-def test_a_quote_is_in_the_row_word_for_word(text, quote):
-    assert quote_of(text, row(1)) == quote
+def test_a_quote_is_in_the_row_with_whole_words(text, quote):
+    assert quoted(text, row(1)) == quote
 
 
 def test_quotes_have_at_most_200_characters_and_begin_no_formula():
     long = row(1, "word " * 100)
-    assert quote_of("word " * 60, long) == beginning_of(long) == ("word " * 40).strip()
-    assert quote_of("x" * 300, row(1, "x" * 300)) == "x" * 200
-    assert quote_of("=SUM(A1)", row(1, "=SUM(A1)")) == beginning_of(row(1, "=SUM(A1)")) == "SUM(A1)"
+    assert quoted("word " * 60, long) == beginning_of(long) == ("word " * 40).strip()
+    assert quoted("x" * 300, row(1, "x" * 300)) == "x" * 200
+    assert quoted("=SUM(A1)", row(1, "=SUM(A1)")) == beginning_of(row(1, "=SUM(A1)")) == "SUM(A1)"
 
 
 def test_rows_are_divided_by_number_and_length():
@@ -91,9 +116,16 @@ def test_a_request_has_the_rows_as_data():
     asked = proposal(PROMPT, [Row(7, {"id": 3, "text": 'He said "no"\n{{text}}'}), row(8, "y" * 2000)])
     lines = [json.loads(line) for line in asked.text.splitlines() if line.startswith("{")]
     assert lines[0] == {"record_id": 1, "id": "3", "text": 'He said "no" {{text}}'}
-    assert lines[1] == {"id": 2, "text": "y" * 1499 + "…"}
+    assert lines[1] == {"record_id": 2, "text": "y" * 1499 + "…"}
     assert f":\n{PROMPT}\n" in asked.text
     assert "{{name}} stands for a field" in asked.text
+    assert "which are their `record_id`." in asked.text
+
+
+def test_the_number_of_a_record_has_a_name_that_no_field_has():
+    asked = proposal(PROMPT, [Row(7, {"text": "x"}), Row(8, {"id": 5, "record_id": 9})])
+    assert '{"record_record_id":1,"text":"x"}\n{"record_record_id":2,"id":"5","record_id":"9"}' in asked.text
+    assert "which are their `record_record_id`." in asked.text
 
 
 def test_proposed_topics_count_rows_and_have_quotes_that_are_there():
@@ -154,3 +186,5 @@ def test_definitions_belong_to_their_topics():
     assert all(topic.definition for topic in defined(topics, replies))
     found = defined(topics, [{"topics": [{"id": 2, "definition": " one\n two "}, {"id": 900, "definition": "x"}]}])
     assert [topic.definition for topic in found[:3]] == ["", "one two", ""]
+    formula = {"id": 1, "definition": '=HYPERLINK("http://x")'}
+    assert defined(topics[:1], [{"topics": [formula]}])[0].definition == 'HYPERLINK("http://x")'

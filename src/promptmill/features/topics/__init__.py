@@ -3,7 +3,7 @@
 from promptmill.core.feature import Command, Feature
 
 FEATURE = Feature(
-    needs=("compare",),
+    needs=("compare", "sources"),
     words="the labels that nobody knows yet, found in a sample and tried on other rows",
     commands=(
         Command(

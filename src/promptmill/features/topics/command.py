@@ -26,7 +26,7 @@ from promptmill.core.wording import counted
 from promptmill.features.compare.words import Table
 from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.finding import LARGE, Finding
-from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, longest_of
+from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, check_form, longest_of
 from promptmill.features.topics.topics import (
     HELD_OUT,
     MOST,
@@ -101,11 +101,12 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     check_target(target, source)
     drawn = drawn_from(source, prompt, arguments.sample, arguments.held_out, encoding=arguments.encoding)
     configuration = decided(configuration)
+    check_form(configuration.plan)
     series = JobSeries(JobFolders.from_environ(), "topics", arguments.max_cost)
     limit = longest_of(configuration.plan, arguments.max_cost, arguments.most)
 
     def step(its: Configuration, job: OpenJob) -> None:
-        check_free(target, series, job, overwrite=arguments.overwrite)
+        check_free(target, series.folders, job, overwrite=arguments.overwrite)
         run_step(arguments, its, job)
 
     def model(form: Form) -> StepModel:
@@ -119,7 +120,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     questions = Questions(prompt, arguments.system, arguments.again)
     if arguments.dry_run:
         estimate = TopicEstimate(series, model, questions)
-        Finding(drawn, prompt, arguments.most, estimate).figures()
+        Finding(drawn, prompt, arguments.most, estimate, is_estimate=True).figures()
         return _show_estimate(estimate, configuration, as_json=arguments.json)
     registry.check_key(configuration.plan)
     try:

@@ -52,7 +52,7 @@ class Drawn:
     @classmethod
     def of(cls, rows: Iterable[JsonObject], prompt: str, sample: int, held_out: int, *, seed: str = _SEED) -> Drawn:
         """Draw `sample` rows, `held_out` others, and as many fresh ones; of fewer rows with text, all rows, divided in
-        the same proportion without fresh ones. Only the drawn rows are kept in memory.
+        the same proportion, at least one in each part, without fresh ones. Only the drawn rows are kept in memory.
 
         Raises `PromptmillError` (`invalid_input`) for a prompt that names no column of the input, and for fewer than
         `FEWEST` rows with text.
@@ -84,7 +84,7 @@ class Drawn:
                 "nor their shares can be told; read them, or name a larger file."
             )
         if usable < sample + held_out:
-            sample = usable * sample // (sample + held_out)
+            sample = max(1, usable * sample // (sample + held_out))  # less than `usable`
             return cls(count, empty, drawn[:sample], drawn[sample:], ())
         end = sample + held_out
         return cls(count, empty, drawn[:sample], drawn[sample:end], drawn[end : end + held_out])

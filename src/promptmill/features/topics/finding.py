@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import counted, listed
+from promptmill.core.wording import counted, cut, listed
 from promptmill.features.compare.paired_proportions import exact_interval
 from promptmill.features.topics.drawn import Drawn, Row
 from promptmill.features.topics.lists import (
@@ -44,6 +44,7 @@ LARGE = 0.05
 _FEWEST_OTHER = 3  # rows; fewer have nothing in common
 _FEWEST_FRESH = 50  # rows; of fewer, an interval is wider than 10 points to each side
 _FAILED = 0.5
+_LONGEST_ERROR = 300  # characters
 _MISSED = 0.05  # the probability that a sample misses a topic of the share `may_miss`
 
 
@@ -59,6 +60,11 @@ class Step(NamedTuple):
 
 class Asker(Protocol):
     """Gets answers from a model. Answers are stored, so a repeated call returns the same answers."""
+
+    @property
+    def error(self) -> str:
+        """The text of the first error in the last step; `""` if nothing failed."""
+        ...
 
     def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
         """Return the replies to requests for lists; None for a request that failed."""
@@ -95,6 +101,8 @@ class Finding:
     asker: Asker
     tell: Callable[[str], object] = lambda _: None
     """Called with the words of each step."""
+    is_estimate: bool = False
+    """Whether all steps are taken, also the uncertain ones for which a list may have no room."""
     notes: list[str] = field(default_factory=list)
     """What a user should know about the result."""
     _seen: int = 0
@@ -108,11 +116,11 @@ class Finding:
                 f"the input has only {counted(drawn.rows - drawn.empty, 'row')} with text: topics are found in "
                 f"{len(drawn.sample):,} of them, and tried on the other {len(rows):,}"
             )
-        topics = self._defined(self._merged(self._proposed(drawn.sample)))
+        lists, self._seen = self._proposed(drawn.sample)
+        topics = self._defined(self._merged(lists))
         labels = self._labelled(topics, rows)
         split = self._split(topics, rows, labels)
         if split is not None:
-            self._seen += len(rows)
             topics, rows = split, drawn.fresh
             labels = self._labelled(topics, rows, is_certain=False)
         again = self._labelled(topics, rows, is_reversed=True)
@@ -139,21 +147,21 @@ class Finding:
 
     # Lists
 
-    def _proposed(self, rows: Sequence[Row], *, is_certain: bool = True) -> list[list[Topic]]:
+    def _proposed(self, rows: Sequence[Row], *, is_certain: bool = True) -> tuple[list[list[Topic]], int]:
+        """Return lists of the topics of rows, and the number of rows whose request did not fail."""
         parts = batches(rows)
         which = "row" if is_certain else "held-out row"
         words = f"topics of {counted(len(rows), which)}{'' if is_certain else ' without one'}"
         replies = self._replies(Step("lists", words, is_certain), [proposal(self.prompt, part) for part in parts])
         found = [proposed(part, reply) for part, reply in zip(parts, replies, strict=True) if reply is not None]
-        if is_certain:
-            self._seen = sum(len(part) for part, reply in zip(parts, replies, strict=True) if reply is not None)
         if not any(found) and is_certain:
             raise input_error(
                 f"The model names no topic in {counted(len(rows), 'row')}; ask another question in ",
                 Named("prompt"),
                 ", or use a stronger model.",
             )
-        return [each for each in found if each]
+        searched = sum(len(part) for part, reply in zip(parts, replies, strict=True) if reply is not None)
+        return [each for each in found if each], searched
 
     def _merged(self, lists: Sequence[Sequence[Topic]], *, is_certain: bool = True) -> list[Topic]:
         """Merge lists, in rounds, until they are one."""
@@ -193,6 +201,8 @@ class Finding:
         if not failed:
             return
         words = f"{failed:,} of {counted(count, noun)} failed in the step: {step.words}"
+        if error := " ".join(self.asker.error.split()).rstrip("."):
+            words += f"; the first error: {cut(error, _LONGEST_ERROR)}"
         if failed > _FAILED * count:
             raise PromptmillError(Code.INVALID_INPUT, f"{words}.", (Named("again", "failed"), " sends them again."))
         self.notes.append(words)
@@ -230,11 +240,18 @@ class Finding:
                 "more topics on; read these, or find topics in a larger input"
             )
             return None
-        more = self._proposed(others, is_certain=False)
+        if len(topics) >= self.most and not self.is_estimate:
+            self.notes.append(
+                f"{len(others):,} of {counted(answered, 'row')} fit no topic, and there is no room for another topic; "
+                "raise --most"
+            )
+            return None
+        more, searched = self._proposed(others, is_certain=False)
         found = self._merged([topics, *more], is_certain=False) if more else topics
         if {topic.label for topic in found} == {topic.label for topic in topics}:
             self.notes.append(f"{counted(len(others), 'held-out row')} without a topic have no new one in common")
             return None
+        self._seen += answered - len(others) + searched  # rows with a topic, and rows in which one was searched
         return self._defined(found, is_certain=False)
 
     def _shares(self, topics: Sequence[Topic], every: Sequence[tuple[Row, str]]) -> JsonDict:

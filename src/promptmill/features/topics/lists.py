@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from promptmill.core.values import JsonDict, JsonObject, composed, json_text
 from promptmill.core.wording import cut
+from promptmill.features.sources.finding import Text
 from promptmill.features.topics.drawn import Row
 
 OTHER = "other"
@@ -36,6 +37,7 @@ _IN_DEFINITIONS = 40
 _LIKELY_TOPICS = 8  # of a batch, for the estimate of costs
 _FORMULA = "=+-@ \t"  # the signs with which a spreadsheet's formulas begin
 _AROUND = " \t\r\n\"'`*_.,;:…\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"
+_BETWEEN_WORDS = re.compile(r"\s+|(?<=\S)[-\u2010\u2011](?=\S)")
 
 
 def _list_of(most: int, **fields: JsonDict) -> JsonDict:
@@ -67,8 +69,8 @@ and list their topics: the labels with which all records of the table will be la
 - A topic has a short label, of one to four words in the language of the question, that fits other records, too.
 - Name each topic once. A record may belong to several topics.
 - Records that do not answer the question have a topic of their own, which says so.
-- `records` has the ids of the records of the topic. `quote` has a few words that show it, copied exactly from one of \
-these records.
+- `records` has the numbers of the records of the topic, which are their `{number}`. `quote` has a few words that show \
+it, copied exactly from one of these records.
 
 Question, in which {{{{name}}}} stands for a field of the record:
 {prompt}
@@ -128,15 +130,21 @@ class Asked(NamedTuple):
 
 
 def key_of(label: str) -> str:
-    """Return what labels have in common that differ in case, signs or plural only.
+    """Return what labels have in common that differ in case, hyphens, punctuation or plural only.
+
+    Other signs are kept, because they tell labels apart: C, C++ and C#.
 
     >>> key_of("Delivery delays") == key_of("delivery-delay"), key_of("boss") == key_of("bosses")
     (True, True)
     """
-    return " ".join(_singular(word) for word in re.findall(r"\w+", composed(label).casefold())) or label
+    words = (word.strip(_AROUND) for word in _BETWEEN_WORDS.split(composed(label).casefold()))
+    return " ".join(_singular(word) for word in words if word) or label
 
 
 def _singular(word: str) -> str:
+    """Return the singular of an English word, and another word as it is."""
+    if not (word.isascii() and word.isalpha()):
+        return word
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and re.search(r"(?:s|x|z|ch|sh)es$", word):
@@ -150,12 +158,18 @@ def _label_of(text: str) -> str:
     return "" if key_of(label) == OTHER else label
 
 
-def quote_of(text: str, row: Row) -> str:
-    """Return the words of `text` as they are in the row, on one line; `""` if the row does not have them."""
-    words = " ".join(text.split())
-    inner = words if any(words in cell for cell in row.texts) else words.strip(_AROUND)
-    shown = _shortened(inner.lstrip(_FORMULA))
-    return shown if shown and any(shown in cell for cell in row.texts) else ""
+def _searched(row: Row) -> list[Text]:
+    """Return the cells of a row, as long as a request has them, for `quote_of`."""
+    return [Text(text[:_LONGEST_CELL]) for text in row.texts]
+
+
+def quote_of(text: str, cells: Sequence[Text]) -> str:
+    """Return the words of `text` as they are in a cell, on one line; `""` if no cell has them as whole words."""
+    for words in (text, text.strip(_AROUND)):
+        for cell in cells:
+            if (span := cell.find(words)) is not None:
+                return _shortened(cell.text[span.start : span.end].lstrip(_FORMULA))
+    return ""
 
 
 def beginning_of(row: Row) -> str:
@@ -192,7 +206,7 @@ def batches(rows: Sequence[Row]) -> list[list[Row]]:
     """Divide rows into batches, each for one request."""
     found, size = list[list[Row]](), 0
     for row in rows:
-        length = len(_record(1, row))
+        length = len(_record("id", 1, row))
         if not found or len(found[-1]) >= _IN_BATCH or size + length > _LONGEST_BATCH:
             found.append([])
             size = 0
@@ -201,33 +215,42 @@ def batches(rows: Sequence[Row]) -> list[list[Row]]:
     return found
 
 
-def _record(number: int, row: Row) -> str:
-    """Return a row as a line of JSON, whose long cells are cut."""
+def _record(name: str, number: int, row: Row) -> str:
+    """Return a row as a line of JSON, whose long cells are cut, with its number under `name`."""
     cells = {name: cut(text, _LONGEST_CELL) for name, text in zip(row.cells, row.texts, strict=True)}
-    return json_text({"id" if "id" not in cells else "record_id": number, **cells})
+    return json_text({name: number, **cells})
+
+
+def _number_name(batch: Sequence[Row]) -> str:
+    """Return the name of a record's number: `id`, `record_id` or a longer one, which no cell has."""
+    name, used = "id", {name for row in batch for name in row.cells}
+    while name in used:
+        name = f"record_{name}"
+    return name
 
 
 def proposal(prompt: str, batch: Sequence[Row]) -> Asked:
-    """Return the request for the topics of a batch of rows. A record's id is its place in the batch, from 1."""
-    records = "\n".join(_record(number, row) for number, row in enumerate(batch, 1))
+    """Return the request for the topics of a batch of rows. A record's number is its place in the batch, from 1."""
+    name = _number_name(batch)
+    records = "\n".join(_record(name, number, row) for number, row in enumerate(batch, 1))
     likely = [
         {"label": f"a likely topic {batch[0].number}/{n}", "records": [1, 2, 3], "quote": "a few words of a record"}
         for n in range(_LIKELY_TOPICS)
     ]
-    text = _PROPOSAL.format(count=len(batch), prompt=prompt, records=records)
+    text = _PROPOSAL.format(count=len(batch), number=name, prompt=prompt, records=records)
     return Asked(text, _PROPOSED, {"topics": likely})
 
 
 def proposed(batch: Sequence[Row], reply: JsonObject) -> list[Topic]:
     """Return the topics in a reply to `proposal`, with those quotes that are in a row of the batch."""
-    found = []
+    found, cells = [], [_searched(row) for row in batch]
     for each in reply["topics"]:
-        rows = [batch[n - 1] for n in dict.fromkeys(each["records"]) if 1 <= n <= len(batch)]
-        others = [row for row in batch if row not in rows]
-        quotes = ((row, quote_of(each["quote"], row)) for row in (*rows, *others))
-        quote = [Quote(row.number, text) for row, text in quotes if text][:1]
+        named = [n for n in dict.fromkeys(n - 1 for n in each["records"]) if 0 <= n < len(batch)]
+        others = [n for n in range(len(batch)) if n not in named]
+        quotes = ((n, quote_of(each["quote"], cells[n])) for n in (*named, *others))
+        quote = next(([Quote(batch[n].number, text)] for n, text in quotes if text), [])
         if label := _label_of(each["label"]):
-            found.append(Topic(label, max(1, len(rows)), quote))
+            found.append(Topic(label, max(1, len(named)), quote))
     return united(found)
 
 
@@ -299,6 +322,11 @@ def definitions(prompt: str, topics: Sequence[Topic]) -> list[Asked]:
 
 
 def defined(topics: Sequence[Topic], replies: Sequence[JsonObject]) -> list[Topic]:
-    """Return topics with the definitions in the replies to `definitions`; a missing one is `""`."""
-    known = {each["id"]: " ".join(each["definition"].split()) for reply in replies for each in reply["topics"]}
+    """Return topics with the definitions in the replies to `definitions`, which begin no formula; a missing one is
+    `""`."""
+    known = {
+        each["id"]: " ".join(each["definition"].split()).lstrip(_FORMULA)
+        for reply in replies
+        for each in reply["topics"]
+    }
     return [replace(topic, definition=known.get(n, "")) for n, topic in enumerate(topics, 1)]

@@ -11,17 +11,33 @@ import orjson
 from promptmill.answering.prices import cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import config_error
+from promptmill.core.request import APPLIED_NAMES
 from promptmill.core.values import JsonDict
 from promptmill.features.topics.drawn import Row
 from promptmill.features.topics.finding import Step
 from promptmill.features.topics.lists import OTHER, SYSTEM, Asked
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.folder import Folder
 
 Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""
 _LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
 _BYTES_PER_TOKEN = 3  # of JSON, as for likely lengths
+_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "reasoning"})  # parameters of the answers' form
+_ALONE = {"n": 1, "together": 1}  # values that change nothing
+
+
+def check_form(plan: ResolvedConfig) -> None:
+    """Raise `PromptmillError` (`invalid_config`) for a parameter that would give the answers of all steps another
+    number or form, such as `n`, `quote`, `web` or `together`."""
+    for name in _REFUSED:
+        value = getattr(plan.settings.sampling_params, name, None)
+        if value and value != _ALONE.get(name):
+            key = plan.key(f"sampling_params.{name}")
+            raise config_error(key, "a search for topics decides itself about the form of answers; set it to null.")
 
 
 def longest_of(plan: ResolvedConfig, max_cost: float | None, most: int) -> int | None:
@@ -54,24 +70,31 @@ def _rows_of(asked: Sequence[Asked]) -> list[JsonDict]:
     return [{"request": each.text} for each in asked]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TopicJobs:
     """An `Asker` whose answers come from a series of jobs."""
 
     series: JobSeries
     model: Callable[[Form], StepModel]
     questions: Questions
+    error: str = ""
+    """See `Asker.error`."""
 
     def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
         """Return the replies, see `Asker.replies`."""
         model = self.model(asked[0].schema)
         folder = self.series.run(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
-        return [orjson.loads(text) if text else None for text in answers_in(folder, len(asked))[0]]
+        return [orjson.loads(text) if text else None for text in self._answers(folder, len(asked))]
 
     def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
         """Return the labels, see `Asker.labels`."""
         options, cells = self.questions.of_labels(labels), [row.cells for row in rows]
-        return answers_in(self.series.run(_job_of(step), cells, options, self.model(labels)), len(rows))[0]
+        return self._answers(self.series.run(_job_of(step), cells, options, self.model(labels)), len(rows))
+
+    def _answers(self, folder: Folder, rows: int) -> list[str]:
+        with folder.reading() as store:
+            self.error = next((record.text for record in statistics.failures(store, 1)), "")
+        return answers_in(folder, rows)[0]
 
 
 def _job_of(step: Step) -> str:
@@ -92,6 +115,8 @@ class TopicEstimate:
     """For each step its words, whether it is certain, its requests, and its likely and highest cost; None without."""
     unpriced: list[str] = field(default_factory=list)
     """The models without a known price."""
+    error: str = ""
+    """See `Asker.error`; no step has one."""
 
     def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
         """Return likely replies."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.drawn import Drawn
 from promptmill.features.topics.finding import Finding
 from promptmill.features.topics.lists import QUOTES
-from promptmill.features.topics.topic_jobs import Form, Questions, TopicJobs, longest_of
+from promptmill.features.topics.topic_jobs import Form, Questions, TopicJobs, check_form, longest_of
 from promptmill.jobs import disk, format_table
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.inputs.any_format import objects_in
@@ -162,6 +163,7 @@ def topics(
             check_target(target, None if not isinstance(rows, str | Path) else home_expanded(rows))
         max_cost = given.get("max_cost")
         configuration = decided(configuration_of(given))
+        check_form(configuration.plan)
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
         watch = watch_of(show=options.get("progress"))
         limit = longest_of(configuration.plan, max_cost, most)
@@ -178,7 +180,7 @@ def topics(
 
             def run(job: OpenJob) -> None:
                 if target is not None:
-                    check_free(target, series, job, overwrite=overwrite)
+                    check_free(target, folders, job, overwrite=overwrite)
                 runtime.run_anywhere(run_job(job, its, watch))
 
             return StepModel(its, run)
@@ -222,12 +224,12 @@ def check_target(target: Path, source: Path | None) -> None:
         raise input_error("Input and output are the same file; name another output.")
 
 
-def check_free(target: Path, series: JobSeries, job: OpenJob, *, overwrite: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) before the first request if another file would be replaced.
+def check_free(target: Path, folders: JobFolders, job: OpenJob, *, overwrite: bool) -> None:
+    """Raise `PromptmillError` (`invalid_input`) before the first request of a step if another file would be replaced.
 
-    A search that was begun may have written the file itself.
+    A search all of whose jobs are there may have written the file itself; one with a new job has not.
     """
-    is_new = not series.spent and not series.folders.of(job.order.output).path.exists()
+    is_new = not folders.of(job.order.output).path.exists()
     if is_new and target.exists() and not overwrite:
         raise input_error(f"{target} exists; name another file", Named("overwrite", text="; {} replaces it"), ".")
 
@@ -245,9 +247,13 @@ def write(target: Path, figures: JsonObject, *, overwrite: bool) -> None:
                 Named("overwrite", text="; {} replaces it"),
                 ". The answers are kept: the same search pays for nothing again.",
             )
-        beside = target.with_name(f"{target.name}.new")
-        beside.write_bytes(content)
-        disk.replace(beside, target)
+        beside = target.with_name(f".promptmill-{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(disk.created(beside, disk.PUBLIC_FILE), "wb") as file:
+                file.write(content)
+            disk.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
 
