@@ -152,7 +152,7 @@ def request_digest(request: Request, *context: Any) -> bytes:
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
     asked = (
         *(request.conversation.as_messages(), request.sampling.given(), extra, request.path, request.choice),
-        request.fields,  # an answer may have places in them
+        request.fields and [*request.fields],  # an answer may have places in them
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
     for value in context:

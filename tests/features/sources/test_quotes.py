@@ -153,6 +153,9 @@ def test_equal_prompts_of_other_columns_have_their_own_places(bench, upstream):
     bench.succeed(*asked, "--temperature", "0", "--set", f"cache={bench.path / 'cache'}")
     assert [json.loads(row["sources"])["about"]["column"] for row in table(bench)] == ["b", "a"]
     assert len(upstream.seen) == 2
+    bench.succeed(*asked, "--temperature", "0", "--set", f"cache={bench.path / 'cache'}", "--again", "all")
+    assert [json.loads(row["sources"])["about"]["column"] for row in table(bench)] == ["b", "a"]
+    assert len(upstream.seen) == 2, "the cache has both"
 
 
 def test_a_choice_without_its_quote_is_counted(bench, replying):
