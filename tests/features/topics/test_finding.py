@@ -129,7 +129,7 @@ def test_a_full_list_has_no_room_for_topics_of_other_rows():
     asker = Asker()
     found = found_in(table(5000), asker, most=1)
     assert asker.steps == ["lists", "merged", "defined", "labels", "labels"]
-    assert "of 200 rows fit no topic, and there is no room for another topic; raise --most" in found["notes"][-1]
+    assert "of 200 rows fit no topic, and there is no room for another topic; allow more topics" in found["notes"][-1]
     assert not any("in common" in note for note in found["notes"])
 
 

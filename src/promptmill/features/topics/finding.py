@@ -243,7 +243,7 @@ class Finding:
         if len(topics) >= self.most and not self.is_estimate:
             self.notes.append(
                 f"{len(others):,} of {counted(answered, 'row')} fit no topic, and there is no room for another topic; "
-                "raise --most"
+                "allow more topics"
             )
             return None
         more, searched = self._proposed(others, is_certain=False)
