@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import TICKS, Spent, Usage
+from promptmill.backends.protocol import SEARCHING_MODEL, TICKS, Spent, Usage
 from promptmill.config import resolved_config
 from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request
@@ -387,7 +387,7 @@ def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bo
 _SEARCHES_OF_A_TOOL = re.compile(r"(?i)^(?!tool_search).*(?:search|fetch|url_?context)")
 _WEB_SEARCH = re.compile(r"(?i)(?:web|google)_?search")
 _PREVIEW = "web_search_preview"  # at OpenAI, its price depends on the model, and is another than that of `web_search`
-_SEARCHES_OF_A_MODEL = re.compile(r"-search-(?:preview|api)|:online$|(?:^|/)sonar")
+_SEARCHES_OF_A_MODEL = re.compile(rf"{SEARCHING_MODEL}|:online$|(?:^|/)sonar")
 _SEARCHES_OF_A_BODY = ("web_search_options", "search_parameters", "enable_search")
 
 

@@ -35,6 +35,9 @@ DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds of duration histograms, from OpenTelemetry's conventions for generative models."""
 
 
+SEARCHING_MODEL = r"-search-(?:preview|api)"
+"""The pattern of OpenAI's models that search the web for each chat completion, without a count in `Usage.searches`;
+others refuse `web_search_options`."""
 TICKS = 10**10
 """The ticks of a US dollar, in which costs are whole numbers, as xAI's are."""
 
@@ -122,7 +125,7 @@ class Completion:
     shared: int = 0
     """The number of `attempts` that were requests of another item, so that their sum counts each request once."""
     sources: Sources = None
-    """Where the values of the answer stand, see `core.sources`."""
+    """The places of the answer's values, see `core.sources`."""
     vectors: tuple[bytes, ...] = ()
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
 

@@ -8,7 +8,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -231,6 +231,19 @@ def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configu
     options_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     sets = [word for value in arguments.set for word in ("--set", value)]
     return remembered_command(["bulk", *words, *options_, *sets], configuration)
+
+
+def passed_on(given: Sequence[str], own: Container[str], switches: Container[str]) -> list[str]:
+    """Return the words of a command that another one takes, too. `own`: the command's own options with a value;
+    `switches`: those without."""
+    kept, words = list[str](), iter(given)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in own:
+            _ = None if equals else next(words, None)
+        elif word not in switches:
+            kept.append(word)
+    return kept
 
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:

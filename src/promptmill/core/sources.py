@@ -1,4 +1,4 @@
-"""Sources: where the values of an answer stand.
+"""Sources: the places of the values of an answer.
 
     answer    {"number": "R-7",             "items": [{"item": "screws"}, {"item": "nails"}]}
     sources   {"number": {"quote": …},      "items": [{"quote": …},       {"quote": …}]}
@@ -19,10 +19,10 @@ Sources: TypeAlias = Any
 
 
 class Source(TypedDict, total=False):
-    """Where a value stands: the words that say it and their place, or a page of the web."""
+    """The place of a value: the words that state it, or a page of the web."""
 
     quote: str
-    """The words, as they stand in the text."""
+    """The words, copied from the text."""
     is_missing: bool
     """Set if `quote` is not in the text, or empty: then the value has no source."""
     column: str
@@ -35,6 +35,15 @@ class Source(TypedDict, total=False):
     """The number of the page, from 1, in a text with pages."""
     url: str
     title: str
+
+
+PAGE = "\f"
+"""The character that ends a page in a text."""
+
+
+def with_page(source: Source, text: str) -> Source:
+    """Return a source with its place in `text`, and with its page if the text has pages."""
+    return {**source, "page": 1 + text.count(PAGE, 0, source["start"])} if PAGE in text else source
 
 
 def leaves(sources: Sources) -> Iterator[tuple[str, Source]]:

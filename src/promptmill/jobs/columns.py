@@ -21,7 +21,7 @@ from promptmill.jobs.store.records import Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 SOURCES = "sources"
-"""The column for where the values of the answer stand, see `core.sources`."""
+"""The column for the places of the answer's values, see `core.sources`."""
 EXTRA_FIELDS = (
     *("answers", SOURCES, "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed"),
 )

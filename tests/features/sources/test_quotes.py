@@ -13,7 +13,7 @@ import promptmill
 from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Facts
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import Sampling, conversation_from_prompt
+from promptmill.core.request import Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.core.sources import leaves
 from promptmill.features.sources.quoted_form import QuotedForm
 from promptmill.jobs.inputs.any_format import objects_in
@@ -314,6 +314,32 @@ async def test_a_call_without_a_schema_has_no_quotes(upstream, closing):
     assert not upstream.seen
 
 
+async def test_a_schema_that_cannot_be_quoted_fails_its_request_alone(upstream, closing):
+    service = closing(Service(openai_configuration(upstream.url)))
+    schema = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    item = conversation_from_prompt(INVOICE, "a prompt")
+    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    assert "refers to itself as a whole" in found.error.message
+    assert not upstream.seen
+
+
+async def test_instructions_of_a_developer_are_no_text(upstream, closing):
+    upstream.reply = answer(json.dumps(READ))
+    service = closing(Service(openai_configuration(upstream.url)))
+    schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": "number"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    said = [{"role": "developer", "content": INVOICE}, {"role": "user", "content": "EUR 12.50"}]
+    item = conversation_from_messages(said, "a prompt")
+    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    assert {name: its.get("is_missing", False) for name, its in leaves(found.sources)} == {
+        "number": True,
+        "total": False,
+    }
+
+
 def test_python_has_the_sources(bench, replying, upstream):
     replying({INVOICE: READ})
     result = promptmill.bulk(
@@ -348,7 +374,6 @@ def test_a_reply_is_divided_by_its_schema(schema, reply, value):
     whole = {"type": "object", **schema}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": whole}}
     form = QuotedForm.of(Sampling(response_format=wanted))
-    assert form is not None
     found = form.answer(f"So: {json.dumps(reply)} .", lambda quote, value: None)
     assert found is not None
     assert found[0].startswith("So: ")
@@ -357,9 +382,7 @@ def test_a_reply_is_divided_by_its_schema(schema, reply, value):
 
 def _form_of(**schema: Any) -> QuotedForm:
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", **schema}}}
-    form = QuotedForm.of(Sampling(response_format=wanted))
-    assert form is not None
-    return form
+    return QuotedForm.of(Sampling(response_format=wanted))
 
 
 def test_an_object_that_may_be_null_may_still_be_null():

@@ -36,7 +36,7 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
-from promptmill.backends.protocol import NO_USAGE, TICKS, Completion, Usage
+from promptmill.backends.protocol import NO_USAGE, SEARCHING_MODEL, TICKS, Completion, Usage
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SEARCHED, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.core.values import JsonDict, JsonObject
@@ -59,8 +59,7 @@ _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # object or list. Small bodies cannot contain many values.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
-# Models of OpenAI that search the web for every request, without a count in the reply.
-_ALWAYS_SEARCHES = re.compile(r"-search-(?:preview|api)")
+_ALWAYS_SEARCHES = re.compile(SEARCHING_MODEL)
 _OF_OPENAI = frozenset({"openai", "azure"})
 
 

@@ -132,7 +132,7 @@ class _Table:
         self.spec, self._shown, self._answers = spec, ShownRows(spec, rule), AnswerValues(spec, _extra(store))
         names = self._answers.names
         self._parts = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
-        self._marks = list(dict.fromkeys((*spec.plan.fields, *({SOURCES} & names.keys()))))
+        self._marks = [key for key in names if key == SOURCES or key in spec.plan.fields]
         self.rows = PageRows()
         names_of_rows = (name for row in store.row_page(0) for name in self._shown.own(row))
         own = [name for name in dict.fromkeys(names_of_rows) if name != LEFT_OUT]

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.core.request import Message
-from promptmill.core.sources import Source
+from promptmill.core.sources import PAGE, Source, with_page
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
 
 ANY = "Answer from this part alone."
 FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 """A field of a row in a prompt."""
-PAGE = "\f"
-"""The character that ends a page, see `jobs.inputs.whole_files`."""
 _MOST_WORDS = 30  # words of a text that are searched for
 _OTHER_WORDS = ", in other words"
 _LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
@@ -66,8 +64,7 @@ class Document(NamedTuple):
         if "start" not in source:
             return source
         start, end = source["start"] + piece.start, source["end"] + piece.start
-        page = Source(page=1 + self.text.count(PAGE, 0, start)) if PAGE in self.text else Source()
-        return {**source, "start": start, "end": end, **page}
+        return with_page({**source, "start": start, "end": end}, self.text)
 
     def message(self, piece: Piece, only: str) -> str:
         """Return the message about a piece, which names its place. `only`: a sentence about the answer."""

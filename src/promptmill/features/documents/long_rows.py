@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -221,6 +221,12 @@ class Reading:
     replaces: int | None
     sent: list[Outcome]
     """The outcomes of all requests of the row, and of the stored answers that were reused."""
+    column: int | None = field(init=False)
+    """The place of the document among the fields of the row; None if it is no field."""
+
+    def __post_init__(self) -> None:
+        texts, whole = self.request.fields.texts if self.request.fields else (), self.document.text
+        self.column = texts.index(whole) if whole in texts else None
 
     @property
     def schema(self) -> JsonObject | None:
@@ -296,17 +302,9 @@ class Reading:
         self.sent.append(answer)
         return answer
 
-    @property
-    def _column(self) -> int | None:
-        """The place of the document among the fields of the row; None if it is no field."""
-        fields = self.request.fields
-        return (
-            None if fields is None or self.document.text not in fields.texts else fields.texts.index(self.document.text)
-        )
-
     def _fields_of(self, text: str) -> Fields:
         """Return the fields of a request about a piece with this text."""
-        if (at := self._column) is None or (fields := self.request.fields) is None:
+        if (at := self.column) is None or (fields := self.request.fields) is None:
             return Fields(("", "", ""), (text,))
         return Fields(fields.parts, (*fields.texts[:at], text, *fields.texts[at + 1 :]))
 
@@ -404,7 +402,7 @@ class Reading:
             return None
         if not isinstance(sources.get("quote"), str):
             return {name: self._moved(each, piece) for name, each in sources.items()}
-        at, fields = self._column, self.request.fields
+        at, fields = self.column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
         return self.document.moved(cast("Source", sources), piece) if sources.get("column", "") == name else sources
 

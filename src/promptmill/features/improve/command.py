@@ -13,7 +13,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import StoppedError, remembered_step, run_step, stopped
+from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run_step, stopped
 from promptmill.cli.options import add_shared, configuration_of, system_prompt_of, text_of
 from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, columns, say
@@ -157,12 +157,6 @@ def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tupl
 
 def _bulk_command(arguments: argparse.Namespace, target: str) -> list[str]:
     """Return a command that labels the rows with the prompt in `target`."""
-    kept, given = list[str](), iter(arguments.given[1:])
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if name in _OWN:
-            _ = None if equals else next(given, None)
-        elif word not in _OWN_FLAGS:
-            kept.append(word)
+    kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
     kept.remove(arguments.input)
     return ["bulk", arguments.input, "labels.csv", "--prompt-file", target, *kept]

@@ -83,7 +83,7 @@ class JobTable:
         self._image_columns = image_columns(spec)
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
-        self._marks = list(dict.fromkeys((*spec.plan.fields, *({SOURCES} & names.keys()))))
+        self._marks = [key for key in names if key == SOURCES or key in spec.plan.fields]
         self._figures = [key for key in names if key in EXTRA_FIELDS and key not in {"logprobs", SOURCES}]
         shown = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),

@@ -15,6 +15,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from promptmill.core.bounds import MOST_PLACES
+
 _HYPHEN = re.compile(r"[-\u2010](?=[ \t]*\r?\n)")
 """A hyphen at the end of a line. In its word, it is left out or kept."""
 _SOFT = "\u00ad"
@@ -25,7 +27,7 @@ _ALIKE = {
     "\u30fb": "\u00b7",
 }
 _AT_ENDS = " \t\r\n\f.,;:'\"\u2026\u3002\u3001\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u300c\u300d"
-"""What a model adds around a quote, or leaves out."""
+"""Characters that a model adds around a quote, or leaves out."""
 _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af"
     r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
@@ -33,7 +35,6 @@ _UNSPACED = re.compile(
 """A letter of a script in which words are not separated, or have endings that are not part of a quote."""
 _LETTER = re.compile(r".[\u0300-\u036f\u3099\u309a]*", re.DOTALL)
 """A character with its accents."""
-_MOST_PLACES = 1000  # of a quote that are looked at, as each may begin within a word
 _IN_NUMBERS = ".,'\u2019\u00a0\u202f"
 _MINUS = "-\u2212"
 
@@ -68,7 +69,7 @@ class Text:
 
     def _exact(self, words: str, start: int) -> Iterator[Span]:
         at = self.text.find(words, start)
-        for _ in range(_MOST_PLACES):
+        for _ in range(MOST_PLACES):
             if at < 0:
                 break
             if self._is_whole(span := Span(at, at + len(words))):
@@ -79,7 +80,7 @@ class Text:
         wanted, numbers = _fold(words), _numbers(words)
         for form in self._forms if wanted else ():
             at = form.folded.find(wanted)
-            for _ in range(_MOST_PLACES):
+            for _ in range(MOST_PLACES):
                 if at < 0:
                     break
                 span = form.origin(at, at + len(wanted))
@@ -163,7 +164,7 @@ def _is_within(text: str, at: int) -> bool:
     before, after = text[at - 1], text[at]
     if before.isdecimal() and after.isdecimal():
         return True
-    if before.isalpha() and after.isalpha() and not before.isspace():
+    if before.isalpha() and after.isalpha():
         return not (_UNSPACED.match(before) or _UNSPACED.match(after))
     if unicodedata.combining(after):
         return True

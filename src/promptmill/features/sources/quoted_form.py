@@ -49,15 +49,17 @@ class QuotedForm:
     """Whether an answer is one of the request's choices, and not JSON."""
 
     @classmethod
-    def of(cls, sampling: Sampling) -> QuotedForm | None:
-        """Return the form; None for parameters without a schema or choices."""
+    def of(cls, sampling: Sampling) -> QuotedForm:
+        """Return the form. Raises `PromptmillError` (`invalid_input`) for parameters without a schema or choices, and
+        for a schema that cannot become part of another."""
         if sampling.choices is not None:
             schema: JsonObject | None = {"type": "string", "enum": [*sampling.choices]}
         else:
             wanted = sampling.response_format
             schema = schema_of(wanted) if wanted and wanted.get("type") == "json_schema" else None
         if schema is None:
-            return None
+            names = (Named("fields"), ", a ", Named("schema"), " or ", Named("choices"))
+            raise input_error(Named("quote"), " needs answers with ", *names, ".")
         if any(_is_of_root(node) for node in nested(schema)):
             raise input_error(Named("quote"), " cannot take a schema that refers to itself as a whole, by `#`.")
         changed, parts = _quoted(schema, schema, frozenset())
@@ -83,16 +85,17 @@ def _quoted(schema: JsonObject, whole: JsonObject, open_: frozenset[str]) -> tup
     own, references = resolved(schema, whole), _references(schema)
     kind, fields = kind_of(own, whole), own.get("properties")
     kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
-    changed, parts = None, "value"  # type: tuple[JsonDict | None, Parts]
+    changed: JsonDict
+    parts: Parts
     if kind == "object" and isinstance(fields, Mapping) and fields and _is_plain(own) and not references & open_:
         inner = {str(name): _quoted(each, whole, open_ | references) for name, each in fields.items()}
         changed = {**kept, "properties": {name: each for name, (each, _) in inner.items()}}
         parts = {name: its for name, (_, its) in inner.items()}
     elif kind == "array" and isinstance(own.get("items"), Mapping) and _is_plain(own):
         changed, parts = {**kept, "items": _with_quote(own["items"])}, "list"
-    if changed is None:
+    else:
         return _with_quote({name: value for name, value in schema.items() if name not in _DEFINITIONS}), "value"
-    if {"type": "null"} in [one for name in ("anyOf", "oneOf") for one in _list_in(schema, name)]:
+    if {"type": "null"} in (*_list_in(schema, "anyOf"), *_list_in(schema, "oneOf")):
         changed = {"anyOf": [changed, {"type": "null"}]}
     return changed, parts
 

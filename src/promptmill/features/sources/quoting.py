@@ -15,19 +15,15 @@ from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_SEARCHED
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
-from promptmill.core.sources import Source
+from promptmill.core.sources import Source, with_page
 from promptmill.features.sources.finding import Text
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 
-_PAGE = "\f"
-"""The character that ends a page, see `jobs.inputs.whole_files`."""
 _SOON = 1 << 22
 """The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up."""
-_MOST = 1 << 30
-"""The most characters that are searched for the quotes of a reply, so that an endpoint cannot take hours with millions
-of quotes. The others count as missing."""
 
 
 class QuotedAnswers(Step):
@@ -41,16 +37,10 @@ class QuotedAnswers(Step):
         (`invalid_input`)."""
         del plan, by_batch
         step = cls()
-
-        def sent(request: Request) -> Sent:
-            if (form := step._form(request)) is None:
-                raise _no_form()
-            return Sent(_asking(request, form))
-
-        return sent
+        return lambda request: Sent(_asking(request, step._form(request)))
 
     def __init__(self) -> None:
-        self._forms: Made[QuotedForm | None] = {}
+        self._forms: Made[QuotedForm] = {}
 
     @classmethod
     async def of(cls, loading: Loading) -> QuotedAnswers:
@@ -65,12 +55,14 @@ class QuotedAnswers(Step):
         return self._quoted(request, call)
 
     async def _quoted(self, request: Request, call: Call) -> Outcome:
-        if (form := self._form(request)) is None:
-            return Failure(_no_form(), request.attempts, concerns_all=True)
+        try:
+            form = self._form(request)
+            if request.fields is None and request.is_filled:
+                raise _no_fields()
+        except PromptmillError as error:
+            return Failure(error, request.attempts, concerns_all=True)
         if request.conversation.images:
             return Failure(input_error("An image has no text in which a quote could be looked up."), request.attempts)
-        if request.fields is None and request.is_filled:
-            return Failure(_no_fields(), request.attempts, concerns_all=True)
         outcome = await self.following(_asking(request, form), call)
         if isinstance(outcome, Completion):
             outcome = as_text(outcome, request)
@@ -81,7 +73,7 @@ class QuotedAnswers(Step):
             return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
         return _with_sources(outcome, request, form, texts)
 
-    def _form(self, request: Request) -> QuotedForm | None:
+    def _form(self, request: Request) -> QuotedForm:
         return once(self._forms, lambda: QuotedForm.of(request.sampling), request.sampling)
 
 
@@ -97,17 +89,18 @@ class Texts:
     def __init__(self, columns: list[_Column]) -> None:
         self._columns = columns
         self.length = sum(len(column.text.text) for column in columns)
-        self._left = _MOST
+        self._left = MOST_SEARCHED
         self._ends: dict[tuple[str, str], int] = {}
         """By column and quote: where the last such quote ends, because equal items stand one after another."""
 
     @classmethod
     def of(cls, request: Request) -> Texts:
-        """Return the texts of a request: its fields or, without fields, its messages apart from the model's."""
+        """Return the texts of a request: its fields or, without fields, its messages apart from the model's and the
+        system's."""
         if request.fields is not None:
             named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
             return cls([_Column(name, Text(text)) for name, text in named.items()])
-        messages = [one for one in request.conversation.messages if one.role not in {"assistant", "system"}]
+        messages = [one for one in request.conversation.messages if one.role in {"user", "tool"}]
         return cls([_Column("", Text(text)) for text in Conversation(tuple(messages)).texts])
 
     def source(self, quote: str, value: Any) -> Source | None:
@@ -117,21 +110,19 @@ class Texts:
         for column in self._columns if self._left > 0 and quote.strip() else ():
             whole, known = column.text.text, (column.name, quote)
             start = self._ends.get(known, 0)
-            span = column.text.find(quote, start) or column.text.find(quote)
+            span = column.text.find(quote, start) or (column.text.find(quote) if start else None)
             self._left -= len(whole) if span is None else max(0, span.end - start)
             if span is not None:
                 self._ends[known] = span.end
                 found = Source(quote=whole[span.start : span.end], start=span.start, end=span.end)
                 if column.name:
                     found["column"] = column.name
-                if _PAGE in whole:
-                    found["page"] = 1 + whole.count(_PAGE, 0, span.start)
-                return found
+                return with_page(found, whole)
         return Source(quote=quote, is_missing=True)
 
 
 def _asking(request: Request, form: QuotedForm) -> Request:
-    """Return the request for an answer with quotes: its last message says what a quote is."""
+    """Return the request for an answer with quotes: its last message defines a quote."""
     *before, last = request.conversation.messages
     note = f"\n\n{NOTE}"
     content = (*last.content, TextPart(note)) if isinstance(last.content, tuple) else (last.content or "") + note
@@ -159,10 +150,4 @@ def _no_fields() -> PromptmillError:
         Named("quote"),
         " looks its quotes up in the columns of a prompt with plain places alone, such as {{text}}: make a column of "
         "what an expression computes.",
-    )
-
-
-def _no_form() -> PromptmillError:
-    return input_error(
-        Named("quote"), " needs answers with ", Named("fields"), ", a ", Named("schema"), " or ", Named("choices"), "."
     )

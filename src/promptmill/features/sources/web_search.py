@@ -13,7 +13,7 @@ from promptmill.answering.costs import unbounded_search
 from promptmill.answering.prices import has_web_search
 from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Failure, Outcome
+from promptmill.backends.protocol import SEARCHING_MODEL, Call, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.request import Made, Request, once
@@ -36,8 +36,7 @@ _SEARCHES: Mapping[tuple[str, str], JsonObject] = {
 tools-web-search; platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool; ai.google.dev/gemini-api/docs/
 google-search; openrouter.ai/docs/guides/features/server-tools; docs.perplexity.ai/docs/agent-api; docs.x.ai/developers/
 tools (its Live Search, `search_parameters`, answers 410)."""
-_OF_CHAT = re.compile(r"-search-(?:preview|api)")
-"""OpenAI's models that search in chat completions; others refuse `web_search_options`."""
+_OF_CHAT = re.compile(SEARCHING_MODEL)
 
 
 class WebSearch(Step):

@@ -13,7 +13,7 @@ import orjson
 from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import StoppedError, remembered_step, run_step, stopped
+from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run_step, stopped
 from promptmill.cli.options import add_shared, configuration_of, text_of
 from promptmill.cli.parser import Parser, amount, at_least_one, refuse
 from promptmill.cli.terminal import OK, columns, say
@@ -203,13 +203,7 @@ def _costs(found: JsonObject) -> str:
 
 def _bulk_command(arguments: argparse.Namespace, prompt: str) -> list[str]:
     """Return a command that labels all rows with the topics."""
-    kept, given = list[str](), iter(arguments.given[1:])
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if name in _OWN:
-            _ = None if equals else next(given, None)
-        elif word not in _OWN_FLAGS:
-            kept.append(word)
+    kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
     kept.remove(arguments.input)
     kept.remove(arguments.output)
     asked = ["--prompt", prompt] if arguments.prompt else ["--prompt-file", str(arguments.prompt_file)]

@@ -104,7 +104,7 @@ class Finding:
     is_estimate: bool = False
     """Whether all steps are taken, also the uncertain ones for which a list may have no room."""
     notes: list[str] = field(default_factory=list)
-    """What a user should know about the result."""
+    """Remarks for the user."""
     _seen: int = 0
     """The number of rows in which topics were searched."""
 

@@ -71,10 +71,8 @@ class JobSeries:
         left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
         lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
         owner = None if self.caller is None else self.caller.owner or None
-        shown, asked = (
-            Shown(command=[*model.command], reason=self.reason),
-            Rows(blocks=lines, name=name, owned_by=owner),
-        )
+        shown = Shown(command=[*model.command], reason=self.reason)
+        asked = Rows(blocks=lines, name=name, owned_by=owner)
         options = {**options, "max_cost": left}
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 

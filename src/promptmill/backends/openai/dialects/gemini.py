@@ -318,8 +318,8 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
 
 
 def _annotations(grounding: Any) -> list[JsonDict]:
-    """Return the citations of web pages: those that support a part of the text, in its order; without any, all. What
-    is not of the expected type is no citation."""
+    """Return the citations of web pages: those that support a part of the text, in its order; without any, all.
+    Values of other types are ignored."""
     if not isinstance(grounding, dict):
         return []
     chunks = dialect.listed(grounding, "groundingChunks")
