@@ -22,7 +22,8 @@ _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 _MOST_WORDS = 30  # words of a text that are searched for
 _OTHER_WORDS = ", in other words"
 _LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
-_NUMBER = re.compile(r"(?<![\w.,])\d++(?:[.,'\u2019\u00a0\u202f]\d++)*+(?!\w)")
+# without possessive groups, which Python 3.11.2 matches wrongly (python/cpython#106052)
+_NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,'\u2019\u00a0\u202f]\d+)*(?!\w|[.,'\u2019\u00a0\u202f]\d)")
 _WHOLE = re.compile(r"\d+|\d{1,3}(?:\D\d{3})+")
 
 

@@ -59,7 +59,8 @@ _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
 )
 _FIELDS = frozenset({"messages", "input", "model", *BESIDE, *PASSED_ON, *Sampling.model_fields})
-_PARAM = re.compile(r"(?:sampling_params\.)?+([a-z_]++(?:\[\d++\]|\.[a-z_]++)*+)(?=[:; ])")
+# without a possessive group around alternatives, which Python 3.11.2 matches wrongly (python/cpython#106052)
+_PARAM = re.compile(r"(?:sampling_params\.)?+([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
 
 
 @dataclass(eq=False)
