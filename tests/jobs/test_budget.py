@@ -261,6 +261,14 @@ def test_a_budget_that_reserves_too_much_for_short_answers_names_a_better_limit(
     assert found["max_cost"] == 1100
 
 
+def test_a_budget_with_a_model_of_unknown_price_pays_for_no_row(bench):
+    bench.prompts(2)
+    priced = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
+    ended = bench.fail(*priced, "--model", "test-model", "--model", "other")
+    assert "--max-cost: the price of other is not known; `models` of the configuration gives each" in ended
+    assert not bench.upstream.seen
+
+
 def test_a_budget_with_room_gives_no_advice(bench):
     bench.prompts(40)
     price = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
