@@ -27,6 +27,7 @@ def needs(feature: str, options: dict[str, Any], said: str) -> Any:
         needs("labels", {"certainty": 0.9}, "--certainty needs --sure MODEL"),
         needs("batches", {"poll": "1m"}, "--poll needs --batch."),
         needs("ray", {"num_gpus": 2}, "--num-gpus needs --ray ADDRESS."),
+        needs("sources", {"quote": True}, "--quote needs --schema, --fields or --choices."),
         ({"choices_many": True}, "--choices-many needs --choices."),
         ({"choices": ["a"], "schema": {"type": "object"}}, "--choices cannot be used with --schema; leave one of"),
         ({"choices": ["a"], "fields": "amount"}, "--choices cannot be used with --fields; "),

@@ -50,7 +50,8 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
 def _check_others(option: Option, present: Mapping[str, Any]) -> None:
     if option.needs and not any(other.field in present for other in option.needs):
         usable = [other for other in option.needs if not table.needs_hidden(other.field, "keyword")]
-        others = [word for other in usable for word in (" or ", other)][1:]
+        separators = ["", *[", "] * (len(usable) - 2), " or "]
+        others = [word for pair in zip(separators, usable, strict=False) for word in pair]
         raise input_error(Named(option.name), " needs ", *others, ".")
     for other in option.excludes:
         if other.name in present and other.applies(present):

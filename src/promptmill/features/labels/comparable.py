@@ -21,9 +21,8 @@ def check_comparable(config: ResolvedConfig, option: str, recall: Collection[str
     sampling = config.settings.sampling_params
     has_schema = sampling.response_format is not None and schema_of(sampling.response_format) is not None
     if sampling.choices is None and not has_schema:
-        raise input_error(
-            Named(option), " compares labels, so it needs ", Named("choices"), " or ", Named("schema"), "."
-        )
+        forms = Named("choices"), ", ", Named("fields"), " or ", Named("schema")
+        raise input_error(Named(option), " compares labels, so it needs ", *forms, ".")
     if (sampling.n or 1) > 1:
         raise input_error(Named(option), " cannot be used with ", Named("n"), "; leave one of them out.")
     for label in recall:
