@@ -48,10 +48,9 @@ def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty
 @pytest.mark.parametrize(
     ("order", "rows", "since", "resumed"),
     [
-        (PLAIN, "open", 2, True),
+        (PLAIN, "open", 2, False),  # a new round selects its rows, too
         (PLAIN, "again all", 2, True),
         (order_of("failed"), "open", 2, False),
-        (order_of("failed"), "open", 1, True),  # it is the order's own
         (order_of("failed"), "again failed", 1, True),
         (order_of("failed"), "again truncated", 2, True),
         (order_of("all"), "again failed", 2, False),
@@ -67,7 +66,7 @@ def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(order,
 
 
 def test_a_round_of_a_slot_that_the_job_has_no_more_is_not_resumed():
-    of_two = Round(1, "open", "", (0, 1))
+    of_two = Round(1, "again all", "", (0, 1))
     assert next_round(Situation(PLAIN, PLAIN.plan, [of_two], 1, 2, lambda _: True)) == of_two
     assert next_round(Situation(PLAIN, PLAIN.plan, [of_two], 1, 1, lambda _: True)) == Round(
         2, "open", "first", (0,), 1
@@ -116,7 +115,7 @@ def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store):
 
 
 @pytest.mark.parametrize(("again", "dedupe"), list(product(KINDS, (False, True))))
-def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(tmp_path, again, dedupe):
+def test_a_job_that_was_killed_goes_on_with_the_rows_that_are_left(tmp_path, again, dedupe):
     order, first = order_of(again, dedupe=dedupe), order_of(dedupe=dedupe)
 
     def begun(name: str) -> RoundsBench:
@@ -136,8 +135,11 @@ def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(tmp
         rest = planned[len(done) - 1][1][len(keys) :]
         assert (rows, keys + rest) == planned[len(done) - 1]
         ahead = [(rows, rest), *following] if rest else following
-        if again is None:  # repeated, it is a new order, which sends failures that may pass: the round is the same
-            resumed, ahead = resumed[: bool(rest)], ahead[: bool(rest)]
+        if again is None:  # repeated, it is a new order, which sends failures that may pass, but once
+            sent = [key for _, keys in resumed for key in keys]
+            assert len(set(sent)) == len(sent)
+            assert {*sent} - {*keys} == {*rest}
+            resumed = ahead = []
         if dedupe:  # a round may have only copies left
             resumed, ahead = ([each for each in both if each[1]] for both in (resumed, ahead))
         assert resumed == ahead

@@ -5,7 +5,7 @@
 `next_round` is a pure function of the database and the order, so after a kill the job computes the same next round. An
 order has these rounds, in this sequence; a round without rows is left out:
 
-1. the last round, if it was interrupted
+1. the last round, if it was interrupted and sent rows again; else round 4 has its rows
 2. the rows whose answers an earlier order awaits; the round has the way that collects these answers
 3. `again …`: the rows that the order explicitly sends again
 4. `first`: the rows without an answer, and failures of earlier runs that are retryable

@@ -27,7 +27,7 @@ from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.rounds import LIVE, Round
 from promptmill.jobs.store.shape import Shape, shape_in
 from promptmill.jobs.store.spec import LAST_TIME, InputSpec, Origin, OutputSpec
 from promptmill.jobs.store.stored import Question, Stored, Target, Variant
@@ -163,9 +163,11 @@ class Plan(OrderPart):
         yield first
 
     def resumes(self, last: Round) -> bool:
-        """Return whether an interrupted round is resumed. Otherwise, the next round is derived from the answers."""
-        del last
-        return True
+        """Return whether an interrupted round is resumed. Otherwise, the next round is derived from the answers.
+
+        For rows without an answer, a new round selects the same rows, and counts its failures as those of this run.
+        """
+        return last.rows != "open" or last.way != LIVE
 
     @property
     def option(self) -> str:
