@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.client import OUT
 from benchmarks.contestant import prompt
 from benchmarks.field import HOW_TO_INSTALL, Field, installed, timed_call
 from benchmarks.measure import Row, interleaved, ratio
@@ -33,7 +34,7 @@ async def images(field: Field, pairs: int) -> list[Row]:
     what = "CPU for 64 images of 2 MB / openai"
     if not installed("openai"):
         return [Row("images", what, float("nan"), None, detail=HOW_TO_INSTALL)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=OUT) as folder:  # the server reads files of its own folder alone
         paths = _make(Path(folder))
         prompts = [prompt(index) for index in range(_IMAGES)]
         async with (
