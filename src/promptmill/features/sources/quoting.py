@@ -19,8 +19,8 @@ from promptmill.core.bounds import MOST_SEARCHED
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
 from promptmill.core.sources import Source, with_page
-from promptmill.features.sources.finding import Text
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
+from promptmill.features.sources.searched_text import Text
 
 _SOON = 1 << 22
 """The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up."""
