@@ -128,6 +128,8 @@ class Completion:
     """The places of the answer's values, see `core.sources`."""
     vectors: tuple[bytes, ...] = ()
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
+    reply: str = ""
+    """The model's own words, if a step has made `text` of them; the model sees them when it is asked again."""
 
     @property
     def is_copy(self) -> bool:

@@ -18,7 +18,7 @@ from promptmill.core.sources import leaves
 from promptmill.features.sources.quoted_form import QuotedForm
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.service.service import Service
-from replies import answer, choose
+from replies import answer, choose, from_request
 
 ASKED = ("--prompt", "Read {{text}}", "--fields", "number,total:number?", "--quote")
 INVOICE = "Invoice R-7.\nTotal due: EUR 12.50"
@@ -169,6 +169,35 @@ def test_slips_in_a_reply_are_corrected(bench, replying, upstream):
     bench.succeed("--prompt", "Read {{text}}", "--fields", "number", "--quote")
     (row,) = table(bench)
     assert (row["number"], json.loads(row["sources"])["number"]["start"], len(upstream.seen)) == ("R-7", 0, 1)
+
+
+def test_a_model_sees_its_quotes_when_it_is_asked_again(bench, upstream):
+    wrong = json.dumps({**READ, "total": {"quote": "EUR 12.50", "value": "much"}})
+    upstream.reply = from_request(2, answer(json.dumps(READ)), answer(wrong))
+    bench.write([{"text": INVOICE}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed(*ASKED)
+    (row,) = table(bench)
+    assert (row["total"], json.loads(row["sources"])["total"]["start"]) == ("12.5", 24)
+    first, second = (seen.json["messages"] for seen in upstream.seen)
+    assert second[: len(first)] == first, "the beginning, with what a quote is, stays in the provider's cache"
+    said, complaint = second[len(first) :]
+    assert (said["role"], said["content"]) == ("assistant", wrong)
+    assert complaint["content"].startswith("This answer does not satisfy")
+
+
+async def test_a_complaint_is_no_text_of_the_row(upstream, closing):
+    made_up = {"number": {"quote": "the corrected JSON alone", "value": "R-8"}}
+    wrong, right = (json.dumps({**made_up, "total": {"quote": "", "value": value}}) for value in ("much", None))
+    upstream.reply = from_request(2, answer(right), answer(wrong))
+    service = closing(Service(openai_configuration(upstream.url)))
+    schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": ["number", "null"]}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    item = conversation_from_prompt(INVOICE, "a prompt")
+    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    assert "the corrected JSON alone" in upstream.seen[1].json["messages"][-1]["content"]
+    assert found.sources["number"] == {"quote": "the corrected JSON alone", "is_missing": True}
 
 
 def test_fields_may_have_the_names_of_a_quote(bench, replying):
