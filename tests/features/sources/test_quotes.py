@@ -19,6 +19,7 @@ from promptmill.features.sources.quoted_form import QuotedForm
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.service.service import Service
 from replies import answer, choose, from_request
+from tables import write_rows
 
 ASKED = ("--prompt", "Read {{text}}", "--fields", "number,total:number?", "--quote")
 INVOICE = "Invoice R-7.\nTotal due: EUR 12.50"
@@ -156,6 +157,35 @@ def test_equal_prompts_of_other_columns_have_their_own_places(bench, upstream):
     bench.succeed(*asked, "--temperature", "0", "--set", f"cache={bench.path / 'cache'}", "--again", "all")
     assert [json.loads(row["sources"])["about"]["column"] for row in table(bench)] == ["b", "a"]
     assert len(upstream.seen) == 2, "the cache has both"
+
+
+ROW = {"id": 1, "a": "so late", "b": "parcel x"}
+EDITED = [
+    ("the words move to another column", {**ROW, "a": "so late parcel", "b": "x"}, {"quote": "parcel"}),
+    ("they move within the column", {**ROW, "a": "so", "b": "late parcel x"}, {"quote": "parcel"}),
+    ("another column is edited", {**ROW, "id": 7}, {"quote": "parcel", "start": 0, "end": 6, "column": "b"}),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(("row", "source"), [case[1:] for case in EDITED], ids=[case[0] for case in EDITED])
+def test_an_answer_that_an_edited_row_keeps_has_no_place_of_another_text(bench, upstream, suffix, row, source):
+    upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
+    bench.input, bench.output = bench.path / f"in.{suffix}", bench.path / "out.jsonl"
+    for each in (ROW, row):
+        write_rows(bench.input, [each])
+        bench.succeed("--prompt", "{{a}} {{b}}", "--fields", "about", "--quote")
+    (found,) = objects_in(bench.output)
+    assert (found["sources"], len(upstream.seen)) == ({"about": source}, 1)
+
+
+def test_a_quote_has_no_place_in_a_column_with_another_name(bench, upstream):
+    upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
+    for name in "ab":
+        bench.write([{name: "late parcel"}])
+        bench.succeed("--prompt", f"{{{{{name}}}}}", "--fields", "about", "--quote")
+    (found,) = objects_in(bench.output)
+    assert (found["sources"], len(upstream.seen)) == ({"about": {"quote": "parcel"}}, 1)
 
 
 def test_a_choice_without_its_quote_is_counted(bench, replying):
