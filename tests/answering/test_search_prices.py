@@ -8,8 +8,9 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answering.costs import BudgetedAnswers, cost_of, most_of, worst_case
-from promptmill.answering.prices import Prices, Tiers, charge, may_search, price_of
+from promptmill.answering.prices import Prices, Tiers, charge, price_of
 from promptmill.backends.protocol import Call, Completion, Ledger, Usage
+from promptmill.backends.searches import may_search
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
@@ -70,28 +71,27 @@ def test_the_stated_cost_counts_for_a_request_that_may_search():
 
 
 @pytest.mark.parametrize(
-    ("model", "extra", "stated", "cost"),
+    ("extra", "usage", "cost"),
     [
-        ("m", {}, 0, 2.0),
-        ("m", {}, 260_000_000, 2.0),
-        ("m", WEB, 0, None),
-        ("m", WEB, 260_000_000, 0.026),
-        ("m:online", {}, 0, None),
-        ("m:online", {}, 260_000_000, 0.026),
+        ({}, {}, 2.0),
+        ({}, {"stated_cost": 260_000_000}, 2.0),
+        (WEB, {}, 2.0),
+        (WEB, {"searches": 1}, None),
+        (WEB, {"searches": 1, "stated_cost": 260_000_000}, 0.026),
+        (WEB, {"stated_cost": 260_000_000}, 0.026),
     ],
 )
-async def test_sources_are_a_search_only_if_the_request_may_search(model, extra, stated, cost):
-    plan, usage = plan_of("http://127.0.0.1:1/v1", model), Usage(1_000_000, 100_000, stated_cost=stated)
+async def test_a_search_without_a_price_costs_what_is_stated(extra, usage, cost):
+    plan, usage = plan_of("http://127.0.0.1:1/v1", "m"), Usage(1_000_000, 100_000, **usage)
     price = price_of(plan)
     assert price is not None
     step = BudgetedAnswers(plan, price, None)
     call = Call()
     step.enter(call)
-    sources: Any = [{"url": "https://example.org", "title": ""}]
 
     async def answer(request: Request, call: Call) -> Completion:
         del request, call
-        return Completion("a", "stop", usage, sources=sources, spent=((usage, ""), (usage, "")))
+        return Completion("a", "stop", usage, spent=((usage, ""), (usage, "")))
 
     outcome = await step.wrap(answer)(Request(0, PROMPT, Sampling(), extra), call)
     assert outcome.cost == (None if cost is None else pytest.approx(2 * cost))
@@ -197,4 +197,4 @@ def test_no_budget_is_promised_for_a_request_that_may_search(extra):
     ],
 )
 def test_a_function_of_the_caller_is_no_search(extra):
-    assert not may_search(extra, ["gpt-5-mini"])
+    assert not may_search(extra, "gpt-5-mini")

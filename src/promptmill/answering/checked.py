@@ -173,9 +173,10 @@ class CheckedAnswers(Step):
             if not left or not complaint.turn:
                 outcome = protocol.Failure(complaint.error, outcome.attempts, text=outcome.text)
                 break
-            said = Message("assistant", outcome.text[:LONGEST_ANSWER]), Message("user", complaint.turn)
+            answer = (outcome.reply or outcome.text)[:LONGEST_ANSWER]
+            said = Message("assistant", answer), Message("user", complaint.turn)
             conversation = Conversation((*asked.messages, *said))
-            request = request.changed(conversation=conversation, attempts=outcome.attempts)
+            request = request.changed(conversation=conversation, attempts=outcome.attempts, corrections=len(said))
             call.counts.asked_again += 1
             outcome = await self.following(request, call)
         return replace(outcome, latency_s=latency_s, **totals._asdict())

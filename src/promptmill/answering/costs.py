@@ -26,13 +26,13 @@ from promptmill.answering.prices import (
     Tiers,
     charge,
     list_of_prices,
-    may_search,
     price_of,
     tier_of,
 )
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage, billed
+from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
+from promptmill.backends.searches import may_search
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
@@ -99,7 +99,7 @@ class BudgetedAnswers(Step):
         if call.exchange is not None and self._price.batch is None:
             raise unknown_batch_price(self._plan)
         is_limited = self._budget is not None or call.ledger.budget is not None
-        if is_limited and may_search(self._plan.settings.extra_params, [self._model]):
+        if is_limited and may_search(self._plan.settings.extra_params, self._model):
             raise unbounded_search()
         call.counts.cost = call.counts.cost or 0.0
 
@@ -125,8 +125,7 @@ class BudgetedAnswers(Step):
         outcome = await self.following(request, call)
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
             return self._batched(outcome, request, call)
-        may = searches(request, self._model)
-        spent, unmetered = billed(_searched(outcome) if may else outcome)
+        spent, unmetered = billed(outcome)
         if unmetered and not unmetered_cost:
             call.warn(_UNKNOWN_USAGE)
         if request.conversation.has_audio or (request.extra and _wants_audio(request.extra)):
@@ -135,6 +134,7 @@ class BudgetedAnswers(Step):
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
+        may = may_search(request.extra, self._model)
         known = charge(spent, price, self._tiers(request, call), may_search=may)
         if known is None:
             call.warn(_UNKNOWN_SEARCHES)
@@ -426,7 +426,7 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
     estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
-        if (price := prices.of(request)) is None or searches(request, plan.model):
+        if (price := prices.of(request)) is None or may_search(request.extra, plan.model):
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
         usage = Usage(prompt // _BYTES_PER_TOKEN, lengths.of(request).tokens)
@@ -443,7 +443,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
     unknown price (`invalid_input`).
     """
     sampling, extra = request.sampling, request.extra
-    if searches(request, model):
+    if may_search(extra, model):
         raise unbounded_search()
     if request.path == "/responses" and _is_unbounded(extra):
         raise input_error(
@@ -470,22 +470,6 @@ def worst_case(request: Request, model: str = "") -> Usage:
         raise config_error("max_cost", *needs)
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
-
-
-def searches(request: Request, model: str) -> bool:
-    """Return whether the endpoint may search the web for a request, which goes to `model` unless it names others."""
-    extra = request.extra
-    return may_search(extra, [model, *resolved_config.named_models(extra)] if extra else [model])
-
-
-def _searched(outcome: Outcome) -> Outcome:
-    """Set one search for an answer with sources that has no count of them. The request allowed a search."""
-    if isinstance(outcome, Completion) and outcome.sources and not outcome.usage.searches:
-        outcome.usage = replace(outcome.usage, searches=1)
-        if outcome.spent:
-            *others, (usage, tier) = outcome.spent
-            outcome.spent = (*others, (replace(usage, searches=1), tier))
-    return outcome
 
 
 def _wants_audio(extra: JsonObject) -> bool:

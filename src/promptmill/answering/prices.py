@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import SEARCHING_MODEL, TICKS, Spent, Usage
+from promptmill.backends.protocol import TICKS, Spent, Usage
+from promptmill.backends.searches import tools_in
 from promptmill.config import resolved_config
 from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request
@@ -384,59 +385,8 @@ def charge(spent: Sequence[Spent], price: Price, tiers: Tiers, *, may_search: bo
     return cost
 
 
-_SEARCHES_OF_A_TOOL = re.compile(r"(?i)^(?!tool_search).*(?:search|fetch|url_?context)")
-_WEB_SEARCH = re.compile(r"(?i)(?:web|google)_?search")
 _PREVIEW = "web_search_preview"  # at OpenAI, its price depends on the model, and is another than that of `web_search`
-_SEARCHES_OF_A_MODEL = re.compile(rf"{SEARCHING_MODEL}|:online$|(?:^|/)sonar")
-_SEARCHES_OF_A_BODY = ("web_search_options", "search_parameters", "enable_search")
-
-
-def may_search(extra: JsonObject, models: Sequence[str]) -> bool:
-    """Return whether the endpoint may search the web or read pages for a request with these parameters, which goes to
-    one of `models`.
-
-    >>> may_search({"tools": [{"type": "web_search"}]}, []), may_search({"tools": [{"type": "function"}]}, [])
-    (True, False)
-    """
-    if any(_SEARCHES_OF_A_MODEL.search(model) for model in models):
-        return True
-    if not extra:
-        return False
-    return any(map(_SEARCHES_OF_A_TOOL.search, _tools_in(extra))) or has_web_search(extra)
-
-
-def has_web_search(extra: JsonObject) -> bool:
-    """Return whether these parameters ask for a search of the web; one of files, or the reading of a page, is none.
-
-    >>> has_web_search({"tools": [{"googleSearch": {}}]}), has_web_search({"tools": [{"type": "file_search"}]})
-    (True, False)
-    """
-    if any(extra.get(name) not in (None, False) for name in _SEARCHES_OF_A_BODY):
-        return True
-    is_plugin = any(plugin.get("id") == "web" for plugin in _objects(extra.get("plugins")))
-    return is_plugin or any(map(_WEB_SEARCH.search, _tools_in(extra)))
 
 
 def _has_preview(extra: JsonObject) -> bool:
-    return any(name.startswith(_PREVIEW) for name in _tools_in(extra))
-
-
-def _tools_in(extra: JsonObject) -> list[str]:
-    return [name for tool in _objects(extra.get("tools")) for name in _names_of(tool)]
-
-
-def _objects(listed: Any) -> list[JsonObject]:
-    return [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list | tuple) else []
-
-
-def _names_of(tool: JsonObject) -> list[str]:
-    """Return the names of a tool that the endpoint runs: its type, the name of Moonshot's built-in function, or the
-    field of Gemini's tools. A function of the caller has none."""
-    match tool:
-        case {"type": "builtin_function", "function": {"name": str(name)}}:
-            return [name]
-        case {"type": str(kind)}:
-            return [kind]
-        case {"input_schema": _} | {"function": _}:
-            return []
-    return [name for name in tool if isinstance(name, str) and name != "functionDeclarations"]
+    return any(name.startswith(_PREVIEW) for name in tools_in(extra))

@@ -35,9 +35,6 @@ DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds of duration histograms, from OpenTelemetry's conventions for generative models."""
 
 
-SEARCHING_MODEL = r"-search-(?:preview|api)"
-"""The pattern of OpenAI's models that search the web for each chat completion, without a count in `Usage.searches`;
-others refuse `web_search_options`."""
 TICKS = 10**10
 """The ticks of a US dollar, in which costs are whole numbers, as xAI's are."""
 
@@ -128,6 +125,8 @@ class Completion:
     """The places of the answer's values, see `core.sources`."""
     vectors: tuple[bytes, ...] = ()
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
+    reply: str = ""
+    """The model's own words, if a step has made `text` of them; the model sees them when it is asked again."""
 
     @property
     def is_copy(self) -> bool:

@@ -612,6 +612,8 @@ class Request:
     """Whether the prompt is a template, so that not all of its words are the row's. Set as `fields` is."""
     portion: Portion | None = None
     """The item's part of the request that it shares, if that request is answered by a batch."""
+    corrections: int = 0
+    """The number of messages at the end that ask again: each answer that was not accepted, and the complaint."""
 
     @property
     def texts(self) -> int:

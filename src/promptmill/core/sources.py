@@ -9,7 +9,7 @@ a place in words (`"page 3"`), or None. Citations of web pages are a list of sou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from typing_extensions import TypedDict
@@ -26,7 +26,8 @@ class Source(TypedDict, total=False):
     is_missing: bool
     """Set if `quote` is not in the text, or empty: then the value has no source."""
     column: str
-    """The column of the input with the text; absent if the text is no column."""
+    """The column of the input with the text; absent if the text is no column, or if the column has changed since: then
+    no place is known."""
     start: int
     """The number of the first character in the text, from 0."""
     end: int
@@ -57,3 +58,14 @@ def leaves(sources: Sources) -> Iterator[tuple[str, Source]]:
             yield name, at  # type: ignore[misc]  # a mapping with these fields
         elif isinstance(at, Mapping):
             waiting += [(f"{name}.{field}".strip("."), each) for field, each in reversed([*at.items()])]
+
+
+def changed(sources: Sources, change: Callable[[Source], Source]) -> Sources:
+    """Return sources with each quote changed."""
+    if isinstance(sources, list):
+        return [changed(each, change) for each in sources]
+    if not isinstance(sources, Mapping):
+        return sources
+    if isinstance(sources.get("quote"), str):
+        return change(sources)  # type: ignore[arg-type]  # a mapping with these fields
+    return {name: changed(each, change) for name, each in sources.items()}

@@ -17,7 +17,7 @@ from promptmill.backends.openai.citations import SEARCHING, without_marks
 from promptmill.backends.openai.dialects.anthropic import assemble
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, profile_of
-from promptmill.backends.openai.reply import read_other_response, read_response
+from promptmill.backends.openai.reply import Wanted, read_other_response, read_response
 from promptmill.backends.protocol import Call, Completion
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from web_searches import (
@@ -43,7 +43,7 @@ def read(body, dialect="openai", provider="", **options) -> Completion:
     profile = profile_of(provider) if provider else PLAIN
     endpoint = Endpoint("http://x/v1/chat/completions", "x", {}, (), profile, dialect=dialect)
     body = body if isinstance(body, bytes) else orjson.dumps(body)
-    found = read_response(200, CIMultiDict(), body, endpoint, **options)
+    found = read_response(200, CIMultiDict(), body, endpoint, Wanted(**options))
     assert isinstance(found, Completion), found
     return found
 
@@ -140,6 +140,31 @@ def test_a_server_that_names_documents_unasked_has_not_searched_and_its_text_sta
     assert read(says(text, citations=["doc-7.pdf"])).sources is None
     assert read(says("A[1]", citations=[FIRST]), provider="perplexity").usage.searches == 1
     assert frozenset(_SEARCHES) == SEARCHING, "those whose searches have a price"
+
+
+WEB = {"tools": [{"type": "web_search"}]}
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "searches"),
+    [("m", {}, 0), ("m", WEB, 1), ("m:online", {}, 1), ("m", {"models": ["sonar"]}, 1)],
+)
+@pytest.mark.parametrize("by_batch", [False, True])
+async def test_a_gateway_has_searched_if_the_request_allowed_it(upstream, model, extra, searches, by_batch):
+    whole = says("New[1][2], closed[3].", citations=[FIRST, FIRST, SECOND])
+    upstream.reply = sends(whole)
+
+    async def exchange(request: Request, body: Any) -> Reply:
+        assert await body(request)
+        return Reply("row-1", 200, orjson.dumps(whole))
+
+    async with opened(upstream.url, model_name=model) as backend:
+        call = Call(exchange=exchange) if by_batch else None
+        (answer,) = (await ask(backend, ["a"], call, ListSource(["a"], extra=extra))).outcomes
+    assert isinstance(answer, Completion)
+    assert [source["url"] for source in answer.sources] == [FIRST, SECOND]
+    assert answer.usage.searches == searches
+    assert answer.text == ("New[1][1], closed[2]." if searches else "New[1][2], closed[3].")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
     bomb = HttpResponse(200, Headers({}), gzip.compress(bytes(LARGEST_BODY + 1)), encoding=b"gzip")
     tracemalloc.start()
     try:
-        found = [answer_in(bomb, ENDPOINT, keep_raw=False, inline=False) for _ in range(3)]
+        found = [answer_in(bomb, ENDPOINT) for _ in range(3)]
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -216,7 +216,7 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     response = HttpResponse(200, Headers({b"content-type": b"text/event-stream"}), body)
-    answer = answer_in(response, ENDPOINT, keep_raw=False, inline=False)
+    answer = answer_in(response, ENDPOINT)
     assert isinstance(answer, Completion)
     for growing in shown:
         assert answer.text.startswith(growing.text)

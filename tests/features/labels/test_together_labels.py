@@ -95,7 +95,7 @@ def test_the_model_answers_all_rows_together_and_a_sample_alone(bench, upstream,
     assert found["together"]["requests"] == ROWS // SIZE
     assert not any(seen.json.get("logprobs") for seen in upstream.seen)
     summary = bench.jobs(str(bench.output)).stdout
-    assert f"sample: {SAMPLE} of 1,500 rows asked alone, {SAMPLE} agree (100 %)" in summary
+    assert f"sample: {SAMPLE} of 1,500 rows asked together and alone, {SAMPLE} agree (100 %)" in summary
     assert "95 % of the labels or more agree with the model alone; estimated 100.0 %" in summary
     upstream.seen.clear()
     bench.succeed(*ALONE)

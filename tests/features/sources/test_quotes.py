@@ -18,7 +18,8 @@ from promptmill.core.sources import leaves
 from promptmill.features.sources.quoted_form import QuotedForm
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.service.service import Service
-from replies import answer, choose
+from replies import answer, choose, from_request
+from tables import write_rows
 
 ASKED = ("--prompt", "Read {{text}}", "--fields", "number,total:number?", "--quote")
 INVOICE = "Invoice R-7.\nTotal due: EUR 12.50"
@@ -158,6 +159,35 @@ def test_equal_prompts_of_other_columns_have_their_own_places(bench, upstream):
     assert len(upstream.seen) == 2, "the cache has both"
 
 
+ROW = {"id": 1, "a": "so late", "b": "parcel x"}
+EDITED = [
+    ("the words move to another column", {**ROW, "a": "so late parcel", "b": "x"}, {"quote": "parcel"}),
+    ("they move within the column", {**ROW, "a": "so", "b": "late parcel x"}, {"quote": "parcel"}),
+    ("another column is edited", {**ROW, "id": 7}, {"quote": "parcel", "start": 0, "end": 6, "column": "b"}),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(("row", "source"), [case[1:] for case in EDITED], ids=[case[0] for case in EDITED])
+def test_an_answer_that_an_edited_row_keeps_has_no_place_of_another_text(bench, upstream, suffix, row, source):
+    upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
+    bench.input, bench.output = bench.path / f"in.{suffix}", bench.path / "out.jsonl"
+    for each in (ROW, row):
+        write_rows(bench.input, [each])
+        bench.succeed("--prompt", "{{a}} {{b}}", "--fields", "about", "--quote")
+    (found,) = objects_in(bench.output)
+    assert (found["sources"], len(upstream.seen)) == ({"about": source}, 1)
+
+
+def test_a_quote_has_no_place_in_a_column_with_another_name(bench, upstream):
+    upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
+    for name in "ab":
+        bench.write([{name: "late parcel"}])
+        bench.succeed("--prompt", f"{{{{{name}}}}}", "--fields", "about", "--quote")
+    (found,) = objects_in(bench.output)
+    assert (found["sources"], len(upstream.seen)) == ({"about": {"quote": "parcel"}}, 1)
+
+
 def test_a_choice_without_its_quote_is_counted(bench, replying):
     replying({"The parcel was late.": "delivery"})
     found = bench.succeed("--prompt", "About? {{text}}", "--choices", "delivery,price", "--quote")
@@ -169,6 +199,35 @@ def test_slips_in_a_reply_are_corrected(bench, replying, upstream):
     bench.succeed("--prompt", "Read {{text}}", "--fields", "number", "--quote")
     (row,) = table(bench)
     assert (row["number"], json.loads(row["sources"])["number"]["start"], len(upstream.seen)) == ("R-7", 0, 1)
+
+
+def test_a_model_sees_its_quotes_when_it_is_asked_again(bench, upstream):
+    wrong = json.dumps({**READ, "total": {"quote": "EUR 12.50", "value": "much"}})
+    upstream.reply = from_request(2, answer(json.dumps(READ)), answer(wrong))
+    bench.write([{"text": INVOICE}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed(*ASKED)
+    (row,) = table(bench)
+    assert (row["total"], json.loads(row["sources"])["total"]["start"]) == ("12.5", 24)
+    first, second = (seen.json["messages"] for seen in upstream.seen)
+    assert second[: len(first)] == first, "the beginning, with what a quote is, stays in the provider's cache"
+    said, complaint = second[len(first) :]
+    assert (said["role"], said["content"]) == ("assistant", wrong)
+    assert complaint["content"].startswith("This answer does not satisfy")
+
+
+async def test_a_complaint_is_no_text_of_the_row(upstream, closing):
+    made_up = {"number": {"quote": "the corrected JSON alone", "value": "R-8"}}
+    wrong, right = (json.dumps({**made_up, "total": {"quote": "", "value": value}}) for value in ("much", None))
+    upstream.reply = from_request(2, answer(right), answer(wrong))
+    service = closing(Service(openai_configuration(upstream.url)))
+    schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": ["number", "null"]}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    item = conversation_from_prompt(INVOICE, "a prompt")
+    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    assert "the corrected JSON alone" in upstream.seen[1].json["messages"][-1]["content"]
+    assert found.sources["number"] == {"quote": "the corrected JSON alone", "is_missing": True}
 
 
 def test_fields_may_have_the_names_of_a_quote(bench, replying):

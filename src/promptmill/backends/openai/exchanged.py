@@ -71,8 +71,7 @@ class ExchangedAnswers(FixedShare):
         if request.path:
             endpoint = elsewhere(self._endpoint, request.path)
             return other_answer_in(response, endpoint, texts=0 if keep_raw else request.texts)
-        inline = request.sampling.reasoning == "inline"
-        return answer_in(response, self._endpoint, keep_raw=keep_raw, inline=inline, has_form=request.has_form)
+        return answer_in(response, self._endpoint, self._encoder.wanted(request)._replace(keep_raw=keep_raw))
 
     async def _body(self, request: Request) -> bytes:
         """Return the body of a request. Raises `PromptmillError` if the request cannot be sent."""

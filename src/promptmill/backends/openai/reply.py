@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import orjson
 
@@ -36,7 +36,8 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
-from promptmill.backends.protocol import NO_USAGE, SEARCHING_MODEL, TICKS, Completion, Usage
+from promptmill.backends.protocol import NO_USAGE, TICKS, Completion, Usage
+from promptmill.backends.searches import SEARCHING_MODEL
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SEARCHED, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.core.values import JsonDict, JsonObject
@@ -63,6 +64,22 @@ _ALWAYS_SEARCHES = re.compile(SEARCHING_MODEL)
 _OF_OPENAI = frozenset({"openai", "azure"})
 
 
+class Wanted(NamedTuple):
+    """What a request wants of its reply."""
+
+    has_form: bool = False
+    """Whether the answer is JSON or a choice, in which numbers are no citations."""
+    may_search: bool = False
+    """Whether the endpoint may search the web for the answer."""
+    inline: bool = False
+    """Whether the answer's text includes the reasoning."""
+    keep_raw: bool = False
+    """Whether all fields of the answer are kept."""
+
+
+USUAL = Wanted()
+
+
 class _Spent(TypedDict):
     """The fields of a `RetryDecision` about the cost of a failed reply."""
 
@@ -79,20 +96,15 @@ def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecisio
         return classify_exception(error, endpoint)
 
 
-def answer_in(
-    response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool, has_form: bool = False
-) -> Completion | RetryDecision:
-    """Return the answer in a response (with its reasoning separated unless `inline`), or the decision on a failure.
-
-    `has_form`: the request wants JSON or a choice, in which numbers are no citations.
-    """
+def answer_in(response: HttpResponse, endpoint: Endpoint, wanted: Wanted = USUAL) -> Completion | RetryDecision:
+    """Return the answer in a response, or the decision on a failure."""
     content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
         return content
-    reading = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw, has_form=has_form)
+    reading = read_response(response.status, response.headers, content, endpoint, wanted)
     if isinstance(reading, RetryDecision):
         return _with_proxy(reading, response)
-    if inline:
+    if wanted.inline:
         return reading
     return with_reasoning_apart(reading) if may_have_marks(reading.text) else reading
 
@@ -128,18 +140,9 @@ def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecisio
 
 
 def read_response(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    endpoint: Endpoint,
-    *,
-    keep_raw: bool = False,
-    has_form: bool = False,
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: Wanted = USUAL
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, or the decision on a failure. `keep_raw`: keep all fields of the answer.
-
-    `has_form`: see `answer_in`.
-    """
+    """Return the answer in a response, with the reasoning in its text, or the decision on a failure."""
     try:
         if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
@@ -149,9 +152,10 @@ def read_response(
         except orjson.JSONDecodeError:
             body = _as_utf8(body, headers)
             payload = _json(body)
-        if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
+        is_plain = status == 200 and type(payload) is dict and not wanted.keep_raw
+        if is_plain and (completion := _ordinary(payload)) is not None:
             return completion
-        return _read_other_form(status, headers, body, payload, endpoint, keep_raw=keep_raw, has_form=has_form)
+        return _read_other_form(status, headers, body, payload, endpoint, wanted=wanted)
     except Exception:  # noqa: BLE001 (no response, however deeply nested, may end the run)
         return _unreadable(endpoint, "an unreadable response", b"")
 
@@ -211,22 +215,15 @@ def _text_of_other(payload: JsonObject) -> str:
 
 
 def _read_other_form(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    payload: Any,
-    endpoint: Endpoint,
-    *,
-    keep_raw: bool,
-    has_form: bool,
+    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, wanted: Wanted
 ) -> Completion | RetryDecision:
     if 200 <= status < 300:
         if payload is None and chat_completion.is_stream(headers.get("Content-Type", ""), body):
-            return _read_stream(headers, body, endpoint, keep_raw=keep_raw, has_form=has_form)
+            return _read_stream(headers, body, endpoint, wanted)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict):
             payload = _translated(payload, headers, endpoint)
-            return read_payload(payload, headers, endpoint, keep_raw=keep_raw, has_form=has_form)
+            return read_payload(payload, headers, endpoint, wanted)
         text = body.strip()
         if not text or text[:1] in b"<{[":
             return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
@@ -306,7 +303,7 @@ def _unwrapped(payload: Any) -> Any:
 
 
 def _read_stream(
-    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool, has_form: bool
+    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, wanted: Wanted
 ) -> Completion | RetryDecision:
     if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
@@ -314,7 +311,7 @@ def _read_stream(
         whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
         # repaired last, because a surrogate pair may be split over two events
         completion = _translated(mended(whole), headers, endpoint)
-        return read_payload(completion, headers, endpoint, keep_raw=keep_raw, has_form=has_form)
+        return read_payload(completion, headers, endpoint, wanted)
     except chat_completion.CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
@@ -362,13 +359,9 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
 
 
 def read_payload(
-    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False, has_form: bool = False
+    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: Wanted = USUAL
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion, or the decision on a failure. `keep_raw`: keep all fields;
-    `has_form`: see `answer_in`.
-
-    The text is unchanged; `answers.reasoning` separates the reasoning from it.
-    """
+    """Return the answer in a chat completion, with the reasoning in its text, or the decision on a failure."""
     choices = payload.get("choices")
     if _is_error(payload):
         return _refused(200, headers, payload, endpoint)
@@ -411,30 +404,32 @@ def read_payload(
         reasoning,
         tool_calls,
         logprobs=logprobs if isinstance(logprobs, dict) else None,
-        details=chat_completion.details_of(payload, choice, message) if keep_raw else None,
+        details=chat_completion.details_of(payload, choice, message) if wanted.keep_raw else None,
         tier=tier,
         is_refusal=bool(refusal and text == refusal),
     )
-    _read_sources(answer, payload, message, endpoint, keep_raw=keep_raw, has_form=has_form)
+    _read_sources(answer, payload, message, endpoint, wanted)
     return answer
 
 
 def _read_sources(
-    answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, *, keep_raw: bool, has_form: bool
+    answer: Completion, payload: JsonObject, message: JsonObject, endpoint: Endpoint, wanted: Wanted
 ) -> None:
-    """Set the pages that an answer cites, and take the marks of citations out of its text, if the provider searched.
+    """Set the pages that an answer cites, and the searches behind them; if there were any, take the marks of citations
+    out of the text.
 
-    A provider of whose searches nothing is known may name pages without one.
+    A provider of whose searches nothing is known may name pages without one, unless the request allowed a search.
     """
     cited = citations.read(payload, message)
     answer.sources = cited.sources
     provider = endpoint.profile.name
+    may_search = wanted.may_search or provider in citations.SEARCHING
     if not answer.usage.searches and (
-        (answer.sources and provider in citations.SEARCHING) or _ALWAYS_SEARCHES.search(str(payload.get("model")))
+        (answer.sources and may_search) or _ALWAYS_SEARCHES.search(str(payload.get("model")))
     ):
         answer.usage = replace(answer.usage, searches=1)
-    if answer.usage.searches and not keep_raw:  # else the positions of the kept annotations would not fit
-        text = answer.text if has_form else cited.renumbered(answer.text)
+    if answer.usage.searches and not wanted.keep_raw:  # else the positions of the kept annotations would not fit
+        text = answer.text if wanted.has_form else cited.renumbered(answer.text)
         answer.text = cited.unmarked(text, is_openai=provider in _OF_OPENAI)
 
 

@@ -22,6 +22,8 @@ import pybase64
 from promptmill.backends.openai.dialects import DIALECTS, anthropic
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import LOCAL, ProviderProfile, profile_named
+from promptmill.backends.openai.reply import Wanted
+from promptmill.backends.searches import may_search
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
     TOP_CHOICES,
@@ -62,8 +64,7 @@ class Head(NamedTuple):
     words: str
     """Instructions to add to the conversation."""
     parameters: tuple[Sampling, JsonObject]
-    inline: bool
-    """Whether the answer's text includes the reasoning."""
+    wanted: Wanted
     endpoint: Endpoint
     """The endpoint for these requests, because some APIs have the model in the URL."""
     streaming: Endpoint
@@ -143,8 +144,7 @@ class RequestEncoder:
             except TypeError:  # orjson's error is a subclass
                 raise unwritable_parameters() from None
             text = text[:-1] + (b"," if body else b"")
-            inline = sampling.reasoning == "inline"
-            head = Head(text, refused, words, (sampling, extra), inline, *self._places(extra))
+            head = Head(text, refused, words, (sampling, extra), self.wanted(request), *self._places(extra))
             # cleared when full: each request may have different parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
@@ -153,6 +153,11 @@ class RequestEncoder:
             self._head_bytes += len(text)
         self._last = head
         return head
+
+    def wanted(self, request: Request) -> Wanted:
+        """Return what a request wants of its reply."""
+        searches, is_inline = may_search(request.extra, self._model), request.sampling.reasoning == "inline"
+        return Wanted(request.has_form, searches, is_inline)
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
         """Return whether to send a request with `head` again, because its refusal shows what the server accepts."""

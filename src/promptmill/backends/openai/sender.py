@@ -131,8 +131,7 @@ class Sender:
                 "Set `fetch_images: true` so that promptmill downloads them, or send files.",
             )
         body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
-        inline = head.inline
-        growing = None if preview is None else _shown(preview, endpoint, inline=inline)
+        growing = None if preview is None else _shown(preview, endpoint, inline=head.wanted.inline)
         endpoint = head.endpoint if preview is None else head.streaming
         item.attempts += 1
         call.sending(request, again=item.attempts > 1)
@@ -144,11 +143,11 @@ class Sender:
                     response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=growing.feed)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
             return classify_exception(error, endpoint)
-        how = {"keep_raw": call.facts.keep_raw, "inline": inline, "has_form": request.has_form}
+        wanted = head.wanted._replace(keep_raw=True) if call.facts.keep_raw else head.wanted
         if response.is_soon_read:
-            reading = answer_in(response, endpoint, **how)
+            reading = answer_in(response, endpoint, wanted)
         else:
-            reading = await self._pool.read_apart(answer_in, response, endpoint, **how)
+            reading = await self._pool.read_apart(answer_in, response, endpoint, wanted)
         if isinstance(reading, RetryDecision):
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):

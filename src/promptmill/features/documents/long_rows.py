@@ -7,10 +7,10 @@ import functools
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -21,7 +21,7 @@ from promptmill.answers.response_format import schema_of
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, Usage
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, Sampling, once
-from promptmill.core.sources import Source, Sources
+from promptmill.core.sources import Source, Sources, changed
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
@@ -396,15 +396,13 @@ class Reading:
 
     def _moved(self, sources: Sources, piece: Piece) -> Sources:
         """Return the sources of the answer about a piece as those in the document; None for no source."""
-        if isinstance(sources, list):
-            return [self._moved(each, piece) for each in sources]
-        if not isinstance(sources, Mapping):
-            return None
-        if not isinstance(sources.get("quote"), str):
-            return {name: self._moved(each, piece) for name, each in sources.items()}
         at, fields = self.column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
-        return self.document.moved(cast("Source", sources), piece) if sources.get("column", "") == name else sources
+
+        def moved(source: Source) -> Source:
+            return self.document.moved(source, piece) if source.get("column", "") == name else source
+
+        return changed(sources, moved)
 
     def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""

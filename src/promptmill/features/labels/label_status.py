@@ -99,7 +99,8 @@ def sample_lines(sure: SureStatus) -> list[str]:
     if not sample["drawn"]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
     agreed = f"{sample['agreed']:,} agree ({in_percent(sample['agreed'] / sample['drawn'], 0)} %)"
-    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked {_way(sure)}"
+    way = "at both models" if sure["model"] else "together and alone"
+    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked {way}"
     lines = [f"{asked}, {agreed}"]
     if "gold" in sure:
         rightly = sample["right"], sample["agreed"]
@@ -131,10 +132,6 @@ def sample_lines(sure: SureStatus) -> list[str]:
 def strong_model(sure: Mapping[str, Any]) -> str:
     """Return the name of the strong model."""
     return str(sure["model"]) or "the model alone"
-
-
-def _way(sure: Mapping[str, Any]) -> str:
-    return "at both models" if sure["model"] else "alone"
 
 
 def cheap_model(sure: SureStatus) -> str:
@@ -202,7 +199,8 @@ def estimate_words(sure: Mapping[str, Any]) -> str:
         vectors = f", vectors of all rows: about {dollars(sure['vectors_cost'])}" if "vectors_cost" in sure else ""
         drawn = f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}"
         return f"{drawn}{vectors}; {rows}{alone}"
-    return f"sample: {counted(sure['sampled'], 'row')} {_way(sure)}{cost}; {rows}{alone}"
+    way = "at both models" if sure["model"] else "alone"
+    return f"sample: {counted(sure['sampled'], 'row')} {way}{cost}; {rows}{alone}"
 
 
 def vote_facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

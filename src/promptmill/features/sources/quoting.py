@@ -6,7 +6,7 @@ A quote that the text does not have is no source: the value is kept, and its sou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from promptmill.core.bounds import MOST_SEARCHED
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
 from promptmill.core.sources import Source, with_page
-from promptmill.features.sources.finding import Text
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
+from promptmill.features.sources.searched_text import Text
 
 _SOON = 1 << 22
 """The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up."""
@@ -95,13 +95,14 @@ class Texts:
 
     @classmethod
     def of(cls, request: Request) -> Texts:
-        """Return the texts of a request: its fields or, without fields, its messages apart from the model's and the
-        system's."""
+        """Return the texts of a request: its fields or, without fields, its messages apart from the model's, the
+        system's and complaints."""
         if request.fields is not None:
             named = dict(zip(request.fields.parts[1::2], request.fields.texts, strict=True))
             return cls([_Column(name, Text(text)) for name, text in named.items()])
-        messages = [one for one in request.conversation.messages if one.role in {"user", "tool"}]
-        return cls([_Column("", Text(text)) for text in Conversation(tuple(messages)).texts])
+        asked, _ = _turns(request)
+        own = Conversation(tuple(one for one in asked if one.role in {"user", "tool"}))
+        return cls([_Column("", Text(text)) for text in own.texts])
 
     def source(self, quote: str, value: Any) -> Source | None:
         """Return the source of a value with this quote; None for no value."""
@@ -122,16 +123,23 @@ class Texts:
 
 
 def _asking(request: Request, form: QuotedForm) -> Request:
-    """Return the request for an answer with quotes: its last message defines a quote."""
-    *before, last = request.conversation.messages
+    """Return the request for an answer with quotes: its last message, before any correction, defines a quote."""
+    (*before, last), corrections = _turns(request)
     note = f"\n\n{NOTE}"
     content = (*last.content, TextPart(note)) if isinstance(last.content, tuple) else (last.content or "") + note
     fields = request.fields
     if fields is not None:
         *parts, end = fields.parts
         fields = Fields((*parts, end + note), fields.texts)
-    conversation = Conversation((*before, Message(last.role, content, last.extra)))
+    conversation = Conversation((*before, Message(last.role, content, last.extra), *corrections))
     return request.changed(conversation=conversation, sampling=form.sampling, fields=fields)
+
+
+def _turns(request: Request) -> tuple[Sequence[Message], Sequence[Message]]:
+    """Return the messages of a request, and those that ask again after them."""
+    messages = request.conversation.messages
+    end = len(messages) - request.corrections
+    return messages[:end], messages[end:]
 
 
 def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts: Texts) -> Completion:
@@ -142,7 +150,7 @@ def _with_sources(outcome: Completion, request: Request, form: QuotedForm, texts
         return replace(outcome, sources=texts.source("", own), logprobs=None) if form.is_choice else outcome
     text, sources = found
     changes: dict[str, Any] = {"logprobs": None} if form.is_choice else {}  # they are of the quote, too
-    return replace(outcome, text=reply[: len(reply) - len(own)] + text, sources=sources, **changes)
+    return replace(outcome, text=reply[: len(reply) - len(own)] + text, reply=reply, sources=sources, **changes)
 
 
 def _no_fields() -> PromptmillError:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 
 from promptmill.answering.costs import unbounded_search
-from promptmill.answering.prices import has_web_search
 from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.backends import registry
-from promptmill.backends.protocol import SEARCHING_MODEL, Call, Failure, Outcome
+from promptmill.backends.protocol import Call, Failure, Outcome
+from promptmill.backends.searches import SEARCHING_MODEL, has_web_search
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.request import Made, Request, once

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from promptmill.core.values import JsonDict, JsonObject, composed, json_text
 from promptmill.core.wording import cut
-from promptmill.features.sources.finding import Text
+from promptmill.features.sources.searched_text import Text
 from promptmill.features.topics.drawn import Row
 
 OTHER = "other"

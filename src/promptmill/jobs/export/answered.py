@@ -7,11 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from promptmill.backends.protocol import Failure
+from promptmill.core import values
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.sources import Source, changed
+from promptmill.core.values import JsonObject, json_text
+from promptmill.jobs.inputs.question_columns import distinct
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.plain_template import cell_text
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
 
+_OF_COLUMN = '"column":"'
+"""In JSON, where a text has no such quotation marks: the place of a quote in a column."""
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -31,7 +39,7 @@ class AnsweredRow(NamedTuple):
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, row: Row, record: Record) -> AnsweredRow:
         """Return the row with its record. Raises the errors of `JobDatabase`."""
-        beside = range(spec.delivered, len(spec.targets))
+        beside, record = range(spec.delivered, len(spec.targets)), _in_place(spec, row, record)
         if not beside:
             return cls(row, record.slot, record)
         known = {one.slot: one for one in store.records_at([row.n + slot * SLOT for slot in beside])}
@@ -84,8 +92,35 @@ def answered_rows(
                 record = find(key, records.get(key))
                 if record is not None and not (record.code is not None and spec.leaves_out(record.code)):
                     beside = [records.get(row.n + other * SLOT) for other in known[spec.delivered :]]
-                    yield AnsweredRow(row, slot, record, beside)
+                    yield AnsweredRow(row, slot, _in_place(spec, row, record), beside)
         first = last + 1
+
+
+def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
+    """Return a record without the places of quotes that the row's columns no longer have: the same prompt may be of
+    other columns since."""
+    if _OF_COLUMN not in (record.more or ""):
+        return record
+    columns = _columns(spec, row)
+
+    def kept(source: Source) -> Source:
+        name = source.get("column")
+        if name is None or (name not in columns and row.line is not None):  # the text of a file is no column
+            return source
+        is_there = cell_text(columns.get(name, ""))[source["start"] : source["end"]] == source["quote"]
+        return source if is_there else Source(quote=source["quote"])
+
+    extras = record.extras
+    sources = changed(extras["sources"], kept)
+    return record if sources == extras["sources"] else record._replace(more=json_text({**extras, "sources": sources}))
+
+
+def _columns(spec: JobSpec, row: Row) -> JsonObject:
+    """Return the values of a row by the names that prompts use."""
+    if not spec.input.kind.is_table:
+        own = row_lines.load(row.cells or b"", "")
+        return own if isinstance(own, dict) else {}
+    return dict(zip(distinct(spec.input.header), values.loads(row.cells or b"[]"), strict=False))
 
 
 def divided(spec: JobSpec) -> Callable[[AnsweredRow], Iterable[AnsweredRow]]:

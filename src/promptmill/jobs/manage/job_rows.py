@@ -102,7 +102,8 @@ class JobRows:
     def _row(self, record: Record, row: Row | None) -> JobRow:
         number, spec = record.row + 1, self._spec
         asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)
-        fields = shown_fields(record)
+        answered = None if row is None else AnsweredRow.of(self._store, spec, row, record)
+        fields = shown_fields(record if answered is None else answered.record)
         answers = [unescaped(str(fields["answer"]))]
         if several := fields.get("answers"):
             answers = [unescaped(each) if isinstance(each, str) else orjson.dumps(each).decode() for each in several]
@@ -120,7 +121,7 @@ class JobRows:
             images,
             [*variant.items()],
             fields.get("reasoning") or "",
-            None if row is None else AnsweredRow.of(self._store, spec, row, record),
+            answered,
         )
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:

@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.chain import sending
-from promptmill.answering.costs import most_of, searches
+from promptmill.answering.costs import most_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
 from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
+from promptmill.backends.searches import may_search
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -162,7 +163,7 @@ class _Sums:
         self.completion_tokens += answers * (likely.tokens + sent.around)
         self.around += answers * sent.around
         self.source = likely.source
-        self.may_search = self.may_search or searches(sent.request, self.plan.model)
+        self.may_search = self.may_search or may_search(sent.request.extra, self.plan.model)
         if self._prices is None or self.price is None:
             return
         for one in filter(None, (sent.request, sent.alone)):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import re
+import tracemalloc
 import unicodedata
 
 import pytest
 
-from promptmill.features.sources.finding import Text
+from promptmill.features.sources.searched_text import Text
 
+SEPARATORS = " \u00a0\u2007\u2009\u202f,.'\u2019"
+"""What texts have between the thousands and the hundreds of a number."""
 FOUND = [
     ("exactly", "Total: 12.50 EUR.", "12.50 EUR", "12.50 EUR"),
     ("case and spaces", "The  Parcel\nis LATE", "the parcel is late", "The  Parcel\nis LATE"),
@@ -31,12 +34,28 @@ FOUND = [
     ("the second place", "12 screws and 2 screws", "2 screws", "2 screws"),
     ("a unit", "weighs 5kg", "5", "5"),
     ("before a footnote", "EUR 12\u00b9 net", "EUR 12", "EUR 12"),
+    ("a number in groups", "EUR 12 500 net", "12 500", "12 500"),
+    ("a number in groups with thin spaces", "EUR 1\u2009250\u202f000 net", "1 250 000", "1\u2009250\u202f000"),
+    ("a number after a year", "in 2026 500 parcels", "500 parcels", "500 parcels"),
+    ("a number after a date", "2026-03-12 500 EUR", "500 EUR", "500 EUR"),
+    ("a number after a decimal", "2.50 500 EUR", "500 EUR", "500 EUR"),
+    ("a number after a short one", "07 500 EUR", "500 EUR", "500 EUR"),
+    ("a short number after another", "12 50 EUR", "50 EUR", "50 EUR"),
+    ("a number in another column", "12  500 EUR", "500 EUR", "500 EUR"),
+    ("the place that is certain", "12 500 EUR, or 500 EUR", "500 EUR", "500 EUR"),
+    ("letters with two accents", "vẻ đe\u0323\u0302p, tê\u0323 bạc", "ĐỆP, TỆ", "đe\u0323\u0302p, tê\u0323"),
 ]  # fmt: skip
 
 CHANGED = [
     ("another number", "12 screws", "2 screws"),
     ("the beginning of a number", "EUR 12.50", "EUR 12"),
     ("the end of a number", "EUR 1,250", "250"),
+    *((f"the end of a number with U+{ord(sign):04X}", f"EUR 12{sign}500 net", "500 net") for sign in SEPARATORS),
+    *((f"the beginning of a number with U+{ord(sign):04X}", f"EUR 12{sign}500 net", "EUR 12") for sign in SEPARATORS),
+    *((f"the middle of a number with U+{ord(sign):04X}", f"EUR 1{sign}500{sign}000", "500") for sign in SEPARATORS),
+    ("the end of a number with decimals", "EUR 12 500.50", "500.50"),
+    ("what may be a number after another", "Item 12 500 screws", "500 screws"),
+    ("a range to a number", "10-12 500 EUR", "500 EUR"),
     ("a number across a space", "Qty 2 5.00 EUR", "25.00 EUR"),
     ("a number across lines", "a\n2\n5 EUR", "25 EUR"),
     ("a range across lines", "10-\n20 EUR", "1020 EUR"),
@@ -74,6 +93,20 @@ def test_each_sentence_of_a_long_text_is_found_at_its_own_place():
     for at, sentence in enumerate(sentences):
         plain = sentence.strip().replace("\u201e", '"').replace("\u201c", '"').upper()
         assert whole.find(plain) == (len("".join(sentences[:at])), len("".join(sentences[: at + 1])) - 1)
+
+
+def test_a_long_text_takes_few_bytes_for_each_character():
+    sentence = (
+        "On 3.4.2026, \u201cLumen\u201d wasn\u2019t delivered, nor the inter-\nnational one; I paid €12 \u2013 twice.\n"
+    )
+    text = sentence * 2000
+    tracemalloc.start()
+    try:
+        assert Text(text).find("words that it lacks") is None
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / len(text) < 30  # 20 in the two forms, of which each character takes 6 for longer
 
 
 _SENTENCES = {

@@ -1,8 +1,9 @@
-"""Finds a quote in a text: the place where the text has its words.
+"""A text in which quotes are searched for: the places where it has their words.
 
 Spaces, case, hyphens at the ends of lines, forms of quotation marks and dashes, and full-width forms make no
 difference. Every other character does, and a quote begins and ends with a whole word or number: `2 screws` is not in
-`12 screws`.
+`12 screws`, nor `500` in `12,500` or `12 500`. If the latter are two numbers, nobody can know: then `500` is not found,
+because a quote that may be a part of a number is no source.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import functools
 import itertools
 import re
 import unicodedata
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from promptmill.core.bounds import MOST_PLACES
@@ -33,9 +35,15 @@ _UNSPACED = re.compile(
     r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 """A letter of a script in which words are not separated, or have endings that are not part of a quote."""
-_LETTER = re.compile(r".[\u0300-\u036f\u3099\u309a]*", re.DOTALL)
-"""A character with its accents."""
-_IN_NUMBERS = ".,'\u2019\u00a0\u202f"
+_ACCENTED = re.compile(r"[^\0-\x7f][\u0300-\u036f\u3099\u309a]+|.[\u0300-\u036f\u3099\u309a]{2,}", re.DOTALL)
+"""A character with accents that texts have in different orders."""
+_IN_NUMBERS = ".,'\u2019\u00a0\u2007\u2009\u202f"
+"""Characters between digits of a number; of the spaces, those that programs put there."""
+_GROUPS = re.compile(r"(?<!\d)(?<!\d[.,:/'\u2019])(?<!\d-\d-)(?<!\d-\d\d-)[1-9]\d{0,2}(?: \d{3})*\Z")
+"""The digits before the last groups of three, as in `12 500`. A date such as `2026-03-07`, a time or a decimal before
+them is another number."""
+_GROUP = re.compile(r"\d{3}(?!\d)")
+_LONGEST_NUMBER = 32
 _MINUS = "-\u2212"
 
 
@@ -78,7 +86,7 @@ class Text:
 
     def _folded(self, words: str) -> Iterator[Span]:
         wanted, numbers = _fold(words), _numbers(words)
-        for form in self._forms if wanted else ():
+        for form in self._forms() if wanted else ():
             at = form.folded.find(wanted)
             for _ in range(MOST_PLACES):
                 if at < 0:
@@ -88,10 +96,20 @@ class Text:
                     yield span
                 at = form.folded.find(wanted, at + 1)
 
+    def _forms(self) -> Iterator[_Folded]:
+        yield self._joined
+        if self._hyphenated is not None:
+            yield self._hyphenated
+
     @functools.cached_property
-    def _forms(self) -> list[_Folded]:
-        """The text without the hyphens at ends of lines, and with them."""
-        return [*map(_Folded, dict.fromkeys((_HYPHEN.sub(_SOFT, self.text), self.text)))]
+    def _joined(self) -> _Folded:
+        """The text without the hyphens at ends of lines."""
+        return _Folded(_HYPHEN.sub(_SOFT, self.text))
+
+    @functools.cached_property
+    def _hyphenated(self) -> _Folded | None:
+        """The text with these hyphens; None without any."""
+        return _Folded(self.text) if _HYPHEN.search(self.text) else None
 
     def _is_whole(self, span: Span) -> bool:
         return not (_is_within(self.text, span.start) or _is_within(self.text, span.end))
@@ -101,24 +119,28 @@ class _Folded:
     """A text in the form by which quotes are compared, and where each part of it comes from."""
 
     def __init__(self, text: str) -> None:
-        is_composed = text.isascii() or unicodedata.is_normalized("NFC", text)
-        parts = text if is_composed else _LETTER.findall(text)
-        folds = [*map(_FOLDS.__getitem__, map(ord, text))] if is_composed else [*map(_fold, parts)]
+        folds = [*itertools.chain.from_iterable(_folds_of(text))]
         self.folded = "".join(folds)
-        self._ends = [*itertools.accumulate(map(len, folds))]
-        """By part: where it ends in the folded text."""
-        self._origins = range(len(text) + 1) if is_composed else [0, *itertools.accumulate(map(len, parts))]
-        """By part: where it begins in the text; and the end of the text."""
+        self._ends = array("I", itertools.accumulate(map(len, folds)))
+        """By character of the text: where it ends in the folded text. (An array, as a list takes 36 bytes for each.)"""
 
     def origin(self, start: int, end: int) -> Span | None:
         """Return the place in the text of a part of the folded text; None if it begins or ends within a letter."""
-        first, last = bisect_right(self._ends, start), bisect_left(self._ends, end)
-        begins_at = self._ends[first - 1] if first else 0
-        return (
-            Span(self._origins[first], self._origins[last + 1])
-            if (begins_at, self._ends[last]) == (start, end)
-            else None
-        )
+        ends = self._ends
+        first, last = bisect_right(ends, start), bisect_left(ends, end)
+        begins_at = ends[first - 1] if first else 0
+        return Span(first, last + 1) if (begins_at, ends[last]) == (start, end) else None
+
+
+def _folds_of(text: str) -> Iterator[Iterable[str]]:
+    """Yield the folded form of each character, in pieces."""
+    at = 0
+    for match in () if text.isascii() else _ACCENTED.finditer(text):
+        yield map(_FOLDS.__getitem__, map(ord, text[at : match.start()]))
+        letter = _fold(match[0])
+        yield letter[:1], *[""] * (len(match[0]) - 2), letter[1:]
+        at = match.end()
+    yield map(_FOLDS.__getitem__, map(ord, text[at:] if at else text))
 
 
 class _Folds(dict[int, str]):
@@ -158,6 +180,8 @@ def _is_within(text: str, at: int) -> bool:
 
     >>> _is_within("12 screws", 1), _is_within("-5", 1), _is_within("12.50", 2), _is_within("12. May", 2)
     (True, True, True, False)
+    >>> _is_within("12 500", 3), _is_within("12 5000", 3), _is_within("2026 500", 5)
+    (True, False, False)
     """
     if not 0 < at < len(text):
         return False
@@ -170,5 +194,16 @@ def _is_within(text: str, at: int) -> bool:
         return True
     farther, next_ = text[at - 2 : at - 1], text[at + 1 : at + 2]
     if after.isdecimal():
+        if before == " ":
+            return _is_grouped(text, at - 1)
         return (before in _IN_NUMBERS and farther.isdecimal()) or (before in _MINUS and not farther.isalnum())
-    return before.isdecimal() and after in _IN_NUMBERS and next_.isdecimal()
+    if before.isdecimal() and next_.isdecimal():
+        return _is_grouped(text, at) if after == " " else after in _IN_NUMBERS
+    return False
+
+
+def _is_grouped(text: str, at: int) -> bool:
+    """Return whether the space at `at` is between the groups of digits of a number, or may be."""
+    return (
+        _GROUP.match(text, at + 1) is not None and _GROUPS.search(text[max(0, at - _LONGEST_NUMBER) : at]) is not None
+    )
