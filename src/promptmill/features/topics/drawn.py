@@ -48,6 +48,8 @@ class Drawn:
     """Rows on which topics are tried."""
     fresh: Sequence[Row]
     """Further rows, on which topics are tried that were found in held-out rows."""
+    seed: str = _SEED
+    """The seed of all random choices of the search."""
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], prompt: str, sample: int, held_out: int, *, seed: str = _SEED) -> Drawn:
@@ -85,9 +87,9 @@ class Drawn:
             )
         if usable < sample + held_out:
             sample = max(1, usable * sample // (sample + held_out))  # less than `usable`
-            return cls(count, empty, drawn[:sample], drawn[sample:], ())
+            return cls(count, empty, drawn[:sample], drawn[sample:], (), seed)
         end = sample + held_out
-        return cls(count, empty, drawn[:sample], drawn[sample:end], drawn[end : end + held_out])
+        return cls(count, empty, drawn[:sample], drawn[sample:end], drawn[end : end + held_out], seed)
 
     @property
     def is_all(self) -> bool:

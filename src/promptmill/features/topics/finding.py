@@ -9,10 +9,11 @@ Rows in which topics were found never measure them: they would fit better than o
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
@@ -39,6 +40,7 @@ from promptmill.features.topics.lists import (
 )
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 
+T = TypeVar("T")
 LARGE = 0.05
 """The share of held-out rows without a topic above which topics are searched in them once more."""
 _FEWEST_OTHER = 3  # rows; fewer have nothing in common
@@ -90,6 +92,18 @@ def may_miss(rows: int) -> float:
     return float(1 - _MISSED ** (1 / rows))
 
 
+def other_order(items: Sequence[T], seed: str) -> list[T]:
+    """Return two or more different items in a random order that is not theirs. Equal arguments give equal orders.
+
+    >>> other_order(["price", "other"], "any seed")
+    ['other', 'price']
+    """
+    numbers, found = random.Random(f"{seed} order"), list(items)  # noqa: S311 (no secret)
+    while found == list(items):
+        numbers.shuffle(found)
+    return found
+
+
 @dataclass
 class Finding:
     """One search for topics."""
@@ -123,7 +137,7 @@ class Finding:
         if split is not None:
             topics, rows = split, drawn.fresh
             labels = self._labelled(topics, rows, is_certain=False)
-        again = self._labelled(topics, rows, is_reversed=True)
+        again = self._labelled(topics, rows, in_other_order=True)
         every = list(zip(rows, labels, strict=True))
         if drawn.is_all:
             every += zip(drawn.sample, self._labelled(topics, drawn.sample, is_rest=True), strict=True)
@@ -215,14 +229,16 @@ class Finding:
         rows: Sequence[Row],
         *,
         is_certain: bool = True,
-        is_reversed: bool = False,
+        in_other_order: bool = False,
         is_rest: bool = False,
     ) -> list[str]:
         which = "remaining row" if is_rest else "held-out row"
-        words = f"labels of {counted(len(rows), which)}" + (", in another order" if is_reversed else "")
+        words = f"labels of {counted(len(rows), which)}" + (", in another order" if in_other_order else "")
         step = Step("labels", words, is_certain)
         defined_labels = [(topic.label, topic.definition) for topic in topics] + [(OTHER, OF_OTHER)]
-        labels = labels_of(dict(reversed(defined_labels) if is_reversed else defined_labels))
+        if in_other_order:
+            defined_labels = other_order(defined_labels, self.drawn.seed)
+        labels = labels_of(dict(defined_labels))
         self.tell(words)
         found = self.asker.labels(step, rows, labels)
         self._check_failures(step, found.count(""), len(rows), "row")
