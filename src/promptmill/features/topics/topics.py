@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
@@ -29,9 +29,8 @@ from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.bulk_call import run_job, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
 from promptmill.jobs.store.index import JobFolders
-from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
 from promptmill.system.safe_open import home_expanded, real_path
 
@@ -41,17 +40,10 @@ random rows contain a topic of 1 % of all rows with a probability of 95 %."""
 _WIDTH = 100  # characters of a line
 
 
-class TopicOptions(ModelOptions, total=False):
-    """The options of a search for topics; options that `bulk` has too mean the same."""
+class TopicOptions(SeriesOptions, total=False):
+    """The options of a search for topics."""
 
-    system: str
-    temperature: float | None
-    max_tokens: int | None
-    encoding: str | None
-    max_cost: float | None
     again: Literal["failed"] | None
-    state: str | Path | None
-    progress: bool | Callable[[JsonObject], object] | None
 
 
 class Share(NamedTuple):
