@@ -26,17 +26,10 @@ from promptmill.core.wording import counted
 from promptmill.features.compare.words import Table
 from promptmill.features.topics import topics_text as words
 from promptmill.features.topics.finding import LARGE, Finding
+from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, check_form, longest_of
-from promptmill.features.topics.topics import (
-    HELD_OUT,
-    MOST,
-    SAMPLE,
-    check_free,
-    check_number,
-    check_target,
-    drawn_from,
-    write,
-)
+from promptmill.features.topics.topic_rows import TopicRows
+from promptmill.features.topics.topics import HELD_OUT, MOST, SAMPLE, check_number
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
@@ -50,8 +43,12 @@ _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 def add_options(topics: Parser) -> None:
     """Add the options of the command."""
-    topics.add_argument("input", metavar="INPUT", help="a file of rows, at least 50 of them with text")
-    topics.add_argument("output", metavar="OUTPUT", help="the topics: a .csv, .tsv, .json or .jsonl for --choices")
+    topics.add_argument(
+        "input", nargs="+", metavar="INPUT", help="files, folders or patterns, as for bulk: at least 50 rows with text"
+    )
+    topics.add_argument(
+        "output", metavar="OUTPUT", help="the topics, for --choices: a .csv, .xlsx, .parquet, .jsonl, …"
+    )
     group = topics.add_argument_group("the question and the rows")
     asked = group.add_mutually_exclusive_group(required=True)
     asked.add_argument(
@@ -97,16 +94,20 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     refuse((arguments.prompt == "", "--prompt", "is empty."))
     check_number("most", arguments.most, MOST_CHOICES - 1)
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
-    source, target = home_expanded(arguments.input), home_expanded(arguments.output)
-    check_target(target, source)
-    drawn = drawn_from(source, prompt, arguments.sample, arguments.held_out, encoding=arguments.encoding)
+    sources = [home_expanded(name) for name in arguments.input]
+    target = TopicFile(home_expanded(arguments.output), arguments.overwrite, sends_again=arguments.again is not None)
+    target.check(sources)
+    rows = TopicRows(sources, prompt, arguments.encoding, target.path)
+    drawn = rows.drawn(arguments.sample, arguments.held_out)
+    for note in rows.notes:
+        say(worded(note, option_of), sys.stderr, wrap=True)
     configuration = decided(configuration)
     check_form(configuration.plan)
     series = JobSeries(JobFolders.from_environ(), "topics", arguments.max_cost)
     limit = longest_of(configuration.plan, arguments.max_cost, arguments.most)
 
     def step(its: Configuration, job: OpenJob) -> None:
-        check_free(target, series.folders, job, overwrite=arguments.overwrite)
+        target.check_free(job)
         run_step(arguments, its, job)
 
     def model(form: Form) -> StepModel:
@@ -132,8 +133,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         raise explained(error, arguments, configuration) from None
     refusal = None
     try:
-        write(target, found, overwrite=arguments.overwrite)
-        found["output_file"] = str(target)
+        target.write(found)
+        found["output_file"] = str(target.path)
     except PromptmillError as error:
         refusal = error
     if arguments.json:
@@ -141,7 +142,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     else:
         say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
         if refusal is None:
-            say(f"\n{target} has the topics; to label all rows with them:")
+            say(f"\n{target.path} has the topics; to label all rows with them:")
             say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt)))}")
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
@@ -204,7 +205,7 @@ def _costs(found: JsonObject) -> str:
 def _bulk_command(arguments: argparse.Namespace, prompt: str) -> list[str]:
     """Return a command that labels all rows with the topics."""
     kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
-    kept.remove(arguments.input)
-    kept.remove(arguments.output)
+    for name in (*arguments.input, arguments.output):
+        kept.remove(name)
     asked = ["--prompt", prompt] if arguments.prompt else ["--prompt-file", str(arguments.prompt_file)]
-    return ["bulk", arguments.input, "labels.csv", *asked, "--choices", arguments.output, *kept]
+    return ["bulk", *arguments.input, "labels.csv", *asked, "--choices", arguments.output, *kept]
