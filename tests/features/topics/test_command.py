@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import promptmill
 from hidden_topics import PROMPT, SHARES, Knowing, models, table, topic_in
 from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import WITHOUT
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import labels_of
 from replies import choose, late, status
@@ -26,8 +28,9 @@ ROWS = 1200
 
 
 @pytest.fixture
-def reviews(bench):
-    """Return a bench with a table of reviews, of which one has no text."""
+def reviews(bench, monkeypatch):
+    """Return a bench with a table of reviews, of which one has no text, and without an encoder."""
+    monkeypatch.setenv(WITHOUT, "embeddings")
     bench.upstream.reply = models()
     bench.input = bench.path / "reviews.csv"
     written(bench.input, [*table(ROWS), {"id": ROWS, "text": " "}])
@@ -161,6 +164,25 @@ def test_another_form_of_answers_is_refused(reviews, given):
     name = given.partition("=")[0]
     assert f"sampling_params.{name}: a search for topics decides itself about the form of answers" in done.stderr
     assert not reviews.upstream.seen
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
+@pytest.mark.features("embeddings")
+def test_rows_that_cover_the_texts_are_chosen_once(reviews, monkeypatch):
+    monkeypatch.delenv(WITHOUT)
+    assert "topics of 60 rows, and of 30 that differ from them" in topics(reviews, "--dry-run").stdout
+    done = topics(reviews)
+    assert "vectors of 300 rows on this machine" in done.stderr
+    assert done.stdout.startswith(
+        "1,201 rows, 1 of them empty: topics from 60 random ones and 30 chosen to cover 300, tried on 60 others\n"
+    )
+    assert len(reviews.upstream.seen) in {3 + 2 + 1 + 1 + 120, 3 + 2 + 1 + 1 + 120 + 65}
+    found, sent = figures(reviews), len(reviews.upstream.seen)
+    assert found["may_miss"] > 0.02
+    assert found["requests"] == sent, "a vector is no request"
+    assert figures(reviews) == found
+    assert len(reviews.upstream.seen) == sent
 
 
 class Paid(Knowing):

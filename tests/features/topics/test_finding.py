@@ -15,34 +15,7 @@ from promptmill.features.topics.drawn import Drawn, Row
 from promptmill.features.topics.finding import Finding, Step, may_miss, other_order, share_of
 from promptmill.features.topics.lists import OTHER, Asked
 from promptmill.jobs.inputs.short_forms import Labels
-
-
-class Asker:
-    """Asks a model of hidden topics, and remembers the steps with their rows."""
-
-    def __init__(self, model: Knowing | None = None, lost: Sequence[str] = ()) -> None:
-        """`lost`: the names of steps whose requests fail."""
-        self._model, self._lost = model or Knowing(), lost
-        self.error = ""
-        self.steps: list[str] = []
-        self.labelled: list[list[int]] = []
-        self.asked: list[Asked] = []
-        self.orders: list[Labels] = []
-
-    def replies(self, step: Step, asked: Sequence[Asked]) -> list[Any]:
-        self.steps.append(step.name)
-        self.asked += asked
-        if step.name in self._lost:
-            return [None for _ in asked]
-        return [{"topics": self._model.list_for(each.text)} for each in asked]
-
-    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
-        self.steps.append(step.name)
-        self.labelled.append([row.number for row in rows])
-        self.orders.append(labels)
-        if step.name in self._lost:
-            return ["" for _ in rows]
-        return [self._model.label_for(str(row.cells["text"]), labels.texts) for row in rows]
+from topic_asker import Asker, names
 
 
 def found_in(
@@ -56,10 +29,6 @@ def found_in(
 ) -> dict[str, Any]:
     drawn = Drawn.of(rows, PROMPT, sample, held_out, seed=seed)
     return Finding(drawn, PROMPT, most, asker or Asker()).figures()
-
-
-def names(found: Mapping[str, Any]) -> set[str]:
-    return {topic_in(each["label"]) for each in found["topics"]} - {""}
 
 
 def test_all_frequent_topics_are_found_once():

@@ -25,6 +25,8 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import counted
 from promptmill.features.compare.words import Table
 from promptmill.features.topics import topics_text as words
+from promptmill.features.topics.covering import Covering, chosen_rows, with_chosen
+from promptmill.features.topics.drawn import Drawn
 from promptmill.features.topics.finding import LARGE, Finding
 from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, check_form, longest_of
@@ -97,10 +99,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     sources = [home_expanded(name) for name in arguments.input]
     target = TopicFile(home_expanded(arguments.output), arguments.overwrite, sends_again=arguments.again is not None)
     target.check(sources)
-    rows = TopicRows(sources, prompt, arguments.encoding, target.path)
-    drawn = rows.drawn(arguments.sample, arguments.held_out)
-    for note in rows.notes:
-        say(worded(note, option_of), sys.stderr, wrap=True)
+    drawn = _drawn(arguments, TopicRows(sources, prompt, arguments.encoding, target.path))
     configuration = decided(configuration)
     check_form(configuration.plan)
     series = JobSeries(JobFolders.from_environ(), "topics", arguments.max_cost)
@@ -121,12 +120,15 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     questions = Questions(prompt, arguments.system, arguments.again)
     if arguments.dry_run:
         estimate = TopicEstimate(series, model, questions)
-        Finding(drawn, prompt, arguments.most, estimate, is_estimate=True).figures()
+        likely = with_chosen(drawn, range(chosen_rows(drawn)))  # other rows, of the same number
+        Finding(likely, prompt, arguments.most, estimate, is_estimate=True).figures()
         return _show_estimate(estimate, configuration, as_json=arguments.json)
     registry.check_key(configuration.plan)
     try:
         jobs = TopicJobs(series, model, questions)
-        found = Finding(drawn, prompt, arguments.most, jobs, tell).figures() | series.spent
+        covering = Covering(series.folders, configuration.plan, arguments.config)
+        drawn = covering.of(drawn, tell)
+        found = Finding(drawn, prompt, arguments.most, jobs, tell, notes=covering.notes).figures() | series.spent
     except StoppedError as error:
         return stopped(error, series.spent, "the search")
     except PromptmillError as error:
@@ -147,6 +149,14 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
+
+
+def _drawn(arguments: argparse.Namespace, rows: TopicRows) -> Drawn:
+    """Return the drawn rows, and print the remarks about the input."""
+    drawn = rows.drawn(arguments.sample, arguments.held_out)
+    for note in rows.notes:
+        say(worded(note, option_of), sys.stderr, wrap=True)
+    return drawn
 
 
 def _of_form(arguments: argparse.Namespace, form: Form, limit: int | None) -> tuple[Configuration, list[str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -130,7 +130,7 @@ class Finding:
                 f"the input has only {counted(drawn.rows - drawn.empty, 'row')} with text: topics are found in "
                 f"{len(drawn.sample):,} of them, and tried on the other {len(rows):,}"
             )
-        lists, self._seen = self._proposed(drawn.sample)
+        lists, self._seen = self._proposed(drawn.sample, drawn.chosen)
         topics = self._defined(self._merged(lists))
         labels = self._labelled(topics, rows)
         split = self._split(topics, rows, labels)
@@ -148,6 +148,8 @@ class Finding:
                 "all": drawn.rows,
                 "empty": drawn.empty,
                 "sample": len(drawn.sample),
+                "chosen": len(drawn.chosen),
+                "covered": drawn.covered,
                 "held_out": len(rows),
                 "failed": len(rows) - len(answered),
             },
@@ -161,20 +163,31 @@ class Finding:
 
     # Lists
 
-    def _proposed(self, rows: Sequence[Row], *, is_certain: bool = True) -> tuple[list[list[Topic]], int]:
-        """Return lists of the topics of rows, and the number of rows whose request did not fail."""
+    def _proposed(
+        self, rows: Sequence[Row], chosen: Sequence[Row] = (), *, is_certain: bool = True
+    ) -> tuple[list[list[Topic]], int]:
+        """Return lists of the topics of rows, and the number of random `rows` whose request did not fail."""
         parts = batches(rows)
+        count = len(parts)
+        parts += batches(chosen)
         which = "row" if is_certain else "held-out row"
         words = f"topics of {counted(len(rows), which)}{'' if is_certain else ' without one'}"
+        if chosen:
+            words += f", and of {len(chosen):,} that differ from them"
         replies = self._replies(Step("lists", words, is_certain), [proposal(self.prompt, part) for part in parts])
-        found = [proposed(part, reply) for part, reply in zip(parts, replies, strict=True) if reply is not None]
+        found = [
+            proposed(part, reply) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None
+        ]
+        for part, reply in zip(parts[count:], replies[count:], strict=True):
+            if reply is not None:  # such a row shows that there is a topic, and not how many rows it has
+                found.append([replace(topic, rows=1) for topic in proposed(part, reply)])
         if not any(found) and is_certain:
             raise input_error(
                 f"The model names no topic in {counted(len(rows), 'row')}; ask another question in ",
                 Named("prompt"),
                 ", or use a stronger model.",
             )
-        searched = sum(len(part) for part, reply in zip(parts, replies, strict=True) if reply is not None)
+        searched = sum(len(part) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None)
         return [each for each in found if each], searched
 
     def _merged(self, lists: Sequence[Sequence[Topic]], *, is_certain: bool = True) -> list[Topic]:

@@ -12,6 +12,7 @@ from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Named, PromptmillError, argument_name, input_error, worded
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics import topics_text as words
+from promptmill.features.topics.covering import Covering
 from promptmill.features.topics.finding import Finding
 from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import Form, Questions, TopicJobs, check_form, longest_of
@@ -178,7 +179,10 @@ def topics(
             drawn = read.drawn(sample, held_out)
         for note in read.notes:
             warn(worded(note, argument_name))
-        figures = Finding(drawn, prompt, most, TopicJobs(series, model, questions)).figures() | series.spent
+        covering = Covering(folders, configuration.plan, given.get("config"), watch)
+        drawn = covering.of(drawn)
+        finding = Finding(drawn, prompt, most, TopicJobs(series, model, questions), notes=covering.notes)
+        figures = finding.figures() | series.spent
         if target is not None:
             target.write(figures)
     except PromptmillError as error:
