@@ -244,6 +244,8 @@ class Feature:
     """The line of the feature in `promptmill features`."""
     needs: Sequence[str] = ()
     """The features that it imports. Without one of them, this feature counts as missing too."""
+    uses: Sequence[str] = ()
+    """Further features that it imports on use, if they are not missing."""
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, which are options of a job."""
     commands: Sequence[Command] = ()
@@ -292,7 +294,7 @@ class Feature:
     @property
     def sockets(self) -> list[str]:
         """The names of the sockets that the feature uses."""
-        return [each.name for each in fields(self)[2:] if getattr(self, each.name)]
+        return [each.name for each in fields(self)[3:] if getattr(self, each.name)]
 
 
 def part(name: str) -> Any:

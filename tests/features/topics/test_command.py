@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 import promptmill
 from hidden_topics import PROMPT, SHARES, Knowing, models, table, topic_in
 from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import WITHOUT
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import labels_of
 from replies import choose, late, status
 from waiting import eventually
@@ -24,8 +28,9 @@ ROWS = 1200
 
 
 @pytest.fixture
-def reviews(bench):
-    """Return a bench with a table of reviews, of which one has no text."""
+def reviews(bench, monkeypatch):
+    """Return a bench with a table of reviews, of which one has no text, and without an encoder."""
+    monkeypatch.setenv(WITHOUT, "embeddings")
     bench.upstream.reply = models()
     bench.input = bench.path / "reviews.csv"
     written(bench.input, [*table(ROWS), {"id": ROWS, "text": " "}])
@@ -99,12 +104,17 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(reviews):
     assert first["requests"] == 3 + 1 + 1 + 60 + 60 + (5 + 60 if first["is_split"] else 0)
 
 
-@pytest.mark.parametrize("suffix", [".tsv", ".json", ".jsonl"])
-def test_each_format_is_read_as_choices(reviews, suffix):
-    found = figures(reviews, output=f"topics{suffix}")
-    labels = labels_of(reviews.path / f"topics{suffix}")
+@pytest.mark.parametrize("suffix", [".tsv", ".json", ".jsonl", ".xlsx", ".parquet"])
+def test_each_format_is_read_as_choices_and_written_once(reviews, suffix):
+    file = reviews.path / f"topics{suffix}"
+    found = figures(reviews, output=file.name)
+    labels = labels_of(file)
     assert [*labels.texts] == [each["label"] for each in found["topics"]]
     assert "- other: none of the other labels fits" in labels.definitions
+    rows = [*objects_in(file)]
+    assert float(rows[0]["share"]) == round(found["topics"][0]["share"], 4)
+    assert isinstance(rows[0]["share"], str if suffix == ".tsv" else float)
+    assert figures(reviews, output=file.name) == found, "two workbooks with the same cells have other bytes"
 
 
 def test_a_dry_run_sends_nothing_and_names_each_step(reviews):
@@ -154,6 +164,25 @@ def test_another_form_of_answers_is_refused(reviews, given):
     name = given.partition("=")[0]
     assert f"sampling_params.{name}: a search for topics decides itself about the form of answers" in done.stderr
     assert not reviews.upstream.seen
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
+@pytest.mark.features("embeddings")
+def test_rows_that_cover_the_texts_are_chosen_once(reviews, monkeypatch):
+    monkeypatch.delenv(WITHOUT)
+    assert "topics of 60 rows, and of 30 that differ from them" in topics(reviews, "--dry-run").stdout
+    done = topics(reviews)
+    assert "vectors of 300 rows on this machine" in done.stderr
+    assert done.stdout.startswith(
+        "1,201 rows, 1 of them empty: topics from 60 random ones and 30 chosen to cover 300, tried on 60 others\n"
+    )
+    assert len(reviews.upstream.seen) in {3 + 2 + 1 + 1 + 120, 3 + 2 + 1 + 1 + 120 + 65}
+    found, sent = figures(reviews), len(reviews.upstream.seen)
+    assert found["may_miss"] > 0.02
+    assert found["requests"] == sent, "a vector is no request"
+    assert figures(reviews) == found
+    assert len(reviews.upstream.seen) == sent
 
 
 class Paid(Knowing):
@@ -208,9 +237,47 @@ def test_failed_requests_are_named_and_sent_again_on_demand(reviews):
     reviews.upstream.seen.clear()
     assert figures(reviews) == first
     assert not reviews.upstream.seen
-    again = figures(reviews, "--again", "failed", "--overwrite")
+    again = figures(reviews, "--again", "failed")
     assert again["rows"]["failed"] == 0
     assert not again["notes"]
+    assert [row["label"] for row in read(reviews.path / "topics.csv")] == [each["label"] for each in again["topics"]]
+
+
+def test_a_list_that_was_edited_is_not_replaced_when_failed_requests_are_sent_again(reviews):
+    reviews.upstream.reply = models(lost=lambda prompt: prompt.startswith("What do guests") and "7: not" in prompt)
+    figures(reviews)
+    file = reviews.path / "topics.csv"
+    written_by_search = file.read_bytes()
+    edited = written_by_search.replace(b"About", b"All about", 1)
+    file.write_bytes(edited)
+    sent = len(reviews.upstream.seen)
+    said = "topics.csv exists, and is not as this search wrote it; name another file; --overwrite replaces it."
+    assert said in topics(reviews, "--again", "failed", code=2).stderr
+    assert (len(reviews.upstream.seen), file.read_bytes()) == (sent, edited)
+    reviews.upstream.reply = models()
+    topics(reviews, "--again", "failed", output="other.csv")
+    file.write_bytes(written_by_search)
+    topics(reviews, "--again", "failed")
+    assert file.read_bytes() == (reviews.path / "other.csv").read_bytes() != written_by_search
+
+
+def test_several_files_are_one_table(reviews):
+    rows = table(ROWS)
+    folder = reviews.path / "parts"
+    folder.mkdir()
+    for at in range(3):
+        written(folder / f"{at}.csv", rows[at::3])
+    reviews.input = folder
+    found = figures(reviews, output="parts/topics.csv")
+    assert found["rows"]["all"] == ROWS
+    done = topics(reviews, "--json", output="parts/topics.csv")
+    assert "1 file left out, as it is the output: " in done.stderr
+    assert json.loads(done.stdout) == found, "the topics are no rows"
+    names = [str(folder / f"{at}.csv") for at in range(3)]
+    given = [*names, "several.csv", "--prompt", PROMPT, "--sample", "60", "--held-out", "60"]
+    text = reviews.here(reviews.command(*given, command="topics")[1:]).stdout
+    assert f"promptmill bulk {shlex.join(names)} labels.csv --prompt '{PROMPT}' --choices several.csv " in text
+    assert read(reviews.path / "several.csv") == read(folder / "topics.csv"), "they are the same rows"
 
 
 def test_a_step_of_which_most_requests_fail_ends_the_search(reviews):
@@ -239,17 +306,26 @@ def test_a_model_that_cannot_be_asked_ends_the_search(reviews):
         ({"more": ["--most", "0"]}, "--most: '0' must be at least 1"),
         ({"more": ["--most", "1000"]}, "--most is 1,000; a job takes at most 999 labels"),
         ({"more": ["--held-out", "many"]}, "--held-out: 'many' is not a whole number"),
-        ({"more": ["--encoding", "nix"]}, "--encoding: nix is no encoding"),
-        ({"output": "topics.docx"}, "topics.docx is no name for topics: it ends in .jsonl, .json, .csv, .tsv."),
+        ({"more": ["--encoding", "nix"]}, "--encoding: 'nix' is no encoding; use cp1252"),
+        ({"output": "topics.docx"}, "topics.docx is no name for topics: it ends in .jsonl, .json, .csv, .tsv"),
+        ({"output": "topics.arrow"}, "topics.arrow is no name for topics: it ends in "),
         ({"output": "none/topics.csv"}, "of the output is missing; make it, or name another"),
         ({"output": "reviews.csv"}, "Input and output are the same file"),
         ({"more": ["--labels", "5"]}, "unknown option --labels"),
         ({"input": "missing.csv"}, "There is no input file "),
         ({"input": "empty.csv"}, "empty.csv"),
-        ({"input": "latin.csv"}, "latin.csv is not UTF-8 text"),
+        (
+            {"input": "latin.csv"},
+            "60 rows are in another encoding, the first in line 2; --encoding cp1252 reads line 2",
+        ),
+        (
+            {"input": "photos"},
+            "--prompt has no {{content}}, which is the text of each file; topics are found in texts.",
+        ),
         ({"input": "blank.csv"}, "The input has 0 rows with text, and 60 empty ones"),
         ({"input": "header.csv"}, "The input has no rows"),
-        ({"input": "topics.docx"}, "topics.docx"),
+        ({"input": "topics.docx"}, "--prompt has no {{content}}"),
+        ({"input": "topics.docx", "prompt": "About? {{content}}"}, "topics.docx"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_sent(reviews, given, said):
@@ -258,6 +334,8 @@ def test_mistakes_are_named_before_anything_is_sent(reviews, given, said):
     (reviews.path / "blank.csv").write_text("id,text\n" + "1,\n" * 60)
     (reviews.path / "header.csv").write_text("id,text\n")
     (reviews.path / "topics.docx").write_bytes(b"no document")
+    (reviews.path / "photos").mkdir()
+    (reviews.path / "photos" / "a.png").write_bytes(b"no photo")
     if "input" in given:
         reviews.input = reviews.path / given["input"]
     options = {name: value for name, value in given.items() if name in {"prompt", "output"}}

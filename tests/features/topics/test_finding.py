@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,37 +12,10 @@ import pytest
 from hidden_topics import PROMPT, SHARES, Knowing, table, topic_in
 from promptmill.core.errors import PromptmillError
 from promptmill.features.topics.drawn import Drawn, Row
-from promptmill.features.topics.finding import Finding, Step, may_miss, share_of
+from promptmill.features.topics.finding import Finding, Step, may_miss, other_order, share_of
 from promptmill.features.topics.lists import OTHER, Asked
 from promptmill.jobs.inputs.short_forms import Labels
-
-
-class Asker:
-    """Asks a model of hidden topics, and remembers the steps with their rows."""
-
-    def __init__(self, model: Knowing | None = None, lost: Sequence[str] = ()) -> None:
-        """`lost`: the names of steps whose requests fail."""
-        self._model, self._lost = model or Knowing(), lost
-        self.error = ""
-        self.steps: list[str] = []
-        self.labelled: list[list[int]] = []
-        self.asked: list[Asked] = []
-        self.orders: list[Labels] = []
-
-    def replies(self, step: Step, asked: Sequence[Asked]) -> list[Any]:
-        self.steps.append(step.name)
-        self.asked += asked
-        if step.name in self._lost:
-            return [None for _ in asked]
-        return [{"topics": self._model.list_for(each.text)} for each in asked]
-
-    def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
-        self.steps.append(step.name)
-        self.labelled.append([row.number for row in rows])
-        self.orders.append(labels)
-        if step.name in self._lost:
-            return ["" for _ in rows]
-        return [self._model.label_for(str(row.cells["text"]), labels.texts) for row in rows]
+from topic_asker import Asker, names
 
 
 def found_in(
@@ -55,10 +29,6 @@ def found_in(
 ) -> dict[str, Any]:
     drawn = Drawn.of(rows, PROMPT, sample, held_out, seed=seed)
     return Finding(drawn, PROMPT, most, asker or Asker()).figures()
-
-
-def names(found: Mapping[str, Any]) -> set[str]:
-    return {topic_in(each["label"]) for each in found["topics"]} - {""}
 
 
 def test_all_frequent_topics_are_found_once():
@@ -83,17 +53,25 @@ def test_quotes_are_words_of_different_rows():
         assert all(quote["text"] in rows[quote["row"] - 1]["text"] for quote in topic["quotes"])
 
 
-def test_the_labels_are_tried_in_both_orders_on_rows_without_a_part_in_finding_them():
+def test_the_labels_are_tried_in_two_orders_on_rows_without_a_part_in_finding_them():
     asker = Asker(Knowing(unsure=0.3))
     rows = table(5000)
     found = found_in(rows, asker)
     first, second = asker.orders
-    assert [*reversed(first.texts)] == [*second.texts]
+    assert {*first.texts} == {*second.texts}
+    assert [*second.texts] == other_order(first.texts, "a")
     assert first.texts[-1] == OTHER
     assert asker.labelled[0] == asker.labelled[1]
     seen = {line for asked in asker.asked for line in asked.text.splitlines()}
     assert not any(rows[n - 1]["text"] in line for n in asker.labelled[0] for line in seen)
     assert 0.6 < found["stability"]["share"] < 0.8
+
+
+def test_the_other_order_is_any_but_the_first_one_and_depends_on_the_seed():
+    orders = Counter(tuple(other_order("abc", f"{seed}")) for seed in range(500))
+    assert orders.keys() == {*itertools.permutations("abc")} - {("a", "b", "c")}
+    assert min(orders.values()) > 60  # 100 are expected
+    assert other_order("abc", "1") == other_order("abc", "1")
 
 
 def test_rows_without_a_topic_are_searched_once_more_and_tried_on_fresh_rows():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -22,7 +22,7 @@ from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.bulk_call import run_job, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
@@ -32,17 +32,10 @@ from promptmill.system.safe_open import home_expanded
 _WIDTH = 100  # characters of a line
 
 
-class ImproveOptions(ModelOptions, total=False):
-    """The options of a search; options that `bulk` has too mean the same."""
+class ImproveOptions(SeriesOptions, total=False):
+    """The options of a search for a better prompt."""
 
-    system: str
-    temperature: float | None
-    max_tokens: int | None
-    encoding: str | None
-    max_cost: float | None
     again: Again | None
-    state: str | Path | None
-    progress: bool | Callable[[JsonObject], object] | None
 
 
 @dataclass(frozen=True, repr=False)

@@ -31,18 +31,7 @@ if TYPE_CHECKING:
 
 def version(config: ResolvedConfig) -> str:
     """Return the version of this machine's encoder. Raises `PromptmillError` (`missing_dependency`)."""
-    return encoders.version(_settings(config))
-
-
-def _settings(config: ResolvedConfig) -> encoders.EncoderSettings:
-    """Return the settings of the encoder: the configuration's, or int8 on the best encoder that is installed.
-
-    Those of the whole file count: a named model has its own block alone.
-    """
-    if (block := getattr((config.file or config.operator).backend_configs, "encoder", None)) is not None:
-        return encoders.settings_of(block)
-    name = next(iter(encoders.installed()), "e5")
-    return encoders.EncoderSettings.model_validate({"model": name, "arithmetic": "int8"})  # changes 3 labels of 1,000
+    return encoders.version(encoders.settings_in(config))
 
 
 class RowVectors:
@@ -56,7 +45,7 @@ class RowVectors:
         """Yield the records with the vectors of a round's rows. Raises `PromptmillError` if there is no encoder."""
         job, maker, slot = self._job, self._job.requests(), round_.slots[0]
         if self._encoder is None:
-            self._encoder = encoders.load(_settings(job.config), lambda _: job.work.check())
+            self._encoder = encoders.load(encoders.settings_in(job.config), lambda _: job.work.check())
         made = Provenance(job.spec.targets[slot].settings, round_.id)
         for rows in (rows for page in pages for rows in rows_of(job, page)):
             texts, outcomes = texts_of(rows, maker, lambda request: fields_of(request, maker.questions.template))

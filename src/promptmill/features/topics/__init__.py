@@ -4,6 +4,7 @@ from promptmill.core.feature import Command, Feature
 
 FEATURE = Feature(
     needs=("compare", "sources"),
+    uses=("embeddings",),
     words="the labels that nobody knows yet, found in a sample and tried on other rows",
     commands=(
         Command(

@@ -25,18 +25,13 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import counted
 from promptmill.features.compare.words import Table
 from promptmill.features.topics import topics_text as words
+from promptmill.features.topics.covering import Covering, chosen_rows, with_chosen
+from promptmill.features.topics.drawn import Drawn
 from promptmill.features.topics.finding import LARGE, Finding
+from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, check_form, longest_of
-from promptmill.features.topics.topics import (
-    HELD_OUT,
-    MOST,
-    SAMPLE,
-    check_free,
-    check_number,
-    check_target,
-    drawn_from,
-    write,
-)
+from promptmill.features.topics.topic_rows import TopicRows
+from promptmill.features.topics.topics import HELD_OUT, MOST, SAMPLE, check_number
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
@@ -50,8 +45,12 @@ _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 def add_options(topics: Parser) -> None:
     """Add the options of the command."""
-    topics.add_argument("input", metavar="INPUT", help="a file of rows, at least 50 of them with text")
-    topics.add_argument("output", metavar="OUTPUT", help="the topics: a .csv, .tsv, .json or .jsonl for --choices")
+    topics.add_argument(
+        "input", nargs="+", metavar="INPUT", help="files, folders or patterns, as for bulk: at least 50 rows with text"
+    )
+    topics.add_argument(
+        "output", metavar="OUTPUT", help="the topics, for --choices: a .csv, .xlsx, .parquet, .jsonl, …"
+    )
     group = topics.add_argument_group("the question and the rows")
     asked = group.add_mutually_exclusive_group(required=True)
     asked.add_argument(
@@ -97,16 +96,17 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     refuse((arguments.prompt == "", "--prompt", "is empty."))
     check_number("most", arguments.most, MOST_CHOICES - 1)
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
-    source, target = home_expanded(arguments.input), home_expanded(arguments.output)
-    check_target(target, source)
-    drawn = drawn_from(source, prompt, arguments.sample, arguments.held_out, encoding=arguments.encoding)
+    sources = [home_expanded(name) for name in arguments.input]
+    target = TopicFile(home_expanded(arguments.output), arguments.overwrite, sends_again=arguments.again is not None)
+    target.check(sources)
+    drawn = _drawn(arguments, TopicRows(sources, prompt, arguments.encoding, target.path))
     configuration = decided(configuration)
     check_form(configuration.plan)
     series = JobSeries(JobFolders.from_environ(), "topics", arguments.max_cost)
     limit = longest_of(configuration.plan, arguments.max_cost, arguments.most)
 
     def step(its: Configuration, job: OpenJob) -> None:
-        check_free(target, series.folders, job, overwrite=arguments.overwrite)
+        target.check_free(job)
         run_step(arguments, its, job)
 
     def model(form: Form) -> StepModel:
@@ -120,20 +120,23 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     questions = Questions(prompt, arguments.system, arguments.again)
     if arguments.dry_run:
         estimate = TopicEstimate(series, model, questions)
-        Finding(drawn, prompt, arguments.most, estimate, is_estimate=True).figures()
+        likely = with_chosen(drawn, range(chosen_rows(drawn)))  # other rows, of the same number
+        Finding(likely, prompt, arguments.most, estimate, is_estimate=True).figures()
         return _show_estimate(estimate, configuration, as_json=arguments.json)
     registry.check_key(configuration.plan)
     try:
         jobs = TopicJobs(series, model, questions)
-        found = Finding(drawn, prompt, arguments.most, jobs, tell).figures() | series.spent
+        covering = Covering(series.folders, configuration.plan, arguments.config)
+        drawn = covering.of(drawn, tell)
+        found = Finding(drawn, prompt, arguments.most, jobs, tell, notes=covering.notes).figures() | series.spent
     except StoppedError as error:
         return stopped(error, series.spent, "the search")
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
     refusal = None
     try:
-        write(target, found, overwrite=arguments.overwrite)
-        found["output_file"] = str(target)
+        target.write(found)
+        found["output_file"] = str(target.path)
     except PromptmillError as error:
         refusal = error
     if arguments.json:
@@ -141,11 +144,19 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     else:
         say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
         if refusal is None:
-            say(f"\n{target} has the topics; to label all rows with them:")
+            say(f"\n{target.path} has the topics; to label all rows with them:")
             say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt)))}")
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
+
+
+def _drawn(arguments: argparse.Namespace, rows: TopicRows) -> Drawn:
+    """Return the drawn rows, and print the remarks about the input."""
+    drawn = rows.drawn(arguments.sample, arguments.held_out)
+    for note in rows.notes:
+        say(worded(note, option_of), sys.stderr, wrap=True)
+    return drawn
 
 
 def _of_form(arguments: argparse.Namespace, form: Form, limit: int | None) -> tuple[Configuration, list[str]]:
@@ -204,7 +215,7 @@ def _costs(found: JsonObject) -> str:
 def _bulk_command(arguments: argparse.Namespace, prompt: str) -> list[str]:
     """Return a command that labels all rows with the topics."""
     kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
-    kept.remove(arguments.input)
-    kept.remove(arguments.output)
+    for name in (*arguments.input, arguments.output):
+        kept.remove(name)
     asked = ["--prompt", prompt] if arguments.prompt else ["--prompt-file", str(arguments.prompt_file)]
-    return ["bulk", arguments.input, "labels.csv", *asked, "--choices", arguments.output, *kept]
+    return ["bulk", *arguments.input, "labels.csv", *asked, "--choices", arguments.output, *kept]

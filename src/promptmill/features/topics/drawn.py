@@ -15,6 +15,8 @@ from promptmill.jobs.rows.template import check_names_some, columns_of
 
 FEWEST = 50
 """The fewest rows with text. Of fewer rows, the sample misses topics of one row in ten, and a person reads them all."""
+_TIMES, _MOST_COVERED = 5, 2_000
+"""The sample and the pool have 5 times as many rows as the sample, but at most 2,000, whose vectors take 25 s."""
 _LOOKED_AT = 100  # first rows, whose fields are the columns, as for a job
 _SEED = "promptmill topics"  # fixed, so that the same command draws the same rows and pays for nothing again
 
@@ -43,16 +45,25 @@ class Drawn:
     empty: int
     """The number of rows without text in any cell that the prompt names."""
     sample: Sequence[Row]
-    """Rows in which topics are found."""
+    """Random rows in which topics are found."""
     held_out: Sequence[Row]
     """Rows on which topics are tried."""
     fresh: Sequence[Row]
     """Further rows, on which topics are tried that were found in held-out rows."""
+    pool: Sequence[Row] = ()
+    """Further random rows, of which some may be chosen."""
+    chosen: Sequence[Row] = ()
+    """Rows of an earlier pool that differ from the sample and from each other; topics are found in them, too."""
+    covered: int = 0
+    """The number of random rows that the sample and the chosen rows cover: the sample and the pool."""
+    seed: str = _SEED
+    """The seed of all random choices of the search."""
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], prompt: str, sample: int, held_out: int, *, seed: str = _SEED) -> Drawn:
-        """Draw `sample` rows, `held_out` others, and as many fresh ones; of fewer rows with text, all rows, divided in
-        the same proportion, at least one in each part, without fresh ones. Only the drawn rows are kept in memory.
+        """Draw `sample` rows, `held_out` others, as many fresh ones, and a pool; of fewer rows with text, all rows,
+        divided in the same proportion, at least one in each part, without fresh ones. Only the drawn rows are kept in
+        memory.
 
         Raises `PromptmillError` (`invalid_input`) for a prompt that names no column of the input, and for fewer than
         `FEWEST` rows with text.
@@ -63,6 +74,7 @@ class Drawn:
         if not first:
             raise input_error("The input has no rows.")
         columns = columns_of(prompt, list(dict.fromkeys(name for row in first for name in row)))
+        end_of_fresh, pool = sample + 2 * held_out, max(0, min(_TIMES * sample, _MOST_COVERED) - sample)
         numbers, count, empty = random.Random(seed), 0, 0  # noqa: S311 (no secret)
 
         def keyed() -> Iterator[tuple[float, Row]]:
@@ -75,7 +87,7 @@ class Drawn:
                 else:
                     empty += 1
 
-        drawn = [row for _, row in heapq.nsmallest(sample + 2 * held_out, keyed(), key=lambda pair: pair[0])]
+        drawn = [row for _, row in heapq.nsmallest(end_of_fresh + pool, keyed(), key=lambda pair: pair[0])]
         usable = count - empty
         if usable < FEWEST:
             left_out = f", and {counted(empty, 'empty one')}" if empty else ""
@@ -85,9 +97,10 @@ class Drawn:
             )
         if usable < sample + held_out:
             sample = max(1, usable * sample // (sample + held_out))  # less than `usable`
-            return cls(count, empty, drawn[:sample], drawn[sample:], ())
+            return cls(count, empty, drawn[:sample], drawn[sample:], (), seed=seed)
         end = sample + held_out
-        return cls(count, empty, drawn[:sample], drawn[sample:end], drawn[end : end + held_out])
+        fresh, rest = drawn[end:end_of_fresh], drawn[end_of_fresh:]
+        return cls(count, empty, drawn[:sample], drawn[sample:end], fresh, rest, seed=seed)
 
     @property
     def is_all(self) -> bool:

@@ -9,10 +9,11 @@ Rows in which topics were found never measure them: they would fit better than o
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
@@ -39,6 +40,7 @@ from promptmill.features.topics.lists import (
 )
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 
+T = TypeVar("T")
 LARGE = 0.05
 """The share of held-out rows without a topic above which topics are searched in them once more."""
 _FEWEST_OTHER = 3  # rows; fewer have nothing in common
@@ -90,6 +92,18 @@ def may_miss(rows: int) -> float:
     return float(1 - _MISSED ** (1 / rows))
 
 
+def other_order(items: Sequence[T], seed: str) -> list[T]:
+    """Return two or more different items in a random order that is not theirs. Equal arguments give equal orders.
+
+    >>> other_order(["price", "other"], "any seed")
+    ['other', 'price']
+    """
+    numbers, found = random.Random(f"{seed} order"), list(items)  # noqa: S311 (no secret)
+    while found == list(items):
+        numbers.shuffle(found)
+    return found
+
+
 @dataclass
 class Finding:
     """One search for topics."""
@@ -116,14 +130,14 @@ class Finding:
                 f"the input has only {counted(drawn.rows - drawn.empty, 'row')} with text: topics are found in "
                 f"{len(drawn.sample):,} of them, and tried on the other {len(rows):,}"
             )
-        lists, self._seen = self._proposed(drawn.sample)
+        lists, self._seen = self._proposed(drawn.sample, drawn.chosen)
         topics = self._defined(self._merged(lists))
         labels = self._labelled(topics, rows)
         split = self._split(topics, rows, labels)
         if split is not None:
             topics, rows = split, drawn.fresh
             labels = self._labelled(topics, rows, is_certain=False)
-        again = self._labelled(topics, rows, is_reversed=True)
+        again = self._labelled(topics, rows, in_other_order=True)
         every = list(zip(rows, labels, strict=True))
         if drawn.is_all:
             every += zip(drawn.sample, self._labelled(topics, drawn.sample, is_rest=True), strict=True)
@@ -134,6 +148,8 @@ class Finding:
                 "all": drawn.rows,
                 "empty": drawn.empty,
                 "sample": len(drawn.sample),
+                "chosen": len(drawn.chosen),
+                "covered": drawn.covered,
                 "held_out": len(rows),
                 "failed": len(rows) - len(answered),
             },
@@ -147,20 +163,31 @@ class Finding:
 
     # Lists
 
-    def _proposed(self, rows: Sequence[Row], *, is_certain: bool = True) -> tuple[list[list[Topic]], int]:
-        """Return lists of the topics of rows, and the number of rows whose request did not fail."""
+    def _proposed(
+        self, rows: Sequence[Row], chosen: Sequence[Row] = (), *, is_certain: bool = True
+    ) -> tuple[list[list[Topic]], int]:
+        """Return lists of the topics of rows, and the number of random `rows` whose request did not fail."""
         parts = batches(rows)
+        count = len(parts)
+        parts += batches(chosen)
         which = "row" if is_certain else "held-out row"
         words = f"topics of {counted(len(rows), which)}{'' if is_certain else ' without one'}"
+        if chosen:
+            words += f", and of {len(chosen):,} that differ from them"
         replies = self._replies(Step("lists", words, is_certain), [proposal(self.prompt, part) for part in parts])
-        found = [proposed(part, reply) for part, reply in zip(parts, replies, strict=True) if reply is not None]
+        found = [
+            proposed(part, reply) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None
+        ]
+        for part, reply in zip(parts[count:], replies[count:], strict=True):
+            if reply is not None:  # such a row shows that there is a topic, and not how many rows it has
+                found.append([replace(topic, rows=1) for topic in proposed(part, reply)])
         if not any(found) and is_certain:
             raise input_error(
                 f"The model names no topic in {counted(len(rows), 'row')}; ask another question in ",
                 Named("prompt"),
                 ", or use a stronger model.",
             )
-        searched = sum(len(part) for part, reply in zip(parts, replies, strict=True) if reply is not None)
+        searched = sum(len(part) for part, reply in zip(parts[:count], replies, strict=False) if reply is not None)
         return [each for each in found if each], searched
 
     def _merged(self, lists: Sequence[Sequence[Topic]], *, is_certain: bool = True) -> list[Topic]:
@@ -215,14 +242,16 @@ class Finding:
         rows: Sequence[Row],
         *,
         is_certain: bool = True,
-        is_reversed: bool = False,
+        in_other_order: bool = False,
         is_rest: bool = False,
     ) -> list[str]:
         which = "remaining row" if is_rest else "held-out row"
-        words = f"labels of {counted(len(rows), which)}" + (", in another order" if is_reversed else "")
+        words = f"labels of {counted(len(rows), which)}" + (", in another order" if in_other_order else "")
         step = Step("labels", words, is_certain)
         defined_labels = [(topic.label, topic.definition) for topic in topics] + [(OTHER, OF_OTHER)]
-        labels = labels_of(dict(reversed(defined_labels) if is_reversed else defined_labels))
+        if in_other_order:
+            defined_labels = other_order(defined_labels, self.drawn.seed)
+        labels = labels_of(dict(defined_labels))
         self.tell(words)
         found = self.asker.labels(step, rows, labels)
         self._check_failures(step, found.count(""), len(rows), "row")

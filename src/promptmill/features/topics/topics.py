@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
-import orjson
-
 from promptmill.core.bounds import MOST_CHOICES
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.core.feature import Format
+from promptmill.core.errors import Named, PromptmillError, argument_name, input_error, worded
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics import topics_text as words
-from promptmill.features.topics.drawn import Drawn
+from promptmill.features.topics.covering import Covering
 from promptmill.features.topics.finding import Finding
-from promptmill.features.topics.lists import QUOTES
+from promptmill.features.topics.topic_file import TopicFile
 from promptmill.features.topics.topic_jobs import Form, Questions, TopicJobs, check_form, longest_of
-from promptmill.jobs import disk, format_table
+from promptmill.features.topics.topic_rows import TopicRows
 from promptmill.jobs.door import OpenJob, decided
-from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import Labels
-from promptmill.jobs.manage.bulk_call import run_job, watch_of
+from promptmill.jobs.manage.bulk_call import run_job, warning_caller, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import file_of
-from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
 from promptmill.jobs.store.index import JobFolders
-from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
-from promptmill.system.safe_open import home_expanded, real_path
+from promptmill.system.safe_open import home_expanded
 
 MOST, SAMPLE, HELD_OUT = 12, 300, 200
 """The numbers of topics at most, of rows in which they are found, and of rows on which they are tried, by default. 300
@@ -41,17 +33,10 @@ random rows contain a topic of 1 % of all rows with a probability of 95 %."""
 _WIDTH = 100  # characters of a line
 
 
-class TopicOptions(ModelOptions, total=False):
-    """The options of a search for topics; options that `bulk` has too mean the same."""
+class TopicOptions(SeriesOptions, total=False):
+    """The options of a search for topics."""
 
-    system: str
-    temperature: float | None
-    max_tokens: int | None
-    encoding: str | None
-    max_cost: float | None
     again: Literal["failed"] | None
-    state: str | Path | None
-    progress: bool | Callable[[JsonObject], object] | None
 
 
 class Share(NamedTuple):
@@ -136,12 +121,12 @@ def topics(
 ) -> Topics:
     """Find the topics of the answers to a question about each row: the labels that nobody knows yet.
 
-    `rows`: a file, a table or a list of rows as in `bulk`. `prompt`: the question, with the columns in double braces.
-    At most `most` topics are found in `sample` random rows, and tried on `held_out` others. `output`: a .csv, .tsv,
-    .json or .jsonl file that `choices` of `bulk` reads, with `overwrite=True` in place of another. The options of
-    `bulk` for the model apply to all steps; `system`, `temperature` and `max_tokens` apply to the labels of rows.
-    `encoding`, `max_cost` (of all steps), `state` and `progress`: as in `bulk`; `again="failed"`: send failed requests
-    again.
+    `rows`: a file, a folder, a pattern, a table or a list of rows as in `bulk`. `prompt`: the question, with the
+    columns in double braces. At most `most` topics are found in `sample` random rows, and tried on `held_out` others.
+    `output`: a file that `choices` of `bulk` reads, such as .csv, .xlsx or .jsonl, with `overwrite=True` in place of
+    another. The options of `bulk` for the model apply to all steps; `system`, `temperature` and `max_tokens` apply to
+    the labels of rows. `encoding`, `max_cost` (of all steps), `state` and `progress`: as in `bulk`; `again="failed"`:
+    send failed requests again.
 
         found = promptmill.topics("reviews.csv", "What do guests complain about? {{text}}", model="good-1")
         promptmill.bulk("reviews.csv", "labels.csv", prompt="What is it about? {{text}}", choices=found.choices)
@@ -158,9 +143,11 @@ def topics(
             ("held_out", held_out, None),
         ):
             check_number(name, number, highest)
-        target = None if output is None else home_expanded(output)
-        if target is not None:
-            check_target(target, None if not isinstance(rows, str | Path) else home_expanded(rows))
+        again = given.get("again")
+        target = None
+        if output is not None:
+            target = TopicFile(home_expanded(output), overwrite, sends_again=again is not None)
+            target.check([home_expanded(rows)] if isinstance(rows, str | Path) else [])
         max_cost = given.get("max_cost")
         configuration = decided(configuration_of(given))
         check_form(configuration.plan)
@@ -180,18 +167,24 @@ def topics(
 
             def run(job: OpenJob) -> None:
                 if target is not None:
-                    check_free(target, folders, job, overwrite=overwrite)
+                    target.check_free(job)
                 runtime.run_anywhere(run_job(job, its, watch))
 
             return StepModel(its, run)
 
         series = JobSeries(folders, "topics", max_cost)
-        questions = Questions(prompt, given.get("system", ""), given.get("again"))
+        questions, warn = Questions(prompt, given.get("system", ""), again), warning_caller()
         with file_of(rows) as path:
-            drawn = drawn_from(path, prompt, sample, held_out, encoding=given.get("encoding"))
-        figures = Finding(drawn, prompt, most, TopicJobs(series, model, questions)).figures() | series.spent
+            read = TopicRows([path], prompt, given.get("encoding"), None if target is None else target.path)
+            drawn = read.drawn(sample, held_out)
+        for note in read.notes:
+            warn(worded(note, argument_name))
+        covering = Covering(folders, configuration.plan, given.get("config"), watch)
+        drawn = covering.of(drawn)
+        finding = Finding(drawn, prompt, most, TopicJobs(series, model, questions), notes=covering.notes)
+        figures = finding.figures() | series.spent
         if target is not None:
-            write(target, figures, overwrite=overwrite)
+            target.write(figures)
     except PromptmillError as error:
         raise PromptmillError(error.code, error.worded(argument_name), "") from None
     return Topics(figures)
@@ -203,84 +196,3 @@ def check_number(name: str, number: object, highest: int | None = None) -> None:
         raise input_error(Named(name), f" is {number!s:.20}; it is a whole number from 1 on.")
     if highest is not None and number > highest:
         raise input_error(Named(name), f" is {number:,}; a job takes at most {highest:,} labels, and `other`.")
-
-
-def drawn_from(path: Path, prompt: str, sample: int, held_out: int, *, encoding: str | None) -> Drawn:
-    """Return the drawn rows of a file. Raises `PromptmillError`."""
-    try:
-        return Drawn.of(objects_in(path, encoding), prompt, sample, held_out)
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
-
-
-def check_target(target: Path, source: Path | None) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for an output that cannot be written, or that is the input."""
-    if not _is_text(format_table.writing(target.name)):
-        known = (name for each in format_table.all_formats() if _is_text(each) for name in each.names[:1])
-        raise input_error(f"{target.name} is no name for topics: it ends in {', '.join(known)}.")
-    if not target.absolute().parent.is_dir():
-        raise input_error(f"The folder {target.absolute().parent} of the output is missing; make it, or name another.")
-    if source is not None and real_path(source.absolute()) == real_path(target.absolute()):
-        raise input_error("Input and output are the same file; name another output.")
-
-
-def check_free(target: Path, folders: JobFolders, job: OpenJob, *, overwrite: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) before the first request of a step if another file would be replaced.
-
-    A search all of whose jobs are there may have written the file itself; one with a new job has not.
-    """
-    is_new = not folders.of(job.order.output).path.exists()
-    if is_new and target.exists() and not overwrite:
-        raise input_error(f"{target} exists; name another file", Named("overwrite", text="; {} replaces it"), ".")
-
-
-def write(target: Path, figures: JsonObject, *, overwrite: bool) -> None:
-    """Write the topics to a file. Raises `PromptmillError`, also if the file has another content and must stay."""
-    its = format_table.writing(target.name)
-    assert its is not None  # `check_target` has looked
-    content = content_of(its, figures["topics"])
-    try:
-        is_other = target.exists() and target.read_bytes() != content
-        if is_other and not overwrite:
-            raise input_error(
-                f"{target} exists and has another content; name another file, or move it away",
-                Named("overwrite", text="; {} replaces it"),
-                ". The answers are kept: the same search pays for nothing again.",
-            )
-        beside = target.with_name(f".promptmill-{secrets.token_hex(8)}")
-        try:
-            with os.fdopen(disk.created(beside, disk.PUBLIC_FILE), "wb") as file:
-                file.write(content)
-            disk.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
-
-
-def _is_text(its: Format | None) -> bool:
-    return its is not None and its.is_written and its.is_text
-
-
-def content_of(its: Format, found: Iterable[JsonObject]) -> bytes:
-    """Return topics as a table in a format of text: a row for each, with its share and the ends of its interval, from 0
-    to 1."""
-    rows = [_row(each) for each in found]
-    if its.is_list:
-        return orjson.dumps(rows, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    if not its.delimiter:
-        return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, [*rows[0]], delimiter=its.delimiter, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _row(topic: JsonObject) -> JsonDict:
-    low, high = topic["interval"] or (None, None)
-    shares = {"share": topic["share"], "share_from": low, "share_to": high}
-    rounded = {name: None if value is None else round(value, 4) for name, value in shares.items()}
-    texts = [quote["text"] for quote in topic["quotes"]]
-    quotes = {f"quote_{at + 1}": texts[at] if at < len(texts) else "" for at in range(QUOTES)}
-    return {"label": topic["label"], "definition": topic["definition"], **rounded, **quotes}

@@ -15,7 +15,9 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     """Yield lines about the topics and their figures. The table is `width` characters wide."""
     rows = found["rows"]
     empty = f", {rows['empty']:,} of them empty" if rows["empty"] else ""
-    yield f"{counted(rows['all'], 'row')}{empty}: topics from {rows['sample']:,}, tried on {rows['held_out']:,} others"
+    chosen = f" random ones and {rows['chosen']:,} chosen to cover {rows['covered']:,}" if rows["chosen"] else ""
+    found_in = f"topics from {rows['sample']:,}{chosen}, tried on {rows['held_out']:,} others"
+    yield f"{counted(rows['all'], 'row')}{empty}: {found_in}"
     yield from Table(["topic", "share", "95 %"], [_cells(each) for each in found["topics"]]).lines(width)
     labelled = counted(found["topics"][0]["rows"], "row")
     if found["is_exact"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,6 +24,20 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
 from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.options.keywords import ModelOptions
+
+
+class SeriesOptions(ModelOptions, total=False):
+    """The options of a Python function that runs a series of jobs; options that `bulk` has too mean the same."""
+
+    system: str
+    temperature: float | None
+    max_tokens: int | None
+    encoding: str | None
+    max_cost: float | None
+    """The most that all steps together may spend, in US dollars."""
+    state: str | Path | None
+    progress: bool | Callable[[JsonObject], object] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,125 @@
+"""Rows that cover the texts: random rows, and rows of a larger pool that differ most from them and from each other.
+
+    random rows and pool ─▶ vectors, by an encoder of this machine ─▶ the row farthest from all others so far ─▶ …
+
+A topic of few rows is seldom in the sample, and often in such a row: its text is far from those of frequent topics. The
+vectors come from a job, which stores them, so that a repeated search chooses the same rows. They cost no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.feature import features
+from promptmill.core.wording import counted
+from promptmill.features.topics.drawn import Drawn, Row
+from promptmill.jobs.door import OpenJob, decided
+from promptmill.jobs.manage.bulk_call import run_job
+from promptmill.jobs.manage.bulk_keywords import configuration_of
+from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.progress import Watch
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.system import runtime
+
+_SHARE = 2  # for so many random rows a chosen one
+_LONGEST = 300  # characters of a text for its vector: the beginning tells the topic, and more take more time
+
+
+def chosen_rows(drawn: Drawn) -> int:
+    """Return the number of rows to choose from the pool: half as many as the sample, at most every other one."""
+    has_encoder = False
+    if "embeddings" in features():
+        from promptmill.features.embeddings.local import encoders  # imported on use: the feature may be missing
+
+        has_encoder = bool(encoders.installed())
+    return min(len(drawn.sample), len(drawn.pool)) // _SHARE if has_encoder else 0
+
+
+def with_chosen(drawn: Drawn, numbers: Sequence[int]) -> Drawn:
+    """Return drawn rows with the rows at these positions of the pool as the chosen ones."""
+    covered = len(drawn.sample) + len(drawn.pool)
+    return replace(drawn, chosen=[drawn.pool[at] for at in numbers], pool=(), covered=covered)
+
+
+def farthest(vectors: Any, count: int, more: int) -> list[int]:
+    """Return the positions of `more` of the unit vectors behind the first `count`: each is the one that is farthest
+    from its nearest vector among the first ones and those returned before.
+
+    >>> import numpy as np
+    >>> farthest(np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]]), 1, 2)
+    [3, 2]
+    """
+    import numpy as np
+
+    nearest: Any = np.max(vectors @ vectors[:count].T, axis=1)  # the largest cosine is the smallest distance
+    found: list[int] = []
+    for _ in range(more):
+        nearest[found[-1:]] = nearest[:count] = np.inf
+        found.append(int(np.argmin(nearest)))
+        nearest = np.maximum(nearest, vectors @ vectors[found[-1]])
+    return found
+
+
+@dataclass(frozen=True)
+class Covering:
+    """The choice of rows by an encoder of this machine."""
+
+    folders: JobFolders
+    plan: ResolvedConfig
+    """The configuration of the search, which may have settings of the encoder."""
+    config: str | Path | None
+    """The path of its file."""
+    watch: Watch | None = None
+    notes: list[str] = field(default_factory=list)
+    """Why no rows were chosen, though there is an encoder."""
+
+    def of(self, drawn: Drawn, tell: Callable[[str], object] = lambda _: None) -> Drawn:
+        """Return the drawn rows with chosen ones; the same rows if there are no vectors. `tell` is called with the
+        step. Raises `PromptmillError` if the job of the vectors was stopped."""
+        import numpy as np
+
+        more, rows = chosen_rows(drawn), [*drawn.sample, *drawn.pool]
+        if not more:
+            return drawn
+        tell(f"vectors of {counted(len(rows), 'row')} on this machine")
+        try:
+            found = self._vectors(rows)
+        except PromptmillError as error:
+            if error.code is Code.SHUTDOWN:
+                raise
+            self.notes.append(f"topics are found in random rows only: {error.message.rstrip('.')}")
+            return drawn
+        known: Any = np.array([np.frombuffer(vector, "<f4") for vector in found.values()])
+        known -= known.mean(axis=0)  # the vectors of an encoder are all similar
+        known /= np.linalg.norm(known, axis=1, keepdims=True)
+        places, count = [*found], len(drawn.sample)
+        of_sample = sum(at < count for at in places)
+        return with_chosen(drawn, sorted(places[at] - count for at in farthest(known, of_sample, more)))
+
+    def _vectors(self, rows: Sequence[Row]) -> Mapping[int, bytes]:
+        """Return the vectors of rows by their places, as 32-bit floats. Raises `PromptmillError`."""
+        from promptmill.features.embeddings.local import encoders
+
+        settings = {
+            "backend_configs.encoder": encoders.settings_in(self.plan).model_dump(),
+            "sampling_params": {"embed": True},
+            "extra_params": {},
+            "price": None,
+            "max_cost": None,
+        }
+        configuration = decided(configuration_of({"config": self.config, "backend": "encoder", "settings": settings}))
+
+        def run(job: OpenJob) -> None:
+            runtime.run_anywhere(run_job(job, configuration, self.watch))
+
+        texts = ({"text": "\n".join(row.texts)[:_LONGEST]} for row in rows)
+        series = JobSeries(self.folders, "topics")  # of its own: vectors are no requests of the search
+        folder = series.run("topics-vectors", texts, {"prompt": "{{text}}"}, StepModel(configuration, run))
+        with folder.reading() as store:
+            return {record.row: record.vector for record in store.records(where=ANSWERED) if record.vector}
