@@ -549,6 +549,13 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench):
     assert "neither an amount such as 0.01 nor a share" in compare(bench, a, b, "--tolerance", "much", code=2)
 
 
+def test_a_whole_number_in_a_list_is_the_same_in_every_format(bench):
+    kinds = [int, float]  # as in CSV, and as in Parquet
+    rows = [[{"text": "a", "answer": [kind(2), 1.5, {"of": kind(3)}]}] for kind in kinds]
+    a, b = (write_rows(bench.path / f"{name}.jsonl", one) for name, one in zip("ab", rows, strict=True))
+    assert figures(bench, a, b)["pairs"][0]["agreement"] == 1
+
+
 def test_a_column_in_other_capitals_is_named(bench):
     rows = [{"id": at, "answer": "tea"} for at in range(3)]
     outputs = [write_rows(bench.path / f"{name}.csv", rows) for name in "ab"]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
@@ -24,6 +24,8 @@ LABEL = 30
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
 # A number as text: "007" is a name, and a number with more digits is no measurement.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
+_EXACT = 2.0**53  # below it, a float is one whole number
+_SORTED = orjson.OPT_SORT_KEYS
 _MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each character counts as a word
 _WORD = re.compile(rf"[{_WIDE}]|[^\W{_WIDE}]+")
@@ -88,9 +90,16 @@ def items(value: str) -> list[str] | None:
         return None
     if not isinstance(found, list):
         return None
-    return [
-        item if isinstance(item, str) else orjson.dumps(item, option=orjson.OPT_SORT_KEYS).decode() for item in found
-    ]
+    return [item if isinstance(item, str) else orjson.dumps(_whole(item), option=_SORTED).decode() for item in found]
+
+
+def _whole(value: Any) -> Any:
+    """Return a JSON value with its whole numbers as integers: 2.0 in Parquet is 2 in CSV."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _EXACT else value
+    if isinstance(value, list):
+        return [*map(_whole, value)]
+    return {name: _whole(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def canonical(value: str, kind: Kind) -> str:
@@ -100,6 +109,8 @@ def canonical(value: str, kind: Kind) -> str:
 
     >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list"), canonical("2026-01-05T00:00:00", "text")
     ('12.5', '["a","b"]', '2026-01-05')
+    >>> canonical("[2.0,1.5]", "list"), canonical("[1.5,2]", "list")
+    ('["1.5","2"]', '["1.5","2"]')
     """
     value = composed(value)
     if not value or kind == "text":
