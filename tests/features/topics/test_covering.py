@@ -46,6 +46,10 @@ def test_a_rare_topic_is_among_the_chosen_rows_more_often_than_among_as_many_ran
     assert hits["chosen"] == DRAWS
 
 
+def test_equal_vectors_are_chosen_once():
+    assert sorted(farthest(np.zeros((9, 4)), 3, 6)) == [*range(3, 9)]
+
+
 def test_the_pool_is_of_other_rows_and_has_at_most_four_times_as_many_as_the_sample():
     rows = table(9000)
     drawn = Drawn.of(rows, PROMPT, 300, 200)
