@@ -12,9 +12,11 @@ import pytest
 
 from hidden_topics import PROMPT, table
 from promptmill.core.feature import WITHOUT
-from promptmill.features.topics.covering import chosen_rows, farthest, with_chosen
+from promptmill.features.topics.covering import Covering, chosen_rows, farthest, with_chosen
 from promptmill.features.topics.drawn import Drawn
 from promptmill.features.topics.finding import Finding, may_miss
+from promptmill.jobs.manage.bulk_keywords import configuration_of
+from promptmill.jobs.store.index import JobFolders
 from topic_asker import Asker, names
 
 DRAWS = 100
@@ -44,6 +46,10 @@ def test_a_rare_topic_is_among_the_chosen_rows_more_often_than_among_as_many_ran
     assert hits["chosen"] == DRAWS
 
 
+def test_equal_vectors_are_chosen_once():
+    assert sorted(farthest(np.zeros((9, 4)), 3, 6)) == [*range(3, 9)]
+
+
 def test_the_pool_is_of_other_rows_and_has_at_most_four_times_as_many_as_the_sample():
     rows = table(9000)
     drawn = Drawn.of(rows, PROMPT, 300, 200)
@@ -58,12 +64,33 @@ def test_the_pool_is_of_other_rows_and_has_at_most_four_times_as_many_as_the_sam
 
 
 @NEEDS_ENCODER
+@pytest.mark.features("embeddings")
 def test_half_as_many_rows_as_the_sample_are_chosen_if_there_is_an_encoder(monkeypatch):
     rows = table(9000)
     assert chosen_rows(Drawn.of(rows, PROMPT, 300, 200)) == 150
     assert chosen_rows(Drawn.of(rows[:750], PROMPT, 300, 200)) == 25, "of a small pool, every other row"
     monkeypatch.setenv(WITHOUT, "embeddings")
     assert chosen_rows(Drawn.of(rows, PROMPT, 300, 200)) == 0
+
+
+@NEEDS_ENCODER
+@pytest.mark.features("embeddings")
+def test_without_vectors_all_rows_are_random_and_a_note_says_why(tmp_path, monkeypatch):
+    from promptmill.features.embeddings.local.e5_conversion import CONVERSION, FILE
+
+    broken = tmp_path / f"{FILE.name}-{CONVERSION.version}"
+    broken.mkdir()
+    (broken / CONVERSION.last).write_text("no model")
+    monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path))
+    config = tmp_path / "parameter.yaml"
+    config.write_text("backend_configs: {encoder: {model: e5}}")
+    plan = configuration_of({"config": config, "backend": "encoder"}).plan
+    covering = Covering(JobFolders(tmp_path / "jobs"), plan, config)
+    drawn = Drawn.of(table(500), PROMPT, 40, 30)
+    assert covering.of(drawn) is drawn
+    (note,) = covering.notes
+    assert note.startswith("topics are found in random rows only: ")
+    assert "e5" in note
 
 
 def test_topics_of_chosen_rows_are_found_and_say_nothing_about_frequency():

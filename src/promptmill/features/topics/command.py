@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -36,6 +37,7 @@ from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.status_words import progress_lines
 from promptmill.system.safe_open import home_expanded
 
 _OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}
@@ -113,10 +115,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         its, command = _of_form(arguments, form, limit)
         return StepModel(its, lambda job: step(its, job), command)
 
-    def tell(text: str) -> None:
-        if not arguments.quiet:
-            say(text, sys.stderr, wrap=True)
-
+    tell = partial(_tell, quiet=arguments.quiet)
     questions = Questions(prompt, arguments.system, arguments.again)
     if arguments.dry_run:
         estimate = TopicEstimate(series, model, questions)
@@ -126,9 +125,10 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     registry.check_key(configuration.plan)
     try:
         jobs = TopicJobs(series, model, questions)
-        covering = Covering(series.folders, configuration.plan, arguments.config)
-        drawn = covering.of(drawn, tell)
-        found = Finding(drawn, prompt, arguments.most, jobs, tell, notes=covering.notes).figures() | series.spent
+        watch = None if arguments.quiet else progress_lines("vectors", sys.stderr)
+        covering = Covering(series.folders, configuration.plan, arguments.config, watch)
+        finding = Finding(covering.of(drawn, tell), prompt, arguments.most, jobs, tell, notes=covering.notes)
+        found = finding.figures() | series.spent
     except StoppedError as error:
         return stopped(error, series.spent, "the search")
     except PromptmillError as error:
@@ -149,6 +149,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
+
+
+def _tell(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        say(text, sys.stderr, wrap=True)
 
 
 def _drawn(arguments: argparse.Namespace, rows: TopicRows) -> Drawn:

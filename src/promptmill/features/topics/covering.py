@@ -2,8 +2,8 @@
 
     random rows and pool ─▶ vectors, by an encoder of this machine ─▶ the row farthest from all others so far ─▶ …
 
-A topic of few rows is seldom in the sample, and often in such a row: its text is far from those of frequent topics. The
-vectors come from a job, which stores them, so that a repeated search chooses the same rows. They cost no request.
+A topic of few rows is seldom in the sample, and often in such a row, as its text is unlike the texts of other topics.
+The vectors come from a job, which stores them, so that a repeated search chooses the same rows. They cost no request.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from promptmill.system import runtime
 
 _SHARE = 2  # for so many random rows a chosen one
 _LONGEST = 300  # characters of a text for its vector: the beginning tells the topic, and more take more time
+_TINY = 1e-6  # the length of a vector without direction: all texts are equal
 
 
 def chosen_rows(drawn: Drawn) -> int:
@@ -48,8 +49,8 @@ def with_chosen(drawn: Drawn, numbers: Sequence[int]) -> Drawn:
 
 
 def farthest(vectors: Any, count: int, more: int) -> list[int]:
-    """Return the positions of `more` of the unit vectors behind the first `count`: each is the one that is farthest
-    from its nearest vector among the first ones and those returned before.
+    """Return the positions of `more` unit vectors behind the first `count`: in turn, the vector with the largest
+    distance to the nearest of the first ones and the vectors before it.
 
     >>> import numpy as np
     >>> farthest(np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]]), 1, 2)
@@ -77,7 +78,7 @@ class Covering:
     """The path of its file."""
     watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
-    """Why no rows were chosen, though there is an encoder."""
+    """The reason, if an encoder made no vectors."""
 
     def of(self, drawn: Drawn, tell: Callable[[str], object] = lambda _: None) -> Drawn:
         """Return the drawn rows with chosen ones; the same rows if there are no vectors. `tell` is called with the
@@ -97,7 +98,7 @@ class Covering:
             return drawn
         known: Any = np.array([np.frombuffer(vector, "<f4") for vector in found.values()])
         known -= known.mean(axis=0)  # the vectors of an encoder are all similar
-        known /= np.linalg.norm(known, axis=1, keepdims=True)
+        known /= np.maximum(np.linalg.norm(known, axis=1, keepdims=True), _TINY)
         places, count = [*found], len(drawn.sample)
         of_sample = sum(at < count for at in places)
         return with_chosen(drawn, sorted(places[at] - count for at in farthest(known, of_sample, more)))

@@ -88,8 +88,8 @@ def _is_for_topics(its: Format | None) -> bool:
 class TopicFile:
     """The file that a search writes. It does not replace another file, unless the user wishes it.
 
-    With `sends_again`, the topics may differ from those of an earlier run of the search. Its file is replaced then, if
-    nobody has changed it.
+    With `sends_again`, the topics may differ from the topics of an earlier run of the search, whose file is replaced if
+    it is unchanged.
     """
 
     path: Path

@@ -122,11 +122,12 @@ def topics(
     """Find the topics of the answers to a question about each row: the labels that nobody knows yet.
 
     `rows`: a file, a folder, a pattern, a table or a list of rows as in `bulk`. `prompt`: the question, with the
-    columns in double braces. At most `most` topics are found in `sample` random rows, and tried on `held_out` others.
-    `output`: a file that `choices` of `bulk` reads, such as .csv, .xlsx or .jsonl, with `overwrite=True` in place of
-    another. The options of `bulk` for the model apply to all steps; `system`, `temperature` and `max_tokens` apply to
-    the labels of rows. `encoding`, `max_cost` (of all steps), `state` and `progress`: as in `bulk`; `again="failed"`:
-    send failed requests again.
+    columns in double braces. At most `most` topics are found in `sample` random rows and, with an encoder on this
+    machine, in half as many that differ most from them; they are tried on `held_out` others. `output`: a file that
+    `choices` of `bulk` reads, such as .csv, .xlsx or .jsonl, with `overwrite=True` in place of another. The options of
+    `bulk` for the model apply to all steps; `system`, `temperature` and `max_tokens` apply to the labels of rows.
+    `encoding`, `max_cost` (of all steps), `state` and `progress`: as in `bulk`; `again="failed"`: send failed requests
+    again.
 
         found = promptmill.topics("reviews.csv", "What do guests complain about? {{text}}", model="good-1")
         promptmill.bulk("reviews.csv", "labels.csv", prompt="What is it about? {{text}}", choices=found.choices)
