@@ -16,7 +16,7 @@ from promptmill.jobs.inputs import encodings, symbol_fonts
 from promptmill.jobs.inputs.formulas import grouped, lowered, raised
 from promptmill.jobs.inputs.mails import mail_text
 from promptmill.jobs.inputs.numerals import numeral
-from promptmill.jobs.inputs.web_pages import page_text, whole_number
+from promptmill.jobs.inputs.web_pages import STRUCK, page_text, whole_number, with_struck
 from promptmill.jobs.inputs.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
@@ -56,12 +56,13 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
                 around[kind].append(parse_xml(one.target_part.blob))
         body = document.element.body
         for tree in (body, *(tree for each in around.values() for tree in each)):
+            _clear_codes(tree)
             if trees["numbering"] is not None:
                 _Numbering(**trees).write(tree)
         for element in list(body.iter("{*}altChunk")):
             _write_chunk(element, document.part.rels, is_inner=is_inner)
-        shown = _word(body)
-        texts = {kind: [_word(tree).strip() for tree in each] for kind, each in around.items()}
+        shown = with_struck(_word(body))
+        texts = {kind: [with_struck(_word(tree)).strip() for tree in each] for kind, each in around.items()}
     except PromptmillError:
         raise
     except Exception:  # noqa: BLE001 (the parser may raise any exception for a damaged file)
@@ -69,6 +70,26 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
     shown = shown.rstrip().lstrip("\n \xa0")  # a tab at the start marks an empty cell
     parts = [*texts.pop("header"), shown, *(text for each in texts.values() for text in each)]
     return "\n".join(dict.fromkeys(filter(None, parts)))
+
+
+def _clear_codes(tree: Any) -> None:
+    """Remove the texts in the codes of fields, such as the result of a field that the condition of an IF field has.
+
+    The code of a field is what stands before its result. A field without a result keeps all texts.
+    """
+    codes: list[list[Any] | None] = []  # the texts of each open field's code; None behind the code
+    for element in tree.iter("{*}fldChar", "{*}t"):
+        kind = _attribute(element, "fldCharType")
+        if kind == "begin":
+            codes.append([])
+        elif kind and codes:
+            code = codes.pop() or []
+            if kind == "separate":
+                codes.append(None)
+                for text in code:
+                    text.text = ""
+        elif not kind:
+            next((each for each in codes if each is not None), []).append(element)
 
 
 def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) -> None:
@@ -139,8 +160,11 @@ def _run(text: str, element: Any) -> str:
     text = symbol_fonts.shown(text, "" if fonts is None else _attribute(fonts, "ascii"))
     place = _value_of(properties, "vertAlign")
     if place == "superscript" or whole_number(_value_of(properties, "position"), 0) > _RAISED_BY:
-        return raised(text)
-    return lowered(text) if place == "subscript" else text
+        text = raised(text)
+    elif place == "subscript":
+        text = lowered(text)
+    is_struck = any(_is_on(properties.find(f"{{*}}{name}")) for name in ("strike", "dstrike"))
+    return text.join(STRUCK) if is_struck else text
 
 
 def _joins_next(paragraph: Any) -> bool:
