@@ -207,9 +207,10 @@ def _style_notes(style: Style) -> Iterator[str]:
     if line := style.repeated_line:
         yield f"Line {line:,} repeats the header, as in joined files: it is no row, and is left out."
     if line := style.joined_line:
+        what = "tabs and line breaks" if style.delimiter == "\t" else "lines that look like rows"
         yield (
-            f"A quoted cell that ends in line {line:,} contains tabs and line breaks. If its quotes are usual signs, "
-            'double them (""), or the rows in it are lost.'
+            f"A quoted cell that ends in line {line:,} contains {what}. If its quotes are usual signs, double them "
+            '(""), or the rows in it are lost.'
         )
     if style.has_wide_header:
         yield (
