@@ -718,6 +718,19 @@ def test_a_text_of_word_that_is_struck_out_has_marks():
     assert word_text(_word(f"<w:p>{paragraph}</w:p>")) == "~~49¹~~39"
 
 
+def test_a_text_of_word_looks_as_its_styles_say(tmp_path):
+    document = docx.Document()
+    for name, kind, look in (("H", 2, "hidden"), ("S", 2, "strike"), ("U", 2, "superscript"), ("P", 1, "hidden")):
+        setattr(document.styles.add_style(name, kind).font, look, True)
+    document.styles.add_style("T", 2).base_style = document.styles["S"]
+    paragraph = document.add_paragraph("a")
+    for text, style in (("no", "H"), ("4", "S"), ("9", "T"), ("39", None), ("2", "U")):
+        paragraph.add_run(text, style)
+    document.add_paragraph("no", "P").add_run("b").font.hidden = False
+    document.save(tmp_path / "a.docx")
+    assert word_text((tmp_path / "a.docx").read_bytes()) == "a~~49~~39²\nb"
+
+
 def test_the_code_of_a_field_in_word_is_no_text():
     begin, middle, end = (f"<w:r><w:fldChar w:fldCharType='{kind}'/></w:r>" for kind in ("begin", "separate", "end"))
     field = f"{begin}{begin}{middle}{_run('m')}{end}{middle}{_run('Mr')}{end}"
