@@ -444,6 +444,19 @@ def test_a_source_longer_than_any_path_is_no_path(source, monkeypatch):
         load_image(source, ImageRules())
 
 
+@pytest.mark.parametrize("picture", ["noise", "white"])
+def test_a_jpeg_without_its_last_blocks_is_refused_and_one_without_the_end_mark_is_not(tmp_path, picture):
+    image = Image.effect_noise((203, 101), 80).convert("RGB")
+    if picture == "white":
+        image.paste("white", (0, 80, 203, 101))
+    data = _bytes(image, "JPEG")
+    path = tmp_path / "cut"
+    path.write_bytes(data[: len(data) * 97 // 100] if picture == "noise" else data[:-20])
+    assert "cut off" in _problem(str(path))
+    path.write_bytes(data[:-2])
+    assert load_image(str(path), ANYWHERE).data
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("options", [{}, {"lossless": True, "progressive": True}])
 def test_an_image_whose_end_is_missing_is_refused_and_one_without_the_end_mark_is_not(tmp_path, kind, options):

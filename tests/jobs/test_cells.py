@@ -243,3 +243,18 @@ def test_a_cell_over_many_lines_is_only_so_long(ingested, tmp_path, monkeypatch)
     first, *_, last = ingested("a.csv").asked
     assert "the cell is longer than 64 MiB" in first[row_lines.PROBLEM]
     assert last == {"prompt": "c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('id,prompt\n1,"5 inch\n2,six inch"\n3,c\n', 3),
+        ('id;a;prompt\r\nA-1;"x;1\r\nA-2;y";2\r\nA-3;z;3\r\n', 3),
+        ('name,a,prompt\nAnn,"x,1\nBob,x,2\nJim,y,3\nTom,z,4\nPat,w",5\n', 6),
+        ('name,a,prompt\nAnn,"Main St, 5\nBerlin, DE",x\n', 0),
+        ('id,prompt\n1,"Hi,\nall of you, and\nbye"\n2,"Mix\n2 eggs, 3 ml"\n', 0),
+    ],
+)
+def test_a_quoted_cell_that_seems_to_hold_rows_is_noted(ingested, tmp_path, text, line):
+    (tmp_path / "in.csv").write_bytes(text.encode())
+    assert ingested("in.csv").spec.input.style.joined_line == line

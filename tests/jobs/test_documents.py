@@ -675,10 +675,67 @@ def test_a_page_within_a_word_document_is_its_text():
         ("<p popover>a</p>b", "b"),
         ("<p style='font-size: 0.9em; opacity: 0.5'>a</p>", "a"),
         ("<div><template shadowrootmode=open><p>a</p></template></div>b", "a\n\nb"),
+        (
+            "<ol style='list-style-type: lower-alpha' start=2><li>x</ol><ul style='list-style: decimal'><li>y",
+            "b. x\n\n1. y",
+        ),
+        ("<ol style='list-style: none'><li>1.1 x</ol>", "- 1.1 x"),
     ],
 )
 def test_a_page_keeps_its_formulas_boxes_and_styles(page, text):
     assert page_text(page.encode()) == text
+
+
+@pytest.mark.parametrize(
+    ("within", "text"),
+    [
+        ("<table><tr><td style='font-size:0px'><div style='font-size:13px'>a</div>b</table>", "a"),  # as MJML writes
+        ("<p style='font: bold 700 14px/1.5 Arial'>a</p><p style='font-size: small'>b</p>", "a\n\nb"),
+        ("<p class=text>a</p><p><b>b</b></p><p style='font-size: 2em'>c</p>", "a"),
+        ("<p style='font: 0/0 a'>a</p><img alt=b>", "[b]"),
+    ],
+)
+def test_a_part_of_a_page_within_one_of_size_0_may_have_its_own_size(within, text):
+    assert page_text(f"<div style='font-size: 0'>no{within}</div>".encode()) == text
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<s>49</s>39 <del>5</del><strike> </strike>", "~~49~~39 ~~5~~"),
+        ("<span style='text-decoration: line-through'>4</span><s>9</s><s><s>5</s></s>", "~~495~~"),
+        ("<table><tr><td style='text-decoration:line-through'>1<td><s>2</s>", "~~1~~\t~~2~~"),
+    ],
+)
+def test_a_text_of_a_page_that_is_struck_out_has_marks(page, text):
+    assert page_text(page.encode()) == text
+
+
+def test_a_text_of_word_that_is_struck_out_has_marks():
+    strike = "<w:strike/>"
+    above = _run("1", "<w:dstrike/><w:vertAlign w:val='superscript'/>")
+    paragraph = _run("4", strike) + _run("9", strike) + above + _run("39", "<w:strike w:val='0'/>")
+    assert word_text(_word(f"<w:p>{paragraph}</w:p>")) == "~~49¹~~39"
+
+
+def test_a_text_of_word_looks_as_its_styles_say(tmp_path):
+    document = docx.Document()
+    for name, kind, look in (("H", 2, "hidden"), ("S", 2, "strike"), ("U", 2, "superscript"), ("P", 1, "hidden")):
+        setattr(document.styles.add_style(name, kind).font, look, True)
+    document.styles.add_style("T", 2).base_style = document.styles["S"]
+    paragraph = document.add_paragraph("a")
+    for text, style in (("no", "H"), ("4", "S"), ("9", "T"), ("39", None), ("2", "U")):
+        paragraph.add_run(text, style)
+    document.add_paragraph("no", "P").add_run("b").font.hidden = False
+    document.save(tmp_path / "a.docx")
+    assert word_text((tmp_path / "a.docx").read_bytes()) == "a~~49~~39²\nb"
+
+
+def test_the_code_of_a_field_in_word_is_no_text():
+    begin, middle, end = (f"<w:r><w:fldChar w:fldCharType='{kind}'/></w:r>" for kind in ("begin", "separate", "end"))
+    field = f"{begin}{begin}{middle}{_run('m')}{end}{middle}{_run('Mr')}{end}"
+    unfinished = f"{begin}{_run(' Lee')}{end}{begin}{_run('!')}"
+    assert word_text(_word(f"<w:p>{field}{unfinished}</w:p>")) == "Mr Lee!"
 
 
 @pytest.mark.parametrize(
@@ -712,6 +769,10 @@ def _page_part(page):
         (b"\0Subject: x\r\r\nContent-Transfer-Encoding: base64\r\r\n\r\r\naGk=", "hi"),
         (b"Subject: x\r\rhi\rho", "hi\nho"),
         ("Subject: x\n\nhi".encode("utf-16-be"), "hi"),
+        (
+            b"Content-Type: text/plain; format=flowed; delsp=yes\n\nsee a.de/b \nc\n> d \n> e\n-- \nAnn",
+            "see a.de/bc\n> d \n> e\n-- \nAnn",
+        ),
         (_mixed(b"\nUse an HTML mail program.\n", _page_part(b"<p>5 EUR"), kind="alternative"), "5 EUR"),
         (
             _mixed(b"\nSee below\n", _page_part(b"<p>See below: " + b"5 EUR " * 9), kind="alternative"),

@@ -214,3 +214,21 @@ def test_rows_know_nothing_of_a_file_that_is_gone(ingested, tmp_path, kind):
     path.unlink()
     assert job.asked[0] == {"prompt": "a"}
     assert len(job.write("out.jsonl").splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("Größe", 0),
+        ("GrÃ¶ÃŸe", 2),
+        ("Большой".encode().decode("cp1252"), 2),
+        ("donâ€™t", 2),
+        ("FINI, CAFÉ\xa0!", 0),
+        ("“NÃO”", 0),
+    ],
+)
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_a_text_that_was_encoded_twice_is_noted(ingested, tmp_path, name, text, row):
+    lines = {"in.csv": f'prompt\nb\n"{text}"\n', "in.jsonl": f'{{"prompt": "b"}}\n{{"prompt": "{text}"}}\n'}
+    (tmp_path / name).write_text(lines[name], encoding="utf-8")
+    assert ingested(name).spec.input.twice == row

@@ -196,6 +196,11 @@ def notes(spec: JobSpec) -> Iterator[str]:
     if spec.input.packed:
         of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.packed.items())
         yield f"Bytes that are no text in UTF-8 are sent in base64: {of}. Store texts of another encoding as texts."
+    if number := spec.input.twice:
+        yield (
+            f"The text of row {number:,} seems to be UTF-8 that was encoded twice, with 'Ã¼' for 'ü', and is sent so. "
+            "Write the file again from its source."
+        )
     if (shape := spec.output_shape) is not None and spec.output.answer_schema is not None:
         yield from shape.remarks(spec.output.answer_schema)
     yield from _style_notes(spec.input.style)
@@ -207,9 +212,10 @@ def _style_notes(style: Style) -> Iterator[str]:
     if line := style.repeated_line:
         yield f"Line {line:,} repeats the header, as in joined files: it is no row, and is left out."
     if line := style.joined_line:
+        what = "tabs and line breaks" if style.delimiter == "\t" else "lines that look like rows"
         yield (
-            f"A quoted cell that ends in line {line:,} contains tabs and line breaks. If its quotes are usual signs, "
-            'double them (""), or the rows in it are lost.'
+            f"A quoted cell that ends in line {line:,} contains {what}. If its quotes are usual signs, double them "
+            '(""), or the rows in it are lost.'
         )
     if style.has_wide_header:
         yield (

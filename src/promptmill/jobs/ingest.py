@@ -22,6 +22,7 @@ from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, holds_base64
 from promptmill.jobs import columns
+from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
 from promptmill.jobs.inputs.formats import row_kind
@@ -47,7 +48,7 @@ _QUOTES = 4  # a row in CSV may be this many times longer, because of its quotes
 _SEED = 0  # of all jobs, so that two models on a sample of one input get the same rows
 CALL_DISK_SHARE = 0.5
 """The part of the free disk space that the rows of a call may take."""
-_LOOKED_AT = 100  # rows of JSON, in which each column of the prompt must occur at least once
+_LOOKED_AT = 100  # rows of JSON, in which each column of the prompt must occur at least once; rows searched for letters
 
 
 def ingest(
@@ -184,6 +185,7 @@ class _Reader:
             self._prepare(())
         self._blank: Counter[str] = Counter()
         self._packed: Counter[str] = Counter()
+        self._twice = 0
         self._names = _Names(spec, source.header)
         self._most_bytes, self._is_whole = most_bytes, True
         is_query = any(part.query for part in spec.input.parts)
@@ -235,7 +237,11 @@ class _Reader:
         if self._is_whole:  # in a part, an unread row may have the column
             self._names.check_templates(self._questions)
         return self._names.named().with_input(
-            fields=self._fields, style=self._source.style, blank=dict(self._blank), packed=dict(self._packed)
+            fields=self._fields,
+            style=self._source.style,
+            blank=dict(self._blank),
+            packed=dict(self._packed),
+            twice=self._twice,
         )
 
     def _has(self, row: InputRow) -> bool:
@@ -251,10 +257,20 @@ class _Reader:
         value = _value(row)
         if isinstance(value, dict):
             self._names.see(value)
+            if row.n < _LOOKED_AT:
+                self._check_letters(row.n, value)
         return value
+
+    def _check_letters(self, n: int, fields: JsonObject) -> None:
+        """Note the first row with a text that was encoded twice. Such a file has it in its first rows."""
+        if not self._twice:
+            texts = (value for value in fields.values() if isinstance(value, str) and not value.isascii())
+            self._twice = n + 1 if any(map(encodings.is_encoded_twice, texts)) else 0
 
     def _table_row(self, row: InputRow) -> _DatabaseRow:
         n, cells, fields, problem = row
+        if n < _LOOKED_AT:
+            self._check_letters(n, fields or {})
         asked, line, blank = [], [], set[str]()
         for one in self._questions:
             try:

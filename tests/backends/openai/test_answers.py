@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from driving import ask, echoes, opened
+from fakes import ListSource
 from promptmill.answers.reasoning import FAMILIES
 from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.core.errors import Code
@@ -226,6 +227,20 @@ async def test_tool_calls_alone_are_an_empty_answer_with_the_calls(upstream, dri
     outcome = (await drive(["hi"])).outcomes[0]
     assert isinstance(outcome, Completion)
     assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ("", (CALL,), "tool_calls")
+
+
+async def test_a_call_of_a_tool_that_the_request_does_not_have_is_told(upstream, drive):
+    upstream.reply = answer(None, message={"tool_calls": [CALL]}, finish_reason="tool_calls")
+    result = await drive(["hi"])
+    assert any("although the request has no tools" in warning for warning in result.stats.warnings)
+
+
+async def test_a_call_of_a_tool_of_the_request_is_no_doubt(upstream):
+    upstream.reply = answer(None, message={"tool_calls": [CALL]}, finish_reason="tool_calls")
+    async with opened(upstream.url) as backend:
+        source = ListSource(["hi"], extra={"tools": [{"type": "function", "function": {"name": "look"}}]})
+        result = await ask(backend, ["hi"], source=source)
+    assert not any("no tools" in warning for warning in result.stats.warnings)
 
 
 async def test_a_streamed_tool_call_is_put_together(upstream, drive):

@@ -32,6 +32,11 @@ _SMALLEST_CONTEXT = 2048  # Ollama's default until 2025: the smallest usual cont
 _FEWEST_TOKENS = 512  # min tokens of a shortened prompt; a server that reports fewer for a long text counts otherwise
 _SHORT_TOKEN = 5  # characters per token at most; English texts have 4.3, spaces included
 _LONG_TOKEN = 16  # max bytes per token
+_TOOLS = frozenset({"tools", "functions"})
+_UNASKED_CALL = (
+    "An answer is the call of a tool, although the request has no tools: look at the prompt, and at the chat template "
+    "of the server."
+)
 _LOST_CHARACTER = (
     "A character of an answer was lost: \ufffd stands for bytes that are no UTF-8. Correct the encoding of the "
     "server's replies, or the charset in its `Content-Type`."
@@ -157,7 +162,7 @@ class Sender:
             return reading
         if response.headers.any_zero():
             _note_limit(response, endpoint_state)
-        for warning in _doubts(request.conversation, reading, endpoint):
+        for warning in _doubts(request, reading, endpoint):
             call.warn(warning)
             warnings += (warning,)
         if problem := reading.unanswered:
@@ -213,10 +218,15 @@ def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is
     return warnings
 
 
-def _doubts(conversation: Conversation, answer: Completion, endpoint: Endpoint) -> list[str]:
-    """Return warnings about what a server may have shortened or lost without an error."""
-    cut = _cut_prompt(conversation, answer, endpoint) if endpoint.profile.cuts_prompts else ""
-    return [*([cut] if cut else []), *([_LOST_CHARACTER] if "\ufffd" in answer.text else [])]
+def _doubts(request: Request, answer: Completion, endpoint: Endpoint) -> list[str]:
+    """Return warnings about what a server may have shortened or lost without an error, or has answered unasked."""
+    cut = _cut_prompt(request.conversation, answer, endpoint) if endpoint.profile.cuts_prompts else ""
+    is_unasked = answer.tool_calls and not answer.text and not request.has_form and _TOOLS.isdisjoint(request.extra)
+    return [
+        *([cut] if cut else []),
+        *([_LOST_CHARACTER] if "\ufffd" in answer.text else []),
+        *([_UNASKED_CALL] if is_unasked else []),
+    ]
 
 
 def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoint) -> str:

@@ -40,6 +40,8 @@ _MOST_DOUBTFUL_LINES = 32
 """The likely encoding of a file that is not UTF-8. For printable text it equals Latin-1."""
 _PIECE = 1 << 18  # bytes read at a time: thousands of rows, so that the overhead of a piece is small
 _LONGEST_PIECE = 4 << 20  # max bytes of a piece; one that ends inside quotes even then is parsed line by line
+_MANY = 5  # lines of a cell with the delimiters of rows: an address or a short list has fewer
+_NUMBER = re.compile(r"\d+")
 _AT_ONCE = 1024  # rows of a page
 _NONE: list[str] = []
 _TOO_LONG = "is longer than"
@@ -142,7 +144,7 @@ class CellTable:
                         problem = _placed(problem, page.line_of(index))
                     input_rows.append(InputRow(n, dumps([*own, *surplus] if surplus else own), fields, problem))
                     n += 1
-                self._note(page)
+                self._note(page, self._headers[at].delimiter, width)
                 yield Stretch(input_rows, page.extent._replace(rows=len(input_rows)), page.digest)
         if wrong and not self._is_utf8:
             count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
@@ -176,12 +178,21 @@ class CellTable:
             elif not self.style.repeated_line:
                 self.style = self.style._replace(repeated_line=page.line_of(index))
 
-    def _note(self, page: _Page) -> None:
-        """Note a quoted cell that contains rows of a TSV file."""
-        if self._kind == "tsv" and not self.style.joined_line:
+    def _note(self, page: _Page, delimiter: str, width: int) -> None:
+        """Note a quoted cell that contains rows of the file, which a stray pair of quotes joins without an error."""
+        if self.style.joined_line or (page.text and page.extent.lines <= len(page.rows)):
+            return
+        if self._kind == "tsv":
             joined = (at for at, row in enumerate(page.rows) if any("\n" in cell and "\t" in cell for cell in row))
-            if (index := next(joined, None)) is not None:
-                self.style = self.style._replace(joined_line=page.line_of(index))
+        else:
+            most, rows = width - 1, enumerate(map(delimiter.join, page.rows))
+            joined = (
+                at
+                for at, row in rows
+                if (ends := row.count("\n")) and row.count(delimiter) == most * (ends + 1) and _are_rows(row, delimiter)
+            )
+        if (index := next(joined, None)) is not None:
+            self.style = self.style._replace(joined_line=page.line_of(index))
 
     def header_at(self, row: int) -> Sequence[str]:
         """Return the columns that the first file would have with its header in this line; see `Headed`."""
@@ -447,6 +458,19 @@ def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
 
 def _is_endless(cells: list[str]) -> bool:
     return any(cell.count("\n") > MOST_LINES for cell in cells)
+
+
+def _are_rows(row: str, delimiter: str) -> bool:
+    """Return whether the lines of a row that has line breaks look like rows of their own.
+
+    All have equally many delimiters, and begin with a number or an id of one form, or are many.
+    """
+    lines = row.split("\n")
+    count = lines[0].count(delimiter)
+    if not count or any(line.count(delimiter) != count for line in lines):
+        return False
+    forms = {_NUMBER.sub("0", line.partition(delimiter)[0].strip(' "')) for line in lines}
+    return (len(forms) == 1 and "0" in min(forms)) or (len(lines) >= _MANY and count > 1)
 
 
 def _too_long(longest: int) -> str:

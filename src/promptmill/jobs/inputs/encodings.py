@@ -54,6 +54,8 @@ _READ_AS: Mapping[str, str] = MappingProxyType(  # encoding.spec.whatwg.org: eac
         "unicode-1-1-utf-8": "utf-8",
     }
 )
+_RARE = re.compile("[\u0180-\u02ff]")  # letters that 'É' before a space of French typography would be
+_OF_WINDOWS = {ord(bytes([code]).decode(_USUAL, "ignore") or chr(code)): code for code in range(0x80, 0xA0)}
 _NO_NAMES = frozenset({"unknown-8bit", "x-unknown", "unknown", "default", "8bit", "binary"})
 _TAG, _LATIN = re.compile(rb"<[^<>]{0,999}>"), re.compile(rb"[A-Za-z]")
 _PARTS_OF_JIS = re.compile(rb"\x1b(\$\([@BD]|[$(][@-Z])")  # the signs that begin a part in another set of characters
@@ -175,6 +177,21 @@ def escaped(data: bytes) -> str:
     """
     match = _ESCAPES.search(data)
     return "" if match is None else "iso2022_kr" if match[0].endswith(b")C") else "iso2022_jp"
+
+
+def is_encoded_twice(text: str) -> bool:
+    """Return whether all letters beyond ASCII are the bytes of UTF-8, each read as a letter of Windows.
+
+    `text`: not ASCII alone.
+
+    >>> is_encoded_twice("GrÃ¶ÃŸe"), is_encoded_twice("donâ€™t"), is_encoded_twice("Größe"), is_encoded_twice("SÃO")
+    (True, True, False, False)
+    """
+    try:
+        once = text.translate(_OF_WINDOWS).encode("latin-1").decode()
+    except UnicodeError:
+        return False
+    return not _RARE.search(once)
 
 
 def remedy(data: bytes) -> Named:

@@ -32,6 +32,7 @@ _BEFORE = b" \t\r\n\0"
 _HEADER = re.compile(rb"[A-Za-z][A-Za-z0-9-]{1,60}[ \t]{0,9}:[ \t\r\n]")
 _SPACED = re.compile(rb"(?m)^([A-Za-z][A-Za-z0-9-]{1,60})[ \t]{1,9}:")  # as some programs write a header
 _BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+_SOFT_BREAK = re.compile(r"(?m)(?<!^--) \n ?(?!>|-- $)")  # of format=flowed with delsp, between any two letters
 _FOLD = re.compile(r"[\r\n]+[ \t]*")
 _WORD = re.compile(r"=\?([^?*\s]{1,60})(?:\*[^?\s]{0,60})?\?([bBqQ])\?([^?]*)\?=")  # letters beyond ASCII in a header
 # letters without a sign, with which newsletters hide the beginning of their text
@@ -208,6 +209,8 @@ def _text(part: _Part, depth: int) -> str:
     data, charset = _data(part), part.get_content_charset("").strip("'\"")
     text = page_text(data, charset) if kind in _PAGES else encodings.text_of(data, charset)
     text = text.replace("\r\n", "\n").strip()
+    if str(part.get_param("delsp", "")).lower() == "yes" and kind == "text/plain":
+        text = _SOFT_BREAK.sub("", text)
     is_blank = all(sign in _BLANKS or unicodedata.category(sign)[0] in "ZC" for sign in text)
     return "" if is_blank else text
 

@@ -86,7 +86,7 @@ class Style(NamedTuple):
     repeated_line: int = 0
     """The number of the first line of a CSV file that repeats the header and is left out; 0: none."""
     joined_line: int = 0
-    """The number of the first line of a TSV file with a quoted cell that contains tabs and line breaks; 0: none."""
+    """The number of the first line with a quoted cell that seems to contain rows of a CSV or TSV file; 0: none."""
     short_line: int = 0
     """The number of the first line of a CSV file that has fewer cells than the header; 0: none."""
     above: tuple[str, ...] = ()

@@ -37,10 +37,17 @@ _SHADOW = re.compile(r"(?i)<template\b[^<>]{0,300}\bshadowrootmode\b[^<>]{0,300}
 _COMMENT = re.compile(r"/\*.{0,200}?\*/")
 _HIDDEN_STYLE = re.compile(
     r"(?i)(?<![\w-])(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|mso-hide\s*:\s*all"
-    r"|(?:font-size|opacity)\s*:\s*0(?:\.0{1,9})?(?:px|pt|em|rem|%)?\s*(?:;|!|$))"
+    r"|opacity\s*:\s*0(?:\.0{1,9})?%?\s*(?:;|!|$))"
+)
+_SIZE = re.compile(
+    r"(?i)(?<![\w.#-])(?:(\d{0,9}\.?\d{1,9})(?:(em|ex|ch|%)|px|pt|pc|in|cm|mm|rem|v[wh]|\s*(?:[/!]|$))|small|medium|large)"
 )
 _RAISED_STYLE = re.compile(r"(?i)(?<![\w-])vertical-align\s*:\s*(super|sub)\b")
 _WRITTEN_STYLE = re.compile(r"(?i)(?<![\w-])white-space\s*:\s*(?:pre|break-spaces)")
+_LIST_STYLE = re.compile(
+    r"(?i)(?<![\w-])list-style(?:-type)?\s*:[^;]{0,99}?"
+    r"\b(none|disc|circle|square|decimal(?:-leading-zero)?|(?:low|upp)er-(?:alpha|latin|roman))"
+)
 # elements without a text of the page; those behind `iframe` have one only for programs that do not show the element
 _UNSEEN = frozenset(
     {
@@ -58,13 +65,26 @@ _BLOCKS = frozenset(
 _LINES = frozenset({"br", "li", "tr", "dt", "dd", "legend", "optgroup"})
 _CELLS = frozenset({"td", "th"})
 _GROUPS = frozenset({"thead", "tbody", "tfoot"})
+_OF_TABLES = frozenset({"table", "tr", *_GROUPS})
 _LISTS = frozenset({"ol", "ul", "menu", "dir"})
 _AS_WRITTEN = frozenset({"pre", "xmp", "listing", "plaintext", "textarea"})
 _KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # the white space of such an element, until the end
 _GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
+STRUCK = ("\3", "\4")
+"""The signs before and behind a text that is struck out, until `with_struck` marks it."""
+_STRUCK_BLANK, _STRUCK_ON, _STRUCK = re.compile("\3+(\\s*)\4+"), re.compile("\4+( *)\3+"), re.compile("\3+|\4+")
 _ENDS = "\0\1\2"
 _BOXES: Mapping[str, Sequence[str]] = MappingProxyType({"checkbox": ("☐", "☑"), "radio": ("☐", "☑")})
 _WITHOUT_VALUE = frozenset({"hidden", "password", "file", "image", *_BOXES})
+_LIST_STYLES: Mapping[str, str] = MappingProxyType(
+    {
+        "decimal": "decimal",
+        "decimal-leading-zero": "decimalZero",
+        **{f"{case}-{name}": f"{case}Letter" for case in ("lower", "upper") for name in ("alpha", "latin")},
+        "lower-roman": "lowerRoman",
+        "upper-roman": "upperRoman",
+    }
+)
 _NUMERALS: Mapping[str, str] = MappingProxyType(
     {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 )
@@ -86,7 +106,10 @@ def page_text(data: bytes, charset: str = "") -> str:
     page = first + "".join(_NOSCRIPT_END.split(other, maxsplit=1)[-1] for other in others)
     page = _SHADOW.sub("<div>", page)  # its content is shown
     tree = LexborHTMLParser(page.encode("utf-8", "replace"))
-    hidden = {element.mem_id for element in tree.css("[hidden], [style], [popover], dialog") if _is_hidden(element)}
+    looks = _Looks()
+    for element in tree.css("[style]"):
+        looks.add(element, _COMMENT.sub("", element.attributes["style"] or ""))
+    hidden = looks.hidden | {each.mem_id for each in tree.css("[hidden], [popover], dialog") if _is_hidden(each)}
     hidden |= {element.mem_id for element in tree.css(".katex-html[aria-hidden]")}  # beside the same in MathML
     for formula in tree.css("math"):
         if formula.mem_id not in hidden:
@@ -98,10 +121,25 @@ def page_text(data: bytes, charset: str = "") -> str:
     for box in tree.css("[role=checkbox][aria-checked], [role=radio][aria-checked], [role=switch][aria-checked]"):
         if box.tag != "input" and (first := box.first_child) is not None:
             first.insert_before("☑ " if box.attributes["aria-checked"] == "true" else "☐ ")
-    styles = {element.mem_id: tag for element in tree.css("[style]") if (tag := _tag_of_style(element))}
+    for element in (*tree.css("s, strike, del"), *looks.struck):
+        first, last = element.first_child, element.last_child
+        if first is not None and last is not None and element.tag not in _OF_TABLES:
+            first.insert_before(STRUCK[0])
+            last.insert_after(STRUCK[1])
     writer = _Writer()
-    _walk(tree.root, hidden, styles, writer)
+    _walk(tree.root, hidden, looks, writer)
     return writer.text()
+
+
+def with_struck(text: str) -> str:
+    """Return a text with marks around what is struck out, as Markdown has them: an old price is not the price.
+
+    >>> with_struck("\\x0349\\x04 39")
+    '~~49~~ 39'
+    """
+    if STRUCK[0] not in text:
+        return text
+    return _STRUCK.sub("~~", _STRUCK_ON.sub(r"\1", _STRUCK_BLANK.sub(r"\1", text)))
 
 
 def whole_number(text: str | None, usual: int) -> int:
@@ -113,38 +151,67 @@ def _is_hidden(element: Any) -> bool:
     attributes = element.attributes
     if "popover" in attributes or (element.tag == "dialog" and "open" not in attributes):
         return True
-    is_hidden = "hidden" in attributes and (attributes["hidden"] or "").lower() != "until-found"
-    return is_hidden or bool(_HIDDEN_STYLE.search(_COMMENT.sub("", attributes.get("style") or "")))
+    return "hidden" in attributes and (attributes["hidden"] or "").lower() != "until-found"
 
 
-def _tag_of_style(element: Any) -> str:
-    """Return the tag of an element that looks as this one does by its style; `""` if its own tag says it."""
-    style = element.attributes.get("style") or ""
-    if place := _RAISED_STYLE.search(style):
-        return "sup" if place[1].lower() == "super" else "sub"
-    return "pre" if element.tag in _BLOCKS and _WRITTEN_STYLE.search(style) else ""
+@dataclass(slots=True)
+class _Looks:
+    """How elements look by their styles, by `mem_id`."""
+
+    hidden: set[int] = field(default_factory=set)
+    tags: dict[int, str] = field(default_factory=dict)
+    """The tags that elements look like."""
+    sizes: dict[int, bool] = field(default_factory=dict)
+    """Whether letters have a size above 0; only elements whose style says it."""
+    struck: list[Any] = field(default_factory=list)
+    """The elements that are struck out."""
+
+    def add(self, element: Any, style: str) -> None:
+        """Add an element with its style."""
+        name = element.mem_id
+        if _HIDDEN_STYLE.search(style):
+            self.hidden.add(name)
+        if place := _RAISED_STYLE.search(style):
+            self.tags[name] = "sup" if place[1].lower() == "super" else "sub"
+        elif element.tag in _BLOCKS and _WRITTEN_STYLE.search(style):
+            self.tags[name] = "pre"
+        if "line-through" in style.lower():
+            self.struck.append(element)
+        for declaration in style.split(";") if "font" in style.lower() else ():
+            key, _, value = declaration.partition(":")
+            if key.strip().lower() in {"font", "font-size"} and (match := _SIZE.search(value)) is not None:
+                number = float(match[1] or 1)
+                if not number or not match[2]:  # 2em of nothing is nothing
+                    self.sizes[name] = number > 0
 
 
-def _walk(root: Any, hidden: Set[int], styles: Mapping[int, str], writer: _Writer) -> None:
-    """Write the texts of all visible elements. `styles`: the tags that elements look like.
+def _walk(root: Any, hidden: Set[int], looks: _Looks, writer: _Writer) -> None:
+    """Write the texts of all visible elements.
+
+    Elements within one of size 0 may have a size of their own: newsletters are built so, to have no gaps between parts.
+    A class may set one, too.
 
     It is no recursion, because a page may be nested deeply.
     """
-    node, open_elements = root, list[tuple[Any, str]]()
+    node, open_elements, is_shown = root, list[tuple[Any, str, bool]](), True
+    styles, sizes = looks.tags, looks.sizes if not all(looks.sizes.values()) else {}
     while node is not None:
         tag = node.tag
         if tag == "-text":
-            writer.add(node.text_content)
+            if is_shown:
+                writer.add(node.text_content)
         elif tag[0] not in "-!" and tag not in _UNSEEN and not (hidden and node.mem_id in hidden):
             tag = styles.get(node.mem_id, tag) if styles else tag
             writer.start(tag, node)
             if (child := node.first_child) is not None:
-                open_elements.append((node, tag))
+                open_elements.append((node, tag, is_shown))
+                if sizes:
+                    is_shown = sizes.get(node.mem_id, is_shown or "class" in node.attributes)
                 node = child
                 continue
             writer.end(tag)
         while (following := node.next) is None and open_elements:
-            node, tag = open_elements.pop()
+            node, tag, is_shown = open_elements.pop()
             writer.end(tag)
         node = following
 
@@ -273,7 +340,7 @@ class _Writer:
 
     def text(self) -> str:
         """Return the text, with the white space that a browser shows."""
-        text = re.sub(" {2,}", " ", "".join(self._texts))
+        text = re.sub(" {2,}", " ", with_struck("".join(self._texts)))
         lines = (line.strip(" ").removeprefix("\t").strip(" ").rstrip().rstrip(_ENDS) for line in text.split("\n"))
         text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
         for sign, white_space in _GIVEN_BACK:
@@ -325,10 +392,11 @@ class _Writer:
 
 
 def _list(tag: str, element: Any) -> _List:
-    if tag != "ol":
-        return _List(None)
     attributes = element.attributes
-    form = _NUMERALS.get(attributes.get("type") or "", "")
+    styled = _LIST_STYLE.findall(attributes.get("style") or "")[-1:]
+    form = _LIST_STYLES.get(styled[0].lower()) if styled else _NUMERALS.get(attributes.get("type") or "", "")
+    if form is None or (tag != "ol" and not styled):
+        return _List(None)
     if "reversed" not in attributes:
         return _List(whole_number(attributes.get("start"), 1), form)
     count = sum(child.tag == "li" for child in element.iter())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import posixpath
 import re
@@ -16,13 +17,14 @@ from promptmill.jobs.inputs import encodings, symbol_fonts
 from promptmill.jobs.inputs.formulas import grouped, lowered, raised
 from promptmill.jobs.inputs.mails import mail_text
 from promptmill.jobs.inputs.numerals import numeral
-from promptmill.jobs.inputs.web_pages import page_text, whole_number
+from promptmill.jobs.inputs.web_pages import STRUCK, page_text, whole_number, with_struck
 from promptmill.jobs.inputs.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
 # deleted text, properties, and instructions of fields
 _UNSEEN = frozenset({"del", "moveFrom", "pPr", "rPr", "sdtPr", "footnoteRef", "endnoteRef"})
 _SIGNS: Mapping[str, str] = MappingProxyType({"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"})
+_LOOKS = ("vanish", "strike", "dstrike", "vertAlign")
 _CUSTOM = re.compile("0+1")  # the first number of a form such as 001, 002, 003, …
 _RAISED_BY = 3  # half points, from which a run is above the line
 _SYMBOL_FIELD = re.compile(
@@ -54,14 +56,16 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
                 trees[kind] = parse_xml(one.target_part.blob)
             elif kind in around:
                 around[kind].append(parse_xml(one.target_part.blob))
-        body = document.element.body
+        body, looks = document.element.body, _looks(trees["styles"])
         for tree in (body, *(tree for each in around.values() for tree in each)):
+            _clear_codes(tree)
+            _write_looks(tree, looks)
             if trees["numbering"] is not None:
                 _Numbering(**trees).write(tree)
         for element in list(body.iter("{*}altChunk")):
             _write_chunk(element, document.part.rels, is_inner=is_inner)
-        shown = _word(body)
-        texts = {kind: [_word(tree).strip() for tree in each] for kind, each in around.items()}
+        shown = with_struck(_word(body))
+        texts = {kind: [with_struck(_word(tree)).strip() for tree in each] for kind, each in around.items()}
     except PromptmillError:
         raise
     except Exception:  # noqa: BLE001 (the parser may raise any exception for a damaged file)
@@ -69,6 +73,60 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
     shown = shown.rstrip().lstrip("\n \xa0")  # a tab at the start marks an empty cell
     parts = [*texts.pop("header"), shown, *(text for each in texts.values() for text in each)]
     return "\n".join(dict.fromkeys(filter(None, parts)))
+
+
+def _clear_codes(tree: Any) -> None:
+    """Remove the texts in the codes of fields, such as the result of a field that the condition of an IF field has.
+
+    The code of a field is what stands before its result. A field without a result keeps all texts.
+    """
+    codes: list[list[Any] | None] = []  # the texts of each open field's code; None behind the code
+    for element in tree.iter("{*}fldChar", "{*}t") if next(tree.iter("{*}fldChar"), None) is not None else ():
+        kind = _attribute(element, "fldCharType")
+        if kind == "begin":
+            codes.append([])
+        elif kind and codes:
+            code = codes.pop() or []
+            if kind == "separate":
+                codes.append(None)
+                for text in code:
+                    text.text = ""
+        elif not kind:
+            next((each for each in codes if each is not None), []).append(element)
+
+
+def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
+    """Return what each style changes in the text that is shown: the elements of `_LOOKS` that it or its base has."""
+    known = {} if styles is None else {_attribute(each, "styleId"): each for each in styles.findall("{*}style")}
+    looks: dict[str, Mapping[str, Any]] = {}
+    for name in known:
+        elements: dict[str, Any] = {}
+        base, passed = name, set[str]()
+        while base in known and base not in passed:
+            passed.add(base)
+            for look in _LOOKS:
+                if (element := known[base].find(f"{{*}}rPr/{{*}}{look}")) is not None:
+                    elements.setdefault(look, element)
+            base = _value_of(known[base], "basedOn")
+        if elements:
+            looks[name] = elements
+    return looks
+
+
+def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write into the runs what their styles, or those of their paragraphs, hide, strike out, raise or lower."""
+    for element in tree.iter("{*}rStyle", "{*}pStyle"):
+        if not (elements := looks.get(_attribute(element, "val"))):
+            continue
+        above = element.getparent()
+        for run in [above] if local(element.tag) == "rStyle" else above.getparent().iter("{*}r"):
+            properties = run if run is above else run.find("{*}rPr")
+            if properties is None:
+                properties = run.makeelement(above.tag.replace("pPr", "rPr"))
+                run.insert(0, properties)
+            for name, each in elements.items():
+                if properties.find(f"{{*}}{name}") is None:
+                    properties.append(copy.copy(each))
 
 
 def _write_chunk(element: Any, relations: Mapping[str, Any], *, is_inner: bool) -> None:
@@ -133,14 +191,16 @@ def _run(text: str, element: Any) -> str:
     """Return the text of a run as its properties show it."""
     if (properties := element.find("{*}rPr")) is None:
         return symbol_fonts.shown(text)
-    if _is_on(properties.find("{*}vanish")):
+    looks = {local(each.tag): each for each in properties.iterchildren("{*}*")}
+    if _is_on(looks.get("vanish")):
         return ""
-    fonts = properties.find("{*}rFonts")
-    text = symbol_fonts.shown(text, "" if fonts is None else _attribute(fonts, "ascii"))
-    place = _value_of(properties, "vertAlign")
-    if place == "superscript" or whole_number(_value_of(properties, "position"), 0) > _RAISED_BY:
-        return raised(text)
-    return lowered(text) if place == "subscript" else text
+    text = symbol_fonts.shown(text, _attribute(looks["rFonts"], "ascii") if "rFonts" in looks else "")
+    place, position = (_attribute(looks[name], "val") if name in looks else "" for name in ("vertAlign", "position"))
+    if place == "superscript" or whole_number(position, 0) > _RAISED_BY:
+        text = raised(text)
+    elif place == "subscript":
+        text = lowered(text)
+    return text.join(STRUCK) if _is_on(looks.get("strike")) or _is_on(looks.get("dstrike")) else text
 
 
 def _joins_next(paragraph: Any) -> bool:

@@ -60,6 +60,8 @@ class InputSpec(Stored):
     """For each column: the number of rows whose empty cell leaves a blank in the prompt."""
     packed: dict[str, int] = Field(default_factory=dict)
     """For each column: the number of rows whose bytes are no text, and stand in the prompt in base64."""
+    twice: int = 0
+    """The number of the first row with a text that was encoded twice; 0: none."""
 
     @property
     def above(self) -> int:
