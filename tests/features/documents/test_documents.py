@@ -585,6 +585,9 @@ def test_the_estimate_of_tokens_counts_digits_and_marks_in_tables():
         ("1.250,00", 1250),
         ("1\u202f250", 1250),
         ("1'250", 1250),
+        ("12 500", 12500),
+        ("12\u2009500,50", 12500.5),
+        ("12 500", "12 500"),
         ("-5", -5),
         ("Ann  LEE", "ann lee"),
         ("word " * 40, "word " * 31 + "made up"),
@@ -596,9 +599,11 @@ def test_a_value_is_found_where_the_document_writes_it_in_its_own_way(written, v
     assert place_of(text, Piece(0, len(text)), value) == "page 2"
 
 
-@pytest.mark.parametrize("value", ["202", 202, 28.5, 12850, 1.25, True, None, "", {}, "12.5.2021"])
+@pytest.mark.parametrize(
+    "value", ["202", 202, 28.5, 12850, 1.25, 500, "500", "12", "250", 12, True, None, "", {}, "12.5.2021"]
+)
 def test_a_part_of_a_word_or_number_is_no_place_of_a_value(value):
-    text = "In 2021 all was true.\fOf 128.50 or 1,250.00 or 28.505 each."
+    text = "In 2021 all was true.\fOf 128.50 or 1,250.00 or 28.505 each, 12 500 in all."
     mark = "" if value is None or value is True else ", in other words"
     assert place_of(text, Piece(0, len(text)), value) == f"pages 1 to 2{mark}"
 

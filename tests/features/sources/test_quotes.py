@@ -179,13 +179,15 @@ def test_an_answer_that_an_edited_row_keeps_has_no_place_of_another_text(bench, 
     assert (found["sources"], len(upstream.seen)) == ({"about": source}, 1)
 
 
-def test_a_quote_has_no_place_in_a_column_with_another_name(bench, upstream):
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_quote_has_no_place_in_a_column_with_another_name(bench, upstream, suffix):
     upstream.reply = answer(json.dumps({"about": {"quote": "parcel", "value": "parcel"}}))
+    bench.input, bench.output = bench.path / f"in.{suffix}", bench.path / "out.jsonl"
     for name in "ab":
-        bench.write([{name: "late parcel"}])
+        write_rows(bench.input, [{"id": 1, name: "late parcel"}])
         bench.succeed("--prompt", f"{{{{{name}}}}}", "--fields", "about", "--quote")
     (found,) = objects_in(bench.output)
-    assert (found["sources"], len(upstream.seen)) == ({"about": {"quote": "parcel"}}, 1)
+    assert (found["b"], found["sources"], len(upstream.seen)) == ("late parcel", {"about": {"quote": "parcel"}}, 1)
 
 
 def test_a_choice_without_its_quote_is_counted(bench, replying):

@@ -13,6 +13,7 @@ import orjson
 
 from promptmill.core.request import Message
 from promptmill.core.sources import PAGE, Source, with_page
+from promptmill.core.whole_words import is_whole
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
 
 ANY = "Answer from this part alone."
@@ -22,8 +23,11 @@ _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 _MOST_WORDS = 30  # words of a text that are searched for
 _OTHER_WORDS = ", in other words"
 _LONGEST_LINE = f"[Characters 1,000,000 to 1,000,000 of a document. {FIELDS}]\n"
-# without possessive groups, which Python 3.11.2 matches wrongly (python/cpython#106052)
-_NUMBER = re.compile(r"(?<![\w.,])\d+(?:[.,'\u2019\u00a0\u202f]\d+)*(?!\w|[.,'\u2019\u00a0\u202f]\d)")
+_NUMBER = re.compile(
+    # without possessive groups, which Python 3.11.2 matches wrongly (python/cpython#106052)
+    r"(?<![\w.,])(?:[1-9]\d{0,2}(?: \d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,'\u2019\u00a0\u2007\u2009\u202f]\d+)*)"
+    r"(?!\w|[.,'\u2019\u00a0\u2007\u2009\u202f]\d)"
+)
 _WHOLE = re.compile(r"\d+|\d{1,3}(?:\D\d{3})+")
 
 
@@ -117,12 +121,14 @@ def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
         for each in sorted(value.values(), key=lambda each: not isinstance(each, str)):
             yield from _found(text, piece, each)
     elif isinstance(value, str) and (words := value.split()[:_MOST_WORDS]):
-        whole = r"(?<![0-9A-Za-z])" + r"\s+".join(map(re.escape, words)) + r"(?![0-9A-Za-z])"  # the 1 in 21 is no match
-        for match in re.compile(whole, re.IGNORECASE).finditer(text, piece.start, piece.end):
-            yield Piece(*match.span())
+        whole = (
+            r"(?<![0-9A-Za-z])" + r"\s+".join(map(re.escape, words)) + r"(?![0-9A-Za-z])"
+        )  # the 1 in 1st is no match
+        matches = re.compile(whole, re.IGNORECASE).finditer(text, piece.start, piece.end)
+        yield from (Piece(*match.span()) for match in matches if is_whole(text, *match.span()))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        matches = [({*_values(match[0])}, match.span()) for match in _NUMBER.finditer(text, *piece)]
-        found = [(len(values), span) for values, span in matches if abs(value) in values]
+        numbers = [({*_values(match[0])}, match.span()) for match in _NUMBER.finditer(text, *piece)]
+        found = [(len(values), span) for values, span in numbers if abs(value) in values]
         for _, span in sorted(found):  # by the number of meanings: 1.25 has one, 1,250 two
             yield Piece(*span)
 

@@ -1,9 +1,7 @@
 """A text in which quotes are searched for: the places where it has their words.
 
 Spaces, case, hyphens at the ends of lines, forms of quotation marks and dashes, and full-width forms make no
-difference. Every other character does, and a quote begins and ends with a whole word or number: `2 screws` is not in
-`12 screws`, nor `500` in `12,500` or `12 500`. If the latter are two numbers, nobody can know: then `500` is not found,
-because a quote that may be a part of a number is no source.
+difference. Every other character does, and a quote begins and ends with a whole word or number.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from promptmill.core.bounds import MOST_PLACES
+from promptmill.core.whole_words import is_whole
 
 _HYPHEN = re.compile(r"[-\u2010](?=[ \t]*\r?\n)")
 """A hyphen at the end of a line. In its word, it is left out or kept."""
@@ -30,21 +29,8 @@ _ALIKE = {
 }
 _AT_ENDS = " \t\r\n\f.,;:'\"\u2026\u3002\u3001\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u300c\u300d"
 """Characters that a model adds around a quote, or leaves out."""
-_UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af"
-    r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
-)
-"""A letter of a script in which words are not separated, or have endings that are not part of a quote."""
 _ACCENTED = re.compile(r"[^\0-\x7f][\u0300-\u036f\u3099\u309a]+|.[\u0300-\u036f\u3099\u309a]{2,}", re.DOTALL)
 """A character with accents that texts have in different orders."""
-_IN_NUMBERS = ".,'\u2019\u00a0\u2007\u2009\u202f"
-"""Characters between digits of a number; of the spaces, those that programs put there."""
-_GROUPS = re.compile(r"(?<!\d)(?<!\d[.,:/'\u2019])(?<!\d-\d-)(?<!\d-\d\d-)[1-9]\d{0,2}(?: \d{3})*\Z")
-"""The digits before the last groups of three, as in `12 500`. A date such as `2026-03-07`, a time or a decimal before
-them is another number."""
-_GROUP = re.compile(r"\d{3}(?!\d)")
-_LONGEST_NUMBER = 32
-_MINUS = "-\u2212"
 
 
 class Span(NamedTuple):
@@ -80,7 +66,7 @@ class Text:
         for _ in range(MOST_PLACES):
             if at < 0:
                 break
-            if self._is_whole(span := Span(at, at + len(words))):
+            if is_whole(self.text, *(span := Span(at, at + len(words)))):
                 yield span
             at = self.text.find(words, at + 1)
 
@@ -92,7 +78,7 @@ class Text:
                 if at < 0:
                     break
                 span = form.origin(at, at + len(wanted))
-                if span is not None and self._is_whole(span) and _numbers(self.text[slice(*span)]) == numbers:
+                if span is not None and is_whole(self.text, *span) and _numbers(self.text[slice(*span)]) == numbers:
                     yield span
                 at = form.folded.find(wanted, at + 1)
 
@@ -110,9 +96,6 @@ class Text:
     def _hyphenated(self) -> _Folded | None:
         """The text with these hyphens; None without any."""
         return _Folded(self.text) if _HYPHEN.search(self.text) else None
-
-    def _is_whole(self, span: Span) -> bool:
-        return not (_is_within(self.text, span.start) or _is_within(self.text, span.end))
 
 
 class _Folded:
@@ -173,37 +156,3 @@ def _fold(text: str) -> str:
 def _numbers(text: str) -> list[str]:
     """Return the numbers in a text. Spaces and ends of lines divide them, which `_fold` leaves out."""
     return re.findall(r"\d+", unicodedata.normalize("NFKC", text))
-
-
-def _is_within(text: str, at: int) -> bool:
-    """Return whether a word or number continues across the place between two characters.
-
-    >>> _is_within("12 screws", 1), _is_within("-5", 1), _is_within("12.50", 2), _is_within("12. May", 2)
-    (True, True, True, False)
-    >>> _is_within("12 500", 3), _is_within("12 5000", 3), _is_within("2026 500", 5)
-    (True, False, False)
-    """
-    if not 0 < at < len(text):
-        return False
-    before, after = text[at - 1], text[at]
-    if before.isdecimal() and after.isdecimal():
-        return True
-    if before.isalpha() and after.isalpha():
-        return not (_UNSPACED.match(before) or _UNSPACED.match(after))
-    if unicodedata.combining(after):
-        return True
-    farther, next_ = text[at - 2 : at - 1], text[at + 1 : at + 2]
-    if after.isdecimal():
-        if before == " ":
-            return _is_grouped(text, at - 1)
-        return (before in _IN_NUMBERS and farther.isdecimal()) or (before in _MINUS and not farther.isalnum())
-    if before.isdecimal() and next_.isdecimal():
-        return _is_grouped(text, at) if after == " " else after in _IN_NUMBERS
-    return False
-
-
-def _is_grouped(text: str, at: int) -> bool:
-    """Return whether the space at `at` is between the groups of digits of a number, or may be."""
-    return (
-        _GROUP.match(text, at + 1) is not None and _GROUPS.search(text[max(0, at - _LONGEST_NUMBER) : at]) is not None
-    )

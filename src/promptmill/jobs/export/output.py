@@ -189,7 +189,8 @@ class _Blocks:
 
     def __init__(self, store: JobDatabase, spec: JobSpec, form: Form, text: TextForm, own: OutputRecord | None) -> None:
         self._store, self._spec, self._divided, self._text = store, spec, form.divided, text
-        names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape)])
+        header = map(repr, spec.input.header)  # also the names of fields in rows of JSON
+        names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape), *header])
         self._identity = hashlib.blake2b(self._text.header + names, digest_size=16).hexdigest()
         stored = store.get("written")
         self._known: Mapping[int, tuple[int, int, int]] = {}
