@@ -102,6 +102,7 @@ def test_each_field_of_an_error_is_an_argument_of_the_tool_or_none():
         spelled = option.name_on("argument")
         assert _argument_of(Named(name)) == (None if spelled is None else f"`{spelled}`"), name
     assert _argument_of(Named("again", "all")) == '`again: "all"`'
+    assert _argument_of(Named("sure", "MODEL")) in {"`sure`", None}, "its value is an object"
     assert _argument_of(Named("temperature")) == "`sampling_params.temperature`"
     assert _argument_of(Named("prompts")) == "`prompts`"
     assert _argument_of(Named("status")) == "bulk_status"

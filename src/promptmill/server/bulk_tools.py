@@ -8,7 +8,7 @@ import inspect
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin
 
 from fastmcp import Context
 from fastmcp.exceptions import ResourceError
@@ -124,8 +124,10 @@ def _argument_of(named: Named) -> str | None:
     if named.field == "status":
         return argument_name(named)
     option = table.options().get(named.field)
-    name = None if option is None else option.name_on("argument")
-    return None if name is None else argument_name(named._replace(field=name))
+    if option is None or (name := option.name_on("argument")) is None:
+        return None
+    value = "" if get_origin(option.type) is dict else named.value  # on other faces, an object may be a text
+    return argument_name(named._replace(field=name, value=value))
 
 
 def _check_source(
