@@ -35,6 +35,7 @@ def test_every_command_of_a_page_has_options_that_exist(page, capsys, monkeypatc
         assert code == 0, (words, capsys.readouterr().err)
 
 
+@pytest.mark.features
 @pytest.mark.parametrize("page", PAGES)
 def test_every_configuration_of_a_page_is_valid(page):
     for text in blocks(page, "yaml"):
