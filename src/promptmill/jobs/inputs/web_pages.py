@@ -72,7 +72,7 @@ _KEPT = str.maketrans(" \t\n", "\0\1\2", "\0\1\2\r")  # the white space of such 
 _GIVEN_BACK = (("\0", " "), ("\1", "\t"), ("\2", "\n"), ("\xad", ""))
 STRUCK = ("\3", "\4")
 """The signs before and behind a text that is struck out, until `with_struck` marks it."""
-_STRUCK_BLANK, _STRUCK_ON, _STRUCK = re.compile("\3+(\\s*)\4+"), re.compile("\4+( *)\3+"), re.compile("\3+|\4+")
+_STRUCK_BLANK, _STRUCK_ON, _STRUCK = re.compile("\3(\\s*)\4"), re.compile("\4( *)\3"), re.compile("\3+|\4+")
 _ENDS = "\0\1\2"
 _BOXES: Mapping[str, Sequence[str]] = MappingProxyType({"checkbox": ("☐", "☑"), "radio": ("☐", "☑")})
 _WITHOUT_VALUE = frozenset({"hidden", "password", "file", "image", *_BOXES})
@@ -139,6 +139,7 @@ def with_struck(text: str) -> str:
     """
     if STRUCK[0] not in text:
         return text
+    text = _STRUCK.sub(lambda run: run[0][0], text)
     return _STRUCK.sub("~~", _STRUCK_ON.sub(r"\1", _STRUCK_BLANK.sub(r"\1", text)))
 
 
