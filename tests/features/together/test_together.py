@@ -62,6 +62,7 @@ def test_an_object_has_the_answers_where_schemas_are_kept(bench, upstream, packs
     assert schema["$defs"]["one_answer"]["enum"] == [*LABELS]
 
 
+@pytest.mark.features("labels")
 def test_each_vote_has_another_order_of_rows(bench, packs):
     asked = packs(20)
     bench.succeed(*PROMPT, "--together", "20", "--votes", "3", "--temperature", "1", provider="openai")

@@ -82,7 +82,9 @@ def test_the_command_of_a_single_call_has_it_too(bench, upstream, packs):
         (("--together", "0"), "must be at least 1"),
         (("--together", "300"), "together: should be at most 256"),
         (("--together", "many"), "--together"),
-        (("--together", "5", "--embed", "{{text}}"), "--together"),
+        pytest.param(
+            ("--together", "5", "--embed", "{{text}}"), "--together", marks=pytest.mark.features("embeddings")
+        ),
         (("--together", "5", "--image-column", "text"), "a request for several rows has no images"),
     ],
 )
