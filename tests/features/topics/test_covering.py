@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from importlib.util import find_spec
 from typing import Any
@@ -65,12 +66,16 @@ def test_the_pool_is_of_other_rows_and_has_at_most_four_times_as_many_as_the_sam
 
 @NEEDS_ENCODER
 @pytest.mark.features("embeddings")
-def test_half_as_many_rows_as_the_sample_are_chosen_if_there_is_an_encoder(monkeypatch):
+def test_half_as_many_rows_as_the_sample_are_chosen_if_there_is_an_encoder(tmp_path, monkeypatch):
     rows = table(9000)
     assert chosen_rows(Drawn.of(rows, PROMPT, 300, 200)) == 150
     assert chosen_rows(Drawn.of(rows[:750], PROMPT, 300, 200)) == 25, "of a small pool, every other row"
     monkeypatch.setenv(WITHOUT, "embeddings")
-    assert chosen_rows(Drawn.of(rows, PROMPT, 300, 200)) == 0
+    drawn = Drawn.of(rows, PROMPT, 300, 200)
+    assert chosen_rows(drawn) == 0
+    monkeypatch.setitem(sys.modules, "numpy", None)  # it comes with an encoder
+    folders, plan = JobFolders(tmp_path), configuration_of({"backend": "openai"}).plan
+    assert Covering(folders, plan, None).of(drawn) is drawn
 
 
 @NEEDS_ENCODER

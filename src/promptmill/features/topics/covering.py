@@ -83,11 +83,11 @@ class Covering:
     def of(self, drawn: Drawn, tell: Callable[[str], object] = lambda _: None) -> Drawn:
         """Return the drawn rows with chosen ones; the same rows if there are no vectors. `tell` is called with the
         step. Raises `PromptmillError` if the job of the vectors was stopped."""
-        import numpy as np
-
         more, rows = chosen_rows(drawn), [*drawn.sample, *drawn.pool]
         if not more:
             return drawn
+        import numpy as np  # the encoders need it
+
         tell(f"vectors of {counted(len(rows), 'row')} on this machine")
         try:
             found = self._vectors(rows)
