@@ -79,7 +79,7 @@ class Votes(Plan):
 
     def resumes(self, last: Round) -> bool:
         """Return whether a round is resumed; a round from before the job had votes is not."""
-        return not (last.way == "live" and 0 in last.slots)
+        return super().resumes(last) and not (last.way == "live" and 0 in last.slots)
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the answers are not labels."""
