@@ -289,6 +289,18 @@ def exact(value: Any) -> Any:
     return list(map(exact, value)) if isinstance(value, list) else value
 
 
+def with_whole_numbers(value: Any) -> Any:
+    """Return a JSON value with 5 in place of 5.0, which Parquet and some models write."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [with_whole_numbers(each) for each in value]
+        case dict():
+            return {name: with_whole_numbers(each) for name, each in value.items()}
+    return value
+
+
 def composed(text: str) -> str:
     """Return a text in the Unicode form NFC, in which é is one letter and not e with an accent."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.values import composed, json_text, read_json, text_of
+from promptmill.core.values import composed, json_text, read_json, text_of, with_whole_numbers
 from promptmill.core.wording import counted, listed
 from promptmill.jobs.export.schema_columns import answers_of_labels
 from promptmill.jobs.store import statistics
@@ -32,7 +32,7 @@ def label_in(text: str) -> str:
     text = text.strip()
     if text.startswith("{"):
         try:
-            fields = _with_whole_numbers(read_json(text))
+            fields = with_whole_numbers(read_json(text))
         except json.JSONDecodeError:
             return text
         fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
@@ -52,18 +52,6 @@ def labels_of_job(store: JobDatabase, output: OutputSpec) -> list[str]:
     are_short = max(map(len, counts), default=0) <= _LONGEST_LABEL
     answered = [label for label, _ in counts.most_common()] if repeat and are_short else []
     return list(dict.fromkeys([*output.choices, *answered]))
-
-
-def _with_whole_numbers(value: Any) -> Any:
-    """Return a JSON value with 5 in place of 5.0."""
-    match value:
-        case float() if value.is_integer():
-            return int(value)
-        case list():
-            return [_with_whole_numbers(each) for each in value]
-        case dict():
-            return {name: _with_whole_numbers(each) for name, each in value.items()}
-    return value
 
 
 def _as_set(values: Sequence[Any]) -> list[str]:

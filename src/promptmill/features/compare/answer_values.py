@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import orjson
 
 from promptmill.core.errors import Named, input_error
-from promptmill.core.values import composed
+from promptmill.core.values import composed, json_text, with_whole_numbers
 
 Kind: TypeAlias = Literal["text", "number", "list"]
 LABEL = 30
@@ -24,8 +24,6 @@ LABEL = 30
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
 # A number as text: "007" is a name, and a number with more digits is no measurement.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
-_EXACT = 2.0**53  # below it, a float is one whole number
-_SORTED = orjson.OPT_SORT_KEYS
 _MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each character counts as a word
 _WORD = re.compile(rf"[{_WIDE}]|[^\W{_WIDE}]+")
@@ -90,16 +88,7 @@ def items(value: str) -> list[str] | None:
         return None
     if not isinstance(found, list):
         return None
-    return [item if isinstance(item, str) else orjson.dumps(_whole(item), option=_SORTED).decode() for item in found]
-
-
-def _whole(value: Any) -> Any:
-    """Return a JSON value with its whole numbers as integers: 2.0 in Parquet is 2 in CSV."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < _EXACT else value
-    if isinstance(value, list):
-        return [*map(_whole, value)]
-    return {name: _whole(one) for name, one in value.items()} if isinstance(value, dict) else value
+    return [item if isinstance(item, str) else json_text(with_whole_numbers(item), sort_keys=True) for item in found]
 
 
 def canonical(value: str, kind: Kind) -> str:
