@@ -126,7 +126,7 @@ class Completion:
     vectors: tuple[bytes, ...] = ()
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
     reply: str = ""
-    """The model's own words, if a step has made `text` of them; the model sees them when it is asked again."""
+    """The model's own words, if a step has made `text` of them; a request that asks again shows them to the model."""
 
     @property
     def is_copy(self) -> bool:

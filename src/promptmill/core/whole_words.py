@@ -1,7 +1,7 @@
 """Whole words and numbers: whether a part of a text ends within one.
 
 `2 screws` is no whole part of `12 screws`, nor `500` of `12,500` or `12 500`. If the latter are two numbers, nobody can
-know; then `500` is no whole part, because what may be a part of a number proves nothing.
+know; then `500` is no whole part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _UNSPACED = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af"
     r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
-"""A letter of a script in which words are not separated, or have endings that are not part of a quote."""
+"""A letter of a script that does not separate words, or in which endings follow them, as in Korean."""
 _IN_NUMBERS = ".,'\u2019\u00a0\u2007\u2009\u202f"
 """Characters between digits of a number; of the spaces, those that programs put there."""
 _GROUPS = re.compile(r"(?<!\d)(?<!\d[.,:/'\u2019])(?<!\d-\d-)(?<!\d-\d\d-)[1-9]\d{0,2}(?: \d{3})*\Z")

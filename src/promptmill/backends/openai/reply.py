@@ -65,7 +65,7 @@ _OF_OPENAI = frozenset({"openai", "azure"})
 
 
 class Wanted(NamedTuple):
-    """What a request wants of its reply."""
+    """How to read the reply to a request."""
 
     has_form: bool = False
     """Whether the answer is JSON or a choice, in which numbers are no citations."""

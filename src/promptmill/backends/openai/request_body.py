@@ -155,7 +155,7 @@ class RequestEncoder:
         return head
 
     def wanted(self, request: Request) -> Wanted:
-        """Return what a request wants of its reply."""
+        """Return how to read the reply to a request."""
         searches, is_inline = may_search(request.extra, self._model), request.sampling.reasoning == "inline"
         return Wanted(request.has_form, searches, is_inline)
 

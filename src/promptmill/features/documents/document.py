@@ -121,9 +121,8 @@ def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
         for each in sorted(value.values(), key=lambda each: not isinstance(each, str)):
             yield from _found(text, piece, each)
     elif isinstance(value, str) and (words := value.split()[:_MOST_WORDS]):
-        whole = (
-            r"(?<![0-9A-Za-z])" + r"\s+".join(map(re.escape, words)) + r"(?![0-9A-Za-z])"
-        )  # the 1 in 1st is no match
+        said = r"\s+".join(map(re.escape, words))
+        whole = rf"(?<![0-9A-Za-z]){said}(?![0-9A-Za-z])"  # the 1 in 1st is no match
         matches = re.compile(whole, re.IGNORECASE).finditer(text, piece.start, piece.end)
         yield from (Piece(*match.span()) for match in matches if is_whole(text, *match.span()))
     elif isinstance(value, int | float) and not isinstance(value, bool):

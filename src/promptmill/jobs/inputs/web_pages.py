@@ -132,7 +132,7 @@ def page_text(data: bytes, charset: str = "") -> str:
 
 
 def with_struck(text: str) -> str:
-    """Return a text with marks around what is struck out, as Markdown has them: an old price is not the price.
+    """Return a text with the marks of Markdown around each part that is struck out, such as an old price.
 
     >>> with_struck("\\x0349\\x04 39")
     '~~49~~ 39'
@@ -157,7 +157,7 @@ def _is_hidden(element: Any) -> bool:
 
 @dataclass(slots=True)
 class _Looks:
-    """How elements look by their styles, by `mem_id`."""
+    """The looks that styles give to elements, by `mem_id`."""
 
     hidden: set[int] = field(default_factory=set)
     tags: dict[int, str] = field(default_factory=dict)

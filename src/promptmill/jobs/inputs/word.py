@@ -78,7 +78,7 @@ def word_text(data: bytes, *, is_inner: bool = False) -> str:
 def _clear_codes(tree: Any) -> None:
     """Remove the texts in the codes of fields, such as the result of a field that the condition of an IF field has.
 
-    The code of a field is what stands before its result. A field without a result keeps all texts.
+    The code of a field ends where its result begins. A field without a result keeps all texts.
     """
     codes: list[list[Any] | None] = []  # the texts of each open field's code; None behind the code
     for element in tree.iter("{*}fldChar", "{*}t") if next(tree.iter("{*}fldChar"), None) is not None else ():
@@ -96,7 +96,7 @@ def _clear_codes(tree: Any) -> None:
 
 
 def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
-    """Return what each style changes in the text that is shown: the elements of `_LOOKS` that it or its base has."""
+    """Return the elements of `_LOOKS` that each style or its base has, by the id of the style."""
     known = {} if styles is None else {_attribute(each, "styleId"): each for each in styles.findall("{*}style")}
     looks: dict[str, Mapping[str, Any]] = {}
     for name in known:
@@ -114,7 +114,7 @@ def _looks(styles: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _write_looks(tree: Any, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write into the runs what their styles, or those of their paragraphs, hide, strike out, raise or lower."""
+    """Copy the elements of the styles into the runs that have a style, or whose paragraph has one."""
     for element in tree.iter("{*}rStyle", "{*}pStyle"):
         if not (elements := looks.get(_attribute(element, "val"))):
             continue

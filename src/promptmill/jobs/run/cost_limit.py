@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from promptmill.answering.costs import unknown_price
 from promptmill.answering.prices import price_of
@@ -18,12 +18,6 @@ from promptmill.jobs.store.progress import Progress
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
 
 
-def _other(config: ResolvedConfig) -> PromptmillError:
-    """Return the error for a model without a price that only the order names, beside the configured one."""
-    known = f"the price of {config.model} is not known; `models` of the configuration gives each model a `price`."
-    return config_error("max_cost", known)
-
-
 class CostLimit:
     """The most that all runs of a job may cost. It becomes the budget of each round, and may change meanwhile."""
 
@@ -32,22 +26,29 @@ class CostLimit:
         self.awaits_budget = False
         """Whether the round takes no new rows, because it began without a budget. It is resumed with one."""
 
-    def begin_round(self, configs: Iterable[ResolvedConfig]) -> None:
-        """Limit the round's budget to the unspent part of the job's budget. `configs`: of the models of all slots.
+    def begin_round(self, configs: Callable[[], Iterable[ResolvedConfig]]) -> None:
+        """Limit the round's budget to the unspent part of the job's budget.
 
-        Blocks. Raises `PromptmillError` (`invalid_config`) if the price of one is unknown.
+        `configs` returns the configuration of the model of each slot. Blocks. Raises `PromptmillError`
+        (`invalid_config`) if a model has no known price.
         """
         self.awaits_budget = False
         ledger, folder = self._progress.stats.ledger, self._job.folder
         limit = self._most(folder.control)
         if limit is None or ledger.budget is not None:
             return
-        if (unpriced := next((one for one in configs if price_of(one) is None), None)) is not None:
-            raise (
-                unknown_price(unpriced) if unpriced.file or unpriced.model == self._job.plan.model else _other(unpriced)
-            )
+        for config in configs():
+            if price_of(config) is None:
+                raise self._unknown_price(config)
         awaited = sum(way.most_cost(folder.store) for way in rounds.awaited(folder.store).values())
         ledger.budget = Budget(limit, self._progress.cost or 0.0, folder.store.in_flight.most + awaited)
+
+    def _unknown_price(self, config: ResolvedConfig) -> PromptmillError:
+        """Return the error for a model without a price: a configured one, or one that the order names beside it."""
+        if config.file or config.model == self._job.plan.model:
+            return unknown_price(config)
+        known = f"the price of {config.model} is not known; `models` of the configuration gives each model a `price`."
+        return config_error("max_cost", known)
 
     def follow(self, control: Control) -> None:
         """Apply a limit that has changed."""

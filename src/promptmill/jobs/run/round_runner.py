@@ -80,7 +80,7 @@ class RoundRunner:
         if round_.way == COPY:
             await self._copy(round_, stats.facts.total or 0)
             return
-        await run.in_thread(lambda: self._cost_limit.begin_round(configs_of(run)))
+        await run.in_thread(lambda: self._cost_limit.begin_round(lambda: configs_of(run)))
         stats.ledger.journal = store.in_flight
         if live is not None:
             live.begin(job.folder, job.spec, self._rounds.answered_in(round_), run.end, run.ending.give_up)

@@ -165,7 +165,8 @@ class Plan(OrderPart):
     def resumes(self, last: Round) -> bool:
         """Return whether an interrupted round is resumed. Otherwise, the next round is derived from the answers.
 
-        For rows without an answer, a new round selects the same rows, and counts its failures as those of this run.
+        For rows without an answer, a new round selects the same rows. Its failures are failures of this run, which are
+        sent again by the next run only.
         """
         return last.rows != "open" or last.way != LIVE
 
