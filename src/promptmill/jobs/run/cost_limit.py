@@ -24,7 +24,7 @@ class CostLimit:
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job, self._progress = job, progress
         self.awaits_budget = False
-        """Whether the round takes no new rows, because it began without a budget. It is resumed with one."""
+        """Whether the round takes no new rows, because it began without a budget. The next round has one."""
 
     def begin_round(self, configs: Callable[[], Iterable[ResolvedConfig]]) -> None:
         """Limit the round's budget to the unspent part of the job's budget.
