@@ -118,11 +118,11 @@ def test_without_a_real_gain_none_is_reported(rows):
 def test_the_prompt_file_of_something_else_is_not_replaced(rows):
     file = rows.path / "in-prompt.txt"
     file.write_text("mine\n")
-    assert "--output: in-prompt.txt exists; name another file" in improve(rows, code=2).stderr
+    assert "in-prompt.txt exists; name another file; --overwrite replaces it." in improve(rows, code=2).stderr
     assert not rows.upstream.seen
     improve(rows, "--output", "other.txt")
     done = improve(rows, code=2)
-    assert "exists and has another text" in done.stderr
+    assert "exists and has another content" in done.stderr
     assert "gain: +" in done.stdout, "what was paid for is shown"
     assert file.read_text() == "mine\n"
     sent = len(rows.upstream.seen)
@@ -158,16 +158,21 @@ def test_failed_rows_count_as_wrong_and_can_be_sent_again(rows):
     rows.upstream.seen.clear()
     assert figures(rows)["candidates"] == first["candidates"]
     assert not rows.upstream.seen
-    again = figures(rows, "--again", "failed", "--overwrite")
+    again = figures(rows, "--again", "failed")
     assert again["candidates"][0]["right"] > first["candidates"][0]["right"]
 
 
 def test_the_strong_model_writes_other_prompts_on_request(rows):
     figures(rows)
     rows.upstream.seen.clear()
-    assert "exists; name another file" in improve(rows, "--again", "prompts", code=2).stderr
+    file = rows.path / "in-prompt.txt"
+    written_by_search = file.read_bytes()
+    file.write_text("mine\n")
+    said = "in-prompt.txt exists, and is not as this search wrote it; name another file; --overwrite replaces it."
+    assert said in improve(rows, "--again", "prompts", code=2).stderr
     assert not rows.upstream.seen
-    figures(rows, "--again", "prompts", "--overwrite")
+    file.write_bytes(written_by_search)
+    figures(rows, "--again", "prompts")
     assert {seen.json["model"] for seen in rows.upstream.seen} == {"strong"}
 
 
@@ -226,6 +231,10 @@ def test_in_python(rows, monkeypatch):
         promptmill.improve(rows.path / "rows.csv", PROMPT, **given, encoding="no")
     with pytest.raises(PromptmillError, match="`model` is one model"):
         promptmill.improve(table, PROMPT, **{**given, "model": ["a", "b"]})
+    (rows.path / "own.txt").write_text("mine\n")
+    with pytest.raises(PromptmillError, match="exists; name another file; `overwrite` replaces it"):
+        promptmill.improve(table, "Good or bad? {{text}}", **{**given, "output": "own.txt"})
+    assert not rows.upstream.seen
 
 
 ALONE = ["after-write:3", "before-write:8", "after-write:20", "after-put:40", "before-put:54", "before-put:55"]

@@ -18,7 +18,7 @@ from promptmill.cli.options import add_shared, configuration_of, system_prompt_o
 from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import PromptmillError, config_error, redact
+from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, write_prompt
@@ -26,6 +26,7 @@ from promptmill.features.improve.search import GAIN, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.jobs.door import OpenJob, decided
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
+from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options import table
 from promptmill.system.safe_open import home_expanded
@@ -78,7 +79,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     )
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
     source = home_expanded(arguments.input)
-    target = home_expanded(arguments.output or Path(f"{source.name.partition('.')[0]}-prompt.txt"))
+    output = home_expanded(arguments.output or Path(f"{source.name.partition('.')[0]}-prompt.txt"))
+    target = SeriesFile(output, arguments.overwrite, sends_again=arguments.again is not None)
     gold = gold_in(source, arguments.gold, prompt, arguments.choices.texts, encoding=arguments.encoding)
     configuration = decided(configuration)
     strong, of_strong = _strong(arguments, configuration)
@@ -86,10 +88,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         registry.check_key(one.plan)
 
     def step(its: Configuration, job: OpenJob) -> None:
-        folder = series.folders.of(job.order.output)
-        is_new = not series.spent and (arguments.again == "prompts" or not folder.path.exists())
-        if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written the file
-            raise config_error("--output", f"{target} exists; name another file, or replace it with --overwrite.")
+        target.check_free(job)
         run_step(arguments, its, job)
 
     def tell(text: str) -> None:
@@ -120,8 +119,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     found |= series.spent
     refusal = None
     try:
-        if write_prompt(target, found, overwrite=arguments.overwrite):
-            found["prompt_file"] = str(target)
+        if write_prompt(target, found):
+            found["prompt_file"] = str(target.path)
     except PromptmillError as error:
         refusal = error
     if arguments.json:

@@ -16,6 +16,7 @@ from promptmill.features.improve.gold import Gold
 from promptmill.features.improve.search import WORSE, YOURS, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.jobs import disk
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
@@ -23,6 +24,7 @@ from promptmill.jobs.manage.bulk_call import run_job, watch_of
 from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import file_of
 from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
+from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
@@ -95,11 +97,17 @@ def improve(
         max_cost = given.get("max_cost")
         of_strong = {name: value for name, value in given.items() if name in ModelOptions.__annotations__}
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
-        watch, target = watch_of(show=options.get("progress")), None if output is None else home_expanded(output)
+        watch, again = watch_of(show=options.get("progress")), given.get("again")
+        target = None if output is None else SeriesFile(home_expanded(output), overwrite, sends_again=again is not None)
         limit = longest_of(configuration.plan, max_cost)
 
         def asked(its: Configuration) -> StepModel:
-            return StepModel(its, lambda job: runtime.run_anywhere(run_job(job, its, watch)))
+            def run(job: OpenJob) -> None:
+                if target is not None:
+                    target.check_free(job)
+                runtime.run_anywhere(run_job(job, its, watch))
+
+            return StepModel(its, run)
 
         series = JobSeries(folders, "improve", max_cost)
         steps = JobSteps(
@@ -107,13 +115,13 @@ def improve(
             asked(configuration),
             asked(configuration_of(of_strong | {"model": strong, "max_tokens": limit})),
             system_of(given.get("system"), labels),
-            given.get("again"),
+            again,
         )
         with file_of(rows) as path:
             found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))
         figures = search(found, prompt, steps, system=steps.system_prompt) | series.spent
         if target is not None:
-            write_prompt(target, figures, overwrite=overwrite)
+            write_prompt(target, figures)
     except PromptmillError as error:
         raise PromptmillError(error.code, error.worded(argument_name), "") from None
     return Improvement(figures)
@@ -146,22 +154,10 @@ def gold_in(
     return Gold.of(rows, column, prompt, labels)
 
 
-def write_prompt(target: Path, figures: JsonObject, *, overwrite: bool) -> bool:
+def write_prompt(target: SeriesFile, figures: JsonObject) -> bool:
     """Write the winner to a file, unless it is worse. Return whether the file has it. Raises `PromptmillError`."""
     if figures["winner"] == YOURS or figures["outcome"] == WORSE:
         return False
-    content = f"{figures['prompt']}\n"
-    try:
-        is_other = target.exists() and target.read_bytes() != content.encode()
-        if is_other and not overwrite:
-            raise input_error(
-                f"{target} exists and has another text; name another file, or move it away",
-                Named("overwrite", text="; {} replaces it"),
-                ". The answers are kept: the same search pays for nothing again.",
-            )
-        beside = target.with_name(f"{target.name}.new")
-        beside.write_bytes(content.encode())
-        disk.replace(beside, target)
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
+    with target.new() as path:
+        path.write_bytes(f"{figures['prompt']}\n".encode())
     return True

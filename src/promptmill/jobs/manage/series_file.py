@@ -1,0 +1,109 @@
+"""The file that a series of jobs writes, and when it may replace a file that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import hashlib
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.values import JsonDict
+from promptmill.jobs import disk
+from promptmill.jobs.door import OpenJob
+from promptmill.jobs.store.folder import Folder
+from promptmill.system.safe_open import real_path
+
+_MARK = "written.json"
+"""A file in the folder of the first job of a series: the digest of each file that the series wrote."""
+
+
+@dataclass
+class SeriesFile:
+    """The file that a series of jobs writes. It replaces no other file, unless the user wishes it.
+
+    With `sends_again`, the results may differ from those of an earlier run of the series, whose file is replaced if it
+    is unchanged.
+    """
+
+    path: Path
+    overwrite: bool = False
+    """Whether any file may be replaced."""
+    sends_again: bool = False
+    """Whether requests are sent again."""
+    _first: Folder | None = field(default=None, repr=False)
+    """The folder of the first job of the series."""
+
+    def check_free(self, job: OpenJob) -> None:
+        """Raise `PromptmillError` (`invalid_input`) before the first request of a step if another file would be
+        replaced.
+
+        A series all of whose jobs are there may have written the file itself; one with a new job has not.
+        """
+        assert job.loose is not None
+        self._first = self._first or job.loose
+        may_change = self.sends_again or not job.loose.path.exists()
+        if may_change and self.path.exists() and not self._may_replace():
+            whose = ", and is not as this search wrote it" if self.sends_again else ""
+            raise input_error(
+                f"{self.path} exists{whose}; name another file", Named("overwrite", text="; {} replaces it"), "."
+            )
+
+    @contextlib.contextmanager
+    def new(self, suffix: str = "") -> Iterator[Path]:
+        """Yield the path to write to, which then takes the place of the file.
+
+        Raises `PromptmillError` (`invalid_input`) if the file has another content and must stay, (`storage`) if it
+        cannot be written.
+        """
+        beside = self.path.with_name(f".promptmill-{secrets.token_hex(8)}{suffix}")
+        try:
+            try:
+                yield beside
+                if self.path.exists() and not self.is_equal(beside) and not self._may_replace():
+                    raise input_error(
+                        f"{self.path} exists and has another content; name another file, or move it away",
+                        Named("overwrite", text="; {} replaces it"),
+                        ". The answers are kept: the same search pays for nothing again.",
+                    )
+                disk.replace(beside, self.path)
+            finally:
+                beside.unlink(missing_ok=True)
+            self._mark()
+        except OSError as error:
+            raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.", "") from None
+
+    def is_equal(self, written: Path) -> bool:
+        """Return whether the file, which exists, has the content of another. Raises `OSError`."""
+        return filecmp.cmp(self.path, written, shallow=False)
+
+    def _may_replace(self) -> bool:
+        return self.overwrite or (self.sends_again and self._marks().get(self._name) == self._digest())
+
+    @property
+    def _name(self) -> str:
+        return str(real_path(self.path.absolute()))
+
+    def _digest(self) -> str:
+        with suppress(OSError), self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return ""
+
+    def _marks(self) -> JsonDict:
+        """Return the digests of the files that this series wrote, by their names."""
+        assert self._first is not None
+        with suppress(OSError, orjson.JSONDecodeError):
+            marks: JsonDict = orjson.loads((self._first.path / _MARK).read_bytes())
+            return marks
+        return {}
+
+    def _mark(self) -> None:
+        assert self._first is not None
+        with suppress(FileNotFoundError):  # the jobs have been removed meanwhile
+            (self._first.path / _MARK).write_bytes(orjson.dumps(self._marks() | {self._name: self._digest()}))
