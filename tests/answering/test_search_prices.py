@@ -96,6 +96,7 @@ async def test_a_search_without_a_price_costs_what_is_stated(extra, usage, cost)
     outcome = await step.wrap(answer)(Request(0, PROMPT, Sampling(), extra), call)
     assert outcome.cost == (None if cost is None else pytest.approx(2 * cost))
     assert bool(call.warnings) == (cost is None)
+    assert (call.counts.cost is None) == (cost is None), "no cost of 0 where none is known"
 
 
 @pytest.mark.parametrize(("more", "a_thousand"), [({}, None), ({"search": 20}, 20)])
@@ -146,6 +147,25 @@ async def test_a_budget_charges_the_highest_cost_for_a_search_that_nobody_asked_
     outcome = await step.wrap(answer)(Request(0, PROMPT, Sampling(max_tokens=1_000_000)), call)
     assert budget.spent == outcome.cost
     assert budget.spent > 10.0
+    (warning,) = call.warnings
+    assert warning.startswith("The cost leaves out answers with searches of the web")
+
+
+@pytest.mark.parametrize("extra", [{}, WEB], ids=["plain", "web"])
+@pytest.mark.parametrize("limit", ["process", "call", "none"])
+def test_no_limit_of_costs_where_the_configuration_searches(limit, extra):
+    raw = openai_configuration("https://api.openai.com/v1")._raw
+    plan = Configuration({**raw, "price": A_MILLION, "extra_params": extra}).plan
+    price = price_of(plan)
+    assert price is not None
+    step = BudgetedAnswers(plan, price, Budget(1.0) if limit == "process" else None)
+    call = Call(ledger=Ledger(Budget(1.0) if limit == "call" else None))
+    if extra and limit != "none":
+        with pytest.raises(PromptmillError, match="no amount bounds a search of the web"):
+            step.enter(call)
+        return
+    step.enter(call)
+    assert call.counts.cost == 0.0
 
 
 def loading(url: str) -> Any:
