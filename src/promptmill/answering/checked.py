@@ -45,6 +45,7 @@ _FORM = "response_format", "choices"
 _TOOLS = frozenset({"tools", "functions"})
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
+_UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
 LONGEST_COMPLAINT = 400
 """Characters of a complaint that a model gets."""
 
@@ -158,6 +159,9 @@ class CheckedAnswers(Step):
             call.preview = None  # nobody can take back an answer that was shown while it grew
         outcome = await self.following(request, call)
         if form is None and not checks:
+            return outcome
+        if isinstance(outcome, protocol.Completion) and outcome.vectors:
+            call.warn(_UNCHECKED_VECTORS)
             return outcome
         asked, totals, latency_s = request.conversation, protocol.Totals(), 0.0
         for left in reversed(range(self._retries + 1)):

@@ -127,7 +127,7 @@ class Format:
 
     read: str = ""
     """`"module:function"`: takes the path of a file, which is decompressed, and yields its rows as mappings. Raises
-    `PromptmillError` (`invalid_input`) for a file of another format."""
+    `PromptmillError` (`invalid_input`), with the file's name in the message, for a file of another format."""
     write: str = ""
     """`"module:function"`: takes rows as mappings and the path of a new file, and writes them. The file is compressed
     or printed afterwards."""

@@ -264,6 +264,17 @@ def test_options_for_answers_are_refused(bench, texts, options, why):
 
 
 @pytest.mark.parametrize(
+    "check", ["match=[A-Z]+", "max_words=1", 'response_format={"type": "json_object"}', "choices=[a, b]"]
+)
+@pytest.mark.features("checks")
+def test_a_check_that_is_configured_for_answers_leaves_vectors_alone(bench, upstream, texts, check):
+    texts(3)
+    found = bench.succeed("--embed", "{{text}}", "--set", f"sampling_params.{check}")
+    assert (found["answered"], _asked(upstream)) == (3, [3])
+    assert any("A vector has no text" in each for each in found["warnings"])
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--embed", "{{txt}}"], "--embed: the input has no column 'txt'; did you mean text?"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from promptmill.answering.chain import path_of
 from promptmill.answers.response_format import schema_of
 from promptmill.backends import registry
 from promptmill.config.loading import Configuration
@@ -261,6 +262,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
+    has_form = not path_of(plan.settings.sampling_params)  # a vector has none
     return JobSpec(
         job_id=job_id,
         created=int(time.time()),
@@ -272,8 +274,8 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             path=files.target,
             format=output_format,
             form=order.form,
-            answer_schema=None if of_input(input_format).rows == "requests" else _schema_of(plan),
-            choices=tuple(plan.settings.sampling_params.choices or ()),
+            answer_schema=_schema_of(plan) if has_form and of_input(input_format).rows != "requests" else None,
+            choices=tuple((has_form and plan.settings.sampling_params.choices) or ()),
             shard=order.limits.shard,
         ),
         targets=_targets_of(wanted, input_format),
