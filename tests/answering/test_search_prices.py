@@ -8,7 +8,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answering.costs import BudgetedAnswers, cost_of, most_of, worst_case
-from promptmill.answering.prices import Prices, Tiers, charge, price_of
+from promptmill.answering.prices import Prices, Tiers, _DearestPrice, charge, price_of
 from promptmill.backends.protocol import Call, Completion, Ledger, Usage
 from promptmill.backends.searches import may_search
 from promptmill.config.loading import Configuration
@@ -39,8 +39,10 @@ def paid(usage: Usage, plan: Any) -> float | None:
     [
         ("https://api.openai.com/v1", "gpt-5-mini", 10),
         ("https://api.openai.com/v1", "gpt-4o-search-preview", 25),
+        ("https://api.openai.com/v1", "gpt-4o-mini-search-preview", 25),
         ("https://api.openai.com/v1", "gpt-5-search-api", 10),
         ("https://api.anthropic.com/v1", "claude-sonnet-4-6", 10),
+        ("https://generativelanguage.googleapis.com/v1beta", "gemini-1.5-flash", 35),
         ("https://generativelanguage.googleapis.com/v1beta", "gemini-2.5-flash", 35),
         ("https://generativelanguage.googleapis.com/v1beta", "gemini-3-flash", 14),
         ("https://api.perplexity.ai/v1", "perplexity/sonar", 2.5),
@@ -113,6 +115,42 @@ def test_the_older_search_of_openai_has_no_known_price(more, a_thousand):
     newer = prices.of(Request(0, PROMPT, Sampling(), WEB))
     assert newer is not None
     assert newer.search == (a_thousand or 10)
+
+
+@pytest.mark.parametrize(("more", "a_thousand"), [({}, None), ({"search": 20}, 20)])
+def test_the_older_search_may_be_in_the_configuration(more, a_thousand):
+    raw = openai_configuration("https://api.openai.com/v1", model_name="m")._raw
+    older = {"tools": [{"type": "web_search_preview"}]}
+    price = price_of(Configuration({**raw, "price": A_MILLION | more, "extra_params": older}).plan)
+    assert price is not None
+    assert price.search == a_thousand
+
+
+@pytest.mark.parametrize(
+    ("extra", "a_thousand"),
+    [
+        ({"models": ["gpt-4o-search-preview"]}, 25),
+        ({"model": "gpt-4o", "models": ["gpt-4o-search-preview"]}, 25),
+        ({"model": "gpt-4o", "models": ["gpt-4o-search-preview"], "tools": [{"type": "web_search_preview"}]}, None),
+    ],
+)
+def test_of_several_models_the_highest_price_of_searches_counts(extra, a_thousand):
+    pytest.importorskip("genai_prices")
+    plan = plan_of("https://api.openai.com/v1")
+    price = price_of(plan)
+    assert price is not None
+    found = Prices(plan, price).of(Request(0, PROMPT, Sampling(), extra))
+    assert found is not None
+    assert found.search == a_thousand
+
+
+def test_a_price_of_searches_that_one_of_several_models_lacks_is_unknown():
+    known, unknown = price_of(plan_of("https://api.openai.com/v1")), price_of(plan_of("http://127.0.0.1:1/v1"))
+    assert known is not None
+    assert unknown is not None
+    assert (known.search, unknown.search) == (10, None)
+    assert _DearestPrice([known, known]).search == 10
+    assert _DearestPrice([known, unknown]).search is None
 
 
 async def test_an_answer_of_unknown_cost_is_named_in_a_warning():
@@ -199,10 +237,30 @@ def test_no_budget_is_promised_for_a_request_that_may_search(extra):
     with pytest.raises(PromptmillError, match="no amount bounds a search of the web") as caught:
         worst_case(request, plan.model)
     assert caught.value.code is Code.INVALID_CONFIG
+    assert "`limit: 20`" in str(caught.value)
     price = price_of(plan)
     assert price is not None
     assert most_of(request, plan, Prices(plan, price)) == float("inf")
     assert cost_of(plan, [request]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("tools", "is_bounded"),
+    [
+        ([{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}], True),
+        ([{"type": "image_generation"}], False),
+        ([{"type": "function", "name": "f"}, {"type": "code_interpreter"}], False),
+        (["f"], False),
+    ],
+)
+def test_another_tool_of_the_provider_may_add_texts_without_a_bound(tools, is_bounded):
+    request = Request(0, PROMPT, Sampling(max_tokens=10), {"tools": tools}, path="/responses")
+    if is_bounded:
+        assert worst_case(request, "m").completion_tokens == 10
+        return
+    with pytest.raises(PromptmillError) as caught:
+        worst_case(request, "m")
+    assert "web" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from fakes import openai_plan
-from promptmill.answering.prices import DATED, TABLE, TIERS, FlatPrice, factors_of, price_of
+from promptmill.answering.prices import DATED, TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.protocol import Usage
 from promptmill.config.settings import PriceSettings
@@ -85,3 +85,12 @@ def test_the_operators_batch_price_comes_before_the_table_and_the_table_before_t
 
 def test_without_a_provider_the_batch_price_is_unknown():
     assert FlatPrice(1, 2, 1).batch is None
+
+
+@pytest.mark.parametrize(("provider", "served"), [("openai", {"", "priority"}), ("deepseek", {""})])
+def test_an_account_may_have_a_request_served_by_the_dearest_tier(provider, served):
+    plan = openai_plan("http://127.0.0.1:1/v1", provider=provider)
+    prices = Prices(plan, FlatPrice(1.0, 2.0, 1.0))
+    assert prices.served_at("") == served
+    assert prices.served_at("auto") == {"auto", "priority"}
+    assert prices.served_at("flex") == {"flex"}
