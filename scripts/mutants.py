@@ -7,10 +7,10 @@
 
 A fault changes an operator, a condition, a constant, an alternative of a pattern or a word of SQL, or removes a
 statement, an argument or a returned value. It is planted in memory, in a fork of a process that has collected the tests:
-no file is changed, and other processes that tests start have no fault. Printed are `?`, a fault that the tests let pass;
-`=`, one that is listed as equivalent; `t`, one that is found because the tests did not end in time, perhaps only because
-the machine is busy. The exit code is 1 if a fault passes that `scripts/mutants.toml` does not list as equivalent, or if a
-listed fault does not pass.
+no file is changed, and other processes that tests start have no fault, so tests marked `processes` do not run. Printed
+are `?`, a fault that the tests let pass; `=`, one that is listed as equivalent; `t`, one that is found because the tests
+did not end in time, perhaps only because the machine is busy. The exit code is 1 if a fault passes that
+`scripts/mutants.toml` does not list as equivalent, or if a listed fault does not pass.
 """
 
 from __future__ import annotations
@@ -269,7 +269,10 @@ class Run:
         self._run(session)  # without a fault, in this process, so that each fork has what tests import
         unchanged = {one.function: one._replace(after=one.before) for one in self._mutants}.values()
         if self._failed or not session.items or any(self._finds(session, one) for one in [*unchanged][:3]):
-            self.error = f"The tests fail without a fault: {self._failed or 'there are none'}"
+            failed = (
+                self._failed or next(iter(self._first), "") or ("one ends its process" if session.items else "no test")
+            )
+            self.error = f"The tests fail without a fault: {failed}"
             return True
         self._limit_s = 3 * (time.monotonic() - began) + 20
         for mutant in self._mutants:
@@ -348,7 +351,9 @@ def main() -> int:
     planted = planted[:: max(1, -(-len(planted) // options.most))] if options.most else planted
     run = Run(planted, source)
     quiet = ["-n", "0", "-s", "-q", "-p", "no:cacheprovider", "--no-header", "--no-summary", "--tb=native"]
-    pytest.main([*quiet, "-m", "not thorough and not clients", *TABLE[module]["tests"]], plugins=[run])
+    pytest.main(
+        [*quiet, "-m", "not thorough and not clients and not processes", *TABLE[module]["tests"]], plugins=[run]
+    )
     if run.error:
         print(f"{module}: {run.error}")
         return 1
