@@ -147,9 +147,14 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
 
 
 def is_unused(node: ast.AST) -> bool:
-    """Return whether a node is a docstring, or for type checkers alone."""
+    """Return whether a node is a docstring, for type checkers alone, or of a case that never comes: `strict` of `zip`,
+    and the body of a method that each subclass has."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return True
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
+    if isinstance(node, ast.Raise):
+        return ast.unparse(node) == "raise NotImplementedError"
     if isinstance(node, ast.ClassDef):
         return any(ast.unparse(base) == "Protocol" for base in node.bases)
     if isinstance(node, ast.AnnAssign):
@@ -197,7 +202,8 @@ def changes(node: ast.AST, text: str) -> Iterator[str]:  # noqa: PLR0912 - it is
         case ast.Call(func=ast.Attribute(attr=name, value=value)) if name in CLEANING:
             yield ast.unparse(value)
         case ast.Call(keywords=[_, *_] as keywords):
-            yield from (changed(keywords=rest) for rest in without_one(keywords))
+            left_out = [one for one in keywords if not is_unused(one)]
+            yield from (changed(keywords=[one for one in keywords if one is not each]) for each in left_out)
         case ast.AugAssign(op=op):
             yield from ("pass", *(changed(op=new()) for new in OPERATORS[type(op)]))
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
