@@ -303,7 +303,8 @@ def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_
 
 
 def test_the_page_about_the_house_names_every_feature():
-    assert {path.parent.name for path in SOURCE.glob("features/*/__init__.py")} <= ALL_FEATURES
+    unnamed = {path.parent.name for path in SOURCE.glob("features/*/__init__.py")} - ALL_FEATURES
+    assert not unnamed, "docs/architecture.md names every feature"
 
 
 @pytest.mark.features  # some of the files are theirs

@@ -11,7 +11,12 @@ from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
+from promptmill.core.parameter import Added, Parameters
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
+
+
+class Loudness(Parameters):
+    loudness: int | None = None
 
 
 class NoCheck:
@@ -26,6 +31,18 @@ class Misspelt(Check):
 
 class Text(Check):
     wanted_by = "max_tokens"
+
+
+class OfNothing(Check):
+    pass
+
+
+class OfSent(Check):
+    wanted_by = ("loudness",)
+
+
+class Nowhere(Step):
+    wanted_by = ("max_tokens",)
 
 
 class OfFacts(Step):
@@ -47,16 +64,21 @@ class CheckOfFacts(Check):
         (Misspelt, "Misspelt names no parameter: max_token. It is a tuple"),
         (Text, "Text names no parameter: 'max_tokens'. It is a tuple"),
         (CheckOfFacts, "CheckOfFacts names no parameter: total"),
+        (OfNothing, "OfNothing names no parameter: it is empty"),
+        (OfSent, "loudness of the check .*OfSent would be sent to the model; mark it: `Annotated"),
+        (Nowhere, "Nowhere has no place in the chain of steps; add `place = Place"),
     ],
 )
-def test_a_check_that_no_request_would_want_is_named(monkeypatch, kind, words):
+def test_a_mistake_in_a_check_or_a_step_is_named(monkeypatch, kind, words):
     monkeypatch.setattr(feature, "answers", lambda: (kind,))
+    monkeypatch.setattr(chain, "ADDED", Added((Loudness,)))
+    monkeypatch.setattr(Sampling, "__pydantic_fields__", Sampling.model_fields | Loudness.model_fields)
     with pytest.raises(PromptmillError, match=words):
         chain.steps_of_features()
 
 
 def test_a_step_may_want_the_facts_of_a_call(monkeypatch):
-    monkeypatch.setattr(feature, "answers", lambda: (OfFacts, Check))
+    monkeypatch.setattr(feature, "answers", lambda: (OfFacts,))
     assert chain.steps_of_features() == [OfFacts]
 
 

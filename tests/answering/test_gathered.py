@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 
@@ -12,7 +14,7 @@ from promptmill.answering.gathered import Bounds, Gathering, Part
 from promptmill.answering.step import Loading
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request, Sampling, conversation_from_prompt
+from promptmill.core.request import Portion, Request, Sampling, conversation_from_prompt
 from promptmill.service.driver import Driver
 
 REFUSED = PromptmillError(Code.BAD_REQUEST, "No.")
@@ -47,6 +49,10 @@ class Echo(Gathering):
             Part(Completion(text) if text else None, self.size(one), len(text))
             for one, text in zip(requests, said, strict=True)
         ]
+
+    def read(self, request: Request, name: str, reply: Completion) -> Part:
+        said = dict(part.split("=") for part in reply.text.split("|"))
+        return Part(Completion(said[name]) if name in said else None)
 
     def missing(self, request: Request) -> PromptmillError:
         return PromptmillError(Code.BAD_RESPONSE, "Nothing.")
@@ -93,8 +99,14 @@ class Run:
         answer = self.step.wrap(self.answer)
         async with asyncio.timeout(20):
             await Driver(self, self, self.call).run(answer, self.share)
-        assert (self.call.waits.held, self.call.waits.forked, self.call.waits.parked) == (0, 0, 0)
+        assert self.at_rest
         return self
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits."""
+        waits = self.call.waits
+        return (waits.held, waits.forked, waits.parked, self.share.gathered, len(waits.starved)) == (0, 0, 0, 0, 0)
 
     @property
     def texts(self) -> list[str]:
@@ -130,6 +142,7 @@ async def test_the_sums_of_the_items_are_those_of_the_requests():
 async def test_a_pack_ends_before_it_exceeds_the_size():
     run = await Run("a" * 60, "b" * 60, "c" * 30, "d" * 120).done()
     assert sorted(sorted(map(len, texts)) for texts in run.sent) == [[30, 60], [60], [120]]
+    assert len((await Run("a" * 60, "b" * 40).done()).sent) == 1
 
 
 async def test_an_item_that_the_reply_leaves_out_is_sent_alone_and_keeps_what_it_has_spent():
@@ -272,8 +285,389 @@ async def test_a_pack_waits_for_items_that_are_still_outside():
     assert sorted(map(len, run.sent)) == [4, 4]
 
 
+async def test_each_item_has_its_part_of_every_count_and_of_the_cost():
+    run = Run("a", "bbb", "c" * 6)
+    sizes, said = (1, 3, 6), (2, 4, 7)  # what an item says counts with a token around it
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        usage = Usage(1000, 130, 500, 260, 40, 20, 10)
+        more: dict[str, Any] = {"latency_s": 2.5, "warnings": ("Slow.",), "unmetered": 1, "shared": 0}
+        return Completion("|".join(map(str.upper, texts)), "stop", usage, None, (), 2, cost=1.52, **more)
+
+    run.reply = reply
+    await run.done()
+    a, b, c = (run.found[key] for key in range(3))
+    assert [one.usage for one in (a, b, c)] == [
+        Usage(100 * size, 10 * words, 50 * size, 20 * words, 4 * size, 2 * size, size)
+        for size, words in zip(sizes, said, strict=True)
+    ]
+    assert [one.cost for one in (a, b, c)] == [
+        pytest.approx(1.52 * (size + 4 * 10 * words) / 530, abs=1e-12) for size, words in zip(sizes, said, strict=True)
+    ]
+    assert [(one.attempts, one.shared) for one in (a, b, c)] == [(2, 0), (2, 2), (2, 2)]
+    assert {(one.came, one.latency_s, one.warnings) for one in (a, b, c)} == {("shared", 2.5, ("Slow.",))}
+
+
+async def test_the_first_item_with_an_answer_counts_the_requests():
+    run = Run("a", "b", "c")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        said = ["" if text == "a" and len(texts) > 1 else text for text in texts]
+        return Completion("|".join(said), "stop", Usage(30, 30), attempts=request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    assert [(one.attempts, one.shared) for _, one in sorted(run.found.items())] == [(2, 1), (1, 0), (1, 1)]
+    assert [one.cost for one in run.found.values()] == [None] * 3
+
+
+async def test_a_request_for_one_item_keeps_what_it_shares_with_items_outside():
+    run = Run("alone")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return Completion("A", "stop", Usage(9, 9), attempts=2, shared=1, cost=0.5, came="cached")
+
+    run.reply = reply
+    await run.done()
+    assert run.found[0] == Completion("A", None, Usage(9, 9), attempts=2, shared=1, cost=0.5, came="cached")
+
+
+async def test_a_failed_request_costs_its_items_what_it_cost():
+    run = Run("a", "bb", "c")
+    error = PromptmillError(Code.TIMEOUT, "Too slow.")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        spent = ((Usage(5), ""),)
+        return Failure(error, 3, 1.5, Usage(41, 7), cost=0.4, unmetered=2, spent=spent, came="cached", shared=1)
+
+    run.reply = reply
+    await run.done()
+    found = [one for _, one in sorted(run.found.items())]
+    assert sum((one.usage for one in found), Usage()) == Usage(41, 7)
+    assert [one.usage.prompt_tokens for one in found] == [13, 14, 14]
+    assert sum(one.cost for one in found) == pytest.approx(0.4)
+    assert [(one.attempts, one.shared) for one in found] == [(3, 0), (3, 3), (3, 3)]
+    assert {(one.came, one.unmetered, one.spent) for one in found} == {("shared", 0, ())}
+
+
 async def test_a_batch_takes_each_item_by_itself():
     run = Run("a", "b")
     run.call.exchange = lambda request, body: None  # type: ignore[assignment, return-value]
     await run.done()
     assert run.sent == [["a"], ["b"]]
+
+
+class Batched(Run):
+    """A run whose items were sent in one line of a batch, by the names `n0`, `n1` and so on."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(*texts)
+        self.step.packs_batches = True
+        self.call.exchange = lambda request, body: None  # type: ignore[assignment, return-value]
+        self.call.portion_of = self.portion_of
+        self.asked: list[Portion | None] = []
+
+    def portion_of(self, request: Request) -> Portion | None:
+        return Portion(f"n{request.key}", request.key, 3) if text_of(request) < "s" else None
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        self.asked.append(request.portion)
+        return await super().answer(request, call)
+
+
+def from_batch(request: Request, text: str = "n0=A|n1=B") -> Completion:
+    usage = Usage(9 * (request.portion is not None), 3)
+    return Completion(
+        text, "stop", usage, attempts=request.attempts + 1, cost=0.5, latency_s=4, came="cached", shared=1
+    )
+
+
+async def test_an_item_of_a_batch_reads_its_part_of_the_reply_by_its_name():
+    run = Batched("a", "b", "single", "some")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return from_batch(request) if request.portion is not None else from_batch(request, "C")
+
+    run.reply = reply
+    await run.done()
+    assert run.asked == [Portion("n0", 0, 3), Portion("n1", 1, 3), None, None]
+    part = Completion("A", None, Usage(9, 3), attempts=1, cost=0.5, latency_s=4, came="cached", shared=1)
+    assert run.found[0] == part
+    assert run.found[1] == replace(part, text="B")
+
+
+async def test_an_item_that_the_reply_of_a_batch_leaves_out_is_sent_alone():
+    run = Batched("a", "b", "c")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return from_batch(request) if request.portion is not None else replace(from_batch(request, "C"), shared=0)
+
+    run.reply = reply
+    await run.done()
+    assert run.asked[2:] == [Portion("n2", 2, 3), None]
+    left_out = run.found[2]
+    assert (left_out.text, left_out.usage, left_out.cost, left_out.shared) == ("C", Usage(9, 6), 1.0, 1)
+    assert left_out.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "requests"),
+    [
+        (Failure(REFUSED, 1), 2),
+        (Failure(REFUSED, 1, concerns_all=True), 1),
+        (Failure(PromptmillError(Code.TIMEOUT, "Too slow."), 1), 1),
+    ],
+)
+async def test_of_the_failures_of_a_batch_those_of_a_long_request_are_asked_again_alone(failure, requests):
+    run = Batched("a")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return failure if request.portion is not None else from_batch(request, "A")
+
+    run.reply = reply
+    await run.done()
+    assert len(run.asked) == requests
+    if requests == 1:
+        assert run.found[0] is failure
+    else:
+        assert (run.found[0].text, run.found[0].attempts) == ("A", 2)
+
+
+async def test_items_of_a_batch_without_names_share_requests_if_the_step_can():
+    for can, sent in ((True, [["a", "b"]]), (False, [["a"], ["b"]])):
+        run = Batched("a", "b")
+        run.call.portion_of, run.step.packs_batches = None, can
+        assert (await run.done()).sent == sent
+
+
+async def test_an_item_that_cannot_be_joined_fails_with_the_requests_it_had():
+    run = Run("a")
+    run.requests = [run.requests[0].changed(attempts=3)]
+    run.step.joined = mock.Mock(side_effect=REFUSED)
+    await run.done()
+    assert (run.found[0], run.sent) == (Failure(REFUSED, 3), [])
+
+
+async def test_only_several_items_have_names_and_members():
+    run, named = Run("a", "b", "c", "d", "e"), []
+
+    def name(requests: Sequence[Request]) -> Sequence[Request]:
+        named.append(len(requests))
+        return [one.changed(portion=Portion(f"n{at}", at, 4)) for at, one in enumerate(requests)]
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        members.append((request.portion, [one.portion and one.portion.name for one in request.members or ()]))
+        return Completion("|".join(texts), attempts=1)
+
+    members: list[Any] = []
+    run.step.named, run.reply = name, reply
+    run.requests[4] = run.requests[4].changed(portion=Portion("own", 0, 1))
+    await run.done()
+    assert named == [4]
+    assert members == [(None, ["n0", "n1", "n2", "n3"]), (Portion("own", 0, 1), [])]
+
+
+async def test_answers_to_one_item_count_once_as_being_inside():
+    run, inside = Run("a", "b", "c", "d"), []
+    run.requests = [one.changed(choice=key // 3) for key, one in enumerate(run.requests)]
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        inside.append(run.call.waits.inside)
+        return Completion("|".join(texts), attempts=1)
+
+    run.reply = reply
+    await run.done()
+    assert inside == [3]
+    assert run.call.waits.inside == 0
+
+
+async def test_each_round_of_a_call_begins_anew_and_calls_that_ended_are_forgotten():
+    run = await Run("a").done()
+    first = run.step._calls[run.call]
+    run.requests, run.found, run.sent = [item(0, "b")], {}, []
+    await run.done()
+    assert run.step._calls[run.call] is first
+    run.step._shares[run.call] = run.share = FixedShare(2)
+    run.requests, run.found, other = [item(0, "c")], {}, Call()
+    run.step._calls[other] = first
+    await run.done()
+    assert run.step._calls.keys() == {run.call}
+    assert run.step._calls[run.call].share is run.share
+
+
+async def test_two_items_are_several():
+    run, members = Run("a", "b"), []
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        members.append(len(request.members or ()))
+        if len(texts) == 2:
+            return Completion("A|", "stop", attempts=request.attempts + 1)
+        return Failure(PromptmillError(Code.TIMEOUT, "Too slow."), request.attempts + 1, came="cached")
+
+    run.reply = reply
+    await run.done()
+    assert members == [2, 0]
+    assert [one.came for _, one in sorted(run.found.items())] == ["shared", "cached"]
+    run.requests, run.found = [item(key, "c") for key in range(2)], {}
+    run.reply = failing(Code.TIMEOUT)
+    await run.done()
+    assert [one.came for one in run.found.values()] == ["shared"] * 2
+
+
+def failing(code: Code, **more: Any) -> Any:
+    """Answer each request with a failure."""
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        return Failure(PromptmillError(code, "No."), request.attempts + 1, **more)
+
+    return reply
+
+
+async def test_the_requests_that_items_have_had_before_count_for_each():
+    run = Run("a", "b")
+    run.requests = [one.changed(attempts=3 * key) for key, one in enumerate(run.requests)]
+    run.reply = failing(Code.TIMEOUT)
+    await run.done()
+    assert [(one.attempts, one.shared) for _, one in sorted(run.found.items())] == [(1, 0), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("codes", "sent"),
+    [
+        ([Code.BAD_REQUEST], 16),
+        ([Code.CONTENT_FILTER], 31),  # each item for its own text
+        ([Code.BAD_REQUEST, Code.INVALID_INPUT], 31),
+    ],
+)
+async def test_the_second_half_fails_unsent_if_the_endpoint_refuses_every_item_alike(codes, sent):
+    run = Run(*map(str, range(16)), places=1)
+    run.step.bounds = lambda request: Bounds(items=16, size=100)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        code = codes[int(texts[0]) % len(codes)]
+        return Failure(PromptmillError(code, "No."), request.attempts + 1, usage=Usage(16), cost=1.0)
+
+    run.reply = reply
+    await run.done()
+    assert len(run.sent) == sent
+    found = run.found.values()
+    assert sum(one.attempts - one.shared for one in found) == sent
+    assert sum(one.cost for one in found) == pytest.approx(sent)
+    assert sum(one.usage.prompt_tokens for one in found) == 16 * sent
+
+
+async def test_an_endpoint_that_has_answered_is_asked_for_each_item_that_it_refuses():
+    run = Run(*map(str, range(32)), places=1)
+    run.step.bounds = lambda request: Bounds(items=16, size=100)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        if int(texts[0]) < 16:
+            return Completion("|".join(texts), attempts=request.attempts + 1)
+        return Failure(REFUSED, request.attempts + 1)
+
+    run.reply = reply
+    await run.done()
+    assert len(run.sent) == 1 + 31
+
+
+async def test_packs_are_no_larger_than_those_that_were_answered_after_a_larger_one_was_refused():
+    run = Run(*map(str, range(16)), places=1)
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        if len(texts) > 2:
+            return Failure(PromptmillError(Code.REQUEST_TOO_LARGE, "Too large."), request.attempts + 1)
+        return Completion("|".join("" if text == "1" and len(texts) > 1 else text for text in texts), attempts=2)
+
+    run.reply = reply
+    await run.done()
+    assert [len(texts) for texts in run.sent if texts != ["1"]] == [4, 2, 2, *[4, 2, 2], *[2] * 4]
+    assert run.found[1].attempts == 2
+
+
+async def test_an_item_keeps_what_it_has_spent_in_a_pack_its_half_and_alone():
+    run = Run(*"abcd")
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        spent: dict[str, Any] = {
+            "attempts": request.attempts + 1,
+            "usage": Usage(len(texts)),
+            "cost": float(len(texts)),
+        }
+        if len(texts) == 4:
+            return Failure(REFUSED, **spent)
+        return Completion("|".join("" if text == "b" and len(texts) == 2 else text for text in texts), **spent)
+
+    run.reply = reply
+    await run.done()
+    spent = [(one.usage.prompt_tokens, one.cost, one.attempts, one.shared) for _, one in sorted(run.found.items())]
+    assert spent == [(2, 2.0, 2, 0), (3, 3.0, 3, 2), (2, 2.0, 2, 1), (2, 2.0, 2, 2)]
+
+
+class Waiting(Run):
+    """Items that wait in packs, each in a task, and no driver."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(*texts)
+        answer = self.step.wrap(self.answer)
+        self.tasks = [asyncio.ensure_future(answer(one, self.call)) for one in self.requests]
+
+    def send_all(self) -> None:
+        for send in tuple(self.call.waits.starved):
+            send()
+
+    async def ended(self) -> list[Any]:
+        """Return the outcomes, or the exceptions."""
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("error", [PromptmillError(Code.ENGINE_DIED, "Gone."), asyncio.CancelledError()])
+async def test_all_items_of_a_request_that_raises_end_with_it(error):
+    run = Waiting(*"abcd")
+    run.reply = mock.AsyncMock(side_effect=error)
+    await asyncio.sleep(0)
+    run.tasks[1].cancel()  # in flight with the others
+    found = await run.ended()
+    assert isinstance(found[1], asyncio.CancelledError)
+    assert [type(one) for one in (found[0], *found[2:])] == [type(error)] * 3
+    assert run.at_rest
+
+
+async def test_an_item_that_is_cancelled_in_flight_leaves_the_others_their_answers():
+    run = Waiting(*"abcd")
+    await asyncio.sleep(0)
+    run.tasks[1].cancel()
+    first, cancelled, *rest = await run.ended()
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert [one.text for one in (first, *rest)] == ["A", "C", "D"]
+    assert run.at_rest
+
+
+@pytest.mark.parametrize("was_to_send", [False, True])
+async def test_a_pack_whose_only_item_is_cancelled_is_gone(was_to_send):
+    run = Waiting("a")
+    await asyncio.sleep(0)
+    starved = [*run.call.waits.starved]
+    if was_to_send:
+        run.send_all()
+    run.tasks[0].cancel()
+    (cancelled,) = await run.ended()
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert run.at_rest
+    for send in starved:
+        send()
+    assert not run.sent
+
+
+async def test_packs_of_two_kinds_wait_side_by_side():
+    run = Waiting(*"abAcBd")
+    run.step.kind = lambda request, call: str(text_of(request).isupper())
+    await asyncio.sleep(0)
+    assert len(run.call.waits.starved) == 1, "the pack of a, b, c and d is closed, and the other one waits"
+    run.send_all()
+    assert [one.text for one in await run.ended()] == [*"ABACBD"]
+    assert run.at_rest
+
+
+async def test_a_model_has_its_step():
+    assert isinstance(await Echo.of(Loading(cast("Any", None), None, is_shared=False)), Echo)

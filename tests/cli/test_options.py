@@ -46,6 +46,7 @@ def test_the_value_of_an_unknown_option_is_not_shown(refused):
     ("arguments", "said"),
     [
         (["serve", "--log-level", "verbose"], "--log-level: 'verbose' is none of debug, info, warning, error"),
+        (["bulk", "--overwrite=yes", "a", "b"], "--overwrite: it takes no value"),
         (["completion", "pwsh"], "did you mean zsh or powershell?"),
         (["generate", "--max-tokens", "1k", "Hi"], "--max-tokens: '1k' is not a whole number; write 1000"),
         (["bulk", "--limit", "some", "a", "b"], "'some' is not a whole number; write one such as 20, or leave the"),

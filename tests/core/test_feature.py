@@ -3,6 +3,7 @@
 import importlib.metadata
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,25 @@ def test_names_of_features_are_those_of_a_module(installed, monkeypatch):
 
     assert feature.names() == {"solve": "m:solve"}
     assert feature.names("api") == {"Solver": "m:Solver"}
+
+
+def test_a_bug_is_told_of_the_package_that_has_it(monkeypatch):
+    point = importlib.metadata.EntryPoint("acme", "acme_package.feature:FEATURE", feature.GROUP)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+
+    def raised(*modules: str) -> BaseException:
+        spaces: list[dict[str, Any]] = [{"__name__": module} for module in modules]
+        exec("def run(): raise KeyError(1)", spaces[-1])
+        for outer, inner in zip(spaces[-2::-1], spaces[:0:-1], strict=True):
+            outer["inner"] = inner["run"]
+            exec("def run(): inner()", outer)
+        with pytest.raises(KeyError) as caught:
+            spaces[0]["run"]()
+        return caught.value
+
+    theirs = "A bug in the package acme_package (KeyError); please report it to its authors."
+    ours = "A bug in promptmill (KeyError); please report it."
+    assert feature.bug(raised("promptmill.service", "acme_package.step")) == theirs
+    assert feature.bug(raised("promptmill.service", "acme_package.step", "json.decoder")) == theirs
+    assert feature.bug(raised("acme_package.command", "promptmill.service", "json.decoder")) == ours
+    assert feature.bug(raised("elsewhere")) == ours

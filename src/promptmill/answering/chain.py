@@ -40,7 +40,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
-from promptmill.core.request import ADDED, Made, Request, Sampling, once
+from promptmill.core.request import ADDED, APPLIED_NAMES, Made, Request, Sampling, once
 
 STEPS: tuple[type[Step], ...] = (
     CachedAnswers,
@@ -128,11 +128,17 @@ def steps_of_features() -> list[type[Step]]:
         name = f"{kind.__module__}:{kind.__qualname__}"
         if not issubclass(kind, Step | Check):
             raise config_error("", f"{name} is neither a `Step` nor a `Check`; make it a subclass of one of them.")
-        known = {*Sampling.model_fields, *(field.name for field in fields(protocol.Facts) if issubclass(kind, Step))}
+        is_step = issubclass(kind, Step)
+        known = {*Sampling.model_fields, *(field.name for field in fields(protocol.Facts) if is_step)}
         wanted = kind.wanted_by or ()
-        if isinstance(wanted, str) or not known >= {*wanted}:
-            shown = repr(wanted) if isinstance(wanted, str) else ", ".join(sorted({*wanted} - known))
+        if isinstance(wanted, str) or not known >= {*wanted} or not (wanted or is_step):
+            shown = repr(wanted) if isinstance(wanted, str) else ", ".join(sorted({*wanted} - known)) or "it is empty"
             raise config_error("", f"`wanted_by` of {name} names no parameter: {shown}. It is a tuple of their names.")
+        if is_step and not isinstance(getattr(kind, "place", None), Place):
+            raise config_error("", f"{name} has no place in the chain of steps; add `place = Place.…` to it.")
+        if not is_step and (sent := {*wanted} & ADDED.names - APPLIED_NAMES):
+            said = f"The parameter {min(sent)} of the check {name} would be sent to the model"
+            raise config_error("", f"{said}; mark it: `Annotated[…, APPLIED]`.")
     return [kind for kind in added if issubclass(kind, Step)]
 
 

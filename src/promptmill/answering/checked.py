@@ -273,14 +273,14 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
                 if check.blocks
                 else check.complaint(answer, request)
             )
+            said = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".") if complaint else ""
         except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
             failed = internal_error("A check of the answer failed", error)
             remedy = "Correct the check; the log says where."
             return _Complaint("", PromptmillError(failed.code, failed.message, remedy))
-        if complaint:
-            complaint = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".")
-            turn = f"This answer is not accepted: {complaint}. Answer again with the corrected answer alone."
-            return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {complaint}.", ""))
+        if said:
+            turn = f"This answer is not accepted: {said}. Answer again with the corrected answer alone."
+            return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {said}.", ""))
     return None
 
 

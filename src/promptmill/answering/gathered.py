@@ -222,7 +222,7 @@ class Gathering(Step):
         try:
             joined = self.joined(members)
         except PromptmillError as error:
-            return [_Gathered(Failure(error, one.attempts), attempts=one.attempts) for one in requests]
+            return [_Gathered(Failure(error, one.attempts)) for one in requests]
         if len(members) > 1:
             joined = joined.changed(members=tuple(members), portion=None)
         outcome = await self.send(joined, call)
@@ -233,14 +233,15 @@ class Gathering(Step):
         failed = _divided(requests, [Part(None)] * len(requests), outcome)
         if len(requests) == 1 or outcome.concerns_all or outcome.error.code not in _OF_FEWER:
             return [_failed(outcome, one, "shared" if len(requests) > 1 else outcome.came) for one in failed]
+        assert packs is not None  # a single item has no halves
         half = len(requests) // 2
         again = [one.changed(attempts=each.attempts) for one, each in zip(requests, failed, strict=True)]
         found = await self._sent(again[:half], call, packs)
-        if packs is not None and not packs.has_answers and (same := _refused_alike(found)) is not None:
-            found += [_Gathered(replace(same, attempts=each.attempts, shared=0)) for each in failed[half:]]
+        if not packs.has_answers and (same := _refused_alike(found)) is not None:
+            found += [_Gathered(Failure(same, each.attempts)) for each in failed[half:]]
         else:
             found += await self._sent(again[half:], call, packs)
-        if packs is not None and all(isinstance(one.outcome, Completion) for one in found):
+        if all(isinstance(one.outcome, Completion) for one in found):
             packs.most_items = min(packs.most_items, half)
         return [_with(each.spent, one) for each, one in zip(failed, found, strict=True)]
 
@@ -306,12 +307,13 @@ class _Packs:
         self.share.gathered -= 1
 
 
-def _refused_alike(found: Sequence[_Gathered]) -> Failure | None:
-    """Return the failure that all items of half a pack share; None if they differ, or are too few to tell."""
-    failures = [one.outcome for one in found if isinstance(one.outcome, Failure)]
-    if len(failures) < max(len(found), _ENOUGH) or len({str(one.error) for one in failures}) > 1:
+def _refused_alike(found: Sequence[_Gathered]) -> PromptmillError | None:
+    """Return the error that all items of half a pack share; None if they differ, or are too few to tell."""
+    errors = {str(one.outcome.error): one.outcome.error for one in found if isinstance(one.outcome, Failure)}
+    if len(found) < _ENOUGH or len(errors) != 1:
         return None
-    return failures[0] if failures[0].error.code is Code.BAD_REQUEST else None
+    (error,) = errors.values()
+    return error if error.code is Code.BAD_REQUEST else None
 
 
 def _failed(failure: Failure, gathered: _Gathered, came: Came) -> _Gathered:

@@ -34,9 +34,9 @@ def add_features_options(parser: Parser) -> None:
 
 def _show_features(_arguments: argparse.Namespace) -> int:
     """Print each feature with the sockets it uses, and how to hide a feature. Return 0."""
-    from promptmill.core.request import ADDED  # imported on use: it takes a tenth of a second
+    from promptmill.answering.chain import steps_of_features  # imported on use: it takes a tenth of a second
 
-    ADDED.check()
+    steps_of_features()
     found = features()
     for name, feature in found.items():
         say(f"{name:{_NAME_WIDTH}} {feature.words} ({', '.join(feature.sockets) or 'an entry of its own'})", wrap=True)

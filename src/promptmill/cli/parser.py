@@ -99,7 +99,8 @@ class Parser(argparse.ArgumentParser):
             if error.argument_name is None:
                 self.error(error.message)
             name = error.argument_name.rpartition("/")[2]
-            self._leave(error.message if name in _KINDS else f"{name}: {error.message}")
+            said = "it takes no value" if error.message.startswith("ignored explicit argument") else error.message
+            self._leave(said if name in _KINDS else f"{name}: {said}")
 
     def error(self, message: str) -> NoReturn:
         """Print `message` in one line, and exit with code 2.

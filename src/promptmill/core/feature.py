@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import pkgutil
+import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import metadata
@@ -308,6 +309,16 @@ def part(name: str) -> Any:
         if name.startswith("promptmill."):
             raise
         raise config_error("", f"{name}, a part of a feature, cannot be imported ({error}).") from error
+
+
+def bug(error: BaseException) -> str:
+    """Return the message of an unexpected error: in promptmill, or in the package of a feature."""
+    others = {entry.module.partition(".")[0] for entry in metadata.entry_points(group=GROUP)} - {"promptmill"}
+    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = [root for name in frames if (root := name.partition(".")[0]) in {"promptmill", *others}]
+    if owners and owners[-1] in others:
+        return f"A bug in the package {owners[-1]} ({type(error).__name__}); please report it to its authors."
+    return f"A bug in promptmill ({type(error).__name__}); please report it."
 
 
 def features() -> Mapping[str, Feature]:

@@ -83,6 +83,11 @@ class Added:
             owners |= dict.fromkeys(kind.model_fields, name)
         return cls(tuple(classes), next(iter(mistakes), ""))
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of these parameters."""
+        return frozenset(name for kind in self.classes for name in kind.model_fields)
+
     def check(self) -> None:
         """Raise `PromptmillError` (`invalid_config`) for a feature's parameter, or an option for it, that has no
         effect."""

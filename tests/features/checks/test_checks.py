@@ -125,7 +125,8 @@ def test_the_flags_reach_the_answers(bench, upstream):
     upstream.reply = choose(_words)
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,text\n1,a\n2,stubborn\n")
-    bench.run("--prompt", "Say {{text}}", "--max-words", "3", "--match", "[a-z ]+")
+    done = bench.run("--prompt", "Say {{text}}", "--max-words", "3", "--match", "[a-z ]+")
+    assert "asked again 2 times, because an answer was not accepted" in done.stdout
     with bench.output.open(encoding="utf-8") as file:
         good, bad = csv.DictReader(file)
     assert (good["answer"], bad["error"].partition(":")[0]) == ("one two", "invalid_answer")
@@ -184,8 +185,9 @@ def test_a_job_with_a_function_is_not_continued_without_it(tmp_path, upstream):
     assert promptmill.bulk(str(source), str(output), check=lambda text, row: None, **where).failed == 0
 
 
-def test_a_check_that_breaks_fails_its_row(bulk):
-    result = bulk("a", check=lambda text, row: row["nothing"])
+@pytest.mark.parametrize("check", [lambda text, row: row["nothing"], lambda text, row: bool(text)])
+def test_a_check_that_breaks_fails_its_row(bulk, check):
+    result = bulk("a", check=check)
     error = result.rows[0]["error"]
     assert (result.failed, error["code"]) == (1, "internal")
     assert "Correct the check" in str(error), "it is no bug of ours"

@@ -52,6 +52,11 @@ def test_a_parameter_that_the_backend_cannot_take_is_refused_before_anything_is_
     assert upstream.seen == []
 
 
+def test_a_parameter_with_a_similar_name_is_suggested(openais):
+    with pytest.raises(openai.BadRequestError, match="`max_token` is not supported here; did you mean max_tokens"):
+        openais().chat.completions.create(**HI, extra_body={"max_token": 5})
+
+
 @pytest.mark.parametrize("path", ["chat", "responses"])
 def test_a_parameter_that_only_some_backends_take_is_sent_on_or_refused(openais, upstream, path):
     client = openais()

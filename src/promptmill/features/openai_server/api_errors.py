@@ -15,9 +15,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.feature import bug
 from promptmill.core.request import BESIDE, PASSED_ON, Conversation, Sampling
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import shape
+from promptmill.core.wording import close_matches, shape
 from promptmill.images.load import names_of
 from promptmill.system.call_files import FileRule
 
@@ -92,6 +93,8 @@ class ApiError(Exception):
 def unsupported(field: str, why: str = ", and leaving it out would change the answer; do not send it") -> ApiError:
     """Return the error for a field that this server does not support."""
     name = field[:60]
+    if near := close_matches(name, Sampling.model_fields, 1, 0.8):
+        why = f"; did you mean {near[0]}?"
     return ApiError(400, f"`{name}` is not supported here{why}.", name, "unsupported_parameter")
 
 
@@ -151,7 +154,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def _bug(error: Exception) -> ApiError:
-    return ApiError(500, f"The server failed ({type(error).__name__}); please report it.", None, "internal")
+    return ApiError(500, bug(error), None, "internal")
 
 
 async def on_error(_: HttpRequest, error: Exception) -> Response:

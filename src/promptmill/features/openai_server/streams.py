@@ -27,8 +27,8 @@ from promptmill.features.openai_server.response_tools import item_of
 T = TypeVar("T")
 _PING_S = 3.0  # seconds between pings, as over MCP: some clients disconnect after five seconds of silence
 _OTHER_ANSWER = (
-    "The sent part is not the beginning of the answer: the request was repeated meanwhile, or the text was reasoning "
-    "without a mark at its beginning. Send the request without `stream`."
+    "The sent part is not the beginning of the answer: the request was repeated meanwhile, the text was reasoning "
+    "without a mark at its beginning, or a step changed the text. Send the request without `stream`."
 )
 _PING = b": ping\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx and other proxies would buffer events

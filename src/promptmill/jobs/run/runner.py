@@ -14,6 +14,7 @@ import time
 
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, Named, PromptmillError
+from promptmill.core.feature import bug
 from promptmill.core.wording import counted
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
@@ -96,8 +97,7 @@ class Runner:
             progress.error = None if ending.stopped is None else ending.stopped.error
             raise
         except BaseException as error:
-            bug = f"A bug in promptmill ({type(error).__name__}); please report it."
-            progress.state, progress.error = states.STOPPED, PromptmillError(Code.INTERNAL, bug, "")
+            progress.state, progress.error = states.STOPPED, PromptmillError(Code.INTERNAL, bug(error), "")
             raise
         finally:
             progress.activity = ""

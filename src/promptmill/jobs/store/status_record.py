@@ -140,7 +140,7 @@ class _Tokens(TypedDict, total=False):
 class _Chain(TypedDict, total=False):
     cached: Annotated[int, Count("runs", " row{s} copied, without a request", "Copied", rare=True)]
     repaired: Annotated[int, Count("runs", rare=True)]
-    asked_again: Annotated[int, Count("runs", rare=True)]
+    asked_again: Annotated[int, Count("runs", " time{s}, because an answer was not accepted", "Asked again", rare=True)]
 
 
 class _Money(TypedDict, total=False):
