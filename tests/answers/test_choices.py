@@ -26,6 +26,7 @@ from promptmill.core.bounds import LONGEST_ANSWER
         (["ne\u0301gatif", "positif"], "n\u00e9gatif"),
         (["n\u00e9gatif", "positif"], "Ne\u0301gatif."),
         (["正面", "负面"], "正面。"),
+        *((["```\na\n```", "b"], text) for text in ("```\na\n```", '{"answer": "```\\na\\n```"}')),
     ],
 )
 def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):

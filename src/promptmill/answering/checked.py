@@ -242,8 +242,8 @@ class CheckedAnswers(Step):
         if checked.problem:
             return answer, checked.problem
         right = checked.text if form.choices is None else form.choices.chosen(checked.text)
-        if not right:  # the answer is valid but too long for `chosen`, for example padded with blanks
-            return answer, "it is too long"
+        if not right:
+            return answer, "it has none of the choices"
         call.counts.repaired += checked.repaired
         return right, ""
 
