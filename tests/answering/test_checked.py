@@ -136,11 +136,14 @@ async def test_a_refused_answer_is_shown_to_the_model_in_its_own_words_with_the_
 async def test_the_words_of_a_failure_are_those_of_the_check_and_its_text_the_answer():
     found = await Chain("a b", "c d").checked(request(top_k=3))
     assert isinstance(found, Failure)
-    assert (str(found.error), found.text) == ("Not accepted: it has several words.", "c d")
+    assert (str(found.error), found.text) == (
+        "Not accepted: it has several words; the answer begins with 'c d'.",
+        "c d",
+    )
     wordy = type("Wordy", (Check,), {"complaint": lambda *_: "long " * 1000})
     chain = Chain("a", retries=0)
     chain.call = Call(Facts(checks=(wordy(),)))
-    assert len(str((await chain.checked(request())).error)) < LONGEST_COMPLAINT + 50
+    assert len(str((await chain.checked(request())).error)) < LONGEST_COMPLAINT + 90
 
 
 async def test_a_part_of_a_document_has_no_checks_but_its_form():

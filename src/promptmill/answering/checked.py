@@ -46,6 +46,8 @@ _TOOLS = frozenset({"tools", "functions"})
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
+_SHOWN = 60
+"""Characters of a refused answer that its failure shows."""
 LONGEST_COMPLAINT = 400
 """Characters of a complaint that a model gets."""
 
@@ -280,7 +282,9 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
             return _Complaint("", PromptmillError(failed.code, failed.message, remedy))
         if said:
             turn = f"This answer is not accepted: {said}. Answer again with the corrected answer alone."
-            return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"Not accepted: {said}.", ""))
+            start = " ".join(answer[:_SHOWN].split())
+            refused = f"Not accepted: {said}; the answer {f'begins with {start!r}' if start else 'is empty'}."
+            return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, refused, ""))
     return None
 
 
