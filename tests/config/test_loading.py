@@ -262,6 +262,8 @@ def test_an_unknown_key_is_an_error_with_its_path_and_the_nearest_known_one(writ
     ("content", "path", "said"),
     [
         ("backend: 5", "backend", "not a number"),
+        ("cache: [1]", "cache", "should be true or false or text, not a list of 1"),
+        ("str: 1", "str", "unknown key"),
         ("backend: [vllm]", "backend", "should be text, not a list of 1"),
         ("backend: false", "backend", "should be text, not true or false"),
         ("backend: ${NOT_SET}", "backend", "the environment variable NOT_SET is not set"),

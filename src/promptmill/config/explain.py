@@ -31,6 +31,10 @@ _ALIASES = {
 }
 
 
+_SIMPLE = frozenset({"bool", "str", "int", "float"})
+_SHOULD = "should be "
+
+
 def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "") -> str:
     """Return the problems of `error`, key by key. Of the values, only numbers are quoted.
 
@@ -44,6 +48,8 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
         location = list(problem["loc"])
         unknown = [location.pop()] if problem["type"] == "extra_forbidden" else []  # the name that the user wrote
         location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
+        if not unknown and location[-1:] and location[-1] in _SIMPLE:  # the type of a branch, which is no key
+            location.pop()
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
             lines[path] = unknown_key(location, model)
@@ -55,7 +61,10 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
             got = _got(problem["input"], problem["type"]) if problem["type"].endswith(("_type", "_parsing")) else ""
             if path == "backend_configs" and isinstance(problem["input"], list):
                 got += '; remove the "- " before each name in it'
-            lines.setdefault(path, f"{message}{got}.")
+            if path not in lines:
+                lines[path] = f"{message}{got}."
+            elif got and message.startswith(_SHOULD) and message not in lines[path] and lines[path].endswith(f"{got}."):
+                lines[path] = f"{lines[path].removesuffix(f'{got}.')} or {message.removeprefix(_SHOULD)}{got}."
     lines_shown = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:10]]
     more = len(lines) - len(lines_shown)
     return " ".join([*lines_shown, f"And {more} more."] if more else lines_shown)
