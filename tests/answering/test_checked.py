@@ -111,6 +111,15 @@ async def test_a_failure_counts_each_request_once(last):
     assert (found.usage, found.cost, found.latency_s, found.attempts) == (Usage(30, 3), 0.75, 0.75, 2)
 
 
+async def test_an_answer_whose_check_breaks_counts_once_and_is_not_requested_again():
+    broken = type("Broken", (Check,), {"complaint": lambda *_: 1 / 0})
+    chain = Chain(Completion("word", "stop", Usage(10, 2), attempts=1, latency_s=0.25, cost=0.5), retries=3)
+    chain.call = Call(Facts(checks=(broken(),)))
+    found = await chain.checked(request())
+    assert (found.error.code, found.usage, found.cost, found.text) == (Code.INTERNAL, Usage(10, 2), 0.5, "word")
+    assert "Correct the check; the log says where." in str(found.error)
+
+
 async def test_an_answer_without_a_complaint_counts_once_however_often_it_may_be_requested():
     answer = Completion("word", "stop", Usage(10, 2), attempts=1, latency_s=0.25, cost=0.5)
     assert await Chain(answer, retries=3).checked(request(top_k=3)) == answer
@@ -157,6 +166,12 @@ async def test_vectors_have_no_text_to_check():
     chain = Chain(answer)
     assert await chain.checked(request(response_format=NAME)) is answer
     assert "A vector has no text" in next(iter(chain.call.warnings))
+
+
+async def test_a_vector_that_nothing_is_wanted_of_is_no_warning():
+    chain = Chain(Completion("", "stop", vectors=(b"1234",)))
+    await chain.checked(request())
+    assert not chain.call.warnings
 
 
 async def test_each_request_has_the_checks_of_its_own_parameters_and_call():
@@ -218,7 +233,9 @@ def test_a_tool_that_was_asked_for_is_called():
     assert as_text(answer, request(extra={"tools": []})) is answer
 
 
-@pytest.mark.parametrize("answer", [ADA, f"<think>Hm.</think>{ADA}", f"<think>Hm.</think>\n{ADA}\n"])
+@pytest.mark.parametrize(
+    "answer", [ADA, f"<think>Hm.</think>{ADA}", f"<think>Hm.</think>\n{ADA}\n", f"<think>Hm.</think>{ADA}<|im_end|>"]
+)
 async def test_a_valid_answer_stays_as_it_is_with_its_reasoning(answer):
     assert (await Chain(answer).checked(request(response_format=NAME, reasoning="inline"))).text == answer
 
@@ -281,7 +298,8 @@ def chain_reply(logprobs: Any) -> Completion:
 async def test_a_reply_without_log_probabilities_or_a_wish_for_them_has_no_probable_choices(extra, reply):
     chain = Chain(reply)
     assert await chain.chosen(request(choices=["yes", "no"], extra=extra)) is reply
-    assert TOP_CHOICES not in chain.sent[0].extra
+    wanted = {"top_logprobs": 5, "logprobs": True} if extra.get(TOP_CHOICES) else {}
+    assert chain.sent[0].extra == wanted
 
 
 async def test_log_probabilities_that_were_wanted_are_kept_beside_the_choices():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from promptmill.answers.choices import Choices
@@ -31,6 +33,24 @@ from promptmill.core.bounds import LONGEST_ANSWER
 )
 def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):
     assert Choices(choices).chosen(written) == choices[0]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *([" a", "a.", "A"], [" a", "a", "a "], ["```\na\n```", "a"], ['"a"', "a", "'a'"]),
+        *(
+            ["null", "None", "NULL"],
+            ["true", "True", "1"],
+            ["<think>a</think>", "a"],
+            ["\u00e9", "e\u0301"],
+            ["*a*", "a"],
+        ),
+    ],
+)
+def test_each_of_similar_choices_is_found_in_an_answer_of_the_schema(choices):
+    known = Choices(choices)
+    assert [known.chosen(json.dumps({"answer": choice})) for choice in choices] == choices
 
 
 @pytest.mark.parametrize("language", ["", "json", "JSON", " json", "json5", "JSON5", "jsonc", "JSONC"])

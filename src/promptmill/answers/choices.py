@@ -68,8 +68,8 @@ class Choices:
             value = json.dumps(value)
         if not isinstance(value, str):
             return ""
-        value = value.strip()
-        choice = value if value in self._choices else self._by_bare.get(_bare(value), "")
+        exact = (each for each in (value, value.strip()) if each in self._choices)
+        choice = next(exact, "") or self._by_bare.get(_bare(value), "")
         return choice if complete or is_object or not self._begins_another(choice) else ""
 
     def _begins_another(self, choice: str) -> bool:
