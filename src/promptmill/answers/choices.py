@@ -55,7 +55,7 @@ class Choices:
         text = answer.strip()
         if text not in self._choices and not text.startswith(("{", '"')):  # a choice may have the marks of a fence
             fenced = {piece for piece, *_ in fenced_pieces(text)}
-            text = (fenced.pop() if len(fenced) == 1 else text).strip()
+            text = fenced.pop() if len(fenced) == 1 else text
         value: Any = text
         if text not in self._choices:  # tested first, because `true`, `1.5` and `{}` may be choices
             with contextlib.suppress(ValueError, RecursionError):
