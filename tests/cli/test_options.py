@@ -12,7 +12,9 @@ from promptmill.cli import main as cli
 from promptmill.cli.options import note_once
 from promptmill.config import parameter_file
 from promptmill.config.loading import Configuration
+from promptmill.core import request
 from promptmill.core.errors import PromptmillError
+from promptmill.core.parameter import Added
 from promptmill.system import logs
 
 
@@ -145,3 +147,9 @@ def test_a_help_with_many_options_groups_them_and_has_examples_whose_options_exi
         assert (name, len(shown) >= 2) == (name, True)
         for example in shown:
             assert parser.parse_args(shlex.split(example, comments=True)).parser is one
+
+
+def test_an_option_of_a_feature_that_sets_nothing_is_named_and_not_unknown(monkeypatch, capsys):
+    monkeypatch.setattr(request, "ADDED", Added(mistake="The option loudness of acme does not set its parameter."))
+    assert cli.main(["generate", "--loudness", "Hi"]) == 2
+    assert "error: The option loudness of acme does not set its parameter." in capsys.readouterr().err

@@ -153,10 +153,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def _path_of(key: str) -> str:
-    """Return the path of a configuration key that an option is named after; `""` without one."""
+    """Return the path of a configuration key that an option is named after; `""` without one. Raises `PromptmillError`
+    for an option of a feature that does not set its parameter."""
     from promptmill.config.settings import OpenAISettings, Settings  # importing pydantic takes a tenth of a second
-    from promptmill.core.request import BESIDE, Sampling
+    from promptmill.core.request import ADDED, BESIDE, Sampling
 
+    ADDED.check()
     keys = {"sampling_params": Sampling.model_fields, "extra_params": BESIDE, "": Settings.model_fields}
     keys["backend_configs.openai"] = OpenAISettings.model_fields.keys() - {"api_key"}
     return next((f"{above}.{key}".lstrip(".") for above, known in keys.items() if key in known), "")
