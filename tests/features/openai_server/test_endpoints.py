@@ -55,6 +55,8 @@ def test_a_parameter_that_the_backend_cannot_take_is_refused_before_anything_is_
 def test_a_parameter_with_a_similar_name_is_suggested(openais):
     with pytest.raises(openai.BadRequestError, match="`max_token` is not supported here; did you mean max_tokens"):
         openais().chat.completions.create(**HI, extra_body={"max_token": 5})
+    with pytest.raises(openai.BadRequestError, match="`max_tokens` is not supported here, and leaving it out"):
+        asked(openais(), "responses", max_tokens=5)  # a parameter of chats
 
 
 @pytest.mark.parametrize("path", ["chat", "responses"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.feature import bug
 from promptmill.core.request import BESIDE, PASSED_ON, Conversation, Sampling
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import close_matches, shape
+from promptmill.core.wording import did_you_mean, shape
 from promptmill.images.load import names_of
 from promptmill.system.call_files import FileRule
 
@@ -90,12 +90,17 @@ class ApiError(Exception):
         return Response(orjson.dumps(self.body()), self.status, self.headers, "application/json")
 
 
-def unsupported(field: str, why: str = ", and leaving it out would change the answer; do not send it") -> ApiError:
-    """Return the error for a field that this server does not support."""
+def unsupported(
+    field: str,
+    why: str = ", and leaving it out would change the answer; do not send it",
+    known: Iterable[str] = (),
+) -> ApiError:
+    """Return the error for a field that this server does not support. One with a similar name in `known` is suggested
+    in place of `why`."""
     name = field[:60]
-    if near := close_matches(name, Sampling.model_fields, 1, 0.8):
-        why = f"; did you mean {near[0]}?"
-    return ApiError(400, f"`{name}` is not supported here{why}.", name, "unsupported_parameter")
+    meant = did_you_mean(name, known, likeness=0.8)  # higher than usual: most fields are of the API, not misspelt
+    said = f"; {meant}" if meant else f"{why}."
+    return ApiError(400, f"`{name}` is not supported here{said}", name, "unsupported_parameter")
 
 
 def wrong_type(field: str, value: object, wanted: str) -> ApiError:

@@ -109,7 +109,7 @@ def request_of(path: str, body: JsonObject) -> Request:
         given |= _thinking(given.pop("reasoning"))
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
     if unknown := given.keys() - Sampling.model_fields.keys():
-        raise unsupported(min(unknown))
+        raise unsupported(min(unknown), known=Sampling.model_fields)
     try:
         sampling = Sampling.model_validate(given)
     except ValidationError as error:
