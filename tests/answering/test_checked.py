@@ -155,6 +155,14 @@ async def test_the_words_of_a_failure_are_those_of_the_check_and_its_text_the_an
     assert len(str((await chain.checked(request())).error)) < LONGEST_COMPLAINT + 90
 
 
+@pytest.mark.parametrize("complaint", [".", " "])
+async def test_a_complaint_without_a_word_refuses_the_answer_too(complaint):
+    mute = type("Mute", (Check,), {"complaint": lambda *_: complaint})
+    chain = Chain("a", "b")
+    chain.call = Call(Facts(checks=(mute(),)))
+    assert (await chain.checked(request())).error.code is Code.INVALID_ANSWER
+
+
 async def test_a_part_of_a_document_has_no_checks_but_its_form():
     chain = Chain("two words", "no JSON", ADA)
     assert (await chain.checked(request(top_k=3).changed(is_part=True))).text == "two words"

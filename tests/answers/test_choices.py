@@ -59,6 +59,10 @@ def test_a_choice_in_a_code_fence_is_read_without_the_name_of_its_language(langu
     assert Choices(["yes", "no"]).chosen(f'So:\n```{language}\n"no"\n```') == "no"
 
 
+def test_a_choice_in_a_code_fence_behind_another_object_is_read():
+    assert Choices(["yes", "no"]).chosen('{"thought": "yes"} So:\n```json\n{"answer": "no"}\n```') == "no"
+
+
 def test_two_code_fences_with_several_choices_are_in_doubt():
     assert Choices(["yes", "no"]).chosen("```\nno\n```\n```\nyes\n```") == ""
     assert Choices(["yes", "no"]).chosen("```\nno\n```\nSo:\n```\nno \n```") == "no"

@@ -38,7 +38,7 @@ from promptmill.core.request import (
     once,
     top_choices_of,
 )
-from promptmill.core.wording import cut
+from promptmill.core.wording import beginning, cut
 
 _FORM = "response_format", "choices"
 """The parameters of the form of an answer."""
@@ -46,8 +46,6 @@ _TOOLS = frozenset({"tools", "functions"})
 _TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
-_SHOWN = 60
-"""Characters of a refused answer that its failure shows."""
 LONGEST_COMPLAINT = 400
 """Characters of a complaint that a model gets."""
 
@@ -273,15 +271,14 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
                 if check.blocks
                 else check.complaint(answer, request)
             )
-            said = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".") if complaint else ""
+            said = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".") if complaint else None
         except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
             failed = internal_error("A check of the answer failed", error)
             remedy = "Correct the check; the log says where."
             return _Complaint("", PromptmillError(failed.code, failed.message, remedy))
-        if said:
+        if said is not None:
             turn = f"This answer is not accepted: {said}. Answer again with the corrected answer alone."
-            start = " ".join(answer[:_SHOWN].split())
-            refused = f"Not accepted: {said}; the answer {f'begins with {start!r}' if start else 'is empty'}."
+            refused = f"Not accepted: {said}; the answer {beginning(answer)}."
             return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, refused, ""))
     return None
 

@@ -12,10 +12,10 @@ from promptmill.answers.json_in_text import fenced_pieces
 from promptmill.answers.response_format import asking_for
 from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
 from promptmill.core.values import composed
+from promptmill.core.wording import beginning
 
 _CHOICE = "answer"  # the field of the JSON object that holds a choice
 _AROUND_CHOICE = " \t\r\n\"'`*_.\u3002\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis and full stops
-_SHOWN = 60  # characters of an answer in a message
 
 
 class Choices:
@@ -53,7 +53,8 @@ class Choices:
         if len(answer) > LONGEST_ANSWER:
             return ""
         text = answer.strip()
-        if text not in self._choices and not text.startswith(("{", '"')):  # a choice may have the marks of a fence
+        is_whole = text in self._choices or text[:1] + text[-1:] in {"{}", '""'}
+        if not is_whole:  # a choice may have the marks of a fence
             fenced = {piece for piece, *_ in fenced_pieces(text)}
             text = fenced.pop() if len(fenced) == 1 else text
         value: Any = text
@@ -68,8 +69,9 @@ class Choices:
             value = json.dumps(value)
         if not isinstance(value, str):
             return ""
-        exact = (each for each in (value, value.strip()) if each in self._choices)
-        choice = next(exact, "") or self._by_bare.get(_bare(value), "")
+        if value not in self._choices:
+            value = value.strip()
+        choice = value if value in self._choices else self._by_bare.get(_bare(value), "")
         return choice if complete or is_object or not self._begins_another(choice) else ""
 
     def _begins_another(self, choice: str) -> bool:
@@ -87,9 +89,9 @@ class Choices:
 
     def why_none(self, answer: str) -> str:
         """Return the problem if an answer is not one of the choices, as the predicate of a sentence."""
-        listed, start = ", ".join(self._choices), " ".join(answer[:_SHOWN].split())
+        listed = ", ".join(self._choices)
         shown = listed if len(listed) <= 300 else f"{listed[:300]}…"
-        return f"is none of the choices {shown}; it {f'begins with {start!r}' if start else 'is empty'}"
+        return f"is none of the choices {shown}; it {beginning(answer)}"
 
 
 @functools.lru_cache(maxsize=MOST_KEPT)  # cached, because rows with their own parameters may have equal choices

@@ -22,6 +22,7 @@ from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT
 from promptmill.core.errors import input_error
 from promptmill.core.request import is_longer
 from promptmill.core.values import JsonObject
+from promptmill.core.wording import beginning
 
 MOST_SCHEMAS = MOST_KEPT // 4
 """The most compiled schemas in a cache; each takes thirty times the memory of its text."""
@@ -34,7 +35,6 @@ _ANY_TIME = re.compile(
 # Length of the schema times length of the answer: up to this product, the event loop checks it within 10 ms.
 _SOON = 16 << 20
 _READING = 256  # parsing an answer takes as long as checking it against a schema of this length
-_SHOWN = 60
 # bound on the matching of `fancy-regex`, which supports lookaround (as in the patterns of pydantic's `Decimal`)
 _BACKTRACKS = 10_000
 _FIELD_BEHIND = r"(?im)(?:^|[{{,])[\W_]{{0,8}}{}[\W_]{{0,4}}[:=]"
@@ -88,8 +88,7 @@ class AnswerSchema:
         try:
             value = read_json(text)
         except ValueError:
-            start = " ".join(text[:_SHOWN].split())
-            problem = f"it is not JSON, it begins with {start!r}" if start else "it is not JSON, it is empty"
+            problem = f"it is not JSON, it {beginning(text)}"
         else:
             if self._validator.is_valid(value):
                 return Checked(text)

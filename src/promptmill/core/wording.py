@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
+_SHOWN = 60  # characters of an answer in a message
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
 _SYNONYMS = (
     ("prompts", "rows items texts"),
@@ -43,6 +44,16 @@ _SYNONYMS = (
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
 # in pieces, because no other thread runs while one is replaced
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
+
+
+def beginning(answer: str) -> str:
+    """Return how an answer begins, as the predicate of a sentence.
+
+    >>> beginning("Sure:\\nhere it is")
+    "begins with 'Sure: here it is'"
+    """
+    start = " ".join(answer[:_SHOWN].split())
+    return f"begins with {start!r}" if start else "is empty"
 
 
 def shape(value: object) -> str:
