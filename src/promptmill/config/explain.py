@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.request import Sampling
@@ -29,9 +30,6 @@ _ALIASES = {
     "tensor_parallel": "did you mean gpu_ids, or tensor_parallel_size of vllm?",
     "ollama": _OLLAMA,
 }
-
-
-_SIMPLE = frozenset({"bool", "str", "int", "float"})
 _SHOULD = "should be "
 
 
@@ -40,19 +38,19 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
 
     For an unknown key, the most similar known key is named. `above`: the path of `model`.
     """
-    lines: dict[str, str] = {}
+    lines: dict[str, tuple[list[str], str]] = {}  # by path: what is wrong, and the kind of value that is there
     problems = error.errors(include_url=False, include_context=False)
     for problem in problems:
         if _is_other_branch(problem["loc"], [other["loc"] for other in problems]):
             continue
         location = list(problem["loc"])
         unknown = [location.pop()] if problem["type"] == "extra_forbidden" else []  # the name that the user wrote
-        location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
-        if not unknown and location[-1:] and location[-1] in _SIMPLE:  # the type of a branch, which is no key
+        if not unknown and _names_branch(problem, problems):
             location.pop()
+        location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
-            lines[path] = unknown_key(location, model)
+            lines[path] = [unknown_key(location, model)], ""
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
@@ -61,11 +59,13 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
             got = _got(problem["input"], problem["type"]) if problem["type"].endswith(("_type", "_parsing")) else ""
             if path == "backend_configs" and isinstance(problem["input"], list):
                 got += '; remove the "- " before each name in it'
-            if path not in lines:
-                lines[path] = f"{message}{got}."
-            elif got and message.startswith(_SHOULD) and message not in lines[path] and lines[path].endswith(f"{got}."):
-                lines[path] = f"{lines[path].removesuffix(f'{got}.')} or {message.removeprefix(_SHOULD)}{got}."
-    lines_shown = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:10]]
+            said, _ = lines.setdefault(path, ([message], f"{got}."))
+            if message not in said and all(one.startswith(_SHOULD) for one in (message, *said)):  # of another branch
+                said.append(message)
+    lines_shown = [
+        f"{above}{path:.200}: {' or '.join([first, *(one.removeprefix(_SHOULD) for one in others)])}{got}"
+        for path, ((first, *others), got) in list(lines.items())[:10]
+    ]
     more = len(lines) - len(lines_shown)
     return " ".join([*lines_shown, f"And {more} more."] if more else lines_shown)
 
@@ -75,6 +75,16 @@ def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[in
     *above, branch = location or ("",)
     is_branch = isinstance(branch, str) and _BRANCH.fullmatch(branch) is not None
     return is_branch and any(len(other) > len(location) and list(other[: len(above)]) == above for other in others)
+
+
+def _names_branch(problem: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
+    """Return whether the location of a problem ends with a type of a union, which has another problem with the same
+    value, and not with a key."""
+    *above, branch = problem["loc"] or ("",)
+    if _BRANCH.fullmatch(str(branch)) is None:
+        return False
+    values = [other["input"] for other in problems if list(other["loc"][:-1]) == above]
+    return sum(value is problem["input"] for value in values) > 1
 
 
 def _got(value: object, kind: str) -> str:
