@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.feature import bug
 from promptmill.jobs import disk
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.export.answered import UnansweredError
@@ -203,7 +204,7 @@ def _do_step(step: Callable[..., object], given: Mapping[str, Any], incoming: Bi
         send(raised=type(error).__name__)
         return
     except Exception as error:  # noqa: BLE001 (reported to the other process, without a traceback)
-        failure = PromptmillError(Code.INTERNAL, f"A bug in promptmill ({type(error).__name__}).")
+        failure = PromptmillError(Code.INTERNAL, bug(error), "")
     else:
         send(result=result)
         return
