@@ -209,7 +209,7 @@ class AdaptiveLimit:
         if self._adaptive:
             rounds.now.sent += 1
             self._level.sent += rounds.number >= self._level.since
-            if in_flight >= 0.9 * self._size:
+            if in_flight >= 0.9 * self.size:
                 rounds.full = rounds.number
         return rounds.number
 
