@@ -286,7 +286,8 @@ class GrowingMessage:
         """Add the next pieces. Raises `TypeError` if the content is not text.
 
         A delta may have, instead: `message`, which is like a delta, or repeats all deltas; `start`, the beginning of
-        texts that the next pieces may repeat; `hidden`, the number of an item whose pieces are not added.
+        texts that the next pieces may repeat; `again`, the name of a text that the next pieces may repeat from its
+        beginning; `hidden`, the number of an item whose pieces are not added.
         """
         if "message" in delta:
             self._add_message(delta["message"])
@@ -294,6 +295,9 @@ class GrowingMessage:
             for name, text in delta["start"].items():
                 self._starts[name] = (self._text_of(name), text)
                 self._texts[name] = []
+        elif "again" in delta:
+            self._starts[delta["again"]] = ("", self._text_of(delta["again"]))
+            self._texts[delta["again"]] = []
         elif "hidden" in delta:
             self._hidden.add(delta["hidden"])
         elif not self._hidden or delta.get("item") not in self._hidden:

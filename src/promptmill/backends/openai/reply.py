@@ -205,12 +205,7 @@ def _text_of_other(payload: JsonObject) -> str:
         case {"choices": [{"text": str(text)}, *_]}:
             return text
         case {"output": list(items)}:
-            items = [item for item in items if isinstance(item, dict)]
-            final = [item for item in items if item.get("phase") == "final_answer"]  # the others are commentary
-            parts = [part for item in final or items for part in item.get("content") or ()]
-            return "".join(
-                part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)
-            )
+            return responses.text_in(items)
     return ""
 
 

@@ -5,6 +5,7 @@ Format: developers.openai.com/api/reference/resources/responses, and the types o
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ _UNKNOWN = dialect.set_of(
 )
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
+_TEXT_PARTS = frozenset({"output_text", "text"})
+"""The types of parts with the text of an answer. Gateways write the name of chat completions."""
 _FINISHES = {"max_output_tokens": "length", "max_messages": "length"}
 _COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, xAI
 _READ = dialect.set_of(
@@ -121,9 +124,9 @@ def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -
 
 def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     """Convert a response to a chat completion."""
-    items = payload.get("output")
-    if not isinstance(items, list) or payload.get("error"):
+    if not isinstance(payload.get("output"), list) or payload.get("error"):
         return None
+    items = _distinct(payload["output"])
     texts: list[str] = []
     refusals: list[str] = []
     thoughts: list[str] = []
@@ -132,16 +135,14 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     logprobs: list[Any] = []
     annotations: list[JsonDict] = []
     results: list[Any] = []
-    messages = [one for one in items if isinstance(one, dict) and _is_message(one)]
-    final = [one for one in messages if one.get("phase") == "final_answer"]
-    answers = {*map(id, final or [one for one in messages if not _is_commentary(one)] or messages)}
+    answers = {*map(id, _answers(items))}
     for item in items:
         match item:
             case {"type": "message", "content": list(parts)} if id(item) not in answers:
-                thoughts += [part["text"] for part in parts if part.get("type") == "output_text"]
+                thoughts += [part["text"] for part in parts if part.get("type") in _TEXT_PARTS]
             case {"type": "message", "content": list(parts)}:
                 for part in parts:
-                    texts += [part["text"]] if part.get("type") == "output_text" else []
+                    texts += [part["text"]] if part.get("type") in _TEXT_PARTS else []
                     refusals += [part["refusal"]] if part.get("type") == "refusal" else []
                     logprobs += part.get("logprobs") or ()
                     annotations += [one for one in dialect.listed(part, "annotations") if isinstance(one, dict)]
@@ -166,7 +167,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     }
     finish = _finish(payload, calls=bool(calls))
     choice = {"logprobs": {"content": logprobs}} if logprobs else {}
-    usage = dialect.with_searches(_usage(payload.get("usage")), searches_in(items))
+    usage = dialect.with_searches(_usage(payload.get("usage")), sum(map(_is_search, items)))
     chat = dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
     return chat | ({"search_results": results} if results else {})
 
@@ -176,12 +177,93 @@ def _annotation(one: JsonDict) -> JsonDict:
     return citations.url_citation(one.get("url"), one.get("title")) if is_page else one
 
 
+def text_in(items: list[Any]) -> str:
+    """Return the text of the answer in the items of a response."""
+    parts = [part for message in _answers(_distinct(items)) for part in dialect.listed(message, "content")]
+    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") in _TEXT_PARTS]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _answers(items: list[JsonDict]) -> list[JsonDict]:
+    """Return the messages with the answer; others say something between its steps."""
+    messages = [item for item in items if _is_message(item)]
+    final = [message for message in messages if message.get("phase") == "final_answer"]
+    return final or [message for message in messages if not _is_commentary(message)] or messages
+
+
+def _distinct(items: list[Any]) -> list[JsonDict]:
+    """Return the items of a response, each once. OpenAI and gateways repeat some, also with another id.
+
+    A message is a repetition if its text is that of an earlier message of its phase, or begins with that of the last
+    one; the longer text counts. Another item is one if it has the id of an earlier item and contradicts no field of it.
+    """
+    distinct: list[JsonDict] = []
+    texts: set[tuple[str, str]] = set()
+    last: dict[str, tuple[int, str, str]] = {}
+    places: dict[tuple[str, str], int] = {}
+    for item in items:
+        place = len(distinct)
+        if not isinstance(item, dict):
+            continue
+        if _is_message(item):
+            message = _with_parts_once(item)
+            phase, (_, name), text = str(message.get("phase")), _identity(message), "".join(_texts_of(message))
+            earlier, earlier_name, earlier_text = last.get(phase, (place, "", ""))
+            is_shorter = bool(name) and name == earlier_name and earlier_text.startswith(text)
+            if text.strip() and (is_shorter or (phase, text) in texts):
+                continue
+            if earlier_text.strip() and text.startswith(earlier_text):
+                place = earlier
+            texts.add((phase, text))
+            last[phase] = place, name, text
+            distinct[place : place + 1] = [message]
+            continue
+        key = _identity(item)
+        earlier = places.get(key, place)
+        if key[1] and earlier < place and _agree(distinct[earlier], item):
+            distinct[earlier] |= {name: value for name, value in item.items() if value}
+        else:
+            places[key] = place
+            distinct.append({**item})
+    return distinct
+
+
+def _agree(item: JsonObject, other: JsonObject) -> bool:
+    """Return whether two items have equal values in all fields that both have."""
+    both = item.keys() & other.keys() - {"status"}
+    return all(item[name] == other[name] for name in both if item[name] and other[name])
+
+
+def _with_parts_once(message: JsonDict) -> JsonDict:
+    """Return a message without the repetition of all its parts. Its content may also be a text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"type": "output_text", "text": content}]
+    texts = _texts_of(message)
+    if isinstance(content, list) and len(texts) == len(content) and "".join(texts).strip():
+        lengths = (size for size in range(1, len(texts) // 2 + 1) if not len(texts) % size)
+        size = next((size for size in lengths if texts[:size] * (len(texts) // size) == texts), len(texts))
+        content = content[-size:]
+    return message | {"type": "message", "content": content}
+
+
+def _texts_of(item: JsonObject) -> list[str]:
+    parts = [*dialect.listed(item, "summary"), *dialect.listed(item, "content")]
+    texts = [part.get("text") or part.get("refusal") for part in parts if isinstance(part, dict)]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _length(items: list[JsonDict], kind: str) -> int:
+    """Return the length of all texts in the items of a type."""
+    return sum(len(text) for item in items if item.get("type") == kind for text in _texts_of(item))
+
+
 def searches_in(items: list[Any]) -> int:
     """Return the number of searches of the web among the items of a response. Opening a page is none."""
-    return sum(map(_is_search, items))
+    return sum(map(_is_search, _distinct(items)))
 
 
-def _is_search(item: Any) -> bool:
+def _is_search(item: JsonObject) -> bool:
     match item:
         case {"type": "search_results"}:
             return True
@@ -218,7 +300,7 @@ def _usage(usage: Any) -> JsonDict:
 
 
 def _is_message(item: JsonObject) -> bool:
-    return item.get("type") == "message"
+    return item.get("type") == "message" or ("type" not in item and item.get("role") == "assistant")
 
 
 def _is_commentary(item: JsonObject) -> bool:
@@ -243,66 +325,177 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     raise CutOffError
 
 
+class _Item:
+    """An item of a streamed response, with the pieces of its parts."""
+
+    def __init__(self, index: int, fields: JsonDict) -> None:
+        self.index, self.fields = index, fields
+        self._parts: dict[tuple[str, int], JsonDict] = {}
+        self._pieces: dict[tuple[str, int], list[str]] = {}
+        self._ended: set[tuple[str, int]] = set()
+        self.places: set[tuple[object, ...]] = set()
+        """The keys by which events find it, until it ends."""
+
+    def has_ended(self, kind: str, event: JsonDict) -> bool:
+        """Return whether the whole text of a part has arrived."""
+        return self._key(kind, event) in self._ended
+
+    def _key(self, kind: str, event: JsonDict) -> tuple[str, int]:
+        return kind, event.get("content_index", event.get("summary_index")) or 0
+
+    def add(self, kind: str, event: JsonDict, field: str, text: str) -> None:
+        """Add a piece of a part, or its whole text, if `field` is not `delta`."""
+        key = self._key(kind, event)
+        part, pieces = self._parts.setdefault(key, {"type": kind}), self._pieces.setdefault(key, [])
+        for name in ("logprobs", "annotations"):
+            if added := dialect.listed(event, name):
+                part[name] = part.get(name, []) if field == "delta" else []
+                part[name] += added
+        if field != "delta":
+            pieces[:] = ["".join(pieces)]
+            if key not in self._ended and len(text) > len(pieces[0]):
+                pieces.clear()  # not all pieces arrived
+            elif text in pieces[0]:
+                text = ""
+            self._ended.add(key)
+        pieces.append(text)
+
+    def annotate(self, event: JsonDict) -> None:
+        """Add a citation to a part."""
+        part = self._parts.setdefault(self._key("output_text", event), {"type": "output_text"})
+        part.setdefault("annotations", []).append(event["annotation"])
+
+    def filled(self, fields: JsonDict) -> JsonDict:
+        """Return the fields of the item at the end of the stream, with the pieces of the parts that it lacks."""
+        texts = {key: "".join(self._pieces.get(key, ())) for key in sorted(self._parts, key=lambda key: key[1])}
+        match fields.get("type"):
+            case "function_call" if not fields.get("arguments"):
+                return {**fields, "arguments": "".join(texts.values())}
+            case "message" if not any(_texts_of(fields)):
+                parts = [self._parts[key] | {_FIELDS.get(key[0], "text"): text} for key, text in texts.items()]
+                return {**fields, "content": parts}
+            case "reasoning" if not (fields.get("content") or fields.get("summary")):
+                return {**fields, "content": [{"type": "reasoning_text", "text": text} for text in texts.values()]}
+        return fields
+
+
 class _StreamedItems:
     """The items of a response from the events of its stream: some gateways leave them out of the `output` at the end,
-    or leave out their texts."""
+    or leave out their texts.
+
+    An event names its item by `output_index` and `item_id`, of which each may be wrong: LiteLLM gives several items one
+    index, others leave it out, and Copilot gives an item another id in each event. So the item of an event is the one
+    with its index, type and id that has not ended; else the last one with its index and type that has not ended; else
+    it begins with this event.
+    """
 
     def __init__(self) -> None:
-        self.items: dict[int, JsonDict] = {}
-        self._texts: dict[tuple[int, int], list[str]] = {}
-        """By the numbers of the item and of its part."""
+        self.items: list[_Item] = []
+        self._open: dict[tuple[object, ...], _Item] = {}
+        """The items that have not ended, by index, type and id, and the last of them by index and type."""
 
     def add(self, event: JsonDict) -> None:
         match event:
-            case {"type": "response.output_item.added" | "response.output_item.done", "item": dict(item)}:
-                self.items[event["output_index"]] = item
-            case {"type": str(kind), "output_index": int(at)} if kind in _TEXTS:
-                item_type, field = _TEXTS[kind]
+            case {"type": "response.output_item.added", "item": dict(fields)}:
+                if (event.get("output_index"), *_named(fields)) not in self._open:  # else the event is repeated
+                    self._begin(event.get("output_index"), fields)
+            case {"type": "response.output_item.done", "item": dict(fields)}:
+                item = self._item(event.get("output_index"), fields)
+                item.fields = item.filled(fields)
+                for place in item.places:
+                    if self._open.get(place) is item:
+                        del self._open[place]
+            case {"type": "response.output_text.annotation.added", "annotation": dict()}:
+                self._item_of(event, "message").annotate(event)
+            case {"type": "response.content_part.done", "part": {"type": "output_text" | "refusal" as kind} as part}:
+                if isinstance(text := part.get(_FIELDS.get(kind, "text")), str):
+                    self._item_of(event, "message").add(kind, event | part, "text", text)
+            case {"type": str(kind)} if kind in _TEXTS:
+                item_type, part_type, field = _TEXTS[kind]
                 if isinstance(text := event.get(field), str):
-                    self.items.setdefault(at, {"type": item_type})
-                    texts = self._texts.setdefault((at, event.get("content_index") or 0), [])
-                    if field == "delta" or not texts:  # an event of the end repeats the pieces
-                        texts.append(text)
+                    item = self._item_of(event, item_type)
+                    if field == "delta" and item.has_ended(part_type, event):  # the item is repeated
+                        item = self._begin(event.get("output_index"), item.fields)
+                    item.add(part_type, event, field, text)
+
+    def _item_of(self, event: JsonDict, item_type: str) -> _Item:
+        return self._item(event.get("output_index"), {"type": item_type, "id": event.get("item_id")})
+
+    def _item(self, index: int | None, fields: JsonDict) -> _Item:
+        """Return the item with this index, and the type and id of `fields`."""
+        kind, name = named = _named(fields)
+        places = ((index, *named), (index, kind), (None, *named) if name else ())
+        found = next((item for place in places if (item := self._open.get(place)) is not None), None)
+        return self._begin(index, fields) if found is None else found
+
+    def _begin(self, index: int | None, fields: JsonDict) -> _Item:
+        last = self.items[-1].index if self.items else 0
+        self.items.append(item := _Item(last if index is None else index, fields))
+        kind, name = _named(fields)
+        for at in (index, None):
+            item.places |= {(at, kind), (at, kind, name)}
+        self._open |= dict.fromkeys(item.places, item)
+        return item
 
     def filled(self, output: Any) -> list[JsonDict]:
-        """Return the items of `output` with the texts and calls that it lacks."""
-        texts: dict[int, str] = {}
-        for at, part in sorted(self._texts):
-            texts[at] = texts.get(at, "") + "".join(self._texts[at, part])
-        streamed = {at: _with_text(self.items[at], texts.get(at, "")) for at in sorted(self.items)}
+        """Return the items of `output` with the texts that it lacks, and the items that it lacks."""
+        streamed = sorted(self.items, key=lambda item: item.index)
         if not output:
-            return [*streamed.values()]
-        places = {_identity(item): at for at, item in streamed.items()}
-        items = [_with_text(item, texts.get(places.get(_identity(item), at), "")) for at, item in enumerate(output)]
-        known = {*map(_identity, items)}
-        calls = [item for item in streamed.values() if item.get("type") == "function_call"]
-        return [*items, *(call for call in calls if _identity(call) not in known)]
+            return [item.filled(item.fields) for item in streamed]
+        matches = _matches(streamed, output)
+        places = {id(item): place for place, item in matches.items()}
+        items = [item.filled(item.fields) for item in streamed]
+        whole = [matches[at].filled(fields) if at in matches else fields for at, fields in enumerate(output)]
+        # a gateway may also join messages
+        joined = {kind for kind in ("message", "reasoning") if _length(items, kind) <= _length(whole, kind)}
+        lacking: dict[int, list[JsonDict]] = {}
+        place = 0
+        for item, fields in zip(streamed, items, strict=True):
+            if id(item) in places:
+                place = places[id(item)] + 1
+            elif fields.get("type") not in joined:
+                lacking.setdefault(place, []).append(fields)
+        return [item for at in range(len(whole) + 1) for item in (*lacking.get(at, ()), *whole[at : at + 1])]
 
 
-def _identity(item: JsonObject) -> tuple[object, object]:
-    return item.get("type"), item.get("call_id") or item.get("id")
+def _matches(streamed: list[_Item], output: list[JsonDict]) -> dict[int, _Item]:
+    """Return the streamed items of `output` by its places: those with the same id, else in their order."""
+    of_id = {_identity(item.fields): item for item in streamed if _identity(item.fields)[1]}
+    matches = {at: of_id.pop(_identity(fields)) for at, fields in enumerate(output) if _identity(fields) in of_id}
+    matched = {*map(id, matches.values())}
+    waiting: dict[object, deque[_Item]] = {}
+    for item in streamed:
+        if id(item) not in matched:
+            waiting.setdefault(item.fields.get("type"), deque()).append(item)
+    for at, fields in enumerate(output):
+        if at not in matches and (of_type := waiting.get(fields.get("type"))):
+            matches[at] = of_type.popleft()
+    return matches
 
 
-# The types of the items to which the pieces of a stream belong, and the fields with their texts.
+def _identity(item: JsonObject) -> tuple[str, str]:
+    return str(item.get("type")), str(item.get("call_id") or item.get("id") or "")
+
+
+def _named(item: JsonObject) -> tuple[object, object]:
+    return item.get("type"), item.get("id") or ""
+
+
+# The types of the items and parts to which the pieces of a stream belong, and the fields with their texts.
 _TEXTS = {
-    "response.output_text.delta": ("message", "delta"),
-    "response.output_text.done": ("message", "text"),
-    "response.reasoning_summary_text.delta": ("reasoning", "delta"),
-    "response.reasoning_text.delta": ("reasoning", "delta"),
-    "response.function_call_arguments.delta": ("function_call", "delta"),
-    "response.function_call_arguments.done": ("function_call", "arguments"),
+    "response.output_text.delta": ("message", "output_text", "delta"),
+    "response.output_text.done": ("message", "output_text", "text"),
+    "response.refusal.delta": ("message", "refusal", "delta"),
+    "response.refusal.done": ("message", "refusal", "refusal"),
+    "response.reasoning_summary_text.delta": ("reasoning", "summary_text", "delta"),
+    "response.reasoning_summary_text.done": ("reasoning", "summary_text", "text"),
+    "response.reasoning_text.delta": ("reasoning", "reasoning_text", "delta"),
+    "response.reasoning_text.done": ("reasoning", "reasoning_text", "text"),
+    "response.function_call_arguments.delta": ("function_call", "arguments", "delta"),
+    "response.function_call_arguments.done": ("function_call", "arguments", "arguments"),
 }
-
-
-def _with_text(item: JsonDict, text: str) -> JsonDict:
-    match item.get("type"):
-        case "message" if not item.get("content"):
-            return {**item, "content": [{"type": "output_text", "text": text}]}
-        case "reasoning" if not (item.get("content") or item.get("summary")):
-            return {**item, "content": [{"type": "reasoning_text", "text": text}]}
-        case "function_call" if not item.get("arguments"):
-            return {**item, "arguments": text}
-    return item
+_FIELDS = {"refusal": "refusal"}
+"""The field with the text of a part, by its type, if it is not `text`."""
 
 
 def delta_in(event: JsonDict) -> JsonDict:
@@ -316,6 +509,10 @@ def delta_in(event: JsonDict) -> JsonDict:
             return {"reasoning_content": _BETWEEN_THOUGHTS}
         case {"type": "response.output_item.added", "item": {"phase": "commentary"}}:
             return {"hidden": event["output_index"]}  # only the end shows whether it is the answer
+        case {"type": "response.output_item.added", "item": {"type": "message"}} | {
+            "type": "response.output_text.done"
+        }:
+            return {"again": "content"}  # the next message may repeat the text
         case {"type": "response.output_item.added", "item": {"type": "function_call"} as item}:
             begun = {"id": item.get("call_id"), "function": {"name": item.get("name")}}
             return {"tool_calls": [{"index": event["output_index"], **begun}]}
