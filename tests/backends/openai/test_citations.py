@@ -205,6 +205,59 @@ def test_only_numbers_of_prose_are_changed(text, has_form, expected):
     assert read(body, provider="perplexity", has_form=has_form).text == expected
 
 
+_NO_PAGES = [None, "", "report.pdf", "https://a b", "javascript:a", {"title": "A"}, {"url": None, "id": 1}]
+
+
+@pytest.mark.parametrize("page", _NO_PAGES)
+@pytest.mark.parametrize("field", ["citations", "search_results"])
+def test_a_page_without_an_address_takes_no_number_of_another_page(page, field):
+    answer = read(says("A [1]. B [2]. C [1, 2]. D [3].", **{field: [page, FIRST, SECOND]}), provider="perplexity")
+    assert [source["url"] for source in answer.sources or ()] == [FIRST, SECOND]
+    assert answer.text == "A. B [1]. C [1]. D [2]."
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "expected"),
+    [
+        ((3, 7), "A [3]. B [7].", "A [1]. B [2]."),
+        (("3", "7"), "A [3]. B [7].", "A [1]. B [2]."),
+        (("ref_3", "[7]"), "A [ref_3]. B [ref_7].", "A [ref_1]. B [ref_2]."),
+        ((0, 1), "A [0]. B [1].", "A [1]. B [2]."),
+        ((3, 7), "A [3]. B [1]. C [9].", "A [1]. B. C [9]."),
+        # ids to which the text does not refer: numbers are places
+        ((101, 102), "A [1]. B [2].", "A [1]. B [2]."),
+        ((0, 0), "A [1]. B [2].", "A [1]. B [2]."),
+        ((None, 5), "A [1]. B [2].", "A [1]. B [2]."),
+        (("x1", "x2"), "A [1]. B [2]. C [0]. D [3].", "A [1]. B [2]. C [0]. D [3]."),
+        ((True, False), "A [1]. B [2].", "A [1]. B [2]."),
+    ],
+)
+def test_the_ids_of_pages_are_their_numbers_if_the_text_has_them(ids, text, expected):
+    pages = [{"url": url, "id": number} for url, number in zip((FIRST, SECOND), ids, strict=True)]
+    answer = read(says(text, search_results=pages), provider="perplexity")
+    assert (answer.text, [source["url"] for source in answer.sources or ()]) == (expected, [FIRST, SECOND])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A[1,2] b [1, 3]; c[2;3]", "A[1] b [1, 2]; c[1, 2]"),
+        ("A [1-3], b [1\u20132], c [1-50]", "A [1, 2], b [1], c [1-50]"),
+        ("A【3】 b [ref_3]", "A【2】 b [ref_2]"),
+        ("A [3](https://a.org) [[3]](https://a.org)", "A [3](https://a.org) [[3]](https://a.org)"),
+    ],
+)
+def test_numbers_in_lists_and_ranges_are_changed(text, expected):
+    assert read(says(text, citations=[FIRST, FIRST, SECOND]), provider="perplexity").text == expected
+
+
+def test_many_numbers_are_changed_in_linear_time():
+    text = "[1-9, 1-9, 1-9, 1-9, 1-9]" * 20_000
+    began = time.process_time()
+    assert read(says(text, citations=[FIRST, FIRST, SECOND]), provider="perplexity").text.startswith("[1, 2, 4, 5")
+    assert time.process_time() - began < 2.0
+
+
 @pytest.mark.parametrize("sampling", [{"response_format": {"type": "json_object"}}, {"choices": ["[1]", "[3]"]}])
 def test_a_request_for_json_or_a_choice_has_a_form(sampling):
     prompt = conversation_from_prompt("a prompt", "a prompt")

@@ -32,8 +32,15 @@ _MARK = re.compile(
 )
 # OpenAI adds it to the cited URLs, also in the text.
 _TRACKED = re.compile(r"(\?)utm_source=openai&|[?&]utm_source=openai(?![\w.%&-])|&utm_source=openai(?=&)")
-# a number, or code, in which a number is no citation
-_NUMBER = re.compile(r"(?s)(```|~~~).*?(?:\1|\Z)|`[^`\n]*`|(?<!\[)\[(?P<number>\d{1,3})\](?![(\]])")
+# numbers such as [1], [1, 3], [2-4] or [ref_1], or code, in which a number is no citation
+_NUMBERS = re.compile(
+    r"(?s)(```|~~~).*?(?:\1|\Z)|`[^`\n]*`"
+    r"|(?P<before>[ \t]?(?<!\[)[\[【](?:ref_)?)(?P<numbers>\d{1,3}(?:\s?[,;\u2013-]\s?\d{1,3}){0,9})"
+    r"(?P<behind>[\]】])(?![(\]])"
+)
+_WIDEST = 10  # numbers; a wider range is an interval of values, and many of them would take long
+_RANGE = re.compile(r"(\d+)(?:\s?[\u2013-]\s?(\d+))?")
+_ID = re.compile(r"\[?(?:ref_)?(\d{1,9})\]?")
 _WEB = re.compile(r"(?i)https?://[^\s\x00-\x1f]+")
 
 
@@ -43,47 +50,53 @@ def url_citation(url: object, title: object) -> JsonDict:
 
 
 class _Page(NamedTuple):
-    """A page that an answer cites."""
+    """A page that a reply names."""
 
-    number: int
-    """The number by which the text refers to it; 0: none."""
     url: str
-    """As the reply has it."""
+    """As the reply has it; `""` if it is not of the web."""
     title: str
+    number: int | None = None
+    """The number that the reply gives to it."""
 
 
 class Citations(NamedTuple):
     """The pages that a reply names, in its order."""
 
     pages: Sequence[_Page]
+    has_numbers: bool
+    """Whether numbers in the text refer to the pages."""
 
     @property
     def sources(self) -> list[Source] | None:
-        """The pages, each once; None without pages."""
+        """The pages of the web, each once; None without pages."""
         found: dict[str, Source] = {}
         for page in self.pages:
             url = _untracked(page.url)
-            if len(found) < MOST_SOURCES:
+            if url and len(found) < MOST_SOURCES:
                 found.setdefault(url, {"url": url, "title": page.title})
         return [*found.values()] or None
 
     def renumbered(self, text: str) -> str:
-        """Return a text whose numbers refer to the sources, from 1. Numbers in code and JSON are no citations."""
+        """Return a text whose numbers refer to the sources, from 1. Numbers in code and JSON are no citations.
+
+        A number refers to the page to which the reply gives it or, if the text has no such number, to the place of the
+        page. A number that refers to no source is taken out if it would refer to another page now.
+        """
+        if not self.has_numbers:
+            return text
         places: dict[str, int] = {}
-        numbers = {
-            str(page.number): str(places.setdefault(_untracked(page.url), len(places) + 1))
-            for page in self.pages
-            if page.number
-        }
-        if all(number == new for number, new in numbers.items()):
+        new = [places.setdefault(_untracked(page.url), len(places) + 1) if page.url else None for page in self.pages]
+        given = [page.number for page in self.pages]
+        used = {number for match in _NUMBERS.finditer(text) for number in _numbers(match)}
+        is_given = None not in given and len({*given}) == len(given) and not used.isdisjoint(given)
+        numbers = dict(zip(given if is_given else range(1, len(new) + 1), new, strict=True))
+        changed = {number: numbers.get(number) for number in used if number in numbers or 0 < number <= len(places)}
+        if all(number == source for number, source in changed.items()):
             return text
         try:
             orjson.loads(text)
         except orjson.JSONDecodeError:
-            return _NUMBER.sub(
-                lambda match: f"[{numbers.get(match['number'], match['number'])}]" if match["number"] else match[0],
-                text,
-            )
+            return _NUMBERS.sub(lambda match: _changed(match, changed), text)
         return text
 
     def unmarked(self, text: str, *, is_openai: bool) -> str:
@@ -94,8 +107,28 @@ class Citations(NamedTuple):
 
 def read(payload: JsonObject, message: JsonObject) -> Citations:
     """Return the pages that an answer cites. `payload` is a chat completion."""
-    pages = _pages(payload.get("search_results")) or _cited(message.get("annotations"))
-    return Citations(pages or _pages(payload.get("citations")))
+    cited = _cited(message.get("annotations"))
+    results, read_pages = _pages(payload.get("search_results")), _pages(payload.get("citations"))
+    if any(page.url for page in results) or not (cited or read_pages):
+        return Citations(results, has_numbers=True)
+    return Citations(cited, has_numbers=False) if cited else Citations(read_pages, has_numbers=True)
+
+
+def _numbers(match: re.Match[str]) -> Iterator[int]:
+    """Yield the numbers in a match of `_NUMBERS`."""
+    for first, last in _RANGE.findall(match["numbers"] or ""):
+        if int(last or first) - int(first) < _WIDEST:
+            yield from range(int(first), int(last or first) + 1)
+
+
+def _changed(match: re.Match[str], changed: Mapping[int, int | None]) -> str:
+    """Return a match of `_NUMBERS` in which numbers are `changed`, or taken out: None."""
+    numbers = [*_numbers(match)]
+    new = [changed.get(number, number) for number in numbers]
+    if new == numbers:
+        return match[0]
+    sources = dict.fromkeys(str(number) for number in new if number is not None)
+    return f"{match['before']}{', '.join(sources)}{match['behind']}" if sources else ""
 
 
 def without_marks(text: str, tracked: Set[str] = frozenset()) -> str:
@@ -126,25 +159,28 @@ def _cited(annotations: Any) -> list[_Page]:
     for one in annotations if isinstance(annotations, list) else ():
         if isinstance(one, Mapping) and one.get("type") == "url_citation":
             inner = one.get("url_citation")
-            pages += _page(inner if isinstance(inner, Mapping) else one, 0)
-    return pages
+            pages.append(_page(inner if isinstance(inner, Mapping) else one))
+    return [page for page in pages if page.url]
 
 
 def _pages(listed: Any) -> list[_Page]:
-    """Return the pages of a list, each with the number by which the text refers to it."""
-    pages: list[_Page] = []
-    for place, one in enumerate(listed if isinstance(listed, list) else (), 1):
-        page = one if isinstance(one, Mapping) else {"url": one}
-        number = page.get("id")
-        pages += _page(page, number if type(number) is int else place)
-    return pages
+    """Return the pages of a list. Numbers in the text refer also to those that are not of the web."""
+    return [
+        _page(page if isinstance(page, Mapping) else {"url": page})
+        for page in (listed if isinstance(listed, list) else ())
+    ]
 
 
-def _page(page: Mapping[str, Any], number: int) -> Iterator[_Page]:
-    """Yield a page, unless its address is not of the web, such as `javascript:` or the name of a file."""
-    url, title = page.get("url"), page.get("title")
-    if not isinstance(url, str) or len(url) > LONGEST_SOURCE or not _WEB.fullmatch(url := url.strip()):
-        return
+def _page(page: Mapping[str, Any]) -> _Page:
+    """Return a page. An address such as `javascript:` or the name of a file is not of the web."""
+    url, title, number = page.get("url"), page.get("title"), page.get("id")
+    url = url.strip() if isinstance(url, str) and len(url) <= LONGEST_SOURCE else ""
     title = title.strip()[:LONGEST_SOURCE] if isinstance(title, str) else ""
-    # xAI gives the number of the citation as its title
-    yield _Page(number, url, "" if title.isdecimal() and len(title) < 4 else title)
+    if isinstance(number, str) and (match := _ID.fullmatch(number)):
+        number = int(match[1])
+    return _Page(
+        url if _WEB.fullmatch(url) else "",
+        # xAI gives the number of the citation as its title
+        "" if title.isdecimal() and len(title) < 4 else title,
+        number if type(number) is int else None,
+    )
