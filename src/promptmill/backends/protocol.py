@@ -27,6 +27,8 @@ _EMPTY = (
     "Answers are empty, without any reasoning, although the model ended them itself; look at the prompt and at `stop`, "
     "and ask a chat model."
 )
+_WHOLE = frozenset({None, "stop", "tool_calls"})
+"""The finish reasons of an answer that may be empty."""
 _UNKNOWN_MARK = "An answer contains "
 _UNKNOWN_END = "An answer ends with "
 _UNREAD_CALL = "The text of an answer has the mark of a tool call, "
@@ -146,14 +148,18 @@ class Completion:
 
     @property
     def unanswered(self) -> PromptmillError | None:
-        """The error of a completion that ended before its first word: by its limit, or during its reasoning. None for
-        an answer, also for one that was cut off after some words, as its finish reason shows."""
+        """The error of a completion that ended before its first word: by its limit, during its reasoning, or for an
+        unknown reason. None for an answer, also for one that was cut off after some words, as its finish reason
+        shows."""
         if not self.is_empty:
             return None
         if self.finish_reason == "length":
             return truncated_error(self.usage.completion_tokens)
         if not self.reasoning:
-            return None
+            if self.finish_reason in _WHOLE:
+                return None
+            text = f"The answer is empty, and its finish reason is {self.finish_reason:.60}."
+            return PromptmillError(Code.EMPTY_ANSWER, text)
         return PromptmillError(
             Code.OPEN_REASONING,
             "The model stopped, or reached a stop string, while it was still reasoning, so there is no answer.",

@@ -172,6 +172,23 @@ async def test_tool_calls_of_a_cut_answer_are_an_answer(upstream, drive):
     assert (await drive(["hi"])).outcomes[0].tool_calls
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reason", ["compaction", "guided_end", "content_complete", "unknown", "pause", "eot"])
+async def test_an_empty_answer_with_an_unknown_finish_reason_fails_once_and_is_paid(upstream, drive, reason, stream):
+    upstream.reply = answer("", finish_reason=reason)
+    failure = (await drive(["hi"], stream=stream)).outcomes[0]
+    assert isinstance(failure, Failure)
+    assert (failure.error.code, failure.attempts, failure.usage.prompt_tokens) == (Code.EMPTY_ANSWER, 1, 1)
+    assert reason in failure.error.message
+
+
+@pytest.mark.parametrize("reason", ["compaction", "content_complete"])
+async def test_an_answer_with_an_unknown_finish_reason_keeps_it(upstream, drive, reason):
+    upstream.reply = answer("forty-two", finish_reason=reason)
+    outcome = (await drive(["hi"])).outcomes[0]
+    assert (outcome.text, outcome.finish_reason) == ("forty-two", reason)
+
+
 THINKING = Sampling(reasoning="inline")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import orjson
@@ -1200,6 +1201,99 @@ def test_a_response_whose_last_event_has_no_output_is_read_from_the_others(outpu
     assert isinstance(answer, Completion)
     assert answer.text == "Paris"
     assert [one["function"] for one in answer.tool_calls] == [{"name": "look", "arguments": "{}"}]
+
+
+@pytest.mark.parametrize("last", ["STOP", None, "MAX_TOKENS"])
+def test_a_later_event_of_gemini_takes_no_cut_back(last):
+    events = [
+        {"candidates": [{"content": {"parts": [{"text": "Par"}]}, "finishReason": "MAX_TOKENS"}]},
+        {"candidates": [{"finishReason": last}]},
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    assert answered("gemini", body, headers={"Content-Type": "text/event-stream"}).finish_reason == "length"
+
+
+@pytest.mark.parametrize("last", ["end_turn", None, "max_tokens"])
+def test_a_later_event_of_anthropic_takes_no_cut_back(last):
+    events = [
+        {"type": "message_start", "message": {"type": "message", "content": [], "usage": {"input_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "Par"}},
+        *({"type": "message_delta", "delta": {"stop_reason": reason}} for reason in ("max_tokens", last)),
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    assert answered("anthropic", body, headers={"Content-Type": "text/event-stream"}).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": "completed", "incomplete_details": {"reason": "max_output_tokens"}},
+        {"status": "incomplete", "incomplete_details": {"reason": "max_tokens"}},
+        {"status": "completed", "output": [{**_said("Par"), "status": "incomplete"}]},
+    ],
+)
+def test_a_response_that_is_cut_is_one_whatever_its_status(fields):
+    assert answered("responses", {"output": [_said("Par")], **fields}).finish_reason == "length"
+
+
+def test_the_last_event_of_a_cut_response_is_its_status():
+    response = {"status": "completed", "output": [_said("Par")], "incomplete_details": {"reason": "max_output_tokens"}}
+    body = b"data: %b\n\n" % orjson.dumps({"type": "response.incomplete", "response": response})
+    assert answered("responses", body, headers={"Content-Type": "text/event-stream"}).finish_reason == "length"
+
+
+_WEB = [{"web": {"uri": f"https://example.org/{number}", "title": f"T{number}"}} for number in (1, 2)]
+_SUPPORTS = [{"segment": {"startIndex": at}, "groundingChunkIndices": [at]} for at in (0, 1)]
+_PAGES = {"groundingChunks": _WEB, "groundingSupports": _SUPPORTS}
+_QUERIES = {"webSearchQueries": ["q", "r"]}
+
+
+@pytest.mark.parametrize(
+    "grounding",
+    [
+        [{}, {**_PAGES, **_QUERIES}],
+        [{**_PAGES, **_QUERIES}, {}],
+        [{**_PAGES, **_QUERIES}, None],
+        [{**_PAGES, **_QUERIES}, {**_PAGES, **_QUERIES}],
+        [_QUERIES, _PAGES],
+        [_PAGES, _QUERIES],
+        [_PAGES, {**_QUERIES, "groundingChunks": []}],
+        [{"groundingChunks": _WEB}, {"groundingSupports": _SUPPORTS, **_QUERIES}],
+        [{"groundingChunks": _WEB[:1], "webSearchQueries": ["q"]}, {**_PAGES, **_QUERIES}],
+        [
+            {"groundingChunks": _WEB[:1], "webSearchQueries": ["q"]},
+            {"groundingChunks": _WEB[1:], "webSearchQueries": ["r"]},
+        ],
+        [{**_PAGES, **_QUERIES}, {"groundingChunks": _WEB[1:], "searchEntryPoint": {"renderedContent": "x"}}],
+        [{"retrievalMetadata": {}, "groundingChunks": None}, {**_PAGES, **_QUERIES}],
+    ],
+)
+def test_the_grounding_of_a_stream_may_come_in_several_events(grounding):
+    events = [
+        {
+            "candidates": [
+                {"content": {"parts": [{"text": text}]}, "groundingMetadata": metadata, "finishReason": end}
+            ],
+            "modelVersion": "gemini-3-pro",
+            "usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 2},
+        }
+        for text, metadata, end in zip(("A ", "B"), grounding, (None, "STOP"), strict=True)
+    ]
+    body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    answer = answered("gemini", body, headers={"Content-Type": "text/event-stream"})
+    assert [source["title"] for source in answer.sources or ()] == ["T1", "T2"]
+    assert answer.usage.searches == 2
+
+
+def test_many_events_with_grounding_are_read_in_linear_time():
+    events = [
+        {"candidates": [{"content": {"parts": []}, "groundingMetadata": {"webSearchQueries": [f"q{at}"]}}]}
+        for at in range(20_000)
+    ]
+    began = time.process_time()
+    whole = DIALECTS["gemini"].assemble(iter([*events, {"candidates": [{"finishReason": "STOP"}]}]))
+    assert len(whole["candidates"][0]["groundingMetadata"]["webSearchQueries"]) == 20_000
+    assert time.process_time() - began < 2.0
 
 
 def test_a_count_that_the_last_event_of_gemini_leaves_out_is_kept():

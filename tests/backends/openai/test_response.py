@@ -54,6 +54,8 @@ def payload(message: dict[str, Any] = PLAIN, finish: Any = "stop", usage: Any = 
         payload(finish="error"),
         payload(finish={"type": "stop", "matched": 2}),
         payload(finish=["stop"]),
+        payload(choice={"native_finish_reason": "MAX_TOKENS"}),
+        payload(choice={"native_finish_reason": "STOP", "stop_reason": 2}),
         payload(logprobs={"content": []}),
         payload(choice={"error": {"message": "overloaded", "code": 502}}),
         payload(usage=None),
@@ -85,6 +87,109 @@ def test_only_the_start_of_a_long_finish_reason_is_read():
     assert finish is not None
     assert len(finish) <= 200
     assert ending is Ending.WHOLE
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "MAX_TOKENS",
+        "max-tokens",
+        "FinishReason.LENGTH",
+        "REASON_MAX_LEN",
+        "max_new_tokens",
+        "length_exceeded",
+        "truncated",
+    ],
+)
+def test_each_word_for_a_limit_is_length(reason):
+    assert read_finish(reason) == ("length", Ending.WHOLE)
+
+
+@pytest.mark.parametrize("reason", ["content_complete", "end_of_content", "content", "content_done", "no_content"])
+def test_a_reason_that_names_the_content_is_no_filter(reason):
+    assert read_finish(reason) == (reason, Ending.WHOLE)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["content_filter", "content_filtered", "PROHIBITED_CONTENT", "content_policy_violation", "content_blocked"],
+)
+def test_a_filter_of_contents_is_one(reason):
+    assert read_finish(reason) == ("content_filter", Ending.FILTERED)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        ["length"],
+        ["length", "stop"],
+        ["stop", "length"],
+        ["length", "tool_calls"],
+        ["length", None],
+        ["max_tokens", "", "end_turn"],
+        [{"type": "length"}, {"type": "stop"}],
+    ],
+)
+def test_a_later_event_takes_no_cut_back(ends):
+    events = [_delta({"content": "Par"}), *(_delta({}, end) for end in ends)]
+    assert _stream(*events).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"native_finish_reason": "MAX_TOKENS"},
+        {"native_finish_reason": "max_output_tokens"},
+        {"native_finish_reason": "length"},
+        {"stop_reason": "max_tokens"},
+    ],
+)
+@pytest.mark.parametrize("finish", ["stop", None, "tool_calls"])
+def test_the_models_own_reason_shows_a_cut(own, finish):
+    found = read_response(200, {}, orjson.dumps(payload(finish=finish, choice=own)), ENDPOINT)
+    assert isinstance(found, Completion)
+    assert found.finish_reason == "length"
+    events = [{"choices": [{"index": 0, "delta": {"content": "Par"}}]}]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish, **own}]})
+    assert _stream(*events).finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"native_finish_reason": "end_turn"},
+        {"native_finish_reason": "STOP"},
+        {"stop_reason": "error"},
+        {"stop_reason": 2},
+    ],
+)
+def test_the_models_own_reason_or_stop_string_changes_no_whole_answer(own):
+    found = read_response(200, {}, orjson.dumps(payload(choice=own)), ENDPOINT)
+    assert isinstance(found, Completion)
+    assert found.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("ends", [["content_filter", "stop"], ["stop", "content_filter"], ["SAFETY", "stop"]])
+def test_a_later_event_takes_no_filter_back(ends):
+    found = read_response(200, {}, _body(_delta({"content": "Par"}), *(_delta({}, end) for end in ends)), ENDPOINT)
+    assert isinstance(found, RetryDecision)
+    assert found.error.code is Code.CONTENT_FILTER
+
+
+@pytest.mark.parametrize(
+    ("body", "finish"),
+    [
+        ({"choices": [{"text": "Par", "finish_reason": "length"}]}, "length"),
+        ({"choices": [{"text": "Paris", "finish_reason": "stop"}]}, "stop"),
+        ({"output": [], "status": "incomplete"}, "length"),
+        ({"output": [], "status": "completed"}, "stop"),
+        ({"object": "list", "data": []}, "stop"),
+    ],
+)
+def test_a_cut_reply_to_another_request_is_one(body, finish):
+    found = read_other_response(200, {}, orjson.dumps(body), ENDPOINT)
+    assert isinstance(found, Completion)
+    assert found.finish_reason == finish
 
 
 def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():

@@ -132,12 +132,14 @@ _LENGTH = _set_of(
     "length max_tokens max_output_tokens max_length model_length token_limit length_limit error_limit max_new_tokens "
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
+# Words for a limit, even inside a longer reason such as `REASON_MAX_LEN` of xAI.
+_CUT = re.compile(r"length|max_(?:\w+_)?(?:len|tokens?)\b|token_limit|truncat|context_window")
 _CALLS = _set_of("tool_calls tool_call tool_use function_call function_calls")
 # Any word for a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(
     r"filter|safety|sensitive|moderat|blocked|blocklist|prohibit|spii|recitation|guardrail|toxic|refus|polic"
     r"|flagged|unsafe"
-    r"|risk|censor|violat|content_"
+    r"|risk|censor|violat"
 )
 _BROKEN = re.compile(
     r"error|abort|cancel|fail|interrupt|time_?d?_?out|insufficient|overload|malformed|incomplete|unavailable"
@@ -158,10 +160,10 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
         return None, Ending.WHOLE
     # characters; a longer one would block the event loop during the search
     reason = reason[:200]
-    word = reason.strip().lower().replace("-", "_").replace(" ", "_")
+    word = reason.strip().lower().replace("-", "_").replace(" ", "_").removeprefix("finishreason.")  # of Python
     if word in _STOP:
         return "stop", Ending.WHOLE
-    if word in _LENGTH:
+    if word in _LENGTH or _CUT.search(word):
         return "length", Ending.WHOLE
     if word in _CALLS:
         return "tool_calls", Ending.WHOLE
@@ -170,6 +172,31 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
     if _FILTER.search(word):
         return "content_filter", Ending.FILTERED
     return reason, Ending.WHOLE
+
+
+def finish_of(choice: JsonObject) -> object:
+    """Return the finish reason of a choice, or the model's own one if only that reports a cut or a failure.
+
+    OpenRouter has it as `native_finish_reason`, gateways of Anthropic as `stop_reason`; vLLM has a stop string there.
+    """
+    native, stop = choice.get("native_finish_reason"), choice.get("stop_reason")
+    own = native or (stop if read_finish(stop)[0] == "length" else None)
+    return later_finish(own, choice.get("finish_reason"))
+
+
+def later_finish(reason: object, later: object) -> object:
+    """Return the finish reason after a later event, which takes back neither a cut nor a filter nor a failure.
+
+    >>> later_finish("length", "stop"), later_finish("stop", "tool_calls"), later_finish("stop", None)
+    ('length', 'tool_calls', 'stop')
+    """
+    return later if later and loss_of(later) >= loss_of(reason) else reason or None
+
+
+def loss_of(reason: object) -> int:
+    """Return the loss that a finish reason reports: 0 for none, 1 for the end of the answer, 2 for all of it."""
+    finish, ending = read_finish(reason)
+    return 2 if ending is not Ending.WHOLE else int(finish == "length")
 
 
 def details_of(payload: JsonObject, choice: JsonObject, message: JsonObject) -> JsonDict | None:

@@ -50,6 +50,7 @@ _ERROR_SIGNS = frozenset({"error", "error_code", "base_resp"})
 _NO_MATTER = frozenset({"role", "content", "refusal"})
 """Fields of a message that do not change its text or sources."""
 _ENDS = frozenset({"stop", "length"})
+_OWN_ENDS = frozenset({"native_finish_reason", "stop_reason"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
 _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
@@ -181,7 +182,8 @@ def read_other_response(
     usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
     if isinstance(items := payload.get("output"), list):
         usage = replace(usage, searches=responses.searches_in(items))
-    return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload), vectors=found)
+    finish = "length" if _is_other_cut(payload) else "stop"
+    return Completion(_text_of_other(payload), finish, usage, details=details, tier=_tier(payload), vectors=found)
 
 
 def _excess(body: bytes) -> str:
@@ -207,6 +209,16 @@ def _text_of_other(payload: JsonObject) -> str:
         case {"output": list(items)}:
             return responses.text_in(items)
     return ""
+
+
+def _is_other_cut(payload: JsonObject) -> bool:
+    """Return whether a completion, or a Responses API reply, ends at its limit."""
+    match payload:
+        case {"choices": [{"finish_reason": _} as choice, *_]}:
+            return chat_completion.read_finish(chat_completion.finish_of(choice))[0] == "length"
+        case {"output": list(), "status": "incomplete"}:
+            return True
+    return False
 
 
 def _read_other_form(
@@ -265,6 +277,8 @@ def _ordinary(payload: JsonDict) -> Completion | None:
         if finish not in _ENDS or type(text) is not str or not text:
             return None
     except (LookupError, TypeError, ValueError):
+        return None
+    if not _OWN_ENDS.isdisjoint(choice) and chat_completion.finish_of(choice) != finish:
         return None
     if choice.get("error") or choice.get("logprobs") or _is_error(payload) or not citations.LISTS.isdisjoint(payload):
         return None
@@ -372,7 +386,7 @@ def read_payload(
     choice = choices[0]
     if isinstance(choice.get("error"), dict):  # from OpenRouter, if the provider failed while it answered
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
-    finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
+    finish, ending = chat_completion.read_finish(chat_completion.finish_of(choice))
     if ending is Ending.FILTERED:
         return _filtered(endpoint, spent, _refusal(choice))
     if ending is Ending.BROKEN_OFF:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from promptmill.answers.response_format import schema_of
-from promptmill.backends.openai.chat_completion import CutOffError, continued
+from promptmill.backends.openai.chat_completion import CutOffError, continued, later_finish
 from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
@@ -375,7 +375,9 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
                 citations[place].append(cited)
             _add(pieces.setdefault(place, {}), event["delta"])
         elif kind == "message_delta":
+            finish = later_finish(message.get("stop_reason"), event["delta"].get("stop_reason"))
             message |= {name: value for name, value in event["delta"].items() if value is not None}
+            message["stop_reason"] = finish
             message["usage"] = _grown(message.get("usage") or {}, event.get("usage") or {})
         elif kind == "message_stop":
             ended = True

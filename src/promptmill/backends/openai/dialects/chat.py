@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage
+from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage, finish_of, later_finish
 from promptmill.backends.openai.citations import LISTS
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.dialects.dialect import Written, bearer, same_url
@@ -122,7 +122,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
                 usage = dialect.grown_usage(usage, choice["usage"])
             messages.setdefault(index, GrowingMessage()).add(_delta(choice))
             if index == 0:
-                finish = choice.get("finish_reason") or finish
+                finish = later_finish(finish, finish_of(choice))
                 _add_logprobs(logprobs, choice.get("logprobs"))
     if finish is None and not ended:
         raise CutOffError

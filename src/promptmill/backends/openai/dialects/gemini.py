@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import orjson
 
 from promptmill.answers.response_format import schema_of
-from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.chat_completion import CutOffError, loss_of
 from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, Thinking
@@ -354,6 +354,10 @@ def _finish(reason: str, *, calls: bool) -> str | None:
     return f"error: {reason}" if reason in _BROKEN else reason or None
 
 
+def _loss_of(reason: object) -> int:
+    return loss_of(_finish(str(reason or ""), calls=False))
+
+
 def _usage(usage: Any) -> JsonDict:
     if not isinstance(usage, dict):
         return {}
@@ -392,6 +396,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     whole: JsonDict = {}
     candidate: JsonDict = {}
     parts: list[Any] = []
+    grounding = _Grounding()
     for event in events:
         if event.get("error"):
             usage = {"usage": _usage(whole["usageMetadata"])} if whole.get("usageMetadata") else {}
@@ -403,16 +408,39 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         for event_candidate in event.get("candidates") or ():
             if event_candidate.get("index", 0) == 0:
                 parts += (event_candidate.get("content") or {}).get("parts") or ()
-                # a later event may have an empty `groundingMetadata`
-                candidate |= {
-                    name: value
-                    for name, value in event_candidate.items()
-                    if name != "content" and (value or name != "groundingMetadata")
-                }
+                grounding.add(event_candidate.get("groundingMetadata"))
+                known = candidate.get("finishReason")
+                candidate |= {name: value for name, value in event_candidate.items() if value and name != "content"}
+                if _loss_of(known) > _loss_of(candidate.get("finishReason")):
+                    candidate["finishReason"] = known
     blocked = (whole.get("promptFeedback") or {}).get("blockReason")
     if not candidate.get("finishReason") and not blocked:
         raise CutOffError
+    if grounding.fields:
+        candidate["groundingMetadata"] = grounding.fields
     return {**whole, "candidates": [{**candidate, "content": {"parts": parts}}] if candidate or parts else []}
+
+
+class _Grounding:
+    """The pages and queries of a stream. A later event may leave out fields, repeat a list with more elements, or have
+    only the next elements."""
+
+    def __init__(self) -> None:
+        self.fields: JsonDict = {}
+        self._lists: dict[str, tuple[list[Any], set[str]]] = {}
+
+    def add(self, metadata: Any) -> None:
+        """Add the fields of an event."""
+        for name, value in metadata.items() if isinstance(metadata, dict) else ():
+            if not isinstance(value, list):
+                self.fields |= {name: value} if value else {}
+                continue
+            whole, known = self._lists.setdefault(name, ([], set()))
+            self.fields[name] = whole
+            is_repeated = value[: len(whole)] == whole
+            later = [(one, str(one)) for one in value[len(whole) if is_repeated else 0 :]]
+            whole += [one for one, text in later if is_repeated or text not in known]
+            known.update(text for _, text in later)
 
 
 def delta_in(event: JsonDict) -> JsonDict:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from promptmill.backends.openai import citations
-from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.chat_completion import CutOffError, read_finish
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
@@ -33,7 +33,6 @@ _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
 _TEXT_PARTS = frozenset({"output_text", "text"})
 """The types of parts with the text of an answer. Gateways write the name of chat completions."""
-_FINISHES = {"max_output_tokens": "length", "max_messages": "length"}
 _COSTS = ("cost", "cost_in_usd_ticks", "is_byok")  # Perplexity and OpenRouter, xAI
 _READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
@@ -165,7 +164,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
         "annotations": [_annotation(one) for one in annotations],
         "output_items": others,
     }
-    finish = _finish(payload, calls=bool(calls))
+    finish = _finish(payload, items, calls=bool(calls))
     choice = {"logprobs": {"content": logprobs}} if logprobs else {}
     usage = dialect.with_searches(_usage(payload.get("usage")), sum(map(_is_search, items)))
     chat = dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
@@ -274,15 +273,20 @@ def _is_search(item: JsonObject) -> bool:
     return False
 
 
-def _finish(payload: JsonObject, *, calls: bool) -> str:
-    status = payload.get("status") or "completed"
-    if status == "completed":
-        return "tool_calls" if calls else "stop"
+def _finish(payload: JsonObject, items: list[JsonDict], *, calls: bool) -> str:
+    """Return the finish reason. Some gateways report a cut answer as completed, but with its details or its item."""
     details = payload.get("incomplete_details")
-    reason = details.get("reason") if isinstance(details, dict) else None
+    reason = str(details.get("reason") or "") if isinstance(details, dict) else ""
+    status = payload.get("status") or "completed"
     if reason == "content_filter":
         return "content_filter"
-    return _FINISHES.get(str(reason), f"error: {reason or status}")
+    if reason == "max_messages" or read_finish(reason)[0] == "length":
+        return "length"
+    if status != "completed":
+        return f"error: {reason or status}"
+    if any(item.get("status") == "incomplete" for item in items):
+        return "length"
+    return "tool_calls" if calls else "stop"
 
 
 def _usage(usage: Any) -> JsonDict:
@@ -316,6 +320,8 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
         kind = event.get("type")
         if kind in {"response.completed", "response.incomplete", "response.failed"}:
             response: JsonDict = event["response"]
+            if kind != "response.completed":
+                response = {**response, "status": kind.removeprefix("response.")}
             return {**response, "output": streamed.filled(response.get("output"))} if streamed.items else response
         if kind == "error" or event.get("error"):
             said = event if kind != "error" or event.get("error") else {"error": event}
