@@ -40,6 +40,10 @@ LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings (each value counts as fifty more), because each request of the call repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, because a compiled schema takes thirty times as much memory."""
+MOST_PARTS, LONGEST_FORM = 10_000, 2 << 20
+"""Values of a schema whose references are written out, as each value gets a quote, and characters of the result: each
+level of definitions that refer twice to the next one doubles the values. A schema of 256 KiB without references has
+fewer of both."""
 MOST_VARIANTS = 100
 """Pairs of a model and a prompt that answer each row of a job, because each takes space in the job and its reports."""
 MOST_CHOICES = 1000

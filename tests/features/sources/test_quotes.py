@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -470,3 +471,42 @@ def test_a_schema_that_refers_to_itself_has_one_quote_for_each_turn():
     assert len(json.dumps(form.sampling.response_format)) < 3000
     with pytest.raises(PromptmillError, match="refers to itself as a whole"):
         _form_of(properties={"kids": {"type": "array", "items": {"$ref": "#"}}})
+
+
+def _levels(count: int, each: Callable[[dict[str, str]], dict[str, Any]]) -> dict[str, Any]:
+    """Return definitions of which each refers to the next one."""
+    named = {f"l{at}": each({"$ref": f"#/$defs/l{at + 1}"}) for at in range(count)}
+    return {**named, f"l{count}": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    ("count", "each"),
+    [
+        (13, lambda next_: {"type": "object", "properties": {"a": next_, "b": next_}}),
+        (3, lambda next_: {"type": "object", "properties": {f"f{at}": next_ for at in range(30)}}),
+        (13, lambda next_: {"allOf": [{"type": "object", "properties": {"a": next_, "b": next_}}]}),
+        (13, lambda next_: {"type": "object", "properties": {"a": {"anyOf": [next_, {"type": "null"}]}, "b": next_}}),
+        (1, lambda next_: {"type": "object", "properties": {f"f{at}": {"$ref": "#/$defs/l0"} for at in range(10_001)}}),
+        (1, lambda next_: {"type": "object", "properties": {f"f{at}": {"type": "string"} for at in range(10_001)}}),
+    ],
+    ids=["twice", "wide", "in one alternative", "or null", "of itself", "without references"],
+)
+def test_a_schema_has_few_values_when_its_references_are_written_out(count, each):
+    with pytest.raises(
+        PromptmillError, match=r"cannot take a schema of more than 10,000 values or 2 MiB.*fewer fields"
+    ):
+        _form_of(properties={"root": {"$ref": "#/$defs/l0"}}, **{"$defs": _levels(count, each)})
+
+
+def test_a_schema_stays_short_when_its_references_are_written_out():
+    long = {"type": "object", "description": "x" * 10_000, "properties": {"a": {"type": "string"}}}
+    with pytest.raises(PromptmillError, match="2 MiB, its references written out"):
+        _form_of(properties={f"f{at}": {"$ref": "#/$defs/long"} for at in range(300)}, **{"$defs": {"long": long}})
+
+
+def test_mutual_references_end_at_the_bound():
+    named = {f"n{at}": {"type": "object", "properties": {}} for at in range(12)}
+    for each in named.values():
+        each["properties"] = {name: {"$ref": f"#/$defs/{name}"} for name in named}
+    with pytest.raises(PromptmillError, match="more than 10,000 values"):
+        _form_of(properties={"root": {"$ref": "#/$defs/n0"}}, **{"$defs": named})

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from promptmill.answers.json_in_text import DoubtError, candidates
 from promptmill.answers.response_format import asking_for, schema_of
+from promptmill.core.bounds import LONGEST_FORM, MOST_PARTS
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling, nested
 from promptmill.core.sources import Source, Sources
@@ -26,6 +27,7 @@ NOTE = (
 )
 _QUOTE, _VALUE = "quote", "value"
 _DEFINITIONS = "$defs", "definitions"
+_WITH_PARTS = "properties", *_DEFINITIONS
 _LONG = 1 << 16  # characters of a reply
 _LONGEST = 600  # characters of a quote, because a small model may go on until `max_tokens`
 _FURTHER = frozenset(
@@ -62,7 +64,7 @@ class QuotedForm:
             raise input_error(Named("quote"), " needs answers with ", *names, ".")
         if any(_is_of_root(node) for node in nested(schema)):
             raise input_error(Named("quote"), " cannot take a schema that refers to itself as a whole, by `#`.")
-        changed, parts = _quoted(schema, schema, frozenset())
+        changed, parts = _Quoting(schema).of(schema, frozenset())
         changed |= {name: schema[name] for name in _DEFINITIONS if name in schema}
         update = {"choices": None, "response_format": asking_for(changed)}
         return cls(sampling.model_copy(update=update), parts, sampling.choices is not None)
@@ -80,24 +82,37 @@ class QuotedForm:
         return reply[:start] + text + reply[end:], sources
 
 
-def _quoted(schema: JsonObject, whole: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
-    """Return the schema of replies for a part of a schema, and its parts. `open_`: the references on the way to it."""
-    own, references = resolved(schema, whole), _references(schema)
-    kind, fields = kind_of(own, whole), own.get("properties")
-    kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
-    changed: JsonDict
-    parts: Parts
-    if kind == "object" and isinstance(fields, Mapping) and fields and _is_plain(own) and not references & open_:
-        inner = {str(name): _quoted(each, whole, open_ | references) for name, each in fields.items()}
-        changed = {**kept, "properties": {name: each for name, (each, _) in inner.items()}}
-        parts = {name: its for name, (_, its) in inner.items()}
-    elif kind == "array" and isinstance(own.get("items"), Mapping) and _is_plain(own):
-        changed, parts = {**kept, "items": _with_quote(own["items"])}, "list"
-    else:
-        return _with_quote({name: value for name, value in schema.items() if name not in _DEFINITIONS}), "value"
-    if {"type": "null"} in (*_list_in(schema, "anyOf"), *_list_in(schema, "oneOf")):
-        changed = {"anyOf": [changed, {"type": "null"}]}
-    return changed, parts
+class _Quoting:
+    """Makes the schema of replies from the schema of answers."""
+
+    def __init__(self, whole: JsonObject) -> None:
+        self._whole = whole
+        self._parts, self._characters = MOST_PARTS, LONGEST_FORM
+
+    def of(self, schema: JsonObject, open_: frozenset[str]) -> tuple[JsonDict, Parts]:
+        """Return the schema of replies for a part of the schema, and its parts. `open_`: the references on the way to
+        it. Raises `PromptmillError` (`invalid_input`) for too many parts."""
+        own, references = resolved(schema, self._whole), _references(schema)
+        kind, fields = kind_of(own, self._whole), own.get("properties")
+        self._parts -= 1
+        self._characters -= len(json_text({name: value for name, value in own.items() if name not in _WITH_PARTS}))
+        if self._parts < 0 or self._characters < 0:
+            values = f"more than {MOST_PARTS:,} values or {LONGEST_FORM >> 20} MiB, its references written out"
+            raise input_error(Named("quote"), f" cannot take a schema of {values}; ask for fewer fields.")
+        kept = {name: value for name, value in own.items() if name not in {"uniqueItems", *_DEFINITIONS}}
+        changed: JsonDict
+        parts: Parts
+        if kind == "object" and isinstance(fields, Mapping) and fields and _is_plain(own) and not references & open_:
+            inner = {str(name): self.of(each, open_ | references) for name, each in fields.items()}
+            changed = {**kept, "properties": {name: each for name, (each, _) in inner.items()}}
+            parts = {name: its for name, (_, its) in inner.items()}
+        elif kind == "array" and isinstance(own.get("items"), Mapping) and _is_plain(own):
+            changed, parts = {**kept, "items": _with_quote(own["items"])}, "list"
+        else:
+            return _with_quote({name: value for name, value in schema.items() if name not in _DEFINITIONS}), "value"
+        if {"type": "null"} in (*_list_in(schema, "anyOf"), *_list_in(schema, "oneOf")):
+            changed = {"anyOf": [changed, {"type": "null"}]}
+        return changed, parts
 
 
 def _references(schema: JsonObject) -> frozenset[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.answers.reasoning import split_marked
-from promptmill.core.bounds import DEEPEST
+from promptmill.core.bounds import DEEPEST, LONGEST_PATH
 from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json, text_of
 from promptmill.core.wording import mended
 
@@ -174,16 +174,19 @@ def loaded(text: str) -> Any:
 
 
 def resolved(schema: Any, root: JsonObject) -> JsonObject:
-    """Follow the references of `schema`, and drop the alternative `null`. Return `{}` for a broken reference."""
+    """Follow the references of `schema`, and drop the alternative `null`. Return `{}` for a broken reference.
+
+    A reference with more characters than `LONGEST_PATH`, or more than `2 * DEEPEST` names, counts as broken.
+    """
     for _ in range(DEEPEST):
         if not isinstance(schema, Mapping):
             break
         if isinstance(reference := schema.get("$ref"), str):
-            target: Any = root
-            for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+            path = reference.removeprefix("#").strip("/")
+            schema = root if len(path) <= LONGEST_PATH else None
+            for part in path.split("/", 2 * DEEPEST) if schema and path else ():
                 name = part.replace("~1", "/").replace("~0", "~")
-                target = target.get(name) if isinstance(target, Mapping) else None
-            schema = target
+                schema = schema.get(name) if isinstance(schema, Mapping) else None
             continue
         several: list[Any] = []
         for name in ("anyOf", "oneOf", "allOf"):
@@ -199,6 +202,11 @@ def resolved(schema: Any, root: JsonObject) -> JsonObject:
 
 def kind_of(schema: JsonObject, root: JsonObject) -> str:
     """Return the JSON type of the values of a resolved schema, or `""` if it allows several types."""
+    return _kind_of(schema, root, {})
+
+
+def _kind_of(schema: JsonObject, root: JsonObject, known: dict[int, str | None]) -> str:
+    """`known`: the types of alternatives by the identity of their schemas; None while the type is being found."""
     kinds = schema.get("type")
     named = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
     if not named:
@@ -208,7 +216,13 @@ def kind_of(schema: JsonObject, root: JsonObject) -> str:
         names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
         named = {names.get(type(value), "object") for value in values}
     if not named and isinstance(several := schema.get("anyOf", schema.get("oneOf")), list):
-        named = {kind_of(resolved(one, root), root) for one in several}
+        named = set()
+        for inner in (resolved(one, root) for one in several):
+            if id(inner) not in known:
+                known[id(inner)] = None  # an alternative that contains itself adds no type
+                known[id(inner)] = _kind_of(inner, root, known)
+            if (kind := known[id(inner)]) is not None:
+                named.add(kind)
     named -= {"null"}
     if named == {"integer", "number"}:
         return "number"
