@@ -212,6 +212,7 @@ def test_what_is_no_call_stays_the_answer(text):
         ({"type": ["string", "null"]}, "null", None),
         ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "12345", "12345"),
         ({"$ref": "#/$defs/code"}, "12345", "12345"),
+        ({"$ref": "#/$defs/0"}, "12345", "12345"),
         ({"enum": ["1", "2"]}, "1", "1"),
         ({"type": "boolean"}, "True", True),
         ({"type": "boolean"}, "false", False),
@@ -235,7 +236,8 @@ def test_what_is_no_call_stays_the_answer(text):
     ],
 )
 def test_an_argument_written_as_text_has_the_type_that_the_schema_names(template, written, schema, text, value):
-    tools = {"f": {"type": "object", "properties": {"a": schema}, "$defs": {"code": {"type": "string"}}}}
+    named = {f"{at}": {"anyOf": [{"$ref": f"#/$defs/{at + 1}"}] * 9} for at in range(20)} | {"20": {"type": "string"}}
+    tools = {"f": {"type": "object", "properties": {"a": schema}, "$defs": {"code": {"type": "string"}, **named}}}
     (call,) = read_calls(written.format(text), form_of(template), tools)[1]
     assert json.loads(call["function"]["arguments"]) == {"a": value}
 

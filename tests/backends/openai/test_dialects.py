@@ -631,11 +631,32 @@ _NAMED = {"$defs": {"B": _object(b=_STRING)}}
             _object(p={**_object(a=_STRING), "allOf": [{"properties": {"b": _STRING}}]}), id="fields in two places"
         ),
         pytest.param(_object(p={"oneOf": [_STRING], "anyOf": [_STRING, _INTEGER]}), id="two choices"),
+        pytest.param(
+            _object(p={"type": ["string", "number", "null"], "anyOf": [{"type": ["string", "number"]}]}),
+            id="alternatives of several types, of which each level would multiply the next",
+        ),
     ],
 )
 def test_a_schema_of_which_a_subset_would_lose_a_part_is_sent_in_words(schema):
     assert closed_form(schema) is None
     assert google_form(schema) is None
+
+
+class _Counted(dict[str, Any]):
+    """A part of a schema that counts how often it is looked into."""
+
+    looks = 0
+
+    def values(self) -> Any:
+        type(self).looks += 1
+        return super().values()
+
+
+def test_a_definition_to_which_many_refer_is_searched_once_for_itself():
+    shared = _Counted(_object(b=_STRING))
+    named = {f"n{at}": {"anyOf": [{"$ref": "#/$defs/shared"}]} for at in range(50)}
+    assert closed_form({**_object(a={"$ref": "#/$defs/n0"}), "$defs": {**named, "shared": shared}}) is not None
+    assert _Counted.looks == 1
 
 
 def test_a_reference_keeps_its_description():

@@ -466,22 +466,28 @@ class _JsonWords(ast.NodeTransformer):
         return ast.Constant(words[node.id.lower()]) if node.id.lower() in words else node
 
 
-def _types_in(schema: Any, root: JsonObject, depth: int = 8) -> set[str]:
-    """Return the types that a schema allows; empty if it names none. `depth` limits schemas that contain themselves."""
-    if not isinstance(schema, dict) or not depth:
-        return set()
-    named = schema.get("type")
-    types = {named} if isinstance(named, str) else {name for name in named or () if isinstance(name, str)}
-    if not types and isinstance(values := schema.get("enum", [schema["const"]] if "const" in schema else []), list):
-        types = {"string" for value in values if isinstance(value, str)} | {"null" for value in values if value is None}
-    if isinstance(place := schema.get("$ref"), str) and place.startswith("#/"):
-        inner: Any = root
-        for name in place[2:].split("/"):
-            inner = inner.get(name) if isinstance(inner, dict) else None
-        types |= _types_in(inner, root, depth - 1)
-    for group in ("anyOf", "oneOf", "allOf"):
-        for inner in schema.get(group) or ():
-            types |= _types_in(inner, root, depth - 1)
+def _types_in(schema: Any, root: JsonObject) -> set[str]:
+    """Return the types that a schema allows; empty if it names none."""
+    types, waiting, followed = set[str](), [schema], set[str]()
+    while waiting:
+        schema = waiting.pop()
+        if not isinstance(schema, dict):
+            continue
+        named = schema.get("type")
+        own = {named} if isinstance(named, str) else {name for name in named or () if isinstance(name, str)}
+        if not own and isinstance(values := schema.get("enum", [schema["const"]] if "const" in schema else []), list):
+            own = {"string" for value in values if isinstance(value, str)} | {
+                "null" for value in values if value is None
+            }
+        types |= own
+        if isinstance(place := schema.get("$ref"), str) and place.startswith("#/") and place not in followed:
+            followed.add(place)
+            inner: Any = root
+            for name in place[2:].split("/"):
+                inner = inner.get(name) if isinstance(inner, dict) else None
+            waiting.append(inner)
+        for group in ("anyOf", "oneOf", "allOf"):
+            waiting += schema.get(group) or ()
     return types
 
 

@@ -257,7 +257,7 @@ def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
         definitions = {name: inner for group in groups for name, inner in group.items()}
         if any(definitions[name] != inner for group in groups for name, inner in group.items()):
             return None  # two definitions have the same name
-        if subset.closes and any(_reaches(name, inner, definitions, set()) for name, inner in definitions.items()):
+        if subset.closes and _refers_to_itself(definitions):
             return None
         subset_form = _within({key: value for key, value in node.items() if key not in _DEFINITIONS}, subset)
         if definitions:
@@ -267,20 +267,31 @@ def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
     return subset_form
 
 
-def _reaches(name: str, node: Any, definitions: JsonObject, seen: set[str]) -> bool:
-    """Return whether `node` refers, directly or indirectly, to the definition `name`."""
-    if isinstance(node, list):
-        return any(_reaches(name, inner, definitions, seen) for inner in node)
-    if not isinstance(node, Mapping):
-        return False
-    if isinstance(reference := node.get("$ref"), str):
-        there = reference.rsplit("/", 1)[-1]
-        if there == name:
+def _refers_to_itself(definitions: JsonObject) -> bool:
+    """Return whether a definition refers to itself, directly or by others. Each definition is searched once."""
+    open_, done = set[str](), set[str]()
+
+    def is_endless(node: Any) -> bool:
+        if isinstance(node, list):
+            return any(map(is_endless, node))
+        if not isinstance(node, Mapping):
+            return False
+        reference = node.get("$ref")
+        name = reference.rsplit("/", 1)[-1] if isinstance(reference, str) else ""
+        return (name in definitions and has_opened(name)) or any(map(is_endless, node.values()))
+
+    def has_opened(name: str) -> bool:
+        if name in open_:
             return True
-        if there not in seen:
-            seen.add(there)
-            return _reaches(name, definitions.get(there), definitions, seen)
-    return any(_reaches(name, inner, definitions, seen) for inner in node.values())
+        if name not in done:
+            open_.add(name)
+            if is_endless(definitions[name]):
+                return True
+            open_.remove(name)
+            done.add(name)
+        return False
+
+    return any(map(has_opened, definitions))
 
 
 def _within(schema: Any, subset: _Subset) -> JsonDict:
@@ -367,6 +378,8 @@ def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
     """Split a schema with several types, or with null among its values, into a choice of one schema per type."""
     named = schema.get("type")
     types = named if isinstance(named, list) else [named, "null"]
+    if len(types) > 1 + ("null" in types) and not schema.keys().isdisjoint({"anyOf", "oneOf"}):
+        raise _InexpressibleError  # each level of such a schema would multiply the next one
     values = schema.get("enum")
     options = []
     for kind in types:
