@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import sys
+from typing import Any
 
 import pytest
 
+from promptmill.core import secret_text
 from promptmill.core.errors import redact
 from promptmill.core.secret_text import SecretFinder, find_assigned, find_field
 
@@ -88,6 +92,51 @@ def test_keys_are_found_across_the_borders_of_blocks():
         whole = text + b" " + secret + b" " + text
         for size in (1, 7, 64, 105):
             assert finder.find_in(whole[at : at + size] for at in range(0, len(whole), size))[0], (secret, size)
+
+
+@pytest.fixture
+def searches():
+    """The names of the calls of `re` that a search makes."""
+    called: list[str] = []
+
+    def note(_frame: object, event: str, what: Any) -> None:
+        if event == "c_call" and isinstance(getattr(what, "__self__", None), re.Pattern):
+            called.append(what.__name__)
+
+    sys.setprofile(note)
+    yield called
+    sys.setprofile(None)
+
+
+def test_a_text_of_prefixes_is_searched_once_for_what_follows_them(searches):
+    for prefix in ("sk-", "npm_", "-xoxb-", "SG.sk_"):
+        assert not SecretFinder().find(prefix.encode() * 10_000)
+    assert len(searches) < 200, "there are 50,000 prefixes"
+
+
+def test_a_long_text_is_searched_in_pieces_so_that_other_threads_have_turns(searches):
+    assert not SecretFinder().find(b"eyJ-" * (1 << 18))
+    assert searches.count("finditer") > 50
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_are_found_across_the_borders_of_pieces(key):
+    for before in (0, 1, 20, 60, len(key)):
+        text = b"x" * (secret_text._PIECE - before - 1) + b" " + key.encode() + b" " + b"x" * 200
+        assert SecretFinder().find(text), before
+
+
+@pytest.mark.parametrize("before", ["eyJ-" * 1000, "sk-" * 1000, "x-", ".eyJ ", "eyJhbGciOiJIUzI1NiJ9-"])
+def test_a_key_is_found_behind_its_own_beginnings(before):
+    for key in KEYS[:1] + [key for key in KEYS if key.startswith("eyJ")]:
+        assert SecretFinder().find(f"{before}{key}".encode())
+
+
+@pytest.mark.parametrize(
+    "text", ["a.eyJzdWIiOiIxMjM0NTY3ODkwIn0", "eyJhb.eyJzdWIiOiIxMjM0NTY3ODkwIn0", "eyJ one.eyJ two"]
+)
+def test_half_a_token_is_none(text):
+    assert not SecretFinder().find(text.encode())
 
 
 def test_what_is_compressed_is_not_found():
