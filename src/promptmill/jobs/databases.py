@@ -35,6 +35,10 @@ class Database:
         """Return a connection that reads only this database. Raises the errors of the database's package."""
         return connected(file)
 
+    def why(self, error: Exception) -> str:
+        """Return the reason why the database cannot be read: the first line of an error of the database's package."""
+        return str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
+
     def tables(self, connection: Any) -> list[str]:
         """Return the names of the tables and views."""
         return [row[0] for row in connection.execute(_TABLES).fetchall()]

@@ -254,6 +254,77 @@ def test_a_query_reads_urls_by_fsspec(bench):
         fs.rm("/mails.csv")
 
 
+@pytest.fixture
+def foreign(bench: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A database whose views and macros read files beside it."""
+    monkeypatch.chdir(bench.path)
+    (bench.path / "private.txt").write_text("swordfish")
+    with duckdb.connect(str(database)) as connection:
+        for name, query in {
+            "whole": "SELECT content AS body FROM read_text('private.txt')",
+            "listed": "SELECT file AS body FROM glob('*')",
+            "csv": "SELECT column0 AS body FROM read_csv('private.txt', header = false)",
+            "blob": "SELECT content::VARCHAR AS body FROM read_blob('private.*')",
+            "joined": "SELECT content AS body FROM inbox JOIN read_text('private.txt') ON true",
+            "subquery": "SELECT (SELECT content FROM read_text('private.txt')) AS body FROM inbox",
+            "secrets": "SELECT name AS body FROM duckdb_secrets()",
+        }.items():
+            connection.execute(f"CREATE VIEW {name} AS {query}")
+        connection.execute("CREATE MACRO read(name) AS TABLE SELECT content AS body FROM read_text(name)")
+        connection.execute("CREATE VIEW by_macro AS FROM read('private.txt')")
+        connection.execute("CREATE VIEW plain AS SELECT id, body FROM inbox WHERE id < 3")
+    return database
+
+
+_READING = ("whole", "listed", "csv", "blob", "joined", "subquery", "secrets", "by_macro")
+
+
+@pytest.mark.parametrize("view", _READING)
+def test_a_view_reads_no_other_file(bench, foreign, upstream, view):
+    bench.input = Path(f"{foreign}#{view}")
+    done = bench.here(bench.command("--prompt", "Say {{body}}"))
+    assert done.returncode == 2
+    assert "a view reads another file; copy what it returns into a table" in done.stderr
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("view", _READING)
+def test_a_view_reads_no_other_file_for_a_query(bench, foreign, upstream, view):
+    said = _query(bench, f"select * from {view}", "out.jsonl", str(foreign), code=2)
+    assert "no view of the database reads others" in said
+    assert not upstream.seen
+
+
+def test_a_view_of_a_database_and_files_that_its_query_names_are_read(bench, foreign):
+    (bench.path / "parts").mkdir()
+    for at in range(2):
+        (bench.path / "parts" / f"{at}.csv").write_text(f"id,more\n{at},m{at}\n")
+    for source, rows in (
+        ("'parts/0.csv'", 1),
+        ("'parts/*.csv'", 2),
+        ("read_csv(['parts/0.csv', 'parts/1.csv'])", 2),
+        (f"read_csv('{bench.path}/parts/[01].csv')", 2),
+        ('(select * from "parts/1.csv")', 1),
+    ):
+        query = f"select body || more as body from plain join {source} using (id)"
+        _query(bench, query, f"{abs(hash(source))}.jsonl", str(foreign))
+        assert len(bench.answers()) == rows
+    bench.input, bench.output = Path(f"{foreign}#plain"), bench.path / "plain.jsonl"
+    bench.succeed("--prompt", "Say {{body}}")
+    assert len(bench.answers()) == 3
+
+
+def test_a_macro_of_a_database_replaces_no_function_of_an_output(bench, foreign):
+    with duckdb.connect(str(foreign)) as connection:
+        connection.execute(
+            "CREATE MACRO read_parquet(name) AS TABLE SELECT content AS answer FROM read_text('private.txt')"
+        )
+    bench.prompts(1)
+    bench.output = Path(f"{foreign}#answers")
+    done = bench.here(bench.command())
+    assert (done.returncode, _rows(foreign, "select answer from answers")) == (0, [("echo: prompt 0",)])
+
+
 async def test_a_call_of_a_tool_names_no_database(bench, tools):
     bench.prompts(1)
     (bench.path / "mine.duckdb").touch()

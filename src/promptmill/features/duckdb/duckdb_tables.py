@@ -1,4 +1,8 @@
-"""DuckDB databases: their tables as inputs and outputs."""
+"""DuckDB databases: their tables as inputs and outputs.
+
+A database is a program of its author: a view may read any file, and a macro may replace a function. So a connection to
+a user's file reaches this file alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import atexit
 import contextlib
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +18,8 @@ from promptmill.core.errors import input_error
 from promptmill.jobs.databases import Database, Stamp, all_of, quoted, taken
 
 SUFFIX = ".duckdb"
+CLOSED = "disabled by configuration"
+"""The words of DuckDB's errors about a file that a connection may not open."""
 _MEMORY = "256MB"
 """The memory that DuckDB may use for a table; DuckDB's default is 80 % of the machine's memory."""
 _TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
@@ -29,8 +35,13 @@ class DuckDb(Database):
     log: ClassVar[str] = ".wal"
 
     def connected(self, file: Path) -> Any:
-        """Return a connection that reads a database. Raises `duckdb.Error`."""
-        return connected(file)
+        """Return a connection that reads a database, and no other file. Raises `duckdb.Error`."""
+        return alone(connected(file))
+
+    def why(self, error: Exception) -> str:
+        """Return the reason why the database cannot be read."""
+        said = super().why(error)
+        return f"a view reads another file; copy what it returns into a table ({said})" if CLOSED in said else said
 
     def tables(self, connection: Any) -> list[str]:
         """Return the names of the tables and views."""
@@ -45,7 +56,7 @@ class DuckDb(Database):
 
     def stamp(self, file: Path, table: str) -> Stamp | None:
         """Return the stamp of a table, None if it is missing."""
-        with _errors(file), contextlib.closing(connected(file)) as connection:
+        with _errors(file), contextlib.closing(self.connected(file)) as connection:
             return stamp(connection, quoted(table)) if _has_table(connection, table) else None
 
     def stamp_of_rows(self, source: Path, table: str) -> Stamp | None:
@@ -57,6 +68,7 @@ class DuckDb(Database):
     def copy(self, source: Path, file: Path, table: str, *, may_replace: bool) -> None:
         """Copy the rows of a Parquet file into a table in one transaction. Raises `PromptmillError`."""
         with _errors(file), contextlib.closing(connected(file, read_only=False)) as connection:
+            alone(connection, [str(source)])
             if not may_replace and _has_table(connection, table):
                 raise taken(f"{file}#{table}")
             connection.execute(f"CREATE OR REPLACE TABLE {quoted(table)} AS FROM {_parquet(source)}")
@@ -71,8 +83,18 @@ def connected(file: Path | None, *, read_only: bool = True, memory: str = _MEMOR
 
     atexit.register(gc.unfreeze)  # without this, DuckDB reports objects that the last garbage collection left as leaks
     place = (":memory:", False) if file is None else (str(file), read_only)
-    connection = duckdb.connect(*place, config={"memory_limit": memory})
+    # no table is one of this process's Python objects
+    connection = duckdb.connect(*place, config={"memory_limit": memory, "python_enable_replacements": "false"})
     connection.execute("SET enable_progress_bar = false")  # off, because a notebook would show it
+    return connection
+
+
+def alone(connection: Any, files: Sequence[str] = (), folders: Sequence[str] = ()) -> Any:
+    """Return a connection that from now on opens no file but these `files`, and those in `folders`."""
+    connection.execute("SET allowed_paths = $1", ([*files],))
+    connection.execute("SET allowed_directories = $1", ([*folders],))
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
     return connection
 
 
@@ -110,7 +132,7 @@ def _parquet(file: Path) -> str:
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows, vectors = f"read_parquet({literal(str(file))})", list[str]()
+    rows, vectors = f"system.main.read_parquet({literal(str(file))})", list[str]()
     for field in parquet.read_schema(file):
         if pa.types.is_fixed_size_list(field.type) and field.type.value_type == pa.float32():
             vectors.append(f"{quoted(field.name)}::FLOAT[{field.type.list_size}] AS {quoted(field.name)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,8 @@ from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.feature import Format
-from promptmill.features.duckdb.duckdb_tables import SUFFIX, connected, literal, stamp
+from promptmill.core.request import nested
+from promptmill.features.duckdb.duckdb_tables import CLOSED, SUFFIX, alone, connected, literal, stamp
 from promptmill.jobs.databases import quoted
 from promptmill.jobs.format_table import all_formats
 from promptmill.jobs.inputs import remote_files
@@ -48,6 +50,7 @@ _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
 """The URL schemes that DuckDB reads without fsspec."""
 _NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
 _EXTENSION = re.compile(r"extension [\"'](\w+)")
+_GLOB = re.compile(r"[*?\[{]")
 _ROWS = '"rows"."main"."rows"'
 
 
@@ -67,8 +70,11 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
             for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
                 if scheme and scheme.lower() not in _OF_DUCKDB:  # uses the same credentials as an INPUT by URL
                     connection.register_filesystem(remote_files.filesystem(scheme.lower()))
+            named = _named(connection, query)
             for name in sources:
                 _open(connection, name)
+            if any(_is_duckdb(Path(name)) for name in sources):
+                _confine(connection, named)
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
             key = hashlib.sha256(repr([sql, sources, columns, stamp(connection, _ROWS)]).encode()).hexdigest()
@@ -81,6 +87,35 @@ def _select(connection: Any, sql: str) -> str:
     if len(statements) != 1 or statements[0].type.name != "SELECT":
         raise input_error(Named("sql"), " is one query: ", Named("sql", "select id, body from 'mails.parquet'"), ".")
     return str(statements[0].query).rstrip().rstrip(";")
+
+
+def _named(connection: Any, query: str) -> list[str]:
+    """Return the tables, files and URLs that a query names, among other words; none for a query that DuckDB's parser
+    cannot show, such as PIVOT."""
+    ((shown,),) = connection.execute("SELECT json_serialize_sql($1)", [query]).fetchall()
+    names = list[str]()
+    for node in nested(json.loads(shown)):
+        if isinstance(node, dict) and node.get("type") == "BASE_TABLE":
+            names.append(str(node.get("table_name", "")))
+        elif isinstance(node, dict) and node.get("type") == "TABLE_FUNCTION":
+            names += [inner for inner in nested(node) if isinstance(inner, str)]
+    return names
+
+
+def _confine(connection: Any, named: Sequence[str]) -> None:
+    """Let a query read its database, the files that it names, and folders of its patterns: a view of the database's
+    author could read any other file."""
+    if any(_scheme_of(name) in {"http", "https"} for name in named):  # DuckDB loads no extension afterwards
+        connection.execute("INSTALL httpfs")
+        connection.execute("LOAD httpfs")
+    files, folders = list[str](), list[str]()
+    for name in filter(None, named):
+        start = _GLOB.split(name, maxsplit=1)[0]
+        if start == name and not name.endswith("/"):
+            files.append(name if is_url(name) else str(home_expanded(name)))
+        elif (folder := start.rpartition("/")[0]) or "/" not in start:
+            folders.append(f"{folder}/" if is_url(folder) else f"{home_expanded(folder or '.').absolute()}/")
+    alone(connection, files, folders)
 
 
 def _scheme_of(name: str) -> str:
@@ -142,6 +177,10 @@ def _errors() -> Iterator[None]:
                 f"Run, where extensions.duckdb.org can be reached: {sys.executable} -c "
                 f"\"import duckdb; duckdb.sql('INSTALL {extension[1]}')\"",
             ) from None
+        if CLOSED in str(error):
+            said = redact(" ".join(_before_quote(lines)))[:300].rstrip(".")
+            reads = "reads its database, and files that it names after FROM or in a function such as read_csv"
+            raise input_error(Named("sql"), f" {reads}, and no view of the database reads others: {said}.") from None
         text = redact(" ".join(_before_quote(lines)) or type(error).__name__)[:300]
         raise input_error(Named("sql"), f": {text}{'' if text.endswith(('.', '?')) else '.'}") from None
 

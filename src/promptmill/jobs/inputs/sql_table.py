@@ -105,7 +105,7 @@ class SqlTable:
         except (PromptmillError, GeneratorExit):
             raise
         except Exception as error:  # noqa: BLE001 (each database package has its own exceptions)
-            said = str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
+            said = self._database.why(error)
             if "one statement at a time" in said:
                 raise input_error(*_ONE_QUERY) from None
             if "too big" in said:
