@@ -62,7 +62,8 @@ def words_of(floats: Sequence[float]) -> str:
 
 
 def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
-    """Return a reply to a request for the embeddings of `count` texts: its payload without them, and the vectors.
+    """Return a reply to a request for the embeddings of `count` texts: its payload without them, and the vectors, see
+    `in_payload`.
 
     Raises `ValueError` for a body that is not JSON.
     """
@@ -76,45 +77,69 @@ def read(body: bytes, count: int) -> tuple[JsonObject, tuple[bytes, ...]]:
     if not isinstance(payload, dict):
         raise ValueError("no object")
     data = payload.pop("data", None)
-    return payload, _by_index(data, count, lists)
+    return payload, _by_text(data, count, lists)
 
 
 def in_payload(payload: JsonObject, count: int) -> tuple[bytes, ...]:
-    """Return the vectors in the payload of a reply to a request for the embeddings of `count` texts."""
-    return _by_index(payload.get("data"), count)
+    """Return the vectors in the payload of a reply to a request for the embeddings of `count` texts: one for each text,
+    `b""` for a text without a usable vector; `()` for a payload without a list of vectors."""
+    return _by_text(payload.get("data"), count)
 
 
-def _by_index(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
-    """Return the vector of each text, `b""` where the reply has none, several, or one of another length.
+def _by_text(data: Any, count: int, lists: Sequence[bytes] | None = None) -> tuple[bytes, ...]:
+    """Return the vector of each text, `b""` where the reply has none, or one of another length than most.
 
     `lists`: the texts of the lists of numbers, in whose places their numbers stand; None: the lists are in `data`.
     """
-    found: dict[int, bytes] = {}
-    twice = set[int]()
-    for place, item in enumerate(data if isinstance(data, list) else []):
-        if not isinstance(item, dict):
-            continue
-        at = place if item.get("index") is None else item["index"]
-        if type(at) is int and 0 <= at < count:
-            twice |= {at} & found.keys()
-            found[at] = _vector(item.get("embedding"), lists)
+    if not isinstance(data, list):
+        return ()
+    items = [item if isinstance(item, dict) else {} for item in data]
+    numbers = [0] if len(items) == count == 1 else _numbers(items, count)
+    found = {at: _vector(item.get("embedding"), lists) for at, item in zip(numbers, items, strict=False)}
     sizes = Counter(len(vector) for vector in found.values() if vector)
     usual = max(sizes, key=sizes.__getitem__, default=0)
-    return tuple(
-        vector if at not in twice and len(vector := found.get(at, b"")) == usual else b"" for at in range(count)
-    )
+    return tuple(vector if len(vector := found.get(at, b"")) == usual else b"" for at in range(count))
+
+
+def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
+    """Return the number of each item's text; `()` if one of them is in doubt.
+
+    A server that leaves out a text, splits one, or makes one vector of several may number its vectors anew, from 0 or
+    from 1. So each number must belong to a text and be there once. Fewer vectors than texts must have numbers of their
+    own, with the first and the last: then the others are left out, and no vector has the number of another text.
+    """
+    given = [_number(item.get("index")) for item in items]
+    numbers = [place if number is None else number for place, number in enumerate(given)]
+    known = {*numbers}
+    is_whole = len(items) == count or (None not in given and {0, count - 1} <= known)
+    return numbers if is_whole and len(known) == len(items) and known <= {*range(count)} else ()
+
+
+def _number(value: Any) -> int | None:
+    """Return the number in an index, which some servers write as a text or with a decimal point; -1: it is none.
+
+    >>> [_number(value) for value in (2, "2", 2.0, None, 1.5, True)]
+    [2, 2, 2, None, -1, -1]
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        return int(value)
+    if type(value) is int or (type(value) is float and value.is_integer()):
+        return int(value)
+    return -1
 
 
 def _vector(value: Any, lists: Sequence[bytes] | None) -> bytes:
+    """Return a vector; `b""` for a value that is none, or only zeros, which have no direction."""
+    vector = b""
     match value:
         case str():
             data = value.encode()
-            if len(data) % 4 or _NO_BASE64.search(data):
-                return b""
-            vector = b64decode(data)
-            return b"" if len(vector) % 4 else vector_of(floats_of(vector))
+            if len(data) % 4 == 0 and not _NO_BASE64.search(data) and len(written := b64decode(data)) % 4 == 0:
+                vector = vector_of(floats_of(written))
         case [int(at)] if lists is not None and type(at) is int and at < len(lists):
-            return vector_of(map(float, lists[at].split(b",")))
+            vector = vector_of(map(float, lists[at].split(b",")))
         case list() if lists is None and not {bool, str}.intersection(map(type, value)):
-            return vector_of(value)
-    return b""
+            vector = vector_of(value)
+    return vector if any(floats_of(vector)) else b""

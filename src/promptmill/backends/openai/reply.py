@@ -171,13 +171,19 @@ def read_other_response(
     payload: Any = None
     found: tuple[bytes, ...] = ()
     with contextlib.suppress(ValueError):
-        payload, found = vectors.read(body, texts) if texts and status == 200 else (orjson.loads(body), ())
+        payload, found = vectors.read(body, texts) if texts and status < 300 else (orjson.loads(body), ())
     if status >= 300 or (isinstance(payload, dict) and payload.get("error") and _is_error(payload)):
         return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
         return _unreadable(endpoint, "a body that is not a JSON object", body.strip())
     if not chat_completion.can_go_on(payload):
         return _unreadable(endpoint, "a body that is nested too deeply", b"")
+    if texts and not found:
+        if _is_error(payload) or not _ERROR_FIELDS.isdisjoint(payload):
+            return _refused(status, headers, payload, endpoint)
+        usage = _usage(payload.get("usage"))
+        spent: _Spent = {"usage": usage, "tier": _tier(payload), "unmetered": not usage.prompt_tokens}
+        return replace(_unreadable(endpoint, "no list of vectors (`data`)", b""), **spent)
     details = None if texts else {"payload": payload}
     usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
     if isinstance(items := payload.get("output"), list):
