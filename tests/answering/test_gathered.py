@@ -54,9 +54,6 @@ class Echo(Gathering):
         said = dict(part.split("=") for part in reply.text.split("|"))
         return Part(Completion(said[name]) if name in said else None)
 
-    def missing(self, request: Request) -> PromptmillError:
-        return PromptmillError(Code.BAD_RESPONSE, "Nothing.")
-
 
 class Run:
     """A run of the driver over some texts, with what was sent."""
@@ -159,17 +156,6 @@ async def test_an_item_that_the_reply_leaves_out_is_sent_alone_and_keeps_what_it
     assert sum(one.cost for one in run.found.values()) == pytest.approx(0.6)
 
 
-async def test_an_item_that_has_no_answer_alone_either_fails():
-    run = Run("a", "b")
-
-    async def reply(texts: list[str], request: Request) -> Outcome:
-        return Completion("|".join("" if text == "b" else text for text in texts), attempts=request.attempts + 1)
-
-    run.reply = reply
-    await run.done()
-    assert (run.found[1].error.code, run.found[1].attempts) == (Code.BAD_RESPONSE, 2)
-
-
 async def test_one_refused_item_fails_alone():
     run = Run(*"abcdefgh", places=1)
 
@@ -181,7 +167,7 @@ async def test_one_refused_item_fails_alone():
     run.reply = reply
     await run.done()
     assert [key for key, one in run.found.items() if isinstance(one, Failure)] == [2]
-    assert sum(one.attempts - one.shared for one in run.found.values()) == len(run.sent) == 6
+    assert sum(one.attempts - one.shared for one in run.found.values()) == len(run.sent) == 5
 
 
 async def test_what_refuses_every_item_is_not_asked_for_each():
@@ -193,7 +179,7 @@ async def test_what_refuses_every_item_is_not_asked_for_each():
 
     run.reply = reply
     await run.done()
-    assert len(run.sent) == 16  # 16, 8, then each of these eight by halves
+    assert [len(texts) for texts in run.sent] == [16, *[1] * 8]
     assert [str(one.error) for one in run.found.values()] == [str(REFUSED)] * 16
     assert sum(one.attempts - one.shared for one in run.found.values()) == len(run.sent)
 
@@ -201,7 +187,7 @@ async def test_what_refuses_every_item_is_not_asked_for_each():
 @pytest.mark.parametrize("is_for_all", [True, False])
 async def test_a_failure_of_the_endpoint_is_that_of_every_item(is_for_all):
     run = Run("a", "b", "c")
-    error = REFUSED if is_for_all else PromptmillError(Code.TIMEOUT, "Too slow.")
+    error = REFUSED if is_for_all else PromptmillError(Code.UNREACHABLE, "Gone.")
 
     async def reply(texts: list[str], request: Request) -> Outcome:
         return Failure(error, request.attempts + 1, concerns_all=is_for_all)
@@ -334,7 +320,7 @@ async def test_a_request_for_one_item_keeps_what_it_shares_with_items_outside():
 
 async def test_a_failed_request_costs_its_items_what_it_cost():
     run = Run("a", "bb", "c")
-    error = PromptmillError(Code.TIMEOUT, "Too slow.")
+    error = PromptmillError(Code.UNREACHABLE, "Gone.")
 
     async def reply(texts: list[str], request: Request) -> Outcome:
         spent = ((Usage(5), ""),)
@@ -415,7 +401,7 @@ async def test_an_item_that_the_reply_of_a_batch_leaves_out_is_sent_alone():
     [
         (Failure(REFUSED, 1), 2),
         (Failure(REFUSED, 1, concerns_all=True), 1),
-        (Failure(PromptmillError(Code.TIMEOUT, "Too slow."), 1), 1),
+        (Failure(PromptmillError(Code.SERVER_ERROR, "Down."), 1), 1),
     ],
 )
 async def test_of_the_failures_of_a_batch_those_of_a_long_request_are_asked_again_alone(failure, requests):
@@ -509,7 +495,7 @@ async def test_two_items_are_several():
     assert members == [2, 0]
     assert [one.came for _, one in sorted(run.found.items())] == ["shared", "cached"]
     run.requests, run.found = [item(key, "c") for key in range(2)], {}
-    run.reply = failing(Code.TIMEOUT)
+    run.reply = failing(Code.UNREACHABLE)
     await run.done()
     assert [one.came for one in run.found.values()] == ["shared"] * 2
 
@@ -526,7 +512,7 @@ def failing(code: Code, **more: Any) -> Any:
 async def test_the_requests_that_items_have_had_before_count_for_each():
     run = Run("a", "b")
     run.requests = [one.changed(attempts=3 * key) for key, one in enumerate(run.requests)]
-    run.reply = failing(Code.TIMEOUT)
+    run.reply = failing(Code.UNREACHABLE)
     await run.done()
     assert [(one.attempts, one.shared) for _, one in sorted(run.found.items())] == [(1, 0), (4, 1)]
 
@@ -534,12 +520,14 @@ async def test_the_requests_that_items_have_had_before_count_for_each():
 @pytest.mark.parametrize(
     ("codes", "sent"),
     [
-        ([Code.BAD_REQUEST], 16),
+        ([Code.BAD_REQUEST], 9),
+        ([Code.SERVER_ERROR], 9),
+        ([Code.TIMEOUT, Code.CONNECTION_LOST], 9),
         ([Code.CONTENT_FILTER], 31),  # each item for its own text
-        ([Code.BAD_REQUEST, Code.INVALID_INPUT], 31),
+        ([Code.BAD_REQUEST, Code.INVALID_INPUT], 23),
     ],
 )
-async def test_the_second_half_fails_unsent_if_the_endpoint_refuses_every_item_alike(codes, sent):
+async def test_items_fail_unsent_if_eight_of_them_fail_alike_and_nothing_is_answered(codes, sent):
     run = Run(*map(str, range(16)), places=1)
     run.step.bounds = lambda request: Bounds(items=16, size=100)
 
@@ -600,7 +588,7 @@ async def test_an_item_keeps_what_it_has_spent_in_a_pack_its_half_and_alone():
     run.reply = reply
     await run.done()
     spent = [(one.usage.prompt_tokens, one.cost, one.attempts, one.shared) for _, one in sorted(run.found.items())]
-    assert spent == [(2, 2.0, 2, 0), (3, 3.0, 3, 2), (2, 2.0, 2, 1), (2, 2.0, 2, 2)]
+    assert spent == [(2, 2.0, 2, 0), (3, 3.0, 3, 2), (2, 2.0, 2, 1), (2, 2.0, 2, 1)]
 
 
 class Waiting(Run):
@@ -671,3 +659,95 @@ async def test_packs_of_two_kinds_wait_side_by_side():
 
 async def test_a_model_has_its_step():
     assert isinstance(await Echo.of(Loading(cast("Any", None), None, is_shared=False)), Echo)
+
+
+class Pool(Run):
+    """Packs of sixteen texts, at an endpoint that fails for some requests."""
+
+    def __init__(self, rows: int, *, places: int = 1, fails: Any, code: Code = Code.SERVER_ERROR) -> None:
+        super().__init__(*map(str, range(rows)), places=places)
+        self.step.bounds = lambda request: Bounds(items=16, size=1_000)
+        self.fails, self.code = fails, code
+
+    async def reply(self, texts: list[str], request: Request) -> Outcome:
+        if self.fails(texts):
+            error = PromptmillError(self.code, f"Down, request {len(self.sent)}.")
+            return Failure(error, request.attempts + 1, usage=Usage(16), cost=1.0)
+        return Completion("|".join(texts), "stop", Usage(16), attempts=request.attempts + 1, cost=1.0)
+
+    @property
+    def failed(self) -> set[int]:
+        return {key for key, one in self.found.items() if isinstance(one, Failure)}
+
+    def check_sums(self) -> None:
+        """Check that each request is counted and paid once."""
+        found = self.found.values()
+        assert sum(one.attempts - one.shared for one in found) == len(self.sent)
+        assert sum(one.cost for one in found) == pytest.approx(len(self.sent))
+        assert sum(one.usage.prompt_tokens for one in found) == 16 * len(self.sent)
+
+
+@pytest.mark.parametrize("code", [Code.SERVER_ERROR, Code.TIMEOUT, Code.CONNECTION_LOST, Code.BAD_RESPONSE])
+@pytest.mark.parametrize("places", [1, 8])
+async def test_an_item_at_which_the_server_fails_fails_alone(code, places):
+    run = Pool(64, places=places, code=code, fails=lambda texts: {"5", "6", "40"} & {*texts})
+    await run.done()
+    assert run.failed == {5, 6, 40}
+    assert len(run.sent) < 30
+    run.check_sums()
+
+
+async def test_a_request_that_is_too_large_for_the_server_is_made_smaller_and_so_are_the_next():
+    run = Pool(64, fails=lambda texts: len(texts) > 5)
+    await run.done()
+    assert not run.failed
+    assert max(map(len, run.sent[8:])) <= 5
+    run.check_sums()
+
+
+@pytest.mark.parametrize("places", [1, 4, 64])
+async def test_a_server_that_is_down_gets_few_requests_more_than_packs(places):
+    run = Pool(16 * 64, places=places, fails=lambda texts: True)
+    await run.done()
+    assert len(run.failed) == 16 * 64
+    assert 64 < len(run.sent) <= 64 + 8 * 7, "eight items of the first, second, fourth … sixty-fourth pack"
+    run.check_sums()
+
+
+async def test_a_server_that_goes_down_in_the_middle_gets_few_requests_more_than_packs():
+    run: Pool = Pool(16 * 64, fails=lambda texts: len(run.sent) > 30)
+    await run.done()
+    assert len(run.failed) == 16 * 34
+    assert len(run.sent) <= 64 + 8 * 7
+    run.check_sums()
+
+
+async def test_packs_that_fail_together_wait_for_the_first_sign_of_life_of_the_server():
+    run = Pool(64, places=4, fails=lambda texts: len(texts) == 16 or "20" in texts)
+    at_once = run.reply
+
+    async def reply(texts: list[str], request: Request) -> Outcome:
+        while len(run.sent) < 4:
+            await asyncio.sleep(0)
+        return await at_once(texts, request)
+
+    run.reply = reply
+    await run.done()
+    assert [len(texts) for texts in run.sent[:5]] == [16, 16, 16, 16, 1]
+    assert run.failed == {20}
+    run.check_sums()
+
+
+async def test_a_pack_of_which_all_items_fail_does_not_fail_the_next():
+    run = Pool(32, fails=lambda texts: any(int(text) < 20 for text in texts))
+    await run.done()
+    assert run.failed == {*range(20)}
+    run.check_sums()
+
+
+async def test_an_item_that_has_failed_has_a_line_of_a_batch_of_its_own():
+    run = Batched("a", "b", "c")
+    run.call.portion_of = None
+    run.requests[1] = run.requests[1].changed(attempts=1)
+    await run.done()
+    assert sorted(run.sent) == [["a", "c"], ["b"]]

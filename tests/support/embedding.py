@@ -39,7 +39,7 @@ def embeddings(
         is_text = asked.get("encoding_format") == "base64"
         data: list[dict[str, Any]] = []
         for at, text in enumerate(texts):
-            numbers = vector(text, asked.get("dimensions", SIZE))
+            numbers = vector(text, asked.get("dimensions") or asked.get("output_dimension") or SIZE)
             written = base64.b64encode(array("f", numbers).tobytes()).decode() if is_text else numbers
             data.append({"object": "embedding", "index": at, "embedding": written})
         change(data, exchange.seen.number)

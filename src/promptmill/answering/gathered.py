@@ -8,15 +8,25 @@ Items of one kind wait in a pack. No timer sends it: a pack goes when it is full
 (`Waits.starved`): the source has ended, it waits for answers, or the driver holds as many items as it may. The item
 that completes a pack sends it. The driver and the limits of the endpoint see this item alone: the others use no place.
 
-A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved.
+A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved, down to single
+items. A server that is down fails in the same way, and must not be sent twice as many requests as there are items:
+
+    a pack fails, and something else was answered since it was sent     it is halved
+    nothing was                                                         up to eight of its items are sent alone
+        one of them is answered                                         the others are halved
+        none is                                                         the others fail unsent
+
+Packs in such doubt take turns. As long as nothing is answered, only the first, second, fourth, eighth … of them sends
+single items, and the others fail at once. So of n packs, a server that is down gets log n times eight requests more.
 
 By a batch, a pack is a line of its file. Each item later reads its own part of the reply, by the name that was stored
-with it, so the items of a pack need not come together again.
+with it, so the items of a pack need not come together again. An item that has failed has a line of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections.abc import Awaitable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,16 +38,22 @@ from promptmill.backends.protocol import Call, Came, Completion, Failure, Outcom
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Portion, Request
 
-_OF_FEWER = frozenset(
+_OF_ITEMS = frozenset(
     {Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.BUDGET, Code.INVALID_INPUT, Code.BAD_REQUEST}
     | {Code.CONTENT_FILTER, Code.TRUNCATED, Code.UNAUTHORIZED}
 )
 """Failures that a request for fewer items may not have. (Some gateways answer 403 to one item's text; a refused key is
 found by refusing the halves, too.)"""
+_OF_SERVER = frozenset(
+    {Code.SERVER_ERROR, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST, Code.OUT_OF_MEMORY}
+    | {Code.EMPTY_ANSWER, Code.OPEN_REASONING, Code.INVALID_ANSWER}
+)
+"""Failures that one item or the size of a request may cause, or that all requests have."""
 _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "came")
 """The fields of an answer by batch that are those of its part of the reply."""
 _ENOUGH = 8
-"""The fewest items that are refused alike, before any was answered, for the rest of their pack to fail unsent."""
+"""The most items that are sent alone to find out whether the endpoint answers any: eight texts that all happen to be
+refused, from all over a pack, are rarer than endpoints that refuse every text."""
 _OUTPUT = 4
 """About how many times more a token of an answer costs than one of a prompt."""
 
@@ -117,7 +133,7 @@ class Gathering(Step):
         raise NotImplementedError
 
     def send(self, joined: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request that `joined` has made."""
+        """Answer a request that `joined` has made. A reply without an answer to a single item is a failure."""
         return self.following(joined, call)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
@@ -128,15 +144,11 @@ class Gathering(Step):
         """Return the part of the item `name` of a reply by batch. `request`: the item's own."""
         raise NotImplementedError
 
-    def missing(self, request: Request) -> PromptmillError:
-        """Return the error of an item that was sent alone, and whose reply has no answer."""
-        raise NotImplementedError
-
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer an item together with others."""
         if call.portion_of is not None and (portion := call.portion_of(request)) is not None:
             return await self._from_batch(request, portion, call)
-        may_share = call.exchange is None or (self.packs_batches and call.portion_of is None)
+        may_share = call.exchange is None or (self.packs_batches and call.portion_of is None and not request.attempts)
         if not may_share or (kind := self.kind(request, call)) is None:
             return await self._alone(request, call)
         packs, share = self._calls.get(call), self._shares[call]
@@ -159,7 +171,7 @@ class Gathering(Step):
         """Return the outcome of an item from a batch's reply to several."""
         outcome = await self.send(self.joined([request]).changed(portion=portion), call)
         if isinstance(outcome, Failure):
-            if outcome.concerns_all or outcome.error.code not in _OF_FEWER:
+            if outcome.concerns_all or outcome.error.code not in _OF_ITEMS:
                 return outcome
             answer = None
         else:
@@ -171,10 +183,11 @@ class Gathering(Step):
         return Totals().and_(outcome).and_(alone).on(alone)
 
     async def _alone(self, request: Request, call: Call) -> Outcome:
-        (gathered,) = await self._sent([request], call, self._calls.get(call))
-        if gathered.outcome is not None:
-            return gathered.outcome
-        return gathered.spent.on(Failure(self.missing(request), gathered.attempts))
+        item = _Items([request], call, self._calls.get(call))
+        await self._request(item, [0])
+        (gathered,) = item.found
+        assert gathered.outcome is not None
+        return gathered.outcome
 
     async def _gathered(self, request: Request, kind: Hashable, packs: _Packs, call: Call) -> _Gathered:
         bounds, size = self.bounds(request), self.size(request)
@@ -199,8 +212,9 @@ class Gathering(Step):
         others = len(pack.waiting)
         call.waits.held -= others  # they no longer wait for items, but for this request
         call.waits.forked -= others
+        items = _Items(pack.requests, call, packs)
         try:
-            found = await self._sent(pack.requests, call, packs)
+            await self._answer_part(items, range(len(items.requests)), packs)
         except BaseException as error:
             for future in pack.waiting:
                 if not future.done() and isinstance(error, PromptmillError):
@@ -211,39 +225,114 @@ class Gathering(Step):
         finally:
             packs.share.gathered -= others
             call.waits.forked += others
-        for future, one in zip(pack.waiting, found, strict=False):
+        for future, one in zip(pack.waiting, items.found, strict=False):
             if not future.done():
                 future.set_result(one)
-        return found[-1]
+        return items.found[-1]
 
-    async def _sent(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> list[_Gathered]:
-        """Return the results of a request for these items; if it fails as a whole, those of requests for its halves."""
+    async def _answer_part(self, items: _Items, part: Sequence[int], packs: _Packs) -> None:
+        """Answer a part of a pack by one request; if it fails as a whole, by requests for fewer items."""
+        if has_failed := len(part) <= packs.most_items:
+            before = packs.answered
+            failure = await self._request(items, part)
+            if failure is None:
+                return
+            part = await self._left(items, part, failure, packs, before)
+        size = -(-len(part) // 2) if has_failed else packs.most_items
+        for first in range(0, len(part), max(1, size)):
+            await self._answer_part(items, part[first : first + size], packs)
+        if has_failed and part and all(isinstance(items.found[at].outcome, Completion) for at in part):
+            packs.most_items = min(packs.most_items, size)
+
+    async def _request(self, items: _Items, part: Sequence[int]) -> Failure | None:
+        """Send one request for a part of a pack. Return its failure if a request for fewer items may not have it."""
+        requests = [items.requests[at] for at in part]
         members = requests if len(requests) == 1 else self.named(requests)
         try:
             joined = self.joined(members)
         except PromptmillError as error:
-            return [_Gathered(Failure(error, one.attempts)) for one in requests]
+            items.put(part, [_Gathered(Failure(error, one.attempts)) for one in requests])
+            return None
         if len(members) > 1:
             joined = joined.changed(members=tuple(members), portion=None)
-        outcome = await self.send(joined, call)
+        outcome = await self.send(joined, items.call)
         if isinstance(outcome, Completion):
-            if packs is not None:
-                packs.has_answers = True
-            return _divided(requests, self.divided(members, outcome), outcome)
+            parts = self.divided(members, outcome)
+            if items.packs is not None and any(each.answer is not None for each in parts):
+                items.packs.answered += 1
+                items.packs.in_vain = 0
+            items.put(part, _divided(requests, parts, outcome))
+            return None
         failed = _divided(requests, [Part(None)] * len(requests), outcome)
-        if len(requests) == 1 or outcome.concerns_all or outcome.error.code not in _OF_FEWER:
-            return [_failed(outcome, one, "shared" if len(requests) > 1 else outcome.came) for one in failed]
-        assert packs is not None  # a single item has no halves
-        half = len(requests) // 2
-        again = [one.changed(attempts=each.attempts) for one, each in zip(requests, failed, strict=True)]
-        found = await self._sent(again[:half], call, packs)
-        if not packs.has_answers and (same := _refused_alike(found)) is not None:
-            found += [_Gathered(Failure(same, each.attempts)) for each in failed[half:]]
-        else:
-            found += await self._sent(again[half:], call, packs)
-        if all(isinstance(one.outcome, Completion) for one in found):
-            packs.most_items = min(packs.most_items, half)
-        return [_with(each.spent, one) for each, one in zip(failed, found, strict=True)]
+        if len(requests) > 1 and not outcome.concerns_all and outcome.error.code in _OF_ITEMS | _OF_SERVER:
+            items.spend(part, failed)
+            return outcome
+        came: Came = "shared" if len(requests) > 1 else outcome.came
+        items.put(part, [_failed(outcome, one, came) for one in failed])
+        return None
+
+    async def _left(
+        self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, before: int
+    ) -> Sequence[int]:
+        """Return the items to halve of a part whose request has failed. If nothing shows that the endpoint answers any
+        item, some are sent alone first. `before`: the number of answered requests when the part was sent."""
+        code = failure.error.code
+        if code is Code.BAD_REQUEST:
+            return part if packs.answered else await self._tried(items, part, failure, packs)
+        if code not in _OF_SERVER or packs.answered > before:
+            return part
+        with items.call.hold():
+            await packs.line.acquire()
+        try:
+            if packs.answered > before:
+                return part
+            packs.in_vain += 1
+            if packs.in_vain.bit_count() > 1:
+                items.fail(part, failure.error)
+                return ()
+            return await self._tried(items, part, failure, packs)
+        finally:
+            packs.line.release()
+
+    async def _tried(self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs) -> Sequence[int]:
+        """Send items of a part alone until a request is answered. Return the others; if all sent items have failed as
+        the part has, the others fail, too."""
+        before, tried = packs.answered, list[int]()
+        for at in random.Random(0).sample(part, min(len(part), _ENOUGH)):  # noqa: S311 (any items)
+            if packs.answered > before:
+                break
+            await self._request(items, [at])
+            tried.append(at)
+        left = [at for at in part if at not in tried]
+        error = _alike([items.found[at].outcome for at in tried], failure)
+        if packs.answered > before or error is None:
+            return left
+        items.fail(left, error)
+        return ()
+
+
+class _Items:
+    """The items of a pack, by place: what each has spent so far, and its result."""
+
+    def __init__(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> None:
+        self.requests, self.call, self.packs = [*requests], call, packs
+        self.found = [_Gathered(None)] * len(requests)
+        self._spent = [Totals()] * len(requests)
+
+    def put(self, part: Sequence[int], found: Sequence[_Gathered]) -> None:
+        """Set the results of a part, to which the items' earlier requests are added."""
+        for at, one in zip(part, found, strict=True):
+            self.found[at] = _with(self._spent[at], one)
+
+    def spend(self, part: Sequence[int], found: Sequence[_Gathered]) -> None:
+        """Add a failed request to what the items of a part have spent."""
+        for at, one in zip(part, found, strict=True):
+            self._spent[at] = self._spent[at].joined(one.spent)
+            self.requests[at] = self.requests[at].changed(attempts=one.attempts)
+
+    def fail(self, part: Sequence[int], error: PromptmillError) -> None:
+        """Set an error as the result of each item of a part, without a further request."""
+        self.put(part, [_Gathered(Failure(error, self.requests[at].attempts)) for at in part])
 
 
 class _Packs:
@@ -252,7 +341,12 @@ class _Packs:
     def __init__(self, share: Share, call: Call) -> None:
         self.share, self._call = share, call
         self.open: dict[Hashable, _Pack] = {}
-        self.has_answers = False
+        self.answered = 0
+        """The number of answered requests."""
+        self.in_vain = 0
+        """The number of packs that failed, since the last answer, before anything was answered."""
+        self.line = asyncio.Lock()
+        """Held by the pack that finds out whether the endpoint answers anything."""
         self.most_items = sys.maxsize
         """The largest pack that was answered after a larger one was refused."""
 
@@ -307,13 +401,16 @@ class _Packs:
         self.share.gathered -= 1
 
 
-def _refused_alike(found: Sequence[_Gathered]) -> PromptmillError | None:
-    """Return the error that all items of half a pack share; None if they differ, or are too few to tell."""
-    errors = {str(one.outcome.error): one.outcome.error for one in found if isinstance(one.outcome, Failure)}
-    if len(found) < _ENOUGH or len(errors) != 1:
+def _alike(outcomes: Sequence[Outcome | None], failure: Failure) -> PromptmillError | None:
+    """Return the error of items that have all failed as the request for all; None if one has not."""
+    errors = [outcome.error for outcome in outcomes if isinstance(outcome, Failure)]
+    if len(errors) < len(outcomes):
         return None
-    (error,) = errors.values()
-    return error if error.code is Code.BAD_REQUEST else None
+    if failure.error.code in _OF_SERVER:
+        is_alike = all(error.code in _OF_SERVER for error in errors)
+    else:
+        is_alike = len({(error.code, str(error)) for error in errors}) == 1 and errors[0].code is failure.error.code
+    return errors[0] if is_alike else None
 
 
 def _failed(failure: Failure, gathered: _Gathered, came: Came) -> _Gathered:

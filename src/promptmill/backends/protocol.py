@@ -453,6 +453,8 @@ class Facts:
     """Whether the call is a round of a job, whose database has the counts."""
     checks: tuple[Check, ...] = ()
     """The checks of all answers of the call, next to those that the parameters of a request want."""
+    vector_bytes: int = 0
+    """The length that the vectors of the call's earlier runs have; 0 if there are none, or they may differ."""
     has_portions: bool = False
     """Whether the call reads replies of a batch to several items, see `Call.portion_of`."""
 

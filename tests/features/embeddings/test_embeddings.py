@@ -17,7 +17,7 @@ from fastmcp.exceptions import ToolError
 import promptmill
 from embedding import SIZE, embeddings, vector
 from promptmill.core.errors import PromptmillError
-from replies import choose, status
+from replies import choose, raw, status
 from waiting import eventually
 
 KILLS = (
@@ -38,6 +38,11 @@ def texts(bench, upstream):
     return begun
 
 
+def check(bench: Any, written: list[str]) -> None:
+    """Check that each row has the vector of its text."""
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+
+
 def _asked(upstream: Any) -> list[int]:
     """Return the number of texts in each request."""
     return [len(seen.json["input"]) for seen in upstream.seen]
@@ -55,27 +60,160 @@ def test_many_rows_go_in_one_request_and_each_gets_its_vector(bench, upstream, t
     assert "600 vectors of 8 numbers; as text they take three times the room of .parquet" in summary
 
 
-def test_a_vector_that_is_missing_doubled_or_of_another_length_is_requested_alone(bench, upstream, texts):
+def test_a_vector_that_is_missing_or_of_another_length_is_requested_alone(bench, upstream, texts):
     def spoiled(data: list[dict[str, Any]], number: int) -> None:
         if number == 1:
-            del data[3]
-            data[4]["index"] = 9  # there are two vectors for the tenth text then, and none for the sixth
             data[20]["embedding"] = data[20]["embedding"][:8]
+            data[30]["embedding"] = None
+            del data[3]
             data.reverse()
 
     written = texts(50, spoiled)
     found = bench.succeed("--embed", "{{text}}")
-    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    check(bench, written)
     alone = [seen.json["input"] for seen in upstream.seen[1:]]
-    assert sorted(alone) == [["text 21"], ["text 3"], ["text 5"], ["text 9"]]
-    assert (found["requests"], found["retries"]) == (5, 4)
+    assert sorted(alone) == [["text 20"], ["text 3"], ["text 30"]]
+    assert (found["requests"], found["retries"]) == (4, 3)
     records = {record.row: record for record in bench.records()}
     assert [records[row].extras.get("came", "") for row in (0, 1, 3)] == ["shared", "shared", ""]
     assert (records[3].attempts, records[3].extras["shared"]) == (2, 1)
 
 
+def _anew(data: list[dict[str, Any]]) -> None:
+    for at, one in enumerate(data):
+        one["index"] = at
+
+
+def _one_left_out(data: list[dict[str, Any]]) -> None:
+    del data[1]
+    _anew(data)
+
+
+def _one_more(data: list[dict[str, Any]]) -> None:
+    data.insert(1, {"embedding": data[0]["embedding"]})
+    _anew(data)
+
+
+def _from_one(data: list[dict[str, Any]]) -> None:
+    for one in data:
+        one["index"] += 1
+
+
+def _from_one_without_the_last(data: list[dict[str, Any]]) -> None:
+    _from_one(data)
+    data.pop()
+
+
+def _one_for_all(data: list[dict[str, Any]]) -> None:
+    del data[1:]
+
+
+def _all_of_the_first(data: list[dict[str, Any]]) -> None:
+    for one in data:
+        one["index"] = 0
+
+
+def _without_numbers(data: list[dict[str, Any]]) -> None:
+    for one in data:
+        del one["index"]
+    del data[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _one_left_out,
+        _one_more,
+        _from_one,
+        _from_one_without_the_last,
+        _one_for_all,
+        _all_of_the_first,
+        _without_numbers,
+        lambda data: data.append({"index": 2, "embedding": data[0]["embedding"]}),
+        lambda data: data[-1].update(index=-1),
+        lambda data: data[-1].update(index="four"),
+        lambda data: data.pop(0),
+        list.pop,
+    ],
+)
+def test_a_reply_whose_vectors_may_be_of_other_texts_is_not_used(bench, upstream, texts, change):
+    written = texts(12, lambda data, _number: change(data) if len(data) > 1 else None)
+    bench.succeed("--embed", "{{text}}")
+    check(bench, written)
+    assert len(upstream.seen) < 24
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"object": "error", "message": "model is loading", "code": 50001},
+        {"code": 400, "msg": "batch too large"},
+        {"data": []},
+        {"data": None},
+        {"embeddings": [[1.0, 2.0]]},
+        {"embedding": [1.0, 2.0]},
+        {"data": {"embedding": [1.0, 2.0]}},
+        {"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]},
+        *(
+            {"data": [{"index": 0, "embedding": value}]}
+            for value in (
+                [None],
+                None,
+                [],
+                ["1.0", "2.0"],
+                [[1.0, 2.0]],
+                [0.0, -0.0],
+                "AAAAAAAAAAA=",
+                "AAAAgD8=",
+                [1e300],
+            )
+        ),
+        {"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [2.0]}]},
+        [[1.0, 2.0]],
+    ],
+)
+def test_a_row_without_a_usable_vector_fails(bench, upstream, texts, body):
+    texts(1)
+    upstream.other_posts = raw(json.dumps(body).encode())
+    bench.fail("--embed", "{{text}}", "--set", "backend_configs.openai.retries=1", code=1)
+    (row,) = bench.answers()
+    assert not row["embedding"]
+    assert row["error"]["code"] in {"bad_response", "bad_request", "server_error"}
+
+
+def test_an_endpoint_whose_vectors_cannot_be_used_is_not_asked_for_each(bench, upstream, texts):
+    texts(1_000, lambda data, _number: [one.update(embedding=[0.0]) for one in data])
+    bench.fail("--embed", "{{text}}", code=1, concurrency=1)
+    assert bench.status()["failed"] == 1_000
+    assert len(upstream.seen) <= 4 + 3 * 8 + 2
+
+
+@pytest.mark.parametrize("status_", [500, 504])
+def test_one_text_at_which_the_server_fails_does_not_take_the_others_with_it(bench, upstream, texts, status_):
+    written = texts(300)
+    good, bad = embeddings(), status(status_, "unsupported value: NaN")
+    upstream.other_posts = choose(lambda seen: bad if "text 60" in seen.json["input"] else good)
+    options = ("--embed", "{{text}}", "--set", "backend_configs.openai.retries=1")
+    bench.fail(*options, code=1)
+    failed = [row for row in bench.answers() if row["error"]]
+    assert [(row["id"], row["error"]["code"]) for row in failed] == [(60, "server_error")]
+    assert len(upstream.seen) <= 32
+    upstream.other_posts = good
+    bench.succeed(*options, "--again", "failed")
+    check(bench, written)
+
+
+def test_an_endpoint_that_ignores_the_dimensions_ends_the_job_at_its_first_reply(bench, upstream, texts):
+    texts(1_000, lambda data, _number: [one.update(embedding=[1.0, 2.0]) for one in data])
+    said = bench.fail("--embed", "{{text}}", "--dimensions", "4", code=75, concurrency=1)
+    assert (
+        "The endpoint sends vectors of 2 numbers, although 4 dimensions are requested. Leave --dimensions out" in said
+    )
+    assert len(upstream.seen) == 1
+
+
 def test_the_usage_and_cost_of_the_rows_are_those_of_the_requests(bench, upstream, texts):
-    texts(300, lambda data, number: data.pop() and None if number == 1 else None)
+    texts(300, lambda data, number: data.pop(3) and None if number == 1 else None)
     found = bench.succeed("--embed", "{{text}}", "--set", 'price={"input": 3, "output": 1}')
     asked = sum(len(text.split()) for seen in upstream.seen for text in seen.json["input"])
     assert found["prompt_tokens"] == asked == 602
@@ -120,14 +258,33 @@ def test_a_model_without_embeddings_ends_the_job_at_the_first_answer(bench, upst
     assert len([seen for seen in upstream.seen if seen.method == "POST"]) <= 2
 
 
-def test_an_endpoint_without_base64_sends_numbers(bench, upstream, texts):
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (400, "Unknown parameter: encoding_format"),
+        (400, "base64 is not supported, use float"),
+        (400, "Unsupported value"),
+        (422, "extra fields not permitted"),
+        (500, "encoding format base64 not implemented"),
+    ],
+)
+def test_an_endpoint_without_base64_sends_numbers(bench, upstream, texts, code, words):
     written = texts(20)
-    plain = embeddings()
-    refusal = status(400, "Unknown parameter: encoding_format")
+    plain, refusal = embeddings(), status(code, words)
     upstream.other_posts = choose(lambda seen: refusal if "encoding_format" in seen.json else plain)
-    bench.succeed("--embed", "{{text}}")
-    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text), rel=1e-8) for text in written]
+    bench.succeed("--embed", "{{text}}", "--set", "backend_configs.openai.retries=1")
+    check(bench, written)
     assert len(upstream.seen) == 2
+
+
+def test_an_endpoint_that_cannot_write_base64_sends_numbers(bench, upstream, texts):
+    def spoiled(data: list[dict[str, Any]], _number: int) -> None:
+        for one in data:
+            if isinstance(one["embedding"], str):
+                one["embedding"] = one["embedding"][:-8]
+
+    texts(10, spoiled)
+    bench.succeed("--embed", "{{text}}", "--dimensions", "8")
 
 
 def test_equal_texts_are_sent_once_with_dedupe_and_edited_ones_again(bench, upstream, texts):

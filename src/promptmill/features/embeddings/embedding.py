@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,9 @@ import orjson
 
 from promptmill.answering.gathered import Bounds, Gathering, Part
 from promptmill.answering.step import Loading, Sent
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import EMBEDDINGS, Conversation, Request, Sampling
 from promptmill.features.embeddings.parameters import Embedded
 
@@ -31,6 +32,11 @@ _OTHER_NAMES: Mapping[str, str] = {"mistral": "output_dimension", "voyage": "out
 """The name of the parameter `dimensions`, by provider."""
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 _ENCODING = "encoding_format"
+_OF_ENCODING = re.compile(r"encoding.?format|base64", re.IGNORECASE)
+_PERHAPS_OF_ENCODING = frozenset({Code.BAD_REQUEST, Code.INVALID_INPUT, Code.BAD_RESPONSE, Code.SERVER_ERROR})
+_DOUBTS = 2
+"""Enough for a pack that fails for another reason, too, and an item of it alone. An endpoint that is down gets no more
+requests in vain."""
 
 
 class Embedding(Gathering):
@@ -49,13 +55,15 @@ class Embedding(Gathering):
         super().__init__(loading)
         self._plan = plan = loading.plan
         self._encoding: dict[str, str] = {_ENCODING: "base64"}
-        """Base64 takes a third of the bytes of numbers; `{}` after an endpoint has refused it."""
+        """Base64 takes a third of the bytes of numbers; `{}` where an endpoint answers only without it."""
+        self._doubts = _DOUBTS
+        """How often a failed request is still sent again without base64, which may be the cause of its failure."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
         provider = plan.settings.backend_configs.openai.provider or ""
         self._dimensions = _OTHER_NAMES.get(provider, "dimensions")
         self._bounds = _BOUNDS.get(provider, _AT_ONCE) if plan.record.needs_endpoint else _AT_ONCE
-        self._length: dict[int | None, int] = {}
-        """The bytes of the first vector, by the wanted number of dimensions."""
+        self._lengths: dict[Call, dict[int | None, int]] = {}
+        """The bytes of the first vectors of each call, by the wanted number of dimensions."""
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a row of a job with its vector."""
@@ -104,29 +112,70 @@ class Embedding(Gathering):
         return first.changed(**changes, extra=body, path=self.path)
 
     async def send(self, joined: Request, call: Call) -> Outcome:
-        """Answer a request for embeddings, as numbers if the endpoint knows no base64."""
-        outcome = await self.following(joined, call)
+        """Answer a request for embeddings, as numbers if the endpoint sends none in base64. A reply without any usable
+        vector is a failure."""
+        outcome = self._checked(await self.following(joined, call), joined, call)
+        if not isinstance(outcome, Failure):
+            self._doubts = 0
+            return outcome
         had_encoding = _ENCODING in joined.extra or call.exchange is not None  # the batch was sent with it
-        if isinstance(outcome, Failure) and had_encoding and _ENCODING in str(outcome.error):
+        is_named = had_encoding and _OF_ENCODING.search(f"{outcome.error} {outcome.error.said}") is not None
+        is_doubted = had_encoding and call.exchange is None and outcome.error.code in _PERHAPS_OF_ENCODING
+        if outcome.concerns_all or not (is_named or (is_doubted and self._doubts)):
+            return outcome
+        self._doubts -= not is_named
+        extra = {name: value for name, value in joined.extra.items() if name != _ENCODING}
+        plain = joined.changed(extra=extra, attempts=outcome.attempts)
+        again = self._checked(await self.following(plain, call), plain, call)
+        if is_named or isinstance(again, Completion):
             self._encoding = {}
-            extra = {name: value for name, value in joined.extra.items() if name != _ENCODING}
-            return await self.following(joined.changed(extra=extra, attempts=outcome.attempts), call)
-        return outcome
+        return Totals().and_(outcome).and_(again).on(again)
+
+    async def leave(self, call: Call) -> None:
+        """Forget the lengths of the call's vectors."""
+        self._lengths.pop(call, None)
+
+    def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
+        """Return an outcome without vectors of another length than wanted, or than that of the call's first vector."""
+        if isinstance(outcome, Failure):
+            return outcome
+        wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})
+        wanted = wanted if type(wanted) is int else None
+        lengths = {len(vector) for vector in outcome.vectors} - {0}
+        length = 4 * wanted if wanted else known.get(None, call.facts.vector_bytes) or max(lengths, default=0)
+        if length in lengths:
+            known[wanted] = length
+            outcome.vectors = tuple(vector if len(vector) == length else b"" for vector in outcome.vectors)
+            return outcome
+        error = _other_length(max(lengths), length, wanted) if lengths else _unusable()
+        # an endpoint that ignores the number would be paid for vectors that nobody wants
+        is_ignored = bool(lengths and wanted and not known)
+        failure = Failure(error, outcome.attempts, outcome.latency_s, concerns_all=is_ignored, came=outcome.came)
+        return Totals().and_(outcome).on(failure)
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
-        """Return the vectors. One whose length differs from that of the first vector is none."""
-        wanted = _dimensions(requests[0])
-        length = self._length.setdefault(wanted, max(map(len, reply.vectors), default=0)) or self._length.pop(wanted)
+        """Return the vectors."""
         return [
-            Part(Completion("", "stop", vectors=(vector,)) if len(vector) == length else None, self.size(one) + 1)
+            Part(Completion("", "stop", vectors=(vector,)) if vector else None, self.size(one) + 1)
             for one, vector in zip(requests, reply.vectors, strict=True)
         ]
 
-    def missing(self, request: Request) -> PromptmillError:
-        """Return the error of a text that the reply has no vector for."""
-        numbers = self._length.get(_dimensions(request), 0) // 4
-        of = f" of {numbers:,} numbers, as the others have" if numbers else ""
-        return PromptmillError(Code.BAD_RESPONSE, f"The reply of the endpoint has no vector{of}.")
+
+def _unusable() -> PromptmillError:
+    problem = "The reply of the endpoint has no usable vector for this text"
+    remedy = "Look at the text and at the endpoint: does it make vectors, and one for each text?"
+    return PromptmillError(Code.BAD_RESPONSE, f"{problem}: none that is its own, nulls, or only zeros.", remedy)
+
+
+def _other_length(found: int, length: int, wanted: int | None) -> PromptmillError:
+    """Return the error of a vector that has `found` bytes in place of `length`. `wanted`: the requested dimensions."""
+    sent = f"The endpoint sends vectors of {found // 4:,} numbers"
+    if wanted:
+        remedy = "Leave ", Named("dimensions"), " out, or choose a model that shortens its vectors."
+        return PromptmillError(Code.BAD_RESPONSE, f"{sent}, although {wanted:,} dimensions are requested.", remedy)
+    other = f"{sent}, but has sent vectors of {length // 4:,} for other rows, with which they cannot be compared."
+    remedy = "See which models answer there. ", Named("again", "all"), " requests all vectors anew."
+    return PromptmillError(Code.BAD_RESPONSE, other, remedy)
 
 
 def _dimensions(request: Request) -> int | None:
