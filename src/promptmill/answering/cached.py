@@ -40,6 +40,7 @@ from promptmill.answering.step import Loading, Place
 from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import OF_EFFORT, OpenAISettings
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
@@ -63,14 +64,6 @@ CREATE INDEX IF NOT EXISTS by_age ON answers (made);
 _COMPLETE = frozenset({"stop", "tool_calls"})
 _LOG = logging.getLogger(__name__)
 _Warn: TypeAlias = Callable[[str], None]
-# Settings of a backend that affect how an answer is obtained, but not the answer itself.
-_NOT_ASKED = frozenset(
-    {
-        *("api_key", "api_key_env", "trust_env", "timeout", "item_timeout", "max_connections", "stream"),
-        *("concurrency", "adaptive", "rpm", "tpm", "retries", "base_delay", "max_delay", "patience", "dedupe"),
-        *("num_workers", "worker_concurrency", "bulk_threshold", "batch_size", "replicas", "threads", "cache_gb"),
-    }
-)
 
 
 class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
@@ -285,7 +278,9 @@ def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
     """Return a digest of the position and of the settings that affect answers. Settings in a request do not count."""
     block = plan.block
     assert block is not None
-    asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
+    # a block of another package has the usual names
+    effort = OpenAISettings.marked(OF_EFFORT) | block.marked(OF_EFFORT)
+    asked = block.model_dump(mode="json", exclude={*effort, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
     return orjson.dumps((7, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import operator
 import sys
 import time
@@ -850,6 +851,33 @@ class Widening(Protocol):
 
     def widen(self, most: int) -> None:
         """From now on, allow `most` requests in flight, if this is more than before."""
+        ...
+
+
+class Key(NamedTuple):
+    """An endpoint's key. `expires_at`: the Unix time until which it is valid, if known."""
+
+    text: str
+    expires_at: float = math.inf
+
+
+class KeyHolder(Protocol):
+    """The key of a backend that is renewed: `fetch` brings a new one, given the one before."""
+
+    fetch: Callable[[str], Awaitable[Key]]
+
+    async def after(self, key: str) -> Key:
+        """Return the key in hand if it is not `key`, else a new one. Raises `PromptmillError`."""
+        ...
+
+
+@runtime_checkable
+class Renewing(Protocol):
+    """A backend that may have a renewed key."""
+
+    @property
+    def key(self) -> KeyHolder | None:
+        """The renewed key; None: the key never changes."""
         ...
 
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
-from promptmill.backends.protocol import Backend, Step
+from promptmill.backends.protocol import Backend, KeyHolder, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.config.settings import USUAL_KEYS
+from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
 from promptmill.core.wording import close_matches, did_you_mean
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from promptmill.backends.openai.providers import ProviderProfile
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_BRING_A_KEY = OpenAISettings.marked(KEY_SOURCE, OF_ACCOUNT)
 _OF_HF = frozenset({"transformers", "huggingface", "hugging-face"})
 
 
@@ -71,7 +72,7 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool
 def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
     """Before any request: raise `PromptmillError` (`invalid_config`) if `provider` needs a key and none is set."""
     block = plan.settings.backend_configs.openai
-    if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
+    if not plan.record.needs_endpoint or block.base_url or any(getattr(block, name) for name in _BRING_A_KEY):
         return
     wanted = next((row.key_env for row in providers() if row.provider == block.provider), "")
     if not wanted or any(environ.get(name, "").strip() for name in (wanted, *USUAL_KEYS)):
@@ -99,6 +100,14 @@ def keys_sent(plan: ResolvedConfig) -> list[tuple[str, str]]:
     return [(name, source.split()[0]) for name, source in sources if " in the environment" in source]
 
 
+def renewed_key(plan: ResolvedConfig) -> KeyHolder | None:
+    """Return the renewed key of the plan's endpoints, not yet fetched; None: their keys do not change."""
+    if not plan.record.needs_endpoint or not plan.settings.backend_configs.openai.api_key_command:
+        return None
+    endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(plan, os.environ)
+    return next((endpoint.renewed for endpoint in endpoints if endpoint.renewed is not None), None)
+
+
 def key_variables(plan: ResolvedConfig) -> set[str]:
     """Return the environment variables from which the plan's backend may read a key."""
     block = plan.block
@@ -108,7 +117,8 @@ def key_variables(plan: ResolvedConfig) -> set[str]:
         if named := getattr(block, "api_key_env", None):
             return {named}
         of_provider = {row[2] for row in providers() if row[0] == getattr(block, "provider", None)} - {""}
-        return set() if getattr(block, "api_key", None) else {*USUAL_KEYS, *of_provider}
+        has_other = any(getattr(block, name, None) for name in _BRING_A_KEY - {"headers"})
+        return set() if has_other else {*USUAL_KEYS, *of_provider}
     return set(_HUB_KEYS) if plan.record.is_engine else set()
 
 

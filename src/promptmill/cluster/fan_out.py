@@ -40,7 +40,7 @@ _IN_FLIGHT = 256
 _KEPT_BYTES = 4 * 1024 * 1024  # bytes of images that a worker keeps; few, because there may be many workers
 # A request that was on so many workers when they ended is sent alone. Many, because it is seldom the cause.
 _SUSPECTED = 4
-_REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where")
+_REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where", "needed_keys")
 
 
 async def create(plan: ResolvedConfig) -> protocol.Backend:
@@ -51,7 +51,7 @@ async def create(plan: ResolvedConfig) -> protocol.Backend:
     return FannedOut(cast("_Local", backend), plan) if plan.record.needs_endpoint else backend
 
 
-class _Local(protocol.Backend, protocol.Leased, protocol.Widening, Protocol):
+class _Local(protocol.Backend, protocol.Leased, protocol.Renewing, protocol.Widening, Protocol):
     """The backend in this process."""
 
 
@@ -65,13 +65,13 @@ class LargeCall:
         self.replicas = Replicas(starts_with_one=True, suspected=_SUSPECTED)
         self.links: list[ProcessLink] = []
 
-    def start(self, quota: Quota) -> None:
-        """Start the processes, each with a part of `quota`."""
+    def start(self, quota: Quota, key: protocol.KeyHolder | None) -> None:
+        """Start the processes, each with a part of `quota`. `key`: the renewed key of the endpoint."""
         arguments = registry.create, part_of(self._plan), environment_of(self._plan), __version__
         wanted = self._plan.settings.backend_configs.openai.worker_concurrency or sys.maxsize
         facts = protocol.Facts(kept_image_bytes=_KEPT_BYTES)
         self.links = [ProcessLink() for _ in range(self._count)]
-        remotes = [RemoteBackend(link, arguments, quota, wanted=wanted, facts=facts) for link in self.links]
+        remotes = [RemoteBackend(link, arguments, quota, wanted=wanted, facts=facts, key=key) for link in self.links]
         self.replicas.begin(remotes, lambda _: None)
 
     def widen(self, most: int) -> None:
@@ -130,7 +130,7 @@ class FannedOut:
         if large is None:
             return self._backend.answer(request, call)
         if not large.links:
-            large.start(self._shared_quota())
+            large.start(self._shared_quota(), self._backend.key)
         return large.replicas.answer(request, call)
 
     def _shared_quota(self) -> Quota:

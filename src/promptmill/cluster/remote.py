@@ -77,6 +77,8 @@ class ReplicaReport:
     """The reason why the replica's requests are stalled."""
     where: str = ""
     """The names of the endpoints that have requests."""
+    needed_keys: int = 0
+    """The number of renewed keys that the replica has needed so far. It waits for the last of them."""
 
 
 class _DriversAccount:
@@ -107,6 +109,8 @@ class Orders:
     """The requests whose next attempt waited for a reservation, each with whether it was reserved."""
     facts: protocol.Facts = field(default_factory=protocol.Facts)
     """Facts about the requests' call."""
+    key: protocol.Key | PromptmillError | None = None
+    """The renewed key, or the reason for its lack, if the replica needs one."""
 
 
 T = TypeVar("T")
@@ -127,6 +131,8 @@ class Replica:
         """The number of refusals already reported."""
         self._reserving: dict[int, asyncio.Future[bool]] = {}
         self._to_reserve: list[int] = []
+        self._needed_key: asyncio.Future[protocol.Key] | None = None
+        self._needed_keys = 0
         self._news = asyncio.Event()
 
     async def load(
@@ -142,6 +148,8 @@ class Replica:
     async def _load(self, create: _Create, plan: ResolvedConfig) -> None:
         await self.aclose()
         self._backend = await create(plan)
+        if isinstance(self._backend, protocol.Renewing) and self._backend.key is not None:
+            self._backend.key.fetch = self._fetch_key
         await self._backend.load(lambda _: None)
 
     async def submit(self, orders: Orders) -> None:
@@ -153,6 +161,11 @@ class Replica:
         for number, is_reserved in orders.reserved:
             if (reserving := self._reserving.get(number)) is not None and not reserving.done():
                 reserving.set_result(is_reserved)
+        if orders.key is not None and self._needed_key is not None and not self._needed_key.done():
+            if isinstance(orders.key, PromptmillError):
+                self._needed_key.set_exception(orders.key)
+            else:
+                self._needed_key.set_result(orders.key)
         requests = orders.requests
         if self._share is None and requests:
             self._call.facts = orders.facts
@@ -179,6 +192,14 @@ class Replica:
         finally:
             del self._reserving[number]
 
+    async def _fetch_key(self, before: str) -> protocol.Key:
+        """Return a new key from the driver, which runs the operator's program for all replicas."""
+        del before  # the driver knows it
+        self._needed_key = asyncio.get_running_loop().create_future()
+        self._needed_keys += 1
+        self._news.set()
+        return await self._needed_key
+
     async def report(self) -> ReplicaReport:
         """Return the news as soon as there are any; an empty report every few seconds."""
         with contextlib.suppress(TimeoutError):
@@ -193,7 +214,9 @@ class Replica:
         reserving, self._to_reserve = self._to_reserve, []
         most, flow = 1 if share is None else share.most, call.flow
         where = "" if flow is None else flow.where
-        return ReplicaReport(outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where)
+        return ReplicaReport(
+            outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where, self._needed_keys
+        )
 
     async def idle(self) -> None:
         """Decide about held requests, because all remaining requests wait for others."""
@@ -309,8 +332,12 @@ class RemoteBackend:
         *,
         wanted: int = sys.maxsize,
         facts: protocol.Facts | None = None,
+        key: protocol.KeyHolder | None = None,
     ) -> None:
-        """`arguments`: for `Replica.load`. `facts`: about its calls. `wanted`: the places of `quota` it can use."""
+        """`arguments`: for `Replica.load`. `facts`: about its calls. `wanted`: the places of `quota` it can use.
+
+        `key`: the renewed key of the endpoint.
+        """
         self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or protocol.Facts()
         self._wanted = wanted
         self.last = ReplicaReport([], 1)
@@ -322,6 +349,8 @@ class RemoteBackend:
         self._has_orders = asyncio.Event()
         self._images = _SentImages()
         self._serving: asyncio.Task[None] | None = None
+        self._key, self._sent_key, self._needed_keys = key, "", 0
+        self._renewing: asyncio.Task[None] | None = None
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Load the model in the replica's present process. Raises `PromptmillError`."""
@@ -334,7 +363,7 @@ class RemoteBackend:
             raise error
         if self._quota is not None and not await self._quota.join(self, self._wanted):
             raise _lost()
-        self.last = ReplicaReport([], 1)
+        self.last, self._sent_key, self._needed_keys = ReplicaReport([], 1), "", 0
         self._serving = asyncio.create_task(self._serve())
 
     def enter(self, call: protocol.Call) -> _RemoteShare:
@@ -409,6 +438,8 @@ class RemoteBackend:
         try:
             await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            if self._renewing is not None:
+                working.add(self._renewing)
             for task in working:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)
@@ -440,6 +471,15 @@ class RemoteBackend:
         self._orders.reserved.append((number, is_reserved))
         self._has_orders.set()
 
+    async def _renew(self, key: protocol.KeyHolder) -> None:
+        """Send a newer key to the replica, or the reason why there is none."""
+        try:
+            found = self._orders.key = await key.after(self._sent_key)
+            self._sent_key = found.text
+        except PromptmillError as error:
+            self._orders.key = error
+        self._has_orders.set()
+
     async def _hear(self) -> None:
         while True:
             try:
@@ -457,6 +497,9 @@ class RemoteBackend:
             call.counts.refused += report.refused
             for warning in report.warnings:
                 call.warn(warning)
+        if report.needed_keys > self._needed_keys and self._key is not None:
+            self._needed_keys = report.needed_keys
+            self._renewing = asyncio.create_task(self._renew(self._key))
         for number in report.reserving:
             if (one := self._open.get(number)) is not None:
                 await self._reserve(number, one)

@@ -23,7 +23,7 @@ from promptmill.config.explain import explain, unknown_key
 from promptmill.config.own_secrets import secrets_in, secrets_of, without_secrets
 from promptmill.config.parameter_file import FILE_NAME, expand, find, parsed, read, without_unset
 from promptmill.config.resolved_config import ResolvedConfig, check_size
-from promptmill.config.settings import Settings
+from promptmill.config.settings import BY_CALL, BY_TRUSTED, BackendConfigs, Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.feature import hidden_parameters
 from promptmill.core.request import ADDED, Sampling
@@ -219,6 +219,7 @@ class Configuration:
                     raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
                 shown = f"{block:.60}"
                 raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{name}: {{{shown}: …}}}}.")
+            self._check_settable(block, values or {}, mine.get(block) or {})
             own = {} if self._calls_replace else mine.get(block) or {}
             added = values or {}
             if block in BACKENDS and BACKENDS[block].needs_endpoint:
@@ -251,6 +252,19 @@ class Configuration:
                 raise config_error("backend", f"a call may choose {other} only if the configuration file names it.")
             if overrides.backend_configs.get(other) and not self._trust_client:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
+
+    def _check_settable(self, block: str, given: JsonObject, own: JsonObject) -> None:
+        """Raise if a call sets a key of `block` that it may not set. `own`: the operator's keys."""
+        field = BackendConfigs.model_fields.get(block)
+        if field is None or field.annotation is None:
+            return
+        settings = field.annotation
+        for name in sorted(given.keys() & settings.model_fields.keys() - settings.marked(BY_CALL)):
+            path = f"backend_configs.{block}.{name}"
+            if name not in settings.marked(BY_TRUSTED):
+                raise config_error(path, "only the operator may set this, in the configuration file.")
+            if not self._trust_client and given[name] != own.get(name):
+                raise config_error(path, f"a call may not set this; {TRUST_SWITCH}")
 
     def _settings_of(self, raw: JsonObject, backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = _move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)

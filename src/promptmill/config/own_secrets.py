@@ -17,8 +17,13 @@ _PARTS = re.compile(r"[\s;,]+|(?<!=)=(?!=|$)")  # separates the parts of `Bearer
 _SHORTEST_PART = 12
 
 
+def is_secret(name: str) -> bool:
+    """Return whether the field `name` holds a secret: not the name of a variable, or of a program that prints it."""
+    return SECRET_NAME.search(name) is not None and not name.endswith(("_env", "_command"))
+
+
 def secrets_in(value: Any, name: str = "") -> Iterator[str]:
-    """Yield the secrets in settings. `name`: of this part. Names of variables (`api_key_env`) are not secrets."""
+    """Yield the secrets in settings. `name`: of this part."""
     match value:
         case SecretStr():
             yield value.get_secret_value()
@@ -30,7 +35,7 @@ def secrets_in(value: Any, name: str = "") -> Iterator[str]:
         case list() | tuple():
             for inner in value:
                 yield from secrets_in(inner, name)
-        case str() if SECRET_NAME.search(name) and not name.endswith("_env"):
+        case str() if is_secret(name):
             yield value
 
 

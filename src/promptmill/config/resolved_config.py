@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from promptmill.config import backends
 from promptmill.config.backends import AUTO, BackendRecord
 from promptmill.config.explain import explain
-from promptmill.config.settings import Block, ModelSettings, Settings
+from promptmill.config.settings import KEY_SOURCE, OF_ENDPOINT, Block, ModelSettings, OpenAISettings, Settings
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.request import BESIDE, OF_OPERATOR_NAMES, Sampling, nested, replacing_choices
@@ -26,9 +26,11 @@ from promptmill.system.safe_open import roots_of
 
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
-_OF_AN_ENDPOINT: JsonObject = MappingProxyType(
-    {"provider": None, "dialect": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
+OF_ANOTHER_ENDPOINT: JsonObject = MappingProxyType(
+    {name: OpenAISettings.model_fields[name].default for name in OpenAISettings.marked(OF_ENDPOINT)}
 )
+"""The settings of an endpoint, without a value: another endpoint does not inherit them."""
+_NO_KEY: JsonObject = MappingProxyType(dict.fromkeys(OpenAISettings.marked(KEY_SOURCE)))
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
 """The parameter names for the limit of answer tokens, at endpoints and engines."""
@@ -228,12 +230,14 @@ def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
 
     A provider in `given` replaces the file's address by the provider's, and an address replaces the file's provider.
     Then the file's key and headers are not sent, because they belong to the other endpoint. `given` may have a provider
-    and an address.
+    and an address. A key in `given` replaces the file's, whatever its source.
     """
     provider, address = given.get("provider"), given.get("base_url")
     other_provider = provider and not address and provider != own.get("provider")
     other_address = address and not provider and own.get("provider") and not own.get("base_url")
-    return {**(_OF_AN_ENDPOINT if other_provider or other_address else {}), **given}
+    none = OF_ANOTHER_ENDPOINT if other_provider or other_address else {}
+    no_key = _NO_KEY if any(given.get(source) for source in _NO_KEY) else {}
+    return {**none, **no_key, **given}
 
 
 # Waits for flex: an answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -42,6 +45,47 @@ def _one_or_many(value: object) -> object:
     return ([value] if value.strip() else []) if isinstance(value, str) else value
 
 
+def _words(command: object) -> object:
+    """Split a command given as text as a shell would, but without its other meanings: variables, pipes, wildcards."""
+    if not isinstance(command, str):
+        return command
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters = True, ""
+    if sys.platform == "win32":
+        lexer.escape, lexer.quotes = "", '"'  # a backslash separates folders, and only double quotes group
+    try:
+        words = [*lexer]
+    except ValueError:
+        raise ValueError("has a quote that is not closed") from None
+    if any(_OF_A_SHELL.search(word) for word in words):
+        raise ValueError("is run without a shell; for pipes and variables, write [sh, -c, '…']")
+    return words
+
+
+def _command(words: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if words is None:
+        return None
+    if not words or not words[0].strip():
+        raise ValueError("is empty; write a program and its arguments")
+    if any("\0" in word for word in words):
+        raise ValueError("contains a NUL character")
+    return words
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is true of a setting with this mark, written as `Annotated[type, BY_CALL, …]`."""
+
+    meaning: str
+
+
+BY_CALL: Final = Mark("A call may set it. A setting without this mark is the operator's alone.")
+BY_TRUSTED: Final = Mark("A call of a trusted client may set it.")
+OF_ENDPOINT: Final = Mark("It belongs to one endpoint, so another endpoint does not inherit it.")
+OF_ACCOUNT: Final = Mark("It decides with whose account an endpoint is used.")
+KEY_SOURCE: Final = Mark("It brings the key. A source that is given replaces the others.")
+OF_EFFORT: Final = Mark("It affects how an answer is obtained, but not the answer.")
+
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
 """Variables that may hold an API key if no setting names one, in this order."""
 _GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
@@ -51,6 +95,7 @@ _REPLICAS = (
     "into one part, more throughput than one engine over all GPUs."
 )
 _MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
+_OF_A_SHELL = re.compile(r"^(?:\||\|\||&&|&|;|[0-9]?>{1,2}|<)$|\$\(|`")
 _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may set it, for the operator's model."
 
@@ -72,6 +117,13 @@ class Block(BaseModel):
         with_default = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {key: value for key, value in data.items() if value is not None or key not in with_default}
 
+    @classmethod
+    def marked(cls, *marks: Mark) -> frozenset[str]:
+        """Return the names of the settings with one of `marks`."""
+        return frozenset(
+            name for name, field in cls.model_fields.items() if any(one in field.metadata for one in marks)
+        )
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_number_from_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
@@ -87,28 +139,44 @@ class Block(BaseModel):
 class _EndpointAddress(Block):
     """Which endpoint, with which key."""
 
-    provider: str | None = Field(
+    provider: Annotated[str | None, BY_CALL, OF_ENDPOINT] = Field(
         None,
         description="A known provider or server, see `promptmill models --providers`; its address is the default of "
         "`base_url`.",
     )
-    dialect: Literal["openai", "responses", "anthropic", "gemini"] | None = Field(
+    dialect: Annotated[Literal["openai", "responses", "anthropic", "gemini"] | None, BY_CALL, OF_ENDPOINT] = Field(
         None,
         description="The API to speak: `openai` (chat completions), `responses`, `anthropic` (Messages) or `gemini` "
         "(generateContent); null: the provider's own.",
     )
-    model_name: str | None = Field(
+    model_name: Annotated[str | None, BY_CALL] = Field(
         None, description="The model's name at the endpoint; null: the endpoint's only model."
     )
-    base_url: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
+    base_url: Annotated[list[str], BeforeValidator(_one_or_many), BY_CALL, OF_ENDPOINT] = Field(
         [], description="Host, `…/v1` or the whole `…/chat/completions`; or a list of addresses that share the work."
     )
-    api_key: SecretStr | list[SecretStr] | None = Field(
-        None, description="The key itself, or a list of keys that share the work; `api_key_env` is safer."
+    api_key: Annotated[SecretStr | list[SecretStr] | None, BY_CALL, OF_ENDPOINT, OF_ACCOUNT, KEY_SOURCE, OF_EFFORT] = (
+        Field(None, description="The key itself, or a list of keys that share the work; `api_key_env` is safer.")
     )
-    api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
-    headers: dict[str, SecretStr] = Field({}, description="Additional headers for each request.")
-    trust_env: bool = Field(True, description="Use the proxies of the environment variables, except for this machine.")
+    api_key_env: Annotated[str | None, BY_CALL, OF_ENDPOINT, KEY_SOURCE, OF_EFFORT] = Field(
+        None, description="The environment variable that holds the key."
+    )
+    api_key_command: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(_words),
+        AfterValidator(_command),
+        *(OF_ENDPOINT, OF_ACCOUNT, KEY_SOURCE, OF_EFFORT),
+    ] = Field(
+        None,
+        description="A program that prints the key, with its arguments: run again when the key expires. Only the "
+        "operator may set it.",
+    )
+    headers: Annotated[dict[str, SecretStr], BY_CALL, OF_ENDPOINT, OF_ACCOUNT] = Field(
+        {}, description="Additional headers for each request."
+    )
+    trust_env: Annotated[bool, BY_CALL, OF_EFFORT] = Field(
+        True, description="Use the proxies of the environment variables, except for this machine."
+    )
 
     @field_validator("api_key_env")
     @classmethod
@@ -119,21 +187,31 @@ class _EndpointAddress(Block):
             )
         return name
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.api_key_command and (other := "api_key" if self.api_key else "api_key_env" if self.api_key_env else ""):
+            raise ValueError(f"has `api_key_command` and `{other}`; leave one of them out")
+        return self
+
 
 class _EndpointLimits(Block):
     """How much an endpoint gets at a time."""
 
-    concurrency: int = Field(
+    concurrency: Annotated[int, BY_CALL, OF_EFFORT] = Field(
         64,
         ge=1,
         le=65_536,
         description="Most requests in flight, of all calls together. If unset, a local server's limit is raised for "
         "as long as that increases throughput.",
     )
-    adaptive: bool = Field(True, description="Find the number of requests in flight that the endpoint accepts.")
-    rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
-    tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
-    max_connections: int | None = Field(
+    adaptive: Annotated[bool, BY_CALL, OF_EFFORT] = Field(
+        True, description="Find the number of requests in flight that the endpoint accepts."
+    )
+    rpm: Annotated[float | None, BY_CALL, OF_EFFORT] = Field(None, gt=0, description="Most requests a minute.")
+    tpm: Annotated[float | None, BY_CALL, OF_EFFORT] = Field(
+        None, gt=0, description="Most tokens a minute, prompt and answer."
+    )
+    max_connections: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
         None, ge=1, description="Most open connections; default: one per request in flight."
     )
 
@@ -141,22 +219,28 @@ class _EndpointLimits(Block):
 class _EndpointPatience(Block):
     """Timeouts and retries of an endpoint."""
 
-    retries: int = Field(
+    retries: Annotated[int, BY_CALL, OF_EFFORT] = Field(
         5,
         ge=1,
         le=100,
         description="Most attempts per item; only failures of the item itself count. Lost connections: twice as many.",
     )
-    base_delay: float = Field(1.0, ge=0, description="First wait before a retry, in seconds; doubles each time.")
-    max_delay: float = Field(30.0, ge=0, description="Longest wait before a retry, in seconds.")
-    timeout: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+    base_delay: Annotated[float, BY_CALL, OF_EFFORT] = Field(
+        1.0, ge=0, description="First wait before a retry, in seconds; doubles each time."
+    )
+    max_delay: Annotated[float, BY_CALL, OF_EFFORT] = Field(
+        30.0, ge=0, description="Longest wait before a retry, in seconds."
+    )
+    timeout: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], BY_CALL, OF_EFFORT] = Field(
         (10, 600), description="Seconds to connect, and the longest silence of the endpoint in seconds."
     )
-    item_timeout: float | None = Field(None, gt=0, description="Most seconds for one item, including retries.")
-    patience: float = Field(
+    item_timeout: Annotated[float | None, BY_CALL, OF_EFFORT] = Field(
+        None, gt=0, description="Most seconds for one item, including retries."
+    )
+    patience: Annotated[float, BY_CALL, OF_EFFORT] = Field(
         120, gt=0, description="Seconds without an answer after which an endpoint is no longer used."
     )
-    hedge: bool = Field(
+    hedge: Annotated[bool, BY_CALL] = Field(
         False,
         description="Send a request again if it takes far longer than others, at most one in twenty; the first "
         "answer is used.",
@@ -180,46 +264,50 @@ class _EndpointPatience(Block):
 class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
     """Any OpenAI-compatible endpoint, Anthropic and Gemini."""
 
-    stream: bool = Field(
+    stream: Annotated[bool, BY_CALL, OF_EFFORT] = Field(
         False, description="Receive answers in pieces, so that `timeout` detects an answer that hangs."
     )
-    dedupe: bool = Field(False, description="Send identical requests of a call only once, if their temperature is 0.")
-    num_workers: int | None = Field(
+    dedupe: Annotated[bool, BY_CALL, OF_EFFORT] = Field(
+        False, description="Send identical requests of a call only once, if their temperature is 0."
+    )
+    num_workers: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
         None,
         ge=1,
         le=256,
         description="Worker processes for large calls; default: one per 256 images in flight, up to the cores or 8.",
     )
-    worker_concurrency: int | None = Field(
+    worker_concurrency: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
         None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
     )
-    bulk_threshold: int = Field(
+    bulk_threshold: Annotated[int, BY_CALL, OF_EFFORT] = Field(
         20_000, ge=1, description="Number of prompts from which on a call may have worker processes."
     )
-    enable_thinking: bool | None = Field(None, description="As in `sampling_params`, whose value wins.")
+    enable_thinking: Annotated[bool | None, BY_CALL] = Field(
+        None, description="As in `sampling_params`, whose value wins."
+    )
 
 
 class HFSettings(Block):
     """A Hugging Face transformers model on this machine."""
 
-    model_name_or_path: str | None = Field(None, description=_MODEL)
-    gpu_ids: _GpuIds = Field(None, description=_GPU_IDS)
-    replicas: int = Field(1, ge=1, le=64, description=_REPLICAS)
-    trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
-    batch_size: int | None = Field(
+    model_name_or_path: Annotated[str | None, BY_CALL] = Field(None, description=_MODEL)
+    gpu_ids: Annotated[_GpuIds, BY_CALL] = Field(None, description=_GPU_IDS)
+    replicas: Annotated[int, BY_CALL, OF_EFFORT] = Field(1, ge=1, le=64, description=_REPLICAS)
+    trust_remote_code: Annotated[bool, BY_CALL] = Field(False, description=_REMOTE_CODE)
+    batch_size: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
         None,
         ge=1,
         le=4096,
         description="Most prompts computed together; default: depends on the model's size and free memory.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BY_CALL] = Field(
         "auto", description="Number format of the weights."
     )
-    device: Annotated[str, AfterValidator(_device)] = Field(
+    device: Annotated[str, AfterValidator(_device), BY_CALL] = Field(
         "auto", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`."
     )
-    gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+    gguf_file: Annotated[str | None, BY_CALL] = Field(None, description="Name of a GGUF file in the model's folder.")
+    attn_implementation: Annotated[Literal["eager", "sdpa", "flash_attention_2"] | None, BY_CALL] = Field(
         None, description="The implementation of attention; null: transformers chooses."
     )
 
@@ -244,31 +332,35 @@ class VLLMSettings(Block):
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    model_name_or_path: str | None = Field(None, description=_MODEL)
-    gpu_ids: _GpuIds = Field(None, description=_GPU_IDS)
-    replicas: int = Field(1, ge=1, le=64, description=_REPLICAS)
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Fraction of each GPU's memory to use.")
-    dtype: str = Field("auto", description="Number format of the weights.")
-    lora_modules: dict[str, str] | None = Field(
+    model_name_or_path: Annotated[str | None, BY_CALL] = Field(None, description=_MODEL)
+    gpu_ids: Annotated[_GpuIds, BY_CALL] = Field(None, description=_GPU_IDS)
+    replicas: Annotated[int, BY_CALL, OF_EFFORT] = Field(1, ge=1, le=64, description=_REPLICAS)
+    gpu_memory_utilization: Annotated[float | None, BY_CALL] = Field(
+        None, gt=0, le=1, description="Fraction of each GPU's memory to use."
+    )
+    dtype: Annotated[str, BY_CALL] = Field("auto", description="Number format of the weights.")
+    lora_modules: Annotated[dict[str, str] | None, BY_TRUSTED] = Field(
         None, description="Folders of LoRA adapters by name. A call selects one with `extra_params: {lora: NAME}`."
     )
-    trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
+    trust_remote_code: Annotated[bool, BY_CALL] = Field(False, description=_REMOTE_CODE)
 
 
 class OpenVINOSettings(Block):
     """A model on this machine's CPU with OpenVINO, without torch."""
 
-    model_name_or_path: str | None = Field(
+    model_name_or_path: Annotated[str | None, BY_CALL] = Field(
         None,
         description="A folder in OpenVINO's format, a GGUF file (Llama and Qwen families), a model hub name, or "
         "`smollm2-135m-instruct`, the embedded model.",
     )
-    gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
-    threads: int | None = Field(None, ge=1, le=1024, description="Compute threads; default: one per core.")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    gguf_file: Annotated[str | None, BY_CALL] = Field(None, description="Name of a GGUF file in the model's folder.")
+    threads: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
+        None, ge=1, le=1024, description="Compute threads; default: one per core."
+    )
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BY_CALL] = Field(
         "auto", description="Number format of the computation; `auto`: the fastest on this processor."
     )
-    cache_gb: int | None = Field(
+    cache_gb: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
         None, ge=1, description="GiB for the cache of running prompts (KV cache); default: a quarter of free memory."
     )
 

@@ -24,6 +24,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from promptmill.answering.prices import price_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import OF_ACCOUNT
 from promptmill.core.bounds import MOST_SESSIONS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
@@ -78,7 +79,8 @@ class Questions:
         Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs.
         """
         chosen, block = registry.endpoints_of_call(plan), plan.block
-        agreement = (chosen, getattr(block, "api_key", None), getattr(block, "headers", None))
+        account = () if block is None else tuple(getattr(block, name) for name in sorted(block.marked(OF_ACCOUNT)))
+        agreement = (chosen, account)
         if not chosen or agreement in self._agreed:
             return
         where = ", ".join(chosen)

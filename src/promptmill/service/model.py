@@ -28,7 +28,7 @@ from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
 from promptmill.config.backends import EMBEDDED
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.config.settings import OpenVINOSettings
+from promptmill.config.settings import OF_ENDPOINT, OpenVINOSettings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 
@@ -423,7 +423,7 @@ def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
     """Return the parts of a plan whose change requires a new load: its block, and the keys that the call set."""
     block = plan.block
     if plan.record.needs_endpoint:
-        from_call = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}
+        from_call = plan.from_call & type(block).marked(OF_ENDPOINT)
     else:
         from_call = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())
     return (plan.backend, block, from_call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import importlib
 import os
 import re
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
@@ -45,9 +47,12 @@ _TRIES = 1000
 _PAUSE_S = 0.005
 _START_S = 30.0  # bound of a helper's imports, on a busy machine
 _LOOK_S = 1.0  # between two looks at the parent process
+_LOOK_AT_PROGRAM_S = 0.1
+_LAST_OUTPUT_S = 1.0  # a child of an ended program may keep its pipes open
 _NICENESS = 5  # a low priority: the server answers fast on a busy machine, and the engine does not starve
 
 if sys.platform == "win32":
+    _NO_WINDOW = subprocess.CREATE_NO_WINDOW
 
     def group_creation_flags() -> int:
         """Return flags that start a process in a new group, so that Ctrl-C does not reach it."""
@@ -71,6 +76,7 @@ if sys.platform == "win32":
         """Do nothing: the scheduler already prefers processes that wait for input."""
 
 else:
+    _NO_WINDOW = 0
 
     def group_creation_flags() -> int:
         """Return 0, because on POSIX `start_new_session` makes the group."""
@@ -112,19 +118,8 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, environment: Mapping[str, str]) -> Child:
-        """Start `module`. Raises `OSError`.
-
-        uvloop cannot start a process while an event loop in another thread starts one; then this retries.
-        """
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                return cls(await asyncio.create_subprocess_exec(*command_of(module), **_options(environment)))
-            except RuntimeError:
-                if tries == _TRIES:
-                    raise
-                await asyncio.sleep(_PAUSE_S)
+        """Start `module`. Raises `OSError`."""
+        return cls(await _started(command_of(module), _options(environment)))
 
     @property
     def has_ended(self) -> bool:
@@ -162,6 +157,68 @@ class Child:
         except asyncio.CancelledError:
             await asyncio.wait({ending})
             raise
+
+
+async def _started(command: Sequence[str], options: Mapping[str, Any]) -> asyncio.subprocess.Process:
+    """Start a process. uvloop cannot while an event loop in another thread starts one; then this tries again."""
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return await asyncio.create_subprocess_exec(*command, **options)
+        except RuntimeError:
+            if tries == _TRIES:
+                raise
+            await asyncio.sleep(_PAUSE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The output of a program. `status`: its exit status, negative for a signal; None: it was ended after its limit."""
+
+    status: int | None
+    stdout: bytes
+    stderr: bytes
+
+
+async def output_of(command: Sequence[str], limit_s: float, most_bytes: int) -> Output:
+    """Run another program without a terminal; return up to `most_bytes` of each of its outputs.
+
+    After `limit_s`, or if this is cancelled, the program and its children are ended. Raises `OSError`.
+    """
+    program = shutil.which(command[0])  # on Windows, it also finds `gcloud.cmd`
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, "no such program", command[0])
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    flags = group_creation_flags() | _NO_WINDOW
+    process = await _started([program, *command[1:]], {**pipes, "start_new_session": True, "creationflags": flags})
+    assert process.stdout is not None
+    assert process.stderr is not None
+    outputs = bytearray(), bytearray()
+    reading = {
+        asyncio.ensure_future(_read_into(output, pipe, most_bytes))
+        for output, pipe in zip(outputs, (process.stdout, process.stderr), strict=True)
+    }
+    ending = asyncio.ensure_future(process.wait())
+    try:
+        async with asyncio.timeout(limit_s):
+            while process.returncode is None:  # in Python 3.13, `wait` also waits for the children that have the pipes
+                await asyncio.wait({ending}, timeout=_LOOK_AT_PROGRAM_S)
+            await asyncio.wait(reading, timeout=_LAST_OUTPUT_S)
+    except TimeoutError:
+        pass
+    finally:
+        if process.returncode is None:
+            end_group(process.pid)
+        for task in (*reading, ending):
+            task.cancel()
+    return Output(process.returncode, *map(bytes, outputs))
+
+
+async def _read_into(output: bytearray, pipe: asyncio.StreamReader, most: int) -> None:
+    """Read a pipe to its end, and keep up to `most` bytes."""
+    while block := await pipe.read(1 << 16):
+        output += block[: most - len(output)]
 
 
 def command_of(module: str) -> tuple[str, ...]:

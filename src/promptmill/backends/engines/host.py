@@ -29,6 +29,7 @@ from promptmill.backends.engines import hardware
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import BY_CALL
 from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import READS_IMAGES, Code, PromptmillError, config_error, input_error
 from promptmill.core.request import ImagePart, Message, Request, TextPart, check_encodable
@@ -475,7 +476,6 @@ ENGINE_ARGUMENTS = frozenset(
 )
 # These choose the model. A call may choose any model, but then the model's own code does not run.
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
-_OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
     *("trust_remote_code", "gpu_ids", "replicas", "device", "dtype", "batch_size", "gguf_file"),
     "gpu_memory_utilization",
@@ -490,8 +490,8 @@ def check_arguments(plan: ResolvedConfig) -> None:
     if plan.trust_client:
         return
     block, operator = (_given(side, plan.backend) for side in (plan.settings, plan.operator))
-    ours = type(getattr(plan.settings.backend_configs, plan.backend)).model_fields
-    allowed = ENGINE_ARGUMENTS | WHICH_MODEL | (ours.keys() - _OPERATORS_FOLDERS)
+    ours = type(getattr(plan.settings.backend_configs, plan.backend)).marked(BY_CALL)
+    allowed = ENGINE_ARGUMENTS | WHICH_MODEL | ours
     for name in sorted(plan.from_call - allowed):
         if name not in operator or block.get(name) != operator[name]:
             meant = did_you_mean(name, allowed, likeness=_NEARLY_EQUAL)

@@ -44,7 +44,7 @@ from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.route import proxy_of
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
-from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Outcome
+from promptmill.backends.protocol import Call, Completion, Exchange, Failure, KeyHolder, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
@@ -113,6 +113,11 @@ class OpenAIBackend:
         states = endpoint_states(self._endpoints, model, settings, time.monotonic, throttle)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
         self._pool = Pool(settings, self._concurrency, throttle)
+
+    @property
+    def key(self) -> KeyHolder | None:
+        """The renewed key of the endpoints; None: their keys do not change."""
+        return next((endpoint.renewed for endpoint in self._endpoints if endpoint.renewed is not None), None)
 
     @property
     def most(self) -> int:

@@ -7,7 +7,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.resolved_config import OF_ANOTHER_ENDPOINT, ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed
@@ -30,10 +29,6 @@ _BY_NAME = Named("model_name", text=" ({})")
 _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
-# Removed from the settings of other endpoints, because key and headers belong to the configured one.
-_NOTHING_OF_ANOTHER: JsonObject = MappingProxyType(
-    {"api_key": None, "api_key_env": None, "headers": {}, "dialect": None}
-)
 _NATIVE_S = 2.0
 # Explicit page sizes, because by default Anthropic lists 20 models per page, Google 50.
 _ALL = {"anthropic": "?limit=1000", "gemini": "?pageSize=1000"}
@@ -187,7 +182,7 @@ def _local(
         url = profile.site.base_url
         if profile.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
             url = _ollama_url(named)
-        values = {"base_url": [url], "provider": profile.name, **_NOTHING_OF_ANOTHER}
+        values = {**OF_ANOTHER_ENDPOINT, "base_url": [url], "provider": profile.name}
         candidates.append(_candidate(configuration, profile.name, values, is_local=True))
     return candidates
 
@@ -211,7 +206,7 @@ def _providers(
         _candidate(
             configuration,
             profile.name,
-            {"provider": profile.name, "base_url": [profile.site.base_url], **_NOTHING_OF_ANOTHER},
+            {**OF_ANOTHER_ENDPOINT, "provider": profile.name, "base_url": [profile.site.base_url]},
         )
         for profile in profiles
         if profile.site.public and profile.site.base_url and environ.get(profile.site.key_env, "").strip()

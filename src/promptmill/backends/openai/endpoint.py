@@ -13,11 +13,12 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
 from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
-from promptmill.config.settings import USUAL_KEYS, OpenAISettings
+from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:
+    from promptmill.backends.openai.renewed_key import RenewedKey
     from promptmill.config.resolved_config import ResolvedConfig  # worker processes do not need YAML
 
 
@@ -28,7 +29,6 @@ _SWITCHES = (
 )
 _VARIABLE = re.compile(r"[A-Z]{1,20}|[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-_OF_AN_ACCOUNT = frozenset({"api_key", "headers"})
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
@@ -57,6 +57,10 @@ _OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
 _OTHER_DIALECT = re.compile(r"(?<=/v\d)(/responses|/messages)$")
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
+# Stands for a renewed key in the headers of an endpoint.
+_KEY = "{api_key_command}"
+_ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
+_ONLY_API_KEYS = frozenset({"api-key", "x-goog-api-key"})
 _AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
 
@@ -79,6 +83,24 @@ class Endpoint:
     """The source of the key as text, such as "`api_key` of the configuration"; empty if no key is sent."""
     dialect: str = "openai"
     """The API of the endpoint: a name in `dialects.DIALECTS`."""
+    renewed: RenewedKey | None = None
+    """The key that replaces `_KEY` in `headers`; None: they are complete."""
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The secrets that no message may contain."""
+        return self.secrets if self.renewed is None else (*self.renewed.secrets, *self.secrets)
+
+    def with_key(self, key: str) -> Endpoint:
+        """Return the endpoint with the renewed key `key` in its headers.
+
+        Azure and Google take a token of their accounts only as a bearer token, not in place of an API key.
+        """
+        headers = {name: value.replace(_KEY, key) for name, value in self.headers.items()}
+        if _ACCOUNT_TOKEN.match(key):
+            headers = {name: value for name, value in headers.items() if name.lower() not in _ONLY_API_KEYS}
+            headers.setdefault("Authorization", f"Bearer {key}")
+        return replace(self, headers=headers, secrets=(key, *self.secrets), renewed=None)
 
     @property
     def base_url(self) -> str:
@@ -94,9 +116,19 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     """
     settings = plan.settings.backend_configs.openai
     trusted = set(map(_origin, addresses(plan.operator.backend_configs.openai)))
-    return [
+    found = [
         _endpoint(given, plan, environ, key, trusted) for given in _required_urls(settings) for key in _keys(settings)
     ]
+    if not any(_needs_renewed(endpoint) for endpoint in found):
+        return found
+    from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey  # most endpoints have a lasting key
+
+    renewed = RenewedKey(KeyCommand(settings), settings.max_delay)
+    return [replace(endpoint, renewed=renewed) if _needs_renewed(endpoint) else endpoint for endpoint in found]
+
+
+def _needs_renewed(endpoint: Endpoint) -> bool:
+    return any(_KEY in value for value in endpoint.headers.values())
 
 
 def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
@@ -196,19 +228,7 @@ def _endpoint(
     for_environment = (
         named or (host_profile.site.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
-    key, source, note = "", "", ""
-    if configured:
-        if "api_key" in plan.from_call or named:
-            key, source = configured, "`api_key` of the configuration"
-        else:
-            note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
-    elif key_and_source := _from_environment(settings, plan, environ, host_profile):
-        if plan.keyless:
-            note = "No key is sent to a server that `backend: auto` found: name it as `base_url` to send one."
-        elif for_environment:
-            key, source = key_and_source
-        else:
-            note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
+    key, source, note = _key_of(plan, environ, configured, host_profile, named=named, for_environment=for_environment)
     own = settings.headers if named or "headers" in plan.from_call else {}
     of_call = "headers" in plan.from_call and not plan.trust_client
     if key:
@@ -230,10 +250,42 @@ def _endpoint(
             for header, value in own.items()
         },
     )
-    secrets = (*filter(None, [key]), *(value.get_secret_value() for value in own.values()))
+    lasting = [key] if key and key != _KEY else []
+    secrets = (*lasting, *(value.get_secret_value() for value in own.values()))
     if not source and KEY_HEADERS & {header.lower() for header in own}:
         source = "`headers` of the configuration"
     return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, is_own, source, name)
+
+
+def _key_of(
+    plan: ResolvedConfig,
+    environ: Mapping[str, str],
+    configured: str,
+    host_profile: ProviderProfile,
+    *,
+    named: bool,
+    for_environment: bool,
+) -> tuple[str, str, str]:
+    """Return the key for an endpoint, its source, and the reason why an existing key is not sent.
+
+    `named`: the operator named the endpoint. `for_environment`: it may get a key of the environment.
+    """
+    settings = plan.settings.backend_configs.openai
+    if configured:
+        if "api_key" in plan.from_call or named:
+            return configured, "`api_key` of the configuration", ""
+        return "", "", f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
+    if settings.api_key_command:
+        if named:
+            return _KEY, "the output of `api_key_command`", ""
+        return "", "", f"The key of `api_key_command` is not sent to an endpoint that only the call named: {_SWITCHES}."
+    if not (key_and_source := _from_environment(settings, plan, environ, host_profile)):
+        return "", "", ""
+    if plan.keyless:
+        return "", "", "No key is sent to a server that `backend: auto` found: name it as `base_url` to send one."
+    if for_environment:
+        return *key_and_source, ""
+    return "", "", f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
 
 
 def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str) -> dict[str, str]:
@@ -352,7 +404,7 @@ def endpoints_of_call(plan: ResolvedConfig, environ: Mapping[str, str]) -> list[
     for block in blocks:
         with contextlib.suppress(PromptmillError):  # an unusable model in the configuration file
             named.update(map(_origin, addresses(block)))
-    is_of_call = bool(_OF_AN_ACCOUNT & plan.from_call)
+    is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & plan.from_call)
     return [
         f"{url.scheme}://{url.netloc}{url.path.removesuffix(COMPLETIONS)}"
         for url in addresses(plan.settings.backend_configs.openai)

@@ -111,6 +111,8 @@ def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
 
 
 def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
+    if isinstance(exc, PromptmillError):  # no key could be fetched
+        return RetryDecision(FailureKind.ENDPOINT, exc)
     code, hint = code_of(exc), None
     text = _TEXTS.get(code, f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})")
     match exc:

@@ -105,7 +105,7 @@ def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, object]:
     fields = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
     shown = {"message": body.shown} | fields
     return {
-        name: redact(without_controls(value[:LONGEST_SEARCHED]), endpoint.secrets)[:400]
+        name: redact(without_controls(value[:LONGEST_SEARCHED]), endpoint.hidden)[:400]
         if isinstance(value, str)
         else value
         for name, value in shown.items()
@@ -148,7 +148,7 @@ def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
 
 def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
     reason = " ".join(without_controls(body.shown[:LONGEST_SEARCHED]).split())
-    reason = redact(reason, endpoint.secrets)
+    reason = redact(reason, endpoint.hidden)
     if len(reason) > 400:
         reason = reason[:400] + "…"
     named = f" {body.status}" if body.status else ""
@@ -267,11 +267,11 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
         )
     if status == 401 and endpoint.key_source:
         sent = f"The key sent is {endpoint.key_source}"
-        if endpoint.secrets and names_key_variable(endpoint.secrets[0]):
-            sent += f", but its value is the name of a variable: write `api_key_env: {endpoint.secrets[0]}`."
-        elif endpoint.secrets and is_placeholder_key(endpoint.secrets[0]):
+        if endpoint.hidden and names_key_variable(endpoint.hidden[0]):
+            sent += f", but its value is the name of a variable: write `api_key_env: {endpoint.hidden[0]}`."
+        elif endpoint.hidden and is_placeholder_key(endpoint.hidden[0]):
             sent += ", but it is the placeholder of an example; replace it with your own key."
-        elif endpoint.secrets and " " in endpoint.secrets[0]:
+        elif endpoint.hidden and " " in endpoint.hidden[0]:
             sent += ", and contains a space, which is unusual for a key; copy it again."
         else:
             sent += "; correct it."
@@ -326,7 +326,7 @@ def _redirected(location: str, endpoint: Endpoint) -> str | None:
         return None
     host = f"[{there.hostname}]" if ":" in (there.hostname or "") else there.hostname or ""
     path = there.path.rstrip("/")
-    shown = redact(f"{there.scheme}://{host}{port}{path.removesuffix(COMPLETIONS)}"[:200], endpoint.secrets)
+    shown = redact(f"{there.scheme}://{host}{port}{path.removesuffix(COMPLETIONS)}"[:200], endpoint.hidden)
     if there._replace(path=path, query="", fragment="") == urlsplit(endpoint.url)._replace(query="", fragment=""):
         if there.query:
             return (

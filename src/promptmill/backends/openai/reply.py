@@ -700,7 +700,7 @@ def _refusal(choice: JsonObject) -> str:
 
 
 def _filtered(endpoint: Endpoint, spent: _Spent, said: str = "") -> RetryDecision:
-    reason = redact(f": {said}", endpoint.secrets) if said else ""
+    reason = redact(f": {said}", endpoint.hidden) if said else ""
     error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer{reason}.")
     return RetryDecision(FailureKind.ITEM, error, **spent)
 

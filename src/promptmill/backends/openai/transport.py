@@ -30,6 +30,7 @@ from promptmill.backends.openai.failures import (
     of_connecting,
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
+from promptmill.backends.openai.renewed_key import KeyUse, RenewedKey, is_expired
 from promptmill.backends.openai.route import FileBody, Route, route_to, trust_of_environment
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
@@ -147,6 +148,8 @@ class Pool:
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
         self._last: tuple[Endpoint, Route] | None = None
+        self._with_keys: dict[str, tuple[str, Endpoint]] = {}
+        """By URL: the renewed key in hand, and the endpoint with it."""
 
     def widen(self, connections: int) -> None:
         """Allow `connections` connections, which is more than before, unless `max_connections` is set."""
@@ -169,11 +172,43 @@ class Pool:
 
         Raises `TransportError` and the system's exceptions.
         """
+        if endpoint.renewed is not None:
+            return self._send_renewed(endpoint.renewed, endpoint, body, fresh=fresh, on_data=on_data)
         last = self._last
         route = last[1] if last is not None and last[0] is endpoint else self._route(endpoint)
         if route.target is not None and len(body) <= _DIRECT_BYTES and on_data is None:
             return self._client.post(route.target, body, fresh=fresh)
         return self._post_over_session(route, body, on_data)
+
+    async def _send_renewed(
+        self,
+        renewed: RenewedKey,
+        endpoint: Endpoint,
+        body: bytes,
+        *,
+        fresh: bool,
+        on_data: Callable[[bytes], None] | None,
+    ) -> HttpResponse:
+        """Send with the renewed key. After a refusal, send again with a newer key, which is no further attempt."""
+        use = KeyUse(renewed)
+        while True:
+            keyed = self._keyed(endpoint, await use.key())
+            with use.sending() as answered:
+                response = await self.send(keyed, body, fresh=fresh, on_data=on_data)
+                answered(response.status)
+            if not is_expired(response.status, response.body) or not await use.is_renewed():
+                return response
+            if on_data is not None:
+                on_data(b"\n")  # ends the refusal, which no event of the answer may continue
+
+    def _keyed(self, endpoint: Endpoint, key: str) -> Endpoint:
+        """Return `endpoint` with a renewed key, and forget the routes with the key before."""
+        before, keyed = self._with_keys.get(endpoint.url, ("", endpoint))
+        if before != key:
+            self._routes.pop((keyed.url, keyed.secrets), None)
+            keyed = endpoint.with_key(key)
+            self._with_keys[endpoint.url] = key, keyed
+        return keyed
 
     async def _post_over_session(
         self, route: Route, body: bytes, on_data: Callable[[bytes], None] | None
@@ -185,9 +220,14 @@ class Pool:
 
     async def page(self, endpoint: Endpoint, url: str) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
-        session = await self._opened()
-        response = await session.get(self._route(endpoint), URL(url))
-        return response.status, response.headers, response.body
+        session, use = await self._opened(), None
+        if endpoint.renewed is not None:
+            use = KeyUse(endpoint.renewed)
+        while True:
+            keyed = endpoint if use is None else self._keyed(endpoint, await use.key())
+            response = await session.get(self._route(keyed), URL(url))
+            if use is None or not is_expired(response.status, response.body) or not await use.is_renewed():
+                return response.status, response.headers, response.body
 
     @contextlib.asynccontextmanager
     async def exchange(
@@ -205,9 +245,15 @@ class Pool:
         directions. Raises as `send`.
         """
         session = await self._opened()
-        route = route_to(endpoint, trust_env=self._trust_env)
-        async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
-            yield response
+        use = None if endpoint.renewed is None else KeyUse(endpoint.renewed)
+        while True:
+            keyed = endpoint if use is None else self._keyed(endpoint, await use.key())
+            route = route_to(keyed, trust_env=self._trust_env)
+            async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
+                if use is not None and is_expired(response.status, b"") and await use.is_renewed():
+                    continue
+                yield response
+                return
 
     async def get(self, url: str, timeout_s: float) -> bytes | None:
         """Return the body of a page; None after any failure. Sends no key."""

@@ -54,9 +54,11 @@ class RayCluster(OrderPart):
         arguments = (one, part_of(plan), environment_of(plan), __version__)
         quota = Quota(plan.settings.backend_configs.openai.concurrency) if plan.record.needs_endpoint else None
 
+        key = registry.renewed_key(plan)
+
         async def connect() -> Sequence[Backend]:
             actors = await asyncio.to_thread(self._actors, count)
-            return [RemoteBackend(_ActorLink(actor), arguments, quota) for actor in actors]
+            return [RemoteBackend(_ActorLink(actor), arguments, quota, key=key) for actor in actors]
 
         return Replicas(connect, _disconnect, hint="Look at the logs of the replicas, and at `ray status`.")
 

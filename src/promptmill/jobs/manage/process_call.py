@@ -82,6 +82,8 @@ def environment_of(plan: ResolvedConfig) -> dict[str, str]:
     plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # with the call's settings
     if any(each.backend not in {*BACKENDS, AUTO} for each in plans.values()):
         return dict(os.environ)  # all, because another package's backend may read any
+    if any(each.settings.backend_configs.openai.api_key_command for each in plans.values()):
+        return dict(os.environ)  # all, because the operator's program may read any
     return subprocesses.bare_environment({name for each in plans.values() for name in registry.key_variables(each)})
 
 

@@ -289,7 +289,7 @@ class BatchConnection:
             what = "with a user's name" if "@" in there.netloc else "without TLS"
             text = f"{self.endpoint.name} named an address {what} for a file."
             raise PromptmillError(Code.UNSUPPORTED, text, "Nothing is sent there.")
-        return replace(self.endpoint, url=url, headers={})
+        return replace(self.endpoint, url=url, headers={}, renewed=None)
 
     def _exchange(
         self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
@@ -316,7 +316,7 @@ class BatchConnection:
 
 def _place(endpoint: Endpoint) -> str:
     """Return the URL of an endpoint without its query, which may contain a signature."""
-    return redact(endpoint.url.partition("?")[0], endpoint.secrets)
+    return redact(endpoint.url.partition("?")[0], endpoint.hidden)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
