@@ -178,3 +178,19 @@ async def test_top_choices_must_be_a_number_and_go_with_choices(ask, upstream):
     assert outcome.text == "fine"
     assert "top_choices" not in upstream.seen[0].json
     assert any("top_choices" in warning for warning in stats.warnings)
+
+
+@pytest.mark.parametrize("reasoning", ["separate", "inline"])
+async def test_tokens_of_the_reasoning_tell_nothing_of_the_choice(ask, upstream, reasoning):
+    told = _tokens({"<think>": 1.0}, {"positive": 0.9, "negative": 0.1}, {"?</think>": 1.0})
+    told["content"] += _tokens({"neutral": 0.75, "positive": 0.25})["content"]
+    upstream.reply = answer("<think>positive?</think>neutral", logprobs=told)
+    (outcome,), _ = await ask(["How is it?"], top_choices=2, reasoning=reasoning)
+    assert outcome.text.endswith("neutral")
+    assert outcome.top_choices == {"neutral": 0.75, "positive": 0.25}
+
+
+async def test_the_choice_that_was_given_is_always_among_the_likeliest(ask, upstream):
+    upstream.reply = answer("neutral", logprobs=_tokens({"positive": 0.75, "neutral": 0.25}))
+    (outcome,), _ = await ask(["How is it?"], top_choices=1)
+    assert (outcome.text, outcome.top_choices) == ("neutral", None)

@@ -72,44 +72,114 @@ def token(text: str | bytes, share: float = 1.0, **others: float) -> dict[str, A
     return own | {"top_logprobs": [own, *rest]}
 
 
+def found_in(choices: Choices, content: list[dict[str, Any]], most: int, answer: str | None = None) -> Any:
+    """Return the chances in the tokens of a reply, which are those of its answer, unless that is given."""
+    whole = b"".join(bytes(each["bytes"]) for each in content).decode() if answer is None else answer
+    return chances_in(choices, whole, {"content": content}, most)
+
+
 @pytest.mark.parametrize(
-    "before",
+    ("before", "behind"),
     [
-        *(
-            [],
-            ['{"', "answer", '":"'],
-            ['{"answer": "'],
-            ["```json\n", '{ "label" : "'],
-            ["\n", "{", '"answer":', ' "'],
-        ),
+        ([], ""),
+        (['{"', "answer", '":"'], "}"),
+        (['{"answer": "'], "}"),
+        (["```json\n", '{ "label" : "'], "}\n```"),
+        (["\n", "{", '"answer":', ' "'], "}"),
     ],
 )
-def test_the_tokens_of_an_endpoint_tell_the_same_in_any_form(before):
+def test_the_tokens_of_an_endpoint_tell_the_same_in_any_form(before, behind):
     content = [token(text, 0.5, x=0.25) for text in before]
-    content += [token("ne", 0.5, pos=0.125, No=0.375), token("g", 0.5, u=0.25), token('ative"', 0.9, x=0.1)]
-    assert chances_in(MOODS, {"content": content}, 3) == {"negative": 0.533333, "neutral": 0.266667, "positive": 0.2}
+    content += [token("ne", 0.5, pos=0.125, No=0.375), token("g", 0.5, u=0.25), token('ative"' + behind, 0.9, x=0.1)]
+    assert found_in(MOODS, content, 3) == {"negative": 0.533333, "neutral": 0.266667, "positive": 0.2}
 
 
 @pytest.mark.parametrize(("spaces", "is_found"), [(LONGEST_SEARCHED - 7, True), (LONGEST_SEARCHED - 6, False)])
 def test_an_answer_that_begins_with_endless_space_is_not_searched(spaces, is_found):
-    content = [token("{" + " " * spaces), token('"a": "'), token("pos", 0.5, neg=0.5), token('itive"', 0.9, x=0.1)]
-    assert (chances_in(MOODS, {"content": content}, 3) is not None) == is_found
+    content = [token("{" + " " * spaces), token('"a": "'), token("pos", 0.5, neg=0.5), token('itive"}', 0.9, x=0.1)]
+    assert (found_in(MOODS, content, 3) is not None) == is_found
 
 
 def test_a_character_may_take_several_tokens():
     cities = Choices(["東京", "大阪"])
     first, second = "東京".encode()[:1], "東京".encode()[1:]
     content = [token(first, 0.5, x=0.1), token(second, 0.9, x=0.1)]
-    assert chances_in(cities, {"content": content}, 1) == {"東京": 1.0}
+    assert found_in(cities, content, 1) == {"東京": 1.0}
     content[0]["top_logprobs"].append({"token": "大阪", "logprob": math.log(0.25)})
-    assert chances_in(cities, {"content": content}, 2) == {"東京": 0.666667, "大阪": 0.333333}
+    assert found_in(cities, content, 2) == {"東京": 0.666667, "大阪": 0.333333}
 
 
 def test_a_token_before_a_choice_leads_to_none_and_a_choice_may_begin_with_a_brace():
     content = [token("positive", 0.5, **{"{": 0.25, "neg": 0.25})]
-    assert chances_in(MOODS, {"content": content}, 3) == {"positive": 0.666667, "negative": 0.333333}
-    content = [token('{"answer": "'), token("{", 0.5, b=0.5)]
-    assert chances_in(Choices(["{a}", "b"]), {"content": content}, 2) == {"{a}": 0.5, "b": 0.5}
+    assert found_in(MOODS, content, 3) == {"positive": 0.666667, "negative": 0.333333}
+    content = [token('{"answer": "'), token("{", 0.5, b=0.5), token('a}"}')]
+    assert found_in(Choices(["{a}", "b"]), content, 2) == {"{a}": 0.5, "b": 0.5}
+
+
+LETTERS = Choices(["A", "B", "C"])
+_WANTED = {"B": 0.6, "A": 0.3, "C": 0.1}
+_LAST = token("B", 0.6, A=0.3, C=0.1)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [token("<think>"), token("A", 0.9, B=0.1), token("</think>"), _LAST],
+        [token("A", 0.9, I=0.1), token(" or B?"), token("</think>"), _LAST],
+        [token("B", 0.9, A=0.1), token("\n\n"), _LAST],
+        [token("B, no, A!"), token("</think>\n\nB", 0.6, **{"</think>\n\nA": 0.3, "</think>\n\nC": 0.1})],
+        [_LAST, token("<|im_end|>", 0.9, x=0.1)],
+        [_LAST, token("</s>"), token("\n")],
+        [token('{"answer": "A"}'), token("\n"), token('{"answer": "'), _LAST, token('"}')],
+    ],
+)
+def test_only_tokens_of_the_answer_count(content):
+    answer = '{"answer": "B"}' if content[-1]["token"] == '"}' else "B"
+    assert found_in(LETTERS, content, 3, answer) == _WANTED
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ([token("C", 0.8, B=0.2)], "B"),
+        ([token("A", 0.9, B=0.1), token("</think>")], "B"),
+        ([_LAST, token(" is right.")], "B"),
+        ([token("B", 0.6, A=0.4), token("A", 0.6, C=0.4)], "B"),
+        ([token("C", 0.6, A=0.4), token("B", 0.6, C=0.4)], "B"),
+        ([token("CB", 0.6, A=0.4)], "B"),
+        ([token("\u2581B", 0.6, A=0.4)], "B"),
+        ([_LAST], ""),
+        ([_LAST], "none of them"),
+    ],
+)
+def test_tokens_of_another_text_are_no_probabilities_of_the_answer(content, answer):
+    assert found_in(LETTERS, content, 3, answer) is None
+
+
+def spaced(text: str, share: float, **others: float) -> dict[str, Any]:
+    """Return a token whose alternatives lack its blank."""
+    found = token(text, share, **others)
+    found["top_logprobs"][0] = {"token": text.lstrip(), "logprob": found["logprob"] - 0.001}
+    return found
+
+
+def test_alternatives_without_the_blank_of_the_token_are_alternatives():
+    assert found_in(LETTERS, [spaced(" B", 0.6, A=0.3, C=0.1)], 3) == _WANTED
+    deals = Choices(["very good", "very bad", "poor"])
+    content = [token("very", 0.8, poor=0.2), spaced(" good", 0.75, bad=0.25)]
+    assert found_in(deals, content, 3) == {"very good": 0.6, "poor": 0.2, "very bad": 0.2}
+    content = [token("very", 0.8, poor=0.2), token(" good", 0.75, **{" bad": 0.25})]
+    assert found_in(deals, content, 3) == {"very good": 0.6, "poor": 0.2, "very bad": 0.2}
+
+
+def test_a_token_with_and_one_without_a_blank_are_two():
+    assert found_in(LETTERS, [token(" B", 0.6, B=0.2, A=0.2)], 3) == {"B": 0.8, "A": 0.2}
+
+
+def test_an_alternative_that_is_listed_twice_counts_once():
+    content = [token("B", 0.6, A=0.3, C=0.1)]
+    content[0]["top_logprobs"] += content[0]["top_logprobs"]
+    assert found_in(LETTERS, content, 3) == _WANTED
 
 
 @pytest.mark.parametrize(
@@ -121,9 +191,12 @@ def test_a_token_before_a_choice_leads_to_none_and_a_choice_may_begin_with_a_bra
         {"content": [{"token": "pos", "logprob": -0.1}]},
         {"content": [{"token": "pos", "logprob": -0.1, "top_logprobs": []}]},
         {"content": [{"token": "pos", "logprob": "x", "top_logprobs": [{"token": "neg", "logprob": 0}]}]},
+        {"content": [{"token": "pos", "logprob": -0.1, "top_logprobs": 5}]},
         {"content": ["pos"]},
+        {"content": 5},
         {"content": [token("I cannot say", 0.5, positive=0.25)]},
     ],
 )
 def test_log_probabilities_that_do_not_tell_it_are_not_used(logprobs):
-    assert chances_in(MOODS, logprobs, 3) is None
+    assert chances_in(MOODS, "positive", logprobs, 3) is None
+    assert chances_in(MOODS, "pos", logprobs, 3) is None

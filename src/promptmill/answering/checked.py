@@ -95,7 +95,8 @@ class ChosenAnswers(Step):
         outcome = await self.following(request.changed(extra=extra), call)
         if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
             return outcome
-        found = chances_in(_choices(request.sampling), outcome.logprobs, most)
+        text = await _without_reasoning(outcome.reply or outcome.text, request)
+        found = chances_in(_choices(request.sampling), text, outcome.logprobs, most)
         return replace(outcome, top_choices=found, logprobs=outcome.logprobs if asked.get("logprobs") else None)
 
 
@@ -172,7 +173,8 @@ class CheckedAnswers(Step):
                 break
             text, complaint = await self._checked(form, checks, request, outcome, call)
             if complaint is None:
-                outcome = replace(outcome, text=text)
+                if text != outcome.text:
+                    outcome = replace(outcome, text=text, reply=outcome.reply or outcome.text)
                 break
             if not left or not complaint.turn:
                 outcome = protocol.Failure(complaint.error, outcome.attempts, text=outcome.text)
@@ -215,10 +217,8 @@ class CheckedAnswers(Step):
         call: protocol.Call,
     ) -> tuple[str, _Complaint | None]:
         """Return the text of an answer, repaired if necessary, and the first complaint."""
-        # inline reasoning stays in front of the answer, but is not checked
-        text = answer = outcome.text
-        if request.sampling.reasoning == "inline":
-            answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
+        text = outcome.text
+        answer = await _without_reasoning(text, request)
         if form is not None:
             is_complete = outcome.finish_reason != "length"
             right, problem = await self._in_form(form, answer, call, is_complete=is_complete)
@@ -244,6 +244,13 @@ class CheckedAnswers(Step):
         right = checked.text if form.choices is None else form.choices.chosen(checked.text)
         call.counts.repaired += checked.repaired
         return right, ""
+
+
+async def _without_reasoning(text: str, request: Request) -> str:
+    """Return the text without inline reasoning, which stays in front of the answer, but is no part of it."""
+    if request.sampling.reasoning != "inline":
+        return text
+    return (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
 
 
 def as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:

@@ -12,6 +12,9 @@ from promptmill.core.bounds import LONGEST_SEARCHED
 
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
+_SAME = 0.01  # log probabilities of one token, which may be rounded
+# such as `<|im_end|>` or `</s>`
+_END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|<[^<>]{1,40}>)*\Z"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
 
@@ -53,31 +56,70 @@ class Chances:
         return {choice: round(self._found[choice], _DIGITS) for choice in kept}
 
 
-def chances_in(choices: Choices, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
-    """Return `Chances.likeliest` for an answer from its `logprobs`; None if these are not enough.
+def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
+    """Return `Chances.likeliest` for an answer from the `logprobs` of its reply; None if these are not enough.
 
-    The `top_logprobs` of a position are treated as all its tokens.
+    The `top_logprobs` of a position are treated as all its tokens. Tokens before the answer, such as those of the
+    reasoning (SGLang), do not count.
     """
-    chances, before = Chances(choices), b""
+    chances, given = Chances(choices), choices.chosen(answer)
     try:
-        for token in logprobs["content"]:
+        tokens = logprobs["content"]
+        start, at = _start_of(answer, b"".join(map(_bytes_of, tokens))), 0
+        if start is None or not given:
+            return None
+        before = b""
+        for token in tokens:
+            own, skipped = _bytes_of(token), max(start - at, 0)
+            at += len(own)
+            if at <= start:
+                continue
             if len(before) > LONGEST_SEARCHED:
                 return None
-            others = [other for other in token["top_logprobs"] if other["token"] != token["token"]]
-            texts = [_of_choice(before + _bytes_of(each)) for each in (token, *others)]
-            before += _bytes_of(token)
+            others = [each for each in _others(token) if each[0][:skipped] == own[:skipped]]
+            texts = [_of_choice(before + text[skipped:]) for text in (own, *(text for text, _ in others))]
+            before += own[skipped:]
             if (taken := texts[0]) is None:
                 continue
             if not others:
                 return None
-            scores = [max(float(each["logprob"]), _LOWEST) for each in (token, *others)]
+            scores = [max(score, _LOWEST) for score in (float(token["logprob"]), *(score for _, score in others))]
             told = zip(texts, scores, strict=True)
             chances.step([(text, score) for text, score in told if text is not None], taken)
             if found := chances.likeliest(most):
-                return found
-    except (KeyError, TypeError, ValueError):
+                return found if given in found and choices.possible(taken) == [given] else None
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return None
+
+
+def _start_of(answer: str, data: bytes) -> int | None:
+    """Return where an answer starts in the bytes of its reply, with the white space before it; None if they do not end
+    with it, as a word of its own. Behind it, there may be an end mark."""
+    wanted = answer.strip().encode("utf-8", "replace")
+    whole = data.rstrip()
+    marks = _END_MARKS.search(whole[-_LONGEST_END:])
+    for end in (len(whole), len(whole) - len(marks[0] if marks else b"")):
+        start = end - len(wanted)
+        if wanted and whole.endswith(wanted, 0, end):
+            is_word = not whole[max(0, start - 4) : start].decode("utf-8", "ignore")[-1:].isalnum()
+            return len(whole[:start].rstrip()) if is_word else None
+    return None
+
+
+def _others(token: Mapping[str, Any]) -> list[tuple[bytes, float]]:
+    """Return the alternatives to a token, each once, with their log probabilities.
+
+    llama.cpp leaves out the blank in front of them: the chosen token is among them without its blank.
+    """
+    own, score = _bytes_of(token), float(token["logprob"])
+    others = dict.fromkeys((_bytes_of(each), float(each["logprob"])) for each in token["top_logprobs"])
+    bare = own.lstrip()
+    alike = [each for each in others if each[0].lstrip() == bare and abs(each[1] - score) < _SAME]
+    if not alike or any(text == own for text, _ in others):
+        return [each for each in others if each[0] != own]
+    blank = b"" if any(text[:1].isspace() for text, _ in others) else own[: len(own) - len(bare)]
+    return [(blank + text, chance) for text, chance in others if (text, chance) not in alike]
 
 
 def _bytes_of(token: Mapping[str, Any]) -> bytes:
