@@ -6,6 +6,7 @@ import pytest
 
 from promptmill.config.loading import Configuration, Overrides, _move_parameters, without_litellm
 from promptmill.core.errors import PromptmillError
+from promptmill.core.request import BESIDE
 
 
 def _moved(backend="openai", **raw):
@@ -41,6 +42,17 @@ def test_a_slip_of_the_pen_comes_with_the_word_that_was_meant():
         _moved(sampling_params={"temprature": 1})
     _, extra, _ = _moved(extra_params={"temprature": 1})
     assert extra == {"temprature": 1}
+
+
+@pytest.mark.parametrize("backend", ["openai", "hf"])
+@pytest.mark.parametrize("name", sorted(BESIDE))
+def test_a_parameter_that_a_call_may_set_beside_ours_is_known_in_a_file_too(name, backend):
+    assert _moved(backend, sampling_params={name: 3}, unsupported="error") == ({}, {name: 3}, [])
+
+
+def test_a_slip_in_such_a_parameter_comes_with_the_word_that_was_meant():
+    with pytest.raises(PromptmillError, match=r"sampling_params.top_choises: .* did you mean top_choices\?"):
+        _moved(sampling_params={"top_choises": 1})
 
 
 def test_options_of_a_client_are_left_out_with_their_place():

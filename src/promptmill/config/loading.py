@@ -26,7 +26,7 @@ from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import BY_CALL, BY_TRUSTED, BackendConfigs, Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.feature import hidden_parameters
-from promptmill.core.request import ADDED, Sampling
+from promptmill.core.request import ADDED, BESIDE, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches, listed, shape, synonym
 from promptmill.system.call_files import FileRule
@@ -394,6 +394,7 @@ def _validate(raw: JsonObject) -> Settings:
 
 
 _SAMPLING = frozenset(Sampling.model_fields)
+_KNOWN = _SAMPLING | BESIDE
 # Options of the `openai` package's methods, which are no part of a request (`extra_body` is both).
 _CLIENT_OPTIONS = {
     "timeout": "set `backend_configs.openai.timeout`",
@@ -435,8 +436,8 @@ def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False
             f"sampling_params.{near[0]:.60}",
             f"unknown parameter; did you mean {near[1]}? A parameter in `extra_params` is sent on unchanged.",
         )
-    if others:
-        warnings.append(f"sampling_params: {_listed(others)} unknown; sent on unchanged, as in `extra_params`.")
+    if unknown := [name for name in others if name not in BESIDE]:
+        warnings.append(f"sampling_params: {_listed(unknown)} unknown; sent on unchanged, as in `extra_params`.")
     if warnings and raw.get("unsupported") == "error":
         raise config_error("", " ".join(warnings))
     passed = {**others, **body, **(extra or {})}
@@ -454,9 +455,9 @@ def _is_ours(name: object, value: object) -> bool:
 
 
 def _nearest(name: str) -> str:
-    if name in _SAMPLING:
-        return ""  # nothing to correct: the value is OpenRouter's
-    return next(iter(close_matches(name, _SAMPLING, n=1, cutoff=0.85)), "")
+    if name in _KNOWN:
+        return ""  # nothing to correct, also in OpenRouter's `reasoning`
+    return next(iter(close_matches(name, _KNOWN, n=1, cutoff=0.85)), "")
 
 
 def _listed(names: Iterable[str]) -> str:
