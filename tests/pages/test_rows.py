@@ -139,10 +139,11 @@ async def test_quotes_are_marked_in_the_text_and_stand_at_their_values(tmp_path)
             "\u201cEUR 9\u201d quote not in the text",
         ]
         await opened.run("opened(1)")
-        assert await opened.run("[...document.querySelectorAll('dialog a')].map(one => one.href)") == [
-            "https://example.com/a",
-            "https://example.com/a",
-        ]
+        link = "one => [one.href, one.target, one.rel, one.nextElementSibling.textContent]"
+        assert (
+            await opened.run(f"[...document.querySelectorAll('dialog a')].map({link})")
+            == [["https://example.com/a", "_blank", "noopener noreferrer", "(example.com)"]] * 2
+        )
         assert not opened.complaints
 
 
