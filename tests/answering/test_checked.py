@@ -268,8 +268,8 @@ async def test_the_processes_of_checks_end():
         async def aclose(self) -> None:
             ended.append(self)
 
-    await step._checking[1].aclose()  # type: ignore[index]
-    step._checking = cast("Any", (None, Ending()))
+    await step._checker.aclose()
+    step._checker = cast("Any", Ending())
     await step.aclose()
     assert len(ended) == 1
     await CheckedAnswers(chain.plan).aclose()

@@ -3,14 +3,16 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import sys
 
 import pytest
 
-from promptmill.answers.checker import Checker
+from promptmill.answers.checker import NO_MATCH, Checker
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import Call
+from promptmill.core.bounds import LONGEST_ANSWER
 from sure import sure
 
 NAME = compile_schema({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
@@ -18,6 +20,7 @@ OBJECT = compile_schema({"type": "object"})
 # for each of the values the validator compares all with each other
 ENDLESS = compile_schema({"allOf": [{"uniqueItems": True, "minItems": n} for n in range(5_000)]})
 SLOW = "it takes too long, or too much memory, to check"
+TOO_LONG = "it is longer than 1 MiB"
 MANY = json.dumps([[n] for n in range(40_000)])
 
 
@@ -26,6 +29,22 @@ async def test_answers_are_checked_and_repaired_in_another_process(closing):
     for text in ('{"name": "Ada"}', '{"name": 5}', 'Sure: {"name": "Ada",}', "No.", '{"name": "\\ud83d"}'):
         for complete in (True, False):
             assert await checker.check(NAME, text, Call(), complete=complete) == NAME.check(text, complete=complete)
+
+
+async def test_a_long_text_is_matched_in_the_process_and_a_short_one_is_not(closing):
+    checker = closing(Checker())
+    for text, problem in (("ab" * 10, ""), ("ab" * 10 + "c", NO_MATCH)):
+        assert await checker.match("(?:a|b)+", text, Call()) == problem
+    assert checker._helper.pid is None
+    for text, problem in (("ab" * 10_000, ""), ("ab" * 10_000 + "c", NO_MATCH), ("a" * (LONGEST_ANSWER + 1), TOO_LONG)):
+        assert await checker.match("(?:a|b)+", text, Call()) == problem
+    assert checker._helper.pid is not None
+
+
+@pytest.mark.thorough
+async def test_a_match_without_end_is_ended(closing):
+    pattern, text = "(?:a|b)*a" + "(?:a|b|c){9}" * 80, "".join(random.Random(1).choices("ab", k=LONGEST_ANSWER))
+    assert await closing(Checker()).match(pattern, text, Call()) == SLOW
 
 
 @pytest.mark.thorough

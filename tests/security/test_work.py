@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from promptmill.system import subprocesses
+from replies import answer
 from talk import text
 
 
@@ -26,3 +28,23 @@ async def test_a_schema_whose_values_double_with_each_level_is_refused_before_a_
     assert result.is_error
     assert "more than 10,000 values" in text(result)
     assert not upstream.seen
+
+
+@pytest.mark.rule("X5")
+@pytest.mark.usefixtures("protocol")
+async def test_a_long_answer_is_matched_in_a_process_with_a_limit(serve, upstream):
+    upstream.reply = answer("ab" * 25_000)
+    asked = []
+
+    class Counted(subprocesses.Helper):
+        def ask(self, *given: Any) -> Any:
+            asked.append(given)
+            return super().ask(*given)
+
+    pattern = "(?:a|b)*a" + "(?:a|b|c){9}" * 80
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subprocesses, "Helper", Counted)
+        async with serve() as talk:
+            result = await talk("generate", prompt_ls=["a"], sampling_params={"match": pattern})
+    assert result.is_error or result.structured_content["ans_ls"] == ["ab" * 25_000]
+    assert asked

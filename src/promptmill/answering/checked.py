@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.chances import chances_in
 from promptmill.answers.check import Check
-from promptmill.answers.checker import Checker
+from promptmill.answers.checker import NO_MATCH, Checker
 from promptmill.answers.choices import Choices, choices_of
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import SchemaCache
@@ -140,13 +140,13 @@ class CheckedAnswers(Step):
         self._retries = plan.settings.check_retries
         self._checks = checks_of_features()
         self.wanted_by = *_FORM, "checks", *(name for one in self._checks for name in one.wanted_by)
-        self._checking: tuple[SchemaCache, Checker] | None = None  # made for the first request with a schema
+        self._schemas: SchemaCache | None = None  # made for the first request with a schema
+        self._checker = Checker()
         self._last: tuple[Sampling | None, protocol.Facts | None, tuple[_Form | None, list[Check]] | None] = (None,) * 3
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
-        if self._checking is not None:
-            await self._checking[1].aclose()
+        await self._checker.aclose()
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request whose answer is checked."""
@@ -202,7 +202,7 @@ class CheckedAnswers(Step):
         """Return the form of answers; None without one. Raises `PromptmillError` for an invalid schema."""
         if (wanted := sampling.response_format) is None:
             return None
-        schemas, _ = self._checking = self._checking or (SchemaCache(), Checker())
+        schemas = self._schemas = self._schemas or SchemaCache()
         choices = None if sampling.choices is None else _choices(sampling)
         if (schema := await schemas.of(wanted)) is None:
             return None
@@ -225,7 +225,7 @@ class CheckedAnswers(Step):
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
             text, answer = text if right == answer else text[: max(text.rfind(answer), 0)] + right, right
-        return text, await _complaint_of(checks, answer, request)
+        return text, await _complaint_of(checks, answer, request, call, self._checker)
 
     async def _in_form(self, form: _Form, answer: str, call: protocol.Call, *, is_complete: bool) -> tuple[str, str]:
         """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
@@ -237,8 +237,7 @@ class CheckedAnswers(Step):
         if is_valid:
             return answer, ""
         call.warn_of_marks(answer)
-        assert self._checking is not None
-        checked = await self._checking[1].check(form.schema, answer, call, complete=is_complete)
+        checked = await self._checker.check(form.schema, answer, call, complete=is_complete)
         if checked.problem:
             return answer, checked.problem
         right = checked.text if form.choices is None else form.choices.chosen(checked.text)
@@ -269,15 +268,13 @@ def as_text(answer: protocol.Completion, request: Request) -> protocol.Outcome:
     return replace(answer, text=written if isinstance(written, str) else "", tool_calls=(), finish_reason=finish)
 
 
-async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) -> _Complaint | None:
+async def _complaint_of(
+    checks: Sequence[Check], answer: str, request: Request, call: protocol.Call, checker: Checker
+) -> _Complaint | None:
     """Return the first complaint about an answer."""
     for check in checks:
         try:
-            complaint = (
-                await asyncio.to_thread(check.complaint, answer, request)
-                if check.blocks
-                else check.complaint(answer, request)
-            )
+            complaint = await _words_of(check, answer, request, call, checker)
             said = cut(" ".join(complaint.split()), LONGEST_COMPLAINT).rstrip(".") if complaint else None
         except Exception as error:  # noqa: BLE001 (code of another package, or of a program)
             failed = internal_error("A check of the answer failed", error)
@@ -290,10 +287,24 @@ async def _complaint_of(checks: Sequence[Check], answer: str, request: Request) 
     return None
 
 
+async def _words_of(check: Check, answer: str, request: Request, call: protocol.Call, checker: Checker) -> str | None:
+    """Return the complaint of a check about an answer."""
+    if (matched := check.matched(answer, request)) is not None:
+        problem = await checker.match(*matched, call)
+        return problem if problem not in {"", NO_MATCH} else check.complaint(answer, request) if problem else None
+    if check.blocks:
+        return await asyncio.to_thread(check.complaint, answer, request)
+    return check.complaint(answer, request)
+
+
 async def checked(answer: protocol.Completion, request: Request, call: protocol.Call) -> protocol.Outcome:
     """Return an answer that was merged from the answers to parts of `request`; a failure if a check has a complaint."""
     checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.is_wanted(request.sampling)]
-    complaint = await _complaint_of(checks, answer.text, request)
+    checker = Checker()
+    try:
+        complaint = await _complaint_of(checks, answer.text, request, call, checker)
+    finally:
+        await checker.aclose()
     return answer if complaint is None else protocol.Failure(complaint.error, answer.attempts, text=answer.text)
 
 

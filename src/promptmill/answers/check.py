@@ -20,6 +20,12 @@ class Check:
         """Return whether answers to requests with these parameters are checked."""
         return not self.wanted_by or sampling.sets(self.wanted_by)
 
+    def matched(self, answer: str, request: Request) -> tuple[str, str] | None:
+        """Return a pattern, and the text that must match it as a whole; otherwise `complaint` is called. A long text is
+        matched in another process. None: `complaint` decides alone."""
+        del answer, request
+        return None
+
     def complaint(self, answer: str, request: Request) -> str | None:
         """Return what is wrong with an answer, as the end of `The answer …`; None if nothing is."""
         raise NotImplementedError

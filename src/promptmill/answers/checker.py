@@ -3,7 +3,8 @@
 The process checks one answer at a time, and a call has at most one answer in its queue. If a check takes too long or
 too much memory, the process is ended, and the next answer starts a new one.
 
-Messages to the process: `{"schema": …, "text": …, "complete": …}`, with the schema as JSON text.
+Messages to the process: `{"schema": …, "text": …, "complete": …}`, with the schema as JSON text, or
+`{"pattern": …, "text": …}`.
 Replies: `{"ready": true}` once, then for each answer `{"problem": …, "repaired": text or null}`.
 """
 
@@ -14,6 +15,7 @@ import functools
 from typing import BinaryIO
 from weakref import WeakKeyDictionary
 
+from promptmill.answers.pattern import is_soon_matched, whole_match
 from promptmill.answers.schema import AnswerSchema, Checked
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.system import frames, subprocesses
@@ -22,6 +24,7 @@ from promptmill.system import frames, subprocesses
 _CHECK_S = 1.0
 _REPLY_S = 10.0  # the limit of wall time
 _MEMORY = 1 << 30
+NO_MATCH = "it does not match"
 
 
 class Checker:
@@ -34,10 +37,20 @@ class Checker:
 
     async def check(self, schema: AnswerSchema, text: str, call: object, *, complete: bool) -> Checked:
         """Return the result of `schema.check`, or a problem if the check takes too long."""
-        if problem := schema.why_not_read(text):
+        return await self._asked({"schema": schema.content, "text": text, "complete": complete}, call)
+
+    async def match(self, pattern: str, text: str, call: object) -> str:
+        """Return `""` if a text matches a pattern as a whole, else the problem; also if the match takes too long."""
+        if is_soon_matched(text):
+            return "" if whole_match(pattern).is_valid(text) else NO_MATCH
+        return (await self._asked({"pattern": pattern, "text": text}, call)).problem
+
+    async def _asked(self, message: frames.Frame, call: object) -> Checked:
+        text = message["text"]
+        if problem := AnswerSchema.why_not_read(text):
             return Checked(text, problem)
         try:
-            question = frames.packed({"schema": schema.content, "text": text, "complete": complete})
+            question = frames.packed(message)
         except TypeError:
             return Checked(text, "it contains half a surrogate pair")
         async with self._turns.setdefault(call, asyncio.Lock()), self._turn:
@@ -64,6 +77,8 @@ _compiled = functools.lru_cache(maxsize=MOST_KEPT)(AnswerSchema)
 
 def _checked(asked: frames.Frame, _: BinaryIO) -> frames.Frame:
     text = asked["text"]
+    if "pattern" in asked:
+        return {"problem": "" if whole_match(asked["pattern"]).is_valid(text) else NO_MATCH, "repaired": None}
     try:
         checked = _compiled(asked["schema"]).check(text, complete=asked["complete"])
         f"{checked.text}{checked.problem}".encode()

@@ -218,10 +218,24 @@ async def test_a_short_answer_may_be_in_any_language_and_keys_are_none(ask, upst
 )
 def test_a_language_that_cannot_be_checked_is_an_error_before_anything_is_sent(monkeypatch, language, installed, said):
     if not installed:
-        parameters.languages.cache_clear()
         monkeypatch.setitem(sys.modules, "py3langid", None)
     with pytest.raises(PromptmillError, match=said):
         Configuration({"sampling_params": {"language": language}}).plan  # noqa: B018
+
+
+def test_a_language_is_known_without_loading_what_tells_languages_apart(monkeypatch):
+    assert frozenset(parameters.likelihoods("")) == parameters.LANGUAGES
+    monkeypatch.delitem(sys.modules, "py3langid")
+    assert Configuration({"sampling_params": {"language": "de"}}).plan
+    assert "py3langid" not in sys.modules
+
+
+@pytest.mark.parametrize("length", [20, 5_000])
+async def test_an_answer_of_any_length_is_matched_as_a_whole(ask, upstream, length):
+    upstream.reply = choose(lambda seen: answer("a" * length + ("b" if "other" in str(seen.json["messages"]) else "")))
+    (good, bad), _ = await ask("a", "other", match="a+")
+    assert good.text == "a" * length
+    assert "it does not match the pattern a+" in bad.error.message
 
 
 def test_generate_has_the_flags(upstream, monkeypatch, capsys):

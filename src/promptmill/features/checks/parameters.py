@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Annotated
+from importlib.util import find_spec
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from promptmill.answers.pattern import whole_match
 from promptmill.core.parameter import APPLIED, Parameters
 from promptmill.system.installation import adding
-
-if TYPE_CHECKING:
-    from jsonschema_rs import Validator
-
-_PATTERN_BYTES = 1 << 20  # of a compiled pattern: `\d{1,100000}` would take gigabytes
-
-
-@functools.lru_cache(64)
-def whole_match(pattern: str) -> Validator:
-    """Return the validator of texts that match a pattern as a whole. Raises `ValueError` for an invalid pattern.
-
-    Its time is linear in the text, unlike that of `re`, in which a pattern of a client may take hours.
-    """
-    from jsonschema_rs import RegexOptions, validator_for  # imported on use, as in `answers.schema`
-
-    schema = {"type": "string", "pattern": f"^(?:{pattern})$"}
-    return validator_for(schema, pattern_options=RegexOptions(size_limit=_PATTERN_BYTES))
 
 
 def _a_pattern(value: str | None) -> str | None:
@@ -39,10 +23,16 @@ def _a_pattern(value: str | None) -> str | None:
     return value
 
 
-@functools.lru_cache(1)
-def languages() -> frozenset[str]:
-    """Return the codes of the languages that can be told apart. Raises `ImportError` without py3langid."""
-    return frozenset(likelihoods(""))
+_CODES = """
+ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et eu ext fa fi fo fr
+fuv fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy id ig is it ja jv ka kab kik kk km kn ko
+ku ky la lb lg lij ln lo lt ltg lv mg mk ml mn mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru
+rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo
+yue zh zu zxx
+"""
+LANGUAGES = frozenset(_CODES.split())
+"""The codes of the languages that can be told apart. They are listed, because py3langid takes seconds to load, and a
+call is checked in the event loop."""
 
 
 def likelihoods(text: str) -> dict[str, float]:
@@ -53,11 +43,9 @@ def likelihoods(text: str) -> dict[str, float]:
 
 
 def _a_language(value: str | None) -> str | None:
-    try:
-        is_known = value is None or value in languages()
-    except ImportError:
-        raise PydanticCustomError("language", "needs py3langid. {hint}", {"hint": adding("language")}) from None
-    if not is_known:
+    if value is not None and find_spec("py3langid") is None:
+        raise PydanticCustomError("language", "needs py3langid. {hint}", {"hint": adding("language")})
+    if value is not None and value not in LANGUAGES:
         raise PydanticCustomError("language", "is no code of a language, such as en, de or zh")
     return value
 

@@ -9,7 +9,7 @@ import orjson
 
 from promptmill.answers.check import Check
 from promptmill.core.request import Request
-from promptmill.features.checks.parameters import Wanted, likelihoods, whole_match
+from promptmill.features.checks.parameters import Wanted, likelihoods
 
 _SURE = 10  # as a logarithm: e^10, so 22,000 times as likely. German sentences of three words are at 13
 
@@ -32,12 +32,15 @@ class Match(Check):
 
     wanted_by = ("match",)
 
-    def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the pattern if the answer does not match it."""
+    def matched(self, answer: str, request: Request) -> tuple[str, str]:
+        """Return the pattern and the text of the answer that it must match."""
         wanted = request.sampling
         assert isinstance(wanted, Wanted)
-        pattern = wanted.match or ""
-        return None if whole_match(pattern).is_valid(answer.strip()) else f"it does not match the pattern {pattern}"
+        return wanted.match or "", answer.strip()
+
+    def complaint(self, answer: str, request: Request) -> str:
+        """Return the pattern, which the answer does not match."""
+        return f"it does not match the pattern {self.matched(answer, request)[0]}"
 
 
 class Language(Check):
