@@ -122,7 +122,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
             is_prose = not _JSON_LIKE.match(text, start)  # prose in brackets, for example [sic]
             ends = _ends_of_groups(text) if ends is None else ends
             end = ends.get(start, start + 1)
-            value = _mended(text[start:end])
+            value = mended(text[start:end])
             unreadable += 1
             if value is None and (not is_prose or unreadable > MOST_UNREADABLE):
                 raise DoubtError("a JSON value in it is cut or cannot be read") from None
@@ -149,7 +149,7 @@ def _ends_of_groups(text: str) -> dict[int, int]:
     return ends
 
 
-def _mended(part: str) -> Any:
+def mended(part: str) -> Any:
     """Return the object or list in `part`, with slips corrected; None if in doubt."""
     from json_repair import repair_json
 

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from promptmill.answers.choices import Choices
 from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.request import Fields, Sampling, nested
-from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
+from promptmill.core.values import JsonDict, JsonObject, json_text
+from promptmill.features.together.reply_answers import ReplyAnswers
 
 _SIGNS = "abcdefghjkmnpqrstuvwxyz23456789"
 _TEXT: JsonDict = {"type": "string"}
+_OF_REPLIES = frozenset({"id", "answer"})
+"""The fields of an item of a reply. In records, fields of rows have other names: a model may repeat a record."""
 _DEFINITIONS = "$defs", "definitions"
 _REFERENCES = tuple(f"#/{name}/" for name in _DEFINITIONS)
 _WHOLE = Fields(("Answer the prompt of the record: ", "prompt", ""), ("",))
@@ -41,11 +43,6 @@ _IN_OBJECT = "Answer with one JSON object, which has the answer to each record u
 _IN_LIST = 'Answer with {"answers": [{"id": …, "answer": …}, …]}, each id once, with its answer.'
 _AROUND = 24
 """The most tokens of an id and the JSON around an answer."""
-_FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')
-_END = re.compile(r"\s*[,}]")
-"""The end of a field: a number before the end of the text may be cut off."""
-_DECODER = json.JSONDecoder()
-_MISSING = object()
 
 
 def fields_of(fields: Fields | None, prompt: str) -> Fields:
@@ -108,7 +105,7 @@ class RecordForm:
     def text(self, fields: Sequence[Fields], names: Sequence[str]) -> str:
         """Return the prompt for rows with these names."""
         parts = [*fields[0].parts]
-        keys = [name if name != "id" else _free("id_field", parts) for name in parts[1::2]]
+        keys = [_free(f"{name}_field", parts) if name in _OF_REPLIES else name for name in parts[1::2]]
         parts[1::2] = [f"{{{{{key}}}}}" for key in keys]
         records = "\n".join(
             json_text({"id": name, **dict(zip(keys, row.texts, strict=True))})
@@ -135,24 +132,30 @@ class RecordForm:
             names[name] = None
         return [*names]
 
-    def answers(self, text: str, names: Sequence[str]) -> list[str | None]:
-        """Return the answers to rows in a reply, in the form of an answer to a row alone; None for a row that has none,
-        or several. The reply may be cut off, or have words around it."""
-        found, twice, wanted = dict[str, Any](), set[str](), frozenset(names)
-        for name, value in (_fields_in if self.is_object else _items_in)(text):
-            if name in wanted:
-                twice |= {name} & found.keys()
-                found[name] = value
-        return [None if name in twice else self._answer(found.get(name, _MISSING)) for name in names]
+    def answers(self, text: str, names: Sequence[str], *, is_cut: bool = False) -> list[str | None]:
+        """Return the answers to rows in a reply, in the form of an answer to a row alone; None for a row without a
+        certain one. The reply may have words around its answers. `is_cut`: it was cut off at its end."""
+        reply = ReplyAnswers(text, names, self._ids, are_texts=self.is_text, is_object=self.is_object)
+        found = reply.of_each(self._answer, is_cut=is_cut)
+        return [found.get(name) for name in names]
+
+    @property
+    def _ids(self) -> str:
+        """A regular expression of the names of rows."""
+        return r"r[1-9]\d*" if self.is_object else f"[{_SIGNS}]{{4}}"
 
     def _answer(self, value: Any) -> str | None:
-        if value is _MISSING:
+        if not self.is_text:
+            return json.dumps(value, ensure_ascii=False)
+        if isinstance(value, dict) and value.keys() == {"answer"}:  # in the form of an answer alone
+            value = value["answer"]
+        if isinstance(value, bool | int | float):
+            value = json.dumps(value)
+        if not isinstance(value, str) or not value.strip():
             return None
-        if self.sampling.choices is not None and isinstance(value, str):
+        if self.sampling.choices is not None:
             return f"{Choices.OPENING}{json.dumps(value, ensure_ascii=False)[1:]}}}"
-        if self.is_text:
-            return value if isinstance(value, str) and value.strip() else None
-        return json.dumps(value, ensure_ascii=False)
+        return value
 
     def _schema(self, count: int) -> JsonDict:
         answer, definitions = self.answer, self.definitions
@@ -185,40 +188,3 @@ def _can_move(node: Any) -> bool:
     reference = node.get("$ref", _REFERENCES[0])
     is_known = isinstance(reference, dict) or (isinstance(reference, str) and reference.startswith(_REFERENCES))
     return is_known and not {"$id", "$anchor", "$dynamicRef", "$recursiveRef"} & {*map(str, node)}
-
-
-def _items_in(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield the ids and answers of a list."""
-    try:
-        whole = read_json(text)
-    except json.JSONDecodeError:
-        items = _objects_in(text)
-    else:
-        listed = whole.get("answers") if isinstance(whole, dict) else whole
-        items = iter(listed if isinstance(listed, list) else ())
-    for item in items:
-        if isinstance(item, dict) and isinstance(item.get("id"), str) and "answer" in item:
-            yield item["id"], item["answer"]
-
-
-def _objects_in(text: str) -> Iterator[Any]:
-    at = text.find("[") + 1
-    while (at := text.find("{", at)) >= 0:
-        try:
-            item, at = _DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return  # what follows a broken item may be inside a text
-        yield item
-
-
-def _fields_in(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of the fields of an object, also of fields with the same name."""
-    at = text.find("{") + 1
-    while (name := _FIELD.match(text, at)) is not None:
-        try:
-            value, at = _DECODER.raw_decode(text, name.end())
-        except (ValueError, RecursionError):
-            return
-        if not _END.match(text, at):
-            return
-        yield name[1], value

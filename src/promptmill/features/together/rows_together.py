@@ -114,7 +114,7 @@ class RowsTogether(Gathering):
         form = self._form(requests[0].sampling)
         if len(requests) == 1 or isinstance(form, str):
             return [Part(reply)]
-        answers = form.answers(reply.text, _names(requests))
+        answers = form.answers(reply.text, _names(requests), is_cut=reply.finish_reason == "length")
         common = max(0, 4 * reply.usage.prompt_tokens - sum(map(self.size, requests))) // len(requests)
         return [
             Part(
@@ -128,7 +128,11 @@ class RowsTogether(Gathering):
     def read(self, request: Request, name: str, reply: Completion) -> Part:
         """Return the answer to one row in a reply by batch."""
         form = self._form(request.sampling)
-        answer = None if isinstance(form, str) else form.answers(reply.text, [name])[0]
+        answer = (
+            None
+            if isinstance(form, str)
+            else form.answers(reply.text, [name], is_cut=reply.finish_reason == "length")[0]
+        )
         return Part(None if answer is None else Completion(answer, "stop"))
 
     def _sent_for(self, request: Request) -> Sent:
