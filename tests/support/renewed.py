@@ -1,9 +1,9 @@
 """An endpoint whose key changes, and the program that prints the key of the moment.
 
-    keys = ChangingKey(folder)                      # keys.command is for `api_key_command`
-    upstream.reply = keys.guard(late(0.05))         # 401 for any key but that of the moment
-    keys.change()                                   # or `every=40`: after so many answers
-    assert keys.runs == 2                           # how often the program ran
+keys = ChangingKey(folder)                      # keys.command is for `api_key_command`
+upstream.reply = keys.guard(late(0.05))         # 401 for any key but that of the moment
+keys.change()                                   # or `every=40`: after so many answers
+assert keys.runs == 2                           # how often the program ran
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ class ChangingKey:
         """From now on, accept only another key."""
         self.now = f"renewed-key-{next(self._numbers):04}-of-the-hour"
         self.all.append(self.now)
-        output: Any = self.now if self._expires_in is None else json.dumps(
-            {"access_token": self.now, "expires_in": self._expires_in}
+        output: Any = (
+            self.now
+            if self._expires_in is None
+            else json.dumps({"access_token": self.now, "expires_in": self._expires_in})
         )
         for name, text in (("key", self.now), ("output", output)):
             (self._folder / f"{name}.new").write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult
 
 from promptmill.backends.protocol import Backend, KeyHolder, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
+from promptmill.config.own_secrets import CUSTOM_HEADERS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
@@ -109,17 +110,22 @@ def renewed_key(plan: ResolvedConfig) -> KeyHolder | None:
 
 
 def key_variables(plan: ResolvedConfig) -> set[str]:
-    """Return the environment variables from which the plan's backend may read a key."""
+    """Return the environment variables from which the plan's backend may read a key, or headers beside it."""
     block = plan.block
     if plan.backend == AUTO:
-        return {*USUAL_KEYS, *(row[2] for row in providers())} - {""}
+        return {*USUAL_KEYS, *(row[2] for row in providers()), *_header_variables()} - {""}
     if plan.record.needs_endpoint:
-        if named := getattr(block, "api_key_env", None):
-            return {named}
         of_provider = {row[2] for row in providers() if row[0] == getattr(block, "provider", None)} - {""}
-        has_other = any(getattr(block, name, None) for name in _BRING_A_KEY - {"headers"})
-        return set() if has_other else {*USUAL_KEYS, *of_provider}
+        sources = [getattr(block, name, None) for name in OpenAISettings.marked(KEY_SOURCE)]
+        named = getattr(block, "api_key_env", None)
+        keys = {named} if named else set[str]() if any(sources) else {*USUAL_KEYS, *of_provider}
+        return keys | _header_variables()
     return set(_HUB_KEYS) if plan.record.is_engine else set()
+
+
+def _header_variables() -> set[str]:
+    profiles = importlib.import_module("promptmill.backends.openai.providers").PROFILES
+    return {CUSTOM_HEADERS, *(variable for profile in profiles for variable in profile.site.header_env.values())}
 
 
 class Listed(NamedTuple):

@@ -10,6 +10,8 @@ from pydantic import BaseModel, SecretStr
 
 SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 """Matches names of fields whose values are secrets."""
+CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
+"""The environment variable with headers that OpenAI's client adds to its requests, one `NAME: VALUE` a line."""
 _VARIABLE = re.compile(r"(?i).*(_|^)(key|token|secret|password|passwd|passphrase|credentials?)")
 _NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # no secret: a path, a URL or a sentence
 _RANDOM = re.compile(r"(?=.*[0-9])[A-Za-z0-9._~+/=-]{20,}")
@@ -44,6 +46,13 @@ def secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in environ.items():
         if _VARIABLE.fullmatch(name) and not _NO_SECRET.fullmatch(value):
             yield value
+    yield from _headers(custom_headers(environ))
+
+
+def custom_headers(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers in `OPENAI_CUSTOM_HEADERS`, read as OpenAI's client does: other lines are ignored."""
+    lines = (line.partition(":") for line in environ.get(CUSTOM_HEADERS, "").split("\n"))
+    return {name.strip(): value.strip() for name, colon, value in lines if colon}
 
 
 def _headers(headers: Any) -> Iterator[str]:

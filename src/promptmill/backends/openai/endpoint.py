@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
 from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
+from promptmill.config.own_secrets import CUSTOM_HEADERS, custom_headers
 from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
@@ -237,24 +238,46 @@ def _endpoint(
                 raise config_error(f"{_block(plan)}.api_key", wrong)
             raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
         key = key.strip()
-    of_account = {} if "api_key" in plan.from_call or not key else host_profile.site.header_env
+    of_client = {}
+    if plan.trust_client or "api_key" not in plan.from_call:  # otherwise, the account is the caller's
+        of_client = _of_openais_client(environ, host_profile, has_key=bool(key), named=named, dialect=name)
     headers = _over(
-        _headers(url, key, profile, name)
-        | {
-            header: _header(variable, environ[variable])
-            for header, variable in of_account.items()
-            if environ.get(variable)
-        },
+        _over(_headers(url, key, profile, name), of_client),
         {
-            _name(header, of_call=of_call): _header(f"headers.{header}", value.get_secret_value())
+            _name(header, of_call=of_call): _header(f"{_BLOCK}.headers.{header}", value.get_secret_value())
             for header, value in own.items()
         },
     )
     lasting = [key] if key and key != _KEY else []
-    secrets = (*lasting, *(value.get_secret_value() for value in own.values()))
+    secrets = (*lasting, *of_client.values(), *(value.get_secret_value() for value in own.values()))
     if not source and KEY_HEADERS & {header.lower() for header in own}:
         source = "`headers` of the configuration"
     return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, is_own, source, name)
+
+
+def _of_openais_client(
+    environ: Mapping[str, str], host_profile: ProviderProfile, *, has_key: bool, named: bool, dialect: str
+) -> dict[str, str]:
+    """Return the headers that OpenAI's client reads from the environment, for an endpoint that they may be meant for.
+
+    Organization and project go to OpenAI, beside a key. Custom headers go there too, and to an endpoint of the operator
+    that speaks OpenAI's API and is not another provider's, such as a gateway.
+    """
+    account = host_profile.site.header_env
+    headers = {
+        header: _header(variable, environ[variable])
+        for header, variable in (account.items() if has_key else ())
+        if environ.get(variable)
+    }
+    is_openais = has_key and bool(account)
+    is_gateway = named and not host_profile.site.public and dialect in {"openai", "responses"}
+    if is_openais or is_gateway:
+        custom = {
+            _name(name, source=CUSTOM_HEADERS): _header(CUSTOM_HEADERS, value)
+            for name, value in custom_headers(environ).items()
+        }
+        headers = _over(headers, custom, source=CUSTOM_HEADERS)
+    return headers
 
 
 def _key_of(
@@ -333,27 +356,27 @@ def _variable(name: str) -> str:
     return f"the environment variable {name}" if shows else "the environment variable that it names"
 
 
-def _name(name: str, *, of_call: bool) -> str:
+def _name(name: str, *, of_call: bool = False, source: str = f"{_BLOCK}.headers") -> str:
     if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
-        raise config_error(f"{_BLOCK}.headers", "contains an invalid or reserved header name; correct or remove it.")
+        raise config_error(source, "contains an invalid or reserved header name; correct or remove it.")
     if of_call and name.lower() in _OF_THE_OPERATOR:
         raise config_error(f"{_BLOCK}.headers", f"a call may not set {name}; leave it out, or {_SWITCHES}.")
     return name
 
 
-def _over(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+def _over(headers: Mapping[str, str], own: Mapping[str, str], *, source: str = f"{_BLOCK}.headers") -> dict[str, str]:
     """Return `headers` with `own` added or replacing. Names are case-insensitive."""
     names = {name.lower() for name in own}
     if len(names) < len(own):
-        raise config_error(f"{_BLOCK}.headers", "contains the same name twice; header names are case-insensitive.")
+        raise config_error(source, "contains the same name twice; header names are case-insensitive.")
     return {name: value for name, value in headers.items() if name.lower() not in names} | dict(own)
 
 
-def _header(key: str, value: str) -> str:
+def _header(source: str, value: str) -> str:
     value = value.strip()
     if not value.isascii() or not value.isprintable():
         raise config_error(
-            f"{_BLOCK}.{key}", "contains a line break or a character that HTTP headers cannot carry; copy it again."
+            source, "contains a line break or a character that HTTP headers cannot carry; copy it again."
         )
     return value
 
