@@ -202,7 +202,9 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
                     spec = folder.spec_in(store)
                     rows = answered_rows(store, spec, every_answer, 0, end_of(store, job.order.limits.limit))
-                    write_rows(content, Form([store], spec, format_of_output(name, spec.input.format)), rows)
+                    form = Form([store], spec, format_of_output(name, spec.input.format))
+                    if warning := write_rows(content, form, rows):
+                        say(f"note: {warning}", sys.stderr, wrap=True)
             out.flush()
             shutil.rmtree(folder.path, ignore_errors=True)
     return code

@@ -25,7 +25,7 @@ from promptmill.core.errors import config_error, without_controls
 from promptmill.core.feature import JobAction, features, order_parts, part
 from promptmill.core.wording import counted
 from promptmill.jobs.door import reopened
-from promptmill.jobs.export.join import join
+from promptmill.jobs.export.join import is_there, join
 from promptmill.jobs.export.live_output import export
 from promptmill.jobs.manage import prune
 from promptmill.jobs.store import progress, status, status_words
@@ -310,11 +310,12 @@ def _watch(folders: JobFolders) -> None:
 
 
 def _export(job: Folder, target: Path, shapes: Mapping[str, OrderPart], *, everything: bool, as_json: bool) -> int:
-    count = export(job, target, shapes, failures=everything)
+    count, notes = export(job, target, shapes, failures=everything)
     if as_json:
-        say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
+        say(orjson.dumps({"answers": count, "file": str(target.absolute()), "warnings": notes}).decode())
     else:
         print(f"promptmill: {counted(count, 'answer')} in {target}.", file=sys.stderr)
+        _say_notes(notes)
     return OK
 
 
@@ -358,16 +359,23 @@ def _join(arguments: argparse.Namespace) -> int:
     """Join the shard files to one output. Return 0 if all rows are answered, 1 if not."""
     refuse((arguments.job_id is None, "--join", "needs the output: promptmill jobs OUTPUT --join."))
     output = Path(arguments.job_id)
-    was_there = output.exists() and not arguments.overwrite
-    counts = join(
+    was_there = is_there(output) and not arguments.overwrite
+    counts, notes = join(
         JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
     )
     if arguments.json:
-        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict()}).decode())
+        values = {"output_file": str(output.absolute()), **counts.as_dict(), "warnings": notes}
+        say(orjson.dumps(values).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
+        _say_notes(notes)
     return int(counts.failed > 0)
+
+
+def _say_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        say(f"note: {note}", sys.stderr, wrap=True)
 
 
 def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from promptmill.backends.vectors import floats_of, words_of
 from promptmill.core.errors import input_error
+from promptmill.core.feature import Format
 from promptmill.core.wording import counted
+from promptmill.jobs.databases import alike
 from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.plan import JobSpec
@@ -146,24 +148,33 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     return wanted | schema.names
 
 
-def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
+def unusual_names(
+    wanted: Mapping[str, str], taken: Iterable[str], compared: Callable[[str], str] = str
+) -> dict[str, str]:
     """Return the names of the job's columns that differ from the usual ones. `taken`: the columns of the input.
 
-    Raises `PromptmillError` (`invalid_input`) if the input has every candidate for a name.
+    `compared`: see `compared_in`. Raises `PromptmillError` (`invalid_input`) if the input has every candidate for a
+    name.
     """
     names: dict[str, str] = {}
+    used = set(map(compared, taken))
     for key, name in wanted.items():
-        used = names.values()
-        free = next((each for each in candidates(name) if each not in taken and each not in used), None)
+        free = next((each for each in candidates(name) if compared(each) not in used), None)
         if free is None:
             raise input_error(f"The input has 100 columns `{name}`, `{name}_1`, …; rename some of them.")
         names[key] = free
+        used.add(compared(free))
     return {key: name for key, name in names.items() if name != _usual(key)}
 
 
-def possible_names(wanted: Mapping[str, str]) -> frozenset[str]:
-    """Return all names that the columns of `unusual_names` may get."""
-    return frozenset(each for name in wanted.values() for each in candidates(name))
+def compared_in(output: Format) -> Callable[[str], str]:
+    """Return the function from a name to the form in which outputs of a format compare it with others."""
+    return alike if output.database else str
+
+
+def possible_names(wanted: Mapping[str, str], compared: Callable[[str], str] = str) -> frozenset[str]:
+    """Return all names that the columns of `unusual_names` may get, in the form of `compared`."""
+    return frozenset(compared(each) for name in wanted.values() for each in candidates(name))
 
 
 def candidates(name: str) -> Iterator[str]:
@@ -184,7 +195,9 @@ def notes(spec: JobSpec) -> Iterator[str]:
     wanted = {key: spec.output.form.column if key == "answer" else _usual(key) for key in names}
     moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
     if moved:
-        theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
+        known = {alike(name): name for name in (*spec.input.taken, *spec.input.header)}
+        of_input = (known.get(alike(name), name) for name in moved)
+        theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (of_input, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
     asked = {target.model for target in spec.targets if spec.is_grid}
     read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # several models: it is data

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import quote
 
 from promptmill.core.bounds import LONGEST_ROW
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part
 from promptmill.jobs import format_table
 
@@ -20,6 +21,8 @@ Stamp: TypeAlias = tuple[int, int]
 ns. For a table: its number of rows, and their digest, because other tables change the time and size of the file too."""
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
+_OTHER = "SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('view', 'index')"
+_ELSE = "name the output .csv, .jsonl or .parquet"
 _WAIT_S = 60.0  # the longest wait while another program writes to the user's database
 
 
@@ -30,6 +33,52 @@ class Database:
     """The format of the temporary file whose rows are copied into the table: a SQLite database, or Parquet."""
     log: ClassVar[str] = "-wal"
     """The suffix of the database's log file."""
+    most_columns: ClassVar[int] = 2_000  # SQLite's limit
+    """The largest number of columns of a table."""
+
+    def check(self, file: Path, table: str, columns: Sequence[str]) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the database cannot get a table of this name and these columns.
+
+        Called before the first request. The file may be missing.
+        """
+        if len(columns) > self.most_columns:
+            raise input_error(
+                f"A table of {file.name} holds {self.most_columns:,} columns, and this output may have "
+                f"{len(columns):,}; {_ELSE}, or leave columns of the job out with ",
+                Named("columns", "answer,error"),
+                ".",
+            )
+        known: dict[str, str] = {}
+        for name in columns:
+            if (first := known.setdefault(alike(name), name)) != name:
+                raise input_error(
+                    f"The columns `{first[:60]}` and `{name[:60]}` differ only in capitals, which no table of "
+                    f"{file.name} can have; rename one of them, or {_ELSE}."
+                )
+        self.check_names(file, table, columns)
+        if other := self.other(file, table) if file.exists() else "":
+            raise input_error(f"{file.name} has the {other} {table}, which is no table; name another table.")
+
+    def check_names(self, file: Path, table: str, columns: Sequence[str]) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for names that the database refuses."""
+        if alike(table).startswith("sqlite_"):
+            raise input_error(f"SQLite keeps the names with sqlite_ for itself; name another table than {table}.")
+        if (refused := next((name for name in columns if "\0" in name), None)) is not None:
+            raise input_error(
+                f"The column {refused[:60]!r} has a NUL in its name, which {file.name} cannot have; rename it, or "
+                f"{_ELSE}."
+            )
+
+    def other(self, file: Path, table: str) -> str:
+        """Return the kind of an object with the name of a table that is no table, such as `view`; `""` without one."""
+        try:
+            with contextlib.closing(connected(file)) as connection:
+                found = connection.execute(_OTHER, (table,)).fetchone()
+        except sqlite3.OperationalError:  # locked by another program, perhaps not for long
+            return ""
+        except sqlite3.Error as error:
+            raise input_error(f"{file.name} cannot be written: {error}; name another file.") from None
+        return "" if found is None else str(found[0])
 
     def connected(self, file: Path) -> Any:
         """Return a connection that reads only this database. Raises the errors of the database's package."""
@@ -82,6 +131,15 @@ class Database:
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise OSError(None, str(error), str(file)) from None
+
+
+def alike(name: str) -> str:
+    """Return a name in the form in which databases compare names: small letters are equal to capitals in ASCII.
+
+    >>> alike("ID Ä")
+    'id Ä'
+    """
+    return name.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 
 def database_of(file: Path) -> Database:

@@ -327,7 +327,8 @@ class _Names:
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
         self._wanted = columns.wanted_names(spec)
-        self._watched = columns.possible_names(self._wanted) | row_lines.SETTINGS
+        self._compared = columns.compared_in(spec.output.kind)
+        self._watched = columns.possible_names(self._wanted, self._compared) | row_lines.SETTINGS
         self._settings = {*spec.input.settings_read}
         self._seen: dict[str, None] = {}
         """The fields of the first rows that are objects."""
@@ -342,8 +343,9 @@ class _Names:
         self._count += 1
         if self._count <= _LOOKED_AT:
             self._seen.update(dict.fromkeys(row))
-        if self._is_open and not self._watched.isdisjoint(row):
-            names = self._watched.intersection(row)
+        own = row if self._compared is str else list(map(self._compared, row))
+        if self._is_open and not self._watched.isdisjoint(own):
+            names = {name for name, form in zip(row, own, strict=True) if form in self._watched}
             self._taken |= names
             self._settings.update(name for name in names & row_lines.SETTINGS if not row_lines.is_null(row[name]))
 
@@ -359,7 +361,7 @@ class _Names:
         read = sorted(self._settings & row_lines.SETTINGS - {question.column}) if question.rows_set else []
         taken = () if self._header else tuple(sorted(self._taken))
         spec = self._spec.with_input(header=tuple(self._header), settings_read=tuple(read), taken=taken)
-        return spec.with_output(names=columns.unusual_names(self._wanted, self._taken))
+        return spec.with_output(names=columns.unusual_names(self._wanted, self._taken, self._compared))
 
 
 def _too_large(most_bytes: int) -> PromptmillError:

@@ -5,12 +5,15 @@ Such a path is valid wherever a file's path is valid.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from promptmill.jobs import format_table
 from promptmill.jobs.databases import Stamp, database_of
 from promptmill.jobs.inputs import xlsx
 
+PART = re.compile(r"\.part-(\d+)-of-(\d+)")
+"""The end of a shard file's name; a shard file is no table, whatever the output is."""
 _MARK = "#"
 
 
@@ -23,7 +26,7 @@ def split(path: Path) -> tuple[Path, str]:
     (PosixPath('order #12.xlsx'), 'Sheet2')
     """
     pieces = path.name.split(_MARK)
-    if len(pieces) == 1 or path.exists():
+    if len(pieces) == 1 or PART.search(pieces[-1]) or path.exists():
         return path, ""
     divided = [(_MARK.join(pieces[:at]), _MARK.join(pieces[at:])) for at in range(1, len(pieces))]
     tables = [(path.with_name(name), member) for name, member in divided if member and format_table.has_tables(name)]

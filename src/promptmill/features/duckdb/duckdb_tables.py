@@ -20,9 +20,14 @@ from promptmill.jobs.databases import Database, Stamp, all_of, quoted, taken
 SUFFIX = ".duckdb"
 CLOSED = "disabled by configuration"
 """The words of DuckDB's errors about a file that a connection may not open."""
-_MEMORY = "256MB"
-"""The memory that DuckDB may use for a table; DuckDB's default is 80 % of the machine's memory."""
+_MEMORY_MB, _COLUMN_MB = 256, 0.5
+"""The memory that DuckDB may use, and more for each column of a table that it writes, which takes up to two blocks of
+256 KiB until it is committed. DuckDB's default is 80 % of the machine's memory."""
 _TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
+_OTHER = """
+    SELECT 'view' FROM duckdb_views() WHERE lower(view_name) = lower(?) AND NOT internal
+    UNION ALL SELECT 'sequence' FROM duckdb_sequences() WHERE lower(sequence_name) = lower(?)
+"""
 _KIND = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(DATE|INTERVAL|TIMESTAMP(?:_MS|_NS|_S)?|FLOAT)(?=[],)\[]|$)""")
 """Finds the types that Python reads otherwise than DuckDB shows them, also in lists and structures; skips names."""
 _ZONED = "TIMESTAMP WITH TIME ZONE"
@@ -33,6 +38,7 @@ class DuckDb(Database):
 
     form: ClassVar[Literal["sql", "parquet"]] = "parquet"
     log: ClassVar[str] = ".wal"
+    most_columns: ClassVar[int] = 2_000  # take 1.3 GB of memory while they are written, see `_COLUMN_MB`
 
     def connected(self, file: Path) -> Any:
         """Return a connection that reads a database, and no other file. Raises `duckdb.Error`."""
@@ -62,19 +68,29 @@ class DuckDb(Database):
     def stamp_of_rows(self, source: Path, table: str) -> Stamp | None:
         """Return the stamp that a table will have after the rows of a Parquet file are copied into it."""
         del table
-        with contextlib.closing(connected(None)) as connection:
+        with _errors(source), contextlib.closing(connected(None, memory=_memory(source))) as connection:
             return stamp(connection, _parquet(source))
+
+    def check_names(self, file: Path, table: str, columns: Sequence[str]) -> None:
+        """Do nothing: in quotes, DuckDB takes any name."""
+
+    def other(self, file: Path, table: str) -> str:
+        """Return `view` or `sequence` if the table's name is that of one; else `""`."""
+        with _errors(file), contextlib.closing(connected(file)) as connection:
+            found = connection.execute(_OTHER, (table, table)).fetchone()
+        return "" if found is None else str(found[0])
 
     def copy(self, source: Path, file: Path, table: str, *, may_replace: bool) -> None:
         """Copy the rows of a Parquet file into a table in one transaction. Raises `PromptmillError`."""
-        with _errors(file), contextlib.closing(connected(file, read_only=False)) as connection:
+        memory = _memory(source)
+        with _errors(file), contextlib.closing(connected(file, read_only=False, memory=memory)) as connection:
             alone(connection, [str(source)])
             if not may_replace and _has_table(connection, table):
                 raise taken(f"{file}#{table}")
             connection.execute(f"CREATE OR REPLACE TABLE {quoted(table)} AS FROM {_parquet(source)}")
 
 
-def connected(file: Path | None, *, read_only: bool = True, memory: str = _MEMORY) -> Any:
+def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_MEMORY_MB}MB") -> Any:
     """Return a connection to a DuckDB database; None: to an empty database in memory. Raises `duckdb.Error`.
 
     `memory`: the limit for cache and sorting, such as "1GB" or "80%"; beyond the limit, DuckDB uses the disk.
@@ -96,6 +112,13 @@ def alone(connection: Any, files: Sequence[str] = (), folders: Sequence[str] = (
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
+
+
+def _memory(source: Path) -> str:
+    """Return the memory that DuckDB may use for the rows of a Parquet file."""
+    from pyarrow import parquet
+
+    return f"{_MEMORY_MB + _COLUMN_MB * len(parquet.read_schema(source))}MB"
 
 
 def stamp(connection: Any, source: str) -> Stamp:

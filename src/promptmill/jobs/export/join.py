@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
 
 from promptmill.core.errors import Named, input_error
-from promptmill.jobs import members
+from promptmill.jobs import columns, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
+from promptmill.jobs.inputs import xlsx
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.system.safe_open import real_path
@@ -50,8 +50,10 @@ def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
 
 def join(
     folders: JobFolders, path: Path, *, overwrite: bool, passed: Callable[[int], None] = lambda _: None
-) -> JobCounts:
-    """Write the output of all shards in the order of the input and return its counts. The output is never incomplete.
+) -> tuple[JobCounts, Sequence[str]]:
+    """Write the output of all shards in the order of the input. The output is never incomplete.
+
+    Return its counts, and the notes that a run without shards would have.
 
     `passed` is called with the number of rows written so far. An output with the same content is not replaced.
 
@@ -60,24 +62,42 @@ def join(
     target = real_path(path)
     parts = _parts(folders, target)
     spec = parts[0][1]
+    file, member = members.split(target)
+    book = members.stamp_in(file, "") if member and not members.is_table(target) else None
     with output.storage_errors(target), contextlib.ExitStack() as opened:
         stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
         rows = output.noted(joined_rows(stores, spec), Work(note=passed))
         try:
-            partial = opened.enter_context(output.temporary(stores, spec, target, rows))
+            partial, warning = opened.enter_context(output.temporary(stores, spec, target, rows))
         except UnansweredError as missing:
             raise input_error(
                 f"Row {missing.args[0] + 1} has no sound answer; run its shard again, which sends the missing rows."
             ) from None
-        if overwrite or not target.exists():
-            output.publish(partial, target, may_replace=overwrite)
-        elif not filecmp.cmp(partial, target, shallow=False):
+        if overwrite or not is_there(target):
+            output.publish(partial, target, may_replace=overwrite, copied=book)
+        elif not _is_equal(partial, target):
             replaces = Named("overwrite", text="; {} replaces it")
             raise input_error(f"{target} exists and is not what these parts make", replaces, ".")
         whole = JobCounts(skips_empty=spec.question.skip_empty)
         for store in stores:
             whole.add(statistics.counts(store, skips_empty=spec.question.skip_empty))
-        return whole
+        of_parts = dict.fromkeys(note for _, each in parts for note in columns.notes(each))
+        return whole, [*of_parts, *filter(None, [warning])]
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is an output at `path`. Of a workbook, its sheet counts."""
+    file, sheet = members.split(target := real_path(path))
+    if not sheet or members.is_table(target):
+        return members.stamp(target) is not None
+    return file.exists() and sheet in xlsx.sheet_names(file)
+
+
+def _is_equal(partial: Path, target: Path) -> bool:
+    """Return whether the temporary file `partial` has the rows of the output at `target`."""
+    if members.split(target)[1]:
+        return output.stamp_of(partial, target) == members.stamp(target)
+    return filecmp.cmp(partial, target, shallow=False)
 
 
 def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
@@ -85,7 +105,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
     shards: dict[int, Path] = {}
     counts: set[int] = set()
     for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):
-        if match := PART.fullmatch(path.name.removeprefix(target.name)):
+        if match := members.PART.fullmatch(path.name.removeprefix(target.name)):
             shards[int(match[1])] = path
             counts.add(int(match[2]))
     if not shards:

@@ -13,7 +13,7 @@ from typing import IO
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
-from promptmill.jobs.columns import possible_names, unusual_names, wanted_names
+from promptmill.jobs.columns import compared_in, notes, possible_names, unusual_names, wanted_names
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
 from promptmill.jobs.export.text import Form, OwnValues
@@ -130,8 +130,9 @@ class LiveOutput:
 
 def export(
     folder: Folder, target: Path, shapes: Mapping[str, OrderPart] = MappingProxyType({}), *, failures: bool
-) -> int:
-    """Write the answered rows of a job to `target`, in the order of the input; return the number of answers.
+) -> tuple[int, Sequence[str]]:
+    """Write the answered rows of a job to `target`, in the order of the input. Return the number of answers, and the
+    notes that a run with this output would have.
 
     `shapes`: another shape of the output than the job's, by its name.
 
@@ -141,29 +142,35 @@ def export(
     spec, target = folder.known_spec(), real_path(target)
     if members.stamp(target) is not None:
         raise input_error(f"{target} exists; name another file.")
-    formats.format_of_output(target, spec.input.format)
+    kind = formats.format_of_output(target, spec.input.format)
     formats.check_installed(target)
     with output.storage_errors(target), folder.reading() as store:
         spec = folder.spec_in(store)
         if spec.output.names is None:
             raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
         if shapes:
-            spec = _in_shape(store, spec, shapes)
+            spec = _in_shape(spec, shapes)
+        if shapes or (kind.database and not spec.output.kind.database):
+            spec = _with_names(store, spec, compared_in(kind))
         rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
-        with output.temporary([store], spec, target, rows) as partial:
+        with output.temporary([store], spec, target, rows) as (partial, warning):
             output.publish(partial, target, may_replace=False)
             counts = statistics.counts(store)
-            return counts.done - counts.failed
+            return counts.done - counts.failed, [*notes(spec), *filter(None, [warning])]
 
 
-def _in_shape(store: JobDatabase, spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
+def _in_shape(spec: JobSpec, shapes: Mapping[str, OrderPart]) -> JobSpec:
     """Return a job with another shape of its output. Raises `PromptmillError` if its answers cannot have it."""
     if spec.output.answer_schema is None:
         raise input_error(*map(Named, shapes), f": the answers of job {spec.job_id} have no schema, and so no lists.")
-    spec = spec.model_copy(update={"shapes": dict(shapes)})
+    return spec.model_copy(update={"shapes": dict(shapes)})
+
+
+def _with_names(store: JobDatabase, spec: JobSpec, compared: Callable[[str], str]) -> JobSpec:
+    """Return a job with names of its columns for another output, which compares them by `compared`."""
     own, wanted = OwnValues(spec), wanted_names(spec)
     taken = {*spec.input.taken, *own.names_in(())}
     if not spec.input.header:  # the rows were read with other names in view
-        possible = possible_names(wanted)
-        taken.update(name for row in store.rows() for name in possible.intersection(own.of(row)))
-    return spec.with_output(names=unusual_names(wanted, taken))
+        possible = possible_names(wanted, compared)
+        taken.update(name for row in store.rows() for name in own.of(row) if compared(name) in possible)
+    return spec.with_output(names=unusual_names(wanted, taken, compared))

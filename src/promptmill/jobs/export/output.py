@@ -54,7 +54,7 @@ class Written:
     end: int
     """The number of rows written, that is, the number of the first row not written."""
     warning: str = ""
-    """A sentence about repeated ids of a Batch file."""
+    """Sentences about cells that were cut and about repeated ids of a Batch file; `""` without any."""
     blocks: JsonObject | None = None
     """The blocks of rows that the next output may copy; stored as `written`."""
     copied: Stamp | None = None
@@ -75,9 +75,7 @@ def write_output(
     lines = spec.output.kind.lines
     if spec.input.format == "batch" or not lines or formats.compression_of(target):
         copied = members.stamp_in(members.file_of(target), "") if spec.keeps_sheets else None
-        partial, warning = write([store], spec, target, rows)
-        if spec.input.format == "batch":
-            warning = Ids.of(store, spec, end).warning
+        partial, warning = write([store], spec, target, rows, end)
         return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
     form = Form([store], spec, spec.output.kind)
     blocks = _Blocks(store, spec, form, part(lines)(form), own)
@@ -98,13 +96,37 @@ def stamp_of(partial: Path, target: Path) -> Stamp:
     return stamp
 
 
+def check_target(stores: Sequence[JobDatabase], spec: JobSpec, target: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the output cannot be written at `target`, whatever the answers are.
+
+    Called before the first request. `spec`: a job that has read its input. Raises as `JobDatabase` does. Blocks.
+    """
+    kind, file = formats.format_of_output(target, spec.input.format), members.file_of(target)
+    if not kind.is_table:
+        return
+    own, added = Form(stores, spec, kind).possible_columns
+    if kind.has_tables and file.exists():
+        try:
+            with file.open("r+b"):  # refused by Windows while another program has the file open
+                pass
+        except OSError as error:
+            raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
+    if kind.database:
+        database_of(file).check(file, members.split(target)[1], [*own, *added])
+    elif kind.has_sheets:
+        from promptmill.jobs.export import workbook_file  # imported on use: few jobs write a workbook
+
+        workbook_file.check_target(spec, target, own, added)
+
+
 def write(
-    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
+    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow], end: int = SLOT
 ) -> tuple[Path, str]:
-    """Write the rows of databases to a temporary file; return its path, and a warning or `""`.
+    """Write the rows before `end` of databases to a temporary file; return its path, and a warning or `""`.
 
     Raises as `answered`, and `OSError`.
     """
+    of_ids = [Ids.of(store, spec, end).warning for store in stores] if spec.input.format == "batch" else []
     kind = formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
         kind = of_output(database_of(members.file_of(target)).form)
@@ -112,15 +134,13 @@ def write(
         from promptmill.jobs.export.workbook_file import check_fits  # imported on use: few jobs write a workbook
 
         check_fits(sum(map(shape.rows_in, stores)))
-    form, is_table = Form(stores, spec, kind), members.is_table(target)
-    if is_table and len({name.casefold() for name in form.header}) < len(form.header):
-        raise input_error("Two columns have names that differ only in capitals, which no table of SQL can have.")
+    form = Form(stores, spec, kind)
     with partial_file(spec, target) as (partial, out):
         if kind.database:
             _write_table(partial, members.split(target)[1], form, answered)
-            return partial, ""
+            return partial, " ".join(filter(None, of_ids))
         with formats.compressed(out, formats.compression_of(target)) as content:
-            return partial, write_rows(content, form, answered, target)
+            return partial, " ".join(filter(None, [write_rows(content, form, answered, target), *of_ids]))
 
 
 def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
@@ -142,11 +162,15 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
 @contextlib.contextmanager
 def temporary(
     stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
-) -> Iterator[Path]:
-    """Yield the temporary file of `write`; remove it after the block."""
-    partial, _ = write(stores, spec, target, answered)
+) -> Iterator[tuple[Path, str]]:
+    """Yield the temporary file and the warning of `write`; remove the file after the block.
+
+    Raises `PromptmillError` (`invalid_input`) if nothing can be written at `target`.
+    """
+    check_target(stores, spec, target)
+    partial, warning = write(stores, spec, target, answered)
     try:
-        yield partial
+        yield partial, warning
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -42,6 +42,8 @@ class SchemaColumns:
         self._fields: JsonObject = {str(name): resolved(inner, schema) for name, inner in schemas.items()}
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
+        self._as_texts = set[str]()
+        """The keys of columns of numbers that become columns of texts in Arrow."""
 
     def in_json(self, fields: JsonObject) -> JsonDict:
         """Convert the result of `columns.answer_fields` for a row of JSON."""
@@ -81,23 +83,35 @@ class SchemaColumns:
         is_clear = all(isinstance(each, str) and ";" not in each for each in choices)
         return Labels(value) if is_clear else value
 
+    def widen(self, fields: JsonObject) -> None:
+        """Make columns of numbers columns of texts if the row `fields`, from `in_table`, has a number for which 64 bits
+        are too few. Called for all such rows before the first use of a type."""
+        for key in self.names.keys() - self._as_texts:
+            kind, inner = self._kinds_of(key)
+            numbers = fields.get(key) if inner else [fields.get(key)]
+            if isinstance(numbers, list) and any(_is_too_long(inner or kind, each) for each in numbers):
+                self._as_texts.add(key)
+
+    def _kinds_of(self, key: str) -> tuple[str, str]:
+        """Return the JSON type of a column's values, and that of the items if the values are lists; `""` if there are
+        several types."""
+        field = self._fields[self.names[key]]
+        kind = kind_of(field, self._schema)
+        return kind, kind_of(resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
+
     def arrow_type(self, key: str) -> Any:
         """Return the Arrow type of the column `key`. Values of several types become JSON texts."""
         import pyarrow as pa
 
-        field = self._fields[self.names[key]]
         types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
-        kind = kind_of(field, self._schema)
-        if kind != "array":
-            return types.get(kind, pa.string())
-        inner = kind_of(resolved(field.get("items"), self._schema), self._schema)
-        return pa.list_(types[inner]) if inner in types else pa.string()
+        kind, inner = self._kinds_of(key)
+        if key in self._as_texts:
+            return pa.string()
+        return pa.list_(types[inner]) if inner in types else types.get(kind, pa.string())
 
     def arrow_value(self, key: str, value: Any) -> Any:
         """Return a value in the Arrow type of the column `key`; None if the type cannot hold it."""
-        field = self._fields[self.names[key]]
-        kind = kind_of(field, self._schema)
-        inner = kind_of(resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
+        kind, inner = ("", "") if key in self._as_texts else self._kinds_of(key)
         if inner in _KINDS and isinstance(value, list):
             return [_scalar(inner, one) for one in value]
         if kind in _KINDS:
@@ -229,13 +243,25 @@ def _kind_of(schema: JsonObject, root: JsonObject, known: dict[int, str | None])
     return named.pop() if len(named) == 1 else ""
 
 
+def _is_too_long(kind: str, value: Any) -> bool:
+    """Return whether a whole number has more digits than the Arrow type of numbers of this JSON type holds."""
+    if type(value) is not int:
+        return False
+    if kind == "integer":
+        return value not in INT64
+    try:
+        return kind == "number" and float(value) != value
+    except OverflowError:
+        return True
+
+
 def _scalar(kind: str, value: Any) -> Any:
     """Return `value` if it has this type and fits the Arrow type of the column, else None."""
-    if kind == "number" and type(value) is int:
-        value = float(value) if value in INT64 else None
-    if type(value) is not _KINDS[kind]:
+    if _is_too_long(kind, value):
         return None
-    return value if type(value) is not int or value in INT64 else None
+    if kind == "number" and type(value) is int:
+        return float(value)
+    return value if type(value) is _KINDS[kind] else None
 
 
 def _ordered(value: Any, schema: Any, root: JsonObject, levels: int) -> Any:

@@ -35,10 +35,13 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.records import SLOT
 
 CUSTOM_ID, INDEX = "custom_id", "index"
 _INFINITE = b"Infinity"  # as `values.dumps` writes it
 _QUOTE, _TWO = '"', '""'
+_HAS_LONG_NUMBER = f"{statistics.DELIVERED} AND (text GLOB '*{16 * '[0-9]'}*' OR text GLOB '*[0-9][eE][0-9+]*')"
+"""The SQL condition for answers with 16 digits, which a float may not hold, or with an exponent."""
 
 
 class OwnValues:
@@ -72,6 +75,13 @@ class OwnValues:
                 names |= dict.fromkeys(self.of(row))
                 check_width(len(names) - len(self._names))
         return list(names)
+
+    def possible_names(self, stored: Iterable[Row]) -> list[str]:
+        """Return `names_in` and the column of surplus cells, without reading the rows of a table. Raises as
+        `names_in`."""
+        if not self._names:
+            return self.names_in(stored)
+        return [*self._names, self.surplus] if self._are_texts else self._names
 
     def _of_cells(self, row: Row) -> JsonDict:
         cells = values.loads(row.cells or b"[]")
@@ -199,6 +209,13 @@ class Form:
         """The columns of the input. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         return self.own.names_in(self.stored())
 
+    def fields_with_long_numbers(self) -> Iterator[JsonDict]:
+        """Yield the `answer_fields` of all rows of the output in whose answers a number may need more than 64 bits."""
+        for store in self._stores:
+            for record in store.records(where=_HAS_LONG_NUMBER):
+                row = AnsweredRow(Row(record.key % SLOT, None, None, None), record.slot, record)
+                yield from (answer_fields(each.record) for each in self.divided(row) if record.is_sound)
+
     @cached_property
     def dimensions(self) -> int | None:
         """The numbers in each vector, if answers are vectors; 0 if these differ in length; None for other answers."""
@@ -214,6 +231,13 @@ class Form:
     def header(self) -> list[str]:
         """All columns of a table, the job's columns included."""
         return [*self.names, *self.answers.names.values()]
+
+    @property
+    def possible_columns(self) -> tuple[list[str], list[str]]:
+        """The columns of the input and those of the job that a table may have, whatever the answers will be. Raises as
+        `names`."""
+        answers = AnswerValues(self.spec, EXTRA_FIELDS, self.spec.output.form.columns)
+        return self.own.possible_names(self.stored()), [*answers.names.values()]
 
     def rows(self, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:
         """Return the rows of the output for rows of the input."""

@@ -28,7 +28,7 @@ from xml.sax.saxutils import escape, quoteattr
 from promptmill.core.bounds import MOST_COLUMNS
 from promptmill.core.errors import input_error
 from promptmill.core.values import SheetDate
-from promptmill.jobs import disk, members
+from promptmill.jobs import members
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import Form, cell
 from promptmill.jobs.inputs import xlsx
@@ -38,7 +38,8 @@ _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # rows below the header: Excel's limit
 LONGEST_CELL = 32_767  # characters: Excel's limit
 _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
-_NO_NAME = re.compile(r"[\[\]:*?/\\]|^'|'$")
+_NO_NAME = re.compile("[\\[\\]:*?/\\\\\0-\x1f\x7f\ud800-\udfff\ufffe\uffff]|^'|'$")
+"""Finds what Excel permits in no name of a sheet, and what XML cannot hold."""
 _CUT = "… [cut]"
 _BLOCK = 1 << 20
 _EXACT = 1 << 53  # the largest exact whole number: Excel stores each number as a float of 64 bits
@@ -77,39 +78,50 @@ _MEASURED = 200  # first rows whose cells give the widths of the columns; they a
 _WIDTHS = 8, 60  # characters: a number with its name, and a line that an eye can follow
 
 
-def check_target(spec: JobSpec) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written.
+def check_target(spec: JobSpec, target: Path, own: Sequence[str], added: Sequence[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if no workbook at `target` can get a sheet with columns of the input
+    (`own`) and of the job (`added`).
 
-    Called before the first request. The check writes the sheet without rows and discards the result.
+    The check writes the sheet without rows and discards the result.
     """
-    file, name = members.split(spec.output.path)
-    if name and (len(name) > _LONGEST_NAME or _NO_NAME.search(name)):
-        raise input_error(
-            f"{name[:60]} is no name for a sheet: it has {_LONGEST_NAME} characters at most, and none of [ ] : * ? / \\"
-        )
-    _check_width(len(spec.input.header) + (not spec.fills_input))
-    if not spec.keeps_sheets or not file.exists():
+    file, name = members.split(target)
+    if name:
+        _check_name(name)
+    fills_input = spec.fills_input and target == spec.output.path
+    _check_width(0 if fills_input else len(own) + len(added))  # the columns of a sheet that is filled are counted below
+    if not (name or fills_input) or not file.exists():
         return
-    if spec.fills_input and spec.is_grid:
+    if fills_input and spec.is_grid:
         raise input_error(f"Several answers to each row do not fit into the sheet of {file.name}; name another output.")
-    if spec.fills_input and spec.output_shape is not None:
+    if fills_input and spec.output_shape is not None:
         raise input_error(f"A row for each item does not fit into the sheet of {file.name}; name another output.")
-    try:
-        with file.open("r+b"):  # refused by Windows while Excel has the file open
-            pass
-    except OSError as error:
-        raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
     with xlsx.opened(file, file.name) as packed:
         alike = [sheet.name for sheet in xlsx.parts_of(packed).sheets if sheet.name.casefold() == name.casefold()]
     if alike and alike != [name]:
         raise input_error(f"{file.name} has the sheet {alike[0]}, which Excel does not tell apart from {name}.")
-    change = _Columns(spec, ["answer"], ()) if spec.fills_input else _NewSheet(name, ())
+    change = _Columns(spec, added, ()) if fills_input else _NewSheet(name, ())
     _write(io.BytesIO(), file, change)
+
+
+def _check_name(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a name that Excel permits for no sheet."""
+    wrong = ""
+    if (length := len(name.encode("utf-16-le", "surrogatepass")) // 2) > _LONGEST_NAME:
+        wrong = f"it has {length} characters, as Excel counts them, and {_LONGEST_NAME} are the most"
+    elif (found := _NO_NAME.search(name)) is not None:
+        wrong = f"it has {found[0]!r}" if found[0] != "'" else "it begins or ends with an apostrophe"
+    elif name.lower() == "history":
+        wrong = "Excel keeps it for itself"
+    if wrong:
+        raise input_error(f"{name[:60]!r} is no name for a sheet: {wrong}; name another sheet.")
 
 
 def _check_width(columns: int) -> None:
     if columns > MOST_COLUMNS:
-        raise input_error(f"A sheet holds {MOST_COLUMNS:,} columns at most; name the output .csv or .parquet.")
+        raise input_error(
+            f"A sheet holds {MOST_COLUMNS:,} columns at most, and this output may have {columns:,}; name the output "
+            ".csv or .parquet."
+        )
 
 
 def check_fits(rows: int) -> None:

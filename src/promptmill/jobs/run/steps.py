@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import columns
+from promptmill.jobs import columns, members
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.export import join, output
 from promptmill.jobs.ingest import ingest
@@ -104,10 +104,10 @@ def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Par
 
 
 def check_output(_: Work, folder: Folder) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written. Blocks."""
-    from promptmill.jobs.export.workbook_file import check_target  # imported on use: few jobs write a workbook
-
-    check_target(folder.known_spec())
+    """Raise the errors of `output.check_target`. Of a shard, the output of all shards is checked. Blocks."""
+    spec = folder.known_spec()
+    target = spec.output.path
+    output.check_target([folder.store], spec, target.with_name(members.PART.sub("", target.name)))
 
 
 def check_secrets(work: Work, folder: Folder, *, rule: FileRule) -> None:

@@ -36,7 +36,7 @@ from promptmill.core.wording import counted, cut_inside
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
-from promptmill.jobs.export.output import end_of
+from promptmill.jobs.export.output import check_target, end_of
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
@@ -93,6 +93,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
+            check_target([store], spec, files.target)
             form = Form([store], spec, spec.output.kind)
             result["columns"] = _columns_of(form, has_sources=plan.settings.sampling_params.sets(SOURCED_NAMES))
         result["notes"] = list(columns.notes(spec))

@@ -163,6 +163,7 @@ def check_output(order: JobOrder, target: Path) -> None:
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
+    formats.format_of_output(order.whole_output, "")
     own = [path for path in order.inputs if real_path(members.file_of(path)) == members.file_of(target)]
     if not all(_may_hold_both(path, target) for path in own):
         raise input_error("Input and output are the same file; name another output.")
@@ -171,7 +172,6 @@ def check_output(order: JobOrder, target: Path) -> None:
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
-    formats.format_of_output(order.whole_output, "")
     formats.check_installed(order.whole_output)
 
 

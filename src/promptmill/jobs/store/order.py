@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from promptmill.core.errors import Named, input_error, redact
+from promptmill.jobs.members import PART
 from promptmill.jobs.store.order_part import AnyParts, Create, parts_of
 from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT
@@ -18,7 +19,6 @@ from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
 from promptmill.options.table import Again, with_implied
 
-PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 _FIRST_ROWS = 20  # rows from which a share of failures is checked; of fewer rows, a share says little
 
