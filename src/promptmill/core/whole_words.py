@@ -1,27 +1,80 @@
-"""Whole words and numbers: whether a part of a text ends within one.
+"""Whole words and numbers: whether a part of a text ends within one, and how many words a text has.
 
 `2 screws` is no whole part of `12 screws`, nor `500` of `12,500` or `12 500`. If the latter are two numbers, nobody can
-know; then `500` is no whole part.
+know; then `500` is no whole part. A number has its sign, its fraction, its power and its separators:
+
+    -5   -$5.00   .5   0·5   12,500   12 500   1½   1 1/2   10²   5*10³   1.5e-3
+
+A hyphen, a slash or a colon between two numbers divides them: ranges, dates, times and phone numbers are several
+numbers. Characters that nobody sees, such as soft hyphens, count as absent.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 
-_UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u3400-\u9fff\uac00-\ud7af"
-    r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
-)
+_HAN_AND_KANA = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_WITH_MARKS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""Thai, Lao, Burmese, Khmer."""
+_UNSPACED = re.compile(rf"[{_WITH_MARKS}\u1100-\u11ff\u3130-\u318f\uac00-\ud7af{_HAN_AND_KANA}]")
 """A letter of a script that does not separate words, or in which endings follow them, as in Korean."""
-_IN_NUMBERS = ".,'\u2019\u00a0\u2007\u2009\u202f"
-"""Characters between digits of a number; of the spaces, those that programs put there."""
+_PIECES = re.compile(rf"([{_HAN_AND_KANA}])|([{_WITH_MARKS}]+)|[^\W{_HAN_AND_KANA}{_WITH_MARKS}]+")
+_SIGNS_IN_A_WORD = 5
+"""Characters of a word of Thai, Lao, Burmese or Khmer: their words have four to five with their marks, and a limit of
+words should rather accept a text."""
+_HIDDEN = re.compile(
+    "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+"""Characters that nobody sees."""
+_SEEN = 48  # characters around a place that decide: a longer number is none that a person reads
+_NEAR = 12  # those that decide about signs, fractions and powers
+_SPACES = " \u00a0\u2007\u2009\u202f"
+_MARKS = ".,'_\u2019\u02bc\u00b7\u2027\u22c5\u066b\u066c\u2044\uff07\uff0c\uff0e"
+"""Characters between digits of a number: separators and the fraction's slash."""
+_DASHES = r"\-\u2010-\u2015\u2212\ufe58\ufe63\uff0d"
+_CURRENCY = r"$\u00a2-\u00a5\u058f\u060b\u09f2\u09f3\u0e3f\u17db\u20a0-\u20cf\ufdfc\ufe69\uff04\uffe0\uffe1\uffe5\uffe6"
+_RAISED = r"\u00b2\u00b3\u00b9\u2070-\u208e"
+_FRACTIONS = r"\u00bc-\u00be\u2150-\u215f\u2189"
+_HALF = r"[1-9]\d?[/\u2044]\d{1,2}(?![\d/\u2044])"
+_TIMES = r"[x\u00d7*\u00b7\u22c5\u2219]"
+_MORE_DIGITS = rf"[{_MARKS}{_SPACES[1:]}]\d"
+_POWER = rf"10[\^{_RAISED}]"
+_BEHIND_DIGIT = re.compile(
+    rf"\d|{_MORE_DIGITS}|[{_SPACES}]?[{_FRACTIONS}]|[{_SPACES}]{_HALF}|\^[+{_DASHES}]?\d"
+    rf"|[{_SPACES}]?{_TIMES}[{_SPACES}]?{_POWER}|[eE][+{_DASHES}]?\d+(?![^\W_])"
+    rf"|(?!\u00b9(?![{_RAISED}]))[{_RAISED}]"  # one raised 1 is a footnote: no power is 1
+)
+"""The rest of a number behind one of its digits."""
+_NO_RANGE = (
+    rf"(?![^\W_])(?![{_DASHES}%\u2030\u00b0.)\]}}])(?![{_CURRENCY}][{_SPACES}]?\d)"
+    r"(?![\"'\u2018-\u201d\u2032\u2033\u00ab\u00bb]\w)"
+)
+"""No end of the first part of a range, read backwards: a dash behind it is no minus."""
+_AHEAD: Mapping[str, tuple[str, str]] = {
+    "mark": (_MORE_DIGITS, rf"[\d{_FRACTIONS}]"),
+    "whole": (r" \d", rf"[{_FRACTIONS}]|{_HALF}"),
+    "raised": (rf"[{_RAISED}]", rf"[{_RAISED}]"),
+    "power": (rf"[+{_DASHES}]?\^\d", r"\d"),
+    "exponent": (rf"[+{_DASHES}]?[eE]\d(?![^\W\d])", r"\d+(?![^\W_])"),
+    "times": (rf"[{_SPACES}]?{_TIMES}[{_SPACES}]?\d", _POWER),
+    # a fraction without a digit before its point; not behind a word, a list or an ellipsis
+    "point": (r"[.,\u066b\uff0e](?![^\W_])(?![.,\"'\u2019\u201d\u00bb)\]}%])", r"\d"),
+    "minus": (
+        rf"(?:[{_SPACES}]?(?:[{_CURRENCY}][^\W\d_]{{0,3}}|[A-Z]{{3}}))?[{_DASHES}]{_NO_RANGE}",
+        rf"(?:(?:[^\W\d_]{{0,3}}[{_CURRENCY}]|[A-Z]{{3}})[{_SPACES}]?)?[.,]?[\d{_FRACTIONS}]",
+    ),
+}
+"""What a number may have before a place that is behind no digit, read backwards; and what then follows."""
+_BEFORE = re.compile("|".join(f"(?P<{name}>{before})" for name, (before, _) in _AHEAD.items()))
+_FOLLOWING = {name: re.compile(after) for name, (_, after) in _AHEAD.items()}
+_NUMERAL = re.compile(r"[〇零一二三四五六七八九两兩十百千万萬億亿兆]{2}")
+_MULTIPLIERS = frozenset("十百千万萬億亿兆")
 _GROUPS = re.compile(r"(?<!\d)(?<!\d[.,:/'\u2019])(?<!\d-\d-)(?<!\d-\d\d-)[1-9]\d{0,2}(?: \d{3})*\Z")
 """The digits before the last groups of three, as in `12 500`. A date such as `2026-03-07`, a time or a decimal before
 them is another number."""
-_GROUP = re.compile(r"\d{3}(?!\d)")
-_LONGEST_NUMBER = 32
-_MINUS = "-\u2212"
+_GROUP = re.compile(r" \d{3}(?!\d)")
 
 
 def is_whole(text: str, start: int, end: int) -> bool:
@@ -33,6 +86,23 @@ def is_whole(text: str, start: int, end: int) -> bool:
     return not (_is_within(text, start) or _is_within(text, end))
 
 
+def word_count(text: str) -> int:
+    """Return the number of words in a text. A Chinese character and a Japanese one count as a word; five characters of
+    Thai, Lao, Burmese or Khmer, which have no spaces between words either, count as one.
+
+    >>> word_count("Two words - and 茶。"), word_count("ชาเขียว")
+    (5, 2)
+    """
+    return sum(_words_in(piece) for piece in text.split())
+
+
+def _words_in(piece: str) -> int:
+    if piece.isascii() or not _UNSPACED.search(piece):
+        return 1
+    found = _PIECES.finditer(piece)
+    return max(1, sum(1 if one[2] is None else -(-len(one[2]) // _SIGNS_IN_A_WORD) for one in found))
+
+
 def _is_within(text: str, at: int) -> bool:
     """Return whether a word or number continues across the place between two characters.
 
@@ -40,28 +110,39 @@ def _is_within(text: str, at: int) -> bool:
     (True, True, True, False)
     >>> _is_within("12 500", 3), _is_within("12 5000", 3), _is_within("2026 500", 5)
     (True, False, False)
+    >>> _is_within("5\u201310", 2), _is_within("\u2013$5", 1), _is_within("1½", 1), _is_within("m²", 1)
+    (False, True, True, False)
     """
     if not 0 < at < len(text):
         return False
     before, after = text[at - 1], text[at]
-    if before.isdecimal() and after.isdecimal():
-        return True
+    if before.isascii() and after.isascii():  # mostly; only numbers need a second look
+        if before.isalpha() and after.isalpha():
+            return True
+        if not (before.isdigit() or after.isdigit() or before in "-^"):
+            return False
+    left, right = text[max(0, at - _SEEN) : at], text[at : at + _SEEN]
+    if not (left.isascii() and right.isascii()):
+        left, right = _HIDDEN.sub("", left), _HIDDEN.sub("", right)
+    return bool(left and right) and _continues(left, right)
+
+
+def _continues(left: str, right: str) -> bool:
+    """Return whether a word or number begins in `left` and ends in `right`."""
+    before, after = left[-1], right[0]
     if before.isalpha() and after.isalpha():
-        return not (_UNSPACED.match(before) or _UNSPACED.match(after))
-    if unicodedata.combining(after):
+        if _UNSPACED.match(before) or _UNSPACED.match(after):
+            return not _MULTIPLIERS.isdisjoint(before + after) and _NUMERAL.match(before + after) is not None
         return True
-    farther, next_ = text[at - 2 : at - 1], text[at + 1 : at + 2]
-    if after.isdecimal():
-        if before == " ":
-            return _is_grouped(text, at - 1)
-        return (before in _IN_NUMBERS and farther.isdecimal()) or (before in _MINUS and not farther.isalnum())
-    if before.isdecimal() and next_.isdecimal():
-        return _is_grouped(text, at) if after == " " else after in _IN_NUMBERS
-    return False
+    if not after.isascii() and unicodedata.combining(after):
+        return True
+    if before.isdecimal():
+        return _BEHIND_DIGIT.match(right) is not None or _is_grouped(left, right)
+    found = _BEFORE.match(left[: -_NEAR - 1 : -1])
+    is_within = found is not None and _FOLLOWING[found.lastgroup or ""].match(right) is not None
+    return is_within or (before == " " and _is_grouped(left[:-1], f" {right}"))
 
 
-def _is_grouped(text: str, at: int) -> bool:
-    """Return whether the space at `at` is between the groups of digits of a number, or may be."""
-    return (
-        _GROUP.match(text, at + 1) is not None and _GROUPS.search(text[max(0, at - _LONGEST_NUMBER) : at]) is not None
-    )
+def _is_grouped(left: str, right: str) -> bool:
+    """Return whether the space at the beginning of `right` is between the groups of digits of a number, or may be."""
+    return _GROUP.match(right) is not None and _GROUPS.search(left) is not None

@@ -75,6 +75,81 @@ CHANGED = [
 ]
 
 
+WITHIN = [
+    *(
+        (f"take {number}5 mg", "5 mg")
+        for number in (".", ",", "0.", "0\u066b", "0\u00b7", "0\u22c5", "\uff10\uff0e", "~.")
+    ),
+    *((f"at {minus}5 degrees", "5 degrees") for minus in "-\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"),
+    *(
+        (f"owed: {minus}", "5.00")
+        for minus in ("-$5.00", "\u2212\u20ac5.00", "$-5.00", "-US$5.00", "-EUR 5.00", "(-5.00)")
+    ),
+    *((f"owed: -{amount}", amount) for amount in ("$5.00", "US$5.00", "EUR 5.00", ".5", "½", "\u20ac 5")),
+    *(
+        (f"add {cups} cups", f"{half} cups")
+        for cups, half in (("1½", "½"), ("1 ½", "½"), ("1\u2009½", "½"), ("1 1/2", "1/2"))
+    ),
+    *((f"add {cups} cups", "1") for cups in ("1½", "1 ½", "1\u20442", "1 1/2")),
+    ("add 1\u20442 cup", "2 cup"),
+    *((power, base) for power, base in (("10² m", "10"), ("10\u207b³ m", "10"), ("12\u2082", "12"), ("10²³", "10²"))),
+    *((power, base) for power, base in (("2^10", "2"), ("2^10", "10"), ("1.5e-3 g", "1.5"), ("1.5e-3 g", "3 g"))),
+    *((power, base) for power, base in (("5\u00d710³ m", "5"), ("5 x 10^3 m", "5"), ("5*10³ m", "10³ m"))),
+    *((f"1{sign}250 screws", "250 screws") for sign in ("\u00ad", "\u200b", "\u2060", ",\u200b", "_", "\u066c")),
+    ("\u2013\u200b5 degrees", "5 degrees"),
+    ("the inter\u00adnational call", "national call"),
+    ('"\u20135 degrees"', "5 degrees"),
+    ("version 1.2.3", "2.3"),
+    ("at 10.0.0.5", "0.5"),
+    ("二十五人", "五人"),
+    ("take 5 mg", ".5 mg"),
+]
+"""Texts with a number, and quotes that are a part of the number."""
+APART = [
+    *(
+        (f"{first}{dash}10{unit}", f"10{unit}")
+        for dash in "-\u2013"
+        for first, unit in (("5", " kg"), ("5%", "%"), ("5°", "°"))
+    ),
+    *(
+        (f"{first}\u201310 {unit}", f"10 {unit}")
+        for first, unit in (("5 €", "€"), ("5€", "€"), ("pages 5\u2013", "x"), ("5.", "May"))
+    ),
+    ("$5\u2013$10", "$10"),
+    ("EUR 5\u2013EUR 10", "EUR 10"),
+    ("size 5 \u2013 7", "7"),
+    ("word\u20145 people", "5 people"),
+    *(
+        (text, part)
+        for text, part in (("2026-03-07", "2026"), ("05/06/2026", "2026"), ("12:30", "12"), ("120/80", "80"))
+    ),
+    *(
+        (text, "5")
+        for text in ("see p.5", "No.5", "\u20265 min", "...5 min", "a,5", "R-5", "#5", '"tea",5,"x"', "5mg", "5% off")
+    ),
+    ("call 555-1234", "1234"),
+    ("a 10 m² flat", "10 m²"),
+    ("5x10 cm", "10 cm"),
+    ("in the 1990s", "1990"),
+    ("add ½ cup", "½ cup"),
+    ("at \u20135 degrees", "-5 degrees"),
+    ("take .5 mg", ".5 mg"),
+    ("统一一致", "一致"),
+    ("a snake_case name", "case name"),
+]
+"""Texts with a number, and quotes that are no part of another number."""
+
+
+@pytest.mark.parametrize(("text", "quote"), WITHIN)
+def test_a_part_of_a_number_is_not_found(text, quote):
+    assert Text(text).find(quote) is None
+
+
+@pytest.mark.parametrize(("text", "quote"), APART)
+def test_a_number_beside_another_one_is_found(text, quote):
+    assert Text(text).find(quote) is not None
+
+
 @pytest.mark.parametrize(("text", "quote", "words"), [case[1:] for case in FOUND], ids=[case[0] for case in FOUND])
 def test_a_quote_is_found_in_its_text(text, quote, words):
     start, end = Text(text).find(quote) or (0, 0)

@@ -54,7 +54,7 @@ class Text:
         >>> Text("12 screws").find("2 screws") is None
         True
         """
-        bare = quote.strip(_AT_ENDS)
+        bare = _bare(quote)
         for words in dict.fromkeys((quote.strip(), bare)) if bare else ():
             spans = itertools.chain(self._exact(words, start), self._folded(words))
             if (found := next((span for span in spans if span.start >= start), None)) is not None:
@@ -96,6 +96,14 @@ class Text:
     def _hyphenated(self) -> _Folded | None:
         """The text with these hyphens; None without any."""
         return _Folded(self.text) if _HYPHEN.search(self.text) else None
+
+
+def _bare(quote: str) -> str:
+    """Return a quote without the signs that a model adds around it. The point of `.5` is a part of the number."""
+    bare = quote.strip(_AT_ENDS)
+    begin = quote.find(bare)
+    has_point = bare[:1].isdecimal() and quote[max(0, begin - 1) : begin] in {".", ","}
+    return quote[begin - 1 : begin] + bare if has_point else bare
 
 
 class _Folded:
