@@ -211,7 +211,7 @@ def conversation_from_prompt(item: object, where: str) -> Conversation:
     if not isinstance(item, Mapping):
         raise input_error(f"{where} is {shape(item)}. {_ACCEPTED}")
     if "role" in item:
-        return Conversation((_message(item, where),))
+        return Conversation((message_from(item, where),))
     if (block := _mcp_block(item)) is not None:
         return Conversation((Message("user", (block,)),))
     keys = set(item) - {"annotations", "_meta"}
@@ -229,10 +229,11 @@ def conversation_from_messages(messages: Sequence[object], where: str) -> Conver
     """
     if not messages:
         raise input_error(f'{where} is empty. Send at least one message, such as {{"role": "user", "content": "…"}}.')
-    return Conversation(tuple(_message(message, f"{where}[{i}]") for i, message in enumerate(messages)))
+    return Conversation(tuple(message_from(message, f"{where}[{i}]") for i, message in enumerate(messages)))
 
 
-def _message(item: object, where: str) -> Message:
+def message_from(item: object, where: str) -> Message:
+    """Return the turn for an OpenAI-style message. Raises as `conversation_from_messages` does."""
     if not isinstance(item, Mapping):
         raise input_error(f'{where} is {shape(item)}. Send {{"role": "user", "content": "…"}}.')
     role = item.get("role")
@@ -247,7 +248,7 @@ def _message(item: object, where: str) -> Message:
     extra = {key: value for key, value in item.items() if key not in {"role", "content"} and value is not None}
     content = item.get("content")
     if content is None:
-        if role != "assistant" or not extra:
+        if role != "assistant" or not any(value for key, value in extra.items() if key != "name"):
             raise input_error(f"{where} has no content. Give it a text.")
         return Message(role, None, extra)
     return Message(role, _content(content, where), extra or None)

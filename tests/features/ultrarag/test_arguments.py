@@ -5,7 +5,6 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.features.ultrarag.parameters import as_ultrarag
 from promptmill.features.ultrarag.pipeline_server import _image_arguments, _prompt_arguments, _turn_arguments
-from sure import sure
 
 
 @pytest.mark.parametrize(
@@ -23,7 +22,10 @@ def test_a_prompt_is_the_text_of_a_users_turn_without_white_space_around_it(prom
     assert found == {"prompt_ls": ["Who?"], "system_prompt": "Be brief."}
 
 
-@pytest.mark.parametrize("prompts", [[{"id": 7}], [7], [{"content": ["x"]}], 7])
+_NO_PROMPTS = [[{"content": None}], [{"text": None}], [{"content": {"text": None}}], [{"text": ["x"]}]]
+
+
+@pytest.mark.parametrize("prompts", [[{"id": 7}], [7], [None], [{"content": ["x"]}], 7, *_NO_PROMPTS])
 def test_a_prompt_of_another_shape_is_an_error(prompts):
     with pytest.raises(PromptmillError, match="prompt_ls"):
         _prompt_arguments({"prompt_ls": prompts})
@@ -66,14 +68,60 @@ def test_other_than_as_many_tags_as_images_is_an_error():
 
 def test_turns_of_unknown_roles_and_empty_ones_are_passed_over():
     turns = [{"role": "robot", "content": "x"}, {"role": "assistant", "content": ""}, {"content": " Who? ", "id": 7}]
-    found = sure(_turn_arguments({"messages": turns, "system_prompt": " Be brief. "}))
+    found, notes = _turn_arguments({"messages": turns, "system_prompt": " Be brief. "})
+    assert found is not None
     assert found["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Who? "}]
     assert found["system_prompt"] == ""
+    assert notes == ["messages[0] has the role robot; it was left out.", "messages[1] is empty; it was left out."]
+
+
+_QUESTION = {"role": "user", "content": "Who?"}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        None,
+        "Who?",
+        {"role": "user", "content": None},
+        {"role": "system", "content": None},
+        {"role": "robot", "content": None},
+        {"content": None},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": None, "tool_calls": None},
+        {"role": None, "content": "Who?"},
+        {"role": ["user"], "content": "Who?"},
+        {"role": "user", "content": []},
+        {"role": "user", "content": {}},
+        {"role": "user", "content": [None]},
+        {"role": "user", "content": [{"type": "text", "text": None}]},
+    ],
+)
+def test_a_turn_with_null_or_of_another_form_is_refused_with_its_index(turn):
+    with pytest.raises(PromptmillError, match=r"messages\[1\]"):
+        _turn_arguments({"messages": [_QUESTION, turn, _QUESTION], "system_prompt": "Be brief."})
+
+
+def test_tool_calls_without_a_text_and_their_results_are_turns():
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turns = [
+        _QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "Ada"},
+    ]
+    assert _turn_arguments({"messages": turns}) == ({"messages": turns, "system_prompt": ""}, [])
+
+
+@pytest.mark.parametrize(("content", "sent"), [(7, "7"), (0, "0"), ({"type": "text", "text": "a"}, ...)])
+def test_a_number_is_its_text_and_an_object_stays_one(content, sent):
+    found, notes = _turn_arguments({"messages": [{"role": "user", "content": content}]})
+    assert found is not None
+    assert (found["messages"][0]["content"], notes) == (content if sent is ... else sent, [])
 
 
 @pytest.mark.parametrize("turns", [[], [{"role": "system", "content": "x"}], [{"role": "robot", "content": "x"}]])
 def test_without_a_turn_to_answer_there_is_nothing_to_answer(turns):
-    assert _turn_arguments({"messages": turns}) is None
+    assert _turn_arguments({"messages": turns})[0] is None
 
 
 def test_zero_attempts_and_places_count_as_one():
@@ -91,9 +139,14 @@ def test_each_of_the_retries_is_three_attempts_as_in_the_openai_package():
     assert [retries(given) for given in (1, "2", 50, 500, "many")] == [3, 6, 100, 500, "many"]
 
 
-def test_no_address_means_openais_own_with_a_note(monkeypatch):
+@pytest.mark.parametrize("address", [None, "", "  ", []])
+def test_no_address_means_openais_own_with_a_note(monkeypatch, address):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
     def found():
-        return as_ultrarag({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "base_url": None}}})
+        return as_ultrarag(
+            {"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "base_url": address}}}
+        )
 
     values, (note,) = found()
     assert values["backend_configs"]["openai"]["base_url"] == "https://api.openai.com/v1" in note

@@ -27,7 +27,9 @@ def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
     block = blocks.get("openai") if isinstance(blocks, Mapping) else None
     if not isinstance(blocks, Mapping) or not isinstance(block, Mapping):
         return adapted, notes
-    block = {key: value for key, value in block.items() if value is not None}
+    block = {
+        key: value for key, value in block.items() if value is not None and (key != "base_url" or _is_given(value))
+    }
     for key in _AT_LEAST_ONE:
         if (number := _number(block.get(key))) is not None and number < 1:
             block[key] = 1
@@ -51,6 +53,11 @@ def _with_provider(values: JsonDict) -> JsonDict:
         return values
     others = {name: block for name, block in blocks.items() if name not in {backend, "openai"}}
     return {**values, "backend": "openai", "backend_configs": {**others, "openai": {**given, "provider": provider}}}
+
+
+def _is_given(address: object) -> bool:
+    """Return whether an address, or a list of them, is not empty."""
+    return bool(address.strip() if isinstance(address, str) else address)
 
 
 def _number(value: object) -> int | None:

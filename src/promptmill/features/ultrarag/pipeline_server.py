@@ -28,6 +28,7 @@ from pydantic import Field
 
 from promptmill.config.parameter_file import FILE_NAME, read
 from promptmill.core.errors import Code, PromptmillError, input_error, redact, without_controls
+from promptmill.core.request import message_from
 from promptmill.core.wording import shape
 from promptmill.features.ultrarag.parameters import as_ultrarag
 from promptmill.server.tool_calls import CodedToolError, tool
@@ -148,7 +149,7 @@ def _adapted(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | 
         case "multimodal_generate":
             return _image_arguments(arguments)
         case "multiturn_generate":
-            return _turn_arguments(arguments), []
+            return _turn_arguments(arguments)
     return dict(arguments), []
 
 
@@ -206,26 +207,40 @@ def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
     return {**arguments, **adapted, "image_tag": None}, notes
 
 
-def _turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the arguments of `multiturn_generate`; None if there is no turn to answer.
+def _turn_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the arguments of `multiturn_generate`; None without a turn to answer. Also return notes about changes.
 
-    Empty turns and turns with unknown roles are dropped; `system_prompt` comes before the conversation's own.
+    Empty turns and turns with unknown roles are left out, but tool calls and their results stay; `system_prompt` comes
+    before the conversation's own. Raises `PromptmillError` for a turn of another form, such as one with null.
     """
     turns = arguments.get("messages")
     if not isinstance(turns, list):
-        return dict(arguments)
-    system = _stripped(arguments.get("system_prompt"))
-    kept: list[Any] = [{"role": "system", "content": system}] if system else []
-    for turn in turns:
+        return dict(arguments), []
+    system, notes = _stripped(arguments.get("system_prompt")), list[str]()
+    kept: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    has_calls = False
+    for index, turn in enumerate(turns):
+        where = f"messages[{index}]"
         if not isinstance(turn, Mapping):
-            kept.append(turn)  # unchanged: the tool refuses the turn
-            continue
+            raise input_error(f'{where} is {shape(turn)}. Send {{"role": "user", "content": "…"}}.')
         role, content = turn.get("role", "user"), turn.get("content", "")
-        if role in _ROLES and content:
-            kept.append({"role": role, "content": content if isinstance(content, str | list) else str(content)})
-    if all(isinstance(turn, Mapping) and turn["role"] == "system" for turn in kept):
-        return None
-    return {**arguments, "messages": kept, "system_prompt": ""}
+        is_call = role == "assistant" and bool(turn.get("tool_calls"))
+        has_calls = has_calls or is_call
+        if not isinstance(role, str) or (content is None and not is_call):
+            name, value = ("role", role) if not isinstance(role, str) else ("content", content)
+            raise input_error(f"{where}.{name} is {shape(value)}. Send a text.")
+        if is_call or (has_calls and role == "tool"):
+            kept.append(dict(turn))
+        elif role in _ROLES and content != "":
+            shaped = isinstance(content, str | list | Mapping)
+            kept.append({"role": role, "content": content if shaped else str(content)})
+        else:
+            notes.append(f"{where} {'is empty' if role in _ROLES else f'has the role {role:.40}'}; it was left out.")
+            continue
+        message_from(kept[-1], where)  # here, because the tool would name another index
+    if all(turn["role"] == "system" for turn in kept):
+        return None, notes
+    return {**arguments, "messages": kept, "system_prompt": ""}, notes
 
 
 def _prompts(arguments: Mapping[str, Any]) -> list[str]:
@@ -241,12 +256,10 @@ def _prompt(item: object, index: int) -> object:
         return item
     if isinstance(item, Mapping):
         content = item.get("content")
-        if isinstance(content, Mapping) and "text" in content:
-            return content["text"]
-        if isinstance(content, str):
-            return content
-        if "text" in item:
-            return item["text"]
+        given = (content.get("text") if isinstance(content, Mapping) else content, item.get("text"))
+        texts = [text for text in given if isinstance(text, str | int | float)]
+        if texts:
+            return texts[0]
     raise input_error(f'prompt_ls[{index}] is {shape(item)}. Send a text, {{"content": "…"}} or {{"text": "…"}}.')
 
 
