@@ -17,15 +17,15 @@ JSON_MODE = Sampling(response_format={"type": "json_object"})
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF"])
-async def test_a_server_that_is_not_known_gets_images_as_they_are(upstream, drive, tmp_path, kind):
+async def test_a_server_that_reads_all_formats_gets_images_as_they_are(upstream, drive, tmp_path, kind):
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.image", kind)
     parts = (ImagePart(str(tmp_path / "a.image")), TextPart("What?"))
-    assert (await drive([Conversation((Message("user", parts),))])).answered == 1
+    assert (await drive([Conversation((Message("user", parts),))], provider="vllm")).answered == 1
     data = base64.b64encode((tmp_path / "a.image").read_bytes()).decode()
     assert f"data:image/{kind.lower()};base64,{data}" in json.dumps(upstream.seen[0].json)
 
 
-@pytest.mark.parametrize("block", [{"provider": "llama.cpp"}, {"provider": "lmstudio"}, {"provider": "ollama"}])
+@pytest.mark.parametrize("block", [{}, {"provider": "llama.cpp"}, {"provider": "lmstudio"}, {"provider": "ollama"}])
 @pytest.mark.parametrize(
     ("kind", "options", "sent"), [("WEBP", {}, "jpeg"), ("WEBP", {"lossless": True}, "png"), ("GIF", {}, "png")]
 )

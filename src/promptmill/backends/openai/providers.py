@@ -742,11 +742,12 @@ def _agreed() -> Mapping[str, Cause]:
 # of other providers.
 PLAIN = ProviderProfile("plain", Site(public=False), errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES))
 # The profile of an unknown server on this machine or in its network, probably llama.cpp; others work without the
-# features that llama.cpp lacks. Images are sent unchanged, since it may read any format.
+# features that llama.cpp lacks. An image that it cannot read may be dropped without a word.
 LOCAL = replace(
     PLAIN,
     name="local",
     json=JsonSupport("grammar"),
+    images=ImageSupport(types=_EVERY_SERVER_READS),
     errors=replace(PLAIN.errors, phrases=MappingProxyType({**DASHSCOPE_PHRASES, **_LOADING})),
     cuts_prompts=True,
 )
