@@ -53,7 +53,13 @@ _OF_REPLY = ("usage", "cost", "shared", "attempts", "latency_s", "warnings", "ca
 """The fields of an answer by batch that are those of its part of the reply."""
 _ENOUGH = 8
 """The most items that are sent alone to find out whether the endpoint answers any: eight texts that all happen to be
-refused, from all over a pack, are rarer than endpoints that refuse every text."""
+refused, from all over a pack, are rarer than endpoints that refuse every text. Also the packs without any answer after
+which items are no longer gathered: a model that writes one of two replies in the right form does so once in 256 times.
+"""
+_GIVEN_UP = (
+    f"{_ENOUGH} replies to several rows, one after the other, had no answer that could be read: from then on, rows are "
+    "sent alone, not together."
+)
 _OUTPUT = 4
 """About how many times more a token of an answer costs than one of a prompt."""
 
@@ -156,6 +162,9 @@ class Gathering(Step):
             for left in self._calls.keys() - self._shares.keys():
                 del self._calls[left]
             packs = self._calls[call] = _Packs(share, call)
+        if packs.unread >= _ENOUGH:
+            call.warn(_GIVEN_UP)
+            return await self._alone(request, call)
         is_first = request.choice == 0  # of the answers to an item that wants several, so that it counts once
         call.waits.inside += is_first
         try:
@@ -258,9 +267,8 @@ class Gathering(Step):
         outcome = await self.send(joined, items.call)
         if isinstance(outcome, Completion):
             parts = self.divided(members, outcome)
-            if items.packs is not None and any(each.answer is not None for each in parts):
-                items.packs.answered += 1
-                items.packs.in_vain = 0
+            if items.packs is not None:
+                items.packs.count(members, has_answers=any(each.answer is not None for each in parts))
             items.put(part, _divided(requests, parts, outcome))
             return None
         failed = _divided(requests, [Part(None)] * len(requests), outcome)
@@ -349,6 +357,16 @@ class _Packs:
         """Held by the pack that finds out whether the endpoint answers anything."""
         self.most_items = sys.maxsize
         """The largest pack that was answered after a larger one was refused."""
+        self.unread = 0
+        """The number of the last packs whose replies had no answer to any of their items."""
+
+    def count(self, members: Sequence[Request], *, has_answers: bool) -> None:
+        """Count a reply to some items."""
+        if has_answers:
+            self.answered += 1
+            self.in_vain = 0
+        if len(members) > 1:
+            self.unread = 0 if has_answers else self.unread + 1
 
     def opened(self, kind: Hashable) -> _Pack:
         """Return a new pack, which waits for items."""

@@ -13,7 +13,7 @@ from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.bounds import MOST_HELD
 from promptmill.core.request import Fields, Sampling
 from promptmill.features.together.record_form import RecordForm
-from replies import status
+from replies import answer, choose, raw, status
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
 
@@ -37,7 +37,8 @@ def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs
     usage = sum(len(seen.prompt.split()) for seen in upstream.seen)
     assert found["prompt_tokens"] == usage
     assert "repaired" not in found
-    assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "saved": found["together"]["saved"]}
+    saved = found["together"]["saved"]
+    assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "unread": False, "saved": saved}
     assert "together  45 rows in 3 requests, 0 sent alone" in bench.jobs(str(bench.output)).stdout
     assert upstream.seen[0].prompt.count("What is this about?") == 1
 
@@ -50,6 +51,45 @@ def test_a_reply_with_faults_costs_single_requests_and_no_wrong_answer(bench, up
     alone = asked.sizes.count(1)
     assert (found["together"]["alone"], found["together"]["requests"]) == (alone, len(asked.sizes) - alone)
     assert found["requests"] == len(upstream.seen) < 160
+
+
+def test_rows_go_alone_after_eight_replies_that_cannot_be_read(bench, packs):
+    asked = packs(200, around=lambda text, _: ("Here is a table: | k7mz | delivery |", "stop"))
+    found = bench.succeed(*PROMPT, "--together", "6", concurrency=1, adaptive=False)
+    assert right(bench.answers())
+    assert asked.sizes.count(6) <= 10, "one is in flight, and one is complete, when the eighth has come"
+    assert asked.sizes.count(1) == 200
+    assert found["together"] == {"rows": 0, "requests": 0, "alone": 200, "unread": True, "saved": 0}
+    assert any(note.startswith("8 replies to several rows, one after the other, had no") for note in found["warnings"])
+    said = bench.jobs(str(bench.output)).stdout
+    assert "together  200 rows sent alone: no reply to several had answers that could be read" in said
+
+
+def test_rows_stay_together_where_some_replies_cannot_be_read(bench, packs):
+    asked = packs(400, around=lambda text, number: ("No.", "stop") if number % 8 else (text, "stop"))
+    found = bench.succeed(*PROMPT, "--together", "4", concurrency=1, adaptive=False)
+    assert right(bench.answers())
+    assert asked.sizes.count(4) == 100
+    assert not any("one after the other" in note for note in found["warnings"])
+
+
+@pytest.mark.parametrize("bad", [status(500), status(504), answer("x", finish_reason="error"), raw(b'{"choices": []}')])
+def test_one_row_at_which_the_model_fails_does_not_take_the_others_with_it(bench, upstream, packs, bad):
+    asked = packs(40)
+    upstream.reply = choose(lambda seen: bad if '"text 17"' in seen.prompt or "? text 17" in seen.prompt else asked)
+    said = bench.run(*PROMPT, "--together", "20", "--set", "backend_configs.openai.retries=1")
+    assert said.returncode == 1
+    rows = bench.answers()
+    assert [row["id"] for row in rows if row["error"]] == [17]
+    assert right([row for row in rows if row["id"] != 17])
+    assert len(upstream.seen) <= 20
+
+
+def test_a_draft_before_the_final_list_costs_single_requests_and_no_wrong_answer(bench, packs):
+    asked = packs(40, around=lambda text, _: (f"{text.replace('return', 'praise')}\nFinal:\n{text}", "stop"))
+    bench.succeed(*PROMPT, "--together", "20")
+    assert right(bench.answers())
+    assert asked.sizes.count(20) == 2
 
 
 def test_an_object_has_the_answers_where_schemas_are_kept(bench, upstream, packs):
