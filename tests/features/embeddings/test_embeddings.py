@@ -307,6 +307,43 @@ def test_other_dimensions_are_another_question(bench, upstream, texts):
     assert [len(row["embedding"]) for row in bench.answers()] == [5, 5, 5]
 
 
+def _shortened(data: list[dict[str, Any]], _number: int) -> None:
+    for one in data:
+        one["embedding"] = [1.0, 2.0]
+
+
+def test_vectors_of_another_length_than_those_of_an_earlier_run_are_errors(bench, upstream, texts):
+    texts(3)
+    bench.succeed("--embed", "{{text}}")
+    written = texts(5)
+    upstream.other_posts = embeddings(_shortened)
+    said = bench.fail("--embed", "{{text}}", code=1)
+    assert "has sent vectors of 8 for other rows" in said
+    assert [row["error"] and row["error"]["code"] for row in bench.answers()] == [None] * 3 + ["bad_response"] * 2
+    upstream.other_posts = embeddings()
+    bench.succeed("--embed", "{{text}}", "--again", "failed")
+    check(bench, written)
+    upstream.other_posts = embeddings(_shortened)
+    bench.succeed("--embed", "{{text}}", "--again", "all")
+    assert [row["embedding"] for row in bench.answers()] == [[1.0, 2.0]] * 5
+
+
+def test_vectors_of_another_length_than_the_first_ones_are_errors(bench, upstream, texts):
+    texts(1_000, lambda data, number: _shortened(data, number) if number > 2 else None)
+    bench.fail("--embed", "{{text}}", code=1, concurrency=1)
+    lengths = Counter(len(row["embedding"] or []) for row in bench.answers())
+    assert (lengths[2], lengths[SIZE] >= 256) == (0, True)
+    assert bench.status()["failed"] == lengths[0] > 0
+
+
+def test_each_job_may_have_vectors_of_another_length(bench, upstream, texts):
+    texts(3)
+    bench.succeed("--embed", "{{text}}")
+    bench.output = bench.path / "second.jsonl"
+    upstream.other_posts = embeddings(_shortened)
+    bench.succeed("--embed", "{{text}}")
+
+
 def test_a_provider_may_call_them_otherwise(bench, upstream, texts):
     texts(3)
     bench.succeed("--embed", "{{text}}", "--dimensions", "4", "--set", "backend_configs.openai.provider=mistral")

@@ -83,7 +83,7 @@ class ReplyAnswers:
         said = [_by_name(group) for group in groups]
         found: dict[str, str] = {}
         for name in self._names:
-            answers = {None if len(values := one.get(name, ())) != 1 else read(values[0]) for one in said}
+            answers = {read(values[0]) if len(values := one.get(name, [])) == 1 else None for one in said}
             answer = answers.pop() if len(answers) == 1 else None
             if answer is not None and name not in named_behind:
                 found[name] = answer

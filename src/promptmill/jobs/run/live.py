@@ -74,8 +74,13 @@ async def answer_rows(
     source = RowSource(rows, sink, stats)
     try:
         has_images = await source.has_images()
-        keep_raw = rows.requests[0].reader.keep_raw
-        stats.facts = replace(stats.facts, keep_raw=keep_raw, has_images=has_images, checks=rows.checks)
+        stats.facts = replace(
+            stats.facts,
+            keep_raw=rows.requests[0].reader.keep_raw,
+            has_images=has_images,
+            checks=rows.checks,
+            vector_bytes=await asyncio.to_thread(rows.vector_bytes),
+        )
         answering = asyncio.ensure_future(service.run(source, sink, stats, plan, steps=steps))
         commits.on_error = answering.cancel
         await answering
@@ -161,6 +166,16 @@ class OpenRows:
         reorders = self.between is None  # not with `between`, which needs the windows in order
         for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
             yield [row if shared is None else row._replace(shared=shared) for row, shared in page]
+
+    def vector_bytes(self) -> int:
+        """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length."""
+        (slot, *others), store = self.round.slots, self.store
+        first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # which spares a scan of texts
+        if others or self.requests[0].reader.row_settings or store.read(first) != [(0,)]:
+            return 0
+        is_open = self.round.condition(self.targets[slot].counted, slot)
+        kept = f"SELECT length(vector) FROM {join_of(slot)} WHERE vector IS NOT NULL AND NOT ({is_open}) LIMIT 1"
+        return next((length for (length,) in store.read(kept)), 0)
 
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
         condition = self.round.condition(self.targets[slot].counted, slot)
