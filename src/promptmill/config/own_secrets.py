@@ -15,6 +15,7 @@ CUSTOM_HEADERS = "OPENAI_CUSTOM_HEADERS"
 _VARIABLE = re.compile(r"(?i).*(_|^)(key|token|secret|password|passwd|passphrase|credentials?)")
 _NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # no secret: a path, a URL or a sentence
 _RANDOM = re.compile(r"(?=.*[0-9])[A-Za-z0-9._~+/=-]{20,}")
+_RANDOM_IN_TEXT = re.compile(r"(?<![\w.~/])(?=[^\s\d]*\d)[A-Za-z0-9_][A-Za-z0-9._~+/=-]{19,}")
 _PARTS = re.compile(r"[\s;,]+|(?<!=)=(?!=|$)")  # separates the parts of `Bearer KEY` and `session=…; id=…`
 _SHORTEST_PART = 12
 
@@ -62,6 +63,11 @@ def _headers(headers: Any) -> Iterator[str]:
         if SECRET_NAME.search(name) or _RANDOM.fullmatch(text):
             yield text
             yield from (part for part in _PARTS.split(text) if len(part) >= _SHORTEST_PART)
+
+
+def without_random(text: str) -> str:
+    """Return a program's message without words that may be a key: long, with a digit, and no path."""
+    return _RANDOM_IN_TEXT.sub("[redacted]", text)
 
 
 def without_secrets(value: Any) -> Any:

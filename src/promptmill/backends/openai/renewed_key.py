@@ -29,7 +29,7 @@ import orjson
 
 from promptmill.backends.openai.failures import backoff_s
 from promptmill.backends.protocol import Key
-from promptmill.config.own_secrets import secrets_of
+from promptmill.config.own_secrets import secrets_of, without_random
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.system.subprocesses import Output, how_it_ended, output_of
@@ -112,7 +112,7 @@ class KeyCommand:
             problem = key
         words = output.stdout.decode("utf-8", "replace").split()
         said = without_controls(output.stderr.decode("utf-8", "replace"))
-        said = redact(" ".join(said.split()), (*words, before, *secrets_of(os.environ)))
+        said = without_random(redact(" ".join(said.split()), (*words, before, *secrets_of(os.environ))))
         said = said if len(said) <= _EXCERPT else f"…{said[-_EXCERPT:]}"
         raise NoKeyError(
             Code.UNAUTHORIZED,
@@ -146,11 +146,10 @@ def key_in(output: bytes, now: float) -> Key | str:
             return f"its JSON has none of {', '.join(_TOKENS)}{signs}"
     elif (until := _expiry_in_token(text)) is not None:
         key = Key(text, until)
-    if len(key.text) > _LARGEST_OUTPUT // 2 or len(key.text.split()) > 1:
-        return "its output is more than a key"
     if problem := key_problem(key.text):
         return f"its output {problem.rstrip('.')}"
-    return key
+    is_long = len(key.text) > _LARGEST_OUTPUT // 2
+    return "its output is more than a key" if is_long or " " in key.text else key
 
 
 def _key_in_object(value: Mapping[str, Any], now: float) -> Key:
@@ -212,7 +211,9 @@ class RenewedKey:
         self.fetch = fetch
         self._failed_s, self._clock = failed_s, clock
         self._key = Key("", -math.inf)
-        self._asked_at = self._renew_at = -math.inf
+        self._renew_at = -math.inf
+        self._begun = self._ended = 0
+        """The numbers of the fetches that began last and ended last."""
         self._fetching: asyncio.Task[None] | None = None
         self._failed: PromptmillError | None = None
         self._failed_until = -math.inf
@@ -235,10 +236,10 @@ class RenewedKey:
     async def after(self, key: str) -> Key:
         """Return the key in hand if it is not `key`, else a new one, which may be the same. Raises as `fetch`.
 
-        A new one is fetched from now on: one that is already on its way may have been made before.
+        A fetch in progress may still bring the old key; then another one follows.
         """
-        now = self._clock()
-        while self._key.text == key and self._asked_at < now:
+        later = self._begun + 1
+        while self._key.text == key and self._ended < later:
             await self._fetched()
         return self._key
 
@@ -254,7 +255,7 @@ class RenewedKey:
         return self._fetching
 
     async def _fetch(self) -> None:
-        asked_at = self._clock()
+        self._begun += 1
         try:
             key = await self.fetch(self._key.text)
         except PromptmillError as error:
@@ -268,7 +269,7 @@ class RenewedKey:
         ahead_s = 0.0 if key.text == self._key.text else min(_AHEAD_S, _AHEAD * left_s)
         if key.text != self._key.text:
             self.secrets = (key.text, *self.secrets[:1])
-        self._key, self._asked_at, self._renew_at = key, asked_at, now + left_s - ahead_s
+        self._key, self._ended, self._renew_at = key, self._begun, now + left_s - ahead_s
 
     def report(self, *, accepted: bool) -> None:
         """Record that a request is no longer in flight."""
