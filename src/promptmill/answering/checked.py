@@ -225,6 +225,8 @@ class CheckedAnswers(Step):
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
             text, answer = text if right == answer else text[: max(text.rfind(answer), 0)] + right, right
+        if any(check.trims for check in checks):
+            text, answer = text[: max(text.rfind(answer), 0)] + answer.strip(), answer.strip()
         return text, await _complaint_of(checks, answer, request, call, self._checker)
 
     async def _in_form(self, form: _Form, answer: str, call: protocol.Call, *, is_complete: bool) -> tuple[str, str]:
@@ -300,6 +302,8 @@ async def _words_of(check: Check, answer: str, request: Request, call: protocol.
 async def checked(answer: protocol.Completion, request: Request, call: protocol.Call) -> protocol.Outcome:
     """Return an answer that was merged from the answers to parts of `request`; a failure if a check has a complaint."""
     checks = [check for check in (*checks_of_features(), *call.facts.checks) if check.is_wanted(request.sampling)]
+    if any(check.trims for check in checks):
+        answer = replace(answer, text=answer.text.strip())
     checker = Checker()
     try:
         complaint = await _complaint_of(checks, answer.text, request, call, checker)

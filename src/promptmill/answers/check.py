@@ -13,6 +13,9 @@ class Check:
     blocks = False
     """Whether `complaint` is slow or blocks, so that a thread must call it."""
 
+    trims = False
+    """Whether the answer is checked and delivered without the blanks around it."""
+
     wanted_by: Collection[str] = ()
     """Names of parameters: answers to a request that sets one of them are checked. A call's own check has none."""
 

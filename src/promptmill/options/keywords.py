@@ -189,7 +189,7 @@ class ChecksOptions(TypedDict, total=False):
     """Options: checks."""
 
     max_words: int | None
-    """An answer with more words is requested again, and then fails."""
+    """An answer with more words is requested again, and then fails; a Chinese or Japanese character is a word."""
     match: str | None
     """An answer that does not match this regular expression as a whole is requested again, and then fails."""
     language: str | None

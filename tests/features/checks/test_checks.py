@@ -244,3 +244,73 @@ def test_generate_has_the_flags(upstream, monkeypatch, capsys):
     endpoint = ("--base-url", upstream.url, "--model", "m")
     assert cli.main(["generate", "Say a", *endpoint, "--max-words", "3"]) == 0
     assert capsys.readouterr().out == "one two\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("这是一段没有空格的文本。", 11),
+        ("これは GPT-4 の日本語です", 10),
+        ("นี่คือข้อความภาษาไทย", 4),
+        ("ນີ້ແມ່ນຂໍ້ຄວາມ", 3),
+        ("នេះជាអត្ថបទខ្មែរ", 4),
+        ("ဒါကမြန်မာစာပါ", 3),
+        ("이것은 긴 한국어 문장입니다", 4),
+        ("茶、水和GPT", 4),
+        ("two words - and a dash", 6),
+        ("ใช่ yes", 2),
+    ],
+)
+async def test_words_of_scripts_without_spaces_are_counted(ask, upstream, text, words):
+    upstream.reply = answer(text)
+    (good,), _ = await ask("a", max_words=words)
+    assert good.text == text
+    if words > 1:
+        (bad,), _ = await ask("a", max_words=words - 1)
+        assert f"it has {words} words" in bad.error.message
+
+
+@pytest.mark.parametrize("text", ['{"s":"a b c d e","t":null}', '{\n  "s": "a b c",\n  "t": ["d e", 7]\n}'])
+async def test_the_words_of_json_are_those_of_its_texts(ask, upstream, text):
+    upstream.reply = answer(text)
+    (good,), _ = await ask("a", max_words=5, response_format={"type": "json_object"})
+    assert good.text == text
+    (bad,), _ = await ask("a", max_words=4, response_format={"type": "json_object"})
+    assert "it has 5 words" in bad.error.message
+
+
+@pytest.mark.parametrize("text", ["  A1 \n", "A1\n", "\u00a0A1", "\u3000A1\r\n"])
+async def test_an_answer_that_matches_is_delivered_without_blanks_around_it(ask, upstream, text):
+    upstream.reply = answer(text)
+    (outcome,), stats = await ask("a", match="[A-Z][0-9]")
+    assert (outcome.text, stats.counts.requests) == ("A1", 1)
+
+
+async def test_inline_reasoning_stays_in_front_of_an_answer_that_matches(ask, upstream):
+    upstream.reply = answer("<think>A1 or B2</think>\n\n A1 \n")
+    (outcome,), _ = await ask("a", match="[A-Z][0-9]", reasoning="inline")
+    assert outcome.text.startswith("<think>A1 or B2</think>")
+    assert outcome.text.endswith("\nA1") or outcome.text.endswith(" A1")
+
+
+@pytest.mark.parametrize("text", ["A 1", "\u200bA1", "A1."])
+async def test_an_answer_with_other_characters_does_not_match(ask, upstream, text):
+    upstream.reply = answer(text)
+    (outcome,), _ = await ask("a", match="[A-Z][0-9]")
+    assert outcome.error.code == "invalid_answer"
+
+
+async def test_without_a_pattern_an_answer_keeps_its_blanks(ask, upstream):
+    upstream.reply = answer("  A1 \n")
+    (outcome,), _ = await ask("a", max_words=3)
+    assert outcome.text == "  A1 \n"
+
+
+def test_the_answer_about_a_whole_document_is_delivered_without_blanks(bench, upstream):
+    upstream.reply = answer(" A1 \n")
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text(f"id,text\n1,{'A sentence of the document. ' * 300}\n")
+    bench.run("--prompt", "Sum up: {{text}}", "--match", "[A-Z][0-9]", "--split", "1000")
+    with bench.output.open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["answer"] == "A1"

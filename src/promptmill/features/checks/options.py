@@ -8,7 +8,7 @@ OPTIONS = (
     Option(
         "max_words",
         int,
-        "an answer with more words is requested again, and then fails",
+        "an answer with more words is requested again, and then fails; a Chinese or Japanese character is a word",
         flag=Flag(metavar="N"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.max_words"],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
 from promptmill.answers.check import Check
 from promptmill.core.request import Request
+from promptmill.core.values import read_json
+from promptmill.core.whole_words import word_count
 from promptmill.features.checks.parameters import Wanted, likelihoods
 
 _SURE = 10  # as a logarithm: e^10, so 22,000 times as likely. German sentences of three words are at 13
@@ -20,8 +21,8 @@ class MaxWords(Check):
     wanted_by = ("max_words",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the number of words if there are too many."""
-        wanted, words = request.sampling, len(answer.split())
+        """Return the number of words if there are too many; a JSON answer has those of its texts."""
+        wanted, words = request.sampling, sum(map(word_count, _texts(answer)))
         assert isinstance(wanted, Wanted)
         most = wanted.max_words or words
         return None if words <= most else f"it has {words} words, and at most {most} are allowed"
@@ -30,13 +31,14 @@ class MaxWords(Check):
 class Match(Check):
     """A pattern for the whole answer."""
 
+    trims = True
     wanted_by = ("match",)
 
     def matched(self, answer: str, request: Request) -> tuple[str, str]:
         """Return the pattern and the text of the answer that it must match."""
         wanted = request.sampling
         assert isinstance(wanted, Wanted)
-        return wanted.match or "", answer.strip()
+        return wanted.match or "", answer
 
     def complaint(self, answer: str, request: Request) -> str:
         """Return the pattern, which the answer does not match."""
@@ -63,9 +65,10 @@ class Language(Check):
 def _texts(answer: str) -> Iterator[str]:
     """Yield the texts in a JSON answer, or else the answer."""
     try:
-        nested: list[Any] = [orjson.loads(answer)]
-    except orjson.JSONDecodeError:
-        nested = [answer]
+        value = read_json(answer)
+    except json.JSONDecodeError:
+        value = answer
+    nested: list[Any] = [value]
     while nested:
         match nested.pop():
             case str() as text:
