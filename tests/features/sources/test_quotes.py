@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +18,14 @@ from promptmill.backends.protocol import Call, Facts
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.core.sources import leaves
+from promptmill.features.sources import quoting
 from promptmill.features.sources.quoted_form import QuotedForm
+from promptmill.features.sources.searched_text import Text
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.service.service import Service
 from replies import answer, choose, from_request
 from tables import write_rows
+from waiting import until
 
 ASKED = ("--prompt", "Read {{text}}", "--fields", "number,total:number?", "--quote")
 INVOICE = "Invoice R-7.\nTotal due: EUR 12.50"
@@ -385,6 +390,49 @@ async def test_a_schema_that_cannot_be_quoted_fails_its_request_alone(upstream, 
     (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
     assert "refers to itself as a whole" in found.error.message
     assert not upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("text", "quote"), [("x" * 5000, "x"), ("ab " * 2000, "b"), ("ab-\nc " * 2000, "b"), ("12 " * 2000, "2")]
+)
+def test_the_places_of_quotes_of_one_letter_are_counted(monkeypatch, text, quote):
+    monkeypatch.setattr(quoting, "MOST_SEARCHED", 10_000_000)
+    column = quoting._Column("", Text(text))
+    texts = quoting.Texts([column])
+    found = [texts.source(quote, "a value") for _ in range(200)]
+    assert column.text.compared < 20_000, "each of 200 quotes has a thousand places or more"
+    assert found[-1] == {"quote": quote, "is_missing": True}
+
+
+async def test_quotes_are_not_looked_up_when_the_client_has_left(upstream, closing, monkeypatch):
+    looked, may_go_on = [], threading.Event()
+
+    def find(_: Text, quote: str, start: int = 0) -> None:
+        looked.append((quote, start))
+        may_go_on.wait()
+
+    def divided(*given: Any) -> Any:
+        try:
+            return with_sources(*given)
+        finally:
+            has_ended.set()
+
+    with_sources, has_ended = quoting._with_sources, threading.Event()
+    monkeypatch.setattr(quoting, "_with_sources", divided)
+    monkeypatch.setattr(Text, "find", find)
+    upstream.reply = answer(json.dumps({"list": [{"quote": f"q{at}", "value": "v"} for at in range(100)]}))
+    service = closing(Service(openai_configuration(upstream.url)))
+    schema = {"type": "object", "properties": {"list": {"type": "array", "items": {"type": "string"}}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    item = conversation_from_prompt(INVOICE * 100, "a prompt")
+    asking = asyncio.ensure_future(service.generate([item], Call(Facts(total=1)), plan=plan))
+    await until(lambda: bool(looked))
+    asking.cancel()
+    await asyncio.wait({asking})
+    may_go_on.set()
+    await until(has_ended.is_set)
+    assert len(looked) == 1
 
 
 async def test_instructions_of_a_developer_are_no_text(upstream, closing):

@@ -15,15 +15,17 @@ from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import MOST_SEARCHED
+from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
 from promptmill.core.sources import Source, with_page
 from promptmill.features.sources.quoted_form import NOTE, QuotedForm
 from promptmill.features.sources.searched_text import Text
 
-_SOON = 1 << 22
-"""The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up."""
+_SOON = 1 << 19
+"""The product of the lengths of a text and of a reply, up to which the event loop looks the quotes up: 0.1 s for quotes
+of one letter."""
+_AT_ONCE = 2  # threads for longer ones, so that they leave threads for other work, and one of them for a second answer
 
 
 class QuotedAnswers(Step):
@@ -41,6 +43,7 @@ class QuotedAnswers(Step):
 
     def __init__(self) -> None:
         self._forms: Made[QuotedForm] = {}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @classmethod
     async def of(cls, loading: Loading) -> QuotedAnswers:
@@ -70,7 +73,11 @@ class QuotedAnswers(Step):
             return outcome
         texts = Texts.of(request)
         if len(outcome.text) * texts.length > _SOON:
-            return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
+            async with self._turns:
+                try:
+                    return await asyncio.to_thread(_with_sources, outcome, request, form, texts)
+                finally:
+                    texts.stop()
         return _with_sources(outcome, request, form, texts)
 
     def _form(self, request: Request) -> QuotedForm:
@@ -90,6 +97,7 @@ class Texts:
         self._columns = columns
         self.length = sum(len(column.text.text) for column in columns)
         self._left = MOST_SEARCHED
+        self._is_stopped = False
         self._ends: dict[tuple[str, str], int] = {}
         """By column and quote: where the last such quote ends, because equal items stand one after another."""
 
@@ -104,15 +112,21 @@ class Texts:
         own = Conversation(tuple(one for one in asked if one.role in {"user", "tool"}))
         return cls([_Column("", Text(text)) for text in own.texts])
 
+    def stop(self) -> None:
+        """Search for no more quotes, because nobody waits for the answer any more. May be called from any thread."""
+        self._is_stopped = True
+
     def source(self, quote: str, value: Any) -> Source | None:
         """Return the source of a value with this quote; None for no value."""
         if value is None or value in ("", [], {}):
             return None
-        for column in self._columns if self._left > 0 and quote.strip() else ():
-            whole, known = column.text.text, (column.name, quote)
+        is_searched = self._left > 0 and not self._is_stopped and quote.strip()
+        for column in self._columns if is_searched else ():
+            whole, known, before = column.text.text, (column.name, quote), column.text.compared
             start = self._ends.get(known, 0)
             span = column.text.find(quote, start) or (column.text.find(quote) if start else None)
             self._left -= len(whole) if span is None else max(0, span.end - start)
+            self._left -= PLACE * (column.text.compared - before)
             if span is not None:
                 self._ends[known] = span.end
                 found = Source(quote=whole[span.start : span.end], start=span.start, end=span.end)

@@ -45,6 +45,8 @@ class Text:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.compared = 0
+        """The places that were compared with quotes."""
 
     def find(self, quote: str, start: int = 0) -> Span | None:
         """Return the first place of a quote that begins at `start` or later; None if the text does not have it there.
@@ -66,6 +68,7 @@ class Text:
         for _ in range(MOST_PLACES):
             if at < 0:
                 break
+            self.compared += 1
             if is_whole(self.text, *(span := Span(at, at + len(words)))):
                 yield span
             at = self.text.find(words, at + 1)
@@ -77,6 +80,7 @@ class Text:
             for _ in range(MOST_PLACES):
                 if at < 0:
                     break
+                self.compared += 1
                 span = form.origin(at, at + len(wanted))
                 if span is not None and is_whole(self.text, *span) and _numbers(self.text[slice(*span)]) == numbers:
                     yield span
