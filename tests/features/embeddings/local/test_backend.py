@@ -32,11 +32,11 @@ class Lengths:
         return "lengths 1"
 
     def encode(self, texts, step=lambda _: None):
-        self.computing += 1
-        self.most = max(self.most, self.computing)
         for text in texts:
+            self.computing += 1
+            self.most = max(self.most, self.computing)
+            self.computing -= 1
             step(len(text))
-        self.computing -= 1
         return np.array([[len(text), 1] for text in texts], np.float32)
 
 
@@ -131,7 +131,26 @@ async def test_a_request_that_it_cannot_answer_fails_in_words(loaded, request_, 
     assert said in failure.error.message
 
 
-async def test_one_request_is_computed_at_a_time(loaded):
+async def test_a_short_request_is_computed_between_the_steps_of_a_long_one(loaded):
+    encoder, steps = Lengths(), []
+
+    class Long(Endless):
+        def encode(self, texts, step=lambda _: None):
+            if texts == ["short"]:
+                return encoder.encode(texts, step)
+            return super().encode(texts, lambda count: steps.append(count) or step(count))
+
+    backend = await loaded(endless := Long())
+    long = asyncio.ensure_future(backend.answer(asked(input=["long"]), Call()))
+    await asyncio.to_thread(endless.began.wait)
+    found = await backend.answer(asked(input=["short"]), Call())
+    assert len(found.vectors) == 1
+    assert not long.done()
+    long.cancel()
+    await asyncio.wait({long})
+
+
+async def test_one_step_is_computed_at_a_time(loaded):
     encoder = Lengths()
     backend = await loaded(encoder)
     await asyncio.gather(*(backend.answer(asked(input=["a"] * 50), Call()) for _ in range(20)))

@@ -15,7 +15,7 @@ pytest.importorskip("openvino")
 
 from promptmill.core.errors import PromptmillError  # noqa: E402 (openvino may be missing)
 from promptmill.features.embeddings.local import e5_conversion  # noqa: E402
-from promptmill.features.embeddings.local.e5 import E5, QUERY, WIDTH, load  # noqa: E402
+from promptmill.features.embeddings.local.e5 import E5, QUERY, WIDTH, Unigram, load  # noqa: E402
 from promptmill.features.embeddings.local.e5_conversion import FILE, PIECES, SCORES  # noqa: E402
 from promptmill.system.package_file import PackageFile  # noqa: E402
 
@@ -94,6 +94,15 @@ def test_a_long_text_is_the_mean_of_equal_parts(e5):
     mean = e5.encode(parts).sum(0)
     assert np.abs(whole - mean / np.linalg.norm(mean)).max() <= 1e-5
     assert sum(counts) == 2 * (500 + len(e5.tokenizer.tokens(QUERY)) + 2)
+
+
+def test_a_text_without_blanks_has_steps_while_it_is_divided():
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "a", "aa"]
+    described = {"pieces": pieces, "normal": {}, "first": 0, "pad": 1, "last": 2, "unknown": 3}
+    unigram, steps = Unigram(described, [0, 0, 0, 0, -1, -2, -3]), list[int]()
+    tokens = unigram.tokens("a" * 20_000, steps.append)
+    assert (len(tokens), len(steps)) == (10_001, 4)
+    assert tokens == unigram.tokens("a" * 20_000)
 
 
 @pytest.mark.thorough

@@ -1,7 +1,7 @@
 """The backend `encoder`: answers requests for embeddings with an encoder in a thread of this process.
 
-One request is computed at a time. A thread waits for the others, and ends after the batch in which its answer is
-cancelled.
+One step of a request is computed at a time, a batch or some thousands of characters. Requests take turns after each
+step, so a long text delays the others by a step. A thread ends after the step in which its answer is cancelled.
 """
 
 from __future__ import annotations
@@ -53,6 +53,22 @@ class _StoppedError(Exception):
     """The answer is not wanted any more."""
 
 
+class _Turns:
+    """Lets one thread compute at a time, and a waiting thread before the one that computed last."""
+
+    def __init__(self) -> None:
+        self._computes, self._is_next = threading.Lock(), threading.Lock()
+
+    def take(self) -> None:
+        """Wait for a turn."""
+        with self._is_next:
+            self._computes.acquire()
+
+    def end(self) -> None:
+        """End a turn."""
+        self._computes.release()
+
+
 class EncoderBackend:
     """The backend. `/embeddings` is the only path that it answers."""
 
@@ -61,7 +77,7 @@ class EncoderBackend:
         self._load = load
         self._encoder: Encoder | None = None
         self._is_closed = False
-        self._turn = threading.Lock()
+        self._turns = _Turns()
         self._waiting: set[asyncio.Future[Any]] = set()
         self._computing: set[Future[Any]] = set()
 
@@ -101,13 +117,18 @@ class EncoderBackend:
         def step(count: int) -> None:
             nonlocal tokens
             tokens += count
+            self._turns.end()
+            self._turns.take()
             if is_stopped or self._is_closed:
                 raise _StoppedError
 
         def compute() -> Any:
-            with self._turn:
+            self._turns.take()
+            try:
                 step(0)
                 return encoder.encode(texts, step)
+            finally:
+                self._turns.end()
 
         try:
             vectors = await self._in_thread(compute)

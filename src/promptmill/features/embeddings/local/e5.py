@@ -15,13 +15,14 @@ import openvino
 
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.features.embeddings.local.e5_conversion import CONVERSION, FILE, MODEL, PIECES, SCORES
-from promptmill.features.embeddings.local.encoder import Part, Step, check, divided, joined
+from promptmill.features.embeddings.local.encoder import Part, Step, check, divided, joined, tokens_of
 
 QUERY = "query: "
 WIDTH = 384
 _WINDOW = 512  # the most tokens that the model reads at a time
 _BATCH = 2048  # tokens of a batch; more make it no faster
 _KEPT_WORDS = 1 << 16
+_PAUSE = 4096  # characters of a word between two steps, 40 ms: a text without blanks is one word
 _LONGEST_KEPT = 32  # characters; longer runs are seldom repeated
 _KNOWN = (0.0394, -0.0328, -0.0493, -0.0707, 0.0685, -0.0357, 0.0041, 0.0541)  # with the prefix `QUERY`
 
@@ -83,7 +84,8 @@ class E5:
 
     def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
         """See `Encoder`."""
-        parts = divided(map(self.tokenizer.tokens, texts), _WINDOW - len(self._before) - 1)
+        known = tokens_of(texts, lambda text: self.tokenizer.tokens(text, step), step)
+        parts = divided(known, _WINDOW - len(self._before) - 1)
         parts = [part._replace(tokens=[*self._before, *part.tokens, self._last]) for part in parts]
         parts.sort(key=lambda part: len(part.tokens))
         vectors: Any = np.empty((len(parts), WIDTH), np.float32)
@@ -128,17 +130,19 @@ class Unigram:
         self._unknown_score = min(scores) - 10  # as SentencePiece does
         self._kept = functools.lru_cache(_KEPT_WORDS)(self._divided)
 
-    def tokens(self, text: str) -> list[int]:
-        """Return the tokens of a text, without special tokens."""
+    def tokens(self, text: str, step: Step = lambda _: None) -> list[int]:
+        """Return the tokens of a text, without special tokens. `step` is called after some thousands of characters."""
         words = normalize("NFC", text).translate(self._normal).split()
-        divided = (self._kept(word) if len(word) <= _LONGEST_KEPT else self._divided(word) for word in words)
+        divided = (self._kept(word) if len(word) <= _LONGEST_KEPT else self._divided(word, step) for word in words)
         return [token for tokens in divided for token in tokens]
 
-    def _divided(self, word: str) -> Sequence[int]:
+    def _divided(self, word: str, step: Step = lambda _: None) -> Sequence[int]:
         text = "\u2581" + word  # the sign for a space
         best = [0.0] + [-1e30] * len(text)  # the largest sum of scores up to each place
         pieces = [(0, 0)] * (len(text) + 1)  # the last piece up to there: its start and its number
         for start in range(len(text)):
+            if start % _PAUSE == _PAUSE - 1:
+                step(0)
             base, known = best[start], False
             for end in range(start + 1, min(len(text), start + self._longest) + 1):
                 number = self._numbers.get(text[start:end])

