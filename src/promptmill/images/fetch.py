@@ -5,15 +5,20 @@ from __future__ import annotations
 import base64
 import ipaddress
 import socket
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from promptmill.core.bounds import LONGEST_ROW
+from promptmill.core.bounds import LARGEST_HEAD, LONGEST_ROW
 from promptmill.core.errors import Code, PromptmillError
 
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+
 _REDIRECTS = 5
+_TERSEST = len(b"HTTP/1.1 100\r\n\r\n")
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
 )  # the only globally routable unicast block; the others are local, embedded or reserved
@@ -57,6 +62,32 @@ def public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
+class FinalResponse(aiohttp.ClientResponse):
+    """A response whose interim responses together have at most the size of one head: aiohttp reads them endlessly, and
+    parsing them leaves the event loop no time."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Wait for the head of the final response. Raises `ClientError` for too many interim ones."""
+        protocol, left = connection.protocol, LARGEST_HEAD
+        assert protocol is not None
+        read = protocol.read
+
+        async def counted() -> Any:
+            nonlocal left
+            found = await read()
+            message = found[0]
+            left -= _TERSEST + sum(len(name) + len(value) for name, value in message.raw_headers)
+            if 100 <= message.code < 200 and left < 0:
+                raise aiohttp.ClientError("interim responses without an end")
+            return found
+
+        protocol.read = counted  # type: ignore[method-assign]
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read  # type: ignore[method-assign]
+
+
 class ImageFetcher:
     """Downloads images in a separate session without proxies, cookies or keys."""
 
@@ -69,7 +100,11 @@ class ImageFetcher:
         if self._session is None:
             connector = aiohttp.TCPConnector(use_dns_cache=False, limit=16, socket_factory=public_socket)
             self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+                connector=connector,
+                timeout=self._timeout,
+                trust_env=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                response_class=FinalResponse,
             )
         for _ in range(_REDIRECTS):
             _check(url)

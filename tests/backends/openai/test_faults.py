@@ -466,6 +466,24 @@ async def test_interim_responses_have_an_end(upstream, length):
 
 
 @both
+@pytest.mark.parametrize("hint", [b"100 Continue", b"103 Early Hints\r\nLink: </a.css>; rel=preload", b"199"])
+async def test_interim_responses_end_at_the_size_of_a_head(upstream, hint):
+    sent = []
+
+    async def flood(exchange):
+        while len(sent) < 200:  # 2.5 MB or more
+            sent.append(hint)
+            await exchange.write(b"HTTP/1.1 %b\r\n\r\n" % hint * 600)
+        await hang()(exchange)
+
+    upstream.reply = by_prompt({"bad": flood})
+    async with opened(upstream.url, retries=1, timeout=[10, 600]) as backend:
+        result = await ask(backend, ["good", "bad"])
+    assert result.texts == ["echo: good", None]
+    assert result.outcomes[1].error.code == "bad_response"
+
+
+@both
 @pytest.mark.simulated
 @pytest.mark.parametrize("length", [0, 60_000], ids=["small", "large"])
 async def test_silence_after_early_hints_is_silence(upstream, length):

@@ -17,7 +17,7 @@ from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
 from promptmill.backends.openai.route import FileBody, Route
 from promptmill.core.bounds import LARGEST_BODY
-from promptmill.images.fetch import NotPublicError, public_socket
+from promptmill.images.fetch import FinalResponse, NotPublicError, public_socket
 from promptmill.system.memory import Held
 
 # The slowest permitted upload. Its duration is added to the timeouts.
@@ -67,6 +67,7 @@ class Session:
                 ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                response_class=FinalResponse,
             )
             for socket_factory in (None, public_socket)
         )
