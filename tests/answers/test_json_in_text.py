@@ -1,9 +1,11 @@
 """JSON is taken from the text of an answer only where there is no doubt."""
 
 import json
+import time
 
 import pytest
 
+from promptmill.answers.json_in_text import value_at_end
 from promptmill.answers.schema import compile_schema
 
 
@@ -346,3 +348,38 @@ def test_an_answer_with_latex_that_breaks_its_schema_or_is_cut_off_stays_as_it_w
     cut = '```json\n{"n": 5, "x": "\\frac"}\n``'
     assert schema.check(cut, complete=False).problem
     assert schema.check(cut).repaired
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "value"),
+    [
+        ('{"a": 1}', '{"a": 1}'),
+        ('I answer {"a": 1}', '{"a": 1}'),
+        ('The user wants the city. It is Paris.\n\n```json\n{"a": {"b": [1]}}\n```\n', '{"a": {"b": [1]}}'),
+        ("It may be 1 [see above]. So the final list is [1, 2].", "[1, 2]"),
+        # drafts and doubts
+        ('Perhaps {"a": 1}', ""),
+        ('For example, {"a": 1}.', ""),
+        ('The format is {"a": 1}.', ""),
+        ('The answer is not {"a": 1}', ""),
+        ('{"a": 1}?', ""),
+        ('{"a": 2} is wrong, so {"a": 1}', ""),
+        ('{"a": 1}. Or no.', ""),
+        ('\u53ef\u80fd\u662f {"a": 1}', ""),
+        # no value at the end
+        ('I answer {"a": 1', ""),
+        ("I answer 1", ""),
+        ('I answer {"a": 1,}', ""),
+        ("}", ""),
+        ("", ""),
+    ],
+)
+def test_a_reasoning_is_an_answer_only_if_it_ends_with_its_one_value(reasoning, value):
+    assert value_at_end(reasoning) == value
+
+
+def test_a_long_reasoning_is_read_in_linear_time():
+    began = time.process_time()
+    assert value_at_end("[" * 1_000_000 + '{"a": 1}') == ""
+    assert value_at_end("So it is. " * 100_000 + '{"a": 1}') == '{"a": 1}'
+    assert time.process_time() - began < 2.0

@@ -40,6 +40,12 @@ _TAKEN_BACK = re.compile(
     rf"(?:that|this|it|which|das|dies|ce|c'est|eso|esto)\b[^.!?\n]*\b(?:{'|'.join(_DENYING)})\b",
     re.IGNORECASE,
 )
+# Words for a draft, in the most frequent languages of reasoning.
+_DRAFTED = re.compile(
+    r"(?i)\b(?:perhaps|maybe|might|could|possibl[ey]|guess|draft|example|e\.g|such as|like|or|if|schema|format|"
+    r"vielleicht|etwa|oder|wenn|beispiel)\b|可能|也许|或许|或者|例如|比如|如果|格式"
+)
+_LONGEST_END = 64 << 10  # characters; an answer of more is none that a model forgot to write
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
 _LEAD = " \t\r\n:\uff1a"  # what may stand between a sentence and the value that it introduces
 _STOP = re.compile(r"[.!?。\n]")
@@ -159,6 +165,25 @@ def mended(part: str) -> Any:
     except (ValueError, RecursionError, TypeError):
         return None
     return value if same else None
+
+
+def value_at_end(reasoning: str) -> str:
+    """Return the JSON object or list with which a reasoning ends; `""` unless it is the only one and no draft.
+
+    >>> value_at_end('I answer {"a": 1}.'), value_at_end('Perhaps {"a": 1}?'), value_at_end('{"a": 1}, no, {"a": 2}')
+    ('{"a": 1}', '', '')
+    """
+    whole = reasoning.rstrip(_AROUND)
+    end = whole[-_LONGEST_END:]
+    start = next((at for at, behind in _ends_of_groups(end).items() if behind == len(end)), len(end))
+    value, before = end[start:], whole[: len(whole) - len(end) + start]
+    try:
+        read_json(value)
+    except ValueError:
+        return ""
+    sentence = _SENTENCE_END.split(_without_lead(before[-_NEAR:]))[-1]
+    is_draft = _DRAFTED.search(sentence) or is_denied(reasoning, len(before), len(whole))
+    return "" if is_draft or _JSON_LIKE.search(before) else value
 
 
 def _without_lead(text: str) -> str:

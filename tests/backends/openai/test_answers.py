@@ -214,6 +214,42 @@ async def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(
     assert "reasoning: inline" in str(failure.error)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("sampling", [{"response_format": {"type": "json_object"}}, {"choices": ("a", "b")}])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, {"reasoning_content": 'I answer {"answer": "a"}'}),
+        ("", {"reasoning": '{"answer": "a"}'}),
+        ('<think>It is {"answer": "a"}', {}),
+    ],
+)
+async def test_json_at_the_end_of_a_reasoning_without_an_answer_is_the_answer(
+    upstream, drive, content, message, sampling, stream
+):
+    upstream.reply = answer(content, message=message)
+    outcome = (await drive(["hi"], sampling=Sampling(**sampling), stream=stream)).outcomes[0]
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.attempts) == ('{"answer": "a"}', 1)
+    assert '"a"' in (outcome.reasoning or "")
+
+
+@pytest.mark.parametrize(
+    ("thought", "sampling"),
+    [
+        ('I answer {"answer": "a"}', {}),
+        ('Perhaps {"answer": "a"}', {"choices": ("a", "b")}),
+        ('{"answer": "a"} or {"answer": "b"}', {"choices": ("a", "b")}),
+        ("a", {"choices": ("a", "b")}),
+    ],
+)
+async def test_any_other_reasoning_is_no_answer(upstream, drive, thought, sampling):
+    upstream.reply = answer("", message={"reasoning_content": thought})
+    failure = (await drive(["hi"], sampling=Sampling(**sampling))).outcomes[0]
+    assert isinstance(failure, Failure)
+    assert failure.error.code is Code.OPEN_REASONING
+
+
 async def test_an_answer_that_breaks_off_within_its_reasoning_is_asked_for_again(upstream, drive):
     upstream.reply = attempts(answer("<think>I wonder", finish_reason=None), answer("forty-two"))
     assert (await drive(["hi"])).texts == ["forty-two"]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import orjson
 
+from promptmill.answers.json_in_text import value_at_end
 from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends import vectors
 from promptmill.backends.openai import chat_completion, citations
@@ -105,9 +106,11 @@ def answer_in(response: HttpResponse, endpoint: Endpoint, wanted: Wanted = USUAL
     reading = read_response(response.status, response.headers, content, endpoint, wanted)
     if isinstance(reading, RetryDecision):
         return _with_proxy(reading, response)
-    if wanted.inline:
-        return reading
-    return with_reasoning_apart(reading) if may_have_marks(reading.text) else reading
+    if not wanted.inline and may_have_marks(reading.text):
+        reading = with_reasoning_apart(reading)
+    if wanted.has_form and reading.reasoning and reading.is_empty and reading.finish_reason == "stop":
+        reading.text = value_at_end(reading.reasoning)  # vLLM and others may leave the answer there
+    return reading
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
