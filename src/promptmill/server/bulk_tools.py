@@ -72,7 +72,7 @@ _SEVERAL = object_schema(
             "description": "The names in place of `answer`, `error`, … if input rows have fields with these names.",
         },
         "next_offset": {**_STATUS["total"], "description": "With `read`: offset of the next page; null at the end."},
-        "jobs": {"type": "array", "items": {"$ref": "#"}, "description": "Without `job_id`: the newest jobs."},
+        "jobs": objects_schema("Without `job_id`: the newest jobs, each with these fields."),
     }
 )
 

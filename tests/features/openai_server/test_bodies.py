@@ -66,6 +66,13 @@ def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
         assert (request.sampling.given(), request.extra) == ({}, {})
 
 
+@pytest.mark.parametrize("functions", [{}, {"functions": None}, {"functions": []}])
+@pytest.mark.parametrize("choice", ["none", "auto", None])
+def test_the_choice_of_a_function_changes_nothing_without_functions(choice, functions):
+    request = request_of(CHAT, {"messages": HI, "function_call": choice, **functions})
+    assert (request.sampling.given(), request.extra) == ({}, {})
+
+
 @pytest.mark.parametrize(
     ("path", "text"), [(CHAT, {"messages": HI}), (RESPONSES, {"input": "hi"}), (EMBEDDINGS, {"input": "hi"})]
 )
@@ -135,6 +142,8 @@ def test_thinking_is_switched_as_openrouter_does_it():
         ("chat_template_kwargs", "date"),
         ("structured_outputs", {"json": [1]}),
         ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("function_call", "required"),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {}),
         ("top_choices", 3),

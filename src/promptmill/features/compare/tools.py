@@ -62,7 +62,6 @@ def add(socket: ToolSocket) -> None:
     def compare_models(file: str, question: str, models: str) -> str:
         return _PROMPT.format(file=file, question=question, models=models, skill=SKILL)
 
-    compare_models.__name__ = "compare"  # the tool's name
     socket.add_prompt(compare_models, "Compare models on a file", "Agreement, accuracy and cost of two or more models.")
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 

@@ -101,6 +101,8 @@ def request_of(path: str, body: JsonObject) -> Request:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if given.get("tool_choice") == "none" and "tools" not in given:
         del given["tool_choice"]  # removed, because endpoints refuse it without tools
+    if given.get("function_call") in ("none", "auto"):
+        del given["function_call"]  # without `functions`, which are refused, it changes nothing
     match given.get("chat_template_kwargs"):
         case {"enable_thinking": bool(thinks), **rest} if not rest:  # the form of vLLM and SGLang
             del given["chat_template_kwargs"]
