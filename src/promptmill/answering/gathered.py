@@ -11,10 +11,10 @@ that completes a pack sends it. The driver and the limits of the endpoint see th
 A pack that fails as a whole, because it is too long or has an item that the endpoint refuses, is halved, down to single
 items. A server that is down fails in the same way, and must not be sent twice as many requests as there are items:
 
-    a pack fails, and something else was answered since it was sent     it is halved
-    nothing was                                                         up to eight of its items are sent alone
-        one of them is answered                                         the others are halved
-        none is                                                         the others fail unsent
+    a pack fails; another request was answered since the pack was sent     the pack is halved
+    a pack fails; no request was                                           up to eight of its items are sent alone:
+        an item is answered                                                the rest of the pack is halved
+        all of these items fail                                            the rest of the pack fails unsent
 
 Packs in such doubt take turns. As long as nothing is answered, only the first, second, fourth, eighth … of them sends
 single items, all but the first only two, and the others fail at once. So a server that is down gets 22 requests more
@@ -286,8 +286,8 @@ class Gathering(Step):
     async def _left(
         self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, before: int
     ) -> Sequence[int]:
-        """Return the items to halve of a part whose request has failed. If nothing shows that the endpoint answers any
-        item, some are sent alone first. `before`: the number of answered requests when the part was sent."""
+        """Return the items of a failed part that are to be sent in halves. If nothing shows that the endpoint answers
+        any request, some items are sent alone first. `before`: the number of answered requests when the part was sent."""
         code = failure.error.code
         if code is Code.BAD_REQUEST:
             return part if packs.answered else await self._tried(items, part, failure, packs)
@@ -326,7 +326,7 @@ class Gathering(Step):
 
 
 class _Items:
-    """The items of a pack, by place: what each has spent so far, and its result."""
+    """The items of a pack, by place, each with its cost so far and its result."""
 
     def __init__(self, requests: Sequence[Request], call: Call, packs: _Packs | None) -> None:
         self.requests, self.call, self.packs = [*requests], call, packs
@@ -339,7 +339,7 @@ class _Items:
             self.found[at] = _with(self._spent[at], one)
 
     def spend(self, part: Sequence[int], found: Sequence[_Gathered]) -> None:
-        """Add a failed request to what the items of a part have spent."""
+        """Add the cost of a failed request to its items."""
         for at, one in zip(part, found, strict=True):
             self._spent[at] = self._spent[at].joined(one.spent)
             self.requests[at] = self.requests[at].changed(attempts=one.attempts)

@@ -393,7 +393,7 @@ def test_vectors_without_an_index_are_in_the_order_of_the_inputs():
     assert [one["embedding"] for one in _embeddings({"embedding": [1.0]}, {"embedding": [2.0]})] == [[1.0], [2.0]]
 
 
-@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 1], [False, True], []])
+@pytest.mark.parametrize("indices", [[0], [1], [0, 0], [0, 2], [1, 2], [0, 1, 1], [0, 1, 2], [False, True], []])
 def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(indices):
     with pytest.raises(ApiError, match="one embedding for each of the 2 inputs") as raised:
         _embeddings(*({"index": index, "embedding": [1.0]} for index in indices))
@@ -415,7 +415,15 @@ def test_embeddings_of_different_lengths_are_an_error_of_the_endpoint():
     assert raised.value.status == 502
 
 
-@pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA", "", None])
+def test_embeddings_of_other_dimensions_than_requested_are_an_error_of_the_endpoint():
+    answer = Completion("", details={"payload": {"data": [{"embedding": [1.0, 2.0]}]}})
+    with pytest.raises(ApiError, match="embeddings of 2 numbers, although `dimensions` is 3") as raised:
+        reply_body(EMBEDDINGS, {"input": "x", "dimensions": 3}, answer, "m")
+    assert raised.value.status == 502
+    assert reply_body(EMBEDDINGS, {"input": "x", "dimensions": 2}, answer, "m")["data"][0]["embedding"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA", "", None, [0.0, 0.0]])
 def test_embeddings_that_are_none_are_an_error_of_the_endpoint(vector):
     answer = Completion("", details={"payload": {"data": [{"embedding": vector}]}})
     encoding = "float" if isinstance(vector, str) else "base64"

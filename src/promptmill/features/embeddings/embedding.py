@@ -136,7 +136,7 @@ class Embedding(Gathering):
         self._lengths.pop(call, None)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Return an outcome without vectors of another length than wanted, or than that of the call's first vector."""
+        """Return an outcome without vectors of a wrong length: other than requested, or than the call's first vector."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})
@@ -148,8 +148,8 @@ class Embedding(Gathering):
             outcome.vectors = tuple(vector if len(vector) == length else b"" for vector in outcome.vectors)
             return outcome
         error = _other_length(max(lengths), length, wanted) if lengths else _unusable()
-        # an endpoint that ignores the number would be paid for vectors that nobody wants
-        is_ignored = bool(lengths and wanted and not known)
+        # otherwise each request would be paid, and no row answered
+        is_ignored = bool(lengths and wanted and not known) and call.exchange is None
         failure = Failure(error, outcome.attempts, outcome.latency_s, concerns_all=is_ignored, came=outcome.came)
         return Totals().and_(outcome).on(failure)
 

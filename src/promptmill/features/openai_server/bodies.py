@@ -225,11 +225,15 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
     texts = body.get("input")
     count = len(texts) if isinstance(texts, list) else 1
     vectors = answer.vectors or in_payload((answer.details or {}).get("payload") or {}, count)
-    if not all(vectors):
+    if not vectors or not all(vectors):
         problem = (
             f"The reply of the endpoint does not hold one embedding for each of the {count} inputs, all of one length."
         )
         raise ApiError(502, problem, None, "bad_response")
+    wanted, found = body.get("dimensions"), len(vectors[0]) // 4
+    if type(wanted) is int and found != wanted:
+        problem = f"The endpoint sends embeddings of {found:,} numbers, although `dimensions` is {wanted:,}."
+        raise ApiError(502, problem, "dimensions", "bad_response")
     is_text = body.get("encoding_format") == "base64"
     data = [
         {"object": "embedding", "index": index, "embedding": b64encode(one).decode() if is_text else numbers_of(one)}

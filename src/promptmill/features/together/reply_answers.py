@@ -4,8 +4,8 @@
     {"k7mz": "delivery", …}                                    an object: bare, under any name, or one for each row
     {"r1": "delivery", …}                                      an object whose ids can be guessed: bare only
 
-A reply may have several: a draft and the final answers, or a list that is cut off and written anew. The words around
-them do not show for certain which one counts, so a row has an answer if all of them have the same one for it.
+A reply may have several lists or objects: a draft and the final answers, or a list that is cut off and written anew.
+The words around them do not show for certain which of them counts. So a row has an answer if all of them agree on it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ReplyAnswers:
         self._decoder, self._is_object = _OF_TEXTS if are_texts else _DECODER, is_object
         self._whole: list[_Pairs] = []
         self._pieces: list[_Pairs] = [[]]
-        """What can be read of lists and objects that are broken, and items outside of lists."""
+        """The answers before the broken place of each unreadable list or object, and items outside of lists."""
         self._is_broken = False
         """Whether a list or object ends before an answer that it begins."""
         self._end = 0
@@ -78,7 +78,7 @@ class ReplyAnswers:
         groups = [group for group in (*self._whole, *self._pieces) if group]
         behind = self._text[self._end :]
         if self._whole and (self._is_broken or (is_cut and behind.strip(_MARKS))):
-            return {}  # what was cut may be the final answers
+            return {}  # the final answers may have been cut off
         named_behind = frozenset(self._word.findall(behind))
         said = [_by_name(group) for group in groups]
         found: dict[str, str] = {}
@@ -118,7 +118,7 @@ class ReplyAnswers:
             self._end = end
 
     def _read_broken(self, start: int) -> int:
-        """Read the beginning of a list or object that is broken. Return the place at which reading goes on."""
+        """Read the beginning of a list or object that is broken. Return the place of the next character to read."""
         text, at = self._text, start + 1
         if not _JSON_LIKE.match(text, start):
             return at
@@ -141,7 +141,7 @@ class ReplyAnswers:
         return at
 
     def _mend(self) -> None:
-        """Read a reply whose only slips are those of notation, such as single quotes."""
+        """Read a reply with slips of notation only, such as single quotes."""
         first, last = _OPENING.search(self._text), max(self._text.rfind("]"), self._text.rfind("}")) + 1
         if first is not None and last - first.start() <= _LONGEST_MENDED:
             self._add(mended(self._text[first.start() : last]), last)
