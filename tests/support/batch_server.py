@@ -208,6 +208,8 @@ class BatchServer:
         """Requests that were carried out, by what they do."""
         self.keyless = 0
         """Requests without the provider's own header for the key."""
+        self.accepts: Callable[[dict[str, str]], bool] = lambda headers: True
+        """Whether it accepts the key in the headers of a request."""
         self.leaked = 0
         """Requests to another origin that carried the key."""
         self.unexpected: list[AssertionError] = []
@@ -279,6 +281,8 @@ class BatchServer:
             self.leaked += "authorization" in request.headers
         elif not any(name in request.headers for name in self._about["key"]):
             self.keyless += 1
+        elif not self.accepts(dict(request.headers)):
+            return web.Response(status=401, text="the token has expired")
         try:
             if request.method == "GET" and self._take("flaky"):
                 status = 429 if self.switches.flaky % 2 else 503

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -33,6 +34,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.salvage import salvage
+from renewed import ChangingKey
 
 ROWS = 40
 PRICE = {"price": {"input": 1.0, "output": 10.0, "batch": 0.5}}
@@ -64,6 +66,29 @@ def bulk(folder: Path, server: BatchServer, **options: Any) -> Any:
     given |= {"batch": True, "poll": "0.1s", "state": folder / "jobs", "progress": False} | options
     settings = PRICE | given.pop("settings", {})
     return promptmill.bulk(folder / "in.csv", folder / "out.csv", settings=settings, **given)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini"])
+def test_a_batch_goes_on_while_its_key_changes(tmp_path, provider):
+    """At every third request, so in the middle of uploads, looks and downloads."""
+    table(tmp_path)
+    keys = ChangingKey(tmp_path / "keys")
+    looked = itertools.count(1)
+
+    def accepts(headers: dict[str, str]) -> bool:
+        if next(looked) % 3 == 0:
+            keys.change()
+        return keys.is_now(headers)
+
+    with BatchServer(provider) as server:
+        server.accepts = accepts
+        own = {"backend_configs.openai.api_key_command": keys.command, "backend_configs.openai.dialect": provider}
+        done = bulk(tmp_path, server, api_key=None, settings=own)
+        assert done.status["done"] == ROWS
+        assert set(server.billed.values()) == {1}
+        assert not server.left_files()
+    assert 1 < keys.runs <= len(keys.all)
+    assert not any(key.encode() in path.read_bytes() for key in keys.all for path in (tmp_path / "jobs").rglob("*.*"))
 
 
 def bulk_without(folder: Path, server: BatchServer) -> Any:
