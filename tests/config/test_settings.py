@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from pydantic import ValidationError
 
@@ -167,3 +169,58 @@ def test_a_key_without_a_value_keeps_its_default():
 def test_every_backend_has_its_block_for_the_file_and_for_one_of_several_models():
     assert BackendConfigs.model_fields.keys() == BACKENDS.keys()
     assert BACKENDS.keys() <= ModelSettings.model_fields.keys()
+
+
+# The program of a key
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("gcloud auth print-access-token", ("gcloud", "auth", "print-access-token")),
+        (["az", "account", "get-access-token"], ("az", "account", "get-access-token")),
+        ("print-key --for 'a b' --to \"c d\"", ("print-key", "--for", "a b", "--to", "c d")),
+        ("  print-key  ", ("print-key",)),
+        ("print-key a#b '$HOME' *", ("print-key", "a#b", "$HOME", "*")),
+        (["sh", "-c", "cat key | tr -d x > /dev/stdout"], ("sh", "-c", "cat key | tr -d x > /dev/stdout")),
+        (None, None),
+    ],
+)
+def test_a_program_is_a_list_or_is_split_as_a_shell_would(written, words):
+    assert OpenAISettings(api_key_command=written).api_key_command == words
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ("", "is empty"),
+        ([], "is empty"),
+        ([""], "is empty"),
+        ("print-key 'a", "a quote that is not closed"),
+        ("print-key | head", "without a shell"),
+        ("a && b", "without a shell"),
+        ("print-key > x", "without a shell"),
+        ("print-key $(date)", "without a shell"),
+        ("print-key `date`", "without a shell"),
+        (["a\0b"], "NUL"),
+        ([1], "valid string"),
+        ({"a": 1}, "valid tuple"),
+        (True, "valid tuple"),
+    ],
+)
+def test_another_program_is_refused_with_the_reason(written, problem):
+    with pytest.raises(ValidationError, match=problem):
+        OpenAISettings(api_key_command=written)
+
+
+def test_on_windows_a_backslash_separates_folders(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    words = OpenAISettings(api_key_command=r'"C:\Program Files\key.exe" --file C:\keys\a.txt').api_key_command
+    assert words == (r"C:\Program Files\key.exe", "--file", r"C:\keys\a.txt")
+
+
+@pytest.mark.parametrize("other", [{"api_key": "k"}, {"api_key_env": "K"}, {"api_key": ["k"]}])
+def test_a_key_has_one_source(other):
+    with pytest.raises(ValidationError, match="leave one of them out"):
+        OpenAISettings(api_key_command="print-key", **other)
+    OpenAISettings(api_key_command="print-key", **dict.fromkeys(other))

@@ -76,6 +76,51 @@ def test_the_organization_and_project_of_the_environment_go_to_openai_beside_the
     assert sent(account, call) == {}
 
 
+CUSTOM = {"OPENAI_CUSTOM_HEADERS": "X-Team: red\nno header\n X-Gateway :a:b \n", "OPENAI_ORG_ID": "org-1"}
+
+
+def _beside(plan, environ=CUSTOM):
+    (endpoint,) = endpoints(plan, {"OPENAI_API_KEY": "k", **environ})
+    return {name: value for name, value in endpoint.headers.items() if name.startswith(("X-", "OpenAI-"))}
+
+
+def test_custom_headers_of_the_environment_are_read_as_openais_client_does():
+    custom = {"X-Team": "red", "X-Gateway": "a:b"}
+    assert _beside(_plan(provider="openai")) == {"OpenAI-Organization": "org-1", **custom}
+    assert _beside(_plan(base_url="https://gateway.example/v1")) == custom
+    assert _beside(_plan(base_url="https://gateway.example/v1", headers={"x-team": "blue"})) == {"X-Gateway": "a:b"}
+    assert _beside(_plan(provider="openai"), {"OPENAI_CUSTOM_HEADERS": "OpenAI-Organization: org-2"}) == {
+        "OpenAI-Organization": "org-2"
+    }
+
+
+def test_custom_headers_stay_away_from_other_providers_and_from_what_only_a_call_named():
+    for block in ({"provider": "groq"}, {"provider": "anthropic"}, {"base_url": "https://api.deepseek.com/v1"}):
+        assert _beside(_plan(**block)) == {}
+    configuration = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}})
+    for block in (
+        {"base_url": "https://evil.example/v1"},
+        {"base_url": "http://127.0.0.1:1/v1"},
+        {"provider": "openai", "api_key": "of the caller"},
+    ):
+        assert _beside(configuration.overlaid(Overrides("openai", {"openai": block}))) == {}
+
+
+def test_a_trusted_client_that_brings_the_key_gets_the_account_of_the_environment():
+    """As pipelines do, whose file has the key."""
+    configuration = Configuration({"backend": "openai"}, trust_client=True, calls_replace=True)
+    block = {"base_url": "https://api.openai.com/v1", "model_name": "m", "api_key": "k"}
+    plan = configuration.overlaid(Overrides("openai", {"openai": block}))
+    assert _beside(plan) == {"OpenAI-Organization": "org-1", "X-Team": "red", "X-Gateway": "a:b"}
+
+
+@pytest.mark.parametrize("line", ["Content-Length: 1", "Ho st: a", "X-A: \u00e9", "X-A: 1\nx-a: 2"])
+def test_a_custom_header_that_cannot_be_sent_is_an_error_that_names_the_variable(line):
+    with pytest.raises(PromptmillError, match="OPENAI_CUSTOM_HEADERS") as caught:
+        endpoints(_plan(provider="openai"), {"OPENAI_API_KEY": "k", "OPENAI_CUSTOM_HEADERS": line})
+    assert caught.value.code == "invalid_config"
+
+
 def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another():
     configuration = Configuration(
         {"backend": "openai", "backend_configs": {"openai": {"provider": "openai", "model_name": "m", "api_key": "s"}}}

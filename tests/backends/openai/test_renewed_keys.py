@@ -6,15 +6,16 @@ import asyncio
 import base64
 import json
 import logging
-import random
 import sys
 from datetime import datetime
 
+import psutil
 import pytest
 
 from dialect_replies import speaks
 from driving import ask, echoes, opened
 from fakes import openai_plan
+from processtable import gone
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.renewed_key import KeyCommand, NoKeyError, RenewedKey, key_in
 from promptmill.backends.protocol import Call, Facts, Key
@@ -22,6 +23,7 @@ from promptmill.core.errors import Code
 from promptmill.system.subprocesses import Output, output_of
 from renewed import ChangingKey
 from replies import by_prompt, choose, late, status
+from waiting import until
 
 NOW = 1_700_000_000.0
 
@@ -287,7 +289,7 @@ class _Program:
 def _renewed(program, clock, **block):
     settings = openai_plan("http://localhost:1", api_key=None, api_key_command="print-key", **block)
     settings = settings.settings.backend_configs.openai
-    command = KeyCommand(settings, run=program, clock=clock, sleep=clock.sleep, rng=random.Random(1))
+    command = KeyCommand(settings, run=program, clock=clock, sleep=clock.sleep)
     return RenewedKey(command, settings.max_delay, clock)
 
 
@@ -451,3 +453,16 @@ def test_a_header_of_the_configuration_replaces_the_key():
     (endpoint,) = endpoints(openai_plan("https://x.com", api_key=None, api_key_command="print-key", headers=own), {})
     assert endpoint.renewed is None
     assert endpoint.headers["authorization"] == "Basic abc"
+
+
+@pytest.mark.processes
+async def test_a_program_ends_with_the_connections(upstream, tmp_path):
+    pid = tmp_path / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(99)"
+    async with opened(upstream.url, api_key=None, api_key_command=[sys.executable, "-c", code]) as backend:
+        asking = asyncio.ensure_future(ask(backend, ["a"]))
+        await until(lambda: pid.exists() and pid.read_text() != "")
+        program = psutil.Process(int(pid.read_text()))
+        asking.cancel()
+        await asyncio.wait({asking})
+    await until(lambda: gone([program]))

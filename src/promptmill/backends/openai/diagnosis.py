@@ -16,6 +16,7 @@ from promptmill.backends.openai.discovery import ModelList, connected, read_mode
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
 from promptmill.backends.openai.providers import LOCAL, PLAIN
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
+from promptmill.backends.openai.renewed_key import RenewedKey
 from promptmill.backends.openai.reply import read_response, with_reasoning_apart
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.route import proxy_of, trust_of_environment
@@ -49,6 +50,8 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s
                 await _Trial(plan, endpoint, pool, stage).run()
     except TimeoutError:
         hint = "It accepts connections but does not answer." if stage.name != "connection" else "Is the address right?"
+        if stage.name == "key":
+            hint = "It was still running `api_key_command`."
         if stage.name == "answer":
             hint = "A model that is still loading may need longer: try again. Otherwise the server hangs."
         stage.failed(PromptmillError(Code.TIMEOUT, f"{stage.host} did not answer within {limit_s:g} s.", hint))
@@ -91,6 +94,8 @@ class _Trial:
         if not await self._connects():
             return
         stage.begin("key")
+        if self._endpoint.renewed is not None and not await self._has_key(self._endpoint.renewed):
+            return
         if self._endpoint.key_source:
             stage.ok(self._endpoint.key_source)
         else:
@@ -98,6 +103,14 @@ class _Trial:
         model = await self._model()
         if model:
             await self._answers(model)
+
+    async def _has_key(self, renewed: RenewedKey) -> bool:
+        try:
+            await renewed.current()
+        except PromptmillError as error:
+            self._stage.failed(error)
+            return False
+        return True
 
     async def _connects(self) -> bool:
         stage, url = self._stage, self._url

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
+from promptmill.backends.openai.key_text import key_problem
 from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
+from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey
 from promptmill.config.own_secrets import CUSTOM_HEADERS, custom_headers
 from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:
-    from promptmill.backends.openai.renewed_key import RenewedKey
     from promptmill.config.resolved_config import ResolvedConfig  # worker processes do not need YAML
 
 
@@ -35,16 +36,6 @@ _FRAMING = frozenset(
 )
 # Headers that only the operator may set: several servers may share an address, and the key belongs to one of them.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
-# Marks that users paste around keys by mistake.
-_QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
-_ASSIGNED = re.compile(r"(?:export\s|set\s|\$env:)|[a-z_]*(?:KEY|TOKEN|SECRET)\s*=\s*\S", re.IGNORECASE)
-_KEY_VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN|SECRET)")
-_PLACEHOLDER = re.compile(
-    r"<.*>|\[.*\]|.*(?:\.\.\.|\u2026).*|(?:sk-)?(?:x{3,}|\*{3,})"
-    r"|(?:sk-)?(?:your|my|insert|replace|paste)[-_ ].*(?:key|token|secret|here)"
-    r"|.*(?:api[-_ ]?key|key[-_ ]?here|changeme)",
-    re.IGNORECASE,
-)
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = chat.PATH
 _LIKE = "write it like http://localhost:8000/v1."
@@ -122,8 +113,6 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     ]
     if not any(_needs_renewed(endpoint) for endpoint in found):
         return found
-    from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey  # most endpoints have a lasting key
-
     renewed = RenewedKey(KeyCommand(settings), settings.max_delay)
     return [replace(endpoint, renewed=renewed) if _needs_renewed(endpoint) else endpoint for endpoint in found]
 
@@ -447,32 +436,6 @@ def _is_allowed(url: SplitResult, listed: Sequence[str]) -> bool:
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
     listed = {host.strip().lower() for host in environ.get("PROMPTMILL_ENDPOINTS", "").split(",")}
     return bool(listed & {url.hostname, url.netloc.lower()})
-
-
-def key_problem(key: str) -> str:
-    """Return the mistake in a copied or typed key (already stripped); `""` if there is none."""
-    if key[:1] in _QUOTES or key[-1:] in _QUOTES:
-        curly = " of a web page" if not key[0].isascii() or not key[-1].isascii() else ""
-        return f"is enclosed in quotes{curly} that are not part of the key; remove them."
-    if re.match(r"bearer\s", key, re.IGNORECASE):
-        return "begins with `Bearer `, which is not part of the key and is added automatically; leave it out."
-    if _ASSIGNED.match(key):
-        return "contains a whole assignment, NAME=KEY; keep only the part after the equals sign."
-    if "\n" in key or "\r" in key:
-        return "contains more than one line; keep only the key."
-    if not key.isascii() or not key.isprintable():
-        return "contains a character that no key has, such as a curly quote or a dash from a web page; copy it again."
-    return ""
-
-
-def names_key_variable(key: str) -> bool:
-    """Return whether `key` is the name of the variable that holds a key, such as `OPENAI_API_KEY`."""
-    return _KEY_VARIABLE.fullmatch(key) is not None and not key.startswith(("YOUR", "MY_"))
-
-
-def is_placeholder_key(key: str) -> bool:
-    """Return whether `key` is a placeholder from an example, such as `sk-...` or `YOUR_API_KEY`."""
-    return len(key) < 60 and _PLACEHOLDER.fullmatch(key) is not None
 
 
 def parsed(url: str) -> SplitResult:

@@ -14,16 +14,11 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from promptmill.backends.openai import error_body
 from promptmill.backends.openai.asked_wait import asked_wait_s
-from promptmill.backends.openai.endpoint import (
-    COMPLETIONS,
-    KEY_HEADERS,
-    Endpoint,
-    is_placeholder_key,
-    names_key_variable,
-)
+from promptmill.backends.openai.endpoint import COMPLETIONS, KEY_HEADERS, Endpoint
 from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.error_hints import HINTS
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.key_text import is_placeholder_key, names_key_variable
 from promptmill.core.bounds import LONGEST_SEARCHED
 from promptmill.core.errors import Code, Named, PromptmillError, Words, redact, without_controls
 

@@ -17,7 +17,6 @@ import contextlib
 import logging
 import math
 import os
-import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from promptmill.backends.openai.failures import backoff_s
+from promptmill.backends.openai.key_text import key_problem
 from promptmill.backends.protocol import Key
 from promptmill.config.own_secrets import secrets_of, without_random
 from promptmill.config.settings import OpenAISettings
@@ -69,12 +68,10 @@ class KeyCommand:
         run: Run = output_of,
         clock: Callable[[], float] = time.time,
         sleep: Sleep = asyncio.sleep,
-        rng: random.Random | None = None,
     ) -> None:
         """`clock`: Unix time."""
         self._command = settings.api_key_command or ()
         self._settings, self._run, self._clock, self._sleep = settings, run, clock, sleep
-        self._rng = rng or random.SystemRandom()
         self._name = f"`api_key_command` ({PurePath(self._command[0]).name:.40})"
 
     async def __call__(self, before: str) -> Key:
@@ -92,7 +89,7 @@ class KeyCommand:
                 if is_mistake or self._clock() - began > settings.patience:
                     raise
                 _LOG.warning("%s It is run again.", error.message)
-            await self._sleep(backoff_s(failures, settings.base_delay, settings.max_delay, self._rng))
+            await self._sleep(min(settings.max_delay, settings.base_delay * 2 ** min(failures - 1, 30)))
 
     async def _once(self, before: str) -> Key:
         try:
@@ -129,8 +126,6 @@ def key_in(output: bytes, now: float) -> Key | str:
     >>> key_in(b'{"access_token": "ya29.a0", "expires_in": 3599}', 1000.0)
     Key(text='ya29.a0', expires_at=4599.0)
     """
-    from promptmill.backends.openai.endpoint import key_problem
-
     text = output.decode("utf-8-sig", "replace").strip()
     if not text:
         return "its output is empty"
@@ -270,6 +265,12 @@ class RenewedKey:
         if key.text != self._key.text:
             self.secrets = (key.text, *self.secrets[:1])
         self._key, self._ended, self._renew_at = key, self._begun, now + left_s - ahead_s
+
+    async def aclose(self) -> None:
+        """End a fetch in progress, and its program."""
+        if self._fetching is not None and not self._fetching.done():
+            self._fetching.cancel()
+            await asyncio.wait({self._fetching})
 
     def report(self, *, accepted: bool) -> None:
         """Record that a request is no longer in flight."""

@@ -150,6 +150,7 @@ class Pool:
         self._last: tuple[Endpoint, Route] | None = None
         self._with_keys: dict[str, tuple[str, Endpoint]] = {}
         """By URL: the renewed key in hand, and the endpoint with it."""
+        self._renewed: set[RenewedKey] = set()
 
     def widen(self, connections: int) -> None:
         """Allow `connections` connections, which is more than before, unless `max_connections` is set."""
@@ -190,7 +191,7 @@ class Pool:
         on_data: Callable[[bytes], None] | None,
     ) -> HttpResponse:
         """Send with the renewed key. After a refusal, send again with a newer key, which is no further attempt."""
-        use = KeyUse(renewed)
+        use = self._use(renewed)
         while True:
             keyed = self._keyed(endpoint, await use.key())
             with use.sending() as answered:
@@ -200,6 +201,10 @@ class Pool:
                 return response
             if on_data is not None:
                 on_data(b"\n")  # ends the refusal, which no event of the answer may continue
+
+    def _use(self, renewed: RenewedKey) -> KeyUse:
+        self._renewed.add(renewed)
+        return KeyUse(renewed)
 
     def _keyed(self, endpoint: Endpoint, key: str) -> Endpoint:
         """Return `endpoint` with a renewed key, and forget the routes with the key before."""
@@ -222,7 +227,7 @@ class Pool:
         """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
         session, use = await self._opened(), None
         if endpoint.renewed is not None:
-            use = KeyUse(endpoint.renewed)
+            use = self._use(endpoint.renewed)
         while True:
             keyed = endpoint if use is None else self._keyed(endpoint, await use.key())
             response = await session.get(self._route(keyed), URL(url))
@@ -245,7 +250,7 @@ class Pool:
         directions. Raises as `send`.
         """
         session = await self._opened()
-        use = None if endpoint.renewed is None else KeyUse(endpoint.renewed)
+        use = None if endpoint.renewed is None else self._use(endpoint.renewed)
         while True:
             keyed = endpoint if use is None else self._keyed(endpoint, await use.key())
             route = route_to(keyed, trust_env=self._trust_env)
@@ -294,8 +299,10 @@ class Pool:
         return session
 
     async def aclose(self) -> None:
-        """Close all connections, even with a request in flight."""
+        """Close all connections, even with a request in flight, and end the programs of their keys."""
         self._client.close()
+        for renewed in self._renewed:
+            await renewed.aclose()
         if self._session is not None:
             session = await self._session
             await session.aclose()
