@@ -11,9 +11,11 @@ from typing import Literal, TypeAlias
 import orjson
 
 from promptmill.core.bounds import MOST_NAMES, MOST_SHOWN
+from promptmill.core.secret_text import SecretFinder, may_hold_secrets
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.columns import by_worth
 from promptmill.jobs.inputs.question_columns import distinct
+from promptmill.system.call_files import MAY_HOLD_SECRETS
 
 LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # to which texts are shortened
 OWN = "own."
@@ -73,6 +75,8 @@ class PageRows:
     is_cut: bool = False
     own: dict[str, bool] = field(default_factory=dict)
     """The columns of the input, each with whether it is in the table."""
+    finder: SecretFinder | None = None
+    """Finds rows that may hold keys or passwords, which are not shown. None: the page is the operator's own."""
     _size: int = 0
     """The total characters of all texts."""
 
@@ -99,7 +103,10 @@ class PageRows:
         return True
 
     def add(self, number: int, state: int, values: Mapping[str, Cell]) -> None:
-        """Add a row, with its values by column key."""
+        """Add a row, with its values by column key; only a remark if they may hold secrets."""
+        if self.finder is not None and may_hold_secrets(self.finder, _names_in(values), values):
+            first = next(column.key for column in self.columns if column.kind in {"answer", "error"})
+            state, values = 0, {first: f"The row {MAY_HOLD_SECRETS}."}
         self.number.append(number)
         self.state.append(state)
         for column, cells in zip(self.columns, self.cells, strict=True):
@@ -242,6 +249,10 @@ def last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
 
 def _mean_length(cells: Sequence[Cell]) -> float:
     return sum(sum(map(len, _texts(value))) for value in cells) / max(1, len(cells))
+
+
+def _names_in(values: Mapping[str, Cell]) -> Iterator[str]:
+    return (key.removeprefix(OWN) for key, value in values.items() if value)
 
 
 def _texts(value: Cell) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_REPORT_ROWS, MOST_SHOWN
+from promptmill.core.secret_text import SecretFinder
 from promptmill.core.wording import cut
 from promptmill.features.compare import figures, words
 from promptmill.features.compare.compared_rows import ComparedRows
@@ -21,11 +22,17 @@ _BETTER = {CONTRADICTION: "Contradicts itself"}
 _TABLE_WIDTH = 500  # max characters of a table's width; a wider table scrolls
 
 
-def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
-    """Write the page of a comparison with the figures `found`. Raises `PromptmillError`."""
+def write(
+    target: Path,
+    found: Mapping[str, Any],
+    rows: ComparedRows,
+    judgement: Judgement | None,
+    finder: SecretFinder | None = None,
+) -> Report:
+    """Write the page of a comparison with the figures `found`. `finder`: see `PageRows`. Raises `PromptmillError`."""
     total = found["rows"]
     chosen = figures.at_random(range(total))[:MOST_REPORT_ROWS] if total > MOST_REPORT_ROWS else range(total)
-    shown = _rows(found, figures.side_by_side(rows, judgement, chosen))
+    shown = _rows(PageRows(finder=finder), found, figures.side_by_side(rows, judgement, chosen))
     files, names = found["files"], {column.key.removeprefix(_ANSWER): column.name for column in shown.columns}
     title = ", ".join(file["title"] for file in files)
     page.check(target, title)
@@ -59,13 +66,12 @@ def _facts(facts: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {cut(text, LONGEST_SHOWN)}" for name, text in facts.items())
 
 
-def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRows:
+def _rows(shown: PageRows, found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRows:
     letters = [file["name"] for file in found["files"]]
     wrong = {letter: 4 << at for at, letter in enumerate(letters)} if "gold" in found else {}
     kinds = [*letters, CONTRADICTION] if "judge" in found else []
     bits = {kind: 4 << len(letters) + at for at, kind in enumerate(kinds)}
     column = found["gold"]["column"] if wrong else ""
-    shown = PageRows()
     for at, letter in enumerate(letters):
         shown.add_column(Column(_ANSWER + letter, letter, "answer", wrong.get(letter, 0)), at)
     for key, name in ((_GOLD, column), (_JUDGE, "judge" if bits else "")):

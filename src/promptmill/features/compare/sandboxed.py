@@ -20,7 +20,7 @@ import orjson
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import input_error
-from promptmill.core.secret_text import SecretFinder, find_field
+from promptmill.core.secret_text import SecretFinder, find_field, may_hold_secrets
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut
 from promptmill.features.compare import comparison_page, figures
@@ -160,18 +160,19 @@ def _compare(
     finder = rule.finder if rule.is_guarded else None
     judgement, job = (None, None) if judging is None else _judgement(rows, judging, folders, finder)
     found = figures.figures(rows, judgement, most)
-    made = None if report is None else comparison_page.write(report, found, rows, judgement)
+    figured = {**found, "files": [{**file} for file in found["files"]]}
     shown = found.pop("differing")
     for file in found["files"]:
         file.pop("made", None)
     if finder is not None and (kind := finder.find(orjson.dumps(found))):
         raise input_error(f"The values of these files hold {kind}; compare another field.")
+    made = None if report is None else comparison_page.write(report, figured, rows, judgement, finder)
     found["rows_compared"] = found.pop("rows")
     bounded = [_short(row) for row in shown]
     if finder is not None:
         bounded = [
             {"row": row["row"], "left_out": f"The row {MAY_HOLD_SECRETS}."}
-            if find_field(row["own"]) or finder.find(orjson.dumps(row))
+            if may_hold_secrets(finder, row["own"], row)
             else row
             for row in bounded
         ]

@@ -1,7 +1,7 @@
 """The report of a job for a call: a child process with limited memory and time reads the rows and images.
 
 The job's own process may read any image that its user may; for the report of a call, the rule for the files of calls
-counts, as for the file that is written.
+counts, as for the file that is written. So does the rule for rows with secrets, which no result of a call shows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -
     Raises `PromptmillError`, for example if the file exists and is not an earlier report of this job.
     """
     target, folder = jobs.paths.allowed_page(report), jobs.visible.find(job_id, caller)
-    call = partial(_write, path=folder.path, target=target, rule=jobs.paths.rule.without_secrets)
+    call = partial(_write, path=folder.path, target=target, rule=jobs.paths.rule)
     return await jobs.apart(call, folder.job_id, _MODULE)
 
 

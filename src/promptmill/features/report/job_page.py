@@ -34,7 +34,7 @@ from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs import disk
 from promptmill.jobs.columns import MODEL
 from promptmill.jobs.export.schema_columns import FIELD
-from promptmill.jobs.manage.job_rows import JobRow, JobRows
+from promptmill.jobs.manage.job_rows import JobRow, JobRows, ShownRows, shown_results
 from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -69,7 +69,8 @@ def default_path(folder: Folder) -> Path:
 def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Report:
     """Write the report of a job to `target` atomically. Raises `PromptmillError`.
 
-    `rules`: for the images that are shown; None: every file may be read, as by the operator's own programs.
+    `rules`: for the images that are shown, and whether rows that may hold secrets are; None: all, as for the operator's
+    own programs.
     """
     page.check(target, _title(folder.known_spec()))
     try:
@@ -90,14 +91,15 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
     """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     pictures, skips_empty = _Thumbnails(spec.image_folders, rules), spec.question.skip_empty
+    rule, by_field = rules.files, spec.output.answer_schema is not None
     with folder.reading() as store:
-        results = statistics.results(store, by_field=spec.output.answer_schema is not None)
+        results = cast("Results", shown_results(statistics.results(store, by_field=by_field), rule))
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty)
         made_in, by_slot = _rounds(store), statistics.slots(store, skips_empty=skips_empty) if spec.is_grid else {}
         fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
         labels = {
-            name: statistics.values_by_slot(store, name) if spec.is_grid else {}
+            name: _values_by_slot(store, name, ShownRows(spec, rule)) if spec.is_grid else {}
             for name, facts in fields.items()
             if "values" in facts and not facts.get("is_list")  # a bar of a variant counts rows with one label
         }
@@ -105,7 +107,9 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_REPORT_ROWS, _SEED, where)
-        table = JobTable(folder.spec_in(store), statistics.extra_fields(store))
+        table = JobTable(
+            folder.spec_in(store), statistics.extra_fields(store), rule.finder if rule.is_guarded else None
+        )
         for row in pictures.of(JobRows(store, table.spec).read(drawn)):
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
@@ -139,6 +143,11 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
     rows.rows_of_input = status_words.rows_of_input(found) or 0
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
+
+
+def _values_by_slot(store: JobDatabase, name: str, shown: ShownRows) -> Mapping[str, Mapping[int, int]]:
+    values = statistics.values_by_slot(store, name)
+    return {value: counts for value, counts in values.items() if shown.may_show(value, name or "answer")}
 
 
 def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from promptmill.backends.vectors import words_of
 from promptmill.core.bounds import LONGEST_SHOWN
+from promptmill.core.secret_text import SecretFinder
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
 from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, SOURCES
@@ -69,9 +70,9 @@ class JobTable:
     right: Right | None = None
     """Set by `finished`."""
 
-    def __init__(self, spec: JobSpec, extra: Iterable[str]) -> None:
-        """`extra`: the optional fields that at least one answer has."""
-        self.spec, self.rows = spec, PageRows()
+    def __init__(self, spec: JobSpec, extra: Iterable[str], finder: SecretFinder | None = None) -> None:
+        """`extra`: the optional fields that at least one answer has. `finder`: see `PageRows`."""
+        self.spec, self.rows = spec, PageRows(finder=finder)
         self._own, self._answers = OwnValues(spec), AnswerValues(spec, extra)
         self._variants = [variant_names(spec, slot) for slot in range(len(spec.targets))]
         self._templates = _plain_templates(spec)
