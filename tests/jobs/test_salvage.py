@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,44 @@ def test_a_damaged_database_is_said_before_anything_else_and_no_row_is_paid_agai
     assert len(bench.upstream.seen) == sent
     again = ("--again", "all", "--overwrite") if said != "was damaged or removed" else ("--overwrite",)
     assert bench.succeed(*limit, *again)["answered"] == (20 if limit else 40)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"no database" * 1000,
+        lambda data: data[:4096] + b"\xff" * 12288 + data[16384:],
+        lambda data: data[:100],
+        lambda data: b"\0" * len(data),
+        lambda data: None,
+    ],
+    ids=["empty", "garbage", "description", "cut", "zeros", "missing"],
+)
+def test_a_list_of_jobs_names_a_damaged_database_and_what_to_do(bench, damage):
+    bench.prompts(4)
+    bench.succeed()
+    database, job_id = bench.folder.database, bench.folder.known_spec().job_id
+    for beside in database.parent.glob("job.db-*"):
+        beside.unlink()
+    left = damage(database.read_bytes())
+    database.unlink() if left is None else database.write_bytes(left)
+    done = bench.here(["promptmill", "jobs"])
+    assert f"{database} is damaged or missing, so its job is not listed. Repeat the command" in done.stderr
+    assert "there are no jobs" not in done.stderr
+    as_json = bench.here(["promptmill", "jobs", "--json"])
+    assert json.loads(as_json.stdout) == {"jobs": [], "damaged": [str(database)]}
+    for name in (str(bench.output), job_id):
+        done = bench.here(["promptmill", "jobs", name])
+        assert done.returncode == 2
+        assert "is damaged or missing" in done.stderr
+
+
+def test_a_job_that_was_forgotten_is_no_damaged_one(bench):
+    bench.prompts(4)
+    bench.succeed()
+    assert bench.here(["promptmill", "jobs", str(bench.output), "--forget"]).returncode == 0
+    assert "there are no jobs" in bench.here(["promptmill", "jobs"]).stderr
 
 
 def test_an_unfinished_job_whose_database_is_empty_is_not_paid_again_without_a_word(bench):

@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import sys
+from typing import Any
 
 import psutil
 import pytest
@@ -152,6 +153,31 @@ def test_no_file_is_read_or_written_unless_the_operator_names_folders(server, up
     assert session.call("bulk_generate", **files)["isError"]
     assert session.call("bulk_status")["structuredContent"]["jobs"] == []
     assert not upstream.seen
+
+
+@pytest.mark.rule("H14")
+@pytest.mark.usefixtures("protocol")
+def test_no_error_shows_where_the_folders_of_calls_are(upstream, tmp_path):
+    (root := tmp_path / "whereabouts" / "data").mkdir(parents=True)
+    (root / "sub").mkdir()
+    (root / "empty.png").write_bytes(b"no image")
+    (root / "parameter.yaml").touch()
+    pictures = ("a.png", "../a.png", "sub", "empty.png", "/etc/a.png", "~/a.png", "data/a.png", "x" * 90 + ".png")
+    pictures += ("parameter.yaml", "../data/sub", "/no/such/a.pdf#page=1", "file:///etc/a.png")
+    files: list[dict[str, Any]] = [
+        {"input_file": name, "output_file": "out.jsonl"} for name in ("in.jsonl", "../in.jsonl", "/etc/in.jsonl", "sub")
+    ]
+    files += [{"files": [name], "prompt": "{{content}}"} for name in ("*.txt", "../*", "/etc/*", "gone/*", "sub/../..")]
+    config = written(tmp_path, upstream.url, top={"allowed_roots": [str(root)]})
+    with ServedHere(config) as server:
+        session = server.session()
+        results = [session.call("multimodal_generate", prompt_ls=["x"], multimodal_path=[[name]]) for name in pictures]
+        results += [session.call("bulk_generate", **asked) for asked in files]
+        results += [session.call("bulk_status", job_id="a", report=name) for name in ("../r.html", "/etc/r.html")]
+    said = [result["content"][0]["text"] for result in results]
+    assert all(result["isError"] for result in results)
+    assert any("(`allowed_roots`: data)" in text for text in said)
+    assert not [text for text in said if "whereabouts" in text or str(tmp_path) in text]
 
 
 @pytest.mark.rule("H8")

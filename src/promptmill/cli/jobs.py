@@ -204,17 +204,21 @@ def _named(job_id: str | None, purpose: str = "") -> Folder:
 
 
 def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
-    found = status.read_all(JobFolders.from_environ().all())
+    folders = JobFolders.from_environ()
+    found, damaged = status.read_all(folders.all()), [folder.database for folder in folders.unreadable()]
     if only_failed:
         found = [one for one in found if one["state"] == progress.STOPPED or one.get("failed")]
     if as_json:
-        say(orjson.dumps({"jobs": found}).decode())
+        say(orjson.dumps({"jobs": found} | ({"damaged": list(map(str, damaged))} if damaged else {})).decode())
     elif found:
         print_jobs(found if is_all else found[:_NEWEST])
         if len(found) > _NEWEST and not is_all:
             say(f"and {len(found) - _NEWEST:,} older ones: promptmill jobs --all")
-    else:
+    elif not damaged:
         print("promptmill: there are no jobs.", file=sys.stderr)
+    for database in damaged:
+        remedy = "Repeat the command of the job: it keeps what is readable; with --again all, it begins anew."
+        print(f"promptmill: {database} is damaged or missing, so its job is not listed. {remedy}", file=sys.stderr)
     return OK
 
 

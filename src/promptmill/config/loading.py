@@ -127,17 +127,18 @@ class Configuration:
             _put(raw, path.split("."), value)
         return self._copy(raw, chosen=chosen, keyless=keyless)
 
-    def for_clients(self, secrets: Iterable[str] = ()) -> Configuration:
+    def for_clients(self, secrets: Iterable[str] = (), *, is_shared: bool = False) -> Configuration:
         """Return the configuration for calls of clients, which may not use all files of this machine.
 
         `secrets`: secrets of the server in addition to the keys in configuration and environment. A trusted client may
-        use the files that the operator may use.
+        use the files that the operator may use. `is_shared`: see `FileRule`.
         """
         if self._trust_client:
             return self
         whole = self.plan.file or self.plan.operator
         keys = (*secrets_in(whole), *secrets_in(self.plan.operator), *secrets_of(os.environ), *secrets)
-        rule = FileRule.of_calls(whole.allowed_roots, [Path(self.origin), *private_folders()], keys)
+        own = [Path(self.origin), *private_folders()]
+        rule = FileRule.of_calls(whole.allowed_roots, own, keys, is_shared=is_shared)
         return self._copy(self._raw, call_files=rule)
 
     def _copy(self, raw: JsonObject, **changes: Any) -> Configuration:

@@ -170,26 +170,32 @@ def _file(source: str, page: int | None, rules: ImageRules, halt: Halt | None) -
         path = rules.files.placed(path)
         with os.fdopen(rules.files.open(path), "rb") as file:
             if path.suffix.lower() == pdf.SUFFIX:
-                return _whole(path), _pdf_page(file, page, _whole(path), halt)
-            _probe(file.read(16), _whole(path))
+                return _whole(path, rules.files), _pdf_page(file, page, _whole(path, rules.files), halt)
+            _probe(file.read(16), _whole(path, rules.files))
             file.seek(0)
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > LARGEST_FILE else file.read(LARGEST_FILE + 1)
     except OutsideError:
-        raise _unusable(f"{_short_path(path)} is outside {rules.files.words}.", "Move it into one of them.") from None
+        raise _unusable(
+            f"{_short_path(path, rules.files)} is outside {rules.files.words}.", "Move it into one of them."
+        ) from None
     except RefusedError as error:
-        raise _unusable(f"{_short_path(path)} {error}, so calls may not use it.", "Name another image.") from None
+        raise _unusable(
+            f"{_short_path(path, rules.files)} {error}, so calls may not use it.", "Name another image."
+        ) from None
     except NoFileError:
         if path.is_dir():
-            raise _unusable(f"{_short_path(path)} is a folder.", "Name an image file in it.") from None
-        raise _unusable(f"{_short_path(path)} is not a regular file.") from None
+            raise _unusable(f"{_short_path(path, rules.files)} is a folder.", "Name an image file in it.") from None
+        raise _unusable(f"{_short_path(path, rules.files)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(f"There is no image file at {_short_path(path)}.", "Check the path.") from None
+        raise _unusable(f"There is no image file at {_short_path(path, rules.files)}.", "Check the path.") from None
     except OSError as error:
-        raise _unusable(f"{_short_path(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
+        raise _unusable(
+            f"{_short_path(path, rules.files)} cannot be read: {error.strerror or type(error).__name__}."
+        ) from None
     if max(size, len(data)) > LARGEST_FILE:
-        raise _unusable(f"{_whole(path)} is larger than {LARGEST_FILE // 2**20} MiB.")
-    return _whole(path), data
+        raise _unusable(f"{_whole(path, rules.files)} is larger than {LARGEST_FILE // 2**20} MiB.")
+    return _whole(path, rules.files), data
 
 
 def _pdf_page(file: BinaryIO, page: int | None, name: str, halt: Halt | None) -> bytes:
@@ -242,19 +248,22 @@ def names_of(source: str, files: FileRule) -> list[str]:
         path = local_path(pdf.split(source)[0])
     except PromptmillError:
         return []
-    return [name for each in (files.placed(path), path) for name in (_whole(each), _short_path(each))]
+    return [name for each in (files.placed(path), path) for name in (_whole(each, files), _short_path(each, files))]
 
 
-def _short_path(path: Path) -> str:
+def _short_path(path: Path, files: FileRule) -> str:
     """Return the path for a message. A long path (perhaps base64 without the `data:` prefix) is shortened."""
     text = str(path)
     if len(text) > 80:
         return f"{text[: 80 // 4]}…{text[-80 * 3 // 4 :]}"
-    return _whole(path)
+    return _whole(path, files)
 
 
-def _whole(path: Path) -> str:
-    """Return the resolved path of an opened file."""
+def _whole(path: Path, files: FileRule) -> str:
+    """Return the resolved path of an opened file; for callers on other machines, no folder that they did not name."""
+    if files.is_shared:
+        root = next((root for root in files.roots or () if path.is_relative_to(root)), None)
+        return str(path if root is None else path.relative_to(root))
     try:
         return str(path.absolute())
     except OSError:

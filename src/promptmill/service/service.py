@@ -83,7 +83,7 @@ class Service:
 
         `secrets`: secrets of the server in addition to the keys in configuration and environment.
         """
-        self._configuration = self._configuration.for_clients(secrets)
+        self._configuration = self._configuration.for_clients(secrets, is_shared=self.is_shared)
         model = self._model()
         model.plan = replace(model.plan, call_files=self._configuration.plan.call_files)
 

@@ -63,12 +63,21 @@ class FileRule:
     """The resolved paths of promptmill's own files and folders."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """The server's own keys, headers and tokens."""
+    is_shared: bool = False
+    """Whether the callers may be on other machines: errors name no folder above a root."""
     started_in: str = ""
     """The working directory, if it contains too much to be a root."""
 
     @classmethod
-    def of_calls(cls, allowed_roots: Sequence[str] | None, own: Sequence[Path], secrets: Sequence[str]) -> FileRule:
-        """Return the rule for the calls of a server with this setting.
+    def of_calls(
+        cls,
+        allowed_roots: Sequence[str] | None,
+        own: Sequence[Path],
+        secrets: Sequence[str],
+        *,
+        is_shared: bool = False,
+    ) -> FileRule:
+        """Return the rule for the calls of a server with this setting. `is_shared`: see the attribute.
 
         Without the setting, the root is the working directory. Desktop programs start servers in `/` or in the home
         folder, which contain all of the user's files: then there is no root.
@@ -82,6 +91,7 @@ class FileRule:
             is_guarded=True,
             own=tuple(map(safe_open.real_path, own)),
             secrets=tuple(secrets),
+            is_shared=is_shared,
             started_in=started_in,
         )
 
@@ -144,15 +154,23 @@ class FileRule:
         """Return whether the resolved `path` is one of promptmill's own files, under any name, or in such a folder."""
         return safe_open.is_inside(path, self.own) or any(safe_open.is_same(path, own) for own in self.own)
 
+    def shown(self, root: Path) -> str:
+        """Return a root for an error: its whole path, or its name alone for callers on other machines.
+
+        >>> FileRule().shown(Path("data")), FileRule(is_shared=True).shown(Path("/srv/shop/data"))
+        ('data', 'data')
+        """
+        return (root.name or "its folder") if self.is_shared else str(root)
+
     @property
     def words(self) -> str:
         """The permitted places, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
         if self.started_in:
             return (
-                f"the folders that agents may use: no `allowed_roots` is set, and {self.started_in}, where the server "
-                "started, is too much to allow"
+                f"the folders that agents may use: no `allowed_roots` is set, and {self.shown(Path(self.started_in))}, "
+                "where the server started, is too much to allow"
             )
-        shown = ", ".join(map(str, self.roots or ())) or "none"
+        shown = ", ".join(map(self.shown, self.roots or ())) or "none"
         return f"the folders that agents may use (`allowed_roots`: {shown})"
 
 

@@ -81,7 +81,9 @@ class CallPaths:
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is an invalid path.") from None
         except OutsideError:
-            whole = f"its whole path, such as {rule.roots[0] / path.name}" if rule.roots else "a file inside"
+            whole = "a file inside"
+            if rule.roots and not rule.is_shared:
+                whole = f"its whole path, such as {rule.roots[0] / path.name}"
             use, folder = ("Use a file inside", path.parent) if path.anchor else (f"Name {whole}", "/the/whole/path")
             raise input_error(
                 f"{name} is outside {rule.words}. {use}, or whoever runs the server allows its folder: "

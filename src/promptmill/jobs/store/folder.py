@@ -174,6 +174,11 @@ class Folder:
             return ""
         return ""
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether a job has been here whose database is damaged or missing, and no process is about to write it."""
+        return self.spec is None and bool(self.damage() or self.had_job) and not self.alive
+
     def forget(self) -> None:
         """Remove the database."""
         self.close()

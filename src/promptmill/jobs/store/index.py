@@ -127,6 +127,12 @@ class JobFolders:
         except PromptmillError as error:
             if (parts := _parts(text)) and not parts[1:]:
                 return self.named(parts[0])
+            if self._is_unreadable(text):
+                raise input_error(
+                    f"The database of the job {text[:60]!r} is damaged or missing: ",
+                    Named("status", text="{} names its file."),
+                    " Repeat the command of the job: it keeps what is readable, or says how to begin anew.",
+                ) from None
             near = parts or [
                 path.stem for path in self.paths() if text and path.stem.startswith(text) and self.folder_at(path)
             ]
@@ -146,6 +152,19 @@ class JobFolders:
             if "." in what or os.sep in what:
                 raise input_error(f"There is no file {what}, and no job with this output: check the path.") from None
             raise error from None
+
+    def _is_unreadable(self, text: str) -> bool:
+        if ID.fullmatch(text):
+            known = Folder(self.root / text), self._pointed_at(self.root / f"{text}{_POINTER}")
+            if any(folder is not None and folder.is_unreadable for folder in known):
+                return True
+        with contextlib.suppress(UnicodeEncodeError, ValueError):  # of a lone surrogate or \0
+            return self.of(real_path(home_expanded(text))).is_unreadable
+        return False
+
+    def unreadable(self) -> list[Folder]:
+        """Return the folders of jobs whose databases are damaged or missing. Raises the errors of `all`."""
+        return [folder for folder in self.all() if folder.is_unreadable]
 
     def _names(self) -> str:
         names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
