@@ -25,6 +25,7 @@ from promptmill.jobs.rows import row_lines
 
 NANOSECOND = 1_700_000_000_123_456_789
 NESTED = pa.struct([("at", pa.timestamp("ns")), ("took", pa.list_(pa.duration("ns"))), ("x", pa.float64())])
+_PRICE, _FINE = decimal.Decimal("1.50"), decimal.Decimal("1.12345")
 _TWO = pa.list_(pa.float32(), 2)
 _HALVES = pa.struct([("h", pa.float16()), ("d", pa.float64())])
 COLUMNS: dict[str, Any] = {
@@ -257,7 +258,21 @@ def test_a_file_that_is_no_parquet_is_refused(ingested, tmp_path, data, said):
         (pa.array([2**53 + 1]), pa.array([1], pa.int32()), [2**53 + 1, 1]),
         (pa.array([2**53 + 1]), pa.array([1.5]), "0.parquet has values in 'c' that do not fit"),
         (pa.array([1], pa.timestamp("ns")), pa.array([2**60], pa.timestamp("us")), "1.parquet has values in 'c'"),
-        (pa.array([1]), pa.array(["a"]), "a column of two types"),
+        (pa.array([5, 2**31]), pa.array([0.5]), [5, 2**31, 0.5]),
+        (pa.array([_PRICE]), pa.array([_FINE]), [_PRICE, _FINE]),
+        (pa.array([2**53 + 1]), pa.array(["007"]), [str(2**53 + 1), "007"]),
+        (pa.array([2**53 + 1]), pa.array([_PRICE]), [str(2**53 + 1), "1.50"]),
+        (pa.array([0.1]), pa.array([_PRICE]), ["0.1", "1.50"]),
+        (pa.array([2**64 - 1], pa.uint64()), pa.array([-1]), [str(2**64 - 1), "-1"]),
+        (pa.array([True, None]), pa.array([2]), ["true", None, "2"]),
+        (
+            pa.array([dt.date(2026, 1, 2)]),
+            pa.array([10_800], pa.timestamp("s")),
+            ["2026-01-02", "1970-01-01 03:00:00"],
+        ),
+        (pa.array([[1, 2]]), pa.array([["x"]]), ["[1,2]", '["x"]']),
+        (pa.array([{"a": 1}]), pa.array([{"a": "x"}]), ['{"a":1}', '{"a":"x"}']),
+        (pa.array([{"a": 1}]), pa.array([3]), ['{"a":1}', "3"]),
     ],
 )
 def test_files_whose_columns_have_other_types_keep_their_values_or_are_refused(tmp_path, one, other, expected):

@@ -230,6 +230,8 @@ def _style_notes(style: Style) -> Iterator[str]:
             f"A quoted cell that ends in line {line:,} contains {what}. If its quotes are usual signs, double them "
             '(""), or the rows in it are lost.'
         )
+    if style.mixed:
+        yield f"The files have several types for {_listed(style.mixed)}, whose values are read as texts."
     if style.has_wide_header:
         yield (
             f"Cells of the header in row {style.header_row + 1} are merged over several columns. If the next row has "

@@ -20,6 +20,7 @@ from promptmill.core.errors import input_error
 from promptmill.jobs.inputs.files import InputFiles, Part, check_ratio
 from promptmill.jobs.inputs.formats import compression_of
 from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Style, Window
+from promptmill.jobs.rows.plain_template import cell_text
 
 _MAGIC = b"PAR1"
 _MOMENT = re.compile(r"(-?\d+)-(\d\d)-(\d\d)(?: (\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?)?")
@@ -56,15 +57,12 @@ class ParquetTable:
             schemas.append(schema)
         if any(schema != schemas[0] for schema in schemas):  # a text may be a category in one of the files
             schemas = [pa.schema([field.with_type(_with(_decoded, field.type)) for field in each]) for each in schemas]
-        try:
-            self.schema = pa.unify_schemas(schemas, promote_options="permissive") if len(schemas) > 1 else schemas[0]
-        except pa.ArrowException as error:
-            raise input_error(f"The Parquet files have a column of two types; convert it to one: {error}") from None
+        self.schema, self._mixed = _joined(schemas)
 
     @property
     def style(self) -> Style:
         """The style of the input: its Arrow schema."""
-        return Style(arrow_schema=packed_schema(self.schema))
+        return Style(arrow_schema=packed_schema(self.schema), mixed=self._mixed)
 
     @property
     def header(self) -> list[str]:
@@ -111,6 +109,39 @@ class ParquetTable:
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
             yield file, stream
+
+
+def _joined(schemas: Sequence[Any]) -> tuple[Any, tuple[str, ...]]:
+    """Return the schema of several files, and its columns that become texts because no other type holds all values."""
+    import pyarrow as pa
+
+    if all(schema == schemas[0] for schema in schemas):
+        return schemas[0], ()
+    fields, mixed = [], []
+    for name in dict.fromkeys(name for schema in schemas for name in schema.names):
+        alike = [schema.field(name) for schema in schemas if name in schema.names]
+        try:
+            if _has_no_common_type([field.type for field in alike]):
+                raise pa.ArrowTypeError
+            (field,) = pa.unify_schemas([pa.schema([field]) for field in alike], promote_options="permissive")
+        except pa.ArrowException:
+            field = pa.field(name, pa.string())
+            mixed.append(name)
+        fields.append(field)
+    return pa.schema(fields, metadata=None if mixed else schemas[0].metadata), tuple(mixed)
+
+
+def _has_no_common_type(kinds: Sequence[Any]) -> bool:
+    """Return whether Arrow's common type of numbers would change some: it rounds decimals among other numbers, and
+    cannot hold whole numbers of 64 bits with and without a sign."""
+    import pyarrow as pa
+
+    numbers = [kind for kind in kinds if not pa.types.is_null(kind)]
+    decimals, unsigned, signed = (
+        [check(kind) for kind in numbers]
+        for check in (pa.types.is_decimal, lambda kind: kind == pa.uint64(), pa.types.is_signed_integer)
+    )
+    return (any(decimals) and not all(decimals)) or (any(unsigned) and any(signed))
 
 
 def packed_schema(schema: Any) -> str:
@@ -335,11 +366,14 @@ def _fitted(batch: Any, schema: Any, part: Part) -> list[Any]:
     for field in schema:
         if field.name in batch.schema.names:
             column = batch.column(field.name)
-            if _with(_widened, column.type) != _with(
+            if pa.types.is_string(field.type) and not _is_text(column.type):
+                column = pa.array(map(_shown, _python_values(column)), pa.string())
+            elif _with(_widened, column.type) != _with(
                 _widened, field.type
             ):  # an array of short fractions keeps their digits
                 try:
-                    column = column.cast(field.type)
+                    fitted = column.cast(field.type)
+                    column = column if _keeps_digits(column.type, field.type) else fitted
                 except pa.ArrowException as error:
                     problem = f"{part.path.name} has values in {field.name[:60]!r} that do not fit the type of the "
                     raise input_error(f"{problem}other files; convert it to one: {error!s:.200}") from None
@@ -349,6 +383,29 @@ def _fitted(batch: Any, schema: Any, part: Part) -> list[Any]:
         else:
             arrays.append(pa.nulls(batch.num_rows, field.type))
     return arrays
+
+
+def _keeps_digits(kind: Any, wider: Any) -> bool:
+    """Return whether values stay as they are in the rows, though their output has a wider type: 5 among fractions, or
+    1.50 among decimals with more digits."""
+    import pyarrow as pa
+
+    return (pa.types.is_integer(kind) and pa.types.is_floating(wider)) or (
+        pa.types.is_decimal(kind) and pa.types.is_decimal(wider)
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kinds = pa.types
+    is_text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind) or kinds.is_null(kind)
+    return is_text or (kinds.is_dictionary(kind) and _is_text(kind.value_type))
+
+
+def _shown(value: Any) -> str | None:
+    """Return a value as prompts show it."""
+    return None if value is None else cell_text(value)
 
 
 def _widened(kind: Any, usual: Any) -> Any:

@@ -93,6 +93,8 @@ class Style(NamedTuple):
     """The texts above the header row that the user named."""
     line_end: str = "\n"
     """The end of a line of cells."""
+    mixed: tuple[str, ...] = ()
+    """Parquet columns that have several types in the files, so that their values are read as texts."""
 
 
 Column: TypeAlias = tuple[str, int]
