@@ -81,6 +81,11 @@ class Reply(NamedTuple):
     body: bytes
     """The body of the corresponding live reply, in the endpoint's dialect; empty with status 0."""
 
+    @property
+    def is_answer(self) -> bool:
+        """Whether the request succeeded, and is paid."""
+        return 200 <= self.status < 300
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:

@@ -741,6 +741,23 @@ def test_a_batch_whose_results_are_all_damaged_is_not_paid_again(tmp_path, serve
     assert (server.creates, server.live) == (1, 0)
 
 
+@pytest.mark.parametrize("failed", [ROWS, 3])
+def test_failures_that_name_no_row_cost_nothing_and_other_requests_are_sent_for_their_rows(
+    tmp_path, server, monkeypatch, failed
+):
+    replies = OpenAIBatches.replies
+
+    async def without_ids(self: OpenAIBatches, about: Any) -> Any:
+        left = failed
+        async for reply in replies(self, about):
+            left -= 1
+            yield reply if reply is None or left < 0 else reply._replace(custom_id="", status=500)
+
+    monkeypatch.setattr(OpenAIBatches, "replies", without_ids)
+    assert bulk(tmp_path, server).failed == 0
+    assert (server.creates, server.live) == (1, failed)
+
+
 @pytest.mark.parametrize("renamed", [ROWS, 3])
 def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, monkeypatch, renamed):
     replies = OpenAIBatches.replies

@@ -23,6 +23,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -491,7 +492,7 @@ class BatchRound:
     async def _fetch(self, batch: Batch) -> bool:
         """Store the replies as they arrive. Raises `not_found` if they are fewer than the provider counts."""
         api, page = self._apis[batch.slot], list[Reply]()
-        damaged = unknown = 0
+        damaged, nameless = 0, Counter[bool]()
         if not (state := await api.state(batch.there.id)).is_ended:
             return False
         gone: PromptmillError | None = None
@@ -502,13 +503,14 @@ class BatchRound:
                     continue
                 page.append(reply)
                 if len(page) >= _REPLIES_AT_ONCE:
-                    unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
+                    nameless += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
                     page = []
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
             gone = error
-        unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
+        nameless += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
+        unknown = nameless.total()
         if damaged or unknown:
             _LOG.warning("%s: %d results are damaged, %d belong to no row", batch.there.id, damaged, unknown)
         await asyncio.to_thread(stored_batches.spread, self._store, batch)
@@ -517,11 +519,11 @@ class BatchRound:
             _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
             self._send_again(batch)
             return True
-        nameless = unknown if replies.requests else unknown + damaged
-        if nameless and replies.requests < batch.requests and not self._is_late:
+        paid = nameless[True] if replies.requests else nameless[True] + damaged  # a failure costs nothing
+        if paid and replies.requests < batch.requests and not self._is_late:
             self._charge_whole(batch)
             left = batch.requests - replies.requests
-            text = f"{nameless} results of batch {batch.there.id} name no row, and {left} requests have no result."
+            text = f"{paid} results of batch {batch.there.id} name no row, and {left} requests have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
         refused = replies.requests - replies.answers
         found = replies.answers + damaged + unknown + max(0, refused - (state.failed or 0))  # some count these as done
@@ -534,7 +536,7 @@ class BatchRound:
             )
             raise gone or PromptmillError(Code.NOT_FOUND, f"{text} results.", "")
         done = 0 if state.done is None else _completed(state, batch)
-        unread = min(max(done - replies.answers, damaged, unknown), batch.requests - replies.run)
+        unread = min(max(done - replies.answers, damaged, nameless[True]), batch.requests - replies.run)
         stored_batches.put(self._store, batch.seen("fetched", read=state.results).changed(unread=max(0, unread)))
         return True
 

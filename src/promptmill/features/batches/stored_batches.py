@@ -17,6 +17,7 @@ After a kill, the job continues with the stored state. After `creating`, it firs
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -221,12 +222,12 @@ def drop(store: JobDatabase, batch: Batch) -> None:
     store.change(rows, ("DELETE FROM batch WHERE id = ?", [(batch.id,)]))
 
 
-def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> int:
+def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> Counter[bool]:
     """Store replies to the requests of a batch; to each, the first answer counts, or else the first reply.
 
-    Return the number of replies to no request of the batch.
+    Return the number of replies to no request of the batch, by whether they are answers.
     """
-    unknown = 0
+    unknown = Counter[bool]()
     with store.transaction() as connection:
         for reply in replies:
             named = reply.custom_id.removeprefix(batch.mark)
@@ -239,7 +240,7 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
             )
             if not changed.rowcount:
                 known = connection.execute("SELECT 1 FROM batched WHERE batch = ? AND custom = ?", values[2:])
-                unknown += known.fetchone() is None
+                unknown[reply.is_answer] += known.fetchone() is None
     return unknown
 
 

@@ -125,3 +125,13 @@ def test_a_full_queue_is_told_from_other_refusals(payload, soft, full):
 
 def test_a_reply_of_a_request_that_was_not_run_has_no_body():
     assert reply_of({"custom_id": "x", "error": {"code": "batch_expired"}}) == Reply("x", 0, b"")
+
+
+@pytest.mark.parametrize("named", [{}, {"custom_id": None}, {"custom_id": 7}])
+def test_a_failure_without_an_id_is_a_reply_and_an_answer_without_one_is_damaged(named):
+    error = {"code": "server_error", "message": "The server had an error."}
+    found = reply_of({**named, "response": None, "error": error})
+    assert found is not None
+    assert (found.custom_id, found.is_answer) == ("", False)
+    assert reply_of({**named, "response": {"status_code": 200, "body": {"choices": []}}}) is None
+    assert reply_of(named) is None

@@ -144,12 +144,15 @@ def batch_problem(payload: Any, endpoint: Endpoint) -> PromptmillError:
 
 
 def reply_of(line: JsonObject) -> Reply | None:
-    """Return the reply in a result line of OpenAI's format; None for a damaged line.
+    """Return the reply in a result line of OpenAI's format; None for a damaged line. A failure may have no id.
 
     Failures have two forms: a response with a status of at least 400, or an error without a response.
     """
-    custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
-    if not isinstance(custom_id, str) or not (isinstance(response, dict) or error):
+    if not isinstance(line.get("custom_id"), str):
+        reply = reply_of({**line, "custom_id": ""})
+        return None if reply is None or reply.is_answer else reply
+    custom_id, response, error = line["custom_id"], line.get("response"), line.get("error")
+    if not (isinstance(response, dict) or error):
         return None
     if isinstance(response, dict):
         is_wrapped = "body" in response or "status_code" in response
