@@ -234,6 +234,23 @@ def test_cells_that_are_cut_are_counted_for_every_way_to_a_workbook(bench, upstr
     assert "note: 2 cells were cut" in bench.jobs(str(bench.output), "--join").stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "is_formula"),
+    [
+        *((text, True) for text in ("=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-SUM(A1)", '{"s":"=1+1"}')),
+        *((text, False) for text in ("-5", "+49 170 1", "- item", "a = b", '{"s":"a=b"}', "")),
+    ],
+)
+def test_answers_that_a_spreadsheet_runs_are_counted_where_they_become_cells_of_csv(bench, upstream, text, is_formula):
+    upstream.reply = answer(text)
+    bench.write([{"text": "tea"}])
+    bench.output = bench.path / "out.csv"
+    notes = " ".join(bench.succeed("--prompt", "{{text}}")["warnings"])
+    assert ("1 answer begins with `=`" in notes) is is_formula
+    exported = [bench.jobs(str(bench.output), "--export", str(bench.path / name)) for name in ("b.tsv", "c.xlsx")]
+    assert ["begins with `=`" in done.stderr for done in exported] == [is_formula, False]
+
+
 def test_a_batch_file_that_is_exported_has_the_note_about_its_ids(bench):
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
     bench.write([{**line, "body": {"model": "test-model", "messages": [{"role": "user", "content": "tea"}]}}] * 2)

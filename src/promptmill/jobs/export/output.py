@@ -24,7 +24,7 @@ from typing import IO, Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.feature import part
+from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.databases import Stamp, database_of, quoted, taken
@@ -33,6 +33,7 @@ from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
 from promptmill.jobs.format_table import of_output
 from promptmill.jobs.inputs import formats, xlsx
+from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.plan import JobSpec
@@ -54,7 +55,7 @@ class Written:
     end: int
     """The number of rows written, that is, the number of the first row not written."""
     warning: str = ""
-    """Sentences about cells that were cut and about repeated ids of a Batch file; `""` without any."""
+    """Sentences about cells that were cut, repeated ids of a Batch file, and formulas; `""` without any."""
     blocks: JsonObject | None = None
     """The blocks of rows that the next output may copy; stored as `written`."""
     copied: Stamp | None = None
@@ -81,7 +82,7 @@ def write_output(
     blocks = _Blocks(store, spec, form, part(lines)(form), own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
-    return Written(partial, stamp_of(partial, target), end, blocks=written)
+    return Written(partial, stamp_of(partial, target), end, _notes([store], spec, spec.output.kind, end), written)
 
 
 def stamp_of(partial: Path, target: Path) -> Stamp:
@@ -126,7 +127,6 @@ def write(
 
     Raises as `answered`, and `OSError`.
     """
-    of_ids = [Ids.of(store, spec, end).warning for store in stores] if spec.input.format == "batch" else []
     kind = formats.format_of_output(target, spec.input.format)
     if kind.database:  # the rows are written to a temporary file, and copied
         kind = of_output(database_of(members.file_of(target)).form)
@@ -138,9 +138,23 @@ def write(
     with partial_file(spec, target) as (partial, out):
         if kind.database:
             _write_table(partial, members.split(target)[1], form, answered)
-            return partial, " ".join(filter(None, of_ids))
+            return partial, _notes(stores, spec, kind, end)
         with formats.compressed(out, formats.compression_of(target)) as content:
-            return partial, " ".join(filter(None, [write_rows(content, form, answered, target), *of_ids]))
+            warning = write_rows(content, form, answered, target)
+        return partial, " ".join(filter(None, [warning, _notes(stores, spec, kind, end)]))
+
+
+def _notes(stores: Sequence[JobDatabase], spec: JobSpec, kind: Format, end: int) -> str:
+    """Return sentences about the ids of a Batch file, and about answers that a spreadsheet runs; `""` without any."""
+    sentences = [Ids.of(store, spec, end).warning for store in stores] if spec.input.format == "batch" else []
+    count = sum(statistics.formulas(store, end) for store in stores) if kind.delimiter else 0
+    if count:
+        begin = "1 answer begins" if count == 1 else f"{count:,} answers begin"
+        sentences.append(
+            f"{begin} with `=`, `@`, `+` or `-`, or a field does: programs for spreadsheets run it as a formula. Name "
+            "the output .xlsx, where it is a text."
+        )
+    return " ".join(filter(None, sentences))
 
 
 def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:

@@ -61,6 +61,10 @@ _HAS_NO_TEXT = f"{ANSWERED} AND {_TRIMMED} = '' AND vector IS NULL"
 _IS_EMPTY = f"CASE WHEN {_HAS_NO_TEXT} THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
+_FORMULA = "[=@]*", "[-+][A-Za-z(@=]*"
+_IS_FORMULA = " OR ".join(
+    [*(f"text GLOB '{each}'" for each in _FORMULA), *(f"text GLOB '{{*\"{each}\"*'" for each in _FORMULA)]
+)
 _FIRST_ANSWERS = 256
 Shown: TypeAlias = Literal["all", "failed", "answered"]
 _SHOWN: Mapping[Shown, str] = MappingProxyType({"all": "1", "failed": "failed", "answered": "NOT failed"})
@@ -446,3 +450,10 @@ def extra_fields(store: JobDatabase) -> set[str]:
     query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE}) WHERE {DELIVERED}"
     names = {name for (name,) in store.read(query)} if has_more else set[str]()
     return names | {"reasoning"} if has_reasoning else names
+
+
+def formulas(store: JobDatabase, before: int = ALL_ROWS) -> int:
+    """Return the number of answers that a program for spreadsheets runs if they are cells of a CSV file: those that
+    begin with a formula's sign, or have such a text in their JSON."""
+    query = f"SELECT count(*) FROM answer WHERE {ANSWERED} AND {_IS_BEFORE} AND {DELIVERED} AND ({_IS_FORMULA})"
+    return int(store.read(query, before)[0][0])
