@@ -743,6 +743,44 @@ def test_an_answer_of_anthropic_has_its_parts():
     assert again["messages"][0]["content"] == [blocks[0], {"type": "text", "text": "x"}]
 
 
+_REPLY = {"type": "message", "input_tokens": 1000, "output_tokens": 50}
+_COMPACTION = {
+    "type": "compaction",
+    "input_tokens": 5000,
+    "cache_read_input_tokens": 3000,
+    "cache_creation_input_tokens": 1000,
+    "cache_creation": {"ephemeral_1h_input_tokens": 1000},
+    "output_tokens": 500,
+}
+
+
+@pytest.mark.parametrize(
+    ("iterations", "expected"),
+    [
+        ([_COMPACTION, _REPLY], Usage(10_000, 550, 3000, 0, 1000, 1000)),
+        ([_COMPACTION, _COMPACTION, _REPLY], Usage(19_000, 1050, 6000, 0, 2000, 2000)),
+        ([_REPLY, {"type": "advisor_message", "input_tokens": 20, "output_tokens": 7}], Usage(1020, 57)),
+        ([{**_COMPACTION, "type": "fallback_message"}, _REPLY], Usage(1000, 50)),  # a declined one is not billed
+        ([_REPLY, _REPLY], Usage(1000, 50)),  # the counts at the top include replies
+        (["compaction", {"type": "compaction"}, None], Usage(1000, 50)),
+        (None, Usage(1000, 50)),
+    ],
+)
+def test_compactions_of_a_conversation_are_counted_and_paid(iterations, expected):
+    usage = {"input_tokens": 1000, "output_tokens": 50, "iterations": iterations}
+    assert answered("anthropic", _message(content=_texts("a"), usage=usage)).usage == expected
+    events = [
+        {"type": "message_start", "message": _message(usage={"input_tokens": 1000, "output_tokens": 1})},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "a"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage},
+        {"type": "message_stop"},
+    ]
+    stream = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
+    found = read("anthropic", stream, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(found, Completion)
+    assert found.usage == expected
+
+
 def _gemini_reply(*parts: Any, **changes: Any) -> dict[str, Any]:
     usage = {"promptTokenCount": 8, "candidatesTokenCount": 3, "totalTokenCount": 11}
     candidate = {"content": {"role": "model", "parts": list(parts)}, "finishReason": "STOP", **changes}

@@ -7,7 +7,7 @@ version 2023-06-01, which gateways support; `headers` may name a newer version.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,10 @@ _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_call
 _HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
 _FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
 _PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+# Iterations that are billed, but not part of the counts of their usage: platform.claude.com/docs/en/build-with-claude/
+# compaction, and .../advisor-tool. A declined `fallback_message` is not billed.
+_LEFT_OUT = frozenset({"compaction", "advisor_message"})
+_AN_HOUR = "ephemeral_1h_input_tokens"
 _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_details"})
 
 
@@ -335,17 +339,31 @@ def _said(details: Any) -> str:
 
 
 def _usage(usage: Any) -> JsonDict:
+    """Return a usage in the format of chat completions, with the iterations that its own counts leave out."""
     if not isinstance(usage, dict):
         return {}
-    fresh, cached, written = (dialect.count_of(usage.get(name)) or 0 for name in _PROMPT)
-    thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens")
-    counts = dialect.chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
-    an_hour = dialect.count_of((usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens"))
-    if an_hour is not None:
-        counts["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
-    used = usage.get("server_tool_use")
-    searches = dialect.count_of(used.get("web_search_requests")) if isinstance(used, Mapping) else None
-    return dialect.with_searches(counts, searches or 0)
+    billed = [usage, *filter(_is_left_out, dialect.listed(usage, "iterations"))]
+    fresh, cached, written, completion = (_sum(billed, name) for name in (*_PROMPT, "output_tokens"))
+    thinking = _sum([_object_in(one, "output_tokens_details") for one in billed], "thinking_tokens")
+    counts = dialect.chat_usage(fresh + cached + written, completion, cached, written, thinking)
+    kinds = [_object_in(one, "cache_creation") for one in billed]
+    if any(dialect.count_of(kind.get(_AN_HOUR)) is not None for kind in kinds):
+        counts["prompt_tokens_details"]["cache_write_1h_tokens"] = _sum(kinds, _AN_HOUR)
+    searches = _sum([_object_in(one, "server_tool_use") for one in billed], "web_search_requests")
+    return dialect.with_searches(counts, searches)
+
+
+def _is_left_out(iteration: Any) -> bool:
+    return isinstance(iteration, Mapping) and iteration.get("type") in _LEFT_OUT
+
+
+def _object_in(usage: JsonObject, name: str) -> JsonObject:
+    inner = usage.get(name)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _sum(usages: Iterable[JsonObject], name: str) -> int:
+    return sum(dialect.count_of(usage.get(name)) or 0 for usage in usages)
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
