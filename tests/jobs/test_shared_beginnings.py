@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from itertools import chain
 
@@ -15,12 +16,13 @@ from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
 from promptmill.jobs.run.live import OpenRows
-from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
+from promptmill.jobs.run.shared_beginnings import in_groups
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.stored import Target
 from sure import sure
 
 LONG = 5000
+beginnings = functools.partial(shared_beginnings.beginnings, least=4096)
 
 
 def requests(template: str, system: str = "") -> RowRequests:
@@ -123,5 +125,7 @@ def test_a_beginning_that_only_rows_with_one_question_have_is_not_shared(store, 
         )
     )
     made = requests("{{document}} {{question}}")
-    open_rows = OpenRows(store, Round(1, "open", ""), [Target()], [made], sharing=2, sends_once=sends_once)
-    assert [row.shared is not None for page in open_rows.in_groups() for row in page] == expected
+    open_rows = OpenRows(
+        store, Round(1, "open", ""), [Target()], [made], sharing=2, least_shared=4096, sends_once=sends_once
+    )
+    assert [bool(row.shared) for page in open_rows.in_groups() for row in page] == expected

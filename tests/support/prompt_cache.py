@@ -1,6 +1,8 @@
 """Endpoints that cache the beginnings of prompts by the rules that the providers document, and report what they read.
 
     openai     by itself, from 1,024 tokens on, in steps of 128; with requests of the same `prompt_cache_key` and prefix
+    gpt-5.6    up to a `prompt_cache_breakpoint`, from 1,024 tokens on, for half an hour, with the same key; the end of
+               the last message is a breakpoint, too, unless `prompt_cache_options` has `mode: explicit`
     anthropic  up to a `cache_control`, from 1,024 tokens on, for five minutes or an hour; at most four marks
 
 A beginning can be read only after the first reply to it. A token has four characters.
@@ -26,11 +28,24 @@ _MOST_MARKS = 4
 class PromptCache:
     """A reply of an `Upstream`, with the cache of one provider."""
 
-    def __init__(self, provider: str, *, late_s: float = 0.01, now: Callable[[], float] = time.monotonic) -> None:
-        self._provider, self._late_s, self._now = provider, late_s, now
+    def __init__(
+        self,
+        provider: str,
+        *,
+        late_s: float = 0.01,
+        now: Callable[[], float] = time.monotonic,
+        answer: Callable[[str], str] = lambda prompt: "yes",
+    ) -> None:
+        """`answer`: the answer to the last message's text, at GPT-5.6."""
+        self._provider, self._late_s, self._now, self._answer = provider, late_s, now, answer
         self._until: dict[bytes, float] = {}
         self.prompt = self.read = self.written = 0
         """Tokens, of all requests together."""
+
+    @property
+    def units(self) -> float:
+        """What all prompts cost, in tokens that no cache has."""
+        return self.prompt - 0.9 * self.read + 0.25 * self.written
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer a request."""
@@ -38,7 +53,8 @@ class PromptCache:
         if self._provider == "anthropic":
             status, reply, entries = self._anthropic(exchange)
         else:
-            status, (reply, entries) = 200, self._openai(exchange, body)
+            rules = self._breakpoints if self._provider == "gpt-5.6" else self._openai
+            status, (reply, entries) = 200, rules(exchange, body)
         await exchange.sleep(self._late_s)
         await exchange.respond(status, {}, orjson.dumps(reply))
         self._until |= {key: self._now() + seconds for key, seconds in entries.items()}
@@ -59,6 +75,32 @@ class PromptCache:
         reply = completion(exchange.seen, "yes", {}, {})
         usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
         return reply | {"usage": usage | {"prompt_tokens_details": {"cached_tokens": read}}}, entries
+
+    def _breakpoints(self, exchange: Exchange, body: dict[str, Any]) -> tuple[Any, dict[bytes, float]]:
+        digest, end, ends = hashlib.sha256(body.get("prompt_cache_key", "").encode()), 0, dict[bytes, int]()
+        for role, block in _blocks(body):
+            digest.update(f"{role}:{block.get('text') or block.get('image_url')}".encode())
+            end += len(block.get("text", ""))
+            if block.get("prompt_cache_breakpoint") == {"mode": "explicit"}:
+                ends[digest.digest()] = end // _PER_TOKEN
+        if body.get("prompt_cache_options", {}).get("mode") != "explicit":
+            ends[digest.digest()] = end // _PER_TOKEN
+        ends = {key: tokens for key, tokens in [*ends.items()][-_MOST_MARKS:] if tokens >= _LEAST}
+        read = max((tokens for key, tokens in ends.items() if self._is_kept(key)), default=0)
+        prompt, written = end // _PER_TOKEN, max((*ends.values(), read)) - read
+        self._count(prompt, read, written)
+        details = {"cached_tokens": read, "cache_write_tokens": written}
+        asked = (body.get("messages") or body["input"])[-1]["content"]
+        answer = self._answer(asked if isinstance(asked, str) else "".join(part.get("text", "") for part in asked))
+        if "input" in body:
+            usage = {"input_tokens": prompt, "output_tokens": 1, "input_tokens_details": details}
+            content = [{"type": "output_text", "text": answer}]
+            message = {"type": "message", "role": "assistant", "content": content}
+            reply: Any = {"object": "response", "status": "completed", "output": [message], "usage": usage}
+        else:
+            usage = {"prompt_tokens": prompt, "completion_tokens": 1, "prompt_tokens_details": details}
+            reply = completion(exchange.seen, answer, {}, {}) | {"usage": usage}
+        return reply, dict.fromkeys(ends, 1800.0)
 
     def _anthropic(self, exchange: Exchange) -> tuple[int, Any, dict[bytes, float]]:
         body = exchange.seen.json
@@ -108,6 +150,7 @@ class PromptCache:
 
 def _blocks(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     parts = [("system", body["system"])] if body.get("system") else []
-    for role, content in [*parts, *((message["role"], message["content"]) for message in body["messages"])]:
+    messages = body.get("messages") or body["input"]
+    for role, content in [*parts, *((message["role"], message["content"]) for message in messages)]:
         for block in [{"type": "text", "text": content}] if isinstance(content, str) else content:
             yield role, block

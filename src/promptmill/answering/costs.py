@@ -31,6 +31,7 @@ from promptmill.answering.prices import (
 )
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
 from promptmill.backends.searches import may_search
 from promptmill.config import resolved_config
@@ -377,7 +378,7 @@ def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], 
     Writing the beginning that a request shares to the provider's cache may cost more than the prompt itself.
     """
     usages = [most]
-    if request.shared is not None:
+    if request.shared:
         an_hour = most.prompt_tokens if by_batch else 0
         usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
     return max(price.cost(usage, tier) for usage in usages for tier in tiers)
@@ -423,13 +424,15 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     own = price_of(plan)
     if own is None:
         return None, None
-    prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
+    prices, tier, cache = Prices(plan, own), tier_of(plan.settings.extra_params), registry.prompt_cache_of(plan)
     estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
         if (price := prices.of(request)) is None or may_search(request.extra, plan.model):
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
-        usage = Usage(prompt // _BYTES_PER_TOKEN, lengths.of(request).tokens)
+        tokens, writes = prompt // _BYTES_PER_TOKEN, cache is not None and cache.way == "breakpoints"
+        written = tokens if writes and cache and prompt >= cache.least else 0  # a call leaves this to the model
+        usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written)
         estimated += (request.sampling.n or 1) * price.cost(usage, tier)
         most += most_of(request, plan, prices)
     return estimated, None if math.isinf(most) else most

@@ -53,7 +53,7 @@ class WarmedAnswers(Step):
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request. A request of a batch, or without a shared beginning, is passed on."""
-        if request.shared is None or call.exchange is not None:
+        if not request.shared or call.exchange is not None:
             return self.following(request, call)
         return self._after_first(request, call, request.shared)
 

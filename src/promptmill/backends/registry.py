@@ -21,6 +21,7 @@ from promptmill.core.wording import close_matches, did_you_mean
 if TYPE_CHECKING:
     from promptmill.backends.batches import BatchApi
     from promptmill.backends.openai.providers import ProviderProfile
+    from promptmill.backends.prompt_cache import ModelCache
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _BRING_A_KEY = OpenAISettings.marked(KEY_SOURCE, OF_ACCOUNT)
@@ -191,14 +192,14 @@ def batch_rate(plan: ResolvedConfig) -> float | None:
     return None if discount is None else 1.0 - discount
 
 
-def prompt_cache_of(plan: ResolvedConfig) -> str:
-    """Return how an endpoint of `plan` caches the beginnings of prompts, see `ProviderProfile`; `""`: unknown."""
+def prompt_cache_of(plan: ResolvedConfig) -> ModelCache | None:
+    """Return how an endpoint of `plan` caches the beginnings of prompts for its model; None: unknown."""
     if not plan.record.needs_endpoint:
-        return ""
+        return None
     try:
-        return next((profile.prompt_cache for profile in _profiles(plan) if profile.prompt_cache), "")
+        return next(filter(None, (profile.prompt_cache.of(plan.model) for profile in _profiles(plan))), None)
     except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
-        return ""
+        return None
 
 
 def keeps_schemas(plan: ResolvedConfig) -> bool:

@@ -8,6 +8,8 @@ parts. Any other form is refused, and the error states its position and kind.
 from __future__ import annotations
 
 import csv
+import hashlib
+import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -36,27 +38,35 @@ PASSED_ON = frozenset({"chat_template_kwargs", "logit_bias", "structured_outputs
 `extra_params`."""
 
 
+CACHE_MARKS = frozenset({"prompt_cache_breakpoint", "cache_control"})
+"""The fields of a part that mark the end of a beginning for the provider's prompt cache: OpenAI's and Anthropic's."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """A piece of text between images."""
+    """A piece of text between images. `marks`: its `CACHE_MARKS`."""
 
     text: str
+    marks: JsonObject | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image, given as a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint."""
+    """An image, given as a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint. `marks`: its
+    `CACHE_MARKS`."""
 
     source: str
     detail: str | None = None
+    marks: JsonObject | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class AudioPart:
-    """A sound in base64, with its format in OpenAI's words (`wav`, `mp3`, …)."""
+    """A sound in base64, with its format in OpenAI's words (`wav`, `mp3`, …). `marks`: its `CACHE_MARKS`."""
 
     data: str
     format: str
+    marks: JsonObject | None = field(default=None, hash=False)
 
 
 Part: TypeAlias = TextPart | ImagePart | AudioPart
@@ -84,13 +94,15 @@ class Message:
 
 
 def _openai_part(part: Part) -> JsonDict:
+    marks = part.marks or {}
     match part:
         case TextPart(text):
-            return {"type": "text", "text": text}
+            return {"type": "text", "text": text, **marks}
         case AudioPart(data, kind):
-            return {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
+            return {"type": "input_audio", "input_audio": {"data": data, "format": kind}, **marks}
         case ImagePart(source, detail):
-            return {"type": "image_url", "image_url": {"url": source} | ({"detail": detail} if detail else {})}
+            url = {"url": source} | ({"detail": detail} if detail else {})
+            return {"type": "image_url", "image_url": url, **marks}
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -128,6 +140,19 @@ class Conversation:
             if message.extra and "audio" in message.extra:
                 return True
         return False
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """The names of the cache marks of all parts."""
+        names = frozenset[str]()
+        for message in self.messages:
+            if isinstance(message.content, tuple):
+                names = names.union(*(part.marks for part in message.content if part.marks))
+        return names
+
+    def with_marks(self, kept: Callable[[Message], Container[str]]) -> Conversation:
+        """Return the conversation with only those cache marks of parts that `kept` returns for their message."""
+        return Conversation(tuple(_with_marks(message, kept(message)) for message in self.messages))
 
     def as_messages(self) -> list[JsonDict]:
         """Return the turns as OpenAI messages, the inverse of `conversation_from_messages`."""
@@ -174,7 +199,19 @@ def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
     if not isinstance(message.content, tuple):
         return message
     parts = (
-        ImagePart(change(part.source), part.detail) if isinstance(part, ImagePart) else part for part in message.content
+        replace(part, source=change(part.source)) if isinstance(part, ImagePart) else part for part in message.content
+    )
+    return Message(message.role, tuple(parts), message.extra)
+
+
+def _with_marks(message: Message, kept: Container[str]) -> Message:
+    if not isinstance(message.content, tuple):
+        return message
+    parts = (
+        replace(part, marks={name: mark for name, mark in part.marks.items() if name in kept} or None)
+        if part.marks
+        else part
+        for part in message.content
     )
     return Message(message.role, tuple(parts), message.extra)
 
@@ -195,10 +232,12 @@ def _tagged(parts: Iterable[Part], images: Iterator[ImagePart], image_tag: str) 
             yield part
             continue
         first, *others = part.text.split(image_tag)
-        yield TextPart(first)
-        for text in others:
-            yield next(images)
-            yield TextPart(text)
+        yield TextPart(first, None if others else part.marks)
+        for at, text in enumerate(others, 1):
+            ends = part.marks if at == len(others) else None  # a mark is at the end of its part
+            image = next(images)
+            yield replace(image, marks=ends) if ends and not text else image
+            yield TextPart(text, ends)
 
 
 def conversation_from_prompt(item: object, where: str) -> Conversation:
@@ -259,7 +298,8 @@ def _content(content: object, where: str) -> str | tuple[Part, ...]:
         return content
     if isinstance(content, Mapping):
         if content.get("type", "text") == "text" and "text" in content:
-            return _text(content["text"], f"{where}.content.text")
+            text = _text(content["text"], f"{where}.content.text")
+            return (TextPart(text, marks),) if (marks := marks_in(content)) else text
         if (block := _mcp_block(content)) is not None:
             return (block,)
     elif isinstance(content, list) and content:
@@ -270,14 +310,14 @@ def _content(content: object, where: str) -> str | tuple[Part, ...]:
 def _part(part: object, where: str) -> Part:
     match part:
         case {"type": "text", "text": text}:
-            return TextPart(_text(text, f"{where}.text"))
+            return TextPart(_text(text, f"{where}.text"), marks_in(part))
         case {"type": "image_url", "image_url": {"url": str(url), **options}}:
             detail = options.get("detail")
-            return ImagePart(url, detail if isinstance(detail, str) else None)
+            return ImagePart(url, detail if isinstance(detail, str) else None, marks_in(part))
         case {"type": "image_url", "image_url": str(url)}:
-            return ImagePart(url)
+            return ImagePart(url, None, marks_in(part))
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(kind)}}:
-            return AudioPart(data, kind)
+            return AudioPart(data, kind, marks_in(part))
     if isinstance(part, Mapping) and (block := _mcp_block(part)) is not None:
         return block
     raise input_error(
@@ -286,18 +326,27 @@ def _part(part: object, where: str) -> Part:
     )
 
 
+def marks_in(part: object) -> JsonDict | None:
+    """Return the cache marks of a part; None without marks."""
+    if not isinstance(part, Mapping) or CACHE_MARKS.isdisjoint(part):
+        return None
+    return {name: part[name] for name in sorted(CACHE_MARKS) if part.get(name) is not None} or None
+
+
 def _mcp_block(block: Mapping[Any, Any]) -> Part | None:
     """Return an MCP content block as a part; None for other objects."""
+    marks = marks_in(block)
     match block:
         case {"type": "image", "data": str(data), "mimeType": str(media_type)}:
-            return ImagePart(f"data:{media_type};base64,{data}")
+            return ImagePart(f"data:{media_type};base64,{data}", None, marks)
         case {"type": "audio", "data": str(data), "mimeType": str(media_type)}:
             kind = media_type.partition("/")[2].partition(";")[0].removeprefix("x-")
-            return AudioPart(data, {"mpeg": "mp3", "wave": "wav"}.get(kind, kind))
+            return AudioPart(data, {"mpeg": "mp3", "wave": "wav"}.get(kind, kind), marks)
         case {"type": "resource", "resource": {"text": str(text)}}:
-            return TextPart(text)
+            return TextPart(text, marks)
         case {"type": "resource", "resource": {"blob": str(data), "mimeType": str(media_type)}}:
-            return ImagePart(f"data:{media_type};base64,{data}") if media_type.startswith("image/") else None
+            is_image = media_type.startswith("image/")
+            return ImagePart(f"data:{media_type};base64,{data}", None, marks) if is_image else None
     return None
 
 
@@ -544,17 +593,30 @@ class Account(Protocol):
 
 EMBEDDINGS = "/embeddings"
 """The path of requests for the embeddings of texts."""
-LEAST_SHARED = 4096
-"""The fewest characters of a beginning that a provider may cache: about 1,024 tokens."""
 
 
 class Shared(NamedTuple):
-    """The beginning of a conversation that other requests of the job share, for the provider's prompt cache."""
+    """The beginning of a conversation that other requests of the job share, for the provider's prompt cache.
+
+    >>> bool(NOTHING_SHARED)
+    False
+    """
 
     characters: int
     """The number of characters in the messages' texts that form the beginning."""
     key: str
     """The digest of the beginning and the model."""
+    size: int = 0
+    """The number of bytes of the beginning in UTF-8."""
+
+    def __bool__(self) -> bool:
+        return self.characters > 0
+
+
+NOTHING_SHARED = Shared(0, "")
+"""Of a request of a job: no other request has its beginning, so that writing it to the provider's cache is a waste."""
+LEAST_SHARED = 2048
+"""The fewest bytes of a beginning that any model caches: 512 tokens."""
 
 
 class Fields(NamedTuple):
@@ -598,7 +660,7 @@ class Request:
     choice: int = 0
     """The number of the request among those for several answers to one item. Each answer is stored separately."""
     shared: Shared | None = None
-    """Set if other requests have the same beginning, and it is long enough for a cache."""
+    """Set if the provider caches beginnings of prompts, and it is known what other requests share."""
     question: bytes | None = None
     """Set for a row of a job: the digest of its question, which rows with the same question share."""
     is_part: bool = False
@@ -623,6 +685,18 @@ class Request:
             return 0
         given = self.extra.get("input")
         return len(given) if isinstance(given, list) else 1
+
+    @property
+    def shared_system(self) -> Shared | None:
+        """What a request with the system prompt and another prompt shares with others; None: not known."""
+        if not self.shared:
+            return self.shared
+        messages = itertools.takewhile(lambda message: message.role in _SYSTEM_ROLES, self.conversation.messages)
+        text = "".join(Conversation((*messages,)).texts)
+        written = text.encode("utf-8", "replace")
+        if len(text) > self.shared.characters or len(written) < LEAST_SHARED:
+            return NOTHING_SHARED
+        return Shared(len(text), hashlib.blake2b(written, digest_size=16).hexdigest(), len(written))
 
     @property
     def has_form(self) -> bool:

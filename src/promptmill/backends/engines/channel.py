@@ -6,9 +6,10 @@ One thread reads, a second thread prepares, and the main thread computes. So a c
 megabytes is tokenized. The engine ends when the server ends. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required"}
+    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required", "marks"}
                                                      `live`: send previews of the growing answer
                                                      `required`: see `Request`
+                                                     `marks`: cache marks that were left out
     {"type": "submit", "run", "id", "path", "body"}  a request that is not a chat; only for vLLM
     {"type": "cancel", "run"}                        drop all requests of this run
 

@@ -375,6 +375,7 @@ class EngineShare(FixedShare):
                 "extra": dict(request.extra),
                 **({"live": True} if self._live else {}),
                 **({"required": sorted(request.required)} if request.required else {}),
+                **({"marks": sorted(marks)} if (marks := conversation.marks) else {}),
                 **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
             }
         )

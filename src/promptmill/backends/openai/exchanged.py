@@ -78,7 +78,6 @@ class ExchangedAnswers(FixedShare):
         if request.path:
             return self._encoder.encode_body(request)
         head = self._encoder.head(request)
-        if head.refused:
-            left_out(head, self._endpoint, request, self._call, is_error=self._unsupported_is_error)
+        left_out(self._encoder, head, request, self._call, is_error=self._unsupported_is_error)
         images = await self._images.read(request.conversation.images)
         return self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)

@@ -17,6 +17,8 @@ from urllib.parse import SplitResult, urlsplit
 from promptmill.backends.batches import BatchLimits
 from promptmill.backends.openai.batches.profile import CHATS_ONLY, BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
+from promptmill.backends.prompt_cache import UNKNOWN, PromptCache
+from promptmill.core.request import CACHE_MARKS
 from promptmill.core.wording import did_you_mean
 
 READ = "2026-11-21"
@@ -166,9 +168,7 @@ class ProviderProfile:
     """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
     account_tier: bool = False
     """Whether the account determines the service tier of a request that names no tier."""
-    prompt_cache: Literal["", "automatic", "key", "marks"] = ""
-    """The way to cache beginnings of prompts: automatically; for requests with the same `prompt_cache_key`; or up to a
-    `cache_control` in a request of the provider's dialect. `""`: unknown."""
+    prompt_cache: PromptCache = UNKNOWN
     batch: BatchProfile | None = None
     """The provider's Batch API; None: unknown."""
 
@@ -205,6 +205,15 @@ def _codes(field_name: str, **causes: str) -> ErrorWords:
     return ErrorWords(MappingProxyType(codes))
 
 
+# GPT-5.6 and later: developers.openai.com/api/docs/guides/prompt-caching, "Prompt cache breakpoints". Not gpt-35-turbo.
+_BREAKPOINTS = re.compile(r"\bgpt-(?:5\.(?:[6-9]|\d\d)|[6-9]|1\d)(?!\d)")
+# "Cache limitations": platform.claude.com/docs/en/build-with-claude/prompt-caching
+_LEAST_OF_CLAUDE = (
+    (re.compile(r"claude-(?:opus|fable|mythos)-[5-9]"), 512),
+    (re.compile(r"claude-(?:opus-4[-.]7|3(?:[-.]5)?-haiku|haiku-3)"), 2048),
+    (re.compile(r"claude-(?:haiku-4[-.]5|opus-4[-.][56])(?!\d)"), 4096),
+)
+_AUTOMATIC_CACHE = PromptCache("automatic")
 _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
 
 _OPENAI = ProviderProfile(
@@ -221,7 +230,7 @@ _OPENAI = ProviderProfile(
     thinking=_NO_SWITCH,
     json=JsonSupport("strict"),
     account_tier=True,
-    prompt_cache="key",
+    prompt_cache=PromptCache("key", _BREAKPOINTS),
     batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
 )
 
@@ -269,6 +278,8 @@ PROFILES = (
         ),
         parameters=_OPENAIS,
         thinking=_NO_SWITCH,
+        # "Explicit Prompt Caching": docs.aws.amazon.com/bedrock/latest/userguide/prompt-caching
+        prompt_cache=PromptCache(None, _BREAKPOINTS),
         batch=BatchProfile(family="none"),
     ),
     ProviderProfile(
@@ -306,7 +317,7 @@ PROFILES = (
         dialect="gemini",
         parameters=_OPENAIS,
         thinking=Thinking("effort", always=re.compile(r"gemini-2\.5-pro|gemini-[3-9]")),
-        prompt_cache="automatic",
+        prompt_cache=_AUTOMATIC_CACHE,
         batch=BatchProfile(
             family="gemini",
             checks_files=True,
@@ -328,6 +339,8 @@ PROFILES = (
         ),
         thinking=Thinking("top_level"),
         json=JsonSupport("object"),
+        # "Explicit cache": help.aliyun.com/zh/model-studio/context-cache
+        prompt_cache=PromptCache(marks=frozenset({"cache_control"})),
         batch=BatchProfile(
             limits=BatchLimits(file_bytes=500_000_000),
             discount=0.5,
@@ -444,7 +457,7 @@ PROFILES = (
         ),
         thinking=_NO_SWITCH,
         json=JsonSupport("words"),
-        prompt_cache="marks",
+        prompt_cache=PromptCache("marks", least=_LEAST_OF_CLAUDE),
         batch=BatchProfile(
             family="anthropic",
             limits=BatchLimits(requests=100_000, file_bytes=256_000_000),
@@ -460,14 +473,14 @@ PROFILES = (
         parameters=_OPENAIS,
         thinking=Thinking("type_object"),
         json=JsonSupport("object"),
-        prompt_cache="automatic",
+        prompt_cache=_AUTOMATIC_CACHE,
     ),
     ProviderProfile(
         "xai",
         Site("https://api.x.ai/v1", "XAI_API_KEY", "docs.x.ai/docs/guides/chat-completions"),
         parameters=_OPENAIS,
         thinking=_NO_SWITCH,
-        prompt_cache="automatic",
+        prompt_cache=_AUTOMATIC_CACHE,
         batch=BatchProfile(
             family="xai",
             limits=BatchLimits(file_bytes=48_000_000, poll_s=60.0),  # of its Files API; none is stated for batches
@@ -489,6 +502,8 @@ PROFILES = (
         Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs/use-cases/reasoning-tokens"),
         parameters=Parameters(frozenset({"chat_template_kwargs"})),
         thinking=Thinking("effort"),
+        # openrouter.ai/docs/guides/best-practices/prompt-caching, and `PromptCacheOptions` of its API reference
+        prompt_cache=PromptCache(None, _BREAKPOINTS, frozenset({"cache_control"})),
         batch=BatchProfile(
             family="openrouter",
             # a fifth of what it takes: all results come in one body, of which 64 KB for each can be read
@@ -740,7 +755,12 @@ def _agreed() -> Mapping[str, Cause]:
 
 # The profile of an unlisted host, which gets all parameters unchanged. It may be a gateway, which passes on the codes
 # of other providers.
-PLAIN = ProviderProfile("plain", Site(public=False), errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES))
+PLAIN = ProviderProfile(
+    "plain",
+    Site(public=False),
+    errors=ErrorWords(_agreed(), DASHSCOPE_PHRASES),
+    prompt_cache=PromptCache(marks=CACHE_MARKS),
+)
 # The profile of an unknown server on this machine or in its network, probably llama.cpp; others work without the
 # features that llama.cpp lacks. An image that it cannot read may be dropped without a word.
 LOCAL = replace(

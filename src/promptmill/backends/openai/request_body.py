@@ -19,13 +19,16 @@ from typing import NamedTuple
 import orjson
 import pybase64
 
-from promptmill.backends.openai.dialects import DIALECTS, anthropic
+from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.dialect import marked
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import LOCAL, ProviderProfile, profile_named
 from promptmill.backends.openai.reply import Wanted
+from promptmill.backends.prompt_cache import ModelCache, PromptCache
 from promptmill.backends.searches import may_search
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
+    CACHE_MARKS,
     TOP_CHOICES,
     Conversation,
     ImagePart,
@@ -53,6 +56,19 @@ _NO_FORM = re.compile(
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
 _NO_USAGE = re.compile(r"stream_options|include_usage")
+_NO_CACHE = re.compile(r"prompt_cache_(?:key|options|breakpoint)")
+
+_OPTIONS = re.compile(rb'"prompt_cache_(?:options|retention)":')
+_BREAKPOINT: JsonObject = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+# The cache mark of each way of `ModelCache`, for the usual time and for an hour.
+_MARKS: Mapping[tuple[str, bool], JsonObject] = {
+    ("breakpoints", False): _BREAKPOINT,
+    ("breakpoints", True): _BREAKPOINT,  # OpenAI has one time, of at least half an hour
+    ("marks", False): {"cache_control": {"type": "ephemeral"}},
+    ("marks", True): {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+}
+_WAYS = {"key": ("openai", "responses"), "breakpoints": ("openai", "responses"), "marks": ("anthropic",)}
+"""The dialects in which a request can ask for each way of `ModelCache`."""
 
 
 class Head(NamedTuple):
@@ -69,6 +85,10 @@ class Head(NamedTuple):
     """The endpoint for these requests, because some APIs have the model in the URL."""
     streaming: Endpoint
     """The endpoint for requests with a streamed answer."""
+    cache: ModelCache | None
+    """How the endpoint caches beginnings of prompts, if a request can ask for this."""
+    marks: frozenset[str]
+    """The `CACHE_MARKS` that parts may have."""
 
 
 class RequestEncoder:
@@ -80,8 +100,6 @@ class RequestEncoder:
         self._enable_thinking = enable_thinking
         self._stream = stream
         self._dialect = DIALECTS[endpoint.dialect]
-        self._keeps_key = endpoint.profile.prompt_cache == "key" and endpoint.dialect in {"openai", "responses"}
-        self._marks = endpoint.profile.prompt_cache == "marks" and endpoint.dialect == "anthropic"
         self._streamed = self._dialect.STREAMED
         self._ours = _OURS | self._dialect.FILLED
         # keyed by identity: a call's requests share the objects, and a head keeps them alive, so no id is reused
@@ -103,25 +121,42 @@ class RequestEncoder:
 
         `images` maps sources to JSON strings, which are inserted unchanged. `stream` requests a streamed answer even if
         the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: for how long.
+        A conversation with cache marks of its own gets no others.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot represent.
         """
         text = head.text
         if stream and not self._stream and self._streamed:
             text = b"{%b,%b" % (orjson.dumps(self._streamed)[1:-1], text[1:])
-        without_words = 0 if shared is None else _length(conversation)
+        without_words = _length(conversation) if shared else 0
+        if own := conversation.marks:
+            conversation = conversation.with_marks(lambda message: self._marks_of(head, message))
         if head.words:
             conversation = _with_words(conversation, head.words)
-        if shared is not None and self._keeps_key and b'"prompt_cache_key":' not in text:
-            text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])
-        elif shared is not None and self._marks:
-            characters = shared.characters + _length(conversation) - without_words
-            conversation = anthropic.marked(conversation, characters, for_an_hour=for_an_hour)
+        if shared is not None and head.cache is not None and not own and not _is_marked(conversation):
+            text = _with_cache_options(text, head.cache, shared)
+            if shared and (mark := _MARKS.get((head.cache.way, for_an_hour))):
+                end = shared.characters + _length(conversation) - without_words
+                conversation = marked(conversation, end, mark, roles=self._dialect.MARKED, least=head.cache.least)
         try:
             return b"".join([text, *self._dialect.conversation(conversation, images), b"}"])
         except (TypeError, AttributeError, orjson.JSONEncodeError):  # other fields of a message may contain any JSON
             check_encodable(conversation)
             raise _unencodable() from None
+
+    def lost_marks(self, head: Head, conversation: Conversation) -> list[str]:
+        """Return the cache marks of a conversation that the endpoint does not take, at least at one of its places."""
+        lost = set[str]()
+        for message in conversation.messages:
+            if isinstance(message.content, tuple):
+                names = (name for part in message.content for name in part.marks or ())
+                lost |= {*names} - self._marks_of(head, message)
+            if message.extra and self._dialect is not DIALECTS["openai"]:  # which sends other fields of a message
+                lost |= CACHE_MARKS & message.extra.keys() - (self._dialect.MARKS - {"prompt_cache_breakpoint"})
+        return sorted(lost)
+
+    def _marks_of(self, head: Head, message: Message) -> frozenset[str]:
+        return head.marks if message.role in self._dialect.MARKED else frozenset()
 
     def encode_body(self, request: Request) -> bytes:
         """Return the body of a request that is not a chat. Raises as `encode` does."""
@@ -144,7 +179,15 @@ class RequestEncoder:
             except TypeError:  # orjson's error is a subclass
                 raise unwritable_parameters() from None
             text = text[:-1] + (b"," if body else b"")
-            head = Head(text, refused, words, (sampling, extra), self.wanted(request), *self._places(extra))
+            head = Head(
+                text,
+                refused,
+                words,
+                (sampling, extra),
+                self.wanted(request),
+                *self._places(extra),
+                *self._caching(str(extra.get("model", self._model))),
+            )
             # cleared when full: each request may have different parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
@@ -171,6 +214,11 @@ class RequestEncoder:
         elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
             self._streamed = {"stream": True}
             corrected = sent
+        elif _NO_CACHE.search(refusal) and (head.cache is not None or head.marks):
+            cache = sent.prompt_cache
+            has_breakpoints = head.cache is not None and head.cache.way == "breakpoints"
+            known = replace(cache, breakpoints=None) if has_breakpoints else PromptCache(marks=cache.marks)
+            corrected = None if known == cache else replace(sent, prompt_cache=known)
         if corrected is None:
             return False
         if self._endpoint.profile is sent:  # else another request's refusal has corrected it
@@ -178,6 +226,14 @@ class RequestEncoder:
             self._heads.clear()
             self._last = None
         return True
+
+    def _caching(self, model: str) -> tuple[ModelCache | None, frozenset[str]]:
+        """Return how the endpoint caches beginnings for `model`, and the cache marks that parts may have."""
+        profile, dialect = self._endpoint.profile.prompt_cache, self._endpoint.dialect
+        cache = profile.of(model)
+        can_ask = cache is not None and dialect in _WAYS.get(cache.way, ())
+        marks = self._dialect.MARKS if dialect == "anthropic" else self._dialect.MARKS & profile.takes(model)
+        return cache if can_ask else None, marks
 
     def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
         """Return the endpoints for requests with a complete and with a streamed answer."""
@@ -220,6 +276,24 @@ def _with_words(conversation: Conversation, words: str) -> Conversation:
         extended = Message(first.role, f"{first.content}\n\n{words}", first.extra)
         return Conversation((extended, *conversation.messages[1:]))
     return Conversation((Message("system", words), *conversation.messages))
+
+
+def _with_cache_options(text: bytes, cache: ModelCache, shared: Shared) -> bytes:
+    """Return the head of a body with the parameters of the provider's cache that it lacks.
+
+    Without `mode: explicit`, a model with breakpoints also writes the rest of each prompt to the cache, at 1.25 times
+    its price. OpenAI refuses this parameter next to `prompt_cache_retention`.
+    """
+    if shared and cache.way in {"key", "breakpoints"} and b'"prompt_cache_key":' not in text:
+        text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])
+    if cache.way == "breakpoints" and not _OPTIONS.search(text):
+        text = b'{"prompt_cache_options":{"mode":"explicit"},' + text[1:]
+    return text
+
+
+def _is_marked(conversation: Conversation) -> bool:
+    """Return whether a message itself has a cache mark."""
+    return any(message.extra and not CACHE_MARKS.isdisjoint(message.extra) for message in conversation.messages)
 
 
 def _length(conversation: Conversation) -> int:

@@ -18,7 +18,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, clas
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.reply import answer_in, other_answer_in
-from promptmill.backends.openai.request_body import Head, ImageEncoder
+from promptmill.backends.openai.request_body import Head, ImageEncoder, RequestEncoder
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Growing, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
@@ -127,7 +127,7 @@ class Sender:
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
         head = encoder.head(request)
         call = self._call
-        warnings = left_out(head, endpoint, request, call, is_error=self._unsupported_is_error) if head.refused else ()
+        warnings = left_out(encoder, head, request, call, is_error=self._unsupported_is_error)
         preview = call.preview
         if prepared and not endpoint.profile.images.from_web and self._images.passes_on(request.conversation.images):
             raise PromptmillError(
@@ -156,6 +156,7 @@ class Sender:
         if isinstance(reading, RetryDecision):
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):
+                _note_cache(head, encoder.head(request), call)
                 call.preview = preview if corrected else None  # the endpoint may only refuse streaming
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
@@ -206,13 +207,18 @@ def _shown(show: Callable[[Growing], None], endpoint: Endpoint, *, inline: bool)
     return StreamPreview(show, delta_in, inline=inline, later=asyncio.get_running_loop().call_later)
 
 
-def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is_error: bool) -> tuple[str, ...]:
-    """Warn about parameters that the endpoint refuses, and return the warnings.
+def left_out(encoder: RequestEncoder, head: Head, request: Request, call: Call, *, is_error: bool) -> tuple[str, ...]:
+    """Warn about parameters and cache marks that the endpoint refuses, and return the warnings.
 
-    Raises `PromptmillError` (`unsupported`) if `request` requires one of them, or if the operator wants an error.
+    Raises `PromptmillError` (`unsupported`) if `request` requires one of the parameters, or if the operator wants an
+    error.
     """
-    check_left_out(head.refused, head.refused if is_error else request.required, endpoint.name)
-    warnings = tuple(f"{endpoint.name} takes no `{name}`; it was left out." for name in head.refused)
+    refused = head.refused + encoder.lost_marks(head, request.conversation)
+    if not refused:
+        return ()
+    name = head.endpoint.name
+    check_left_out(refused, refused if is_error else request.required, name)
+    warnings = tuple(f"{name} takes no `{one}`; it was left out." for one in refused)
     for warning in warnings:
         call.warn(warning)
     return warnings
@@ -247,6 +253,12 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
     if tokens < max(len(words), sum(len(word.encode("utf-8", "replace")) for word in words) // _LONG_TOKEN):
         return f"{endpoint.name} has cut a prompt: it reports far fewer tokens than the text has; {remedy}"
     return ""
+
+
+def _note_cache(sent: Head, now: Head, call: Call) -> None:
+    """Warn if the endpoint has refused a parameter of the prompt cache, which is no longer sent."""
+    if now.cache != sent.cache:
+        call.warn(f"{sent.endpoint.name} refuses OpenAI's parameters for the prompt cache; they were left out.")
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

@@ -235,11 +235,12 @@ class BatchRound:
             )
             for warms in (True, False)
         )
-        warms = registry.prompt_cache_of(plan) == "marks"
+        cache = registry.prompt_cache_of(plan)
+        warms = cache is not None and cache.way == "marks"
 
         async def exchange(request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
             """Put the first request with each beginning into a batch that is sent before the other batches."""
-            key = (slot, request.shared.key) if warms and request.shared is not None else None
+            key = (slot, request.shared.key) if warms and request.shared else None
             if key is None or key in self._warmed:
                 return await others.exchange(request, body_of)
             self._warmed.add(key)

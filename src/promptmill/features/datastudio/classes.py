@@ -33,6 +33,7 @@ from promptmill.core.request import (
     Sampling,
     TextPart,
     conversation_from_messages,
+    marks_in,
 )
 from promptmill.core.wording import shape
 from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_web, load_image, source_of
@@ -550,7 +551,9 @@ def _conversation_of(item: Any, where: str, image_key: str = "image") -> Convers
     parts = [piece for piece in pieces if not isinstance(piece, str)]
     if not parts:
         raise input_error(f"{where} is {shape(item)} without a text or image.")
-    content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextPart) else tuple(parts)
+    first, *others = parts
+    is_plain = not others and not first.marks
+    content = first.text if is_plain and isinstance(first, TextPart) else tuple(parts)
     return Conversation((Message("user", content),)).with_system("\n".join(system))
 
 
@@ -595,15 +598,13 @@ def _turn(message: Mapping[str, Any], where: str, image_key: str) -> Mapping[str
     if not isinstance(content, list) or all(isinstance(part, Mapping) and _is_openais(part) for part in content):
         return message
     parts = [_part(part, f"{where}.content[{index}]", image_key) for index, part in enumerate(content)]
-    return {
-        **message,
-        "content": [
-            {"type": "text", "text": part.text}
-            if isinstance(part, TextPart)
-            else {"type": "image_url", "image_url": {"url": part.source}}
-            for part in parts
-        ],
-    }
+    return {**message, "content": [_openais(part) for part in parts]}
+
+
+def _openais(part: TextPart | ImagePart) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text, **(part.marks or {})}
+    return {"type": "image_url", "image_url": {"url": part.source}, **(part.marks or {})}
 
 
 def _is_openais(part: Mapping[str, Any]) -> bool:
@@ -619,9 +620,9 @@ def _part(item: Any, where: str, image_key: str) -> TextPart | ImagePart:
     if isinstance(item, Mapping):
         match item.get("type"):
             case "text":
-                return TextPart(_value(item, where))
+                return TextPart(_value(item, where), marks_in(item))
             case "image" | "image_url":
-                return ImagePart(_source(item, where, image_key))
+                return ImagePart(_source(item, where, image_key), None, marks_in(item))
     if not isinstance(item, Mapping | list | tuple) and (source := source_of(item)) is not None:
         return ImagePart(source)
     raise input_error(

@@ -319,8 +319,9 @@ class Reading:
             "choice": choice,
             "is_part": is_part,
             "fields": fields,
+            "shared": self.request.shared_system,
         }
-        outcome = await self.rows.following(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        outcome = await self.rows.following(self.request.changed(**changes, attempts=0), self.call)
         self.sent.append(outcome)
         return outcome
 

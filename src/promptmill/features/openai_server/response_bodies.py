@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from promptmill.core.request import PASSED_ON, Sampling
+from promptmill.core.request import PASSED_ON, Sampling, marks_in
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server import response_tools
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
@@ -103,19 +103,29 @@ def _messages(body: JsonObject) -> list[JsonDict]:
 
 
 def _with_one_system(messages: list[JsonDict], further: Iterable[str]) -> list[JsonDict]:
-    """Merge all system messages and `further` texts into one first message, because templates allow only one."""
+    """Merge all system messages and `further` texts into one first message, because templates allow only one.
+
+    Parts stay parts if one of them has a cache mark.
+    """
     ahead = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
-    texts = [*(_text(message["content"]) for message in ahead), *further]
-    system = [{"role": "system", "content": "\n\n".join(texts)}] if texts else []
+    parts = [*itertools.chain.from_iterable(_texts(message["content"]) for message in ahead), *map(_text_part, further)]
+    content: Any = "\n\n".join(part["text"] for part in parts)
+    if any(map(marks_in, parts)):
+        content = [part | {"text": "\n\n" * (at > 0) + part["text"]} for at, part in enumerate(parts)]
+    system = [{"role": "system", "content": content}] if parts else []
     return system + messages[len(ahead) :]
 
 
-def _text(content: Any) -> str:
+def _text_part(text: str) -> JsonDict:
+    return {"type": "text", "text": text}
+
+
+def _texts(content: Any) -> list[JsonDict]:
     match content:
         case str():
-            return content
+            return [_text_part(content)]
         case [*parts] if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
-            return "\n\n".join(part["text"] for part in parts)
+            return parts
     raise ApiError(400, "`instructions`, or the content of a system or developer message, is no text.", "input")
 
 
@@ -126,9 +136,10 @@ def _content(content: Any) -> Any:
 def _part(part: Any) -> Any:
     match part:
         case {"type": "input_text" | "output_text" | "text", "text": text}:
-            return {"type": "text", "text": text}
+            return {"type": "text", "text": text, **(marks_in(part) or {})}
         case {"type": "input_image", "image_url": str(url)}:
-            return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail")}}
+            image = {"url": url, "detail": part.get("detail")}
+            return {"type": "image_url", "image_url": image, **(marks_in(part) or {})}
     raise ApiError(400, "`input` has a part that is not supported here; send input_text and input_image.", "input")
 
 

@@ -104,7 +104,7 @@ class RowsTogether(Gathering):
             conversation=Conversation((*before, Message(last.role, text))),
             sampling=form.sampling_for(len(requests)),
             extra={name: value for name, value in first.extra.items() if name not in _CHANCES},
-            shared=None,
+            shared=first.shared_system,
             question=None,
             fields=None,
         )

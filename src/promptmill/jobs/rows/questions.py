@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import OF_FIELDS_NAMES, Fields, Request
+from promptmill.core.request import OF_FIELDS_NAMES, Fields, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template, cell_text
@@ -190,14 +190,19 @@ class RowRequests:
         """Return the texts at the beginning of row `n`'s request that other rows may share.
 
         These are the messages before the last message and, for a plain template, each field with the text after it,
-        except the last. Raises as `request` does.
+        except the last. They end before the first image, sound, tool call or cache mark. Raises as `request` does.
         """
         request = self.request(n, line, cells)
-        if not request.conversation.messages:
+        if not request.conversation.messages or request.conversation.marks:
             return []
         *before, last = request.conversation.messages
-        pieces = [message.content for message in before if isinstance(message.content, str)]
-        if len(pieces) < len(before) or not isinstance(last.content, str):
+        pieces = list[str]()
+        for message in before:
+            texts = _texts_of(message)
+            pieces += texts or ()
+            if texts is None:
+                return pieces
+        if not isinstance(last.content, str):
             return pieces
         if line is not None:
             start = "" if self.questions.template is None else self.questions.template.start
@@ -206,6 +211,13 @@ class RowRequests:
         if "".join(texts) != last.content:
             return pieces
         return [*pieces, *texts[:1], *map("".join, zip(texts[1::2], texts[2::2], strict=True))][:-1]
+
+
+def _texts_of(message: Message) -> list[str] | None:
+    """Return the texts of a message that has nothing else; None for other messages."""
+    parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return texts if len(texts) == len(parts) and not message.extra else None
 
 
 def question_json(question: JsonObject) -> bytes:

@@ -17,7 +17,7 @@ from promptmill.answers.check import Check
 from promptmill.backends.protocol import LOOKED_AT, Call, Completion, Failure, Outcome, Sink, Source, Totals
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import LEAST_SHARED, Request, Shared
+from promptmill.core.request import NOTHING_SHARED, Request, Shared
 from promptmill.jobs import disk
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
@@ -129,6 +129,8 @@ class OpenRows:
     """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
     """The fewest rows to group by their beginning; 0: the endpoint does not cache beginnings."""
+    least_shared: int = 0
+    """The fewest bytes of a beginning that the endpoint caches."""
     sends_once: bool = False
     """Whether rows with the same question share one request, and so no beginning."""
     checks: tuple[Check, ...] = ()
@@ -153,19 +155,20 @@ class OpenRows:
         sent: dict[tuple[int, bytes], int] = {}
 
         def look(row: OpenRow) -> list[Shared]:
-            if row.size + constants[row.slot] < LEAST_SHARED:
+            if row.size + constants[row.slot] < self.least_shared:
                 return []
             if self.sends_once and row.asked is not None:
                 if len(sent) >= WINDOW_ROWS:
                     sent.clear()
                 if sent.setdefault((row.slot, row.asked), row.n) != row.n:
                     return []
-            return beginnings(self.requests[row.slot], row.n, row.line, row.cells, self.targets[row.slot].model)
+            requests, model = self.requests[row.slot], self.targets[row.slot].model
+            return beginnings(requests, row.n, row.line, row.cells, least=self.least_shared, model=model)
 
         constants = [requests.constant for requests in self.requests]
         reorders = self.between is None  # not with `between`, which needs the windows in order
         for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
-            yield [row if shared is None else row._replace(shared=shared) for row, shared in page]
+            yield [row._replace(shared=shared or NOTHING_SHARED) for row, shared in page]
 
     def vector_bytes(self) -> int:
         """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length."""
@@ -225,7 +228,7 @@ class OpenRow(NamedTuple):
     """Whether the row has an answer, which the new answer replaces."""
 
     shared: Shared | None = None
-    """The beginning of the question that other rows share; None if no row shares it."""
+    """The beginning of the question that other rows share; None if the endpoint does not cache beginnings."""
 
     @property
     def key(self) -> int:

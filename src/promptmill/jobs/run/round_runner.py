@@ -115,6 +115,7 @@ class RoundRunner:
     def _open_rows(self, round_: Round, targets: Sequence[Target]) -> OpenRows:
         run = self._run
         opens, soon = self._rounds.open_in(round_), asyncio.get_running_loop().call_soon_threadsafe
+        cache = registry.prompt_cache_of(run.job.plan)
         return OpenRows(
             run.store,
             round_,
@@ -125,7 +126,8 @@ class RoundRunner:
             None if run.apart is None else _HELD_BYTES,
             self._rounds.between(round_, lambda copies: soon(self._count_copies, copies)),
             self._rounds.work.window,
-            sharing=2 if registry.prompt_cache_of(run.job.plan) else 0,
+            sharing=2 if cache else 0,
+            least_shared=cache.least if cache else 0,
             sends_once=run.job.order.limits.dedupe,
             checks=() if run.hooks.check is None else (RowCheck(run.store, run.hooks.check),),
         )

@@ -15,34 +15,40 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
 from typing import TypeVar
 
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import LEAST_SHARED, Shared
+from promptmill.core.request import Shared
 from promptmill.jobs.rows.questions import RowRequests
 
 Row = TypeVar("Row")
 
 WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
+_LONGEST_CHARACTER = 4  # bytes in UTF-8
 _LOOKED_AT = 32
 """The number of first rows of a page to check; the other rows are checked only if these share beginnings."""
 
 
-def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, model: str = "") -> list[Shared]:
-    """Return the beginnings of a row that other rows may share, the shortest first; `[]` for an invalid row."""
+def beginnings(
+    requests: RowRequests, n: int, line: bytes | None, cells: bytes, *, least: int, model: str = ""
+) -> list[Shared]:
+    """Return the beginnings of a row that other rows may share, the shortest first; `[]` for an invalid row.
+
+    `least`: the fewest bytes of a beginning.
+    """
     try:
         pieces = requests.pieces(n, line, cells)
     except PromptmillError:
         return []
-    ends = list(accumulate(map(len, pieces)))
-    if not ends or ends[-1] < LEAST_SHARED:
+    if sum(map(len, pieces)) * _LONGEST_CHARACTER < least:
         return []
-    digest, shared = hashlib.blake2b(model.encode(), digest_size=16), []
-    for piece, end in zip(pieces, ends, strict=True):
-        digest.update(piece.encode("utf-8", "surrogatepass"))
-        if end >= LEAST_SHARED:
-            shared.append(Shared(end, digest.hexdigest()))
+    digest, characters, size, shared = hashlib.blake2b(model.encode(), digest_size=16), 0, 0, list[Shared]()
+    for piece in pieces:
+        written = piece.encode("utf-8", "surrogatepass")
+        digest.update(written)
+        characters, size = characters + len(piece), size + len(written)
+        if size >= least:
+            shared.append(Shared(characters, digest.hexdigest(), size))
     return shared
 
 

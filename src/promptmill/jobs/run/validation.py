@@ -17,6 +17,7 @@ from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
 from promptmill.backends import registry
+from promptmill.backends.prompt_cache import ModelCache
 from promptmill.backends.protocol import Usage
 from promptmill.backends.searches import may_search
 from promptmill.config.resolved_config import ResolvedConfig
@@ -24,7 +25,6 @@ from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.request import (
-    LEAST_SHARED,
     SOURCED_NAMES,
     Conversation,
     Request,
@@ -43,11 +43,13 @@ from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
+from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.run.ways import tier_of_way
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec
@@ -58,6 +60,7 @@ _PROMPTS_SHOWN = 3  # enough to see how the template is filled
 _LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the same in all
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
 """Characters of a shown prompt, of which instructions may be the most. A call gets a tenth: its model pays for them."""
+_CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
 
@@ -99,6 +102,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
+        for one in sums:
+            _expect_cache(store, spec, wanted, one, may_name)
         answered = _answered(files.folder, spec)
         rows_sent = result["rows"] - result["invalid"] - result.get("skipped", 0)
         for name, one in zip(models, sums, strict=True):
@@ -138,6 +143,9 @@ class _Sums:
 
     def __init__(self, plan: ResolvedConfig, price: Price | None, *, has_check: bool) -> None:
         self.plan, self.price, self._has_check = plan, price, has_check
+        self.cache = registry.prompt_cache_of(plan)
+        self.cached_tokens = self.written_tokens = 0.0
+        """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
         self._prices = None if price is None else Prices(plan, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
@@ -155,6 +163,11 @@ class _Sums:
         """The number of requests."""
         return math.ceil(round(self._requests, 6))
 
+    def usage(self, *, by_batch: bool) -> Usage:
+        """Return the likely usage. No provider says which requests of a batch find a beginning in its cache."""
+        cached, written = (0, 0) if by_batch else (round(self.cached_tokens), round(self.written_tokens))
+        return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written)
+
     def add(self, sent: Sent, prompt_tokens: int) -> None:
         """Add what is sent for a row, with the tokens of its part of the prompt."""
         request = sent.alone or sent.request
@@ -167,10 +180,22 @@ class _Sums:
         self.may_search = self.may_search or may_search(sent.request.extra, self.plan.model)
         if self._prices is None or self.price is None:
             return
-        for one in filter(None, (sent.request, sent.alone)):
+        for request in filter(None, (sent.request, sent.alone)):
+            one = request if self.cache is None else _sharing(request, self.cache)
             self.live += most_of(one, self.plan, self._prices, has_check=self._has_check)
             if self.price.batch is not None:
                 self.by_batch += most_of(one, self.plan, self._prices, by_batch=True, has_check=self._has_check)
+
+    def expect_beginning(self, shared: Shared, times: float) -> None:
+        """Expect a beginning in as many requests: the first writes it to the provider's cache, the others read it."""
+        if self.cache is None:
+            return
+        tokens = shared.size // _BYTES_PER_TOKEN
+        if self.cache.way == "key":  # which writes for free
+            tokens -= tokens % _CACHED_STEP
+        else:
+            self.written_tokens += min(times, 1.0) * tokens
+        self.cached_tokens += max(times - 1.0, 0.0) * tokens
 
     def expect(self, answered: tuple[int, int] | None, rows: int) -> None:
         """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
@@ -223,7 +248,6 @@ def _check_rows(
     by_batch = tier_of_way(order.way) == BATCH
     as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
     local = spec.model_copy(update={"origin": Origin()})
-    may_share = bool(registry.prompt_cache_of(plan))
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
         for one in (plan, *(most.plan for most in sums))
@@ -256,7 +280,7 @@ def _check_rows(
                     its = [as_theirs(part) for part in theirs]
                     its_sizes = list(map(_tokens, its, theirs))
                 for each, size in zip(its, its_sizes, strict=True):
-                    most.add(each._replace(request=_sharing(each.request)) if may_share else each, size)
+                    most.add(each, size)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -288,16 +312,54 @@ def _check_rows(
     }
 
 
+def _expect_cache(
+    store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: _Sums, may_name: frozenset[str] | None
+) -> None:
+    """Add the beginnings that requests share to `sums`, if the provider certainly caches them."""
+    cache = sums.cache
+    if cache is None or cache.way == "automatic" or sums.price is None:
+        return
+    reader = reader_of(
+        sums.plan, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
+    )
+    last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.plan)
+    for requests, prompt in zip(requests_of(spec, reader), spec.question.templates or ("",), strict=True):
+
+        def look(row: Row, requests: RowRequests = requests) -> list[Shared]:
+            if _size(row) + requests.constant < cache.least:
+                return []
+            return beginnings(requests, row.n, row.line, row.cells or b"", least=cache.least)
+
+        requested = dict[Shared, float]()
+        for row, beginning in itertools.chain.from_iterable(
+            in_groups(store.row_pages(last=last), look, _size, reorders=True)
+        ):
+            if beginning is None:
+                continue
+            request = requests.request(row.n, row.line, row.cells or b"").changed(shared=beginning)
+            for part in spec.plan.sent(request, prompt):
+                sent = sent_for(part)
+                is_whole = sent.part == 1 and part.conversation is request.conversation
+                if shared := beginning if is_whole else request.shared_system:
+                    requested[shared] = requested.get(shared, 0.0) + (part.sampling.n or 1) * sent.part
+        for shared, times in requested.items():
+            sums.expect_beginning(shared, times)
+
+
+def _size(row: Row) -> int:
+    return len((row.cells or b"") if row.line is None else row.line)
+
+
 def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
     """Return the requests that the plan sends for a row. `requests`: the row's own, one for each prompt."""
     prompts = spec.question.templates or ("",)
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
 
 
-def _sharing(request: Request) -> Request:
+def _sharing(request: Request, cache: ModelCache) -> Request:
     """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
     size = _bytes(request.conversation)
-    return request.changed(shared=Shared(size, "")) if size >= LEAST_SHARED else request
+    return request.changed(shared=Shared(size, "", size)) if size >= cache.least else request
 
 
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
@@ -315,7 +377,7 @@ def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float |
     """Return the cost if each model answers all requests."""
     tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
     estimated = sum(
-        cost_of_many(one.price, Usage(one.prompt_tokens, one.completion_tokens), one.requests, tier)
+        cost_of_many(one.price, one.usage(by_batch=by_batch), one.requests, tier)
         for one, tier in zip(sums, tiers, strict=True)
         if one.price is not None
     )

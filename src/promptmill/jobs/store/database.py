@@ -36,6 +36,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import operator
 import os
 import re
@@ -210,8 +211,12 @@ class JobDatabase:
 
     def rows(self, first: int = 0, last: int = SLOT) -> Iterator[Row]:
         """Yield the rows with the numbers `first` to `last`, in order; read about a megabyte at a time."""
+        return itertools.chain.from_iterable(self.row_pages(first, last))
+
+    def row_pages(self, first: int = 0, last: int = SLOT) -> Iterator[list[Row]]:
+        """Yield the pages of these rows."""
         while first <= last and (page := self.row_page(first, last)):
-            yield from page
+            yield page
             first = page[-1].n + 1
 
     def row_page(self, first: int, last: int = SLOT, size: int = PAGE) -> list[Row]:

@@ -132,7 +132,7 @@ class SequenceBuilder:
     def _template_options(self, message: Frame, warnings: list[str]) -> dict[str, Any]:
         sampling, extra = message["sampling"], message["extra"]
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
-        left_out = submission.unknown_names(extra, _KNOWN | as_it_is)
+        left_out = [*submission.unknown_names(extra, _KNOWN | as_it_is), *message.get("marks", ())]
         options = submission.template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
         if not submission.is_known_format(sampling.get("response_format")):
             left_out.append("response_format")

@@ -58,7 +58,7 @@ class PromptBuilder:
         sampling, extra = message["sampling"], message["extra"]
         if self._tags is not None:
             self._tags.check([message["messages"], extra])
-        left_out = submission.unknown_names(extra, _EXTRA)
+        left_out = [*submission.unknown_names(extra, _EXTRA), *message.get("marks", ())]
         options = submission.template_options(sampling, extra, left_out, self._has_switch)
         wanted = sampling.get("response_format")
         if (tools := self._tools.use(extra, message["messages"])) is not None:

@@ -99,7 +99,7 @@ class VllmPrompts:
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = submission.unknown_names(extra, _EXTRA | _PARAMETERS | _GUIDED.keys())
+        left_out = [*submission.unknown_names(extra, _EXTRA | _PARAMETERS | _GUIDED.keys()), *message.get("marks", ())]
         options = submission.template_options(sampling, extra, left_out, self._has_switch)
         tools = self._tools.use(extra, message["messages"])
         if tools is not None:

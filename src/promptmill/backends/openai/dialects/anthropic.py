@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -19,13 +18,14 @@ from promptmill.backends.openai.citations import url_citation
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
-from promptmill.core.request import LEAST_SHARED, AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.request import ROLES, AudioPart, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/messages"
 url = dialect.same_url
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
+MARKS, MARKED = frozenset({"cache_control"}), ROLES
 DEFAULT_TOKENS = 16_384
 """The `max_tokens` of requests without a limit, because the API requires one. Larger answers are streamed, or may be
 cut off. The value is doubled for a thinking model, because its thoughts count."""
@@ -45,8 +45,6 @@ _LEAST_BUDGET = 1024
 
 # A paused turn is not continued. Its answer counts as cut off, so `again: truncated` requests it again.
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "pause_turn": "length"}
-_HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
-_FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
 _PROMPT = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 # Iterations that are billed, but not part of the counts of their usage: platform.claude.com/docs/en/build-with-claude/
 # compaction, and .../advisor-tool. A declined `fallback_message` is not billed.
@@ -172,61 +170,35 @@ def _tool(function: JsonObject) -> JsonDict:
     return tool | {name: function[name] for name in ("description", "strict") if function.get(name)}
 
 
-@dataclass(frozen=True, slots=True)
-class _MarkedPart(TextPart):
-    """A text with a cache mark: the provider caches the request up to the end of the text."""
-
-    mark: JsonObject
-
-
-def marked(conversation: Conversation, characters: int, *, for_an_hour: bool) -> Conversation:
-    """Return a conversation with a cache mark after the first `characters` of its texts.
-
-    A long system prompt gets a mark too, because more requests may share it. If the caller has set marks, none are
-    added. A text with a mark in the middle becomes two blocks.
-    """
-    messages = [*conversation.messages]
-    if any(_marked(message) for message in messages):
-        return conversation
-    mark, left = _HOUR if for_an_hour else _FIVE_MINUTES, characters
-    for at, message in enumerate(messages):
-        parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
-        for place, part in enumerate(parts):
-            if not isinstance(part, TextPart):
-                continue
-            is_last = left <= len(part.text)
-            if message.role == "user" and is_last:
-                split = (_MarkedPart(part.text[:left], mark), TextPart(part.text[left:]))
-                messages[at] = replace(message, content=(*parts[:place], *split, *parts[place + 1 :]))
-            elif is_last or (message.role in dialect.SYSTEM_ROLES and len(part.text) >= LEAST_SHARED):
-                messages[at] = replace(message, extra={**(message.extra or {}), "cache_control": mark})
-            if is_last:
-                return Conversation(tuple(messages))
-            left -= len(part.text)
-    return conversation
-
-
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
     """Return `system` and `messages`."""
     system, turns = dialect.parted(conversation)
     pieces = []
-    if system:
-        blocks = [
-            {"type": "text", "text": text, **_marked(one)} for one in system if (text := dialect.text_of_message(one))
-        ]
+    if blocks := [block for message in system for block in _system_blocks(message)]:
         alone = len(blocks) == 1 and len(blocks[0]) == 2
         pieces = [b'"system":%b,' % orjson.dumps(blocks[0]["text"] if alone else blocks)]
     return [*pieces, b'"messages":', *dialect.joined(_turn(message, images) for message in turns)]
 
 
-def _marked(message: Message) -> JsonDict:
-    """Return the cache mark of a message: the provider caches the request up to it."""
+def _system_blocks(message: Message) -> list[JsonDict]:
+    text, mark = dialect.text_of_message(message), _mark_of(message)
+    if not isinstance(message.content, tuple) or not any(part.marks for part in message.content):
+        return [{"type": "text", "text": text, **mark}] if text else []
+    parts = (part for part in message.content if isinstance(part, TextPart) and part.text)
+    blocks = [{"type": "text", "text": part.text, **(part.marks or {})} for part in parts]
+    return [*blocks[:-1], mark | blocks[-1]] if blocks else []
+
+
+def _mark_of(message: Message) -> JsonDict:
+    """Return the cache mark of a message, or of the last part of an assistant's, which becomes one text."""
     mark = (message.extra or {}).get("cache_control")
+    if message.role == "assistant" and isinstance(message.content, tuple):
+        mark = next((part.marks["cache_control"] for part in reversed(message.content) if part.marks), mark)
     return {"cache_control": mark} if mark else {}
 
 
 def _turn(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
-    mark = _marked(message)
+    mark = _mark_of(message)
     if message.role == "tool":
         identity = orjson.dumps((message.extra or {}).get("tool_call_id", ""))
         start = b'{"role":"user","content":[{"type":"tool_result","tool_use_id":%b,"content":' % identity
@@ -261,22 +233,22 @@ def _content(message: Message, images: Mapping[str, bytes], mark: JsonDict) -> l
         content = (TextPart(content or ""),)
     parts = [part for part in content if not isinstance(part, TextPart) or part.text]
     blocks = [_block(part, images) for part in parts]
-    if mark and blocks:
-        blocks[-1][-1] = b"%b,%b}" % (blocks[-1][-1][:-1], orjson.dumps(mark)[1:-1])
+    if mark and blocks and not parts[-1].marks:
+        blocks[-1][-1] = b"%b%b}" % (blocks[-1][-1][:-1], dialect.more_fields(mark))
     return dialect.joined(blocks)
 
 
-def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
+def _block(part: Part, images: Mapping[str, bytes]) -> list[bytes]:
     if isinstance(part, TextPart):
-        mark = {"cache_control": part.mark} if isinstance(part, _MarkedPart) else {}
-        return [orjson.dumps({"type": "text", "text": part.text, **mark})]
+        return [orjson.dumps({"type": "text", "text": part.text, **(part.marks or {})})]
     if isinstance(part, AudioPart):
         raise dialect.unsupported("sound")
+    marks = dialect.more_fields(part.marks)
     kind_and_data = dialect.data_url(encoded := images[part.source])
     if kind_and_data is None:
-        return [b'{"type":"image","source":{"type":"url","url":%b}}' % encoded]
+        return [b'{"type":"image","source":{"type":"url","url":%b}%b}' % (encoded, marks)]
     start = b'{"type":"image","source":{"type":"base64","media_type":"%b","data":"' % kind_and_data[0]
-    return [start, kind_and_data[1], b'"}}']
+    return [start, kind_and_data[1], b'"}%b}' % marks]
 
 
 # Replies

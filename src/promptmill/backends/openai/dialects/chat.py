@@ -16,13 +16,14 @@ from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.dialects.dialect import Written, bearer, same_url
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
-from promptmill.core.request import ROLES, AudioPart, Conversation, Message, TextPart
+from promptmill.core.request import CACHE_MARKS, ROLES, AudioPart, Conversation, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/chat/completions"
 url, headers = same_url, bearer
 STREAMED: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}
 FILLED: frozenset[str] = frozenset()
+MARKS, MARKED = CACHE_MARKS, ROLES
 _ERROR_TEXTS = ("message", "msg", "detail")
 _STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
 
@@ -71,14 +72,15 @@ def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
         return [b'%b,"content":%b}' % (head, orjson.dumps(message.content))]
     pieces = [head + b',"content":[']
     for part in message.content:
+        marks = dialect.more_fields(part.marks)
         if isinstance(part, TextPart):
-            pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
+            pieces.append(b'{"type":"text","text":%b%b}' % (orjson.dumps(part.text), marks))
         elif isinstance(part, AudioPart):
-            audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
-            pieces.append(orjson.dumps(audio))
+            audio = {"data": part.data, "format": part.format}
+            pieces.append(b'{"type":"input_audio","input_audio":%b%b}' % (orjson.dumps(audio), marks))
         else:
             detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
-            pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]
+            pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], b"%b}%b}" % (detail, marks)]
         pieces.append(b",")
     pieces[-1] = b"]}"
     return pieces

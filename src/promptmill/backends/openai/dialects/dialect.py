@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import orjson
@@ -19,10 +20,12 @@ import orjson
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Message, TextPart
+from promptmill.core.request import Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
+MOST_MARKS = 4
+"""The most cache marks of a request: Anthropic refuses more, OpenAI writes no more."""
 _VERSION = re.compile(r"v\d\w*")
 
 
@@ -46,6 +49,10 @@ class Dialect(Protocol):
     """Fields of the body that request a streamed reply."""
     FILLED: frozenset[str]
     """Fields of the body that a parameter must not set, such as the conversation."""
+    MARKS: frozenset[str]
+    """The `CACHE_MARKS` that parts may have."""
+    MARKED: frozenset[str]
+    """The roles of the messages whose parts may have cache marks."""
 
     def base(self, base: str) -> str:
         """Return the path of the API's base URL, for the path that the user wrote."""
@@ -130,6 +137,37 @@ def text_of_message(message: Message) -> str:
     return "".join(texts)
 
 
+def marked(
+    conversation: Conversation, characters: int, mark: JsonObject, *, roles: Container[str], least: int
+) -> Conversation:
+    """Return a conversation with the cache mark `mark` after the first `characters` of its texts.
+
+    A text with a mark in the middle becomes two parts. If the beginning ends in a message whose role is not in `roles`,
+    the last part before this message gets the mark. A system prompt of at least `least` bytes gets a mark too, because
+    more requests may share it.
+    """
+    messages, left = [*conversation.messages], characters
+    ends, last = dict[tuple[int, int], tuple[str, str]](), dict[tuple[int, int], tuple[str, str]]()
+    for at, message in enumerate(messages):
+        for place, part in enumerate(_parts(message)):
+            if left <= 0 or not isinstance(part, TextPart) or not part.text:
+                continue
+            if message.role in roles:
+                last = {(at, place): (part.text[:left], part.text[left:])}
+                is_long = message.role in SYSTEM_ROLES and len(part.text.encode("utf-8", "replace")) >= least
+                ends |= last if is_long else {}
+            left -= len(part.text)
+    for (at, place), (before, after) in [*(ends | last).items()][: -MOST_MARKS - 1 : -1]:
+        parts = _parts(message := messages[at])
+        split = (TextPart(before, mark), *([TextPart(after)] if after else []))
+        messages[at] = replace(message, content=(*parts[:place], *split, *parts[place + 1 :]))
+    return Conversation(tuple(messages))
+
+
+def _parts(message: Message) -> tuple[Part, ...]:
+    return message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
+
+
 def unsupported(what: str) -> PromptmillError:
     """Return the error for a request with a part that the API does not support."""
     return PromptmillError(Code.UNSUPPORTED, f"The API of this endpoint does not accept {what}.", "Leave it out.")
@@ -140,7 +178,7 @@ def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:
     system = [message for message in conversation.messages if message.role in SYSTEM_ROLES]
     turns = [message for message in conversation.messages if message.role not in SYSTEM_ROLES]
     if system and not turns:
-        turns = [Message("user", system.pop().content)]
+        turns = [replace(system.pop(), role="user")]
     return system, turns
 
 
@@ -257,6 +295,15 @@ def grown_usage(usage: JsonObject, later: Any) -> JsonDict:
 
 def _is_zero(count: Any) -> bool:
     return not any(count.values()) if isinstance(count, Mapping) else not count
+
+
+def more_fields(fields: JsonObject | None) -> bytes:
+    """Return the JSON of further fields of an object, with a comma before each.
+
+    >>> more_fields({"a": 1}), more_fields(None)
+    (b',"a":1', b'')
+    """
+    return b",%b" % orjson.dumps(fields)[1:-1] if fields else b""
 
 
 def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:

@@ -26,6 +26,8 @@ from promptmill.core.values import JsonDict, JsonObject
 PATH = "/models"
 STREAMED: JsonObject = {}
 FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
+MARKS: frozenset[str] = frozenset()
+MARKED: frozenset[str] = frozenset()
 OPENAI_LAYER = "/openai"
 """The path of the provider's chat completions after the base URL."""
 

@@ -16,13 +16,14 @@ from promptmill.backends.openai.chat_completion import CutOffError, read_finish
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
-from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.request import AudioPart, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/responses"
 url, headers = dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
+MARKS, MARKED = frozenset({"prompt_cache_breakpoint"}), frozenset({"user", *dialect.SYSTEM_ROLES})
 
 # Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
@@ -108,14 +109,16 @@ def _items(message: Message, images: Mapping[str, bytes]) -> Iterator[list[bytes
         yield [orjson.dumps({"type": "function_call", "call_id": identity, "name": name, "arguments": text})]
 
 
-def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
+def _part(part: Part, images: Mapping[str, bytes]) -> list[bytes]:
+    marks = dialect.more_fields(part.marks)
     if isinstance(part, TextPart):
-        return [b'{"type":"input_text","text":%b}' % orjson.dumps(part.text)]
+        return [b'{"type":"input_text","text":%b%b}' % (orjson.dumps(part.text), marks)]
     if isinstance(part, AudioPart):
-        audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
-        return [orjson.dumps(audio)]
+        audio = {"data": part.data, "format": part.format}
+        return [b'{"type":"input_audio","input_audio":%b%b}' % (orjson.dumps(audio), marks)]
     detail = orjson.dumps(part.detail or "auto")
-    return [b'{"type":"input_image","detail":%b,"image_url":' % detail, images[part.source], b"}"]
+    start = b'{"type":"input_image","detail":%b,"image_url":' % detail
+    return [start, images[part.source], marks + b"}"]
 
 
 # Replies

@@ -1,0 +1,61 @@
+"""The ways in which providers cache the beginnings of prompts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+CacheWay: TypeAlias = Literal["automatic", "key", "marks", "breakpoints"]
+"""The way in which a provider caches beginnings:
+
+automatic    every beginning
+key          every beginning, for requests with the same `prompt_cache_key`
+marks        up to a `cache_control` in a request of the provider's dialect; writing costs more than the prompt
+breakpoints  up to a `prompt_cache_breakpoint`, for requests with the same key; writing costs more than the prompt
+"""
+BYTES_PER_TOKEN = 4
+"""Of English text; less accurate for other scripts."""
+# Of OpenAI, Azure, Gemini and most models of Anthropic. Shorter beginnings are not cached, at no cost.
+_LEAST_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCache:
+    """The way in which a provider caches the beginnings of prompts for one model."""
+
+    way: CacheWay
+    least: int
+    """The fewest bytes of a beginning that it caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """The way in which a provider caches the beginnings of prompts."""
+
+    way: CacheWay | None = None
+    """None: unknown."""
+    breakpoints: re.Pattern[str] | None = None
+    """Matches the models with the way `breakpoints`."""
+    marks: frozenset[str] = frozenset()
+    """The `CACHE_MARKS` that parts of a chat completion may have with any model."""
+    least: tuple[tuple[re.Pattern[str], int], ...] = ()
+    """The fewest tokens of a beginning that models cache; other models: 1,024."""
+
+    def has_breakpoints(self, model: str) -> bool:
+        """Return whether `model` caches up to breakpoints."""
+        return self.breakpoints is not None and self.breakpoints.search(model) is not None
+
+    def of(self, model: str) -> ModelCache | None:
+        """Return how the provider caches beginnings of prompts for `model`; None: unknown."""
+        way: CacheWay | None = "breakpoints" if self.has_breakpoints(model) else self.way
+        tokens = next((tokens for models, tokens in self.least if models.search(model)), _LEAST_TOKENS)
+        return ModelCache(way, tokens * BYTES_PER_TOKEN) if way else None
+
+    def takes(self, model: str) -> frozenset[str]:
+        """Return the `CACHE_MARKS` that parts of a chat completion may have."""
+        return self.marks | {"prompt_cache_breakpoint"} if self.has_breakpoints(model) else self.marks
+
+
+UNKNOWN = PromptCache()
+"""Of providers whose cache of prompts is not known."""

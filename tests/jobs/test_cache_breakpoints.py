@@ -1,0 +1,147 @@
+"""Jobs at models that cache a beginning only up to a breakpoint, and charge for writing it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any, NamedTuple
+
+import pytest
+
+from packs import LABELS, Packs
+from prompt_cache import PromptCache
+from upstream import Seen
+
+MODEL = "gpt-5.6-luna"
+PRICE = "price={input: 1, output: 0, cached_input: 0.1}"
+
+
+def long_text(name: str, tokens: int) -> str:
+    return f"{name} " + f"w{name} ".join([""] * (tokens * 4 // (len(name) + 2)))
+
+
+DOCUMENTS = [long_text(f"d{n:02}", 1500) for n in range(5)]
+SYSTEM = long_text("rules", 2100)
+ABOUT = [{"document": DOCUMENTS[n % 5], "question": f"{n}?"} for n in range(100)]
+SHORT = [{"text": f"text {n}"} for n in range(60)]
+LONG = [{"text": long_text(f"t{n:02}", 1500)} for n in range(40)]
+
+
+class Job(NamedTuple):
+    rows: list[dict[str, Any]]
+    options: list[str]
+    units: float
+    """What the prompts cost at best, in tokens that no cache has, and without the rest of each row."""
+    rest: int
+    """The most tokens of a row that no other row has."""
+
+
+def written_once(tokens: int, requests: int) -> float:
+    return tokens * (1.25 + 0.1 * (requests - 1))
+
+
+ABOUT_FIRST = ["--prompt", "Answer from this:\n{{document}}\nQuestion: {{question}}"]
+ABOUT_LAST = ["--prompt", "Question: {{question}}\nAnswer from this:\n{{document}}"]
+TURNS = [("system", SYSTEM), ("user", "2 + 2?"), ("assistant", "4")]
+JOBS = {
+    "documents": Job(ABOUT, ABOUT_FIRST, 5 * written_once(1500, 20), 15),
+    "a document behind the question": Job(ABOUT, ABOUT_LAST, 0, 1520),
+    "nothing shared": Job(LONG, ["--prompt", "Sum up: {{text}}"], 0, 1520),
+    "a system prompt": Job(SHORT, ["--prompt", "Say {{text}}", "--system", SYSTEM], written_once(2100, 60), 15),
+    "a system prompt and documents": Job(ABOUT, [*ABOUT_FIRST, "--system", SYSTEM], 5 * written_once(3600, 20), 15),
+    "a short system prompt": Job(SHORT, ["--prompt", "Say {{text}}", "--system", "short"], 0, 20),
+    "below 1,024 tokens": Job(SHORT, ["--prompt", long_text("r", 900) + "{{text}}"], 0, 930),
+    "whole requests": Job(
+        [{"messages": [{"role": r, "content": c} for r, c in (*TURNS, ("user", f"{n}?"))]} for n in range(60)],
+        [],
+        written_once(2100, 60),
+        15,
+    ),
+    "system prompts of their own": Job(
+        [{"messages": [{"role": "system", "content": row["text"]}, {"role": "user", "content": "?"}]} for row in LONG],
+        [],
+        0,
+        1520,
+    ),
+    "several system prompts": Job(
+        [
+            {
+                "messages": [
+                    *({"role": "system", "content": long_text(f"s{at}", 1100)} for at in range(6)),
+                    {"role": "user", "content": f"{n}?"},
+                ]
+            }
+            for n in range(60)
+        ],
+        [],
+        written_once(6600, 60),
+        20,
+    ),
+    "several answers": Job(
+        SHORT,
+        ["--prompt", "Say {{text}}", "--system", SYSTEM, "--set", "sampling_params.n=2"],
+        written_once(2100, 120),
+        25,
+    ),
+}
+
+
+def bodies(seen: list[Seen]) -> list[dict[str, Any]]:
+    return [one.json for one in seen if one.json]
+
+
+def marks(body: dict[str, Any]) -> int:
+    return json.dumps(body).count('"prompt_cache_breakpoint"')
+
+
+@pytest.mark.parametrize("dialect", ["openai", "responses"])
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_pays_for_a_beginning_once_and_a_dry_run_expects_it(bench, name, dialect):
+    job, block = JOBS[name], {"provider": "openai", "model_name": MODEL, "dialect": dialect, "concurrency": 16}
+    cache = bench.upstream.reply = PromptCache("gpt-5.6")
+    bench.write(job.rows)
+    options = [*job.options, "--max-tokens", "1", "--set", PRICE]
+    expected = json.loads(bench.run(*options, "--dry-run", "--json", **block).stdout)["estimated_cost"]
+    found = json.loads(bench.run(*options, "--json", **block).stdout)
+    assert found["cost"] == pytest.approx(cache.units / 1e6)
+    assert cache.units <= job.units + job.rest * len(job.rows)
+    if name != "records together":  # whose answers this endpoint does not give
+        assert expected == pytest.approx(found["cost"], rel=0.03, abs=1e-6 * len(job.rows))  # a token is rounded
+    sent = bodies(bench.upstream.seen)
+    assert all(body["prompt_cache_options"] == {"mode": "explicit"} for body in sent)
+    assert max(map(marks, sent)) <= 4
+    assert any(map(marks, sent)) == (job.units > 0)
+
+
+def test_requests_for_several_rows_and_for_pieces_share_the_system_prompt(bench):
+    packs, block = Packs(), {"provider": "openai", "model_name": MODEL, "concurrency": 8}
+    cache = bench.upstream.reply = PromptCache("gpt-5.6", answer=lambda prompt: packs.said(prompt)[0])
+    bench.write(SHORT)
+    together = ["--prompt", "Which topic?\n{{text}}", "--choices", ",".join(LABELS), "--together", "6"]
+    options = [*together, "--system", SYSTEM, "--max-tokens", "400", "--set", PRICE]
+    expected = json.loads(bench.run(*options, "--dry-run", "--json", **block).stdout)["estimated_cost"]
+    found = json.loads(bench.run(*options, "--json", **block).stdout)
+    assert len(packs.sizes) == 10
+    assert cache.units <= written_once(2100, 10) + 10 * 200
+    assert expected == pytest.approx(found["cost"], rel=0.1)  # the length of a record is estimated
+
+    bench.write(LONG[:10])
+    before = cache.units
+    pieces = ["--prompt", "List the parties. {{text}}", "--fields", "party:list", "--split", "600", "--again", "all"]
+    bench.run(*pieces, "--system", SYSTEM, "--max-tokens", "400", **block)
+    pieces_sent = bodies(bench.upstream.seen)[10:]
+    assert len(pieces_sent) >= 30
+    assert cache.units - before <= written_once(2100, len(pieces_sent)) + 800 * len(pieces_sent)
+
+
+def test_older_models_get_no_breakpoints(bench):
+    bench.upstream.reply = PromptCache("openai")
+    for job in ("documents", "nothing shared", "a system prompt"):
+        bench.write(JOBS[job].rows)
+        bench.run(*JOBS[job].options, "--again", "all", provider="openai", model_name="gpt-5.4-mini")
+    sent = bodies(bench.upstream.seen)
+    assert len(sent) == 200
+    assert all(isinstance(message["content"], str) for body in sent for message in body["messages"])
+    names = set(itertools.chain.from_iterable(sent))
+    assert "prompt_cache_key" in names
+    assert "prompt_cache_options" not in names
