@@ -134,6 +134,16 @@ def test_requests_for_several_rows_and_for_pieces_share_the_system_prompt(bench)
     assert cache.units - before <= written_once(2100, len(pieces_sent)) + 800 * len(pieces_sent)
 
 
+def test_marks_that_the_endpoint_does_not_take_do_not_replace_those_of_promptmill(bench):
+    part = {"type": "text", "text": SYSTEM, "cache_control": {"type": "ephemeral"}}
+    system = {"role": "system", "content": [part]}
+    bench.write([{"messages": [system, {"role": "user", "content": f"{n}?"}]} for n in range(40)])
+    cache = bench.upstream.reply = PromptCache("gpt-5.6")
+    said = bench.run(provider="openai", model_name=MODEL).stdout
+    assert "takes no `cache_control`; it was left out." in said
+    assert cache.units <= written_once(2100, 40) + 40 * 5
+
+
 def test_older_models_get_no_breakpoints(bench):
     bench.upstream.reply = PromptCache("openai")
     for job in ("documents", "nothing shared", "a system prompt"):

@@ -68,6 +68,26 @@ def test_messages_before_the_last_are_a_beginning():
     assert [one.characters for one in found] == [LONG, 2 * LONG, 3 * LONG]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "system", "content": [{"type": "text", "text": "s" * LONG}]}], [LONG]),
+        ([{"role": "system", "content": "s" * LONG}, {"role": "user", "content": [IMAGE]}], [LONG]),
+        ([{"role": "user", "content": [IMAGE, {"type": "text", "text": "s" * LONG}]}], []),
+        ([{"role": "user", "content": [IMAGE]}, {"role": "assistant", "content": "s" * LONG}], []),
+        ([{"role": "assistant", "content": "s" * LONG, "tool_calls": [{"id": "1"}]}], []),
+        ([{"role": "system", "content": "ü" * 2048}], [2048]),  # its bytes count
+    ],
+)
+def test_a_beginning_ends_before_the_first_image_or_tool_call(messages, expected):
+    made = RowRequests(RowReader("jsonl"), Questions())
+    row = orjson.dumps({"messages": [*messages, {"role": "user", "content": "why?"}]})
+    assert [one.characters for one in beginnings(made, 0, None, row)] == expected
+
+
 def test_a_row_without_a_valid_question_has_no_beginning():
     assert beginnings(requests("{{document}} {{question}}"), 0, None, orjson.dumps(["", "why?"])) == []
 

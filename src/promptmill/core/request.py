@@ -688,7 +688,7 @@ class Request:
 
     @property
     def shared_system(self) -> Shared | None:
-        """What a request with the system prompt and another prompt shares with others; None: not known."""
+        """The system prompt as the shared beginning of requests with other prompts; None: unknown."""
         if not self.shared:
             return self.shared
         messages = itertools.takewhile(lambda message: message.role in _SYSTEM_ROLES, self.conversation.messages)

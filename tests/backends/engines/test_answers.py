@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from promptmill.backends.protocol import Completion
+from promptmill.core.request import Conversation, Message, TextPart
 
 pytestmark = pytest.mark.engine
 
@@ -274,6 +275,15 @@ def test_what_the_engine_cannot_take_is_a_warning(desk, engine):
         assert name in said
     desk.texts(engine, ["Hi!"], max_tokens=2, enable_thinking=False, response_format={"type": "text"})
     assert not desk.stats.warnings
+
+
+def test_a_cache_mark_of_a_part_is_left_out_with_a_warning(desk, engine):
+    (request,) = desk.requests(["Hi!"], max_tokens=2)
+    part = TextPart("Hi!", {"cache_control": {"type": "ephemeral"}})
+    marked = request.changed(conversation=Conversation((Message("user", (part,)),)))
+    (outcome,) = desk.answer(engine, [marked])
+    assert isinstance(outcome, Completion)
+    assert "cache_control" in " ".join(desk.stats.warnings)
 
 
 def test_no_prompts_are_no_work(desk, engine):

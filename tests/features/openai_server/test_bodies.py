@@ -183,6 +183,20 @@ def test_a_wrong_message_is_named_by_its_place():
     assert error.param == "messages[1]"
 
 
+def test_cache_marks_of_parts_arrive():
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    turns = [{"role": "developer", "content": [{"type": "input_text", "text": "rules", **mark}]}]
+    turns += [{"role": "user", "content": [{"type": "input_text", "text": "a document", **mark}]}]
+    messages = request_of(RESPONSES, {"instructions": "be brief", "input": turns}).conversation.as_messages()
+    assert messages[0]["content"] == [
+        {"type": "text", "text": "be brief"},
+        {"type": "text", "text": "\n\nrules", **mark},
+    ]
+    assert messages[1]["content"] == [{"type": "text", "text": "a document", **mark}]
+    again = request_of(CHAT, {"messages": messages}).conversation.as_messages()
+    assert again == messages
+
+
 def test_a_response_becomes_the_same_request_as_a_chat():
     schema = {"type": "object", "properties": {}, "additionalProperties": False}
     request = request_of(

@@ -86,7 +86,7 @@ class Head(NamedTuple):
     streaming: Endpoint
     """The endpoint for requests with a streamed answer."""
     cache: ModelCache | None
-    """How the endpoint caches beginnings of prompts, if a request can ask for this."""
+    """The endpoint's cache of beginnings; None if requests cannot control it."""
     marks: frozenset[str]
     """The `CACHE_MARKS` that parts may have."""
 
@@ -129,11 +129,11 @@ class RequestEncoder:
         if stream and not self._stream and self._streamed:
             text = b"{%b,%b" % (orjson.dumps(self._streamed)[1:-1], text[1:])
         without_words = _length(conversation) if shared else 0
-        if own := conversation.marks:
+        if conversation.marks:
             conversation = conversation.with_marks(lambda message: self._marks_of(head, message))
         if head.words:
             conversation = _with_words(conversation, head.words)
-        if shared is not None and head.cache is not None and not own and not _is_marked(conversation):
+        if shared is not None and head.cache is not None and not _is_marked(conversation):
             text = _with_cache_options(text, head.cache, shared)
             if shared and (mark := _MARKS.get((head.cache.way, for_an_hour))):
                 end = shared.characters + _length(conversation) - without_words
@@ -292,8 +292,9 @@ def _with_cache_options(text: bytes, cache: ModelCache, shared: Shared) -> bytes
 
 
 def _is_marked(conversation: Conversation) -> bool:
-    """Return whether a message itself has a cache mark."""
-    return any(message.extra and not CACHE_MARKS.isdisjoint(message.extra) for message in conversation.messages)
+    """Return whether a message or one of its parts has a cache mark."""
+    of_messages = any(message.extra and not CACHE_MARKS.isdisjoint(message.extra) for message in conversation.messages)
+    return of_messages or bool(conversation.marks)
 
 
 def _length(conversation: Conversation) -> int:

@@ -190,10 +190,10 @@ class RowRequests:
         """Return the texts at the beginning of row `n`'s request that other rows may share.
 
         These are the messages before the last message and, for a plain template, each field with the text after it,
-        except the last. They end before the first image, sound, tool call or cache mark. Raises as `request` does.
+        except the last. They end before the first image, sound or tool call. Raises as `request` does.
         """
         request = self.request(n, line, cells)
-        if not request.conversation.messages or request.conversation.marks:
+        if not request.conversation.messages:
             return []
         *before, last = request.conversation.messages
         pieces = list[str]()
