@@ -17,7 +17,7 @@ items. A server that is down fails in the same way, and must not be sent twice a
         all of these items fail                                            the rest of the pack fails unsent
 
 Packs in such doubt take turns. As long as nothing is answered, only the first, second, fourth, eighth … of them sends
-single items, all but the first only two, and the others fail at once. So a server that is down gets 22 requests more
+single items, all but the first only two, and the others fail at once. So a server that is down gets 20 requests more
 for a hundred packs.
 
 By a batch, a pack is a line of its file. Each item later reads its own part of the reply, by the name that was stored
@@ -287,7 +287,7 @@ class Gathering(Step):
         self, items: _Items, part: Sequence[int], failure: Failure, packs: _Packs, before: int
     ) -> Sequence[int]:
         """Return the items of a failed part that are to be sent in halves. If nothing shows that the endpoint answers
-        any request, some items are sent alone first. `before`: the number of answered requests when the part was sent."""
+        any request, some items are sent alone first. `before`: the answered requests when the part was sent."""
         code = failure.error.code
         if code is Code.BAD_REQUEST:
             return part if packs.answered else await self._tried(items, part, failure, packs)

@@ -136,7 +136,7 @@ class Embedding(Gathering):
         self._lengths.pop(call, None)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
-        """Return an outcome without vectors of a wrong length: other than requested, or than the call's first vector."""
+        """Return an outcome without vectors of another length than requested, or than the call's first vector."""
         if isinstance(outcome, Failure):
             return outcome
         wanted, known = joined.extra.get(self._dimensions), self._lengths.setdefault(call, {})
