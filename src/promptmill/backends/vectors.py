@@ -105,8 +105,8 @@ def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
     """Return the number of each item's text; `()` if one of them is in doubt.
 
     A server that leaves out a text, splits one, or makes one vector of several may number its vectors anew, from 0 or
-    from 1. So each number must belong to a text and be there once. If there are fewer vectors than texts, each must have a
-    number, and the first and the last text a vector: a list that was numbered anew would lack one of the two.
+    from 1. So each number must belong to a text and be there once. Fewer vectors than texts must all have a number, and
+    the first and the last text a vector: a list that was numbered anew would lack one of the two.
     """
     given = [_number(item.get("index")) for item in items]
     numbers = [place if number is None else number for place, number in enumerate(given)]

@@ -249,6 +249,29 @@ def test_a_body_is_not_read_if_no_other_thread_could_run_for_long(body, is_read)
     assert isinstance(read_response(200, {}, body(), ENDPOINT), Completion) is is_read
 
 
+@pytest.mark.parametrize("data", [None, {}, "AAAA"])
+def test_a_reply_without_a_list_of_vectors_costs_what_it_states(data):
+    body = orjson.dumps({"data": data, "usage": {"prompt_tokens": 3, "total_tokens": 3}})
+    found = read_other_response(200, {}, body, ENDPOINT, texts=2)
+    assert isinstance(found, RetryDecision)
+    assert (found.error.code, found.usage, found.unmetered) == (Code.BAD_RESPONSE, Usage(3), False)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"object": "error", "message": "loading", "code": 503}, Code.SERVER_ERROR),
+        ({"code": 400, "msg": "batch too large"}, Code.BAD_REQUEST),
+        ({"detail": "Not Found"}, Code.BAD_RESPONSE),
+        ({"base_resp": {"status_code": 1004, "status_msg": "invalid key"}}, Code.UNAUTHORIZED),
+    ],
+)
+def test_an_error_in_place_of_vectors_is_that_error(body, code):
+    found = read_other_response(200, {}, orjson.dumps(body), ENDPOINT, texts=2)
+    assert isinstance(found, RetryDecision)
+    assert found.error.code is code
+
+
 def test_half_surrogate_pairs_in_a_row_are_mended():
     found = read_response(
         200, {}, _with(b"1", rb'"%b\ud83d\ude00%b"' % (rb"\ude00" * 30_001, rb"\ud83d" * 3)), ENDPOINT

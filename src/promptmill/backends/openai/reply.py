@@ -184,7 +184,7 @@ def read_other_response(
     if texts and not found:
         if _is_error(payload) or not _ERROR_FIELDS.isdisjoint(payload):
             return _refused(status, headers, payload, endpoint)
-        usage = _usage(payload.get("usage"))
+        usage = _usage(payload.get("usage"), answers=False)
         spent: _Spent = {"usage": usage, "tier": _tier(payload), "unmetered": not usage.prompt_tokens}
         return replace(_unreadable(endpoint, "no list of vectors (`data`)", b""), **spent)
     details = None if texts else {"payload": payload}
