@@ -701,7 +701,7 @@ async def test_a_request_that_is_too_large_for_the_server_is_made_smaller_and_so
     run = Pool(64, fails=lambda texts: len(texts) > 5)
     await run.done()
     assert not run.failed
-    assert max(map(len, run.sent[8:])) <= 5
+    assert max(map(len, run.sent[12:])) <= 5
     run.check_sums()
 
 
@@ -751,3 +751,20 @@ async def test_an_item_that_has_failed_has_a_line_of_a_batch_of_its_own():
     run.requests[1] = run.requests[1].changed(attempts=1)
     await run.done()
     assert sorted(run.sent) == [["a", "c"], ["b"]]
+
+
+@pytest.mark.parametrize("places", [1, 4])
+async def test_packs_are_as_large_as_before_after_a_server_was_down_for_a_while(places):
+    run: Pool = Pool(16 * 20, places=places, fails=lambda texts: 5 < len(run.sent) <= 9)
+    await run.done()
+    assert len(run.failed) <= 4, "those that were sent alone while it was down"
+    assert [len(texts) for texts in run.sent[-8:]] == [16] * 8
+    run.check_sums()
+
+
+async def test_packs_are_as_large_as_before_after_a_reply_that_failed_by_chance():
+    run: Pool = Pool(16 * 40, places=4, fails=lambda texts: len(texts) == 16 and len(run.sent) % 10 == 0)
+    await run.done()
+    assert not run.failed
+    assert len(run.sent) < 60
+    run.check_sums()

@@ -13,7 +13,7 @@ items. A server that is down fails in the same way, and must not be sent twice a
 
     a pack fails; another request was answered since the pack was sent     the pack is halved
     a pack fails; no request was                                           up to eight of its items are sent alone:
-        an item is answered                                                the rest of the pack is halved
+        an item is answered                                                the rest is sent once more, then halved
         all of these items fail                                            the rest of the pack fails unsent
 
 Packs in such doubt take turns. As long as nothing is answered, only the first, second, fourth, eighth … of them sends
@@ -243,19 +243,26 @@ class Gathering(Step):
                 future.set_result(one)
         return items.found[-1]
 
-    async def _answer_part(self, items: _Items, part: Sequence[int], packs: _Packs) -> None:
-        """Answer a part of a pack by one request; if it fails as a whole, by requests for fewer items."""
-        if has_failed := len(part) <= packs.most_items:
-            before = packs.answered
-            failure = await self._request(items, part)
-            if failure is None:
-                return
-            part = await self._left(items, part, failure, packs, before)
-        size = -(-len(part) // 2) if has_failed else packs.most_items
-        for first in range(0, len(part), max(1, size)):
-            await self._answer_part(items, part[first : first + size], packs)
-        if has_failed and part and all(isinstance(items.found[at].outcome, Completion) for at in part):
-            packs.most_items = min(packs.most_items, size)
+    async def _answer_part(self, items: _Items, part: Sequence[int], packs: _Packs, *, is_again: bool = False) -> None:
+        """Answer a part of a pack by one request; if it fails as a whole, by requests for fewer items. `is_again`: an
+        earlier request for these items has failed, too."""
+        if len(part) > packs.most_items:
+            for first in range(0, len(part), packs.most_items):
+                await self._answer_part(items, part[first : first + packs.most_items], packs)
+            return
+        before = packs.answered
+        failure = await self._request(items, part)
+        if failure is None:
+            return
+        left = await self._left(items, part, failure, packs, before)
+        if len(left) < len(part) and failure.error.code in _OF_SERVER and not is_again:
+            size = len(part)  # it was perhaps down, and is up again
+        else:
+            size = -(-len(left) // 2)
+        for first in range(0, len(left), max(1, size)):
+            await self._answer_part(items, left[first : first + size], packs, is_again=True)
+        if left and size < len(part) and all(isinstance(items.found[at].outcome, Completion) for at in left):
+            packs.was_halved(size, failure.error.code)
 
     async def _request(self, items: _Items, part: Sequence[int]) -> Failure | None:
         """Send one request for a part of a pack. Return its failure if a request for fewer items may not have it."""
@@ -363,6 +370,7 @@ class _Packs:
         """Held by the pack that finds out whether the endpoint answers anything."""
         self.most_items = sys.maxsize
         """The largest pack that was answered after a larger one was refused."""
+        self._halved = self._half = 0
         self.unread = 0
         """The number of the last packs whose replies had no answer to any of their items."""
 
@@ -371,8 +379,17 @@ class _Packs:
         if has_answers:
             self.answered += 1
             self.in_vain = 0
+            self._halved *= len(members) <= self._half
         if len(members) > 1:
             self.unread = 0 if has_answers else self.unread + 1
+
+    def was_halved(self, half: int, code: Code) -> None:
+        """Count items that were answered in halves after a failure with this code. A server may fail once by chance, so
+        it takes two failures without an answer to as many items to make packs smaller."""
+        self._halved += 1
+        self._half = half
+        if code not in _OF_SERVER or self._halved > 1:
+            self.most_items = min(self.most_items, half)
 
     def opened(self, kind: Hashable) -> _Pack:
         """Return a new pack, which waits for items."""
