@@ -54,12 +54,15 @@ def configuration() -> str:
     parts += ["## `models.NAME`", (ModelSettings.__doc__ or "").strip(), table(ModelSettings)]
     parts += [
         "## Which key goes where",
-        "The key of an endpoint comes from `api_key`, else from the variable that `api_key_env` names, else from "
-        "`LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you "
+        "The key of an endpoint comes from `api_key` or from the program `api_key_command` ([keys that "
+        "expire](keys.md)), else from the variable that `api_key_env` names, else from `LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you "
         "named: in the configuration file, in `PROMPTMILL_ENDPOINTS=host,…`, on this machine, or a known provider's over https. A "
         "`base_url` that only a call named gets no key, and not the file's `api_key` or `headers` either. "
         "`promptmill serve --trust-client` removes this limit for a client that is your own program. Which endpoints get "
         "[text of local files](bulk.md#which-files-a-call-may-use) is another question.",
+        "As OpenAI's own client does, promptmill sends `OPENAI_ORG_ID` and `OPENAI_PROJECT_ID` to OpenAI beside your "
+        "key, and the lines of `OPENAI_CUSTOM_HEADERS` (`NAME: VALUE`) to OpenAI and to an endpoint that you named and "
+        "that is not another provider's, such as a gateway. The file's `headers` replace them.",
     ]
     return _page(parts)
 
@@ -167,7 +170,8 @@ def providers() -> str:
             "such as a `base_url` of https://api.deepseek.com/anthropic. A `base_url` that ends in `/messages`, "
             "`/responses` or `/anthropic/v1` says the same. `bedrock` has an address for each region, "
             "https://bedrock-runtime.REGION.amazonaws.com/openai/v1 or https://bedrock-mantle.REGION.api.aws/v1, and "
-            "Claude at `…/anthropic/v1`; its key is a bearer token. Prompts, images, tools, schemas, `max_tokens`, `stop`, `enable_thinking` and "
+            "Claude at `…/anthropic/v1`; its key is a bearer token. Keys of an hour, of Vertex AI, Entra ID or Bedrock, come "
+            "from a program: [keys that expire](keys.md). Prompts, images, tools, schemas, `max_tokens`, `stop`, `enable_thinking` and "
             "`reasoning_effort` keep their names and are translated; the API's own parameters go through as "
             "`extra_params`, such as `thinking: {type: enabled, budget_tokens: 4096}` or `safetySettings: […]`. Messages "
             f"requires a longest answer: without `max_tokens` it is {DEFAULT_TOKENS:,} tokens, and {2 * DEFAULT_TOKENS:,} where the model "

@@ -19,7 +19,7 @@ from talk import serving
 from waiting import eventually
 
 OPERATORS = {"openai.api_key_command"}
-BLOCKS = {name: field.annotation for name, field in BackendConfigs.model_fields.items()}
+BLOCKS = {name: type(getattr(BackendConfigs(), name)) for name in BackendConfigs.model_fields}
 
 
 @pytest.mark.rule("C10")

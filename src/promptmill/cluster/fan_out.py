@@ -65,7 +65,7 @@ class LargeCall:
         self.replicas = Replicas(starts_with_one=True, suspected=_SUSPECTED)
         self.links: list[ProcessLink] = []
 
-    def start(self, quota: Quota, key: protocol.KeyHolder | None) -> None:
+    def start(self, quota: Quota, key: protocol.KeyHolder | None = None) -> None:
         """Start the processes, each with a part of `quota`. `key`: the renewed key of the endpoint."""
         arguments = registry.create, part_of(self._plan), environment_of(self._plan), __version__
         wanted = self._plan.settings.backend_configs.openai.worker_concurrency or sys.maxsize

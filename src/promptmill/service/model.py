@@ -422,8 +422,8 @@ class Loaded:
 def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
     """Return the parts of a plan whose change requires a new load: its block, and the keys that the call set."""
     block = plan.block
-    if plan.record.needs_endpoint:
-        from_call = plan.from_call & type(block).marked(OF_ENDPOINT)
+    if plan.record.needs_endpoint and block is not None:
+        from_call = plan.from_call & block.marked(OF_ENDPOINT)
     else:
         from_call = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())
     return (plan.backend, block, from_call)

@@ -287,8 +287,8 @@ class _Program:
 
 
 def _renewed(program, clock, **block):
-    settings = openai_plan("http://localhost:1", api_key=None, api_key_command="print-key", **block)
-    settings = settings.settings.backend_configs.openai
+    plan = openai_plan("http://localhost:1", api_key=None, api_key_command="print-key", **block)
+    settings = plan.settings.backend_configs.openai
     command = KeyCommand(settings, run=program, clock=clock, sleep=clock.sleep)
     return RenewedKey(command, settings.max_delay, clock)
 
