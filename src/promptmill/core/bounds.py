@@ -33,6 +33,8 @@ LARGEST_PAGE = 8 << 20
 """Bytes of a page with rows of a job. Further fields and rows are on the next page, or in the output."""
 MOST_MODELS = 50
 """Models with separate counts, because a client can name any number of models."""
+MOST_READERS = 4
+"""Sessions whose calls read files at a time, each in one of the server's threads. One process reads their documents."""
 MOST_RUNNERS = 16
 """Concurrent jobs of calls, each in a process of a hundred megabytes or more. Half this number of processes read and
 write files of calls."""
@@ -142,7 +144,7 @@ LONGEST_QUERY_S = 300
 """Seconds for a call's query to return its rows, because a recursive query makes any number of rows from nothing. A
 million short rows take a minute."""
 LONGEST_READING_S = 120
-"""Seconds of processor time in which the documents and PDFs of a call are read, because one queue reads those of all
+"""Seconds of processor time in which the documents and PDFs of a call are read, because one process reads those of all
 calls: ten thousand mails take ten seconds."""
 LONGEST_COLUMN = 200
 """Characters of a column name from a call, because each row of the output repeats it."""

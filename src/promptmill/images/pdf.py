@@ -172,11 +172,6 @@ class PdfReader:
             raise PdfError(problem)
         return reply
 
-    @property
-    def computed_s(self) -> float:
-        """The processor time, in seconds, in which files were read."""
-        return self._helper.computed_s
-
     def end(self) -> None:
         """End the process, even during a read."""
         self._helper.end()

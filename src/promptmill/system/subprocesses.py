@@ -244,6 +244,8 @@ class Halt:
         self._lock = threading.Lock()
         self._helpers = set[Helper]()
         self._is_set = False
+        self.computed_s = 0.0
+        """The processor time of all replies to the call, in seconds; for a question without a reply, its wall time."""
 
     def set(self) -> None:
         """End the processes that answer a question of the call."""
@@ -281,8 +283,6 @@ class Helper:
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_killed = False
-        self.computed_s = 0.0
-        """The processor time of all replies, in seconds; for a question without a reply, its wall time."""
 
     @property
     def pid(self) -> int | None:
@@ -314,7 +314,7 @@ class Helper:
                 if reply is None:
                     self.end()
                 spent = time.monotonic() - began if reply is None else reply.pop("computed_s", 0.0)
-                self.computed_s += float(spent)
+                halt.computed_s += float(spent)
             return reply
 
     def kill(self) -> None:

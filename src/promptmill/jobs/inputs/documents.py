@@ -64,11 +64,6 @@ def mails_in(data: bytes) -> list[bytes]:
     return [_QUOTED_FROM.sub(rb"\1", data[each.end() : end]) for each, end in zip(begins, ends, strict=True)]
 
 
-def computed_s() -> float:
-    """Return the processor time, in seconds, in which documents were read for this process."""
-    return _HELPER.computed_s
-
-
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
     """Answer the parent process; `incoming` holds the document."""
     from promptmill.jobs.inputs.web_pages import TOO_LONG  # imported in the process alone: the parsers are heavy

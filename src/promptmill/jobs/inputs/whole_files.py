@@ -149,10 +149,6 @@ def _document(path: Path) -> Format | None:
     return known if known is not None and known.text else None
 
 
-def _reading_s() -> float:
-    return documents.computed_s() + pdf.READER.computed_s
-
-
 class FoundFiles:
     """The files that `names` match and that `rule` permits."""
 
@@ -165,7 +161,7 @@ class FoundFiles:
         self._left_out: dict[Words, list[Path]] = {}
         """The omitted files, by reason."""
         self._looked_at = self.count = 0
-        self._halt: Halt | None = None
+        self._halt = Halt()
         self._files: dict[Path, bool] = {}
         """The found files, each with whether a pattern found it."""
         target = None if output is None else real_path(output)
@@ -185,9 +181,9 @@ class FoundFiles:
 
         Raises `PromptmillError` (`invalid_input`) if no file is left, or for a file that no pattern found.
         """
-        before = _reading_s()
+        before = self._halt.computed_s
         for path, is_found in self._files.items():
-            self._check_call(_reading_s() - before)
+            self._check_call(self._halt.computed_s - before)
             try:
                 if not is_utf8(str(path)):
                     raise input_error("has a name that is not UTF-8; rename it")
@@ -205,7 +201,7 @@ class FoundFiles:
 
     def _check_call(self, seconds: float) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the call was cancelled, or has read for too long."""
-        if self._halt is not None and self._halt.is_set():
+        if self._halt.is_set():
             raise input_error("The call was cancelled.")
         if seconds > LONGEST_READING_S:
             most = f"{LONGEST_READING_S} s of processor time, the most of a call"
@@ -343,7 +339,7 @@ class WholeFiles(FoundFiles):
         Raises `PromptmillError` (`invalid_input`).
         """
         super().__init__(names, rule, output)
-        self._halt = halt
+        self._halt = halt or Halt()
         self._as_pdf = asked.as_pdf
         self._encoding = asked.encoding
         self.question = _question_of(asked.question, asked.as_pdf, files=self._files, has_schema=asked.has_schema)

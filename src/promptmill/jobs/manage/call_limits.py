@@ -7,9 +7,12 @@ for a place with their files closed. A free place goes to the session with the f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import AsyncGenerator
+from weakref import WeakValueDictionary
 
-from promptmill.core.bounds import MOST_OPEN, MOST_WAITING
+from promptmill.core.bounds import MOST_OPEN, MOST_READERS, MOST_WAITING
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
 
@@ -87,3 +90,23 @@ class Place:
     def leave(self) -> None:
         """Leave the place or the queue; a second call does nothing."""
         self._places.leave(self)
+
+
+class Readers:
+    """The turns of calls that read files: one call of a session at a time, and a few sessions.
+
+    One process reads the documents of all calls, one after the other. So the calls of a session wait for each other,
+    and their documents take turns with those of other sessions: no session waits for all files of another.
+    """
+
+    def __init__(self, count: int = MOST_READERS) -> None:
+        """`count`: the most calls that read at a time, each in a thread."""
+        self._of_session = WeakValueDictionary[str, asyncio.Lock]()
+        self._all = asyncio.Semaphore(count)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, session: str) -> AsyncGenerator[None]:
+        """Wait until a call of a session may read, and let it read within the context."""
+        own = self._of_session.setdefault(session, asyncio.Lock())
+        async with own, self._all:
+            yield

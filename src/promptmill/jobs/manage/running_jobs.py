@@ -21,7 +21,7 @@ from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import child_step, detached, prune
-from promptmill.jobs.manage.call_limits import Place, Places
+from promptmill.jobs.manage.call_limits import Place, Places, Readers
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
@@ -53,7 +53,7 @@ class RunningJobs:
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         """The jobs of calls that wait for a place or are about to start."""
-        self._reading = asyncio.Lock()
+        self._readers = Readers()
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._apart = child_step.OtherProcess(self._places)
@@ -80,8 +80,7 @@ class RunningJobs:
     ) -> AsyncGenerator[OpenJob]:
         """Yield the job of a call: `open_job` in a thread. `CallPaths` has checked the paths of the call.
 
-        Calls with files read them one after the other, so that these take one thread of the server. A cancelled call
-        ends its reading. Raises `PromptmillError`.
+        Calls with files read them in turn, see `Readers`. A cancelled call ends its reading. Raises `PromptmillError`.
         """
         halt = Halt()
         door_ = open_job(replace(rows, halt=halt), output, options, models, self.folders, caller=caller)
@@ -89,7 +88,7 @@ class RunningJobs:
         async def close() -> None:
             await asyncio.to_thread(door_.__exit__, None, None, None)
 
-        async with self._reading if rows.rule is not None else contextlib.nullcontext():
+        async with self._readers.turn(caller.session) if rows.rule is not None else contextlib.nullcontext():
             opening = asyncio.ensure_future(asyncio.to_thread(door_.__enter__))
             try:
                 job = await asyncio.shield(opening)
