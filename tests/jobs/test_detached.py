@@ -6,8 +6,9 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +16,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime
+from waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such timer")
 
@@ -41,4 +43,24 @@ async def test_a_runner_may_go_on_computing_until_its_job_is_cancelled(tmp_path,
     watching = asyncio.ensure_future(detached._end_if_stuck(job))
     await looked.wait()
     Control(cancel=True).write(tmp_path)
-    await watching
+    await asyncio.sleep(0)
+    limits.clear()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not limits
+    watching.cancel()
+
+
+@pytest.mark.processes
+async def test_a_second_cancel_ends_a_runner_whose_event_loop_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "limit_computing", lambda _: None)
+    monkeypatch.setattr(detached, "_LOOK_S", 0.001)
+    monkeypatch.setattr(detached, "_DEAF_S", 0.1)
+    has_ended, job = threading.Event(), cast("Any", SimpleNamespace(folder=Folder(tmp_path)))
+    watching = asyncio.ensure_future(detached._end_if_stuck(job, has_ended.set))
+    await asyncio.sleep(0)
+    Control(cancel=True).write(tmp_path)
+    assert not has_ended.wait(0.3), "the event loop stands still, and the first cancel waits for requests in flight"
+    Control(cancel=True, at_once=True).write(tmp_path)
+    assert has_ended.wait(PATIENCE_S)
+    watching.cancel()

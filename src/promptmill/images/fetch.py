@@ -85,7 +85,7 @@ class FinalResponse(aiohttp.ClientResponse):
         try:
             return await super().start(connection)
         finally:
-            del protocol.read  # type: ignore[method-assign]
+            del protocol.read
 
 
 class ImageFetcher:

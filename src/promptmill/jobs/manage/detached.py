@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ from promptmill.system import runtime, subprocesses
 _MODULE = "promptmill.jobs.manage.detached"
 _MOST_BYTES = 4 << 30
 _STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
-_LOOK_S = 1.0
+_LOOK_S, _DEAF_S = 1.0, 5.0
 
 
 # ---- in the parent process
@@ -150,14 +151,30 @@ async def _run(job: Job, service: Service) -> None:
         await service.aclose()
 
 
-async def _end_if_stuck(job: Job) -> None:
-    """Let the system end this process if it keeps computing without running its event loop or obeying a request to end.
+async def _end_if_stuck(job: Job, end: Callable[[], object] = subprocesses.end_own_group) -> None:
+    """Let this process end if it keeps computing without running its event loop or obeying a request to end.
 
-    A template of a call may compute for hours; it blocks its thread or, in a single operation, the whole process.
+    A template of a call may compute for hours; it blocks its thread or, in a single operation, the whole process. The
+    system ends the process after `_STUCK_S`. After a second cancel, a thread calls `end` if the event loop does not run
+    for `_DEAF_S`.
     """
-    while not job.folder.control.cancel:
-        runtime.limit_computing(_STUCK_S)
-        await asyncio.sleep(_LOOK_S)
+    alive_at, has_ended = time.monotonic(), threading.Event()
+
+    def listen() -> None:
+        while not has_ended.wait(_LOOK_S):
+            if job.folder.control.at_once and time.monotonic() - alive_at > _DEAF_S:
+                end()
+                return
+
+    threading.Thread(target=listen, name="second cancel", daemon=True).start()
+    try:
+        while True:
+            alive_at = time.monotonic()
+            if not job.folder.control.cancel:
+                runtime.limit_computing(_STUCK_S)
+            await asyncio.sleep(_LOOK_S)
+    finally:
+        has_ended.set()
 
 
 def main() -> int:
