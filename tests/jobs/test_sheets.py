@@ -106,6 +106,17 @@ def test_errors_and_large_numbers_are_read_as_they_are(tmp_path, cell, value):
     assert cell_with(tmp_path, cell) == value
 
 
+def test_a_text_in_the_element_of_a_number_is_read_wherever_it_is(tmp_path):
+    def odd(reference: str, text: str) -> str:
+        return f'<c r="{reference}" t="inlineStr"><v>{text}</v></c>'
+
+    head = f'<row r="3">{text_cell("B3", "text")}{odd("C3", "note")}</row>'
+    rows = f'<row r="4">{odd("B4", "green tea")}{odd("C4", "a &amp; b")}</row><row r="7">{odd("C7", " milk ")}</row>'
+    path = write_parts(tmp_path / "in.xlsx", {"Sheet1": sheet_xml(head + rows)})
+    found = [(row.get("text"), row.get("note")) for row in objects_in(path)]
+    assert [row for row in found if row != (None, None)] == [("green tea", "a & b"), (None, " milk ")]
+
+
 def test_a_sheet_may_begin_at_any_cell(tmp_path):
     path = book(tmp_path / "in.xlsx", [], [], [None, None, "id", "text"], [], [None, None, 1, "tea"])
     (row,) = (row for stretch in table(path).stretches([(2, "id"), (3, "text")]) for row in stretch.rows)

@@ -31,7 +31,7 @@ from typing import IO, Any, BinaryIO, TypeAlias
 from xml.parsers import expat
 
 from promptmill.core import values
-from promptmill.core.bounds import WORKBOOK_MEMORY
+from promptmill.core.bounds import MOST_COLUMNS, WORKBOOK_MEMORY
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs import xlsx
@@ -47,6 +47,9 @@ _MOST_REPEATED = 10_000  # rows, columns or spaces that an element of an .ods fi
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
 _FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|\*.|#+(?=0)|(?P<sign>.)""")
+_INLINE_VALUE = re.compile(rb"""inlineStr["'][^<>]{0,200}>\s{0,20}<(?:\w{1,9}:)?v>""")
+"""Finds a text where Excel reads, and some programs write, it: in the element of a number."""
+_LAST_ROW = 1_048_575  # Excel's limit
 _PART = re.compile(r"""(?:\\.|"[^"]*"|[^;"\\])+|;""")  # a part of a format, or the sign between two
 _CONDITION = re.compile(r"\[(<=|>=|<>|<|>|=)(-?[0-9.]{1,20})\]")
 _CONDITIONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
@@ -227,8 +230,10 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
 def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
     """Yield the index and the values of each row of a sheet. (`iter_rows` omits empty columns at the left.)"""
     _, left = sheet.start
-    for row, cells in enumerate(sheet.iter_rows()):
+    behind = range(sheet.total_height, min(max(look.texts, default=-1), _LAST_ROW) + 1)
+    for row, cells in enumerate(itertools.chain(sheet.iter_rows(), ([] for _ in behind))):
         line = [None] * left + [_value(cell) for cell in cells]
+        line += [None] * (1 + min(max(look.texts.get(row, ()), default=-1), MOST_COLUMNS) - len(line))
         for column, text in enumerate(line) if look.is_ods else ():
             if isinstance(text, str) and (found := _DURATION.fullmatch(text)):
                 line[column] = f"{found[1]}{int(found[2]):02}:{int(found[3]):02}:{int(found[4]):02}"
@@ -310,7 +315,7 @@ class _Look:
         self.masked: dict[int, dict[int, Sequence[_Section]]] = {}
         """The formats with leading zeros, by row and column."""
         self.texts: dict[int, dict[int, str]] = {}
-        """Texts with tabs and line breaks, by row and column (of an .ods file)."""
+        """Texts by row and column: with tabs and line breaks (of an .ods file), or written where numbers are."""
         self.merged: list[tuple[tuple[int, int], tuple[int, int]]] = []
         """The first and the last row and column of merged cells (of an .ods file)."""
         self.uncomputed: set[int] = set()
@@ -356,7 +361,7 @@ class _Look:
                 self.masked.setdefault(self._row, {})[self._column] = mask
         elif word == "f":
             self._is_formula = True
-        elif word == "v" and (self._is_formula or self._kind == "e"):
+        elif word == "v" and (self._is_formula or self._kind in {"e", "inlineStr"}):
             self._parser.CharacterDataHandler = self._add
         elif word == "row":
             self._row, self._column = int(attributes.get("r", self._row + 2)) - 1, -1
@@ -374,6 +379,8 @@ class _Look:
             text = self._text.strip()
             if self._kind == "e":
                 self.errors.setdefault(self._row, {})[self._column] = text
+            elif self._kind == "inlineStr" and self._text:
+                self.texts.setdefault(self._row, {})[self._column] = self._text
             elif self._is_formula and not text and self._kind != "str":  # no value; the text of `str` may be empty
                 self.uncomputed.add(self._column)
             elif self._is_formula and self._may_be_zeros:
@@ -463,7 +470,7 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
         asked = [one.get("fullCalcOnLoad") for one in parts.tree if xlsx.local(one.tag) == "calcPr"]
     if b"<!DOCTYPE" in data:  # refused, because the parser reads entities of a DOCTYPE as nothing
         raise ValueError(_DTD)
-    if any(mark in data for mark in _NOTED):
+    if any(mark in data for mark in _NOTED) or _INLINE_VALUE.search(data):
         return _Look(masks, [data], recalculates=bool({"1", "true"} & {*asked}))
     look = _Look(masks)
     return look if not masks or look.find_masked(data) else _Look(masks, [data])
