@@ -22,6 +22,7 @@ from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, holds_base64
 from promptmill.jobs import columns
+from promptmill.jobs.export.text import check_width
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
@@ -333,16 +334,23 @@ class _Names:
         self._seen: dict[str, None] = {}
         """The fields of the first rows that are objects."""
         self._count = 0
+        self._fields = set[str]()
+        """The fields of all rows that are objects, if the output has a column for each."""
         self._taken = {*spec.input.taken}
         if header:
             self._taken = self._settings = {*header, *distinct(list(map(readable, header)))}
         self._is_open = not header and spec.input.kind.rows != "requests"
+        self._has_columns = self._is_open and spec.output.kind.is_table
 
     def see(self, row: JsonObject) -> None:
-        """Note the fields of a row that is an object."""
+        """Note the fields of a row that is an object. Raises `PromptmillError` (`invalid_input`) if the output cannot
+        have so many."""
         self._count += 1
         if self._count <= _LOOKED_AT:
             self._seen.update(dict.fromkeys(row))
+        if self._has_columns and not self._fields.issuperset(row):
+            self._fields.update(row)
+            check_width(len(self._fields))
         own = row if self._compared is str else list(map(self._compared, row))
         if self._is_open and not self._watched.isdisjoint(own):
             names = {name for name, form in zip(row, own, strict=True) if form in self._watched}

@@ -27,6 +27,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
+from promptmill.jobs.columns import EXTRA_FIELDS
 from promptmill.jobs.databases import Stamp, database_of, quoted, taken
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
@@ -97,16 +98,19 @@ def stamp_of(partial: Path, target: Path) -> Stamp:
     return stamp
 
 
-def check_target(stores: Sequence[JobDatabase], spec: JobSpec, target: Path) -> None:
+def check_target(
+    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, extra: Iterable[str] = EXTRA_FIELDS
+) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output cannot be written at `target`, whatever the answers are.
 
-    Called before the first request. `spec`: a job that has read its input. Raises as `JobDatabase` does. Blocks.
+    Called before the first request. `spec`: a job that has read its input. `extra`: the optional fields that answers
+    may have. Raises as `JobDatabase` does. Blocks.
     """
     kind, file = formats.format_of_output(target, spec.input.format), members.file_of(target)
-    if not kind.is_table:
+    if not kind.has_tables:  # reading has checked the width of other tables
         return
-    own, added = Form(stores, spec, kind).possible_columns
-    if kind.has_tables and file.exists():
+    own, added = Form(stores, spec, kind).possible_columns(extra)
+    if file.exists():
         try:
             with file.open("r+b"):  # refused by Windows while another program has the file open
                 pass
@@ -114,7 +118,7 @@ def check_target(stores: Sequence[JobDatabase], spec: JobSpec, target: Path) -> 
             raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
     if kind.database:
         database_of(file).check(file, members.split(target)[1], [*own, *added])
-    elif kind.has_sheets:
+    else:
         from promptmill.jobs.export import workbook_file  # imported on use: few jobs write a workbook
 
         workbook_file.check_target(spec, target, own, added)
@@ -181,7 +185,7 @@ def temporary(
 
     Raises `PromptmillError` (`invalid_input`) if nothing can be written at `target`.
     """
-    check_target(stores, spec, target)
+    check_target(stores, spec, target, {name for store in stores for name in statistics.extra_fields(store)})
     partial, warning = write(stores, spec, target, answered)
     try:
         yield partial, warning

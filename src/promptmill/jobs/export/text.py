@@ -232,11 +232,12 @@ class Form:
         """All columns of a table, the job's columns included."""
         return [*self.names, *self.answers.names.values()]
 
-    @property
-    def possible_columns(self) -> tuple[list[str], list[str]]:
-        """The columns of the input and those of the job that a table may have, whatever the answers will be. Raises as
-        `names`."""
-        answers = AnswerValues(self.spec, EXTRA_FIELDS, self.spec.output.form.columns)
+    def possible_columns(self, extra: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Return the columns of the input and those of the job that a table may have. Raises as `names`.
+
+        `extra`: the optional fields that answers may have.
+        """
+        answers = AnswerValues(self.spec, extra, self.spec.output.form.columns)
         return self.own.possible_names(self.stored()), [*answers.names.values()]
 
     def rows(self, answered: Iterable[AnsweredRow]) -> Iterator[AnsweredRow]:

@@ -44,7 +44,7 @@ async def read_input(run: Run) -> None:
         await run.in_thread(lambda: _rebind_awaited(run))
         _note_kept(run, bound)
     await _check_secrets(run)
-    if job.spec.output.kind.is_table:
+    if job.spec.output.kind.has_tables:
         await run.do(functools.partial(steps.check_output))
     progress.figures["columns"] = job.spec.output.names or {}
     progress.notes += [note for each in job.order.parts.values() for note in each.notes]
