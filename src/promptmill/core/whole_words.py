@@ -6,7 +6,7 @@ know; then `500` is no whole part. A number has its sign, its fraction, its powe
     -5   -$5.00   .5   0·5   12,500   12 500   1½   1 1/2   10²   5*10³   1.5e-3
 
 A hyphen, a slash or a colon between two numbers divides them: ranges, dates, times and phone numbers are several
-numbers. Characters that nobody sees, such as soft hyphens, count as absent.
+numbers. Invisible characters, such as soft hyphens, count as absent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ words should rather accept a text."""
 _HIDDEN = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
-"""Characters that nobody sees."""
+"""Invisible characters."""
 _SEEN = 48  # characters around a place that decide: a longer number is none that a person reads
 _NEAR = 12  # those that decide about signs, fractions and powers
 _SPACES = " \u00a0\u2007\u2009\u202f"
@@ -66,7 +66,7 @@ _AHEAD: Mapping[str, tuple[str, str]] = {
         rf"(?:(?:[^\W\d_]{{0,3}}[{_CURRENCY}]|[A-Z]{{3}})[{_SPACES}]?)?[.,]?[\d{_FRACTIONS}]",
     ),
 }
-"""What a number may have before a place that is behind no digit, read backwards; and what then follows."""
+"""By name: the beginning of a number that does not end with a digit, read backwards, and the rest of that number."""
 _BEFORE = re.compile("|".join(f"(?P<{name}>{before})" for name, (before, _) in _AHEAD.items()))
 _FOLLOWING = {name: re.compile(after) for name, (_, after) in _AHEAD.items()}
 _NUMERAL = re.compile(r"[〇零一二三四五六七八九两兩十百千万萬億亿兆]{2}")

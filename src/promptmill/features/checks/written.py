@@ -21,7 +21,7 @@ class MaxWords(Check):
     wanted_by = ("max_words",)
 
     def complaint(self, answer: str, request: Request) -> str | None:
-        """Return the number of words if there are too many; a JSON answer has those of its texts."""
+        """Return the number of words if there are too many. Of a JSON answer, the words of its texts count."""
         wanted, words = request.sampling, sum(map(word_count, _texts(answer)))
         assert isinstance(wanted, Wanted)
         most = wanted.max_words or words

@@ -75,7 +75,7 @@ class DuckDb(Database):
         """Do nothing: in quotes, DuckDB takes any name."""
 
     def other(self, file: Path, table: str) -> str:
-        """Return `view` or `sequence` if the table's name is that of one; else `""`."""
+        """Return `view` or `sequence` if one has the table's name; else `""`."""
         with _errors(file), contextlib.closing(connected(file)) as connection:
             found = connection.execute(_OTHER, (table, table)).fetchone()
         return "" if found is None else str(found[0])

@@ -71,8 +71,8 @@ def _tables(form: Form, answered: Iterable[AnsweredRow], *, is_for_database: boo
 
     answers = form.answers
     if answers.schema is not None:
-        for fields in form.fields_with_long_numbers():
-            answers.schema.widen(answers.schema.in_table(fields))
+        for values_ in form.fields_with_long_numbers():
+            answers.schema.widen(answers.schema.in_table(values_))
     kinds = _arrow_types(answers)
     if form.dimensions is not None and "answer" in kinds:
         kinds["answer"] = pa.list_(pa.float32(), form.dimensions or -1)

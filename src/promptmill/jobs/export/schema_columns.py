@@ -93,8 +93,7 @@ class SchemaColumns:
                 self._as_texts.add(key)
 
     def _kinds_of(self, key: str) -> tuple[str, str]:
-        """Return the JSON type of a column's values, and that of the items if the values are lists; `""` if there are
-        several types."""
+        """Return the JSON type of a column's values, and the type of the items of lists; `""` for several types."""
         field = self._fields[self.names[key]]
         kind = kind_of(field, self._schema)
         return kind, kind_of(resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""

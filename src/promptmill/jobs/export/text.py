@@ -233,7 +233,7 @@ class Form:
         return [*self.names, *self.answers.names.values()]
 
     def possible_columns(self, extra: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return the columns of the input and those of the job that a table may have. Raises as `names`.
+        """Return the columns of the input, and the job's columns that a table may have. Raises as `names`.
 
         `extra`: the optional fields that answers may have.
         """

@@ -390,17 +390,17 @@ def _keeps_digits(kind: Any, wider: Any) -> bool:
     1.50 among decimals with more digits."""
     import pyarrow as pa
 
-    return (pa.types.is_integer(kind) and pa.types.is_floating(wider)) or (
-        pa.types.is_decimal(kind) and pa.types.is_decimal(wider)
-    )
+    kinds = pa.types
+    is_whole = bool(kinds.is_integer(kind) and kinds.is_floating(wider))
+    return is_whole or bool(kinds.is_decimal(kind) and kinds.is_decimal(wider))
 
 
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     kinds = pa.types
-    is_text = kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind) or kinds.is_null(kind)
-    return is_text or (kinds.is_dictionary(kind) and _is_text(kind.value_type))
+    checks = kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null
+    return any(check(kind) for check in checks) or (kinds.is_dictionary(kind) and _is_text(kind.value_type))
 
 
 def _shown(value: Any) -> str | None:
