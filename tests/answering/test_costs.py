@@ -30,6 +30,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.request import (
+    NOTHING_SHARED,
     AudioPart,
     Conversation,
     Message,
@@ -649,6 +650,21 @@ def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():
     likely, most = cost_of(plan_of(price={"input": 1_000_000, "output": 0}), [_request(5)])
     size = worst_case(_request(5)).prompt_tokens
     assert (likely, most) == (size // 4, size)
+
+
+def test_a_call_at_gpt_5_6_may_write_its_whole_prompt_to_the_cache():
+    raw = openai_configuration("http://127.0.0.1:1/v1", provider="openai", model_name="gpt-5.6-luna")._raw
+    plan = Configuration({**raw, "price": {"input": 1_000_000, "output": 0, "batch": 0.5}}).plan
+    prompts = "long " * 2000, "short"
+    requests = [Request(0, conversation_from_prompt(text, "a prompt"), Sampling(max_tokens=5)) for text in prompts]
+    long, short = (worst_case(request).prompt_tokens for request in requests)
+    likely, most = cost_of(plan, requests)
+    assert likely == long // 4 * 1.25 + short // 4
+    prices = Prices(plan, sure(price_of(plan)))
+    factor = sure(most) / (long + short)
+    assert factor % 1.25 == 0  # at the tier that the account may choose
+    row = requests[0].changed(shared=NOTHING_SHARED)
+    assert most_of(row, plan, prices) == pytest.approx(long * factor / 1.25)
 
 
 def test_without_a_price_no_cost_is_known():

@@ -160,7 +160,8 @@ class BudgetedAnswers(Step):
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
         tier = self._tiers(request, call).charged()
         most = worst_case(request, self._model)
-        return most, _highest(price, most, request, self._prices.served_at(tier), by_batch=call.exchange is not None)
+        tiers, by_batch = self._prices.served_at(tier), call.exchange is not None
+        return most, _highest(price, most, request, tiers, by_batch=by_batch, writes=self._prices.writes)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
@@ -372,13 +373,15 @@ def unknown_batch_price(plan: resolved_config.ResolvedConfig) -> PromptmillError
     )
 
 
-def _highest(price: Price, most: Usage, request: Request, tiers: Iterable[str], *, by_batch: bool = False) -> float:
-    """Return the highest cost of an attempt with the usage `most`, at any of `tiers`.
+def _highest(
+    price: Price, most: Usage, request: Request, tiers: Iterable[str], *, by_batch: bool = False, writes: bool
+) -> float:
+    """Return the highest cost of an attempt with the usage `most`, at any of `tiers`. `writes`: see `Prices`.
 
     Writing the beginning that a request shares to the provider's cache may cost more than the prompt itself.
     """
     usages = [most]
-    if request.shared:
+    if request.shared or (writes and request.shared is None):
         an_hour = most.prompt_tokens if by_batch else 0
         usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
     return max(price.cost(usage, tier) for usage in usages for tier in tiers)
@@ -410,9 +413,10 @@ def most_of(
         return math.inf
     invalid = _BYTES_PER_TOKEN * first.completion_tokens  # a budget counts the bytes of the invalid answer
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
-    cost = _highest(price, first, request, {BATCH} if by_batch else live, by_batch=by_batch)
+    tiers = {BATCH} if by_batch else live
+    cost = _highest(price, first, request, tiers, by_batch=by_batch, writes=prices.writes)
     if has_check or is_checked(sampling):
-        cost += plan.settings.check_retries * _highest(price, again, request, live)
+        cost += plan.settings.check_retries * _highest(price, again, request, live, writes=prices.writes)
     return (sampling.n or 1) * cost
 
 
@@ -424,14 +428,15 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     own = price_of(plan)
     if own is None:
         return None, None
-    prices, tier, cache = Prices(plan, own), tier_of(plan.settings.extra_params), registry.prompt_cache_of(plan)
+    prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
+    least = cache.least if (cache := registry.prompt_cache_of(plan)) else 0
     estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
         if (price := prices.of(request)) is None or may_search(request.extra, plan.model):
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
-        tokens, writes = prompt // _BYTES_PER_TOKEN, cache is not None and cache.way == "breakpoints"
-        written = tokens if writes and cache and prompt >= cache.least else 0  # a call leaves this to the model
+        tokens = prompt // _BYTES_PER_TOKEN
+        written = tokens if prices.writes and prompt >= least else 0
         usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written)
         estimated += (request.sampling.n or 1) * price.cost(usage, tier)
         most += most_of(request, plan, prices)

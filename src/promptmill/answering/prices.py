@@ -288,6 +288,12 @@ class Prices:
         decides, and at OpenAI and Azure `auto` is the default."""
         return dict.fromkeys(("auto", "") if registry.account_decides_tier(self._plan) else ("auto",), "priority")
 
+    @functools.cached_property
+    def writes(self) -> bool:
+        """Whether the provider writes whole prompts to its cache, at a price, unless a job prevents it."""
+        cache = registry.prompt_cache_of(self._plan)
+        return cache is not None and cache.way == "breakpoints"
+
     def _others_in(self, extra: JsonObject) -> list[str]:
         return [model for model in resolved_config.named_models(extra) if model not in self._ours]
 

@@ -25,6 +25,7 @@ from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.request import (
+    NOTHING_SHARED,
     SOURCED_NAMES,
     Conversation,
     Request,
@@ -359,7 +360,7 @@ def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
 def _sharing(request: Request, cache: ModelCache) -> Request:
     """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
     size = _bytes(request.conversation)
-    return request.changed(shared=Shared(size, "", size)) if size >= cache.least else request
+    return request.changed(shared=Shared(size, "", size) if size >= cache.least else NOTHING_SHARED)
 
 
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
