@@ -134,6 +134,27 @@ def test_requests_for_several_rows_and_for_pieces_share_the_system_prompt(bench)
     assert cache.units - before <= written_once(2100, len(pieces_sent)) + 800 * len(pieces_sent)
 
 
+@pytest.mark.parametrize("name", ["documents", "nothing shared", "a system prompt", "a system prompt and documents"])
+@pytest.mark.parametrize(("provider", "model"), [("anthropic", "claude-opus-5"), ("openai", "gpt-5.4-mini")])
+def test_a_dry_run_expects_the_caches_of_other_models(bench, provider, model, name):
+    block = {"provider": provider, "model_name": model, "concurrency": 16}
+    bench.upstream.reply = PromptCache(provider)
+    bench.write(JOBS[name].rows)
+    options = [*JOBS[name].options, "--max-tokens", "1", "--set", PRICE]
+    expected = json.loads(bench.run(*options, "--dry-run", "--json", **block).stdout)["estimated_cost"]
+    found = json.loads(bench.run(*options, "--json", **block).stdout)["cost"]
+    assert expected == pytest.approx(found, rel=0.03)
+
+
+@pytest.mark.parametrize(("model", "is_marked"), [("claude-opus-5", True), ("claude-sonnet-5", False)])
+def test_the_newest_claude_caches_beginnings_of_512_tokens(bench, model, is_marked):
+    bench.upstream.reply = PromptCache("anthropic")
+    bench.write(SHORT)
+    system = ["--prompt", "Say {{text}}", "--system", long_text("rules", 700)]
+    bench.run(*system, "--max-tokens", "1", provider="anthropic", model_name=model)
+    assert ["cache_control" in str(body["system"]) for body in bodies(bench.upstream.seen)] == [is_marked] * 60
+
+
 def test_marks_that_the_endpoint_does_not_take_do_not_replace_those_of_promptmill(bench):
     part = {"type": "text", "text": SYSTEM, "cache_control": {"type": "ephemeral"}}
     system = {"role": "system", "content": [part]}
