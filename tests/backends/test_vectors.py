@@ -74,7 +74,7 @@ def _numbered(*numbers, count):
     ("numbers", "found"),
     [
         ([2, 0, 1], [2, 3, 1]),
-        ([None, None, None], [1, 2, 3]),
+        ([None, 1, 2], [1, 2, 3]),
         (["0", "2", "1"], [1, 3, 2]),
         ([0.0, 2.0, 1.0], [1, 3, 2]),
         ([0, None, 2], [1, 2, 3]),
@@ -102,6 +102,7 @@ def test_vectors_with_a_number_for_each_text_belong_to_it(numbers, found):
             [0, [1], 2],
         ),
         *([0, 1, 2, 3], [0, 1, 2, 2], [None, None, None, None], [0, None], [None, 2]),
+        *([None, None, None], [0, None, None], [None, None, 2], [2, 0, None]),
     ],
 )
 def test_no_vector_counts_if_one_may_be_of_another_text(numbers):

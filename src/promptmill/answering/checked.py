@@ -141,12 +141,13 @@ class CheckedAnswers(Step):
         self._checks = checks_of_features()
         self.wanted_by = *_FORM, "checks", *(name for one in self._checks for name in one.wanted_by)
         self._schemas: SchemaCache | None = None  # made for the first request with a schema
-        self._checker = Checker()
+        self._checker: Checker | None = None  # made for the first answer
         self._last: tuple[Sampling | None, protocol.Facts | None, tuple[_Form | None, list[Check]] | None] = (None,) * 3
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
-        await self._checker.aclose()
+        if self._checker is not None:
+            await self._checker.aclose()
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request whose answer is checked."""
@@ -219,32 +220,36 @@ class CheckedAnswers(Step):
         """Return the text of an answer, repaired if necessary, and the first complaint."""
         text = outcome.text
         answer = await _without_reasoning(text, request)
+        checker = self._checker = self._checker or Checker()
         if form is not None:
             is_complete = outcome.finish_reason != "length"
-            right, problem = await self._in_form(form, answer, call, is_complete=is_complete)
+            right, problem = await _in_form(form, answer, call, checker, is_complete=is_complete)
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
             text, answer = text if right == answer else text[: max(text.rfind(answer), 0)] + right, right
         if any(check.trims for check in checks):
             text, answer = text[: max(text.rfind(answer), 0)] + answer.strip(), answer.strip()
-        return text, await _complaint_of(checks, answer, request, call, self._checker)
+        return text, await _complaint_of(checks, answer, request, call, checker)
 
-    async def _in_form(self, form: _Form, answer: str, call: protocol.Call, *, is_complete: bool) -> tuple[str, str]:
-        """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
-        chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
-        is_valid = form.schema.is_soon_valid(answer)
-        if chosen:
-            call.counts.repaired += not is_valid
-            return chosen, ""
-        if is_valid:
-            return answer, ""
-        call.warn_of_marks(answer)
-        checked = await self._checker.check(form.schema, answer, call, complete=is_complete)
-        if checked.problem:
-            return answer, checked.problem
-        right = checked.text if form.choices is None else form.choices.chosen(checked.text)
-        call.counts.repaired += checked.repaired
-        return right, ""
+
+async def _in_form(
+    form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool
+) -> tuple[str, str]:
+    """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
+    chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
+    is_valid = form.schema.is_soon_valid(answer)
+    if chosen:
+        call.counts.repaired += not is_valid
+        return chosen, ""
+    if is_valid:
+        return answer, ""
+    call.warn_of_marks(answer)
+    checked = await checker.check(form.schema, answer, call, complete=is_complete)
+    if checked.problem:
+        return answer, checked.problem
+    right = checked.text if form.choices is None else form.choices.chosen(checked.text)
+    call.counts.repaired += checked.repaired
+    return right, ""
 
 
 async def _without_reasoning(text: str, request: Request) -> str:

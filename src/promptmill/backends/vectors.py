@@ -106,12 +106,14 @@ def _numbers(items: Sequence[JsonObject], count: int) -> Sequence[int]:
 
     A server that leaves out a text, splits one, or makes one vector of several may number its vectors anew, from 0 or
     from 1. So each number must belong to a text and be there once. Fewer vectors than texts must all have a number, and
-    the first and the last text a vector: a list that was numbered anew would lack one of the two.
+    the first and the last text a vector: a list that was numbered anew would lack one of the two. Order is no number:
+    of as many vectors as texts, one alone may lack its number (0 is left out where JSON leaves out zeros).
     """
     given = [_number(item.get("index")) for item in items]
     numbers = [place if number is None else number for place, number in enumerate(given)]
     known = {*numbers}
-    is_whole = len(items) == count or (None not in given and {0, count - 1} <= known)
+    lacking = given.count(None)
+    is_whole = (len(items) == count and lacking <= 1) or (lacking == 0 and {0, count - 1} <= known)
     return numbers if is_whole and len(known) == len(items) and known <= {*range(count)} else ()
 
 

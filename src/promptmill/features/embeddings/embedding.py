@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import orjson
 
@@ -62,7 +63,7 @@ class Embedding(Gathering):
         provider = plan.settings.backend_configs.openai.provider or ""
         self._dimensions = _OTHER_NAMES.get(provider, "dimensions")
         self._bounds = _BOUNDS.get(provider, _AT_ONCE) if plan.record.needs_endpoint else _AT_ONCE
-        self._lengths: dict[Call, dict[int | None, int]] = {}
+        self._lengths: WeakKeyDictionary[Call, dict[int | None, int]] = WeakKeyDictionary()
         """The bytes of the first vectors of each call, by the wanted number of dimensions."""
 
     async def answer(self, request: Request, call: Call) -> Outcome:
@@ -130,10 +131,6 @@ class Embedding(Gathering):
         if is_named or isinstance(again, Completion):
             self._encoding = {}
         return Totals().and_(outcome).and_(again).on(again)
-
-    async def leave(self, call: Call) -> None:
-        """Forget the lengths of the call's vectors."""
-        self._lengths.pop(call, None)
 
     def _checked(self, outcome: Outcome, joined: Request, call: Call) -> Outcome:
         """Return an outcome without vectors of another length than requested, or than the call's first vector."""
