@@ -223,7 +223,8 @@ class _EndpointPatience(Block):
         5,
         ge=1,
         le=100,
-        description="Most attempts per item; only failures of the item itself count. Lost connections: twice as many.",
+        description="Most attempts per item; only failures of the item itself count. Lost connections and 503: twice "
+        "as many.",
     )
     base_delay: Annotated[float, BY_CALL, OF_EFFORT] = Field(
         1.0, ge=0, description="First wait before a retry, in seconds; doubles each time."

@@ -431,11 +431,23 @@ class Attempts(ConcurrencyShare):
         account = item.request.account
         if account is not None and decision.may_be_billed and not await account.reserve_again():
             return _failure(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
-        self._flow.put_back(endpoint_state, decision, wait_s)
+        self._flow.put_back(endpoint_state, decision, wait_s, self._attempts_of(item, endpoint_state, decision))
         if wait_s > 0:
             with self.call.park():
                 await asyncio.sleep(wait_s)
         return None
+
+    def _attempts_of(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> str:
+        """Return the next attempt and the most attempts of an item that failed repeatedly; `""` if these do not end it,
+        but `patience`."""
+        retries = self._settings.retries
+        if decision.is_loss and endpoint_state.answered_about(item.since):
+            failed, most, setting = item.losses, _LOSS_CAP * retries, "twice the setting `retries`"
+        elif decision.kind is FailureKind.TRANSIENT:
+            failed, most, setting = item.counted, retries, "the setting `retries`"
+        else:
+            return ""
+        return f"attempt {failed + 1} of at most {most} ({setting})" if failed > 1 else ""
 
     def _is_gone(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, even if no items remain to be sent.

@@ -6,6 +6,9 @@ import random
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+import pytest
+
+from driving import ask, opened
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
@@ -15,6 +18,7 @@ from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
+from replies import answer, choose, status
 from sure import sure
 
 
@@ -166,3 +170,34 @@ async def test_a_wait_below_a_second_is_told_too():
     decision = RetryDecision(FailureKind.TRANSIENT, PromptmillError(Code.SERVER_ERROR, "no"), status=500)
     bench.flow.put_back(bench.state, decision, 0.4)
     assert bench.flow.waiting() == "500 from api.example.com: server error, next try within a second"
+
+
+async def test_a_row_that_fails_beside_answered_ones_is_told_with_its_attempts():
+    bench = Bench()
+    bench.answered()
+    lost = RetryDecision(FailureKind.LOST, PromptmillError(Code.SERVER_ERROR, "no"), 8.0, status=503)
+    bench.fails(lost)
+    bench.clock.now += 5
+    bench.flow.put_back(bench.state, lost, 0.0)
+    assert bench.flow.waiting().endswith("gives up in 1:55 (the setting `patience`)")
+    bench.flow.put_back(bench.state, lost, 0.0, "attempt 3 of at most 10 (twice the setting `retries`)")
+    assert bench.flow.waiting().endswith("; attempt 3 of at most 10 (twice the setting `retries`)")
+    assert "patience" not in bench.flow.waiting(), "the attempts end it sooner"
+
+
+@pytest.mark.simulated
+async def test_a_row_that_always_fails_is_told_while_it_waits(upstream):
+    call, told = Call(Facts(total=4)), list[str]()
+
+    def failing(seen):
+        if seen.json["messages"][0]["content"] != "bad":
+            return answer()
+        told.append(call.flow.waiting() if call.flow else "")
+        return status(503, "no")
+
+    upstream.reply = choose(failing)
+    async with opened(upstream.url, retries=3, base_delay=2.0, max_delay=30.0, concurrency=1) as backend:
+        result = await ask(backend, ["a", "b", "c", "bad"], call)
+    assert result.answered == 3
+    assert len(told) == 6
+    assert told[-1].endswith("; attempt 6 of at most 6 (twice the setting `retries`)")

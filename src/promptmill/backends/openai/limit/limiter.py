@@ -464,12 +464,15 @@ class CallFlow:
         """`since`: the start of the call."""
         self._limiter, self._call, self._clock = limiter, call, clock
         self._last: tuple[EndpointState, RetryDecision] | None = None
+        self._attempts = ""
         self._due: list[float] = []
         self._done, self._quiet_since = 0, since
 
-    def put_back(self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float) -> None:
-        """Record that an item will be sent again after `wait_s`."""
-        self._last = endpoint_state, decision
+    def put_back(
+        self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float, attempts: str = ""
+    ) -> None:
+        """Record that an item will be sent again after `wait_s`. `attempts`: how often yet, if that ends the wait."""
+        self._last, self._attempts = (endpoint_state, decision), attempts
         now = self._quiet_since = self._clock()
         while self._due and self._due[0] <= now:
             heapq.heappop(self._due)
@@ -537,9 +540,10 @@ class CallFlow:
         status = f"{failure.status} from " if failure.status else ""
         return f"{status}{state.endpoint.name}: {words}"
 
-    @staticmethod
-    def _end(state: EndpointState) -> str:
+    def _end(self, state: EndpointState) -> str:
         """Return the end of the wait, and the configuration key that determines it; `""` while requests succeed."""
+        if self._attempts and self._last is not None and self._last[0] is state:
+            return f"; {self._attempts}"
         if state.health.trouble is None or state.has_never_listened:
             return ""
         return f"; gives up in {duration(max(0.0, state.patience_s))} (the setting `patience`)"
