@@ -38,7 +38,8 @@ _SEARCH = {"type": "web_search_call", "id": "s1", "action": {"type": "search", "
 
 
 def _added(item: dict[str, Any], at: int | None = 0) -> dict[str, Any]:
-    begun: dict[str, Any] = item | ({"content": []} if item["type"] == "message" else {"arguments": ""})
+    empty: dict[str, Any] = {"content": []} if item["type"] == "message" else {"arguments": ""}
+    begun = item | empty
     return {"type": "response.output_item.added", "output_index": at, "item": begun}
 
 
