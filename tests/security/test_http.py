@@ -162,8 +162,8 @@ def test_no_error_shows_where_the_folders_of_calls_are(upstream, tmp_path):
     (root / "sub").mkdir()
     (root / "empty.png").write_bytes(b"no image")
     (root / "parameter.yaml").touch()
-    pictures = ("a.png", "../a.png", "sub", "empty.png", "/etc/a.png", "~/a.png", "data/a.png", "x" * 90 + ".png")
-    pictures += ("parameter.yaml", "../data/sub", "/no/such/a.pdf#page=1", "file:///etc/a.png")
+    pictures = ["a.png", "../a.png", "sub", "empty.png", "/etc/a.png", "~/a.png", "data/a.png", "x" * 90 + ".png"]
+    pictures += ["parameter.yaml", "../data/sub", "/no/such/a.pdf#page=1", "file:///etc/a.png"]
     files: list[dict[str, Any]] = [
         {"input_file": name, "output_file": "out.jsonl"} for name in ("in.jsonl", "../in.jsonl", "/etc/in.jsonl", "sub")
     ]

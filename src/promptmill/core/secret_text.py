@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable
 
 from promptmill.core.bounds import DEEPEST_TEXT
-from promptmill.core.values import json_text
 
 _SHORTEST_KEY = 8
 _TAIL = 64 << 10  # bytes; longer than any key, even one whose letters are all escaped as \u0041
@@ -188,10 +187,10 @@ def find_field(names: Iterable[object]) -> str:
     return next((name for name in names if isinstance(name, str) and _FIELD_NAME.fullmatch(name)), "")
 
 
-def may_hold_secrets(finder: SecretFinder, names: Iterable[object], row: object) -> bool:
-    """Return whether a row of a job may hold keys or passwords, so that no page or result of a call shows it. `names`:
-    of its columns."""
-    return bool(find_field(names) or finder.find(json_text(row).encode("utf-8", "replace")))
+def may_hold_secrets(finder: SecretFinder, names: Iterable[object], row: str) -> bool:
+    """Return whether a row of a job, as JSON, may hold keys or passwords, so that no page or result of a call shows it.
+    `names`: of its columns."""
+    return bool(find_field(names) or finder.find(row.encode("utf-8", "replace")))
 
 
 def is_long_enough(secret: str) -> bool:

@@ -12,6 +12,7 @@ import orjson
 
 from promptmill.core.bounds import MOST_NAMES, MOST_SHOWN
 from promptmill.core.secret_text import SecretFinder, may_hold_secrets
+from promptmill.core.values import json_text
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.columns import by_worth
 from promptmill.jobs.inputs.question_columns import distinct
@@ -104,7 +105,7 @@ class PageRows:
 
     def add(self, number: int, state: int, values: Mapping[str, Cell]) -> None:
         """Add a row, with its values by column key; only a remark if they may hold secrets."""
-        if self.finder is not None and may_hold_secrets(self.finder, _names_in(values), values):
+        if self.finder is not None and may_hold_secrets(self.finder, _names_in(values), json_text(values)):
             first = next(column.key for column in self.columns if column.kind in {"answer", "error"})
             state, values = 0, {first: f"The row {MAY_HOLD_SECRETS}."}
         self.number.append(number)

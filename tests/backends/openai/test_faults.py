@@ -480,7 +480,7 @@ async def test_interim_responses_end_at_the_size_of_a_head(upstream, hint):
     async with opened(upstream.url, retries=1, timeout=[10, 600]) as backend:
         result = await ask(backend, ["good", "bad"])
     assert result.texts == ["echo: good", None]
-    assert result.outcomes[1].error.code == "bad_response"
+    assert "bad_response" in str(result.outcomes[1])
 
 
 @both

@@ -226,7 +226,7 @@ def test_a_language_that_cannot_be_checked_is_an_error_before_anything_is_sent(m
 def test_a_language_is_known_without_loading_what_tells_languages_apart(monkeypatch):
     assert frozenset(parameters.likelihoods("")) == parameters.LANGUAGES
     monkeypatch.delitem(sys.modules, "py3langid")
-    assert Configuration({"sampling_params": {"language": "de"}}).plan
+    Configuration({"sampling_params": {"language": "de"}}).plan  # noqa: B018
     assert "py3langid" not in sys.modules
 
 

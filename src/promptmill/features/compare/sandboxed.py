@@ -21,7 +21,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import input_error
 from promptmill.core.secret_text import SecretFinder, find_field, may_hold_secrets
-from promptmill.core.values import JsonDict
+from promptmill.core.values import JsonDict, json_text
 from promptmill.core.wording import cut
 from promptmill.features.compare import comparison_page, figures
 from promptmill.features.compare.compared_rows import ComparedRows
@@ -172,7 +172,7 @@ def _compare(
     if finder is not None:
         bounded = [
             {"row": row["row"], "left_out": f"The row {MAY_HOLD_SECRETS}."}
-            if may_hold_secrets(finder, row["own"], row)
+            if may_hold_secrets(finder, row["own"], json_text(row))
             else row
             for row in bounded
         ]

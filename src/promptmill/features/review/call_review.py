@@ -17,7 +17,7 @@ import orjson
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import argument_name, input_error, worded
 from promptmill.core.secret_text import SecretFinder, may_hold_secrets
-from promptmill.core.values import JsonDict, exact
+from promptmill.core.values import JsonDict, exact, json_text
 from promptmill.core.wording import cut
 from promptmill.features.review import review_page
 from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROW, ROWS, Review, ReviewRow, review, take
@@ -134,7 +134,7 @@ def _call(found: Review) -> str:
 
 def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     cells = row.cells()
-    if finder is not None and may_hold_secrets(finder, row.own, cells):
+    if finder is not None and may_hold_secrets(finder, row.own, json_text(cells)):
         return {ROW: row.number, "left_out": f"The row {MAY_HOLD_SECRETS}."}
     return {
         name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else exact(value)
