@@ -217,7 +217,7 @@ def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
     elif not damaged:
         print("promptmill: there are no jobs.", file=sys.stderr)
     for database in damaged:
-        remedy = "Repeat the command of the job: it keeps what is readable; with --again all, it begins anew."
+        remedy = "Repeat the command of the job: it keeps the readable answers; with --again all, it begins anew."
         print(f"promptmill: {database} is damaged or missing, so its job is not listed. {remedy}", file=sys.stderr)
     return OK
 

@@ -31,7 +31,7 @@ rw sa sdh se si sk sl sn so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz u
 yue zh zu zxx
 """
 LANGUAGES = frozenset(_CODES.split())
-"""The codes of the languages that can be told apart. They are listed, because py3langid takes seconds to load, and a
+"""The codes of the languages that py3langid knows. They are listed here, because py3langid takes seconds to load, and a
 call is checked in the event loop."""
 
 

@@ -106,7 +106,7 @@ def connected(file: Path | None, *, read_only: bool = True, memory: str = f"{_ME
 
 
 def alone(connection: Any, files: Sequence[str] = (), folders: Sequence[str] = ()) -> Any:
-    """Return a connection that from now on opens no file but these `files`, and those in `folders`."""
+    """Return a connection that from now on opens only `files`, and the files in `folders`."""
     connection.execute("SET allowed_paths = $1", ([*files],))
     connection.execute("SET allowed_directories = $1", ([*folders],))
     connection.execute("SET enable_external_access = false")

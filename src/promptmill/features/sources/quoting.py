@@ -113,7 +113,7 @@ class Texts:
         return cls([_Column("", Text(text)) for text in own.texts])
 
     def stop(self) -> None:
-        """Search for no more quotes, because nobody waits for the answer any more. May be called from any thread."""
+        """Search for no further quotes: the client has left. May be called from any thread."""
         self._is_stopped = True
 
     def source(self, quote: str, value: Any) -> Source | None:

@@ -95,8 +95,8 @@ class Place:
 class Readers:
     """The turns of calls that read files: one call of a session at a time, and a few sessions.
 
-    One process reads the documents of all calls, one after the other. So the calls of a session wait for each other,
-    and their documents take turns with those of other sessions: no session waits for all files of another.
+    One process reads the documents of all calls, one after the other. The calls of a session wait for each other, and
+    the documents of several sessions take turns: no session waits for all files of another session.
     """
 
     def __init__(self, count: int = MOST_READERS) -> None:

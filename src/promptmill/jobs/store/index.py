@@ -131,7 +131,7 @@ class JobFolders:
                 raise input_error(
                     f"The database of the job {text[:60]!r} is damaged or missing: ",
                     Named("status", text="{} names its file."),
-                    " Repeat the command of the job: it keeps what is readable, or says how to begin anew.",
+                    " Repeat the command of the job: it keeps the readable answers, or says how to begin anew.",
                 ) from None
             near = parts or [
                 path.stem for path in self.paths() if text and path.stem.startswith(text) and self.folder_at(path)

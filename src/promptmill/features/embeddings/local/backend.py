@@ -54,7 +54,7 @@ class _StoppedError(Exception):
 
 
 class _Turns:
-    """Lets one thread compute at a time, and a waiting thread before the one that computed last."""
+    """Lets one thread compute at a time. At the end of a turn, a waiting thread goes first."""
 
     def __init__(self) -> None:
         self._computes, self._is_next = threading.Lock(), threading.Lock()
