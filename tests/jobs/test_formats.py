@@ -117,7 +117,7 @@ def test_values_of_json_have_their_types_in_parquet(bench):
 
 
 @pytest.mark.thorough
-def test_an_answers_whole_number_of_any_length_is_kept_or_its_row_has_an_error(bench):
+def test_an_answers_whole_number_of_any_length_is_kept(bench):
     number = 10**23 + 1
     (bench.path / "s.json").write_text('{"type": "object", "properties": {"id": {"type": "integer"}}}')
     bench.upstream.reply = answer(f'```json\n{{"id": {number}}}\n```')
@@ -128,8 +128,7 @@ def test_an_answers_whole_number_of_any_length_is_kept_or_its_row_has_an_error(b
     assert json.loads((bench.path / "out.jsonl").read_text())["answer"] == {"id": number}
     assert str(number) in (bench.path / "out.csv").read_text()
     (row,) = parquet.read_table(bench.output).to_pylist()
-    assert (row["id"], row["error"]["code"]) == (None, "invalid_answer")
-    assert f"cannot hold {number} of the field id" in row["error"]["message"]
+    assert (row["id"], row["error"]) == (str(number), None)
 
 
 def test_a_field_of_several_types_is_a_column_of_json_texts_in_parquet(bench):
