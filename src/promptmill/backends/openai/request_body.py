@@ -56,8 +56,11 @@ _NO_FORM = re.compile(
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
 _NO_USAGE = re.compile(r"stream_options|include_usage")
-_NO_CACHE = re.compile(r"prompt_cache_(?:key|options|breakpoint)")
-
+# The names of promptmill's parameters for each way of `ModelCache`, in a refusal.
+_CACHE_NAMES = {
+    "key": re.compile("prompt_cache_key"),
+    "breakpoints": re.compile("prompt_cache_(?:key|options|breakpoint)"),
+}
 _OPTIONS = re.compile(rb'"prompt_cache_(?:options|retention)":')
 _BREAKPOINT: JsonObject = {"prompt_cache_breakpoint": {"mode": "explicit"}}
 # The cache mark of each way of `ModelCache`, for the usual time and for an hour.
@@ -151,8 +154,9 @@ class RequestEncoder:
             if isinstance(message.content, tuple):
                 names = (name for part in message.content for name in part.marks or ())
                 lost |= {*names} - self._marks_of(head, message)
-            if message.extra and self._dialect is not DIALECTS["openai"]:  # which sends other fields of a message
-                lost |= CACHE_MARKS & message.extra.keys() - (self._dialect.MARKS - {"prompt_cache_breakpoint"})
+            if message.extra and self._dialect is not DIALECTS["openai"]:  # which sends all fields of a message
+                of_messages = self._dialect.MARKS & {"cache_control"}  # the only mark that a message may have
+                lost |= CACHE_MARKS & message.extra.keys() - of_messages
         return sorted(lost)
 
     def _marks_of(self, head: Head, message: Message) -> frozenset[str]:
@@ -214,11 +218,10 @@ class RequestEncoder:
         elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
             self._streamed = {"stream": True}
             corrected = sent
-        elif _NO_CACHE.search(refusal) and (head.cache is not None or head.marks):
-            cache = sent.prompt_cache
-            has_breakpoints = head.cache is not None and head.cache.way == "breakpoints"
+        elif head.cache is not None and (names := _CACHE_NAMES.get(head.cache.way)) and names.search(refusal):
+            cache, has_breakpoints = sent.prompt_cache, head.cache.way == "breakpoints"
             known = replace(cache, breakpoints=None) if has_breakpoints else PromptCache(marks=cache.marks)
-            corrected = None if known == cache else replace(sent, prompt_cache=known)
+            corrected = replace(sent, prompt_cache=known)
         if corrected is None:
             return False
         if self._endpoint.profile is sent:  # else another request's refusal has corrected it

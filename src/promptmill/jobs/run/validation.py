@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,7 +46,7 @@ from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
-from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
+from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.run.ways import tier_of_way
 from promptmill.jobs.store import statistics
@@ -187,16 +187,16 @@ class _Sums:
             if self.price.batch is not None:
                 self.by_batch += most_of(one, self.plan, self._prices, by_batch=True, has_check=self._has_check)
 
-    def expect_beginning(self, shared: Shared, times: float) -> None:
-        """Expect a beginning in as many requests: the first writes it to the provider's cache, the others read it."""
-        if self.cache is None:
-            return
-        tokens = shared.size // _BYTES_PER_TOKEN
-        if self.cache.way == "key":  # which writes for free
-            tokens -= tokens % _CACHED_STEP
-        else:
-            self.written_tokens += min(times, 1.0) * tokens
-        self.cached_tokens += max(times - 1.0, 0.0) * tokens
+    def expect_beginnings(self, requested: Mapping[Shared, float]) -> None:
+        """Expect beginnings of prompts in as many requests: the first writes each to the provider's cache, the others
+        read it."""
+        for shared, times in requested.items():
+            tokens = shared.size // _BYTES_PER_TOKEN
+            if self.cache is not None and self.cache.way == "key":  # which writes for free
+                tokens -= tokens % _CACHED_STEP
+            else:
+                self.written_tokens += min(times, 1.0) * tokens
+            self.cached_tokens += max(times - 1.0, 0.0) * tokens
 
     def expect(self, answered: tuple[int, int] | None, rows: int) -> None:
         """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
@@ -343,8 +343,10 @@ def _expect_cache(
                 is_whole = sent.part == 1 and part.conversation is request.conversation
                 if shared := beginning if is_whole else request.shared_system:
                     requested[shared] = requested.get(shared, 0.0) + (part.sampling.n or 1) * sent.part
-        for shared, times in requested.items():
-            sums.expect_beginning(shared, times)
+            if len(requested) > WINDOW_ROWS:  # rows with the same beginning follow each other
+                sums.expect_beginnings(requested)
+                requested.clear()
+        sums.expect_beginnings(requested)
 
 
 def _size(row: Row) -> int:
