@@ -268,6 +268,7 @@ async def test_the_processes_of_checks_end():
         async def aclose(self) -> None:
             ended.append(self)
 
+    assert step._checker is not None
     await step._checker.aclose()
     step._checker = cast("Any", Ending())
     await step.aclose()
