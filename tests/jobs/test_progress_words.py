@@ -24,6 +24,8 @@ class Flow:
     limit = 16
     where = "api.example.com"
 
+    pace = 0.0
+
     def __init__(self, waiting=""):
         self._waiting = waiting
 
@@ -38,6 +40,16 @@ def progress():
     found.sample()
     found.counts.done = 120
     return found
+
+
+def test_a_job_whose_requests_are_held_back_says_so_beside_its_rate(progress):
+    progress.stats.flow = Flow()
+    assert "paced" not in status_words.line(progress.as_dict())
+    progress.stats.flow.pace = 118.4
+    assert "paced at 118 requests/s: the endpoint refused more" in status_words.line(progress.as_dict())
+    assert "rows/s" in status_words.line(progress.as_dict())
+    progress.stats.flow.pace = 0.25
+    assert "paced at 0.25 requests/s" in status_words.line(progress.as_dict())
 
 
 def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):

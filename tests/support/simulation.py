@@ -1,6 +1,7 @@
 """A call over one endpoint in simulated time: the limit is real, everything else is events in a heap.
 
 seconds = Call(5000, AdaptiveLimit(512), Endpoint(2.0, "together")).run()
+seconds = PacedCall(5000, Endpoint(0.4, rate=Sliding(120, 1.0))).run()  # with the pace, the strikes and the pauses
 
 `python tests/support/simulation.py` prints the chart of docs/architecture.md.
 """
@@ -11,20 +12,85 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
+from promptmill.backends.openai.endpoint import Endpoint as Target
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.limit.adaptive_limit import QUIET_S, AdaptiveLimit, ThroughputSearch
+from promptmill.backends.openai.limit.endpoint_state import EndpointState
+from promptmill.backends.openai.providers import profile_at
+from promptmill.backends.openai.request_body import RequestEncoder
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
 
 _BASE_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 _HEIGHTS, _COLUMNS = " ▁▂▃▄▅▆▇█", 60
 Answers = Literal["one by one", "by sixteen", "together"]
 
 
+class Rate(Protocol):
+    """A limit of requests per time."""
+
+    def takes(self, now: float) -> bool:
+        """Return whether a request at `now` is accepted."""
+        ...
+
+
+class Bucket:
+    """Accepts `per_s` requests per second, and at first, or after a time without requests, `burst` at once."""
+
+    def __init__(self, per_s: float, burst: float) -> None:
+        self.per_s, self._burst, self._level, self._at = per_s, burst, burst, 0.0
+
+    def takes(self, now: float) -> bool:
+        """Return whether a request at `now` is accepted."""
+        self._level = min(self._burst, self._level + (now - self._at) * self.per_s)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+class Sliding:
+    """Accepts `per_s` requests per second, counted over the last `window_s` seconds."""
+
+    def __init__(self, per_s: float, window_s: float) -> None:
+        self._most, self._window_s, self._times = per_s * window_s, window_s, deque[float]()
+
+    def takes(self, now: float) -> bool:
+        """Return whether a request at `now` is accepted."""
+        while self._times and now - self._times[0] >= self._window_s:
+            self._times.popleft()
+        if len(self._times) >= self._most:
+            return False
+        self._times.append(now)
+        return True
+
+
+class Fixed:
+    """Accepts `per_s` requests per second, counted from each multiple of `window_s` seconds."""
+
+    def __init__(self, per_s: float, window_s: float) -> None:
+        self._most, self._window_s, self._window, self._count = per_s * window_s, window_s, 0, 0
+
+    def takes(self, now: float) -> bool:
+        """Return whether a request at `now` is accepted."""
+        if self._window != now // self._window_s:
+            self._window, self._count = int(now // self._window_s), 0
+        if self._count >= self._most:
+            return False
+        self._count += 1
+        return True
+
+
 class Endpoint:
     """Answers after `delay_s`: each for itself, sixteen at a time, or all that is there as one batch.
 
-    It refuses a share of `refused` whatever happens, what is beyond `limit` in flight, and what is beyond `per_minute`
-    requests in a minute of the clock. A request and its response take `network_s` each on their way.
+    It refuses a share of `refused` whatever happens, what is beyond `limit` in flight, what is beyond `per_minute`
+    requests in a minute of the clock, and what is beyond `rate`. Its refusals ask for a wait of `asked_s`. A request
+    and its response take `network_s` each on their way.
     """
 
     def __init__(
@@ -37,9 +103,11 @@ class Endpoint:
         refusal_s: float = 0.001,
         per_minute: int | None = None,
         network_s: float = 0.0,
+        rate: Rate | None = None,
+        asked_s: float | None = None,
         seed: int = 1,
     ) -> None:
-        self.limit = limit
+        self.limit, self.rate, self.asked_s = limit, rate, asked_s
         self._per_minute, self._network_s = per_minute, network_s
         self._minute = self._in_minute = 0
         self._delay_s, self._answers, self._refused, self._refusal_s = delay_s, answers, refused, refusal_s
@@ -59,6 +127,8 @@ class Endpoint:
 
     def _refuses(self, now: float) -> bool:
         if (self.limit is not None and self._in_flight >= self.limit) or self._chance.random() < self._refused:
+            return True
+        if self.rate is not None and not self.rate.takes(now):
             return True
         if self._per_minute is None:
             return False
@@ -195,6 +265,22 @@ class Call:
             what(*arguments)
         return self.now
 
+    def go_on(self, prompts: int) -> float:
+        """Answer further prompts. Return the time of the last answer."""
+        self._prompts, self._fresh = self._prompts + prompts, prompts
+        return self.run()
+
+    @staticmethod
+    def run_together(seconds: float, *calls: Call) -> None:
+        """Run calls at one endpoint for so many seconds."""
+        for call in calls:
+            call._send()
+        while (call := min(calls, key=lambda call: call._events[0][0]))._events[0][0] <= seconds:
+            now, _, what, arguments = heapq.heappop(call._events)
+            for each in calls:
+                each.now = now
+            what(*arguments)
+
     def _send(self) -> None:
         limit = self.limit
         while self.in_flight < self._room() and (self._back or (self._fresh and self._waiting <= 2 * limit.size)):
@@ -259,6 +345,91 @@ class Call:
         self._send()
 
 
+class PacedCall(Call):
+    """A call over the real state of an endpoint, with its pace, its strikes and its pauses."""
+
+    def __init__(self, prompts: int, endpoint: Endpoint, *, concurrency: int = 1024, seed: int = 1) -> None:
+        self.now = 0.0
+        url = "https://api.example.com/v1/chat/completions"
+        target = Target(url, "api.example.com", {}, (), profile_at(urlsplit(url)))
+        encoder = RequestEncoder(target, "m", enable_thinking=None, stream=False)
+        settings = OpenAISettings(concurrency=concurrency)
+        self.state = EndpointState(target, encoder, settings, lambda: self.now, random.Random(seed))
+        super().__init__(prompts, self.state.load.limit, endpoint, seed=seed)
+        self.asked_s = endpoint.asked_s
+        self.times: list[float] = []
+        """The times at which requests were sent."""
+        self.times_refused: list[float] = []
+        self._wakes_at = float("inf")
+
+    def late_share(self, since: float = 10.0) -> float:
+        """Return the share of refusals among the requests that were sent after `since` seconds."""
+        return sum(at >= since for at in self.times_refused) / max(1, sum(at >= since for at in self.times))
+
+    def _send(self) -> None:
+        state, load = self.state, self.state.load
+        while self._back or (self._fresh and self._waiting <= 2 * load.limit.size):
+            room = state.room(self.now)
+            if room <= 0:
+                break
+            if self._back and (self.sent % 2 or not self._fresh):
+                item = self._back.popleft()
+            else:
+                self._fresh -= 1
+                item = [0]
+            self.in_flight += 1
+            self.sent += 1
+            self.times.append(self.now)
+            permit = state.enter(self.now)
+            if room <= 1 and not load.watched and load.in_flight >= load.limit.size and load.limit.may_double:
+                load.watched = True
+                self.at(QUIET_S, self._quiet, permit.round_number)
+            self._endpoint.arrive(self, item, permit, self.now, self.sent)
+        opens_at = state.opens_at(self.now)
+        if self.now < opens_at < self._wakes_at:
+            self._wakes_at = opens_at
+            self.at(max(0.001, opens_at - self.now), self._wake)
+
+    def _wake(self) -> None:
+        self._wakes_at = float("inf")
+        self._send()
+
+    def _quiet(self, round_number: int) -> None:
+        self.state.load.watched = False
+        super()._quiet(round_number)
+
+    def answered(self, item: list[int], permit: Any, sent_at: float, serial: int, tokens: int = 0) -> None:
+        """Have an answer come."""
+        del item, sent_at, serial
+        self.done += 1
+        self.in_flight -= 1
+        self.state.succeeded(permit, tokens)
+        self.state.leave(permit)
+        self._send()
+
+    def refused(self, item: list[int], permit: Any, sent_at: float, serial: int) -> None:
+        """Have a refusal come."""
+        del serial
+        self.refusals += 1
+        self.times_refused.append(sent_at)
+        self.in_flight -= 1
+        state = self.state
+        refusal = PromptmillError(Code.RATE_LIMITED, "no")
+        decision = RetryDecision(FailureKind.LOAD, refusal, self.asked_s, status=429)
+        failed_before = item[1] if len(item) > 1 else None
+        item[1:] = [state.load.sent]
+        state.failed(permit, decision, failed_before)
+        state.leave(permit)
+        wait_s = 0.0
+        if item[0]:
+            base_s = min(_BASE_DELAY_S, state.load.answer_s or _BASE_DELAY_S)
+            wait_s = backoff_s(item[0], base_s, _MAX_DELAY_S, self._chance)
+        item[0] += 1
+        self._waiting += 1
+        self.at(max(wait_s, self.asked_s or 0.0), self._return, item)
+        self._send()
+
+
 def _row(name: str, seconds: int, call: Call) -> str:
     """Return the requests in flight in the first `seconds` of a call, as a line of a table."""
     found: list[list[int]] = [[] for _ in range(_COLUMNS)]
@@ -287,6 +458,7 @@ def chart() -> str:
             _row("takes 40, from 60 s on 120", 120, rises),
             _row("refuses 10 % at random", 20, Call(4000, AdaptiveLimit(256), Endpoint(2.0, refused=0.1))),
             _row("takes 600 requests a minute", 120, Call(2000, AdaptiveLimit(256), Endpoint(1.0, per_minute=600))),
+            _row("takes 120 requests a second", 20, PacedCall(2400, Endpoint(0.4, rate=Sliding(120, 1.0)))),
         ]
     )
 

@@ -382,6 +382,11 @@ class Flow(Protocol):
         ...
 
     @property
+    def pace(self) -> float:
+        """The requests per second beyond which requests are held back, after refusals; 0: none are."""
+        ...
+
+    @property
     def where(self) -> str:
         """The names of the endpoints that have requests; `""` without requests."""
         ...
@@ -656,6 +661,11 @@ class Call:
     def waiting(self) -> str:
         """The reason for a stall; `""` while requests are running."""
         return "" if self.flow is None else self.flow.waiting()
+
+    @property
+    def pace(self) -> float:
+        """The requests per second beyond which requests are held back, after refusals; 0: none are."""
+        return 0.0 if self.flow is None else self.flow.pace
 
     def warn(self, message: str) -> None:
         """Record a deviation from the request that does not end the call.

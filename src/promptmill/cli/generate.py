@@ -24,7 +24,7 @@ from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
-from promptmill.core.wording import duration
+from promptmill.core.wording import duration, paced
 from promptmill.jobs.format_table import reading, whole
 from promptmill.options import table
 from promptmill.service import choosing, list_call
@@ -297,7 +297,7 @@ async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Cal
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
             done = stats.counts.done
-            doing = ("" if done else service.activity) or stats.waiting or "answering"
+            doing = ("" if done else service.activity) or stats.waiting or paced(stats.pace) or "answering"
             of = "" if total == 1 else f", {done:,} of {total:,}"
             progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 

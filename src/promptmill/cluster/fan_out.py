@@ -40,7 +40,7 @@ _IN_FLIGHT = 256
 _KEPT_BYTES = 4 * 1024 * 1024  # bytes of images that a worker keeps; few, because there may be many workers
 # A request that was on so many workers when they ended is sent alone. Many, because it is seldom the cause.
 _SUSPECTED = 4
-_REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where", "needed_keys")
+_REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where", "needed_keys", "pace")
 
 
 async def create(plan: ResolvedConfig) -> protocol.Backend:

@@ -79,6 +79,8 @@ class ReplicaReport:
     """The names of the endpoints that have requests."""
     needed_keys: int = 0
     """The number of renewed keys that the replica has needed so far. It waits for the last of them."""
+    pace: float = 0.0
+    """The requests per second beyond which requests are held back; 0: none are."""
 
 
 class _DriversAccount:
@@ -213,10 +215,9 @@ class Replica:
         call.warnings.clear()
         reserving, self._to_reserve = self._to_reserve, []
         most, flow = 1 if share is None else share.most, call.flow
-        where = "" if flow is None else flow.where
-        return ReplicaReport(
-            outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where, self._needed_keys
-        )
+        where, pace = ("", 0.0) if flow is None else (flow.where, flow.pace)
+        held, keys = call.waits.held, self._needed_keys
+        return ReplicaReport(outcomes, most, held, refused, warnings, reserving, call.waiting, where, keys, pace)
 
     async def idle(self) -> None:
         """Decide about held requests, because all remaining requests wait for others."""
@@ -302,6 +303,11 @@ class _RemoteShare(protocol.FixedShare):
     def limit(self) -> int:
         """The same as `most`."""
         return self.most
+
+    @property
+    def pace(self) -> float:
+        """The requests per second beyond which the replica holds requests back; 0: it holds none back."""
+        return self.remote.last.pace
 
     @property
     def where(self) -> str:

@@ -116,6 +116,12 @@ class _ReplicaShare:
             share.idle()
 
     @property
+    def pace(self) -> float:
+        """The requests per second beyond which all replicas hold requests back; 0: not all do."""
+        paces = [share.pace if isinstance(share, Flow) else 0.0 for share in self._shares()]
+        return sum(paces) if all(paces) else 0.0
+
+    @property
     def where(self) -> str:
         """The names of the endpoints that have requests; for engines, the number of replicas as text."""
         names = dict.fromkeys(share.where for share in self._shares() if isinstance(share, Flow))

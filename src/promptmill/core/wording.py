@@ -124,6 +124,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def paced(pace: float) -> str:
+    """Return why no more than `pace` requests are sent per second; `""` if it is 0."""
+    return f"paced at {pace:,.{0 if pace >= 10 else 2}f} requests/s: the endpoint refused more" if pace else ""
+
+
 def list_in_words(text: str) -> str:
     """Return a list of plain values in JSON as people write it; any other text stays.
 

@@ -31,7 +31,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import duration
+from promptmill.core.wording import duration, paced
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
@@ -321,4 +321,5 @@ def _count(stats: Call) -> str:
         parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
         if left := (stats.facts.total or 0) - stats.counts.done:
             parts.append(f"about {duration(left / rate)} left")
+        parts += filter(None, [paced(stats.pace)])
     return ", ".join(parts)

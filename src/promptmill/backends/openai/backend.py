@@ -247,6 +247,11 @@ class Attempts(ConcurrencyShare):
         return self._limiter.room
 
     @property
+    def pace(self) -> float:
+        """The requests per second beyond which requests are held back, for all calls together; 0: none are."""
+        return self._limiter.pace
+
+    @property
     def where(self) -> str:
         """The names of the endpoints that have requests."""
         busy = [state.endpoint.name for state in self._limiter.endpoint_states if state.load.in_flight]

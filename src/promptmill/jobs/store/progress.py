@@ -173,6 +173,7 @@ class Progress:
             "written": self.written if self.state == MERGING else None,
             "in_flight": self.stats.in_flight if is_running else 0,
             "window": flow.limit if flow is not None and is_running else None,
+            "pace": round(self.stats.pace, 2) or None if is_running else None,
             "refused": run.refused or None,
             "waiting": waiting or None,
             "rows_per_second": round(rate, 2),

@@ -155,6 +155,8 @@ class _Money(TypedDict, total=False):
 class _Flow(TypedDict, total=False):
     in_flight: int
     window: int | None
+    pace: float
+    """The requests per second beyond which requests are held back, because an endpoint refused more."""
     refused: int
     """The number of requests of this run that an endpoint refused because of load."""
     rows_per_second: float

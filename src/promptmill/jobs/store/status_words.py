@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut, duration, in_percent
+from promptmill.core.wording import counted, cut, duration, in_percent, paced
 from promptmill.jobs import format_table, members
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch
@@ -255,6 +255,7 @@ def parts(status: RunStatus) -> list[str]:
             "" if eta_s is None else f"{duration(eta_s)} left",
             f"{figure(rate) if 0 < rate < 0.1 else f'{rate:,.1f}'} rows/s",
             f"{counted(status['in_flight'], 'request')} open{limit}",
+            paced(status.get("pace", 0.0)),
             f"{status['refused']} rate-limited" if status.get("refused") else "",
             f"{status['retries']:,} retried" if status.get("retries") else "",
             f"{status['tokens_per_second']:.0f} tokens/s",

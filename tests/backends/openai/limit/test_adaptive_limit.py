@@ -123,6 +123,16 @@ def test_where_nothing_is_taken_any_more_it_begins_again_with_one():
     assert sizes == [2, 4, 8, 16, 32, 64]
 
 
+def test_a_limit_with_a_fraction_of_a_place_can_be_full_and_grows():
+    limit = AdaptiveLimit(256)
+    for place, number in enumerate([limit.taken(number) for number in range(1, 65)]):
+        (limit.refused if place < 60 else limit.accepted)(number)
+    for turn in range(300):
+        for place, number in enumerate([limit.taken(number) for number in range(1, limit.size + 1)]):
+            (limit.refused if turn < 3 and place % 3 == 0 else limit.accepted)(number)
+    assert limit.size == 256
+
+
 def test_a_call_that_needs_little_does_not_make_it_grow():
     limit = AdaptiveLimit(512)
     for _ in range(1000):

@@ -258,6 +258,15 @@ class AdaptiveLimit:
             elif (count := self._rounds.refused(round_number)) is not None:
                 self._consider_trial(count)
 
+    def restore(self, limit: int) -> None:
+        """Return to at least `limit`, because recent refusals did not depend on the number in flight."""
+        if self._adaptive:
+            self._limit = self._search.proven = min(self._most, max(limit, self._limit))
+            self._ramping, self._trial, self._search.found = True, None, 0.0
+            self._rounds.in_a_row = 0
+            self._resize(self._limit)
+            self._next_level()
+
     def _consider_trial(self, count: _Count) -> None:
         """Try a lower limit if a round has more refusals than chance explains."""
         if count.exceeds(self._tolerated if self._ramping else self._random):

@@ -13,6 +13,7 @@ from urllib.parse import urljoin
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s, longest_wait_s
 from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, ThroughputSearch, waiting_in
+from promptmill.backends.openai.limit.pace import Pace
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.transport import LoopThrottle, Pool
 from promptmill.config.settings import OpenAISettings
@@ -32,13 +33,17 @@ _MOST_OWN = 1024
 class Permit:
     """The right to send one request to `endpoint_state`, given at the time `at`."""
 
-    __slots__ = ("at", "endpoint_state", "idle_s", "round_number", "serial")
+    __slots__ = ("at", "endpoint_state", "idle_s", "round_number", "sent_as", "serial")
 
-    def __init__(self, endpoint_state: EndpointState, at: float, serial: int, round_number: int, idle_s: float) -> None:
+    def __init__(
+        self, endpoint_state: EndpointState, at: float, serial: int, sent_as: int, *, round_number: int, idle_s: float
+    ) -> None:
         self.endpoint_state = endpoint_state
         self.at = at
         self.serial = serial
         """The number of the request at this endpoint, from 1."""
+        self.sent_as = sent_as
+        """The number in flight when it was sent, with itself."""
         self.round_number = round_number
         """The round, from `AdaptiveLimit.taken`."""
         self.idle_s = idle_s
@@ -135,6 +140,7 @@ class EndpointState:
         self.load = Load(limit, ThroughputSearch(limit, _MOST_OWN) if _is_searched(settings, endpoint) else None)
         self.health = Health()
         self.pause = Pause()
+        self.pace = Pace(limit.restore, adaptive=settings.adaptive)
         self._settings = settings
         self._clock = clock
         self._throttle = throttle or LoopThrottle(clock)
@@ -147,7 +153,16 @@ class EndpointState:
             return 0
         if pause.strikes:
             return 0 if pause.probe else 1
-        return self.load.limit.size - self.load.in_flight
+        load = self.load
+        beyond = self.pace.beyond(load.in_flight, load.limit.size, now) if load.in_flight >= load.limit.size else 0
+        free = load.limit.size - load.in_flight
+        if free <= 0:
+            return beyond
+        return 0 if self.pace.holds_back(now) else free
+
+    def opens_at(self, now: float) -> float:
+        """Return the time at which the pause ends, or at which the pace or a probe may allow the next request."""
+        return self.pause.until if self.pause.strikes else max(self.pause.until, self.pace.next_at(now))
 
     @property
     def may_be_probed(self) -> bool:
@@ -159,9 +174,20 @@ class EndpointState:
         load = self.load
         load.in_flight = in_flight = load.in_flight + 1
         load.sent = serial = load.sent + 1
-        permit = Permit(self, now, serial, load.limit.taken(in_flight), self._throttle.idle_s(now))
-        if self.pause.strikes:
+        is_down = self.pause.strikes > 0
+        self.pace.taken(serial, load.limit.size, now, is_idle=in_flight == 1 and not is_down)
+        permit = Permit(
+            self,
+            now,
+            serial,
+            in_flight,
+            round_number=load.limit.taken(in_flight),
+            idle_s=self._throttle.idle_s(now),
+        )
+        if is_down:
             self.pause.probe = permit
+        elif in_flight > load.limit.size:
+            self.pace.tried(serial, load.limit.size, now)
         return permit
 
     def leave(self, permit: Permit) -> None:
@@ -187,6 +213,7 @@ class EndpointState:
         health.answered_at = now = self._clock()
         answer_s = now - permit.at
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
+        self.pace.answered(permit.sent_as, now)
         limit, search = load.limit, load.search
         may_grow = search is not None or limit.may_grow
         if may_grow and self._throttle.is_limit(permit.at, permit.idle_s, now):
@@ -198,6 +225,9 @@ class EndpointState:
 
     def _recovered(self, permit: Permit) -> None:
         health, pause = self.health, self.pause
+        if pause.strikes and health.trouble is not None and health.trouble.last.kind is FailureKind.LOAD:
+            now = self._clock()
+            self.pace.resumed(self.load.sent, now - health.trouble.since, now)
         health.losses = health.refusals = 0
         health.suspected = health.trouble = None
         if pause.strikes and permit.serial > pause.struck_at:
@@ -260,11 +290,15 @@ class EndpointState:
     def _overloaded(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> None:
         """Lower the limit after a refusal because of load. Pause the endpoint if it accepts no requests at all."""
         self.health.has_listened = True
-        self.load.rejections += 1
-        self.load.limit.refused(permit.round_number)
+        load, limit, now = self.load, self.load.limit, self._clock()
+        load.rejections += 1
+        if self.pace.refused(permit.serial, permit.sent_as, permit.at, newest=load.sent, size=limit.size, now=now):
+            limit.refused(permit.round_number)
         # only if it is alone: other requests in flight show that the endpoint accepts some
-        if self.load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
-            self._strike(permit, decision, self.pause.strikes + 1, self._settings.max_delay)
+        if load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
+            lasted_s = 0.0 if self.health.trouble is None else now - self.health.trouble.since
+            longest_s = min(self._settings.max_delay, max(self._settings.base_delay, lasted_s / 4))
+            self._strike(permit, decision, self.pause.strikes + 1, longest_s)
 
     def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
         """Pause the endpoint after a lost or refused connection, if no request has succeeded meanwhile.

@@ -260,6 +260,12 @@ class Limiter:
         )
         return max(1, min(self._concurrency, size))
 
+    @property
+    def pace(self) -> float:
+        """The requests per second beyond which all endpoints hold requests back; 0: not all do."""
+        paces = [state.pace.present for state in self.endpoint_states if not state.health.blocked]
+        return sum(paces) if paces and all(paces) else 0.0
+
     def enter_now(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit | None:
         """Return a permit if a place is free and no other request waits for it.
 
@@ -446,8 +452,8 @@ class Limiter:
                     waiter.future.set_exception(error)
 
     def _wake_later(self, now: float) -> None:
-        """Schedule `serve` for the end of the next pause or rate wait. (A freed place calls `serve` anyway.)"""
-        times = [state.pause.until - now for state in self.endpoint_states if state.pause.until > now]
+        """Schedule `serve` for the end of the next pause, pace or rate wait. (A freed place calls `serve` anyway.)"""
+        times = [at - now for state in self.endpoint_states if (at := state.opens_at(now)) > now]
         if (rate := self.rate_wait_s(now)) > 0:
             times.append(rate)
         if self._timer:
