@@ -206,14 +206,14 @@ async def test_a_row_that_always_fails_is_told_while_it_waits(upstream):
 async def test_a_pace_is_told_while_it_holds_requests_back():
     bench = Bench()
     assert bench.limiter.pace == 0.0
-    for second in range(4):
+    for second in range(3):
         bench.clock.now = 1000.0 + second
-        permits = [sure(bench.limiter.enter_now(bench.share, 0, None)) for _ in range(20)]
-        for permit in permits[10:]:
+        permits = [found for _ in range(20) if (found := bench.limiter.enter_now(bench.share, 0, None))]
+        for permit in permits[::2]:
             bench.state.failed(permit, _refusal(None), None)
             bench.limiter.leave(permit, bench.share)
         bench.clock.now += 0.5
-        for permit in permits[:10]:
+        for permit in permits[1::2]:
             bench.state.succeeded(permit)
             bench.limiter.leave(permit, bench.share)
     while bench.limiter.enter_now(bench.share, 0, None):
