@@ -2,14 +2,14 @@
 
 `AdaptiveLimit` finds how many requests an endpoint takes at a time. Many endpoints count requests per time instead. The
 rule: if more requests are refused in a second than usual, although as many were in flight shortly before, the number in
-flight is not the reason. The pace becomes the rate that the endpoint accepted since it refused last, and the limit of
-requests in flight becomes what it was before: a burst of refusals is one event. While nothing is refused, the pace
-rises in steps that double; a refused step ends halfway between the last two paces. If two cuts leave the share of
-refusals as it was, refusals are random, and the pace ends. While nothing is accepted, each wait is a quarter of the
-time without acceptance, so that an endpoint that is closed for a minute is asked some twenty times. When it opens
-again, the pace is what it accepted since it opened last, per second. Where all places stay taken because answers are
-slow, a refusal cannot recur, so a second after a burst some requests beyond the limit are tried: if they are accepted
-although no place became free, the endpoint counts per time.
+flight is not the reason. The pace becomes the rate at which the endpoint accepted requests since its last refusals, and
+the earlier limit of requests in flight is restored: a burst of refusals is one event. While nothing is refused, the
+pace rises in steps that double; a refused step ends halfway between the last two paces. If two cuts leave the share of
+refusals unchanged, refusals are random, and the pace ends. While nothing is accepted, each wait is a quarter of the time
+without acceptance, so an endpoint that is closed for a minute gets some twenty requests. When it opens again, the pace
+becomes the rate since it opened last. If answers are slow and all places stay taken, refusals cannot recur: a second
+after a burst, some requests beyond the limit are tried. If they are accepted although no place became free, the
+endpoint counts per time.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class Pace:
         self._before, self._period = period, _Period(now, serial, size)
 
     def _cut(self, share: float, now: float) -> None:
-        """Set the pace to what was accepted. `share`: of refusals."""
+        """Lower the pace to the rate of accepted requests. `share`: the share of refusals."""
         period, lower = self._period, self._lower
         (serial, at), since = period.last, self._exhausted
         accepted, seconds = since.accepted(serial), at - since.at
