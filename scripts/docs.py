@@ -189,7 +189,9 @@ def providers() -> str:
             "`trust_env: false` ignores these variables.",
             "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far); gives "
             "up in 1:48 (the setting patience)`, or `waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (the setting patience)`: "
-            "an endpoint that has answered nothing for `patience` seconds is no longer used.",
+            "an endpoint that has answered nothing for `patience` seconds is no longer used. `paced at 118 requests/s: the endpoint "
+            "refused more` beside the rates means that requests are held back, because the endpoint counts them per second or "
+            "minute. It needs no setting; `rpm` avoids the first refusals.",
             "\n".join(rows),
             "`promptmill models --providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
             "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",

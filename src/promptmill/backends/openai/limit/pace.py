@@ -5,9 +5,9 @@ rule: if more requests are refused in a second than usual, although as many were
 flight is not the reason. The pace becomes the rate at which the endpoint accepted requests since its last refusals, and
 the earlier limit of requests in flight is restored: a burst of refusals is one event. While nothing is refused, the
 pace rises in steps that double; a refused step ends halfway between the last two paces. If two cuts leave the share of
-refusals unchanged, refusals are random, and the pace ends. While nothing is accepted, each wait is a quarter of the time
-without acceptance, so an endpoint that is closed for a minute gets some twenty requests. When it opens again, the pace
-becomes the rate since it opened last. If answers are slow and all places stay taken, refusals cannot recur: a second
+refusals unchanged, refusals are random, and the pace ends. While nothing is accepted, each wait is a quarter of the
+time without acceptance, so an endpoint that is closed for a minute gets some twenty requests. When it opens again, the
+pace becomes the rate since it opened last. If answers are slow and all places stay taken, refusals cannot recur: a second
 after a burst, some requests beyond the limit are tried. If they are accepted although no place became free, the
 endpoint counts per time.
 """
