@@ -321,5 +321,6 @@ def _count(stats: Call) -> str:
         parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
         if left := (stats.facts.total or 0) - stats.counts.done:
             parts.append(f"about {duration(left / rate)} left")
-        parts += filter(None, [paced(stats.pace)])
+        if stats.pace:
+            parts.append(paced(stats.pace))
     return ", ".join(parts)
