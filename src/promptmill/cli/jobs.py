@@ -204,8 +204,9 @@ def _named(job_id: str | None, purpose: str = "") -> Folder:
 
 
 def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
-    folders = JobFolders.from_environ()
-    found, damaged = status.read_all(folders.all()), [folder.database for folder in folders.unreadable()]
+    unread: list[Folder] = []
+    found = status.read_all(JobFolders.from_environ().all(), unread=unread)
+    damaged = [folder.database for folder in unread if folder.is_unreadable]
     if only_failed:
         found = [one for one in found if one["state"] == progress.STOPPED or one.get("failed")]
     if as_json:

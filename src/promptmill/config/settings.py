@@ -74,7 +74,7 @@ def _command(words: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is true of a setting with this mark, written as `Annotated[type, BY_CALL, …]`."""
+    """A property of a setting, written as `Annotated[type, BY_CALL, …]`."""
 
     meaning: str
 

@@ -162,10 +162,6 @@ class JobFolders:
             return self.of(real_path(home_expanded(text))).is_unreadable
         return False
 
-    def unreadable(self) -> list[Folder]:
-        """Return the folders of jobs whose databases are damaged or missing. Raises the errors of `all`."""
-        return [folder for folder in self.all() if folder.is_unreadable]
-
     def _names(self) -> str:
         names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
         return f"jobs here: {listed(names, 5)}." if names else "there are no jobs here."

@@ -112,12 +112,20 @@ def _labelled_fields(results: Results) -> list[str]:
     return [""] if results.get("values") else []
 
 
-def read_all(folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = lambda _: True) -> list[Status]:
-    """Return the status of each existing job for which `is_shown` returns True, the newest first."""
+def read_all(
+    folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = lambda _: True, unread: list[Folder] | None = None
+) -> list[Status]:
+    """Return the status of each existing job for which `is_shown` returns True, the newest first.
+
+    Folders whose job cannot be read are added to `unread`.
+    """
     statuses = []
     for folder in folders:
         spec, last = folder.spec_and_status()
-        if spec is not None and is_shown(spec):
+        if spec is None:
+            if unread is not None:
+                unread.append(folder)
+        elif is_shown(spec):
             statuses.append(of(folder, spec, last))
     return sorted(statuses, key=lambda one: -one["created"])
 

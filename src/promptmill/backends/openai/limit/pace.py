@@ -112,7 +112,7 @@ class _Probe:
 
 
 class Pace:
-    """The most requests per second to one endpoint. Times are seconds of one clock, serials those of its requests."""
+    """The most requests per second to one endpoint. Times are in seconds, by one clock; a serial numbers its requests."""
 
     def __init__(self, restore: Callable[[int], None], *, adaptive: bool = True) -> None:
         """`restore(size)` is called when the number in flight was not the reason of refusals. Without `adaptive`, there
