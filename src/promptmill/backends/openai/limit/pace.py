@@ -7,8 +7,8 @@ the earlier limit of requests in flight is restored: a burst of refusals is one 
 pace rises in steps that double; a refused step ends halfway between the last two paces. If two cuts leave the share of
 refusals unchanged, refusals are random, and the pace ends. While nothing is accepted, each wait is a quarter of the
 time without acceptance, so an endpoint that is closed for a minute gets some twenty requests. When it opens again, the
-pace becomes the rate since it opened last. If answers are slow and all places stay taken, refusals cannot recur: a second
-after a burst, some requests beyond the limit are tried. If they are accepted although no place became free, the
+pace becomes the rate since it opened last. If answers are slow and all places stay taken, refusals cannot recur: a
+second after a burst, some requests beyond the limit are tried. If they are accepted although no place became free, the
 endpoint counts per time.
 """
 
@@ -112,7 +112,7 @@ class _Probe:
 
 
 class Pace:
-    """The most requests per second to one endpoint. Times are in seconds, by one clock; a serial numbers its requests."""
+    """The most requests per second to one endpoint. Times are seconds of one clock; a serial numbers a request."""
 
     def __init__(self, restore: Callable[[int], None], *, adaptive: bool = True) -> None:
         """`restore(size)` is called when the number in flight was not the reason of refusals. Without `adaptive`, there
