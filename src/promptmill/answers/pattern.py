@@ -18,7 +18,7 @@ thousands of states, during which no other thread runs. Longer answers are match
 def whole_match(pattern: str) -> Validator:
     """Return the validator of texts that match a pattern as a whole. Raises `ValueError` for an invalid pattern.
 
-    Its time is linear in the text, unlike that of `re`, in which a pattern of a client may take hours.
+    It takes linear time; with `re`, a client's pattern may take hours.
     """
     from jsonschema_rs import RegexOptions, validator_for  # imported on use, as in `answers.schema`
 

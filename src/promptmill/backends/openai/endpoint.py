@@ -49,7 +49,7 @@ _OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
 _OTHER_DIALECT = re.compile(r"(?<=/v\d)(/responses|/messages)$")
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
-# Stands for a renewed key in the headers of an endpoint.
+# The placeholder of a renewed key in the headers of an endpoint.
 _KEY = "{api_key_command}"
 _ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
 _ONLY_API_KEYS = frozenset({"api-key", "x-goog-api-key"})

@@ -468,7 +468,7 @@ class _StreamedItems:
 
 
 def _matches(streamed: list[_Item], output: list[JsonDict]) -> dict[int, _Item]:
-    """Return the streamed items of `output` by its places: those with the same id, else in their order."""
+    """Return the streamed items by their places in `output`: matched by id, else by order."""
     of_id = {_identity(item.fields): item for item in streamed if _identity(item.fields)[1]}
     matches = {at: of_id.pop(_identity(fields)) for at, fields in enumerate(output) if _identity(fields) in of_id}
     matched = {*map(id, matches.values())}
