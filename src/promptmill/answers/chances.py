@@ -13,8 +13,8 @@ from promptmill.core.bounds import LONGEST_SEARCHED
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
 _SAME = 0.01  # log probabilities of one token, which may be rounded
-# such as `<|im_end|>` or `</s>`
-_END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|<[^<>]{1,40}>)*\Z"), 200
+# such as `<|im_end|>` or `</s>`, written backwards
+_END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
 
@@ -98,7 +98,7 @@ def _start_of(answer: str, data: bytes) -> int | None:
     with it, as a word of its own. Behind it, there may be an end mark."""
     wanted = answer.strip().encode("utf-8", "replace")
     whole = data.rstrip()
-    marks = _END_MARKS.search(whole[-_LONGEST_END:])
+    marks = _END_MARKS.match(whole[::-1][:_LONGEST_END])
     for end in (len(whole), len(whole) - len(marks[0] if marks else b"")):
         start = end - len(wanted)
         if wanted and whole.endswith(wanted, 0, end):

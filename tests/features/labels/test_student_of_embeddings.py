@@ -240,6 +240,20 @@ def test_an_outage_at_the_first_vectors_costs_nothing(bench):
     assert not sent(bench)["strong"]
 
 
+def test_vectors_of_an_earlier_run_may_be_all_that_a_job_has(bench):
+    async def first(exchange: Any) -> None:
+        await (embeddings if exchange.seen.number < 2 else status(503))(exchange)
+
+    bench.upstream.other_posts = first
+    options = (*EMBEDDINGS, "--embed-model", "vectors", *models(bench, retries=1, patience=1, concurrency=1))
+    assert bench.run(*options).returncode
+    assert vectors(bench)
+    assert not sent(bench)["strong"]
+    bench.upstream.other_posts = embeddings
+    bench.succeed(*options)
+    assert vectors(bench) == {n: row(text(n)).vector for n in range(ROWS)}
+
+
 @pytest.mark.parametrize("more", [{"retries": 1, "patience": 1}, pytest.param({}, marks=pytest.mark.thorough)])
 def test_vectors_that_failed_for_a_while_are_requested_by_the_next_run(bench, more):
     async def later(exchange: Any) -> None:

@@ -133,7 +133,7 @@ _LENGTH = _set_of(
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
 # Words for a limit, even inside a longer reason such as `REASON_MAX_LEN` of xAI.
-_CUT = re.compile(r"length|max_(?:\w+_)?(?:len|tokens?)\b|token_limit|truncat|context_window")
+_CUT = re.compile(r"length|max_(?:\w{1,20}_)?(?:len|tokens?)\b|token_limit|truncat|context_window")
 _CALLS = _set_of("tool_calls tool_call tool_use function_call function_calls")
 # Any word for a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(

@@ -171,10 +171,13 @@ class OpenRows:
             yield [row._replace(shared=shared or NOTHING_SHARED) for row, shared in page]
 
     def vector_bytes(self) -> int:
-        """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length."""
+        """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length.
+
+        Slots after the first may keep their vectors in another form, as the labels' student does.
+        """
         (slot, *others), store = self.round.slots, self.store
         first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # which spares a scan of texts
-        if others or self.requests[0].reader.row_settings or store.read(first) != [(0,)]:
+        if others or slot or self.requests[0].reader.row_settings or store.read(first) != [(0,)]:
             return 0
         is_open = self.round.condition(self.targets[slot].counted, slot)
         kept = f"SELECT length(vector) FROM {join_of(slot)} WHERE vector IS NOT NULL AND NOT ({is_open}) LIMIT 1"
