@@ -149,15 +149,18 @@ class RequestEncoder:
 
     def lost_marks(self, head: Head, conversation: Conversation) -> list[str]:
         """Return the cache marks of a conversation that the endpoint does not take, at least at one of its places."""
+        lost = [self._lost(head, one) for one in conversation.messages if one.extra or type(one.content) is not str]
+        return sorted(frozenset[str]().union(*lost)) if lost else []
+
+    def _lost(self, head: Head, message: Message) -> set[str]:
         lost = set[str]()
-        for message in conversation.messages:
-            if isinstance(message.content, tuple):
-                names = (name for part in message.content for name in part.marks or ())
-                lost |= {*names} - self._marks_of(head, message)
-            if message.extra and self._dialect is not DIALECTS["openai"]:  # which sends all fields of a message
-                of_messages = self._dialect.MARKS & {"cache_control"}  # the only mark that a message may have
-                lost |= CACHE_MARKS & message.extra.keys() - of_messages
-        return sorted(lost)
+        if isinstance(message.content, tuple):
+            names = (name for part in message.content for name in part.marks or ())
+            lost = {*names} - self._marks_of(head, message)
+        if message.extra and self._dialect is not DIALECTS["openai"]:  # which sends all fields of a message
+            of_messages = self._dialect.MARKS & {"cache_control"}  # the only mark that a message may have
+            lost |= CACHE_MARKS & message.extra.keys() - of_messages
+        return lost
 
     def _marks_of(self, head: Head, message: Message) -> frozenset[str]:
         return head.marks if message.role in self._dialect.MARKED else frozenset()
