@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import struct
 import threading
@@ -168,7 +169,7 @@ async def test_a_cancelled_answer_ends_after_its_batch(loaded):
     await asyncio.to_thread(encoder.ended.wait)
 
 
-async def test_a_close_ends_answers(loaded):
+async def test_a_close_ends_answers_and_logs_no_traceback(loaded, caplog):
     encoder = Endless()
     backend = await loaded(encoder)
     task = asyncio.ensure_future(backend.answer(asked(input=["a"]), Call()))
@@ -180,6 +181,9 @@ async def test_a_close_ends_answers(loaded):
     assert caught.value.code == "shutdown"
     with pytest.raises(PromptmillError, match="was closed"):
         backend.enter(Call())
+    del task, caught
+    gc.collect()  # with which asyncio logs the exceptions that nobody looked at
+    assert not caplog.records
 
 
 async def test_a_close_ends_a_load():

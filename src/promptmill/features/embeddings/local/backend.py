@@ -127,6 +127,8 @@ class EncoderBackend:
             try:
                 step(0)
                 return encoder.encode(texts, step)
+            except _StoppedError:
+                return None  # nobody waits for it; an exception would be logged
             finally:
                 self._turns.end()
 
