@@ -17,7 +17,8 @@ from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.reply import read_response
 from promptmill.backends.protocol import Completion
 from promptmill.jobs.store.records import record_of
-from replies import answer, bomb, by_prompt, huge, late, raw, status
+from replies import answer, bomb, by_prompt, hang, huge, late, raw, status
+from talk import codes
 from upstream import GoneError
 from waiting import eventually
 
@@ -144,6 +145,26 @@ async def test_a_head_without_an_end_costs_one_item(drive, upstream, headers):
     result = await drive(["good", "bad", "fine"], retries=1)
     assert result.texts == ["echo: good", None, "echo: fine"]
     assert result.codes == {"bad_response"}
+
+
+@pytest.mark.rule("E4")
+@pytest.mark.parametrize("hint", [b"100 Continue", b"103 Early Hints\r\nLink: </a.css>; rel=preload"])
+@pytest.mark.parametrize("length", [0, 1_200_000], ids=["own connections", "aiohttp's session"])
+@pytest.mark.usefixtures("protocol")
+async def test_interim_responses_without_an_end_cost_one_item(serve, upstream, length, hint):
+    """2 MB of them are sent, and then nothing."""
+    bad = "bad" + "." * length
+
+    async def flood(exchange):
+        for _ in range(200):
+            await exchange.write(b"HTTP/1.1 %b\r\n\r\n" % hint * 600)
+        await hang()(exchange)
+
+    upstream.reply = by_prompt({bad: flood})
+    async with serve(retries=1, timeout=[10, 60]) as talk:
+        result = await talk("generate", prompt_ls=["good", bad])
+    assert result.structured_content["ans_ls"] == ["echo: good", ""]
+    assert codes(result) == {1: "bad_response"}
 
 
 @pytest.mark.rule("E5")
