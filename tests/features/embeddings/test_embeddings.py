@@ -17,6 +17,7 @@ from fastmcp.exceptions import ToolError
 import promptmill
 from embedding import SIZE, embeddings, vector
 from promptmill.core.errors import PromptmillError
+from renewed import ChangingKey
 from replies import choose, raw, status
 from waiting import eventually
 
@@ -556,3 +557,12 @@ def test_vectors_are_for_jobs_alone(bench, upstream):
     assert said.returncode == 1
     assert "Vectors are for rows of a job, or requests to /v1/embeddings" in said.stderr
     assert not upstream.seen
+
+
+def test_rows_get_their_vectors_while_the_key_changes(bench, upstream, texts, tmp_path):
+    keys, written = ChangingKey(tmp_path / "keys", every=2), texts(300)
+    upstream.other_posts = keys.guard(embeddings(takes=40))
+    bench.succeed("--embed", "{{text}}", api_key=None, api_key_command=keys.command)
+    check(bench, written)
+    assert len(keys.all) > 3
+    assert keys.runs <= len(keys.all)

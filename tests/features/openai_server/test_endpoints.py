@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -12,7 +13,8 @@ import pytest
 from openai_clients import client_of, ended, line, results, started, text_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import check_left_out, required_of
-from replies import answer
+from renewed import ChangingKey
+from replies import answer, late
 from served import TOKEN, ServedHere
 from server_process import written
 
@@ -161,3 +163,26 @@ def test_a_parameter_of_the_operator_is_refused(client, upstream):
         client.chat.completions.create(**HI, extra_body={"together": 5})
     assert refused.value.param == "together"
     assert upstream.seen == []
+
+
+def test_clients_notice_no_change_of_the_endpoints_key(upstream, tmp_path):
+    keys = ChangingKey(tmp_path / "keys", every=3)
+    upstream.reply = keys.guard(late(0.01))
+    config = written(tmp_path, upstream.url, api_key=None, api_key_command=keys.command)
+    with (
+        ServedHere(config, environ={"PROMPTMILL_HTTP_TOKEN": TOKEN}) as server,
+        contextlib.closing(client_of(server)) as client,
+        ThreadPoolExecutor(4) as pool,
+    ):
+
+        def ask(at: int) -> str:
+            messages = [{"role": "user", "content": f"prompt {at}"}]
+            if at % 2:
+                return client.chat.completions.create(model="default", messages=messages).choices[0].message.content
+            chunks = client.chat.completions.create(model="default", messages=messages, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+        assert [*pool.map(ask, range(20))] == [f"echo: prompt {at}" for at in range(20)]
+    assert set(keys.answered.values()) == {1}
+    assert keys.refused
+    assert keys.runs <= len(keys.all)
