@@ -80,7 +80,7 @@ class Ingested:
         """What each row asks: the fields of its question, or its problem."""
         (questions,) = questions_of(self.spec.question, self.spec.input.format, self.spec.input.header)
         return [
-            questions.asked(row.cells or b"", "") if row.line is None else row_lines.load(row.line, "")
+            questions.asked(row.cells or b"", "")[0] if row.line is None else row_lines.load(row.line, "")
             for row in self.rows
         ]
 

@@ -22,7 +22,7 @@ import orjson
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.parameter import REPEATABLE
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import OF_FIELDS_NAMES, Request, Sampling
 
 _REPEATABLE = Sampling.marked(REPEATABLE)
 K = TypeVar("K")
@@ -152,7 +152,8 @@ def request_digest(request: Request, *context: Any) -> bytes:
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
     asked = (
         *(request.conversation.as_messages(), request.sampling.given(), extra, request.path, request.choice),
-        request.fields and [*request.fields],  # an answer may have places in them
+        # an answer may have places in them
+        [*request.fields] if request.fields and request.sampling.sets(OF_FIELDS_NAMES) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
     for value in context:

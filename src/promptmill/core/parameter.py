@@ -28,7 +28,7 @@ REPEATABLE: Final = _Mark()
 
 
 OF_FIELDS: Final = _Mark()
-"""The mark of a parameter for which rows are requested with their fields, see `Request.fields`."""
+"""The mark of a parameter with which an answer depends on the fields in its prompt, see `Request.fields`."""
 
 
 OF_OPERATOR: Final = _Mark()

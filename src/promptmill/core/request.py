@@ -513,7 +513,7 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
 APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 OF_FIELDS_NAMES = Sampling.marked(OF_FIELDS)
-"""The parameters for which rows are requested with their fields."""
+"""The parameters with which an answer depends on the fields in its prompt."""
 SOURCED_NAMES = Sampling.marked(SOURCED)
 """The parameters with which answers have sources."""
 OF_OPERATOR_NAMES = Sampling.marked(OF_OPERATOR)
@@ -670,9 +670,9 @@ class Request:
     members: tuple[Request, ...] = ()
     """The requests that this request answers together, itself as the first; `()`: it answers one item."""
     fields: Fields | None = None
-    """The parts of a row's prompt, if a parameter of `OF_FIELDS_NAMES` is set and the prompt is a plain template."""
+    """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
     is_filled: bool = False
-    """Whether the prompt is a template, so that not all of its words are the row's. Set as `fields` is."""
+    """Whether the prompt is a template, so that not all of its words are the row's."""
     portion: Portion | None = None
     """The item's part of the request that it shares, if that request is answered by a batch."""
     corrections: int = 0

@@ -11,16 +11,21 @@ from unittest import mock
 from zlib import crc32
 
 import numpy as np
+import orjson
 import pytest
 
 import promptmill
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.features.labels import student as classifier
 from promptmill.features.labels import student_answers
-from promptmill.features.labels.row_texts import fields_in
+from promptmill.features.labels.row_texts import fields_of
 from promptmill.features.labels.rule import VECTORS, SureRule
 from promptmill.features.labels.student import RowText, VectorStudent
 from promptmill.jobs.rows.plain_template import PlainTemplate
+from promptmill.jobs.rows.questions import Questions, RowRequests
+from promptmill.jobs.rows.row_lines import RowReader
+from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.store.records import SLOT
 from replies import answer, choose, status
 from topics import MOST_WRONG, POINTS, ROWS, STUDENT, TOPICS, drawn, named, row, sent, strong, text, topic, wrong
@@ -98,22 +103,29 @@ def vectors(bench: Any) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt", "fields"),
+    ("template", "cells", "fields"),
     [
-        ("Which topic? {{text}}", "Which topic? Stars", "Stars"),
-        ("{{title}}{{text}}", "OneTwo", "OneTwo"),
-        ("{{title}}: {{text}}!", "A: B: C!", "A\nB: C"),
-        ("{{text}}", "  as it is ", "  as it is "),
-        ("Which topic?", "Which topic?", ""),
-        ("No {{a}} and {{b}}.", "another text", "another text\n"),
+        ("Which topic? {{text}}", {"text": "Stars"}, "Stars"),
+        ("{{title}}{{text}}", {"title": "One", "text": "Two"}, "One\nTwo"),
+        ("{{title}}: {{text}}!", {"title": "A: B", "text": "C!"}, "A: B\nC!"),
+        ("{{text}}", {"text": "  as it is "}, "  as it is "),
+        ("Which topic?", {}, ""),
     ],
 )
-def test_a_vector_is_of_the_fields_of_a_row(template, prompt, fields):
-    assert fields_in(prompt, PlainTemplate.of(template)) == fields
+def test_a_vector_is_of_the_fields_of_a_row(template, cells, fields):
+    made = Questions(template=PlainTemplate.of(template))
+    request = RowRequests(RowReader("jsonl"), made).request(0, None, orjson.dumps(cells))
+    assert fields_of(request, made.template) == fields
+
+
+def test_of_a_prompt_with_expressions_only_its_beginning_is_left_out():
+    request = Request(0, Conversation((Message("user", "Which topic? STARS!"),)), Sampling())
+    assert fields_of(request, ExpressionTemplate("Which topic? {{text | upper}}!")) == " STARS!"
 
 
 def test_a_prompt_that_is_a_field_is_taken_whole():
-    assert fields_in("Which topic?", None) == "Which topic?"
+    request = Request(0, Conversation((Message("user", "Which topic?"),)), Sampling())
+    assert fields_of(request, None) == "Which topic?"
 
 
 # ---- the classifier

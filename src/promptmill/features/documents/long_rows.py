@@ -401,7 +401,7 @@ class Reading:
         name = "" if at is None or fields is None else fields.parts[1::2][at]
 
         def moved(source: Source) -> Source:
-            return self.document.moved(source, piece) if source.get("column", "") == name else source
+            return self.document.moved(source, piece) if source.get("column", name) == name else source
 
         return changed(sources, moved)
 

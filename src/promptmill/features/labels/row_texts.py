@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, TextPart
-from promptmill.jobs.rows.plain_template import PlainTemplate, Template
+from promptmill.jobs.rows.plain_template import Template
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import PAGE, Row
 from promptmill.jobs.store.plan import RunningJob
@@ -52,25 +52,11 @@ def prompt_of(request: Request) -> str:
 
 
 def fields_of(request: Request, template: Template | None) -> str:
-    """Return the fields in the prompt of a request, see `fields_in`."""
-    return fields_in(prompt_of(request), template)
-
-
-def fields_in(prompt: str, template: Template | None) -> str:
-    """Return the fields that a prompt uses, each on a line.
+    """Return the fields in the prompt of a request, each on a line.
 
     The other words of a prompt are the same for all rows, and would make all vectors similar. A prompt with expressions
     is not divided, and only its beginning is left out.
-
-    >>> fields_in("Which label has this? Good!", PlainTemplate.of("Which label has this? {{text}}"))
-    'Good!'
     """
-    if not isinstance(template, PlainTemplate):
-        return prompt if template is None else prompt.removeprefix(template.start)
-    first, *between = template.parts[::2]
-    rest = prompt.removeprefix(first).removesuffix(between.pop() if between else "")
-    fields = []
-    for text in filter(None, between):
-        field, _, rest = rest.partition(text)
-        fields.append(field)
-    return "\n".join([*fields, rest])
+    if request.fields is not None:
+        return "\n".join(request.fields.texts)
+    return prompt_of(request) if template is None else prompt_of(request).removeprefix(template.start)

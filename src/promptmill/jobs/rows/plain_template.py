@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.request import Fields
 from promptmill.core.values import JsonObject, json_text, plain_text
 from promptmill.jobs.rows import row_lines
 
@@ -81,15 +82,19 @@ class PlainTemplate:
 
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
         """Return the prompt for a row: see `Template`."""
-        empty = {} if empty is None else empty
-        text = "".join(self.texts(row, empty))
+        return self.filled(row, {} if empty is None else empty, has_more=has_more)[0]
+
+    def filled(self, row: JsonObject, empty: dict[str, str], *, has_more: bool = False) -> tuple[str, Fields | None]:
+        """Return the prompt for a row and, if it has any, the fields in it. Raises as `render` does."""
+        texts = self._texts(row, empty)
+        text = "".join(texts)
         if len(text) > LONGEST_ROW:
             raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
         if empty and not has_more and self.names <= empty.keys():
             raise asks_nothing(empty)
-        return text
+        return text, Fields(self.parts, tuple(texts[1::2])) if len(texts) > 1 else None
 
-    def texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
+    def _texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
         """Return the parts of the prompt for a row: a text, the text of a field, a text, … `empty` gets the empty
         fields.
 

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import OF_FIELDS_NAMES, Fields, Message, Request, TextPart
+from promptmill.core.request import Fields, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template, cell_text
@@ -53,53 +53,46 @@ class Questions:
         """Whether any process may compute the questions, in a time proportional to the row's size."""
         return self.template is None or isinstance(self.template, PlainTemplate)
 
-    def asked(self, cells: bytes, where: str) -> Any:
-        """Return the question of a stored row as a value of JSON. Raises `PromptmillError` as `of` does."""
+    def asked(self, cells: bytes, where: str) -> tuple[Any, Fields | None]:
+        """Return the question of a stored row as a value of JSON, and the fields in the prompt of a plain template.
+        Raises `PromptmillError` as `of` does."""
         if self.columns is None:
             value = row_lines.load(cells, where)
-            return value if self.template is None or not isinstance(value, dict) else self.of(value)
+            return (value, None) if self.template is None or not isinstance(value, dict) else self._filled(value)
         values = loads(cells)
-        question = self.of({name: values[at] for at, name in self.columns})
-        are_texts = {*map(type, question.values())} <= {str}
-        return question if are_texts else row_lines.load(question_json(question), where)
+        question, fields = self._filled({name: values[at] for at, name in self.columns})
+        if not {*map(type, question.values())} <= {str}:
+            question = row_lines.load(question_json(question), where)
+        return question, fields
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
         """Return the question of a row with these fields. `blank` gets the fields whose placeholders stay blank.
 
         Raises `PromptmillError` (`invalid_input`).
         """
+        return self._filled(row, blank)[0]
+
+    def _filled(self, row: JsonObject, blank: set[str] | None = None) -> tuple[JsonDict, Fields | None]:
         row = self._with_missing(row)
         if self.template is None:
-            return self._of_columns(row)
-        question = self._settings(row) if self.fields else {}
+            return self._of_columns(row), None
+        question, fields = self._settings(row) if self.fields else {}, None
         try:
             empty: dict[str, str] = {}
             images = None if self.image_column is None else self._images(row, self.image_column)
-            question["prompt"] = self.template.render(row, empty, has_more=bool(images))
+            if isinstance(self.template, PlainTemplate):
+                question["prompt"], fields = self.template.filled(row, empty, has_more=bool(images))
+            else:
+                question["prompt"] = self.template.render(row, empty, has_more=bool(images))
             if self.image_column is not None:
                 question["images"] = images
             if blank is not None:
                 blank.update(empty)
-            return question
+            return question, fields
         except PromptmillError as error:
             if error.code is Code.EMPTY_PROMPT:
-                return {row_lines.EMPTY: error.message}
+                return {row_lines.EMPTY: error.message}, None
             raise
-
-    def texts(self, cells: bytes) -> list[str]:
-        """Return the parts of a stored row's prompt, see `PlainTemplate.texts`; none for other templates."""
-        if not isinstance(self.template, PlainTemplate):
-            return []
-        if self.columns is None:
-            return self.template.texts(self._with_missing(row_lines.load(cells, "")), {})
-        values = loads(cells)
-        return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}), {})
-
-    def fields_of(self, cells: bytes) -> Fields | None:
-        """Return the parts of a stored row's prompt; None for a template that is not plain."""
-        if not isinstance(self.template, PlainTemplate) or len(self.template.parts) == 1:
-            return None
-        return Fields(self.template.parts, tuple(self.texts(cells)[1::2]))
 
     def fields_in(self, message: str | object, cells: bytes) -> Fields | None:
         """Return the parts of the prompt in a message, of which one field, such as the text of a file, is in no cell;
@@ -168,15 +161,14 @@ class RowRequests:
         """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) with its name."""
         if line is None:
             where = self.reader.checked(n, cells)
-            request = self.reader.request_of(n, self.questions.asked(cells, where), where, attempts)
-            if request.sampling.sets(OF_FIELDS_NAMES):
-                request.fields = self.questions.fields_of(cells)
-                request.is_filled = self.questions.template is not None
+            question, fields = self.questions.asked(cells, where)
+            request = self.reader.request_of(n, question, where, attempts)
+            request.fields = fields
         else:
             request = self.reader.request(n, question_of(line, self.prompt), attempts)
-            if request.sampling.sets(OF_FIELDS_NAMES) and (messages := request.conversation.messages):
+            if messages := request.conversation.messages:
                 request.fields = self.questions.fields_in(messages[-1].content, cells)
-                request.is_filled = self.questions.template is not None
+        request.is_filled = self.questions.template is not None
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property
@@ -204,13 +196,11 @@ class RowRequests:
                 return pieces
         if not isinstance(last.content, str):
             return pieces
-        if line is not None:
-            start = "" if self.questions.template is None else self.questions.template.start
-            return [*pieces, start] if start and last.content.startswith(start) else pieces
-        texts = self.questions.texts(cells)
-        if "".join(texts) != last.content:
-            return pieces
-        return [*pieces, *texts[:1], *map("".join, zip(texts[1::2], texts[2::2], strict=True))][:-1]
+        if (fields := request.fields) is not None:
+            ends = map("".join, zip(fields.texts, fields.parts[2::2], strict=True))
+            return [*pieces, fields.parts[0], *ends][:-1]
+        start = "" if self.questions.template is None or line is None else self.questions.template.start
+        return [*pieces, start] if start and last.content.startswith(start) else pieces
 
 
 def _texts_of(message: Message) -> list[str] | None:
