@@ -3,8 +3,9 @@
 import pytest
 
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.questions import joined, question_of
+from promptmill.jobs.rows.questions import cells_of, joined, question_of
 
 
 def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(ingested, tmp_path):
@@ -39,6 +40,17 @@ def test_a_template_over_a_whole_row_has_all_columns_by_the_names_that_they_have
     assert ingested("in.csv", templates=("{{id}}",)).asked == [{"prompt": "1"}]
 
 
+def questions(job, row):
+    """Return what each prompt of a row asks."""
+    spec = job.spec
+    made = questions_of(spec.question, spec.input.format, spec.input.header)
+    stored = [None if row.line is None else question_of(row.line, at) for at in range(len(made))]
+    return [
+        one.asked(row.cells, "")[0] if line is None or line == cells_of({}, ()) else row_lines.load(line, "")
+        for one, line in zip(made, stored, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("templates", [("Say {{a}}", "{{ a | upper }}"), ("Say {{a}}", "Ask {{a}}")])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_each_prompt_of_a_row_has_its_question_and_its_digest(ingested, tmp_path, kind, templates):
@@ -48,9 +60,7 @@ def test_each_prompt_of_a_row_has_its_question_and_its_digest(ingested, tmp_path
     each = [ingested(f"in.{kind}", templates=(template,)) for template in templates]
     for at, row in enumerate(both.rows):
         assert row.asked == b"".join(one.rows[at].asked or b"" for one in each)
-        assert [row_lines.load(question_of(row.line or b"", prompt), "") for prompt in (0, 1)] == [
-            one.asked[at] for one in each
-        ]
+        assert questions(both, row) == [one.asked[at] for one in each]
     assert both.rows[1].asked == bytes(32), "a row without a question has the digest zero"
 
 
@@ -59,7 +69,5 @@ def test_a_question_may_hold_any_text(ingested, tmp_path):
     assert question_of(joined([texts[0]]), 0) == texts[0]
     (tmp_path / "in.csv").write_text("a\nx\x1fy\n")
     job = ingested("in.csv", templates=("1 {{a}}", "2 {{a}}"))
-    assert [row_lines.load(question_of(job.rows[0].line or b"", at), "") for at in (0, 1)] == [
-        {"prompt": "1 x\x1fy"},
-        {"prompt": "2 x\x1fy"},
-    ]
+    assert job.rows[0].line is None, "its cells have it all"
+    assert questions(job, job.rows[0]) == [{"prompt": "1 x\x1fy"}, {"prompt": "2 x\x1fy"}]

@@ -31,7 +31,7 @@ from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.questions import Questions, joined, question_json
+from promptmill.jobs.rows.questions import Questions, cells_of, joined, question_json
 from promptmill.jobs.rows.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound
@@ -201,9 +201,7 @@ class _Reader:
         self._fields = tuple(sorted(fields.union(self._fields)))
         self._questions = questions_in(spec.question, spec.input.format, self._source, self._fields)
         self._columns = columns_of(self._questions)
-        self._stores_questions = not all(one.is_plain for one in self._questions) or (
-            len(self._questions) > 1 or bool(spec.question.prompt_only)
-        )
+        self._stores_questions = bool(spec.question.prompt_only) or not all(one.is_plain for one in self._questions)
 
     def pages(self, window: Window) -> Iterator[tuple[list[_DatabaseRow], Stretch]]:
         """Yield the rows for the database, one stretch at a time."""
@@ -282,7 +280,7 @@ class _Reader:
                 problem = error.message
                 text = question_json({row_lines.PROBLEM: problem})
             asked.append(row_lines.digest("table", text) or _NO_QUESTION)
-            line.append(text)
+            line.append(cells_of({}, ()) if one.is_plain and not problem else text)
         self._blank.update(blank)
         if _BYTES in cells and fields and not problem:
             packed = (name for name, value in fields.items() if holds_base64(value))
@@ -304,10 +302,11 @@ class _Reader:
         for one in self._questions:
             try:
                 text = row_lines.json_line(one.of(value, blank))[:-1]
+                lines.append(cells_of(value, question.prompt_only) if one.is_plain else text)
             except PromptmillError as error:
                 is_stored, text = True, question_json({row_lines.PROBLEM: error.message})
+                lines.append(text)
             asked.append(row_lines.digest("jsonl", text, row_settings=question.rows_set) or _NO_QUESTION)
-            lines.append(text)
         self._blank.update(blank)
         if question.prompt_only:
             cells = row_lines.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.core.request import Message
+from promptmill.core.request import Fields, Message
 from promptmill.core.sources import PAGE, Source, with_page
 from promptmill.core.whole_words import is_whole
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
@@ -37,11 +37,24 @@ class Document(NamedTuple):
     before: str
     text: str
     after: str
+    column: int | None = None
+    """The place of the text among the fields of the prompt; None if it is not one of them."""
+
+    @classmethod
+    def of_fields(cls, fields: Fields) -> Document:
+        """Return the document in a plain prompt: its longest field or, if that is not half of it, all its fields."""
+        texts = [*fields.parts]
+        texts[1::2] = fields.texts
+        at = max(range(1, len(texts), 2), key=lambda each: len(texts[each]))
+        if len(texts) > 3 and len(texts[at]) <= sum(map(len, texts)) // 2:
+            return cls(texts[0], "".join(texts[1:-1]), texts[-1])
+        return cls("".join(texts[:at]), texts[at], "".join(texts[at + 1 :]), at // 2)
 
     @classmethod
     def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
-        """Return the document in a message: the longest text of the row's `cells`, or else, as the content of a file is
-        no cell, all that replaces the fields of the prompt."""
+        """Return the document in a message whose fields are unknown, as those of a prompt with expressions: the longest
+        text of the row's `cells`, or else, as the content of a file is no cell, all that replaces the fields of the
+        prompt."""
         longest = _longest(cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return cls(message[:at], longest, message[at + len(longest) :])

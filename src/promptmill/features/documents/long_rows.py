@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ class LongRows(PlanWork, Step):
             lambda: cutting.fits(text_before(request.conversation.messages) + text, size, self._count)
         ):
             return await self.following(request, call)
-        document, replaces = await asyncio.to_thread(self._row, request.key, text)
+        document, replaces = await asyncio.to_thread(self._row, request, text)
         reading = Reading(self, request, call, document, replaces, refused)
         cut, first = await self._pieces(reading)
         if len(cut) > _MOST_PIECES:
@@ -163,12 +163,16 @@ class LongRows(PlanWork, Step):
         """Store an object under a name in the job's database."""
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
-    def _row(self, key: int, message: str) -> tuple[Document, int | None]:
+    def _row(self, request: Request, message: str) -> tuple[Document, int | None]:
         """Return the document of a row, and the round of the outcome that will be replaced, whose pieces are not
         reused; None if there is none. Blocks."""
-        prompts, prompt = self.job.spec.question.templates, self.job.spec.targets[key // SLOT].prompt
-        (row,), record = self.job.store.rows_at([key % SLOT]), self.job.store.record(key)
-        document = Document.of(message, (*prompts, "")[prompt], row.cells)
+        key, record = request.key, self.job.store.record(request.key)
+        if request.fields is not None:
+            document = Document.of_fields(request.fields)
+        else:
+            prompts, prompt = self.job.spec.question.templates, self.job.spec.targets[key // SLOT].prompt
+            (row,) = self.job.store.rows_at([key % SLOT])
+            document = Document.of(message, (*prompts, "")[prompt], row.cells)
         if record is None:
             return document, None
         if record.code is None or record.round <= self._renewed:
@@ -221,12 +225,6 @@ class Reading:
     replaces: int | None
     sent: list[Outcome]
     """The outcomes of all requests of the row, and of the stored answers that were reused."""
-    column: int | None = field(init=False)
-    """The place of the document among the fields of the row; None if it is no field."""
-
-    def __post_init__(self) -> None:
-        texts, whole = self.request.fields.texts if self.request.fields else (), self.document.text
-        self.column = texts.index(whole) if whole in texts else None
 
     @property
     def schema(self) -> JsonObject | None:
@@ -304,7 +302,7 @@ class Reading:
 
     def _fields_of(self, text: str) -> Fields:
         """Return the fields of a request about a piece with this text."""
-        if (at := self.column) is None or (fields := self.request.fields) is None:
+        if (at := self.document.column) is None or (fields := self.request.fields) is None:
             return Fields(("", "", ""), (text,))
         return Fields(fields.parts, (*fields.texts[:at], text, *fields.texts[at + 1 :]))
 
@@ -397,7 +395,7 @@ class Reading:
 
     def _moved(self, sources: Sources, piece: Piece) -> Sources:
         """Return the sources of the answer about a piece as those in the document; None for no source."""
-        at, fields = self.column, self.request.fields
+        at, fields = self.document.column, self.request.fields
         name = "" if at is None or fields is None else fields.parts[1::2][at]
 
         def moved(source: Source) -> Source:

@@ -80,7 +80,8 @@ class Split(Plan):
         if size is None or not isinstance(last.content, str) or fits(system + last.content, size):
             yield request
             return
-        document = Document.of(last.content, prompt)
+        fields = request.fields
+        document = Document.of(last.content, prompt) if fields is None else Document.of_fields(fields)
         for piece in document.pieces(size, self.how.repeated(size), system=system):
             message = Message(last.role, document.message(piece, FIELDS), last.extra)
             yield request.changed(conversation=Conversation((*before, message)))

@@ -2,6 +2,10 @@
 
 Every process computes the same question, so a job does not store a prompt that consists only of fixed text and cells. A
 prompt with expressions is computed once, when the input is read, and stored, because its template may take any time.
+
+    line ─▶ NULL                 the cells of the row have it all
+            `\x1e{field: value}`  a plain prompt: the cells that the row lacks, such as the text of its file
+            `{"prompt": …}`       the question; also of plain prompts of jobs that older versions began
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Fields, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
 from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.plain_template import PlainTemplate, Template, cell_text
+from promptmill.jobs.rows.plain_template import PlainTemplate, Template
 from promptmill.jobs.rows.row_lines import IMAGES, RowReader
 
 NOT_UTF8 = "is not UTF-8 text."
 _APART = b"\x1f"  # separates questions in a line; JSON never contains it, because texts escape it
+_CELLS = b"\x1e"  # begins the cells that a row lacks
 # Programs write a missing value in CSV or TSV as an empty cell or as one of these texts.
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
 
@@ -53,12 +58,14 @@ class Questions:
         """Whether any process may compute the questions, in a time proportional to the row's size."""
         return self.template is None or isinstance(self.template, PlainTemplate)
 
-    def asked(self, cells: bytes, where: str) -> tuple[Any, Fields | None]:
+    def asked(self, cells: bytes, where: str, lacking: bytes = b"") -> tuple[Any, Fields | None]:
         """Return the question of a stored row as a value of JSON, and the fields in the prompt of a plain template.
-        Raises `PromptmillError` as `of` does."""
+        `lacking`: the cells that the row lacks, as a JSON object. Raises `PromptmillError` as `of` does."""
         if self.columns is None:
             value = row_lines.load(cells, where)
-            return (value, None) if self.template is None or not isinstance(value, dict) else self._filled(value)
+            if self.template is None or not isinstance(value, dict):
+                return value, None
+            return self._filled(value | row_lines.load(lacking, where) if lacking else value)
         values = loads(cells)
         question, fields = self._filled({name: values[at] for at, name in self.columns})
         if not {*map(type, question.values())} <= {str}:
@@ -93,23 +100,6 @@ class Questions:
             if error.code is Code.EMPTY_PROMPT:
                 return {row_lines.EMPTY: error.message}, None
             raise
-
-    def fields_in(self, message: str | object, cells: bytes) -> Fields | None:
-        """Return the parts of the prompt in a message, of which one field, such as the text of a file, is in no cell;
-        None for other prompts."""
-        if not isinstance(message, str) or not isinstance(self.template, PlainTemplate):
-            return None
-        parts, values = [*self.template.parts], row_lines.load(cells, "") if self.columns is None else loads(cells)
-        known = values if self.columns is None else {name: values[at] for at, name in self.columns}
-        (*unknown,) = (at for at in range(1, len(parts), 2) if parts[at] not in known)
-        if len(unknown) != 1:
-            return None
-        parts[1::2] = [cell_text(known[name]) if name in known else name for name in parts[1::2]]
-        start, end = "".join(parts[: unknown[0]]), "".join(parts[unknown[0] + 1 :])
-        if len(start) + len(end) > len(message) or not (message.startswith(start) and message.endswith(end)):
-            return None
-        parts[unknown[0]] = message[len(start) : len(message) - len(end)]
-        return Fields(self.template.parts, tuple(parts[1::2]))
 
     def _with_missing(self, row: JsonObject) -> JsonObject:
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
@@ -159,16 +149,15 @@ class RowRequests:
 
     def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
         """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) with its name."""
-        if line is None:
+        stored = _CELLS if line is None else question_of(line, self.prompt)
+        if stored.startswith(_CELLS):
             where = self.reader.checked(n, cells)
-            question, fields = self.questions.asked(cells, where)
+            question, fields = self.questions.asked(cells, where, stored[1:])
             request = self.reader.request_of(n, question, where, attempts)
-            request.fields = fields
+            request.fields, request.is_filled = fields, self.questions.template is not None
         else:
-            request = self.reader.request(n, question_of(line, self.prompt), attempts)
-            if messages := request.conversation.messages:
-                request.fields = self.questions.fields_in(messages[-1].content, cells)
-        request.is_filled = self.questions.template is not None
+            request = self.reader.request(n, stored, attempts)
+            request.is_filled = not self.questions.is_plain
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property
@@ -226,6 +215,11 @@ def _json(question: JsonObject, default: Callable[[object], float | str]) -> byt
         return orjson.dumps(question, default)
     except TypeError:  # also raised for a number beyond 64 bits
         return json.dumps(question, default=default, separators=(",", ":")).encode()
+
+
+def cells_of(row: JsonObject, lacking: Sequence[str]) -> bytes:
+    """Return what is stored instead of the question of a plain prompt: the fields of a row that its cells lack."""
+    return _CELLS + row_lines.json_line({name: row[name] for name in lacking if name in row})[:-1]
 
 
 def joined(questions: Sequence[bytes]) -> bytes:

@@ -240,8 +240,8 @@ class OpenRow(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The size of the row's question in bytes."""
-        return len(self.cells if self.line is None else self.line)
+        """The most bytes of the row's question."""
+        return len(self.cells) + len(self.line or b"")
 
 
 class RowSource(Source):

@@ -350,7 +350,7 @@ def _expect_cache(
 
 
 def _size(row: Row) -> int:
-    return len((row.cells or b"") if row.line is None else row.line)
+    return len(row.cells or b"") + len(row.line or b"")
 
 
 def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
