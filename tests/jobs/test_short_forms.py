@@ -59,7 +59,7 @@ def test_labels_and_their_definitions_are_read_from_a_file(tmp_path, name, text)
     (tmp_path / name).write_text(text)
     labels = labels_of(tmp_path / name)
     assert labels.texts == ["good", "bad"]
-    assert labels.definitions == "The labels:\n- good: It praises.\n- bad: It complains."
+    assert labels.definitions == {"good": "It praises.", "bad": "It complains."}
 
 
 @pytest.mark.parametrize("text", ["good\nbad\nnew\n", "good;It praises.\nbad;It complains.\n"])
@@ -75,7 +75,7 @@ def test_a_first_label_is_not_taken_for_the_name_of_a_column(tmp_path, text):
 def test_labels_may_be_json_text(text):
     labels = labels_of(text)
     assert labels.texts == ["good", "bad"]
-    assert labels.definitions == ("The labels:\n- good: It praises.\n- bad" if "praises" in text else "")
+    assert labels.definitions == ({"good": "It praises.", "bad": ""} if "praises" in text else {})
 
 
 def test_labels_that_begin_as_json_are_not_divided_at_commas():
@@ -111,21 +111,7 @@ def test_a_schema_may_be_json_text():
 
 def test_a_list_of_labels_has_no_definitions(tmp_path):
     (tmp_path / "labels.txt").write_text("good\nbad\n")
-    assert labels_of(tmp_path / "labels.txt") == labels_of("good, bad") == (["good", "bad"], "")
-
-
-def test_definitions_go_into_the_system_prompt(bench):
-    bench.write([{"text": "nice"}])
-    (bench.path / "labels.csv").write_text("label,definition\ngood,It praises.\nbad,It complains.\n")
-    bench.upstream.reply = answer('{"answer": "good"}')
-    options = ("--prompt", "{{text}}", "--choices", str(bench.path / "labels.csv"), "--system", "Be strict.")
-    bench.succeed(*options)
-    system = bench.upstream.seen[0].json["messages"][0]
-    assert system == {
-        "role": "system",
-        "content": "Be strict.\n\nThe labels:\n- good: It praises.\n- bad: It complains.",
-    }
-    assert [row["answer"] for row in bench.answers()] == ["good"]
+    assert labels_of(tmp_path / "labels.txt") == labels_of("good, bad") == (["good", "bad"], {})
 
 
 def test_several_labels_may_be_the_answer(bench):

@@ -78,7 +78,7 @@ _ORDERED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"overwrite": True}, {"earlier.overwrite": True}),
     ({"choices": ["a", "b"]}, {"sampling": {"choices": ["a", "b"]}}),
     ({"choices": {"a": "the first", "b": ""}},
-     {"sampling": {"choices": ["a", "b"]}, "system_prompt": "The labels:\n- a: the first\n- b"}),
+     {"sampling": {"choices": ["a", "b"], "definitions": {"a": "the first", "b": ""}}}),
     ({"choices": ["a", "b"], "choices_many": True}, {"sampling": answer_format(object_of(labels=_LABELS))}),
     ({"schema": _SCHEMA}, {"sampling": answer_format(_SCHEMA)}),
     ({"fields": "customer!,amount:number"},

@@ -175,6 +175,19 @@ async def test_a_stand_in_is_asked_under_its_own_configuration(closing):
     assert request.extra == {"own": 1}
 
 
+async def test_a_stand_in_has_the_definitions_after_its_own_system_prompt(closing):
+    shop = Shop()
+    shop.fails["a"] = (Code.CONTEXT_LENGTH, False)
+    models = {"a": _openai(fallback=["b"], system_prompt="A"), "b": _openai(system_prompt="B")}
+    service = closing(Service(Configuration({"models": models}), create=shop.create))
+    defined = {"choices": ["good", "bad"], "definitions": {"good": "It praises."}}
+    plan = service.plan_of("a").with_sampling(defined)
+    await service.generate([conversation_from_prompt("x", "p")], Call(Facts(total=1)), plan=plan)
+    asked = [[message.content for message in shop.made[name].requests[0].conversation.messages] for name in "ab"]
+    words = "The labels:\n- good: It praises.\n- bad"
+    assert asked == [[f"A\n\n{words}", "x"], [f"B\n\n{words}", "x"]]
+
+
 async def test_rows_go_to_the_model_that_they_name(closing):
     shop = Shop()
     service = closing(Service(Configuration({"models": {"a": _openai(), "b": _openai()}}), create=shop.create))

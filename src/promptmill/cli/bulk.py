@@ -26,7 +26,7 @@ from promptmill.backends import registry
 from promptmill.cli.error_words import option_of
 from promptmill.cli.job_display import command_of, print_status
 from promptmill.cli.job_run import remembered_command, run, warn_of_input
-from promptmill.cli.options import system_prompt_of, text_of
+from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
@@ -156,7 +156,7 @@ def _read_options(arguments: argparse.Namespace) -> dict[str, object]:
         values["prompt"] = _named_prompts(values["prompt"])
     elif arguments.prompt_file is not None:
         values["prompt"] = text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
-    return values | {"system_prompt": system_prompt_of(arguments)}
+    return values | {"system_prompt": arguments.system or ""}
 
 
 def _check(arguments: argparse.Namespace) -> None:

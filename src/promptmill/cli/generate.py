@@ -18,7 +18,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.cli.error_words import option_of
-from promptmill.cli.options import add_shared, note_once, system_prompt_of
+from promptmill.cli.options import add_shared, note_once
 from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if len(prompts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
         stats.preview = lambda growing: live.show(growing.text)
-    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt_of(arguments), stats, live))
+    outcomes, interrupted = runtime.run(_answers(configuration, prompts, arguments.system or "", stats, live))
     if live is not None:
         live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
         written = True

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.loading import Configuration
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
+    from promptmill.jobs.inputs.short_forms import Labels
 
 ARGUMENTS: Mapping[str, str] = {
     key.rpartition(".")[2]: option.stored
@@ -41,12 +42,6 @@ def text_of(option: str, file: Path) -> str:
     except ValueError:
         reason = "it is not UTF-8 text"
     raise config_error(option, f"{file} cannot be read: {reason}.")
-
-
-def system_prompt_of(arguments: argparse.Namespace) -> str:
-    """Return the system prompt: the text of `--system`, followed by the definitions of the labels."""
-    definitions = "" if arguments.choices is None else arguments.choices.definitions
-    return "\n\n".join(filter(None, (arguments.system, definitions)))
 
 
 def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
@@ -113,7 +108,11 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
             raise config_error("--schema", error.message) from None
     if not schema:
         return {}
-    return {("sampling_params", "response_format"): asking_for(schema), ("sampling_params", "choices"): None}
+    return {
+        ("sampling_params", "response_format"): asking_for(schema),
+        ("sampling_params", "choices"): None,
+        ("sampling_params", "definitions"): dict(arguments.choices.definitions) or None if is_many else None,
+    }
 
 
 def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -125,7 +124,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
     given = {key: value for key, name in ARGUMENTS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
-        given["choices"] = list(given["choices"].texts)
+        given |= given["choices"].sampling
     given.pop("response_format", None)  # see `_schema`
     endpoint = {key: given[key] for key in table.keys_of(table.ENDPOINT) & given.keys()}
     model = getattr(arguments, "model", None)
@@ -139,9 +138,17 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         backend=arguments.backend,
         endpoint=endpoint,
         model=model,
-        sampling={key: given[key] for key in table.keys_of(table.SAMPLING_KEYS) & given.keys()},
+        sampling={key: given[key] for key in {*table.keys_of(table.SAMPLING_KEYS), "definitions"} & given.keys()},
         tier=getattr(arguments, "tier", None),
     )
+
+
+def sets_of(labels: Labels) -> list[str]:
+    """Return the options `--set` of a remembered command whose answers are one of the labels."""
+    import orjson  # imported on use, as above
+
+    values = ((f"sampling_params.{name}", orjson.dumps(value).decode()) for name, value in labels.sampling.items())
+    return [word for name, value in values for word in ("--set", f"{name}={value}")]
 
 
 def note_once(plan: ResolvedConfig) -> None:

@@ -105,6 +105,11 @@ def _openai_part(part: Part) -> JsonDict:
             return {"type": "image_url", "image_url": url, **marks}
 
 
+def with_words(system_prompt: str, words: str) -> str:
+    """Return a system prompt with `words` after it; either may be `""`."""
+    return "\n\n".join(filter(None, (system_prompt, words)))
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Conversation:
     """The turns of one request, which must not be changed."""
@@ -167,6 +172,22 @@ class Conversation:
             return self
         rest = self.messages[1:] if self.messages and self.messages[0].role in _SYSTEM_ROLES else self.messages
         return Conversation((Message("system", system_prompt), *rest))
+
+    def with_words(self, words: str) -> Conversation:
+        """Return the conversation with `words` after its system prompt; `""` changes nothing."""
+        if not words:
+            return self
+        first = self.messages[0] if self.messages else None
+        if first is None or first.role not in _SYSTEM_ROLES:
+            return Conversation((Message("system", words), *self.messages))
+        own = first.content
+        content = (*own, TextPart(f"\n\n{words}")) if isinstance(own, tuple) else with_words(own or "", words)
+        return Conversation((Message(first.role, content, first.extra), *self.messages[1:]))
+
+    def composed(self, system_prompt: str, words: str) -> Conversation:
+        """Return the conversation as it is sent, shown and estimated: with this system prompt, and with `words` after
+        it, such as `Sampling.words`; `""` changes nothing."""
+        return self.with_system(system_prompt).with_words(words)
 
     def with_sources(self, change: Callable[[str], str]) -> Conversation:
         """Return the conversation with the source of each image converted by `change`."""
@@ -427,8 +448,10 @@ def _none_for_one(value: int | None) -> int | None:
 
 
 def replacing_choices(changes: JsonObject) -> JsonDict:
-    """Return `changes` to parameters. A `response_format` in them also replaces earlier `choices`."""
-    return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
+    """Return `changes` to parameters. A `response_format` in them also replaces earlier `choices`, and each of the two
+    replaces earlier `definitions`."""
+    replaced: JsonDict = {} if changes.get("response_format") is None else {"choices": None, "definitions": None}
+    return replaced | ({} if changes.get("choices") is None else {"definitions": None}) | dict(changes)
 
 
 def _with_known_type(value: JsonDict | None) -> JsonDict | None:
@@ -478,6 +501,9 @@ class _OwnSampling(_TokenChoice):
     choices: Annotated[list[str] | None, BeforeValidator(list_of_choices), APPLIED] = Field(
         None, description="The answer is one of these texts; takes the place of `response_format`."
     )
+    definitions: Annotated[dict[str, str] | None, APPLIED] = Field(
+        None, description="The meaning of each label of an answer, by label; the system prompt has them at its end."
+    )
     reasoning_effort: str | None = Field(
         None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"
     )
@@ -496,6 +522,15 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
 
     Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
     """
+
+    @property
+    def words(self) -> str:
+        """What the system prompt says about the labels; `""` if none is defined."""
+        labels = dict.fromkeys(self.choices or (), "") | (self.definitions or {})
+        if not any(labels.values()):
+            return ""
+        lines = (f"- {label}: {definition}" if definition else f"- {label}" for label, definition in labels.items())
+        return "The labels:\n" + "\n".join(lines)
 
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""

@@ -280,9 +280,9 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 foreign = await asyncio.to_thread(running.visible.foreign_output, output_file)
                 if foreign is not None:
                     await questions.check_replacing(ctx, *foreign)
-            form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
-            form |= answer_forms({**values, "system": form["system"]})
-            sampling = {**table.sampling_in(values), **(values.get("sampling_params") or {})}
+            form = {"schema": None, "choices": None, **answer_forms(values)}
+            defined = {"definitions": form["definitions"]} if "definitions" in form else {}
+            sampling = {**table.sampling_in(values), **(values.get("sampling_params") or {}), **defined}
             asked = form["schema"], sampling, form["choices"]
             others = plan_of(values, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
@@ -291,7 +291,6 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             cost = None if validate else questions.cost(ctx, models.plan, values.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
-                "system_prompt": form["system"],
                 "schema": form["schema"],
                 "fields": values.get("fields") is not False,
                 "model": names if names[1:] else None,

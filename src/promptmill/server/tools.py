@@ -303,7 +303,8 @@ def _costs(
     """Return the estimated and the highest cost of a call; None if unknown. Blocks."""
     settings = plan.settings
     system = system_prompt or settings.system_prompt
-    asked = (item.with_system(system) for item in items if isinstance(item, Conversation))
+    words = settings.sampling_params.words
+    asked = (item.composed(system, words) for item in items if isinstance(item, Conversation))
     sent = sending(plan)
     requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
     return cost_of(plan, (sent(request).request for request in requests))

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Request, with_words
 from promptmill.service.model import Loaded
 
 # Failures that every model would have: mistakes of the caller, the end of the call, problems of this machine.
@@ -325,10 +325,15 @@ def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Re
     conversation = request.conversation
     first = conversation.messages[0]
     above = first.content if first.role in {"system", "developer"} else ""
-    if theirs.system_prompt != ours.system_prompt and above in {"", ours.system_prompt}:
-        conversation = conversation.with_system(theirs.system_prompt)
+    sampling = now.capped.settings.sampling_params.model_copy(update=own)
+    words, their_words = request.sampling.words, sampling.words
+    if (theirs.system_prompt, their_words) != (ours.system_prompt, words):
+        for prompt in ("", ours.system_prompt):
+            if above == with_words(prompt, words):
+                conversation = conversation.with_system(with_words(theirs.system_prompt or prompt, their_words))
+                break
     return request.changed(
         conversation=conversation,
-        sampling=now.capped.settings.sampling_params.model_copy(update=own),
+        sampling=sampling,
         extra={**theirs.extra_params, **extra},
     )

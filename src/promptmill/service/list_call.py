@@ -34,19 +34,20 @@ class ListSource(Source):
     ) -> None:
         self._items = items
         self._system_prompt = system_prompt
-        self._sampling = sampling
+        self._sampling, self._words = sampling, sampling.words
         self._extra = extra
         self._next = 0
 
     async def take(self, n: int) -> list[Request]:
         """Return the next requests, at most `n`."""
         requests: list[Request] = []
-        items, system, sampling, extra = self._items, self._system_prompt, self._sampling, self._extra
+        items, system, words = self._items, self._system_prompt, self._words
+        sampling, extra = self._sampling, self._extra
         while self._next < len(items):
             first = self._next
             self._next = min(len(items), first + n - len(requests))
             requests += [
-                Request(key, item.with_system(system) if system else item, sampling, extra)
+                Request(key, item.composed(system, words), sampling, extra)
                 if isinstance(item, Conversation)
                 else replace(item, key=key)
                 for key, item in enumerate(items[first : self._next], first)

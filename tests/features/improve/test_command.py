@@ -203,6 +203,18 @@ def test_few_rows_are_refused(rows):
     assert not rows.upstream.seen
 
 
+def test_definitions_are_of_each_labelled_row_and_of_the_request_for_prompts(rows):
+    lines = "".join(f"{label},It is {label}.\n" for label in LABELS)
+    (rows.path / "labels.csv").write_text(f"label,definition\n{lines}")
+    improve(rows, "--choices", "labels.csv", "--system", "Be brief.")
+    words = "Be brief.\n\nThe labels:" + "".join(f"\n- {label}: It is {label}." for label in LABELS)
+    for seen in rows.upstream.seen:
+        system = seen.json["messages"][0]["content"]
+        is_written = seen.json["model"] == "strong"
+        assert (f">\n{words}\n</system-" in seen.prompt) if is_written else (system == words)
+    assert any(seen.json["model"] == "strong" for seen in rows.upstream.seen)
+
+
 def test_in_python(rows, monkeypatch):
     monkeypatch.chdir(rows.path)
     given: dict[str, Any] = {

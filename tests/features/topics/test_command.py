@@ -110,7 +110,7 @@ def test_each_format_is_read_as_choices_and_written_once(reviews, suffix):
     found = figures(reviews, output=file.name)
     labels = labels_of(file)
     assert [*labels.texts] == [each["label"] for each in found["topics"]]
-    assert "- other: none of the other labels fits" in labels.definitions
+    assert labels.definitions["other"] == "none of the other labels fits"
     rows = [*objects_in(file)]
     assert float(rows[0]["share"]) == round(found["topics"][0]["share"], 4)
     assert isinstance(rows[0]["share"], str if suffix == ".tsv" else float)

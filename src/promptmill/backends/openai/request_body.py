@@ -135,7 +135,7 @@ class RequestEncoder:
         if conversation.marks:
             conversation = conversation.with_marks(lambda message: self._marks_of(head, message))
         if head.words:
-            conversation = _with_words(conversation, head.words)
+            conversation = conversation.with_words(head.words)
         if shared is not None and head.cache is not None and not _is_marked(conversation):
             text = _with_cache_options(text, head.cache, shared)
             if shared and (mark := _MARKS.get((head.cache.way, for_an_hour))):
@@ -274,14 +274,6 @@ class RequestEncoder:
 def _unencodable() -> PromptmillError:
     said = "The request contains a value that JSON cannot represent, or is nested too deeply."
     return PromptmillError(Code.INVALID_INPUT, said)
-
-
-def _with_words(conversation: Conversation, words: str) -> Conversation:
-    first = conversation.messages[0] if conversation.messages else None
-    if first is not None and first.role in {"system", "developer"} and isinstance(first.content, str):
-        extended = Message(first.role, f"{first.content}\n\n{words}", first.extra)
-        return Conversation((extended, *conversation.messages[1:]))
-    return Conversation((Message("system", words), *conversation.messages))
 
 
 def _with_cache_options(text: bytes, cache: ModelCache, shared: Shared) -> bytes:

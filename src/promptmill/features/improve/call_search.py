@@ -139,10 +139,11 @@ class CallSearch:
             series,
             StepModel(CallModels(order.model.plan), partial(self._run, order.model)),
             StepModel(CallModels(order.strong.plan), partial(self._run, order.strong)),
-            system_of(order.system_prompt, order.labels),
+            order.system_prompt,
             order.again,
         )
-        found = search(gold, order.prompt, steps, system=steps.system_prompt, tell=self._tell)
+        system = system_of(order.system_prompt, order.labels)
+        found = search(gold, order.prompt, steps, system=system, tell=self._tell)
         found["candidates"] = [one | {"prompt": cut(one["prompt"], LONGEST_SHOWN)} for one in found["candidates"]]
         return found | series.spent
 

@@ -14,14 +14,14 @@ import orjson
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run_step, stopped
-from promptmill.cli.options import add_shared, configuration_of, system_prompt_of, text_of
+from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words
-from promptmill.features.improve.improvement import gold_in, write_prompt
+from promptmill.features.improve.improvement import gold_in, system_of, write_prompt
 from promptmill.features.improve.search import GAIN, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
 from promptmill.jobs.door import OpenJob, decided
@@ -98,8 +98,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     def asked(its: Configuration, given: argparse.Namespace) -> StepModel:
         words_ = ["rows", "answers"]
         if given.choices is not None:
-            choices = orjson.dumps(list(given.choices.texts)).decode()
-            words_ += ["--set", f"sampling_params.choices={choices}"]
+            words_ += sets_of(given.choices)
         return StepModel(its, partial(step, its), remembered_step(words_, given, its))
 
     series = JobSeries(JobFolders.from_environ(), "improve", arguments.max_cost)
@@ -107,11 +106,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         series,
         asked(configuration, arguments),
         asked(strong, of_strong),
-        system_prompt_of(arguments),
+        arguments.system or "",
         arguments.again,
     )
     try:
-        found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
+        found = search(gold, prompt, steps, system=system_of(arguments.system, arguments.choices), tell=tell)
     except StoppedError as error:
         return stopped(error, series.spent, "the search", " without --again" if arguments.again == "prompts" else "")
     except PromptmillError as error:

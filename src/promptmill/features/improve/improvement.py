@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.core.request import Sampling, with_words
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve import search_text as words
 from promptmill.features.improve.gold import Gold
@@ -93,7 +94,7 @@ def improve(
         if not isinstance(given.get("model", ""), str):
             raise input_error(Named("model"), " is one model, whose prompt is improved.")
         labels = labels_of(choices)
-        configuration = configuration_of({**given, "choices": list(labels.texts)})
+        configuration = configuration_of(given | labels.sampling)
         max_cost = given.get("max_cost")
         of_strong = {name: value for name, value in given.items() if name in ModelOptions.__annotations__}
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
@@ -114,12 +115,12 @@ def improve(
             series,
             asked(configuration),
             asked(configuration_of(of_strong | {"model": strong, "max_tokens": limit})),
-            system_of(given.get("system"), labels),
+            given.get("system") or "",
             again,
         )
         with file_of(rows) as path:
             found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))
-        figures = search(found, prompt, steps, system=steps.system_prompt) | series.spent
+        figures = search(found, prompt, steps, system=system_of(given.get("system"), labels)) | series.spent
         if target is not None:
             write_prompt(target, figures)
     except PromptmillError as error:
@@ -129,7 +130,7 @@ def improve(
 
 def system_of(system: str | None, labels: Labels) -> str:
     """Return the system prompt of every row: `system`, and the definitions of the labels."""
-    return "\n\n".join(filter(None, (system, labels.definitions)))
+    return with_words(system or "", Sampling.model_validate(labels.sampling).words)
 
 
 def gold_in(

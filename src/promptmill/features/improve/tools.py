@@ -95,7 +95,7 @@ def add(socket: ToolSocket) -> None:
         if not prompt.strip() or not strong.strip():
             raise input_error("`prompt` and `strong` are texts, not empty ones.")
         labelling = await plan_of_call(
-            service, await service.job_plan(model), None, sampling_params, list(labels.texts)
+            service, await service.job_plan(model), None, {**(sampling_params or {}), **labels.sampling}, labels.texts
         )
         writing = strong_plan(await service.job_plan(strong, "strong"), labelling, max_cost)
 

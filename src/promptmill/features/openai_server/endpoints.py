@@ -148,6 +148,7 @@ class Endpoints:
             conversation = request.conversation
             if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
+            conversation = conversation.with_words(settings.sampling_params.words)
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
             extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
             request = Request(0, conversation, settings.sampling_params, extra, required=required_of(changes))

@@ -15,7 +15,7 @@ from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run_step, stopped
-from promptmill.cli.options import add_shared, configuration_of, text_of
+from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, amount, at_least_one, refuse
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.config.loading import Configuration
@@ -170,7 +170,7 @@ def _of_form(arguments: argparse.Namespace, form: Form, limit: int | None) -> tu
     values: JsonDict = {"choices": None, "schema": form, "temperature": None, "max_tokens": limit}
     if isinstance(form, Labels):
         values = {"choices": form, "schema": None}
-        sets = ["--set", f"sampling_params.choices={orjson.dumps(list(form.texts)).decode()}"]
+        sets = sets_of(form)
     else:
         sets = ["--schema", orjson.dumps(form).decode()]
     its = argparse.Namespace(**{**vars(arguments), **values})

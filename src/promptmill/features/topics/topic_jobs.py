@@ -26,7 +26,7 @@ Form: TypeAlias = JsonDict | Labels
 """The form of the answers of a step: a JSON Schema, or labels."""
 _LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
 _BYTES_PER_TOKEN = 3  # of JSON, as for likely lengths
-_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "reasoning"})  # parameters of the answers' form
+_REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "reasoning"})  # of the answers' form
 _ALONE = {"n": 1, "together": 1}  # values that change nothing
 
 
@@ -60,10 +60,9 @@ class Questions:
         """Return the options of a job whose rows are requests for lists."""
         return {"prompt": "{{request}}", "system_prompt": SYSTEM, "again": self.again}
 
-    def of_labels(self, labels: Labels) -> JsonDict:
-        """Return the options of a job that labels rows, as a job with these labels in a file has them."""
-        system = "\n\n".join(filter(None, (self.system_prompt, labels.definitions)))
-        return {"prompt": self.prompt, "system_prompt": system, "again": self.again}
+    def of_labels(self) -> JsonDict:
+        """Return the options of a job that labels rows."""
+        return {"prompt": self.prompt, "system_prompt": self.system_prompt, "again": self.again}
 
 
 def _rows_of(asked: Sequence[Asked]) -> list[JsonDict]:
@@ -88,7 +87,7 @@ class TopicJobs:
 
     def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
         """Return the labels, see `Asker.labels`."""
-        options, cells = self.questions.of_labels(labels), [row.cells for row in rows]
+        options, cells = self.questions.of_labels(), [row.cells for row in rows]
         return self._answers(self.series.run(_job_of(step), cells, options, self.model(labels)), len(rows))
 
     def _answers(self, folder: Folder, rows: int) -> list[str]:
@@ -133,7 +132,7 @@ class TopicEstimate:
 
     def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
         """Return `OTHER` for each row."""
-        options, cells = self.questions.of_labels(labels), [row.cells for row in rows]
+        options, cells = self.questions.of_labels(), [row.cells for row in rows]
         self._add(step, self.series.validate(_job_of(step), cells, options, self.model(labels)))
         return [OTHER] * len(rows)
 

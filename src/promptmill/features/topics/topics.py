@@ -158,7 +158,7 @@ def topics(
 
         def model(form: Form) -> StepModel:
             of_form: JsonDict = (
-                {"choices": list(form.texts)}
+                form.sampling
                 if isinstance(form, Labels)
                 else {"schema": form, "temperature": None, "max_tokens": limit}
             )

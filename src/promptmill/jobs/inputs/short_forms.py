@@ -53,8 +53,13 @@ class Labels(NamedTuple):
     """The labels from which the model chooses its answer."""
 
     texts: Sequence[str]
-    definitions: str = ""
-    """A text for the system prompt that defines the labels; `""` if there are no definitions."""
+    definitions: Mapping[str, str] = MappingProxyType({})
+    """The definition of each label, `""` for a label without one; empty if no label has one."""
+
+    @property
+    def sampling(self) -> JsonDict:
+        """The parameters of answers that are one of the labels."""
+        return {"choices": [*self.texts], **({"definitions": {**self.definitions}} if self.definitions else {})}
 
 
 class ListOfRows(dict[str, Any]):
@@ -175,7 +180,7 @@ def _schema_of_json(text: str, name: str) -> JsonDict:
 def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options `choices`, `choices_many`, `schema` and `fields` of `given` in their long form.
 
-    They are `choices` or `schema` (None for the empty schema `{}`), and `system` if the choices have definitions.
+    They are `choices` or `schema` (None for the empty schema `{}`), and `definitions` if the choices have any.
     `options.check` has accepted the options. Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
@@ -187,9 +192,7 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
         long["schema"] = schema or None
     if "choices" in given:
         labels = labels_of(given["choices"])
-        long["choices"] = list(labels.texts)
-        if labels.definitions:
-            long["system"] = "\n\n".join(filter(None, (given.get("system"), labels.definitions)))
+        long |= labels.sampling
         if given.get("choices_many"):
             long |= {"choices": None, "schema": schema_of_many(labels.texts)}
     if isinstance(fields := given.get("fields"), str):
@@ -227,10 +230,7 @@ def _labels(pairs: Iterable[tuple[Any, Any]]) -> Labels:
             raise input_error(f"The definition of the choice {label!s:.40} should be text.")
         defined.append((str("" if label is None else label).strip(), " ".join(str(definition or "").split())))
     texts = _listed([label for label, _ in defined])
-    if not any(definition for _, definition in defined):
-        return Labels(texts)
-    lines = [f"- {label}: {definition}" if definition else f"- {label}" for label, definition in defined]
-    return Labels(texts, "The labels:\n" + "\n".join(lines))
+    return Labels(texts, dict(defined)) if any(definition for _, definition in defined) else Labels(texts)
 
 
 def _listed(choices: object) -> Sequence[str]:

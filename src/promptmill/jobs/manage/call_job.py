@@ -258,22 +258,23 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
 
 
 def _lines(work: CallWork, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-    settings = work.plan.settings
+    settings, words = work.plan.settings, work.plan.settings.sampling_params.words
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     for row in rows:
-        yield row, _line(work.items[row], work.system_prompt, shared, work.plan.file_rule)
+        yield row, _line(work.items[row], work.system_prompt, words, shared, work.plan.file_rule)
 
 
 def _line(
     item: Conversation | PromptmillError,
     system_prompt: str,
+    words: str,
     shared: Mapping[str, object],
     rule: FileRule,
 ) -> bytes:
     try:
         if isinstance(item, PromptmillError):
             raise item
-        messages = _portable(item.with_system(system_prompt), rule)
+        messages = _portable(item.composed(system_prompt, words), rule)
     except PromptmillError as error:
         return orjson.dumps({"problem": str(error)})
     value = {"messages": messages, **shared}

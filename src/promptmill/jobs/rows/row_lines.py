@@ -119,6 +119,8 @@ class RowReader:
     sampling: Sampling = field(default_factory=Sampling)
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
+    words: str = ""
+    """What the system prompt of every row says after its own text, see `Sampling.words`."""
     images: RowImages = RowImages()
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""
@@ -251,7 +253,7 @@ class RowReader:
         if len(row) > 1:
             own, body = _own_parameters(row, where, self.limits.only_model)
             system_prompt = _own_system_prompt(row, where)
-        conversation = conversation.with_system(system_prompt or self.system_prompt)
+        conversation = conversation.composed(system_prompt or self.system_prompt, self.words)
         sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
@@ -267,7 +269,7 @@ class RowReader:
                 sampling, extra = Sampling.model_validate(own), row.get("extra", _NOTHING)
         if sampling.reasoning is None and self.sampling.reasoning is not None:
             sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
-        return conversation.with_system(self.system_prompt), sampling, extra
+        return conversation.composed(self.system_prompt, self.words), sampling, extra
 
     def _named_model(self, row: JsonObject) -> str | None:
         """Return the model that a row names, if it is in `models`; else None."""

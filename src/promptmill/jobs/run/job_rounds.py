@@ -243,6 +243,7 @@ def reader_of(
         settings.sampling_params,
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
+        "" if spec.input.kind.rows == "requests" else settings.sampling_params.words,
         RowImages(settings.image_tag, settings.image_position, spec.image_folders),
         keep_raw=input_format == "batch",
         prompt_column=spec.question.column if spec.input.kind.rows == "objects" else None,

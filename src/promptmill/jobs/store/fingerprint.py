@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
+from promptmill.core.request import Sampling, with_words
 from promptmill.jobs.format_table import of_input
 from promptmill.jobs.store.spec import digest
 
@@ -32,8 +33,9 @@ def fingerprint(
     reason `length`, and `again: truncated` sends its row again. `models` has the digests of the configuration's other
     models, which rows may name. `has_check`: a function of the program checks the answers; no digest can tell which.
     """
-    settings = plan.settings
-    system = system_prompt_of(plan, given_prompt, input_format)
+    settings, system = plan.settings, system_prompt_of(plan, given_prompt, input_format)
+    if of_input(input_format).rows != "requests":
+        system = with_words(system, settings.sampling_params.words)
     digests: dict[str, object] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
     digests["backend"] = digest(plan.backend)
     if plan.record.needs_endpoint:
@@ -59,7 +61,12 @@ def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
 def _sampling(plan: ResolvedConfig) -> tuple[dict[str, object], dict[str, object]]:
     settings = plan.settings
     extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
-    return settings.sampling_params.given(), extra
+    return _without_definitions(settings.sampling_params), extra
+
+
+def _without_definitions(sampling: Sampling) -> dict[str, object]:
+    """Return the parameters that are set. Definitions are a part of the system prompt."""
+    return {name: value for name, value in sampling.given().items() if name != "definitions"}
 
 
 def without_lengths(values: Mapping[str, object]) -> dict[str, object]:
@@ -78,10 +85,11 @@ def _other_models(plan: ResolvedConfig) -> dict[str, str]:
         name: digest(
             backend,
             block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
-            without_lengths({**file.sampling_params.given(), **own.sampling_params.given()}),
+            without_lengths(_without_definitions(file.sampling_params) | _without_definitions(own.sampling_params)),
             without_lengths(own.extra_params),
             own.system_prompt if own.system_prompt is not None else file.system_prompt,
             own.image_tag or file.image_tag,
+            *([own.sampling_params.definitions] if own is not file and own.sampling_params.definitions else []),
         )
         for name, (backend, block, own) in blocks.items()
         if name != plan.name
