@@ -284,7 +284,7 @@ async def test_the_most_probable_choices_are_for_an_engine_to_find_and_of_log_pr
     sent = chain.sent[0].extra
     if is_endpoint:
         assert sent == {"top_logprobs": 5, "logprobs": True}
-        assert [*found.top_choices] == ["yes", "no"]
+        assert [*found.shown_probabilities] == ["yes", "no"]
         assert found.logprobs is None
     else:
         assert sent == {TOP_CHOICES: 2}

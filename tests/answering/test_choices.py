@@ -154,19 +154,19 @@ async def test_the_likely_tokens_of_an_endpoint_tell_the_likeliest_choices(ask, 
     upstream.reply = answer('{"answer":"neutral"}', logprobs=told)
     (outcome,), stats = await ask(["How is it?"], top_choices=2)
     assert outcome.text == "neutral"
-    assert outcome.top_choices == {"neutral": 0.5625, "positive": 0.25}
+    assert outcome.probabilities == {"": {"neutral": 0.5625, "positive": 0.25}}
     assert (outcome.logprobs, stats.warnings) == (None, {})
     sent = upstream.seen[0].json
     assert (sent["logprobs"], sent["top_logprobs"], "top_choices" in sent) == (True, 5, False)
     (outcome,), _ = await ask(["How is it?"], top_choices=1, top_logprobs=9, logprobs=True)
-    assert (outcome.top_choices, outcome.logprobs) == ({"neutral": 0.5625}, told)
+    assert (outcome.probabilities, outcome.logprobs) == ({"": {"neutral": 0.5625}}, told)
     assert upstream.seen[1].json["top_logprobs"] == 9
 
 
 async def test_an_endpoint_without_log_probabilities_answers_without_chances(ask, upstream):
     upstream.reply = answer('{"answer": "neutral"}')
     (outcome,), _ = await ask(["How is it?"], top_choices=2)
-    assert (outcome.text, outcome.top_choices) == ("neutral", None)
+    assert (outcome.text, outcome.probabilities) == ("neutral", None)
 
 
 async def test_top_choices_must_be_a_number_and_go_with_choices(ask, upstream):
@@ -187,10 +187,10 @@ async def test_tokens_of_the_reasoning_tell_nothing_of_the_choice(ask, upstream,
     upstream.reply = answer("<think>positive?</think>neutral", logprobs=told)
     (outcome,), _ = await ask(["How is it?"], top_choices=2, reasoning=reasoning)
     assert outcome.text.endswith("neutral")
-    assert outcome.top_choices == {"neutral": 0.75, "positive": 0.25}
+    assert outcome.probabilities == {"": {"neutral": 0.75, "positive": 0.25}}
 
 
 async def test_the_choice_that_was_given_is_always_among_the_likeliest(ask, upstream):
     upstream.reply = answer("neutral", logprobs=_tokens({"positive": 0.75, "neutral": 0.25}))
     (outcome,), _ = await ask(["How is it?"], top_choices=1)
-    assert (outcome.text, outcome.top_choices) == ("neutral", None)
+    assert (outcome.text, outcome.probabilities) == ("neutral", None)

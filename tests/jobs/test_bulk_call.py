@@ -602,7 +602,7 @@ def test_the_likeliest_choices_are_a_column(options, upstream, tmp_path):
     likely = [{"token": text, "logprob": math.log(share)} for text, share in (("yes", 0.75), ("no", 0.25))]
     upstream.reply = answer("yes", logprobs={"content": [likely[0] | {"top_logprobs": likely}]})
     job = promptmill.bulk(["a"], tmp_path / "out.csv", choices=["yes", "no"], top_choices=2, **options)
-    assert job.rows[0]["top_choices"] == {"yes": 0.75, "no": 0.25}
+    assert job.rows[0]["probabilities"] == {"yes": 0.75, "no": 0.25}
     assert "logprobs" not in job.rows[0]
     assert '"{""yes"":0.75,""no"":0.25}"' in (tmp_path / "out.csv").read_text()
 

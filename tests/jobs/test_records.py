@@ -31,7 +31,7 @@ def stored(store: JobDatabase, outcome: Outcome) -> Record:
         ANSWER,
         Completion("a"),
         Completion(""),
-        Completion("a", logprobs={"content": []}, top_choices={"a": 0.5}, cost=0.5, answered_by="m"),
+        Completion("a", logprobs={"content": []}, probabilities={"": {"a": 0.5}}, cost=0.5, answered_by="m"),
         Completion("a", attempts=2, came="shared", shared=1),
         Completion("a", attempts=0, came="cached"),
         Completion("a", details={"body": {"id": "x"}}, answers=("a", "b"), usage=Usage(1, 1, 1, 1)),

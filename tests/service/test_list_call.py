@@ -68,7 +68,10 @@ def test_rare_columns_are_there_when_some_item_has_them():
     assert columns["tool_calls"] == [None, None, [{"id": "c1"}]]
     assert "logprobs" not in columns
     assert list_call.columns([GOOD, Completion("x", logprobs={"content": []})])["logprobs"] == [None, {"content": []}]
-    assert list_call.columns([GOOD, Completion("x", top_choices={"x": 1.0})])["top_choices"] == [None, {"x": 1.0}]
+    assert list_call.columns([GOOD, Completion("x", probabilities={"": {"x": 1.0}})])["probabilities"] == [
+        None,
+        {"x": 1.0},
+    ]
 
 
 @pytest.mark.parametrize(("items", "there"), [(0, True), (1000, True), (1001, False)])

@@ -97,7 +97,8 @@ class ChosenAnswers(Step):
             return outcome
         text = await _without_reasoning(outcome.reply or outcome.text, request)
         found = chances_in(_choices(request.sampling), text, outcome.logprobs, most)
-        return replace(outcome, top_choices=found, logprobs=outcome.logprobs if asked.get("logprobs") else None)
+        logprobs = outcome.logprobs if asked.get("logprobs") else None
+        return replace(outcome, probabilities={"": found} if found else None, logprobs=logprobs)
 
 
 def _choices(sampling: Sampling) -> Choices:

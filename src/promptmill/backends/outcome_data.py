@@ -9,12 +9,12 @@ from typing import Any
 
 from pybase64 import b64decode, b64encode
 
-from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, by_question
 from promptmill.system.frames import packed_error, unpacked_error
 
 _COUNTS = attrgetter(*(each.name for each in fields(Usage)))
 _ANSWER = attrgetter(
-    *("text", "finish_reason", "reasoning", "tool_calls", "attempts", "latency_s", "logprobs", "top_choices"),
+    *("text", "finish_reason", "reasoning", "tool_calls", "attempts", "latency_s", "logprobs", "probabilities"),
     *("details", "answers", "tier", "warnings", "unmetered", "sources"),
 )
 _FAILURE = attrgetter("attempts", "latency_s", "text", "concerns_all", "unmetered")
@@ -36,8 +36,9 @@ def outcome_of(kind: str, values: Sequence[Any], counts: Sequence[int], spent: S
         error, attempts, latency_s, text, concerns_all, unmetered = values
         failure = Failure(unpacked_error(error), attempts, latency_s, usage, text, concerns_all)
         return replace(failure, unmetered=unmetered, spent=bill)
-    text, reason, reasoning, calls, attempts, latency_s, logprobs, top_choices, *rest = values
-    answer = Completion(text, reason, usage, reasoning, tuple(calls), attempts, latency_s, logprobs, top_choices)
+    text, reason, reasoning, calls, attempts, latency_s, logprobs, chances, *rest = values
+    chances = by_question(chances) if chances else None  # an earlier version stored those of choices alone
+    answer = Completion(text, reason, usage, reasoning, tuple(calls), attempts, latency_s, logprobs, chances)
     answer.details, answers, answer.tier, warnings, answer.unmetered, answer.sources, vectors = rest
     answer.vectors = tuple(map(b64decode, vectors))
     answer.answers, answer.warnings, answer.spent = tuple(answers), tuple(warnings), bill

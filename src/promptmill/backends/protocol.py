@@ -99,8 +99,9 @@ class Completion:
     latency_s: float = 0.0
     logprobs: JsonObject | None = None
     """The token probabilities from the endpoint, if the request has `logprobs`."""
-    top_choices: Mapping[str, float] | None = None
-    """The most probable of the request's choices and their probabilities, if the request has `top_choices`."""
+    probabilities: Mapping[str, Mapping[str, float]] | None = None
+    """By question, the probabilities of the likeliest allowed answers and of the given one, as reported. The name of
+    the only question of `choices` is `""`."""
     details: JsonObject | None = None
     """Other fields of the endpoint's response, for Batch output: see `chat_completion.details_of`."""
     answered_by: str = ""
@@ -130,6 +131,11 @@ class Completion:
     """The vectors of the texts of a request for embeddings, see `backends.vectors`; `b""` for a text without one."""
     reply: str = ""
     """The model's own words, if a step has made `text` of them; a request that asks again shows them to the model."""
+
+    @property
+    def shown_probabilities(self) -> JsonObject:
+        """The `probabilities` as users get them: for `choices` by choice, else by question; see `by_question`."""
+        return {} if self.probabilities is None else self.probabilities.get("", self.probabilities)
 
     @property
     def is_copy(self) -> bool:
@@ -214,6 +220,15 @@ class Failure:
     def is_copy(self) -> bool:
         """See `Completion.is_copy`. A copied failure says nothing about the endpoint."""
         return self.came == "copied"
+
+
+def by_question(shown: JsonObject | None) -> Mapping[str, Mapping[str, float]] | None:
+    """Return the `probabilities` of a completion with these `shown_probabilities`.
+
+    >>> by_question({"yes": 0.75})
+    {'': {'yes': 0.75}}
+    """
+    return {"": shown} if shown and not isinstance(next(iter(shown.values())), Mapping) else shown
 
 
 Outcome: TypeAlias = Completion | Failure

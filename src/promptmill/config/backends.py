@@ -44,7 +44,7 @@ class BackendRecord:
     takes_images: bool = True
     """Whether any of its models reads images. If not, items with images are refused earlier."""
     weighs_choices: bool = False
-    """Whether it reports the probability of each choice, `top_choices`, without log probabilities."""
+    """Whether it reports the probability of each choice by itself, without log probabilities."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     sampling: frozenset[str] | None = None

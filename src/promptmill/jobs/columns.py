@@ -24,17 +24,22 @@ from promptmill.jobs.store.records import Record
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 SOURCES = "sources"
 """The column for the places of the answer's values, see `core.sources`."""
+PROBABILITY = "probability"
+"""The column for the probability of the given answer, of a job whose answers are `choices`."""
 EXTRA_FIELDS = (
-    *("answers", SOURCES, "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed"),
+    *("answers", PROBABILITY, "probabilities", SOURCES, "reasoning", "tool_calls", "logprobs", "cost", "answered_by"),
+    "changed",
 )
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the variant, and its model."""
 SCORE = "score"
 """The column for the confidence in an answer (0 to 1), which some plans add."""
-_LAST = ("id", "custom_id", "index", MODEL, VARIANT, SCORE, "answered_by")
+_LAST = ("id", "custom_id", "index", MODEL, VARIANT, PROBABILITY, SCORE, "answered_by")
 """Columns that a reader needs last; those whose names end with `id` count as `id`."""
-OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
+IN_ORDER = ("answer", *dict.fromkeys((PROBABILITY, *ANSWER_FIELDS[1:], *EXTRA_FIELDS)))
+"""The `ANSWER_FIELDS` and `EXTRA_FIELDS` in the order of a table's columns."""
+OURS = (*IN_ORDER, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row` (the row's number) only if the rows are not in a file."""
 
 

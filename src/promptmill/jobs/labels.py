@@ -87,8 +87,8 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
 def probability(record: Record) -> float | None:
     """Return the probability of the answer: among the choices if reported, else from its tokens; None without both."""
     extras = record.extras
-    if isinstance(chances := extras.get("top_choices"), dict) and isinstance(own := chances.get(record.text), float):
-        return own
+    if (own := extras.get("probability")) is not None:
+        return float(own)
     content = _content(extras.get("logprobs"))
     try:
         total = math.fsum(float(token["logprob"]) for token in content)

@@ -253,7 +253,7 @@ def totals(stats: Call) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return lists with one value per item, in order; empty for calls of more than `MOST_ROWS` items.
 
-    `sources`, `reasoning`, `tool_calls`, `logprobs`, `top_choices`, `costs` and `answered_by` are included only if at
+    `sources`, `reasoning`, `tool_calls`, `logprobs`, `probabilities`, `costs` and `answered_by` are included only if at
     least one item has them.
     """
     if len(outcomes) > MOST_ROWS:
@@ -273,7 +273,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),
-        "top_choices": column(lambda completion: completion.top_choices),
+        "probabilities": column(lambda completion: completion.shown_probabilities or None),
         "costs": [outcome.cost if outcome.cost is None else round(outcome.cost, 9) for outcome in outcomes],
         "answered_by": column(lambda completion: completion.answered_by or None),
     }

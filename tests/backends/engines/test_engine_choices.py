@@ -74,8 +74,10 @@ def test_hf_tells_how_likely_each_choice_is(desk, engine):
     shares = {choice: sum(likely.get(choice[:end], 0.0) for end in (1, 2)) for choice in ("It", "No")}
     total = sum(shares.values())
     assert min(shares.values()) > 0.05, "the model's own likeliest tokens have both"
-    assert outcome.top_choices == pytest.approx({choice: share / total for choice, share in shares.items()}, abs=0.01)
-    assert sum(outcome.top_choices.values()) == pytest.approx(1, abs=1e-5), "they differ in the first letter"
+    assert outcome.shown_probabilities == pytest.approx(
+        {choice: share / total for choice, share in shares.items()}, abs=0.01
+    )
+    assert sum(outcome.shown_probabilities.values()) == pytest.approx(1, abs=1e-5), "they differ in the first letter"
     assert json.loads(outcome.text) == {"answer": "It"}
     assert not desk.stats.warnings
 
@@ -87,20 +89,20 @@ def test_chances_are_the_models_own_whatever_the_sampling(desk, engine):
         desk.ask(engine, [prompt], {"top_choices": 3}, choices=MOODS, seed=3, **more)
         for more in ({"temperature": 0.0}, {"temperature": 0.7, "repetition_penalty": 1.3})
     )
-    assert hot.top_choices == cold.top_choices or hot.text != cold.text
-    assert 0.9 < sum(cold.top_choices.values()) <= 1.0
+    assert hot.shown_probabilities == cold.shown_probabilities or hot.text != cold.text
+    assert 0.9 < sum(cold.shown_probabilities.values()) <= 1.0
     (one,) = desk.ask(engine, [prompt], {"top_choices": 1}, choices=MOODS, temperature=0.0)
-    assert one.top_choices.items() <= cold.top_choices.items()
-    assert len(one.top_choices) == 1
+    assert one.shown_probabilities.items() <= cold.shown_probabilities.items()
+    assert len(one.shown_probabilities) == 1
     (plain,) = desk.ask(engine, [prompt], choices=MOODS, temperature=0.0)
-    assert (plain.top_choices, plain.text) == (None, cold.text)
+    assert (plain.probabilities, plain.text) == (None, cold.text)
 
 
 @pytest.mark.parametrize("backend", ["openvino"], indirect=True)
 def test_openvino_does_not_tell_how_likely_each_choice_is_and_says_so(desk, engine):
     (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 3}, choices=MOODS)
     (said,) = desk.stats.warnings
-    assert (outcome.top_choices, "top_choices" in said) == (None, True)
+    assert (outcome.probabilities, "top_choices" in said) == (None, True)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "3", True])

@@ -80,10 +80,10 @@ def test_a_second_cheap_model_makes_labels_surer(sure):
 
 def test_the_probability_among_the_choices_is_better_than_that_of_the_tokens():
     logprobs = {"content": [{"token": "yes", "logprob": -3.0}]}
-    known = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, top_choices={"yes": 0.75, "no": 0.25}))
+    known = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, probabilities={"": {"yes": 0.75, "no": 0.25}}))
     assert probability(known) == 0.75
-    for chances in ({"no": 0.25}, None):
-        other = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, top_choices=chances))
+    for chances in ({"": {"no": 0.25}}, None):
+        other = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, probabilities=chances))
         assert probability(other) == math.exp(-3.0)
 
 
@@ -100,7 +100,7 @@ def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure)
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
     assert len(scores) >= found["sure"]["sample"]["drawn"] > 60
     assert min(scores) > 0.2, "of three choices; of all words, their first letters have less than 0.05"
-    assert not any("top_choices" in row for row in sure.answers() if row["sure"] != "cheap")
+    assert not any("probability" in row for row in sure.answers() if row["sure"] != "cheap")
 
 
 @pytest.mark.thorough

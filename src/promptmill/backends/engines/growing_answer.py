@@ -95,7 +95,7 @@ class AnswerForm:
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> Frame:
-        """Return `text`, `reasoning`, `tool_calls` and `top_choices` of a complete answer. `split` separates the
+        """Return `text`, `reasoning`, `tool_calls` and `probabilities` of a complete answer. `split` separates the
         reasoning."""
         split, tools = split or self._split, self.tools
         calls: list[JsonDict] = []
@@ -110,7 +110,7 @@ class AnswerForm:
         fields: Frame = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
         if self.chances is not None:
             chances, most = self.chances
-            fields["top_choices"] = chances.likeliest(most)
+            fields["probabilities"] = {"": by_choice} if (by_choice := chances.likeliest(most)) else None
         return fields | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> Frame:

@@ -443,7 +443,7 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
         attempts,
         message["latency_s"],
         message.get("logprobs"),
-        message.get("top_choices"),
+        message.get("probabilities"),
         message.get("details"),
         warnings=tuple(message.get("warnings", ())),
     )

@@ -34,7 +34,6 @@ FEWEST_ROWS = 5_000
 """The fewest rows of a table. In a smaller table, training and sample would use too many strong answers."""
 _FEWEST_TAUGHT = 1_000
 _MOST_TAUGHT = 20_000  # answers of the strong model, which are paid
-_LEAST_CHANCE = 1e-12
 _FEW_MISSING, _MOST_MISSING = 20, 0.01  # rows without a vector, at most, and their share
 _IS_UNLABELLED = f"NOT EXISTS (SELECT 1 FROM answer AS done WHERE done.key = answer.key - {VECTORS * SLOT})"
 
@@ -109,8 +108,8 @@ class StudentAnswers:
                 outcomes[n] = Failure(input_error("The student has no answers to learn from, or no vector of the row."))
             else:
                 label, chance = found
-                token = {"logprob": math.log(max(chance, _LEAST_CHANCE))}
-                outcomes[n] = Completion(answers[label], "stop", attempts=0, logprobs={"content": [token]})
+                text = answers[label]
+                outcomes[n] = Completion(text, "stop", attempts=0, probabilities={"": {text: chance}})
         return [record_of(row.n + SLOT, outcomes[row.n], (row.asked or b"")[:16], made) for row in rows]
 
     def _learn(self) -> tuple[str, Classifier, dict[str, str]]:

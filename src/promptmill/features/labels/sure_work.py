@@ -511,7 +511,7 @@ def _larger(part: SurePart, size: int) -> dict[str, int]:
 
 def _delivered(cheap: Record) -> Any:
     outcome = copied(cheap.outcome())
-    return replace(outcome, logprobs=None, top_choices=None) if isinstance(outcome, Completion) else outcome
+    return replace(outcome, logprobs=None, probabilities=None) if isinstance(outcome, Completion) else outcome
 
 
 def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:

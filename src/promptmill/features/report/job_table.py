@@ -16,7 +16,7 @@ from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.secret_text import SecretFinder
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, SOURCES
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, PROBABILITY, SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
@@ -92,7 +92,7 @@ class JobTable:
             *(Column(key, names[key], "answer", source=key.removeprefix(FIELD)) for key in self._fields),
             *map(self._mark_column, self._marks),
             Column(_ERROR, names[_ERROR], "error"),
-            *(Column(key, names[key], "figure", is_hidden=True) for key in self._figures),
+            *(Column(key, names[key], "figure", is_hidden=key != PROBABILITY) for key in self._figures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
             Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
         ]

@@ -16,6 +16,7 @@ from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs import members
+from promptmill.jobs.columns import PROBABILITY
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
 from promptmill.jobs.inputs.parquet import unit_of, unpacked_schema, without_nanoseconds
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from promptmill.jobs.export.schema_columns import SchemaColumns
 
 _GROUP_BYTES = 4 << 20
+_NUMBERS = ("cost", PROBABILITY, "score")
+_PLAIN = frozenset({"error", "usage", *_NUMBERS})
 _ROWS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 32  # values between two checks of a page's size; with the default, 1,024, pages of images are huge
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
@@ -210,7 +213,7 @@ def _arrow_types(answers: AnswerValues) -> JsonDict:
         [("code", pa.string()), ("message", pa.string()), ("retryable", pa.bool_()), ("attempts", pa.int64())]
     )
     usage = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())])
-    types = {"error": error, "usage": usage, "cost": pa.float64(), "score": pa.float64()}
+    types = {"error": error, "usage": usage, **dict.fromkeys(_NUMBERS, pa.float64())}
     schema = answers.schema
     return {
         key: schema.arrow_type(key) if schema is not None and key in schema.names else types.get(key, pa.string())
@@ -222,7 +225,7 @@ def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
     """Return a value in the Arrow type of the column `key`. In a column of texts, lists and objects become JSON."""
     if schema is not None and key in schema.names:
         return schema.arrow_value(key, value)
-    is_plain = isinstance(value, str | None) or key in {"error", "usage", "cost", "score"}
+    is_plain = isinstance(value, str | None) or key in _PLAIN
     return value if is_plain else values.json_text(value)
 
 

@@ -24,7 +24,7 @@ from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.jobs import columns
-from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
+from promptmill.jobs.columns import ANSWER_FIELDS, IN_ORDER, MODEL, VARIANT, answer_fields
 from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
@@ -113,7 +113,8 @@ class AnswerValues:
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = columns.schema_columns(spec)
         self._variants = columns.variant_fields(spec)
-        usual = [*ANSWER_FIELDS, *(name for name in EXTRA_FIELDS if name in extra)]
+        known = {*ANSWER_FIELDS, *extra}
+        usual = [name for name in IN_ORDER if name in known]
         names = dict(zip(usual, usual, strict=True))
         if schema is not None and schema.names:
             names = {**schema.names, **{name: name for name in usual if name != "answer"}}

@@ -27,6 +27,7 @@ from promptmill.core.money import dollars
 from promptmill.core.request import (
     NOTHING_SHARED,
     SOURCED_NAMES,
+    TOP_CHOICES,
     Conversation,
     Request,
     Shared,
@@ -99,7 +100,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             check_target([store], spec, files.target)
             form = Form([store], spec, spec.output.kind)
-            result["columns"] = _columns_of(form, has_sources=plan.settings.sampling_params.sets(SOURCED_NAMES))
+            result["columns"] = _columns_of(form, plan)
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
@@ -129,14 +130,19 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
 
 
-def _columns_of(form: Form, *, has_sources: bool) -> dict[str, list[str]]:
+def _columns_of(form: Form, plan: ResolvedConfig) -> dict[str, list[str]]:
     """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
     those that the job adds."""
-    sources = [(form.spec.output.names or {}).get(columns.SOURCES, columns.SOURCES)] if has_sources else []
+    sampling, renamed = plan.settings.sampling_params, form.spec.output.names or {}
+    asked = {
+        columns.PROBABILITY: sampling.choices is not None and TOP_CHOICES in plan.settings.extra_params,
+        columns.SOURCES: sampling.sets(SOURCED_NAMES),
+    }
+    further = [renamed.get(name, name) for name, is_asked in asked.items() if is_asked]
     if form.format.is_table:
-        return {"input": form.names, "added": [*dict.fromkeys((*form.answers.names.values(), *sources))]}
+        return {"input": form.names, "added": [*dict.fromkeys((*form.answers.names.values(), *further))]}
     names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
-    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys((*form.answers.names_in_json, *sources))]}
+    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys((*form.answers.names_in_json, *further))]}
 
 
 class _Sums:

@@ -20,7 +20,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import no_column
 from promptmill.jobs import disk, members
 from promptmill.jobs.caller import CallModels
-from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, OURS
+from promptmill.jobs.columns import IN_ORDER, OURS
 from promptmill.jobs.format_table import database, of_input, writing
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
@@ -222,7 +222,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     if is_request and (shapes := shape_in(order.parts)):
         raise input_error(*map(Named, shapes), _OF_ROWS)
     _check_answer_column(order.form.column)
-    known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
+    known = (*IN_ORDER, *order.plan.fields)
     for name in order.form.columns:
         if name not in known:
             raise input_error(Named("columns"), f": {no_column(name, columns=known, file='the output')}")

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, by_question
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 
 SLOT = 1 << 40
@@ -96,7 +97,12 @@ class Record(NamedTuple):
     @property
     def extras(self) -> Mapping[str, Any]:
         """The content of `more`."""
-        return orjson.loads(self.more) if self.more else {}
+        if not self.more:
+            return {}
+        extras: JsonDict = orjson.loads(self.more)
+        if "top_choices" in extras:  # an earlier version stored it
+            extras |= _probabilities(extras["top_choices"], self.text)
+        return extras
 
     def outcome(self) -> Outcome:
         """Return the outcome that the record stores."""
@@ -127,7 +133,7 @@ class Record(NamedTuple):
             self.attempts,
             self.latency_s,
             extras.get("logprobs"),
-            extras.get("top_choices"),
+            _by_question(extras, self.text) if extras else None,
             extras.get("details"),
             extras.get("answered_by", ""),
             extras.get("cost"),
@@ -175,8 +181,8 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
         more["tool_calls"] = outcome.tool_calls
     if outcome.logprobs is not None:
         more["logprobs"] = outcome.logprobs
-    if outcome.top_choices is not None:
-        more["top_choices"] = outcome.top_choices
+    if outcome.probabilities is not None:
+        more |= _probabilities(outcome.shown_probabilities, outcome.text)
     if outcome.answers:
         more["answers"] = outcome.answers
     if model := outcome.answered_by or made.model:
@@ -202,6 +208,19 @@ def _further(outcome: Outcome) -> dict[str, Any]:
     if outcome.details is not None:
         more["details"] = outcome.details
     return more
+
+
+def _probabilities(shown: JsonObject, text: str) -> JsonDict:
+    """Return the fields for the probabilities of an answer: `probability`, that of the given answer, and all if there
+    are others."""
+    own = {"probability": shown[text]} if text in shown else {}
+    return own if len(shown) == len(own) else {**own, "probabilities": shown}
+
+
+def _by_question(extras: JsonObject, text: str) -> Mapping[str, Mapping[str, float]] | None:
+    """Return `Completion.probabilities` from the fields of `_probabilities`."""
+    own = {text: extras["probability"]} if "probability" in extras else None
+    return by_question(extras.get("probabilities", own))
 
 
 def checksum(fields: tuple[Any, ...], vector: bytes | None) -> int:

@@ -449,6 +449,8 @@ def extra_fields(store: JobDatabase) -> set[str]:
     ((has_more, has_reasoning),) = store.read(has)
     query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE}) WHERE {DELIVERED}"
     names = {name for (name,) in store.read(query)} if has_more else set[str]()
+    if "top_choices" in names:  # of an earlier version, see `Record.extras`
+        names |= {"probability", "probabilities"}
     return names | {"reasoning"} if has_reasoning else names
 
 

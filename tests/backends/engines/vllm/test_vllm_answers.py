@@ -88,7 +88,7 @@ def test_choices_complete_the_beginning_of_the_answer_in_the_prompt(desk, vllm):
 def test_it_tells_how_likely_each_choice_is(desk, vllm):
     moods = ["positive", "negative"]
     (outcome,) = desk.ask(vllm, ["Is this positive or negative? I love it!"], {"top_choices": 2}, choices=moods)
-    chances = outcome.top_choices
+    chances = outcome.shown_probabilities
     assert set(chances) <= set(moods)
     assert 0.9 < sum(chances.values()) <= 1.000001
     assert json.loads(outcome.text)["answer"] in chances

@@ -1,0 +1,195 @@
+"""The probability of an answer among its choices: a number in every output, and all of them if more are asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pytest
+from fastmcp import Client
+from pyarrow import parquet
+
+import promptmill
+from fakes import KEY, openai_configuration
+from promptmill.backends.outcome_data import outcome_data, outcome_of
+from promptmill.backends.protocol import Completion, Failure
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.columns import answer_fields
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.labels import probability
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.records import FIRST, Record, checksum, record_of
+from promptmill.server import create_server
+from promptmill.service.service import Service
+from replies import answer, choose, status
+
+ASK = ("--prompt", "Is it good? {{text}}", "--choices", "yes,no")
+ALL = ("--set", "sampling_params.top_choices=2")
+YES, NO = {"yes": 0.75, "no": 0.25}, {"no": 0.625, "yes": 0.375}
+
+
+def likely(shares: dict[str, float]) -> Any:
+    """Return a reply whose only token is the first of these, with the others next to it."""
+    tokens = [{"token": text, "logprob": math.log(share)} for text, share in shares.items()]
+    return answer(tokens[0]["token"], logprobs={"content": [tokens[0] | {"top_logprobs": tokens}]})
+
+
+@pytest.fixture
+def labelled(bench):
+    """A bench with three rows: two answers with different probabilities, and a failure."""
+    replies = {"a": likely(YES), "b": likely(NO), "c": status(400, "no")}
+    bench.upstream.reply = choose(lambda seen: replies[seen.prompt[-1]])
+    bench.write([{"text": text} for text in replies])
+    return bench
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    return orjson.loads(path.read_bytes()) if path.suffix == ".json" else list(map(dict, objects_in(path)))
+
+
+def _cells(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        rows = [*csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")]
+    return [
+        {name: json.loads(value) if "probabilit" in name and value else value or None for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def _sqlite(path: Path) -> list[dict[str, Any]]:
+    with sqlite3.connect(path.with_name("out.db")) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM t")]
+
+
+def _duckdb(path: Path) -> list[dict[str, Any]]:
+    with duckdb.connect(str(path.with_name("out.duckdb"))) as connection:
+        found = connection.execute("SELECT * FROM t")
+        return [dict(zip([name for name, *_ in found.description], row, strict=True)) for row in found.fetchall()]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("out.jsonl", _json),
+        ("out.json", _json),
+        ("out.csv", _cells),
+        ("out.tsv", _cells),
+        ("out.xlsx", _json),
+        ("out.parquet", lambda path: parquet.read_table(path).to_pylist()),
+        ("out.arrow", lambda path: pa.ipc.open_file(path).read_all().to_pylist()),
+        ("out.db#t", _sqlite),
+        pytest.param("out.duckdb#t", _duckdb, marks=pytest.mark.features("duckdb")),
+    ],
+)
+def test_the_probability_of_the_given_answer_is_a_number_in_each_format(labelled, name, read):
+    labelled.output = labelled.path / name
+    assert labelled.run(*ASK, *ALL).returncode == 1, "a row failed"
+    rows = read(labelled.output)
+    assert [row["answer"] or "" for row in rows] == ["yes", "no", ""]
+    assert [row.get("probability") for row in rows] == [0.75, 0.625, None]
+    assert {type(row["probability"]) for row in rows[:2]} == {float}
+    told = [row["probabilities"] for row in rows[:2]]
+    assert [json.loads(one) if isinstance(one, str) else one for one in told] == [YES, NO]
+    if "json" not in name:
+        assert [*rows[0]][:4] == ["text", "answer", "probability", "error"]
+
+
+def test_one_choice_asked_for_gives_the_column_of_the_given_answer_alone(labelled):
+    labelled.output = labelled.path / "out.csv"
+    labelled.run(*ASK, "--set", "sampling_params.top_choices=1")
+    (first, second, failed) = _cells(labelled.output)
+    assert (first["probability"], second["probability"], failed["probability"]) == (0.75, 0.625, None)
+    assert "probabilities" not in first
+
+
+def test_a_dry_run_names_the_column(labelled):
+    labelled.output = labelled.path / "out.csv"
+    assert "probability" in json.loads(labelled.run(*ASK, *ALL, "--dry-run", "--json").stdout)["columns"]["added"]
+    assert "probability" not in json.loads(labelled.run(*ASK, "--dry-run", "--json").stdout)["columns"]["added"]
+
+
+def test_columns_name_the_probabilities_that_are_written(labelled):
+    labelled.run(*ASK, *ALL, "--columns", "answer,probabilities")
+    assert labelled.answers()[:2] == [
+        {"text": "a", "answer": "yes", "probabilities": YES},
+        {"text": "b", "answer": "no", "probabilities": NO},
+    ]
+
+
+def test_without_a_wish_there_is_no_column(labelled):
+    labelled.run(*ASK)
+    assert not any(name.startswith("probabilit") for row in labelled.answers() for name in row)
+    assert not any("logprobs" in seen.json for seen in labelled.upstream.seen)
+
+
+def test_a_column_of_the_input_with_this_name_stays(labelled):
+    labelled.write([{"text": "a", "probability": 7}])
+    labelled.run(*ASK, *ALL)
+    (row,) = labelled.answers()
+    assert (row["probability"], row["probability_1"]) == (7, 0.75)
+
+
+@pytest.mark.features("review")
+def test_a_review_begins_with_the_least_probable_row(labelled):
+    labelled.run(*ASK, *ALL)
+    found = labelled.here([sys.executable, "-m", "promptmill", "review", "out.jsonl", "-o", "review.xlsx"])
+    assert found.returncode == 0, found.stderr
+    rows = [*objects_in(labelled.path / "review.xlsx")]
+    assert [(row["answer"], float(row["score"])) for row in rows[:2]] == [("no", 0.625), ("yes", 0.75)]
+
+
+def test_rows_in_python_have_them(labelled):
+    options = {"base_url": labelled.upstream.url, "model": "m", "api_key": KEY, "progress": False}
+    (row,) = promptmill.bulk(["a"], choices=["yes", "no"], top_choices=2, **options).rows
+    assert (row["probability"], row["probabilities"]) == (0.75, YES)
+
+
+async def test_a_tool_has_one_entry_for_each_answer(labelled, closing):
+    server = create_server(closing(Service(openai_configuration(labelled.upstream.url))))
+    options = {"choices": ["yes", "no"], "sampling_params": {"top_choices": 2}}
+    async with Client(server) as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["a", "c"], **options})
+    assert result.meta["probabilities"] == [YES, None]
+
+
+def stored(**more: Any) -> Record:
+    """Return a record of the answer `yes` with these optional fields."""
+    record = record_of(0, Completion("yes", "stop"))._replace(more=json.dumps(more))
+    return record._replace(checksum=checksum(record[1:11], None))
+
+
+def test_an_answer_of_a_job_from_before_has_its_probability(store):
+    before = stored(top_choices=YES)
+    assert before.outcome() == Completion("yes", "stop", probabilities={"": YES})
+    assert probability(before) == 0.75
+    fields = answer_fields(before)
+    assert (fields["probability"], fields["probabilities"]) == (0.75, YES)
+    store.write([before])
+    assert statistics.extra_fields(store) >= {"probability", "probabilities"}
+
+
+def test_an_answer_of_a_cache_from_before_has_its_probability():
+    kind, values, *rest = outcome_data(Completion("yes", "stop"))
+    values[values.index(None, 7)] = YES  # the eighth value was `top_choices`
+    assert outcome_of(kind, values, *rest) == Completion("yes", "stop", probabilities={"": YES})
+
+
+@pytest.mark.parametrize("chances", [{"": YES}, {"": {"yes": 0.75}}, {"": {"no": 1}}, {"a": {"x": 0.5}}, None])
+def test_probabilities_are_kept_as_sent(chances):
+    known = Completion("yes", "stop", probabilities=chances)
+    assert record_of(0, known).outcome() == known
+    assert outcome_of(*orjson.loads(orjson.dumps(outcome_data(known)))) == known
+
+
+def test_an_answer_without_them_and_a_failure_store_nothing_more():
+    failure = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)
+    assert [record_of(0, one, made=FIRST).more for one in (Completion("yes"), failure)] == [None, None]
