@@ -82,12 +82,13 @@ def wanted_logprobs(extra: JsonObject) -> int | None:
     return most if asked or (most and asked is None) else None
 
 
-def chances_of(extra: JsonObject, choices: Choices | None) -> tuple[Chances, int] | None:
-    """Return the object that sums the probabilities of the `choices`, and the number to report; None if not requested.
+def chances_of(extra: JsonObject, choices: Choices | None, unasked: int | None = None) -> tuple[Chances, int] | None:
+    """Return the object that sums the probabilities of the `choices`, and the number to report beside the given one;
+    None without.
 
-    Raises `PromptmillError` (`invalid_input`).
+    `unasked`: this number if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
     """
-    most = top_choices_of(extra)
+    most = unasked if (asked := top_choices_of(extra)) is None else asked
     return None if most is None or choices is None else (Chances(choices), most)
 
 

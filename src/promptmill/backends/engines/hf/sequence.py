@@ -115,7 +115,7 @@ class SequenceBuilder:
         wanted = tools.response_format if tools else sampling.get("response_format")
         choice.mask = self._masks.of(wanted, opened=opened) if choices is None else self._masks.of_choices(choices)
         top_logprobs = submission.wanted_logprobs(message["extra"])
-        chances = submission.chances_of(message["extra"], choices)
+        chances = submission.chances_of(message["extra"], choices, unasked=0)
         texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
