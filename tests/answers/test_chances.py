@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.answers.chances import Chances, chances_in
+from promptmill.answers.chances import Chances, chances_in, chances_of_fields
 from promptmill.answers.choices import Choices
 from promptmill.core.bounds import LONGEST_SEARCHED
 
@@ -200,3 +200,41 @@ def test_an_alternative_that_is_listed_twice_counts_once():
 def test_log_probabilities_that_do_not_tell_it_are_not_used(logprobs):
     assert chances_in(MOODS, "positive", logprobs, 3) is None
     assert chances_in(MOODS, "pos", logprobs, 3) is None
+
+
+def _told(*tokens: tuple[str, float]) -> dict[str, Any]:
+    return {"content": [{"token": text, "logprob": math.log(share)} for text, share in tokens]}
+
+
+FIELDS = _told(("{", 0.5), ('"team"', 0.5), (': "', 0.9), ("bill", 0.5), ("ing", 0.5), ('",', 0.8), ('"ok"', 0.1))
+FIELDS["content"] += _told((":", 0.1), ("true", 0.25), (',"n":', 0.1), ("1", 0.5), ("2", 0.5), ("}", 0.1))["content"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens", "found"),
+    [
+        (
+            '{"team": "billing","ok":true,"n":12}',
+            FIELDS,
+            {"team": {"billing": 0.18}, "ok": {"true": 0.25}, "n": {"12": 0.25}},
+        ),
+        ('{"a":"é"}', _told(('{"a":', 0.5), ('"é"', 0.75), ("}", 0.5)), {"a": {"é": 0.75}}),
+        (
+            '{"é":[1,{"b":2}]}',
+            _told(("<think>", 0.1), ('\n {"é":', 0.5), ("[1,{", 0.75), ('"b":2}]}', 0.5)),
+            {"é": {'[1,{"b":2}]': 0.375}},
+        ),
+        ('{"a":null}', _told(('{"a"', 0.5), (":null", 0.75), ("}", 0.5)), {"a": {"": 0.75}}),
+        ('{"a":null}', _told(('{"a":', 0.5), ("null", 0.5), ("}", 0.5), ("<|im_end|>", 0.5)), {"a": {"": 0.5}}),
+        ("{}", _told(("{}", 0.5)), None),
+        ('["a"]', _told(('["a"]', 0.5)), None),
+        ('{"a" 1}', _told(('{"a" 1}', 0.5)), None),
+        ('{"a":1', _told(('{"a":1', 0.5)), None),
+        ('{"a":1}', _told(('{"a":2}', 0.5)), None),
+        ('{"a":1}', {"content": [{"token": '{"a":1}'}]}, None),
+        ('{"a":1}', {}, None),
+        ('{"a":' + 100_000 * "[", {"content": [{"token": '{"a":' + 100_000 * "[", "logprob": 0}]}, None),
+    ],
+)
+def test_a_field_is_as_likely_as_all_tokens_that_have_a_part_of_its_value(answer, tokens, found):
+    assert chances_of_fields(answer, tokens) == found

@@ -193,3 +193,48 @@ def test_probabilities_are_kept_as_sent(chances):
 def test_an_answer_without_them_and_a_failure_store_nothing_more():
     failure = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)
     assert [record_of(0, one, made=FIRST).more for one in (Completion("yes"), failure)] == [None, None]
+
+
+FIELDS = '{"team":"tech","n":1}'
+
+
+@pytest.fixture
+def sorted_out(bench):
+    """A bench with two rows whose answers have fields, the second of which is less probable in the second row."""
+    shares = {"a": 0.75, "b": 0.5}
+
+    def reply(seen: Any) -> Any:
+        pieces = (
+            ('{"team":', 0.1),
+            ('"te', 0.75),
+            ('ch"', 1.0),
+            (',"n":', 0.1),
+            ("1", shares[seen.prompt[-1]]),
+            ("}", 0.1),
+        )
+        tokens = [{"token": text, "logprob": math.log(share)} for text, share in pieces]
+        return answer(FIELDS, logprobs={"content": tokens})
+
+    bench.upstream.reply = choose(reply)
+    bench.write([{"text": text} for text in shares])
+    return bench
+
+
+def test_fields_have_the_probabilities_of_their_values(sorted_out):
+    sorted_out.succeed(
+        "--prompt",
+        "Sort: {{text}}",
+        "--fields",
+        "team:billing|tech,n:integer",
+        *ALL[:1],
+        "sampling_params.top_choices=1",
+    )
+    assert [row["probabilities"] for row in sorted_out.answers()] == [
+        {"team": {"tech": 0.75}, "n": {"1": 0.75}},
+        {"team": {"tech": 0.75}, "n": {"1": 0.5}},
+    ]
+    assert [probability(record) for record in sorted_out.records()] == [0.75, 0.5]
+    assert [(seen.json["logprobs"], "top_logprobs" in seen.json) for seen in sorted_out.upstream.seen] == 2 * [
+        (True, False)
+    ]
+    assert not any("logprobs" in row for row in sorted_out.answers())

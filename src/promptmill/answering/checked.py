@@ -11,12 +11,12 @@ are. A request whose last answer is still invalid fails with `invalid_answer`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from promptmill.answering.step import Loading, Place, Step
-from promptmill.answers.chances import chances_in
+from promptmill.answers.chances import chances_in, chances_of_fields
 from promptmill.answers.check import Check
 from promptmill.answers.checker import NO_MATCH, Checker
 from promptmill.answers.choices import Choices, choices_of
@@ -38,16 +38,21 @@ from promptmill.core.request import (
     once,
     top_choices_of,
 )
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import beginning, cut
 
 _FORM = "response_format", "choices"
 """The parameters of the form of an answer."""
 _TOOLS = frozenset({"tools", "functions"})
-_TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
+_OTHERS: JsonObject = {"top_logprobs": 5}  # all endpoints with `top_logprobs` support this number
 _LONG = 1 << 16  # characters; a thread searches longer texts for reasoning marks
 _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of answers do not apply to it."
 LONGEST_COMPLAINT = 400
 """Characters of a complaint that a model gets."""
+
+_Probabilities: TypeAlias = Mapping[str, Mapping[str, float]] | None
+_FoundIn: TypeAlias = Callable[[Sampling, str, JsonObject, int], _Probabilities]
+"""Returns the probabilities, from the parameters, the answer, its log probabilities, and `top_choices`."""
 
 
 def checks_of_features() -> list[Check]:
@@ -82,23 +87,40 @@ class ChosenAnswers(Step):
         sampling = request.sampling
         request = request.changed(sampling=once(self._with_schema, lambda: _changed(sampling), sampling))
         has_chances = self._is_endpoint and TOP_CHOICES in request.extra
-        return self._with_chances(request, call) if has_chances else self.following(request, call)
+        if has_chances:
+            return _with_chances(request, call, self.following, _of_choices, _OTHERS)
+        return self.following(request, call)
 
-    async def _with_chances(self, request: Request, call: protocol.Call) -> protocol.Outcome:
-        """Answer a request with `top_choices` from log probabilities, for an endpoint that does not support choices."""
-        asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
-        try:
-            most = top_choices_of(request.extra)
-        except PromptmillError as error:
-            return protocol.Failure(error, request.attempts)
-        extra = asked if most is None else {"top_logprobs": _TOP_LOGPROBS, **asked, "logprobs": True}
-        outcome = await self.following(request.changed(extra=extra), call)
-        if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
-            return outcome
-        text = await _without_reasoning(outcome.reply or outcome.text, request)
-        found = chances_in(_choices(request.sampling), text, outcome.logprobs, most)
-        logprobs = outcome.logprobs if asked.get("logprobs") else None
-        return replace(outcome, probabilities={"": found} if found else None, logprobs=logprobs)
+
+async def _with_chances(
+    request: Request, call: protocol.Call, answer: protocol.Answer, found_in: _FoundIn, others: JsonObject
+) -> protocol.Outcome:
+    """Answer a request with `top_choices` by `answer`, with the probabilities in the log probabilities of an endpoint.
+
+    `others`: the parameter for tokens other than those of the answer.
+    """
+    asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
+    try:
+        most = top_choices_of(request.extra)
+    except PromptmillError as error:
+        return protocol.Failure(error, request.attempts)
+    extra = asked if most is None else {**others, **asked, "logprobs": True}
+    outcome = await answer(request.changed(extra=extra), call)
+    if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
+        return outcome
+    text = await _without_reasoning(outcome.reply or outcome.text, request)
+    logprobs = outcome.logprobs if asked.get("logprobs") else None
+    return replace(outcome, probabilities=found_in(request.sampling, text, outcome.logprobs, most), logprobs=logprobs)
+
+
+def _of_choices(sampling: Sampling, text: str, logprobs: JsonObject, most: int) -> _Probabilities:
+    found = chances_in(_choices(sampling), text, logprobs, most)
+    return {"": found} if found else None
+
+
+def _of_fields(sampling: Sampling, text: str, logprobs: JsonObject, most: int) -> _Probabilities:
+    del sampling, most
+    return chances_of_fields(text, logprobs)
 
 
 def _choices(sampling: Sampling) -> Choices:
@@ -138,6 +160,7 @@ class CheckedAnswers(Step):
         return cls(loading.plan)
 
     def __init__(self, plan: ResolvedConfig) -> None:
+        self._is_endpoint = plan.record.needs_endpoint
         self._retries = plan.settings.check_retries
         self._checks = checks_of_features()
         self.wanted_by = *_FORM, "checks", *(name for one in self._checks for name in one.wanted_by)
@@ -152,6 +175,8 @@ class CheckedAnswers(Step):
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request whose answer is checked."""
+        if TOP_CHOICES in request.extra and self._is_endpoint and request.sampling.response_format is not None:
+            return await _with_chances(request, call, self.answer, _of_fields, {})
         try:
             form, checks = self._known(request, call) or await self._wanted(request.sampling, call.facts)
         except PromptmillError as error:

@@ -1,14 +1,19 @@
-"""Probability of each allowed choice, from the token alternatives at each position."""
+"""Probability of each allowed choice, from the token alternatives at each position, and of each field of a JSON object,
+from its tokens."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from promptmill.answers.choices import Choices
 from promptmill.core.bounds import LONGEST_SEARCHED
+from promptmill.core.values import text_of
 
 _DIGITS = 6
 _LOWEST = -9999.0  # endpoints write this for a probability of 0
@@ -16,6 +21,9 @@ _SAME = 0.01  # log probabilities of one token, which may be rounded
 # such as `<|im_end|>` or `</s>`, written backwards
 _END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
+
+_TO_FIELD, _TO_VALUE = re.compile(r"[{,\s]*"), re.compile(r"\s*:\s*")
+_DECODER = json.JSONDecoder()
 
 
 class Chances:
@@ -91,6 +99,50 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return None
+
+
+def chances_of_fields(answer: str, logprobs: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
+    """Return the value of each field of an answer, a JSON object, with its probability: the product over the tokens
+    that have a part of it. None if the answer is no object, or the tokens of its reply are others.
+
+    >>> chances_of_fields('{"a":1}', {"content": [{"token": '{"a":', "logprob": -3}, {"token": "1}", "logprob": 0}]})
+    {'a': {'1': 1.0}}
+    """
+    try:
+        tokens = [_bytes_of(token) for token in logprobs["content"]]
+        scores = [min(max(float(token["logprob"]), _LOWEST), 0.0) for token in logprobs["content"]]
+        data = b"".join(tokens)
+        if (start := _start_of(answer, data)) is None:
+            return None
+        start, ends = len(data) - len(data[start:].lstrip()), [*accumulate(map(len, tokens))]
+        found, text, known = {}, answer.strip(), 0
+        for name, value, begin, end in _fields_in(text):
+            start += len(text[known:begin].encode())
+            stop, known = start + len(text[begin:end].encode()), begin
+            own = scores[bisect_right(ends, start) : bisect_left(ends, stop) + 1]
+            found[name] = {text_of(value): round(math.exp(math.fsum(own)), _DIGITS)}
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return found or None
+
+
+def _fields_in(text: str) -> Iterator[tuple[str, Any, int, int]]:
+    """Yield the name and the value of each field of a JSON object, and where the value begins and ends. Raises
+    `ValueError`, `AttributeError` or `IndexError` for other texts."""
+    at = _end_of(_TO_FIELD, text, text.index("{", 0, 1))
+    while text[at] != "}":
+        name, at = _DECODER.raw_decode(text, at)
+        begin = _end_of(_TO_VALUE, text, at)
+        value, end = _DECODER.raw_decode(text, begin)
+        yield name, value, begin, end
+        at = _end_of(_TO_FIELD, text, end)
+
+
+def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
+    match = pattern.match(text, at)
+    if match is None:
+        raise ValueError(text[at : at + 1])
+    return match.end()
 
 
 def _start_of(answer: str, data: bytes) -> int | None:

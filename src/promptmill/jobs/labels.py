@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from promptmill.backends.protocol import by_question
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import composed, json_text, read_json, text_of, with_whole_numbers
 from promptmill.core.wording import counted, listed
@@ -85,10 +86,14 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability of the answer: among the choices if reported, else from its tokens; None without both."""
+    """Return the probability of the answer: among the choices or of its least probable field if reported, else from its
+    tokens; None without all of these."""
     extras = record.extras
     if (own := extras.get("probability")) is not None:
         return float(own)
+    fields = by_question(extras.get("probabilities")) or {"": {}}
+    if "" not in fields:
+        return min(min(values.values()) for values in fields.values())
     content = _content(extras.get("logprobs"))
     try:
         total = math.fsum(float(token["logprob"]) for token in content)
