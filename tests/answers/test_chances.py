@@ -16,10 +16,10 @@ MOODS = Choices(["positive", "negative", "neutral"])
 
 def added(choices: Choices, *steps: tuple[str, dict[str, float]]) -> Chances:
     """Add steps: the text with the token that was taken, and the probability of each text that could be."""
-    chances = Chances(choices)
+    chances = Chances()
     for taken, texts in steps:
         first = {taken: texts[taken]} | texts
-        chances.step([(text, math.log(share)) for text, share in first.items()], taken)
+        chances.step([(choices.possible(text), math.log(share)) for text, share in first.items()])
     return chances
 
 
@@ -42,7 +42,7 @@ def test_what_is_not_decided_counts_for_none_and_the_taken_choice_is_always_ther
 def test_an_answer_without_a_choice_has_no_chances():
     assert added(MOODS, ("ne", {"ne": 0.6, "pos": 0.4})).likeliest(3) is None
     assert added(MOODS, ("Yes", {"Yes": 0.6, "no": 0.4})).likeliest(3) is None
-    assert Chances(MOODS).likeliest(3) is None
+    assert Chances().likeliest(3) is None
 
 
 def test_a_choice_may_be_the_beginning_of_another_one():
@@ -51,11 +51,11 @@ def test_a_choice_may_be_the_beginning_of_another_one():
 
 
 def test_improbable_tokens_do_not_vanish():
-    found = Chances(MOODS)
-    found.step([("pos", -1000.0), ("neg", -1000.0 + math.log(0.25)), ("Yes", 0.0)], "pos")
+    found = Chances()
+    found.step([(["positive"], -1000.0), (["negative"], -1000.0 + math.log(0.25)), ([], 0.0)])
     assert found.likeliest(2) == {"positive": 0.8, "negative": 0.2}
-    found = Chances(MOODS)
-    found.step([("pos", 0.0), ("neg", -1000.0)], "pos")
+    found = Chances()
+    found.step([(["positive"], 0.0), (["negative"], -1000.0)])
     assert found.likeliest(2) == {"positive": 1.0, "negative": 0.0}
 
 

@@ -116,7 +116,7 @@ def test_an_answer_of_the_longest_length_has_a_choice():
 def test_choices_are_asked_for_as_an_object_with_one_field():
     choices = Choices(["n\u00e9gatif", 'say "a"'])
     assert choices.OPENING == '{"answer": "'
-    assert choices.endings == ['n\u00e9gatif"}', 'say \\"a\\""}']
+    assert [*choices.endings.values()] == ['n\u00e9gatif"}', 'say \\"a\\""}']
     assert choices.response_format["json_schema"]["schema"] == {
         "type": "object",
         "properties": {"answer": {"type": "string", "enum": ["n\u00e9gatif", 'say "a"']}},

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -34,23 +34,24 @@ class Chances:
     below 1.
     """
 
-    def __init__(self, choices: Choices) -> None:
-        self._choices = choices
+    def __init__(self) -> None:
         self._found: dict[str, float] = {}
         self._path = 1.0
         self._taken = ""
 
-    def step(self, tokens: Iterable[tuple[str, float]], taken: str) -> None:
-        """Add the tokens that were possible at the next position: for each, the text after `Choices.OPENING` up to its
-        end, and its log probability. The first token was chosen; `taken` is the text with it."""
-        leads = [(found, chance) for text, chance in tokens if (found := self._choices.possible(text))]
+    def step(self, tokens: Sequence[tuple[Sequence[str], float]]) -> None:
+        """Add the tokens that were possible at the next position; the first was chosen.
+
+        Each is given by the choices that it can lead to, and its log probability.
+        """
+        leads = [(found, chance) for found, chance in tokens if found]
         most = max((chance for _, chance in leads), default=0.0)
         weights = [math.exp(chance - most) for _, chance in leads]
         total = math.fsum(weights)
         for (found, _), weight in zip(leads, weights, strict=True):
             if len(found) == 1:
                 self._found[found[0]] = self._found.get(found[0], 0.0) + self._path * weight / total
-        possible = self._choices.possible(taken)
+        possible = tokens[0][0]
         self._path *= weights[0] / total if len(possible) > 1 else 0.0
         if len(possible) == 1:
             self._taken = possible[0]
@@ -70,7 +71,7 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
     The `top_logprobs` of a position are treated as all its tokens. Tokens before the answer, such as those of the
     reasoning (SGLang), do not count.
     """
-    chances, given = Chances(choices), choices.chosen(answer)
+    chances, given = Chances(), choices.chosen(answer)
     try:
         tokens = logprobs["content"]
         start, at = _start_of(answer, b"".join(map(_bytes_of, tokens))), 0
@@ -93,7 +94,7 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
                 return None
             scores = [max(score, _LOWEST) for score in (float(token["logprob"]), *(score for _, score in others))]
             told = zip(texts, scores, strict=True)
-            chances.step([(text, score) for text, score in told if text is not None], taken)
+            chances.step([(choices.possible(text), score) for text, score in told if text is not None])
             if found := chances.likeliest(most):
                 return found if given in found and choices.possible(taken) == [given] else None
     except (AttributeError, KeyError, TypeError, ValueError):

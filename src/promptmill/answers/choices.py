@@ -33,16 +33,12 @@ class Choices:
         for choice in choices:
             alike.setdefault(_bare(choice), set()).add(choice)
         self._by_bare = {bare: found.pop() for bare, found in alike.items() if len(found) == 1}
-        self._endings = {choice: json.dumps(choice, ensure_ascii=False)[1:] + "}" for choice in choices}
+        self.endings = {choice: json.dumps(choice, ensure_ascii=False)[1:] + "}" for choice in choices}
+        """For each choice, the rest of the answer (a JSON object) after `OPENING`."""
         field = {"type": "string", "enum": [*choices]}
         self.response_format = asking_for(
             {"type": "object", "properties": {_CHOICE: field}, "required": [_CHOICE], "additionalProperties": False}
         )
-
-    @property
-    def endings(self) -> list[str]:
-        """For each choice, the rest of the answer (a JSON object) after `OPENING`."""
-        return [*self._endings.values()]
 
     def chosen(self, answer: str, *, complete: bool = True) -> str:
         """Return the choice in `answer`, even as a bare word or with other quotes or case; `""` if in doubt.
@@ -80,12 +76,15 @@ class Choices:
 
     def completed(self, text: str) -> str | None:
         """Return the answer whose text after `OPENING` starts with `text`; None while several answers are possible."""
-        possible = self.possible(text)
-        return self.OPENING + self._endings[possible[0]] if len(possible) == 1 else None
+        return self.decided(self.possible(text))
+
+    def decided(self, possible: Sequence[str]) -> str | None:
+        """Return the answer if only one choice is `possible`; else None."""
+        return self.OPENING + self.endings[possible[0]] if len(possible) == 1 else None
 
     def possible(self, text: str) -> list[str]:
         """Return the choices that are still possible for an answer whose text after `OPENING` starts with `text`."""
-        return [choice for choice, ending in self._endings.items() if ending.startswith(text)]
+        return [choice for choice, ending in self.endings.items() if ending.startswith(text)]
 
     def why_none(self, answer: str) -> str:
         """Return the problem if an answer is not one of the choices, as the predicate of a sentence."""

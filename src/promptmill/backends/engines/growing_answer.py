@@ -19,6 +19,7 @@ from promptmill.answers.reasoning import (
     split_reasoning,
     without_broken_mark,
 )
+from promptmill.backends.engines.choice_tokens import ChoiceTokens
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
@@ -78,6 +79,8 @@ class AnswerForm:
     """Set if the prompt ends with `Choices.OPENING`, so that the model writes one of the endings."""
     chances: tuple[Chances, int] | None = None
     """The probabilities of the choices, and the number of choices to report, if requested."""
+    own: ChoiceTokens | None = None
+    """The choices' own tokens, if the model may write no others."""
 
     def written(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, with reasoning and tool calls."""
@@ -87,8 +90,22 @@ class AnswerForm:
     def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
         """Return the final text if the last token ends the answer (stop string, only choice left); else None."""
         if self.choices is not None:
-            return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
+            return self.choices.decided(self.possible(tokens))
         return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
+
+    def possible(self, tokens: Sequence[int]) -> list[str]:
+        """Return the choices that an answer which starts with `tokens` can become."""
+        assert self.choices is not None
+        possible = [] if self.own is None else self.own.possible(tokens)
+        return possible or self.choices.possible(self.texts.decode(tokens).rstrip(BROKEN))
+
+    def add_chances(self, before: Sequence[int], tokens: Iterable[tuple[int, float]]) -> None:
+        """Update the probabilities of the choices with the token that follows `before`.
+
+        `tokens`: the chosen token, then the others that were possible, each with its log probability.
+        """
+        assert self.chances is not None
+        self.chances[0].step([(self.possible([*before, token]), logprob) for token, logprob in tokens])
 
     def _is_answer(self, text: str) -> bool:
         """Return whether a beginning of the text contains more than reasoning, in which stop strings do not count."""
@@ -314,15 +331,6 @@ def _bytes_of(name: str | bytes | None) -> bytes | None:
     if isinstance(name, bytes):
         return bytes.fromhex(match[1].decode()) if (match := _BYTE.fullmatch(name)) else name
     return None
-
-
-def add_chances(chances: Chances, before: Sequence[int], tokens: Iterable[tuple[int, float]], decode: _Decode) -> None:
-    """Update the probabilities of the choices with the token that follows `before`.
-
-    `tokens`: the chosen token, then the others that were possible, each with its log probability.
-    """
-    texts = [(decode([*before, token]).rstrip(BROKEN), logprob) for token, logprob in tokens]
-    chances.step(texts, texts[0][0])
 
 
 class Texts:

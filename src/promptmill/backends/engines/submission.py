@@ -89,7 +89,7 @@ def chances_of(extra: JsonObject, choices: Choices | None, unasked: int | None =
     `unasked`: this number if the request has no `top_choices`. Raises `PromptmillError` (`invalid_input`).
     """
     most = unasked if (asked := top_choices_of(extra)) is None else asked
-    return None if most is None or choices is None else (Chances(choices), most)
+    return None if most is None or choices is None else (Chances(), most)
 
 
 def is_inline(message: Frame) -> bool:

@@ -30,7 +30,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import TokenLogprob, add_chances, logprob_entry
+from promptmill.backends.engines.growing_answer import TokenLogprob, logprob_entry
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
 from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.sampler import choose
@@ -475,12 +475,11 @@ def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:
 
 def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
     """Add the next token of an answer that is one of several choices; `logprobs` is -inf for all other tokens."""
-    assert row.form.chances is not None
     values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)
     others = [(other, value) for other, value in ranked if other != token and value > -math.inf]
     chosen = token, float(logprobs[token])
-    add_chances(row.form.chances[0], row.tokens, [chosen, *others], row.form.texts.decode)
+    row.form.add_chances(row.tokens, [chosen, *others])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -21,6 +21,7 @@ import torch
 from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import Family
 from promptmill.answers.response_format import schema_of
+from promptmill.backends.engines.choice_tokens import ChoiceTokens
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.installation import adding
@@ -215,10 +216,13 @@ class AnswerMasks:
             return None
         return self._mask("schema", json.dumps(schema), closings=() if opened is None else opened.closings)
 
-    def of_choices(self, choices: Choices) -> AnswerMask:
+    def of_choices(self, choices: Choices, own: ChoiceTokens | None) -> AnswerMask:
         """Return the mask for the rest of an answer that begins with `choices.OPENING`. Raises as `of` does."""
-        alternatives = " | ".join(json.dumps(ending, ensure_ascii=False) for ending in choices.endings)
-        return self._mask("lark", f"start: {alternatives}")
+        if own is None:
+            alternatives = [json.dumps(ending, ensure_ascii=False) for ending in choices.endings.values()]
+        else:
+            alternatives = [" ".join(f"<[{token}]>" for token in tokens) for tokens in own.sequences.values()]
+        return self._mask("lark", f"start: {' | '.join(alternatives)}")
 
     def _mask(self, kind: str, source: str, *, closings: tuple[str, ...] = ()) -> AnswerMask:
         try:

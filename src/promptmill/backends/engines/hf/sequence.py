@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import opened_by
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
+from promptmill.backends.engines.choice_tokens import ChoiceTokens, choice_tokens
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.pooled_cache import KeysValues
 from promptmill.backends.engines.hf.sampler import AnswerMasks, Penalties, SamplerState
 from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import input_error
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
@@ -77,6 +81,7 @@ class SequenceBuilder:
         self._tool_template = _template(model.tokenizer, "tool_use") or self._template
         self._tools = ToolReader(self._tool_template)
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
+        self._own_tokens = functools.lru_cache(maxsize=MOST_KEPT)(self._find_own_tokens)
 
     def build(self, message: Frame) -> RunningSequence:
         """Return the row for a `submit` message.
@@ -113,13 +118,17 @@ class SequenceBuilder:
         )
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
         wanted = tools.response_format if tools else sampling.get("response_format")
-        choice.mask = self._masks.of(wanted, opened=opened) if choices is None else self._masks.of_choices(choices)
+        own = None if choices is None else self._own_tokens(choices)
+        if choices is None:
+            choice.mask = self._masks.of(wanted, opened=opened)
+        else:
+            choice.mask = self._masks.of_choices(choices, own)
         top_logprobs = submission.wanted_logprobs(message["extra"])
         chances = submission.chances_of(message["extra"], choices, unasked=0)
         texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
-            AnswerForm(texts, opened, submission.is_inline(message), tools, choices, chances),
+            AnswerForm(texts, opened, submission.is_inline(message), tools, choices, chances, own),
             Ending(limit, ends, stops),
             prompt=tokens,
             choice=choice,
@@ -150,6 +159,9 @@ class SequenceBuilder:
             return text
 
         return prompt_text(list(map(self._turn, messages)), template, render, warnings)
+
+    def _find_own_tokens(self, choices: Choices) -> ChoiceTokens | None:
+        return choice_tokens(choices, lambda text: self._tokens(text, special=False), self._texts.decode)
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
         """Return the row's sampling parameters from the request, or else from the model's generation defaults."""

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from promptmill.answers.choices import Choices
+from promptmill.backends.engines.choice_tokens import ChoiceTokens
 from promptmill.core.bounds import MOST_GRAMMAR_WORK, MOST_KEPT
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonObject
@@ -110,7 +111,35 @@ def grammar_of_schema(wanted: Mapping[str, Any], warnings: list[str]) -> Grammar
 
 def grammar_of_choices(choices: Choices) -> Grammar:
     """Return the grammar for the rest of an answer that begins with `choices.OPENING`."""
-    return Grammar("grammar", f"root ::= {' | '.join(map(_literal, choices.endings))}")
+    return Grammar("grammar", f"root ::= {' | '.join(map(_literal, choices.endings.values()))}")
+
+
+def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int]) -> frozenset[int] | None:
+    """Return the tokens of `grammar_of_choices` that are in no choice's own tokens. `numbers`: the vocabulary.
+
+    None if an answer could not be continued without them: the grammar permits the own tokens of one choice in another
+    one, too, where they may lead to a text that no own token continues.
+    """
+    endings = [ending.encode() for ending in choices.endings.values()]
+    starts = ((ending, start) for ending in endings for start in range(len(ending)))
+    pieces = {ending[start:end] for ending, start in starts for end in range(start + 1, len(ending) + 1)}
+    tokens = {numbers[piece]: piece for piece in pieces if piece in numbers}
+    own_tokens = {token for sequence in own.sequences.values() for token in sequence}
+    own_pieces = {piece for token, piece in tokens.items() if token in own_tokens}
+    reached, ahead = {b""}, [(b"", endings)]
+    while ahead:
+        text, possible = ahead.pop()
+        longer: dict[bytes, list[bytes]] = {}
+        for ending in possible if len(possible) > 1 else ():
+            for end in range(len(text) + 1, len(ending) + 1):
+                if ending[len(text) : end] in own_pieces:
+                    longer.setdefault(ending[:end], [])
+        if len(possible) > 1 and not longer:
+            return None
+        for start in longer.keys() - reached:
+            reached.add(start)
+            ahead.append((start, [ending for ending in possible if ending.startswith(start)]))
+    return frozenset(tokens.keys() - own_tokens)
 
 
 @functools.lru_cache(maxsize=MOST_KEPT)

@@ -13,6 +13,7 @@ time, the row is assumed to be the cause and gets the error; so does a row that 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import threading
@@ -208,7 +209,6 @@ class Tokenizer:
         self.chat_template: str = tokenizer.get_original_chat_template() or ""
         self.special = _special(tokenizer)
         self.all_special_tokens = list(self.special)
-        self._names: dict[int, bytes] = {}
         self.named = {
             name: getattr(tokenizer, f"get_{name}")() or "" for name in ("bos_token", "eos_token", "pad_token")
         }
@@ -219,9 +219,17 @@ class Tokenizer:
 
     def convert_ids_to_tokens(self, tokens: Sequence[int]) -> list[bytes | None]:
         """Return the names of `tokens` in the vocabulary."""
-        if not self._names:  # read when first needed, because it takes a tenth of a second
-            self._names = {number: name for name, number in self._tokenizer.get_vocab().items()}
         return [self._names.get(token) for token in tokens]
+
+    @functools.cached_property  # read when first needed, because it takes a tenth of a second
+    def numbers(self) -> dict[bytes, int]:
+        """The number of each token by its name."""
+        vocabulary: dict[bytes, int] = self._tokenizer.get_vocab()
+        return vocabulary
+
+    @functools.cached_property
+    def _names(self) -> dict[int, bytes]:
+        return {number: name for name, number in self.numbers.items()}
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of `text`; with `special`, the tokenizer adds its own tokens, such as a BOS token."""

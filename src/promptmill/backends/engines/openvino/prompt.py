@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import secrets
@@ -11,15 +12,18 @@ from typing import Any
 import jinja2
 import openvino_genai
 
+from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
+from promptmill.backends.engines.choice_tokens import ChoiceTokens, choice_tokens
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.model_loading import load_failure
-from promptmill.backends.engines.openvino.grammars import Grammar, grammar_of_choices, grammar_of_schema
+from promptmill.backends.engines.openvino.grammars import Grammar, fragments, grammar_of_choices, grammar_of_schema
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.system.frames import Frame
 
@@ -48,6 +52,7 @@ class PromptBuilder:
         self._tags = TaggedImages(self._template, model.tokenizer.special) if model.reads_images else None
         self._tools = ToolReader(source or None)
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
+        self._own_tokens = functools.lru_cache(maxsize=MOST_KEPT)(self._find_own_tokens)
 
     def row(self, message: Frame) -> Row:
         """Return the row for a `submit` message.
@@ -74,10 +79,11 @@ class PromptBuilder:
         submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         text, special = self._prompt_text(message["messages"], options, warnings)
         choices = submission.choices_after(text, sampling, tools)
-        grammar = None
+        grammar, own, banned = None, None, frozenset[int]()
         if choices is not None:
             text += choices.OPENING
             grammar = grammar_of_choices(choices)
+            own, banned = self._own_tokens(choices)
         elif (schema := schema_of(wanted)) is not None:
             grammar = grammar_of_schema(schema, warnings)
         asked = sampling.get("stop", self._model.stops)
@@ -99,11 +105,13 @@ class PromptBuilder:
         # the row limits its answer; this limits the whole, because only the pipeline knows the tokens of images
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
+        if own is not None:
+            _rule_out(banned, config, own.longest)
         config.apply_chat_template = sight is not None and not special  # `pipeline` sets a template without effect
         texts = self._tool_texts if tools else self._texts
         return Row.of(
             message,
-            AnswerForm(texts, opened_by(text), submission.is_inline(message), tools, choices),
+            AnswerForm(texts, opened_by(text), submission.is_inline(message), tools, choices, own=own),
             Ending(limit, ends, stops),
             prompt=tokens,
             logprobs=None if top_logprobs is None else [],
@@ -112,6 +120,13 @@ class PromptBuilder:
             sight=sight,
             grammar=grammar,
         )
+
+    def _find_own_tokens(self, choices: Choices) -> tuple[ChoiceTokens | None, frozenset[int]]:
+        """Return the choices' own tokens, and the tokens to rule out; None if the grammar alone applies."""
+        tokenizer = self._model.tokenizer
+        own = choice_tokens(choices, lambda text: tokenizer.encode(text, special=False), self._texts.decode)
+        banned = None if own is None else fragments(choices, own, tokenizer.numbers)
+        return (None, frozenset()) if banned is None else (own, banned)
 
     def _has_switch(self, name: str) -> bool:
         return self._template is not None and name in self._template.source
@@ -167,6 +182,12 @@ class PromptBuilder:
             None if grammar is None else openvino_genai.StructuredOutputConfig(**{grammar.form: grammar.text})
         )
         return config
+
+
+def _rule_out(tokens: Collection[int], config: Any, steps: int) -> None:
+    """Forbid `tokens` in the next `steps`, in which OpenVINO forbids all end tokens."""
+    config.stop_token_ids |= {*tokens}
+    config.min_new_tokens = min(steps, config.max_new_tokens)
 
 
 class TaggedImages:

@@ -113,7 +113,7 @@ class VllmPrompts:
         if choices is not None:
             tokens += self._tokenizer.encode(choices.OPENING, add_special_tokens=False)
             sampling = {**sampling, "response_format": None}  # the prompt has its beginning already
-            extra = {**extra, "guided_choice": choices.endings}
+            extra = {**extra, "guided_choice": [*choices.endings.values()]}
         context = self._model.max_model_len
         submission.check_tokens(len(tokens), context, images="images" in message)
         params = self._sampling.params(sampling, extra, context - len(tokens), left_out, warnings)

@@ -12,7 +12,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -23,7 +23,6 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from promptmill.answers.chances import Chances
 from promptmill.backends.engines import growing_answer
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.submission import refuse, warn_of_left_out
@@ -268,7 +267,7 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, prompts: VllmPrompt
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
         text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
     if prepared.form.chances is not None:
-        _add_chances(answer, prompts.decode, prepared.form.chances[0])
+        _add_chances(answer, prepared.form)
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
@@ -288,12 +287,11 @@ def _logprobs(answer: Any, written: growing_answer.WrittenTokens, most: int) -> 
     return entries
 
 
-def _add_chances(answer: Any, decode: Callable[[Sequence[int]], str], chances: Chances) -> None:
+def _add_chances(answer: Any, form: growing_answer.AnswerForm) -> None:
     """Add the tokens of an answer. vLLM computes their log probabilities after applying the grammar's mask."""
     for place, (taken, by_token) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
         others = [(each, value.logprob) for each, value in by_token.items() if each != taken]
-        tokens = [(taken, by_token[taken].logprob), *others]
-        growing_answer.add_chances(chances, answer.token_ids[:place], tokens, decode)
+        form.add_chances(answer.token_ids[:place], [(taken, by_token[taken].logprob), *others])
 
 
 class Embedder:
