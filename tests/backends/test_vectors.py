@@ -1,6 +1,7 @@
 """Vectors in replies: numbers never become those of another text."""
 
 import base64
+import random
 from array import array
 
 import orjson
@@ -49,6 +50,7 @@ def test_each_text_has_the_vector_with_its_index(written):
         [True, False],
         {"at": 0},
         [1e40, 0],
+        [-1e20, 0],
         [0.0, -0.0],
         _written([0.0, 0.0]),
         _written([0.0, float("nan")]),
@@ -58,6 +60,17 @@ def test_each_text_has_the_vector_with_its_index(written):
 def test_what_is_no_vector_of_the_usual_length_is_none(wrong):
     items = ({"index": at, "embedding": ONE} for at in range(2))
     assert _found(*items, {"index": 2, "embedding": wrong}, count=3) == [ONE, ONE, []]
+
+
+@pytest.mark.parametrize("made_of", ["f", "d"])
+@pytest.mark.parametrize("size", [64, 1536])
+def test_doubles_in_base64_are_no_vector_of_twice_as_many_numbers(made_of, size):
+    """Computed as doubles, or converted to them from 32 bits."""
+    drawn = random.Random(1)
+    for _ in range(200):
+        numbers = array(made_of, (drawn.gauss(0, size**-0.5) for _ in range(size)))
+        written = base64.b64encode(array("d", numbers).tobytes()).decode()
+        assert _found({"index": 0, "embedding": written}, count=1) == [[]]
 
 
 def test_a_vector_of_one_number_is_that_number():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import csv
 import json
 import signal
@@ -566,3 +567,16 @@ def test_rows_get_their_vectors_while_the_key_changes(bench, upstream, texts, tm
     check(bench, written)
     assert len(keys.all) > 3
     assert keys.runs <= len(keys.all)
+
+
+def test_a_server_that_sends_doubles_in_base64_is_asked_for_numbers(bench, texts, monkeypatch):
+    def as_doubles(data: list[dict[str, Any]], _: int) -> None:
+        for item in data:
+            if isinstance(item["embedding"], str):
+                numbers = array("d", array("f", base64.b64decode(item["embedding"])))
+                item["embedding"] = base64.b64encode(numbers.tobytes()).decode()
+
+    monkeypatch.setattr("embedding.SIZE", 256)
+    written = texts(30, as_doubles)
+    bench.succeed("--embed", "{{text}}")
+    assert [row["embedding"] for row in bench.answers()] == [pytest.approx(vector(text, 256)) for text in written]
