@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pybase64 import b64encode
@@ -127,8 +127,6 @@ class EncoderBackend:
             try:
                 step(0)
                 return encoder.encode(texts, step)
-            except _StoppedError:
-                return None  # nobody waits for it; an exception would be logged
             finally:
                 self._turns.end()
 
@@ -160,7 +158,7 @@ class EncoderBackend:
         for future in self._waiting:
             future.cancel()
         if self._computing:
-            await asyncio.wait(map(asyncio.wrap_future, self._computing), timeout=_CLOSING_S)
+            await asyncio.to_thread(wait, {*self._computing}, _CLOSING_S)  # asyncio would log what they raise
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Return the result of `work`, which runs in a thread that the end of the process does not wait for.
