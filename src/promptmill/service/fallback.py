@@ -326,12 +326,9 @@ def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Re
     first = conversation.messages[0]
     above = first.content if first.role in {"system", "developer"} else ""
     sampling = now.capped.settings.sampling_params.model_copy(update=own)
-    words, their_words = request.sampling.words, sampling.words
-    if (theirs.system_prompt, their_words) != (ours.system_prompt, words):
-        for prompt in ("", ours.system_prompt):
-            if above == with_words(prompt, words):
-                conversation = conversation.with_system(with_words(theirs.system_prompt or prompt, their_words))
-                break
+    prompts = {with_words(prompt, request.sampling.words): prompt for prompt in ("", ours.system_prompt)}
+    if above in prompts:
+        conversation = conversation.with_system(with_words(theirs.system_prompt or prompts[above], sampling.words))
     return request.changed(
         conversation=conversation,
         sampling=sampling,
