@@ -124,6 +124,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
     given = {key: value for key, name in ARGUMENTS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
+        del given["definitions"]
         given |= given["choices"].sampling
     given.pop("response_format", None)  # see `_schema`
     endpoint = {key: given[key] for key in table.keys_of(table.ENDPOINT) & given.keys()}
@@ -138,7 +139,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         backend=arguments.backend,
         endpoint=endpoint,
         model=model,
-        sampling={key: given[key] for key in {*table.keys_of(table.SAMPLING_KEYS), "definitions"} & given.keys()},
+        sampling={key: given[key] for key in table.keys_of(table.SAMPLING_KEYS) & given.keys()},
         tier=getattr(arguments, "tier", None),
     )
 

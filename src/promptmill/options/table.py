@@ -200,7 +200,7 @@ ANSWERS = (
         ),
         argument=Argument(words="allow only these answers; an object also defines them", is_common=True),
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
-        keys=["sampling_params.choices"],
+        keys=["sampling_params.choices", "sampling_params.definitions"],
         excludes=[Excluded("schema"), _FIELDS],
     ),
     Option(
