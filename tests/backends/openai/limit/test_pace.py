@@ -43,6 +43,11 @@ def test_a_limit_per_second_is_found_with_few_refusals(per_s, rate, delay_s, ask
     assert statistics.median(call.late_share() for call in calls) <= 0.1
 
 
+def test_a_limit_below_one_request_at_a_time_is_found():
+    call = run(60, 5, lambda seed: Endpoint(0.05, rate=Bucket(5, 1), asked_s=1.0, seed=seed))
+    assert 60 / call.now >= 0.4
+
+
 @pytest.mark.parametrize("window_s", [10.0, 60.0])
 def test_a_window_that_is_used_up_is_asked_seldom_and_paced_when_it_opens(window_s):
     call = run(180, 30, lambda seed: Endpoint(0.4, rate=Fixed(30, window_s), seed=seed))
@@ -88,8 +93,7 @@ def test_two_jobs_at_one_endpoint_share_its_rate():
 
 
 def test_a_job_that_begins_at_a_known_pace_sends_no_burst():
-    endpoint = Endpoint(0.4, rate=Sliding(120, 1.0))
-    call = PacedCall(3600, endpoint)
+    call = PacedCall(3600, Endpoint(0.4, rate=Sliding(120, 1.0)))
     call.run()
     before = call.refusals
     call.go_on(1200)
@@ -113,7 +117,7 @@ def test_a_burst_of_refusals_that_recurs_restores_the_limit_once():
     pace = Pace(restored.append)
     for second in range(3):
         for number in range(1, 101):
-            pace.taken(100 * second + number, 64, second, is_idle=False)
+            pace.taken(100 * second + number, 64, second, is_idle=number == 1)
         for number in range(61, 101):
             pace.refused(100 * second + number, 50, second, newest=100 * second + 100, size=64, now=second + 0.02)
         pace.answered(64, second + 0.5)

@@ -266,6 +266,7 @@ class AdaptiveLimit:
             self._rounds.in_a_row = 0
             self._resize(self._limit)
             self._next_level()
+            self._rounds.full = -2  # the places were taken before, but a pace may leave some free
 
     def _consider_trial(self, count: _Count) -> None:
         """Try a lower limit if a round has more refusals than chance explains."""

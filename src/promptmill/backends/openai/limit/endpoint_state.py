@@ -153,12 +153,13 @@ class EndpointState:
             return 0
         if pause.strikes:
             return 0 if pause.probe else 1
-        load = self.load
-        beyond = self.pace.beyond(load.in_flight, load.limit.size, now) if load.in_flight >= load.limit.size else 0
+        load, pace = self.load, self.pace
         free = load.limit.size - load.in_flight
+        if not pace.is_counting:
+            return max(0, free)
         if free <= 0:
-            return beyond
-        return 0 if self.pace.holds_back(now) else free
+            return pace.beyond(load.in_flight, load.limit.size, now)
+        return 0 if pace.holds_back(now) else free
 
     def opens_at(self, now: float) -> float:
         """Return the time at which the pause ends, or at which the pace or a probe may allow the next request."""
@@ -175,7 +176,8 @@ class EndpointState:
         load.in_flight = in_flight = load.in_flight + 1
         load.sent = serial = load.sent + 1
         is_down = self.pause.strikes > 0
-        self.pace.taken(serial, load.limit.size, now, is_idle=in_flight == 1 and not is_down)
+        if self.pace.is_counting or in_flight == 1:
+            self.pace.taken(serial, load.limit.size, now, is_idle=in_flight == 1 and not is_down)
         permit = Permit(
             self,
             now,
@@ -213,7 +215,8 @@ class EndpointState:
         health.answered_at = now = self._clock()
         answer_s = now - permit.at
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
-        self.pace.answered(permit.sent_as, now)
+        if self.pace.is_counting:
+            self.pace.answered(permit.sent_as, now)
         limit, search = load.limit, load.search
         may_grow = search is not None or limit.may_grow
         if may_grow and self._throttle.is_limit(permit.at, permit.idle_s, now):

@@ -1,15 +1,15 @@
 """The pace of requests to an endpoint that accepts so many per second or per minute.
 
 `AdaptiveLimit` finds how many requests an endpoint takes at a time. Many endpoints count requests per time instead. The
-rule: if more requests are refused in a second than usual, although as many were in flight shortly before, the number in
-flight is not the reason. The pace becomes the rate at which the endpoint accepted requests since its last refusals, and
-the earlier limit of requests in flight is restored: a burst of refusals is one event. While nothing is refused, the
-pace rises in steps that double; a refused step ends halfway between the last two paces. If two cuts leave the share of
-refusals unchanged, refusals are random, and the pace ends. While nothing is accepted, each wait is a quarter of the
-time without acceptance, so an endpoint that is closed for a minute gets some twenty requests. When it opens again, the
-pace becomes the rate since it opened last. If answers are slow and all places stay taken, refusals cannot recur: a
-second after a burst, some requests beyond the limit are tried. If they are accepted although no place became free, the
-endpoint counts per time.
+rule: if more requests are refused in a second than usual, although as many were in flight shortly before, or although
+the request was alone, the number in flight is not the reason. The pace becomes the rate at which the endpoint accepted
+requests since its last refusals, and the earlier limit of requests in flight is restored: a burst of refusals is one
+event. While nothing is refused, the pace rises in steps that double, but does not skip the pace before the last cut; a
+refused step ends halfway between the last two paces. If two cuts leave the share of refusals unchanged, refusals are
+random, and the pace ends. While nothing is accepted, each wait is a quarter of the time without acceptance, so an
+endpoint that is closed for a minute gets some twenty requests. When it opens again, the pace becomes the rate since it
+opened last. If answers are slow and all places stay taken, refusals cannot recur: a second after a burst, some requests
+beyond the limit are tried. If they are accepted although no place became free, the endpoint counts per time.
 """
 
 from __future__ import annotations
@@ -121,10 +121,11 @@ class Pace:
         self.rate = math.inf
         self._restore = restore
         self._adaptive = adaptive
+        self.is_counting = False
+        """Whether requests are counted, which begins with the first refusal."""
         self._credit = self._credit_at = 0.0
-        self._stopped_until = 0.0
-        self._stop_s = 0.0
-        """The longest time without an acceptance since the last cut."""
+        self._stopped_until = self._stop_s = 0.0
+        """`_stop_s`: the longest time without an acceptance since the last cut."""
         self._period_s = _PERIOD_S
         self._period = self._before = _Period(-math.inf, 0, 0)
         self._refusal_s = 0.0
@@ -133,12 +134,11 @@ class Pace:
         self._exhausted = self._opened = _Since(0, 0.0)
         self._run = _Run()
         self._probe = _Probe()
-        self._cuts, self._share = 0, 0.0
+        self._cuts, self._share, self._cut_from, self._cut_to = 0, 0.0, math.inf, math.inf
         self._step, self._resting, self._rest = _STEP, 0, 1
         self._lower: float | None = None
         """The pace before the present step, until the step is judged."""
-        self._cut_to = math.inf
-        self._last_at = self._held_at = -math.inf
+        self._last_at = self._held_at = self._refused_at = -math.inf
 
     @property
     def present(self) -> float:
@@ -175,7 +175,7 @@ class Pace:
     def beyond(self, in_flight: int, size: int, now: float) -> int:
         """Return how many requests may be sent beyond the limit, of which all places are taken."""
         probe = self._probe
-        if self.rate < math.inf or not self._adaptive:
+        if self.rate < math.inf:
             return 0
         if not probe.size:
             # more than it took in the burst; not if the limit is far below that, as many would be refused
@@ -205,9 +205,7 @@ class Pace:
 
     def taken(self, serial: int, size: int, now: float, *, is_idle: bool) -> None:
         """Count a request. `is_idle`: it is the only one in flight, and the endpoint accepts requests."""
-        if not self._adaptive:
-            return
-        if self._period.began == -math.inf or (is_idle and now - self._last_at > _PERIOD_S + 2 / self.rate):
+        if is_idle and (not self.is_counting or now - self._last_at > _PERIOD_S + 2 / self.rate):
             self._period = self._before = _Period(now, serial - 1, size)
             self._exhausted, self._opened = _Since(serial - 1, now), _Since(serial - 1, now)
         else:
@@ -228,7 +226,12 @@ class Pace:
         """
         if not self._adaptive:
             return True
-        self._last_at = now
+        if not self.is_counting:
+            self.is_counting = True
+            if now - self._period.began > _PERIOD_S:
+                self._period = self._before = _Period(now, newest, size)
+            self._period.sent = newest - self._period.serial
+        self._last_at, self._refused_at = now, at
         self._refusal_s = max(0.9 * self._refusal_s, now - at)
         probe, period, is_free = self._probe, self._period, self.rate == math.inf
         if serial in probe.serials:
@@ -239,7 +242,7 @@ class Pace:
             since.refused += serial > since.serial
         self._note_run(serial, at, size, now)
         # while the limit closes, refused requests are counted in flight a little longer here than there
-        is_beyond = sent_as > (0.9 if is_free else 1.0) * max(self._before.most, period.most)
+        is_beyond = sent_as > max(1, (0.9 if is_free else 1.0) * max(self._before.most, period.most))
         if serial > period.serial:
             period.refused += 1
             period.unexplained += not (is_free and is_beyond)
@@ -264,11 +267,13 @@ class Pace:
     def resumed(self, serial: int, stop_s: float, now: float) -> None:
         """Report that the endpoint accepts requests again, after `stop_s` in which it accepted none."""
         accepted = self._opened.accepted(serial)
-        if not self._adaptive or stop_s < 2 * _PERIOD_S or accepted <= _A_RUN:
+        if stop_s < 2 * _PERIOD_S or accepted <= _A_RUN:
             return
         if self.rate == math.inf:
             self._begin_pace()
-        self._set(accepted / (now - self._opened.at), now)
+        # it opened after the last refusal; a longer wait than a probe's was requested, and ends as it opens
+        opened_at = self._refused_at if now - self._refused_at <= stop_s / 4 else now
+        self._set(accepted / max(_PERIOD_S, opened_at - self._opened.at), now)
         self._step, self._resting, self._rest, self._lower, self._cuts = _STEP, 1, 2, None, 0
         self._period_s, self._stop_s, self._stopped_until = max(_PERIOD_S, stop_s / 3), 0.0, now
         self._cut_to = self.rate
@@ -323,6 +328,7 @@ class Pace:
         is_near = rate > 0.8 * self.rate or self.rate == math.inf
         if self.rate > 1.3 * self._cut_to:
             self._rest = 1
+        self._cut_from = self.rate if self.rate < math.inf else self._cut_from
         self._set(min(self.rate, _CUT * rate), now)
         self._cut_to = self.rate
         self._step, self._resting = (_STEP, self._rest) if is_near else (_LARGE_STEP, 1)
@@ -351,6 +357,7 @@ class Pace:
         if self._resting:
             self._resting -= 1
         elif period.is_paced:
-            self._lower = self.rate
-            self.rate *= 1 + self._step
-            self._step = min(_LARGEST_STEP, 2 * self._step)
+            higher, upper = (1 + self._step) * self.rate, self._cut_from
+            is_past = not self.rate < upper < higher
+            self._lower, self.rate = self.rate, higher if is_past else upper
+            self._step = min(_LARGEST_STEP, 2 * self._step) if is_past else self._step
