@@ -237,4 +237,10 @@ FIELDS["content"] += _told((":", 0.1), ("true", 0.25), (',"n":', 0.1), ("1", 0.5
     ],
 )
 def test_a_field_is_as_likely_as_all_tokens_that_have_a_part_of_its_value(answer, tokens, found):
-    assert chances_of_fields(answer, tokens) == found
+    assert chances_of_fields(answer, tokens, answer) == found
+
+
+def test_only_values_of_the_final_answer_have_a_probability():
+    reply, tokens = '{"a":"x","b":1,"c":2}', _told(('{"a":', 0.1), ('"x"', 0.75), (',"b":1', 0.5), (',"c":2}', 0.5))
+    assert chances_of_fields(reply, tokens, ' {"a":"x","b":3}') == {"a": {"x": 0.75}}
+    assert chances_of_fields(reply, tokens, "x") is None

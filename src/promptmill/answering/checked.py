@@ -51,8 +51,8 @@ LONGEST_COMPLAINT = 400
 """Characters of a complaint that a model gets."""
 
 _Probabilities: TypeAlias = Mapping[str, Mapping[str, float]] | None
-_FoundIn: TypeAlias = Callable[[Sampling, str, JsonObject, int], _Probabilities]
-"""Returns the probabilities, from the parameters, the answer, its log probabilities, and `top_choices`."""
+_FoundIn: TypeAlias = Callable[[Sampling, Sequence[str], JsonObject, int], _Probabilities]
+"""Returns the probabilities, from the parameters, the reply and the answer, log probabilities, and `top_choices`."""
 
 
 def checks_of_features() -> list[Check]:
@@ -108,19 +108,20 @@ async def _with_chances(
     outcome = await answer(request.changed(extra=extra), call)
     if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
         return outcome
-    text = await _without_reasoning(outcome.reply or outcome.text, request)
+    texts = [await _without_reasoning(text, request) for text in (outcome.reply or outcome.text, outcome.text)]
     logprobs = outcome.logprobs if asked.get("logprobs") else None
-    return replace(outcome, probabilities=found_in(request.sampling, text, outcome.logprobs, most), logprobs=logprobs)
+    return replace(outcome, probabilities=found_in(request.sampling, texts, outcome.logprobs, most), logprobs=logprobs)
 
 
-def _of_choices(sampling: Sampling, text: str, logprobs: JsonObject, most: int) -> _Probabilities:
-    found = chances_in(_choices(sampling), text, logprobs, most)
+def _of_choices(sampling: Sampling, texts: Sequence[str], logprobs: JsonObject, most: int) -> _Probabilities:
+    found = chances_in(_choices(sampling), texts[0], logprobs, most)
     return {"": found} if found else None
 
 
-def _of_fields(sampling: Sampling, text: str, logprobs: JsonObject, most: int) -> _Probabilities:
+def _of_fields(sampling: Sampling, texts: Sequence[str], logprobs: JsonObject, most: int) -> _Probabilities:
     del sampling, most
-    return chances_of_fields(text, logprobs)
+    reply, answer = texts
+    return chances_of_fields(reply, logprobs, answer)
 
 
 def _choices(sampling: Sampling) -> Choices:

@@ -102,26 +102,32 @@ def chances_in(choices: Choices, answer: str, logprobs: Mapping[str, Any], most:
     return None
 
 
-def chances_of_fields(answer: str, logprobs: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
-    """Return the value of each field of an answer, a JSON object, with its probability: the product over the tokens
-    that have a part of it. None if the answer is no object, or the tokens of its reply are others.
+def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> dict[str, dict[str, float]] | None:
+    """Return the value of each field of a reply, a JSON object, with its probability: the product over the tokens that
+    have a part of it. None if the reply is no object, or the tokens are those of another text.
 
-    >>> chances_of_fields('{"a":1}', {"content": [{"token": '{"a":', "logprob": -3}, {"token": "1}", "logprob": 0}]})
+    `answer`: the final answer. Values that it does not have, such as quotes and repaired values, are left out.
+
+    >>> content = [{"token": '{"a":', "logprob": -3}, {"token": "1}", "logprob": 0}]
+    >>> chances_of_fields('{"a":1}', {"content": content}, '{"a":1}')
     {'a': {'1': 1.0}}
     """
     try:
         tokens = [_bytes_of(token) for token in logprobs["content"]]
         scores = [min(max(float(token["logprob"]), _LOWEST), 0.0) for token in logprobs["content"]]
         data = b"".join(tokens)
-        if (start := _start_of(answer, data)) is None:
+        if (start := _start_of(reply, data)) is None:
             return None
         start, ends = len(data) - len(data[start:].lstrip()), [*accumulate(map(len, tokens))]
-        found, text, known = {}, answer.strip(), 0
+        found, text, known = {}, reply.strip(), 0
         for name, value, begin, end in _fields_in(text):
             start += len(text[known:begin].encode())
             stop, known = start + len(text[begin:end].encode()), begin
             own = scores[bisect_right(ends, start) : bisect_left(ends, stop) + 1]
             found[name] = {text_of(value): round(math.exp(math.fsum(own)), _DIGITS)}
+        if answer != reply:
+            values = {name: text_of(value) for name, value, *_ in _fields_in(answer.strip())}
+            found = {name: value for name, value in found.items() if values.get(name) in value}
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
         return None
     return found or None
