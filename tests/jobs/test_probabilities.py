@@ -59,7 +59,10 @@ def _cells(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         rows = [*csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")]
     return [
-        {name: json.loads(value) if "probabilit" in name and value else value or None for name, value in row.items()}
+        {
+            name: json.loads(value) if "probabilit" in name and value[:1] in {*"{0123456789"} else value or None
+            for name, value in row.items()
+        }
         for row in rows
     ]
 
@@ -76,7 +79,7 @@ def _duckdb(path: Path) -> list[dict[str, Any]]:
         return [dict(zip([name for name, *_ in found.description], row, strict=True)) for row in found.fetchall()]
 
 
-@pytest.mark.parametrize(
+IN_EACH_FORMAT = pytest.mark.parametrize(
     ("name", "read"),
     [
         ("out.jsonl", _json),
@@ -90,6 +93,9 @@ def _duckdb(path: Path) -> list[dict[str, Any]]:
         pytest.param("out.duckdb#t", _duckdb, marks=pytest.mark.features("duckdb")),
     ],
 )
+
+
+@IN_EACH_FORMAT
 def test_the_probability_of_the_given_answer_is_a_number_in_each_format(labelled, name, read):
     labelled.output = labelled.path / name
     assert labelled.run(*ASK, *ALL).returncode == 1, "a row failed"
@@ -220,21 +226,42 @@ def sorted_out(bench):
     return bench
 
 
+FIELDS_ASKED = (
+    *("--prompt", "Sort: {{text}}", "--fields", "team:billing|tech,n:integer"),
+    *("--set", "sampling_params.top_choices=1"),
+)
+
+
 def test_fields_have_the_probabilities_of_their_values(sorted_out):
-    sorted_out.succeed(
-        "--prompt",
-        "Sort: {{text}}",
-        "--fields",
-        "team:billing|tech,n:integer",
-        *ALL[:1],
-        "sampling_params.top_choices=1",
-    )
+    sorted_out.succeed(*FIELDS_ASKED)
     assert [row["probabilities"] for row in sorted_out.answers()] == [
         {"team": {"tech": 0.75}, "n": {"1": 0.75}},
         {"team": {"tech": 0.75}, "n": {"1": 0.5}},
     ]
     assert [probability(record) for record in sorted_out.records()] == [0.75, 0.5]
-    assert [(seen.json["logprobs"], "top_logprobs" in seen.json) for seen in sorted_out.upstream.seen] == 2 * [
-        (True, False)
-    ]
+    sent = [(seen.json["logprobs"], "top_logprobs" in seen.json) for seen in sorted_out.upstream.seen]
+    assert sent == [(True, False)] * 2
     assert not any("logprobs" in row for row in sorted_out.answers())
+
+
+@IN_EACH_FORMAT
+def test_a_table_has_the_probability_of_each_field_next_to_it_as_a_number(sorted_out, name, read):
+    sorted_out.output = sorted_out.path / name
+    sorted_out.write([{"text": "a", "n_probability": "mine"}, {"text": "b", "n_probability": "too"}])
+    sorted_out.succeed(*FIELDS_ASKED)
+    if "json" in name:
+        return
+    rows = read(sorted_out.output)
+    columns = ["text", "n_probability", "team", "team_probability", "n", "n_probability_1", "error"]
+    assert [*rows[0]][:7] == columns
+    assert "probabilities" not in rows[0]
+    assert [(row["team_probability"], row["n_probability_1"]) for row in rows] == [(0.75, 0.75), (0.75, 0.5)]
+    assert [row["n_probability"] for row in rows] == ["mine", "too"]
+
+
+def test_columns_choose_among_those_of_fields(sorted_out):
+    sorted_out.output = sorted_out.path / "out.csv"
+    sorted_out.succeed(*FIELDS_ASKED, "--columns", "answer,probabilities")
+    assert [*_cells(sorted_out.output)[0]] == ["text", "team", "n", "probabilities"]
+    sorted_out.succeed(*FIELDS_ASKED, "--columns", "answer,probability", "--overwrite")
+    assert [*_cells(sorted_out.output)[0]] == ["text", "team", "team_probability", "n", "n_probability"]

@@ -16,7 +16,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.feature import Format
 from promptmill.core.wording import counted
 from promptmill.jobs.databases import alike
-from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
+from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SchemaColumns
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
@@ -128,7 +128,11 @@ def _own_of(spec: JobSpec) -> Sequence[str]:
 def own_names(spec: JobSpec) -> set[str]:
     """Return the names that the columns of a job may have in its output."""
     schema, names = schema_columns(spec.in_output), spec.output.names or {}
-    usual = dict.fromkeys((*OURS, *_own_of(spec))) if schema is None else {**dict.fromkeys(OURS), **schema.names}
+    usual = (
+        dict.fromkeys((*OURS, *_own_of(spec)))
+        if schema is None
+        else {**dict.fromkeys(OURS), **schema.names, **schema.probability_names}
+    )
     return {names.get(key, name or key) for key, name in usual.items()}
 
 
@@ -149,8 +153,8 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
         del wanted["row"]  # each row of the output has it among its fields
     if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
-        return wanted | schema.names | {"answer": answer}
-    return wanted | schema.names
+        wanted |= schema.names | {"answer": answer}
+    return wanted | schema.names | schema.probability_names
 
 
 def unusual_names(
@@ -265,4 +269,6 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _usual(key: str) -> str:
+    if key.startswith(PROBABILITY_OF):
+        return f"{key.removeprefix(PROBABILITY_OF)}_probability"
     return key.removeprefix(FIELD)

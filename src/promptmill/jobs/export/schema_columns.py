@@ -17,6 +17,8 @@ from promptmill.core.wording import mended
 
 FIELD = "answer."
 """The prefix of the key of a column for a field of the answers: it prevents a clash with another column's key."""
+PROBABILITY_OF = "probability."
+"""The prefix of the key of a column for the probability of a field's value."""
 _SHOWN = 200
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
@@ -42,6 +44,8 @@ class SchemaColumns:
         self._fields: JsonObject = {str(name): resolved(inner, schema) for name, inner in schemas.items()}
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
+        self.probability_names = {f"{PROBABILITY_OF}{name}": f"{name}_probability" for name in self._fields}
+        """The usual names of the columns for the probabilities of the fields, by their keys, in the same order."""
         self._as_texts = set[str]()
         """The keys of columns of numbers that become columns of texts in Arrow."""
 
@@ -70,6 +74,9 @@ class SchemaColumns:
         del changed["answer"]
         if isinstance(value, Mapping):
             changed |= {key: self._field(name, value.get(name)) for key, name in self.names.items()}
+            if "probabilities" in fields:
+                for name, by_value in fields["probabilities"].items():
+                    changed[f"{PROBABILITY_OF}{name}"] = by_value.get(text_of(value.get(name)))
         elif value is not None:
             problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
             changed["error"] = {"code": "invalid_answer", "message": problem, "retryable": False, "attempts": 0}

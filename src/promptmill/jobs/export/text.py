@@ -24,7 +24,7 @@ from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.jobs import columns
-from promptmill.jobs.columns import ANSWER_FIELDS, IN_ORDER, MODEL, VARIANT, answer_fields
+from promptmill.jobs.columns import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, answer_fields
 from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
@@ -117,7 +117,12 @@ class AnswerValues:
         usual = [name for name in IN_ORDER if name in known]
         names = dict(zip(usual, usual, strict=True))
         if schema is not None and schema.names:
-            names = {**schema.names, **{name: name for name in usual if name != "answer"}}
+            fields = schema.names
+            if "probabilities" in known:  # each field's, next to the field; all of them on request
+                pairs = zip(schema.names.items(), schema.probability_names.items(), strict=True)
+                fields = dict(itertools.chain.from_iterable(pairs))
+                known -= {"probabilities"} - self._chosen
+            names = {**fields, **{name: name for name in usual if name in known and name != "answer"}}
         order = [*self._variants, *names]
         order[order.index("error") : order.index("error")] = spec.plan.fields
         names = {key: names.get(key, key) for key in order if self._has(key)}
@@ -128,8 +133,12 @@ class AnswerValues:
 
     def _has(self, key: str) -> bool:
         """Return whether the output has a column. Columns that distinguish several answers to a row are always kept."""
-        is_field = self.schema is not None and key in self.schema.names
-        return not self._chosen or key in self._variants or ("answer" if is_field else key) in self._chosen
+        if not self._chosen or key in self._variants:
+            return True
+        if self.schema is not None:
+            key = "answer" if key in self.schema.names else key
+            key = PROBABILITY if key in self.schema.probability_names else key
+        return key in self._chosen
 
     @property
     def names_in_json(self) -> list[str]:
