@@ -39,6 +39,11 @@ class Chances:
         self._path = 1.0
         self._taken = ""
 
+    def clear(self) -> None:
+        """Start over, as the answer does."""
+        self._found.clear()
+        self._path, self._taken = 1.0, ""
+
     def step(self, tokens: Sequence[tuple[Sequence[str], float]]) -> None:
         """Add the tokens that were possible at the next position; the first was chosen.
 

@@ -15,6 +15,8 @@ from promptmill.service.service import Service
 
 pytestmark = pytest.mark.engine
 MOODS = ["positive", "negative", "neutral"]
+# `a` is a token of "visa"; in front of "age" and "apple", none of the choices' tokens follow it
+DEAD_END = ["age limit", "apple pay", "visa"]
 
 
 @pytest.fixture(params=["hf", "openvino"])
@@ -73,11 +75,11 @@ def test_requests_with_and_without_choices_share_a_batch(desk, engine):
     assert json.loads(texts[2])["answer"] in {"yes", "no"}
 
 
-@pytest.mark.parametrize("backend", ["hf"], indirect=True)
-def test_hf_tells_how_likely_each_choice_is(desk, engine):
-    asked = {"top_choices": 5, "logprobs": True, "top_logprobs": 20}
-    (outcome,) = desk.ask(engine, ["Is it good? I love it!"], asked, choices=["It", "No"])
-    (first,) = outcome.logprobs["content"]
+def test_an_engine_tells_how_likely_each_choice_is(desk, engine, engine_of):
+    prompt = ["Is it good? I love it!"]
+    (free,) = desk.ask(engine_of("hf"), prompt, {"logprobs": True, "top_logprobs": 20}, choices=["It", "No"])
+    (first,) = free.logprobs["content"]
+    (outcome,) = desk.ask(engine, prompt, {"top_choices": 5, "logprobs": True}, choices=["It", "No"])
     likely = {one["token"]: math.exp(one["logprob"]) for one in first["top_logprobs"]}
     shares = {choice: likely[choice] for choice in ("It", "No")}
     total = sum(shares.values())
@@ -87,11 +89,11 @@ def test_hf_tells_how_likely_each_choice_is(desk, engine):
     )
     assert sum(outcome.shown_probabilities.values()) == pytest.approx(1, abs=1e-5), "they differ in the first letter"
     assert json.loads(outcome.text) == {"answer": "It"}
+    assert [each["token"] for each in outcome.logprobs["content"]] == ["It"]
     assert not desk.stats.warnings
 
 
-@pytest.mark.parametrize("backend", ["hf"], indirect=True)
-def test_chances_are_the_models_own_whatever_the_sampling(desk, engine):
+def test_chances_are_the_models_own_whatever_the_sampling(desk, engine, backend):
     prompt = "Is this review positive, negative or neutral?\n\nThe hotel was wonderful."
     (cold,), (hot,) = (
         desk.ask(engine, [prompt], {"top_choices": 3}, choices=MOODS, seed=3, **more)
@@ -103,14 +105,39 @@ def test_chances_are_the_models_own_whatever_the_sampling(desk, engine):
     assert one.shown_probabilities.items() <= cold.shown_probabilities.items()
     assert len(one.shown_probabilities) == 1
     (plain,) = desk.ask(engine, [prompt], choices=MOODS, temperature=0.0)
-    assert (plain.probabilities, plain.text) == (one.probabilities, cold.text), "that of the given choice, unasked"
+    unasked = one.probabilities if backend == "hf" else None
+    assert (plain.probabilities, plain.text) == (unasked, cold.text), "that of the given choice"
 
 
-@pytest.mark.parametrize("backend", ["openvino"], indirect=True)
-def test_openvino_does_not_tell_how_likely_each_choice_is_and_says_so(desk, engine):
-    (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 3}, choices=MOODS)
-    (said,) = desk.stats.warnings
-    assert (outcome.probabilities, "top_choices" in said) == (None, True)
+@pytest.mark.parametrize(
+    "choices",
+    [
+        MOODS,
+        ["very good", "very bad", "poor"],
+        DEAD_END,
+        ["no", "no idea", "not at all"],
+        [f"number {n}" for n in range(40)],
+    ],
+)
+def test_engines_agree_about_the_probabilities(desk, engine_of, choices):
+    prompts = ["Which one?\n\nThe hotel was wonderful.", "Which one?\n\nI cannot say."]
+    asked = {"top_choices": len(choices)}
+    ours, theirs = (desk.ask(engine_of(name), prompts, asked, choices=choices) for name in ("hf", "openvino"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.text == other.text
+        assert json.loads(one.text)["answer"] in one.shown_probabilities
+        for choice, share in other.shown_probabilities.items():
+            assert share == pytest.approx(one.shown_probabilities[choice], abs=0.02)
+        missing = one.shown_probabilities.keys() - other.shown_probabilities.keys()
+        assert sum(one.shown_probabilities[choice] for choice in missing) < 0.02, "OpenVINO draws the likeliest 20 at a place"
+
+
+def test_an_engine_chooses_where_the_tokens_of_one_choice_begin_another(desk, engine, engine_of):
+    prompts = ["Do you take cards?", "How old must I be?", "Can I pay with my phone?"]
+    texts = desk.texts(engine, prompts, choices=DEAD_END)
+    assert texts == desk.texts(engine_of("hf"), prompts, choices=DEAD_END)
+    hot = desk.texts(engine, prompts, {"logprobs": True}, choices=DEAD_END, temperature=2.0, seed=(1, 2, 3))
+    assert {json.loads(text)["answer"] for text in hot} <= {*DEAD_END}
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "3", True])

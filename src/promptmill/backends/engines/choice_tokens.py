@@ -25,6 +25,10 @@ class ChoiceTokens:
         start = tuple(tokens)
         return [choice for choice, own in self.sequences.items() if own[: len(start)] == start]
 
+    def following(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens that may follow `tokens`."""
+        return sorted({self.sequences[choice][len(tokens)] for choice in self.possible(tokens)})
+
 
 def choice_tokens(
     choices: Choices, encode: Callable[[str], list[int]], decode: Callable[[Sequence[int]], str]

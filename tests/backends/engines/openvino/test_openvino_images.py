@@ -237,3 +237,10 @@ def test_a_step_that_fails_lets_prompts_with_images_start_over(desk, engine, sou
     assert bad.error.code == "invalid_input"
     assert "JSON schema" in bad.error.message
     assert held.text.startswith(('"red"', '"blue"'))
+
+
+def test_a_model_with_images_has_no_probabilities_of_choices_and_says_so(desk, engine):
+    (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 2}, max_tokens=30, choices=["ab", "cd"])
+    (said,) = desk.stats.warnings
+    assert (outcome.probabilities, "top_choices" in said) == (None, True)
+    assert outcome.text in {'{"answer": "ab"}', '{"answer": "cd"}'}

@@ -35,8 +35,9 @@ from promptmill.backends.engines.channel import Channel, WaitingRows
 from promptmill.backends.engines.growing_answer import GrowingAnswer, logprob_entry
 from promptmill.backends.engines.hardware import check_memory
 from promptmill.backends.engines.model_loading import load_failure
+from promptmill.backends.engines.openvino.choice_steps import ChoiceSteps
 from promptmill.backends.engines.openvino.grammars import Grammar
-from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES, OpenVINOOptions
+from promptmill.backends.engines.openvino.location import ADVICE, IR, WITH_IMAGES, OpenVINOOptions
 from promptmill.backends.engines.submission import pictures, too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
@@ -81,6 +82,14 @@ class Model:
         self.stops = sorted(defaults.stop_strings)
         """The stop strings of the model's generation defaults."""
 
+    @functools.cached_property  # read when first needed
+    def vocabulary(self) -> int:
+        """The number of tokens that the model gives a probability; often more than its tokenizer has."""
+        if self._path.is_file():
+            return len(self.tokenizer.numbers)
+        logits = openvino.Core().read_model(self._path / IR.files[0]).output("logits")
+        return int(logits.get_partial_shape()[-1].get_length())
+
     def defaults(self) -> Any:
         """Return a copy of the model's `GenerationConfig`."""
         with self._renewing:
@@ -92,7 +101,9 @@ class Model:
         Raises `PromptmillError` (`invalid_image`) and the pipeline's own errors.
         """
         if row.sight is None:
-            tokens = openvino.Tensor(np.array([row.prompt], dtype=np.int64))
+            if row.steps is not None:
+                row.steps.prepare(row.config, row.tokens)
+            tokens = openvino.Tensor(np.array([row.prompt + row.tokens], dtype=np.int64))
             return self.pipeline.add_request(number, tokens, row.config)
         images = [openvino.Tensor(np.array(picture)[None]) for picture in pictures(row.sight.images)]
         return self.pipeline.add_request(number, row.sight.text, images, row.config)
@@ -191,6 +202,8 @@ class Row(GrowingAnswer):
     """The number of prompt tokens including images, after the pipeline has reported it."""
     grammar: Grammar | None = None
     """The constraint for the answer."""
+    steps: ChoiceSteps | None = None
+    """Set if each request to the pipeline is for one token."""
     handle: Any = None
     """The row's `openvino_genai.GenerationHandle` while the row runs."""
 
@@ -323,6 +336,9 @@ class PipelineDecoder:
                 return True
             if not row.handle.can_read():
                 return False
+            if row.steps is not None:
+                self._read_step(row, row.steps)
+                return True
             self._read_tokens(row)
             if row.finish_reason is None:
                 if (preview := row.preview()) is not None:
@@ -350,6 +366,18 @@ class PipelineDecoder:
                 stopped = output.finish_reason == GenerationFinishReason.STOP
                 row.finish_reason = "stop" if stopped else "length"
 
+    def _read_step(self, row: Row, steps: ChoiceSteps) -> None:
+        chosen, *others = steps.chosen(row.handle.read().values())
+        if row.form.chances is not None:
+            row.form.add_chances(row.tokens, [chosen, *others])
+        if row.logprobs is not None:
+            row.logprobs.append(logprob_entry(row.form.texts.tokens, *chosen))
+        if row.accept(chosen[0]):
+            self._answer(row, row.outcome())
+        else:
+            row.handle = None
+            self._waiting.put_back(row)
+
     def _answer(self, row: Row, outcome: Any) -> None:
         row.handle = None
         self._channel.send(outcome)
@@ -364,6 +392,8 @@ class PipelineDecoder:
                 continue
             row.handle, row.tokens = None, []
             row.logprobs = None if row.logprobs is None else []
+            if row.form.chances is not None:
+                row.form.chances[0].clear()
             if row in on_trial and row.grammar is not None:
                 self._bad_grammars[row.grammar] = failure = _bad_grammar(error)
                 self._answer(row, row.failure(failure))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import jinja2
 import openvino_genai
 
+from promptmill.answers.chances import Chances
 from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
@@ -20,6 +22,7 @@ from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text,
 from promptmill.backends.engines.choice_tokens import ChoiceTokens, choice_tokens
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.model_loading import load_failure
+from promptmill.backends.engines.openvino.choice_steps import ChoiceSteps
 from promptmill.backends.engines.openvino.grammars import Grammar, fragments, grammar_of_choices, grammar_of_schema
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
@@ -74,17 +77,16 @@ class PromptBuilder:
         top_logprobs = submission.wanted_logprobs(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports only the chosen token
-        if top_choices_of(extra) is not None:
-            left_out.append(TOP_CHOICES)  # so the probabilities of the other permitted tokens are unknown
-        submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         text, special = self._prompt_text(message["messages"], options, warnings)
         choices = submission.choices_after(text, sampling, tools)
-        grammar, own, banned = None, None, frozenset[int]()
+        grammar, own, banned = None, None, None
         if choices is not None:
             text += choices.OPENING
             grammar = grammar_of_choices(choices)
             own, banned = self._own_tokens(choices)
-        elif (schema := schema_of(wanted)) is not None:
+        chances = self._chances(extra, choices, own, left_out)
+        submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
+        if choices is None and (schema := schema_of(wanted)) is not None:
             grammar = grammar_of_schema(schema, warnings)
         asked = sampling.get("stop", self._model.stops)
         stops, ends = submission.split_stops(asked, self._model.tokenizer.special, warnings)
@@ -105,28 +107,52 @@ class PromptBuilder:
         # the row limits its answer; this limits the whole, because only the pipeline knows the tokens of images
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
-        if own is not None:
-            _rule_out(banned, config, own.longest)
+        steps = None if own is None else self._steps(own, banned, config, draws=chances is not None)
         config.apply_chat_template = sight is not None and not special  # `pipeline` sets a template without effect
         texts = self._tool_texts if tools else self._texts
         return Row.of(
             message,
-            AnswerForm(texts, opened_by(text), submission.is_inline(message), tools, choices, own=own),
+            AnswerForm(texts, opened_by(text), submission.is_inline(message), tools, choices, chances, own),
             Ending(limit, ends, stops),
             prompt=tokens,
             logprobs=None if top_logprobs is None else [],
             warnings=warnings,
             config=config,
             sight=sight,
-            grammar=grammar,
+            grammar=None if steps else grammar,
+            steps=steps,
         )
 
-    def _find_own_tokens(self, choices: Choices) -> tuple[ChoiceTokens | None, frozenset[int]]:
-        """Return the choices' own tokens, and the tokens to rule out; None if the grammar alone applies."""
+    def _chances(
+        self, extra: Mapping[str, Any], choices: Choices | None, own: ChoiceTokens | None, left_out: list[str]
+    ) -> tuple[Chances, int] | None:
+        chances = submission.chances_of(extra, choices)
+        if top_choices_of(extra) is not None and (own is None or self._tags is not None):
+            left_out.append(TOP_CHOICES)  # `ChoiceSteps` needs a prompt and choices in tokens
+            return None
+        return chances
+
+    def _find_own_tokens(self, choices: Choices) -> tuple[ChoiceTokens | None, frozenset[int] | None]:
+        """Return the choices' own tokens, and the tokens to rule out of the grammar.
+
+        No tokens to rule out: `ChoiceSteps` are needed. No own tokens: the grammar alone applies.
+        """
         tokenizer = self._model.tokenizer
         own = choice_tokens(choices, lambda text: tokenizer.encode(text, special=False), self._texts.decode)
         banned = None if own is None else fragments(choices, own, tokenizer.numbers)
-        return (None, frozenset()) if banned is None else (own, banned)
+        return (None, None) if banned is None and self._tags is not None else (own, banned)
+
+    def _steps(
+        self, own: ChoiceTokens, banned: frozenset[int] | None, config: Any, *, draws: bool
+    ) -> ChoiceSteps | None:
+        """Let `config` rule out the `banned` tokens; return the steps of the row if that is not enough."""
+        if draws or banned is None:
+            temperature = config.temperature if config.do_sample else 0.0
+            numbers = random.Random(config.rng_seed)  # noqa: S311 (no secret)
+            return ChoiceSteps(own, self._model.vocabulary, draws, temperature, numbers)
+        config.stop_token_ids |= banned
+        config.min_new_tokens = min(own.longest, config.max_new_tokens)  # until then, no end token may come
+        return None
 
     def _has_switch(self, name: str) -> bool:
         return self._template is not None and name in self._template.source
@@ -182,12 +208,6 @@ class PromptBuilder:
             None if grammar is None else openvino_genai.StructuredOutputConfig(**{grammar.form: grammar.text})
         )
         return config
-
-
-def _rule_out(tokens: Collection[int], config: Any, steps: int) -> None:
-    """Forbid `tokens` in the next `steps`, in which OpenVINO forbids all end tokens."""
-    config.stop_token_ids |= {*tokens}
-    config.min_new_tokens = min(steps, config.max_new_tokens)
 
 
 class TaggedImages:
