@@ -129,7 +129,9 @@ def test_engines_agree_about_the_probabilities(desk, engine_of, choices):
         for choice, share in other.shown_probabilities.items():
             assert share == pytest.approx(one.shown_probabilities[choice], abs=0.02)
         missing = one.shown_probabilities.keys() - other.shown_probabilities.keys()
-        assert sum(one.shown_probabilities[choice] for choice in missing) < 0.02, "OpenVINO draws the likeliest 20 at a place"
+        assert sum(one.shown_probabilities[choice] for choice in missing) < 0.02, (
+            "OpenVINO draws the likeliest 20 at a place"
+        )
 
 
 def test_an_engine_chooses_where_the_tokens_of_one_choice_begin_another(desk, engine, engine_of):
