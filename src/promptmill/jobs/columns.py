@@ -92,7 +92,8 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
         fields["reasoning"] = record.reasoning
     if record.more is not None:
         extras = record.extras
-        fields["usage"] |= extras.get("tokens", {})
+        if "tokens" in extras:
+            fields["usage"] |= extras["tokens"]
         fields |= {name: extras[name] for name in EXTRA_FIELDS if name in extras}
     return {names.get(name, name): value for name, value in fields.items()} if names else fields
 

@@ -133,7 +133,7 @@ class Record(NamedTuple):
             self.attempts,
             self.latency_s,
             extras.get("logprobs"),
-            _by_question(extras, self.text) if extras else None,
+            _by_question(extras, self.text) if "probability" in extras or "probabilities" in extras else None,
             extras.get("details"),
             extras.get("answered_by", ""),
             extras.get("cost"),
