@@ -173,7 +173,7 @@ class OpenRows:
     def vector_bytes(self) -> int:
         """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length.
 
-        Slots after the first may keep their vectors in another form, as the labels' student does.
+        Slots after the first may keep their vectors in a form of their own.
         """
         (slot, *others), store = self.round.slots, self.store
         first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # which spares a scan of texts
