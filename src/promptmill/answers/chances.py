@@ -141,19 +141,18 @@ def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> d
 def _fields_in(text: str) -> Iterator[tuple[str, Any, int, int]]:
     """Yield the name and the value of each field of a JSON object, and where the value begins and ends. Raises
     `ValueError`, `AttributeError` or `IndexError` for other texts."""
-    at = _end_of(_TO_FIELD, text, text.index("{", 0, 1))
+    at = _end_of(_TO_FIELD.match(text, text.index("{", 0, 1)))
     while text[at] != "}":
         name, at = _DECODER.raw_decode(text, at)
-        begin = _end_of(_TO_VALUE, text, at)
+        begin = _end_of(_TO_VALUE.match(text, at))
         value, end = _DECODER.raw_decode(text, begin)
         yield name, value, begin, end
-        at = _end_of(_TO_FIELD, text, end)
+        at = _end_of(_TO_FIELD.match(text, end))
 
 
-def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
-    match = pattern.match(text, at)
+def _end_of(match: re.Match[str] | None) -> int:
     if match is None:
-        raise ValueError(text[at : at + 1])
+        raise ValueError("no JSON")
     return match.end()
 
 
