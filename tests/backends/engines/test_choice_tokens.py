@@ -82,3 +82,8 @@ def test_without_fragments_every_text_that_own_tokens_can_write_goes_on():
     # `a` of `ad` and `c` of `ca` write `ac`, where `xd` and `xe` would have to follow
     words = Words("acxd", "acxe", '"}')
     assert fragments(words, "ad", "ca", "acxd", "acxe") is None
+
+
+def test_the_work_for_long_choices_grows_with_their_length():
+    words = Words('"}')  # with all parts of the texts, these would be 200 million
+    assert fragments(words, "a" * 20_000 + "b", "a" * 20_000 + "c") == {*'"}'}

@@ -6,6 +6,8 @@ word's own token `business` (-10.7), and then is bound to it. Fragments are the 
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
 from promptmill.answers.choices import Choices
@@ -19,11 +21,15 @@ class ChoiceTokens:
         self.sequences = sequences
         self.longest = max(map(len, sequences.values()))
         """The number of tokens of the longest choice."""
+        self._choices = [*sequences]
+        self._sorted = sorted((own, at) for at, own in enumerate(sequences.values()))
+        """The tokens of each choice with its place among the choices, sorted by tokens."""
 
     def possible(self, tokens: Sequence[int]) -> list[str]:
         """Return the choices whose own tokens start with `tokens`."""
         start = tuple(tokens)
-        return [choice for choice, own in self.sequences.items() if own[: len(start)] == start]
+        first, end = bisect_left(self._sorted, (start,)), bisect_left(self._sorted, ((*start, math.inf),))
+        return [self._choices[at] for at in sorted(at for _, at in self._sorted[first:end])]
 
     def following(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens that may follow `tokens`."""

@@ -121,24 +121,25 @@ def fragments(choices: Choices, own: ChoiceTokens, numbers: Mapping[bytes, int])
     one, too, where they may lead to a text that no own token continues.
     """
     endings = [ending.encode() for ending in choices.endings.values()]
-    starts = ((ending, start) for ending in endings for start in range(len(ending)))
-    pieces = {ending[start:end] for ending, start in starts for end in range(start + 1, len(ending) + 1)}
-    tokens = {numbers[piece]: piece for piece in pieces if piece in numbers}
+    texts = b"\xff".join(endings)  # a byte that no text has
+    tokens = {number: piece for piece, number in numbers.items() if piece and piece in texts}
     own_tokens = {token for sequence in own.sequences.values() for token in sequence}
     own_pieces = {piece for token, piece in tokens.items() if token in own_tokens}
-    reached, ahead = {b""}, [(b"", endings)]
+    sizes = {*map(len, own_pieces)}
+    reached, ahead = set[tuple[int, bytes]](), [(0, endings)]
     while ahead:
-        text, possible = ahead.pop()
-        longer: dict[bytes, list[bytes]] = {}
-        for ending in possible if len(possible) > 1 else ():
-            for end in range(len(text) + 1, len(ending) + 1):
-                if ending[len(text) : end] in own_pieces:
-                    longer.setdefault(ending[:end], [])
-        if len(possible) > 1 and not longer:
+        end, possible = ahead.pop()
+        if len(possible) == 1:
+            continue
+        following = {ending[end : end + size] for ending in possible for size in sizes} & own_pieces
+        if not following:
             return None
-        for start in longer.keys() - reached:
-            reached.add(start)
-            ahead.append((start, [ending for ending in possible if ending.startswith(start)]))
+        for piece in following:
+            longer = [ending for ending in possible if ending.startswith(piece, end)]
+            place = end + len(piece), longer[0]  # no other text of this length has the same first ending
+            if place not in reached:
+                reached.add(place)
+                ahead.append((place[0], longer))
     return frozenset(tokens.keys() - own_tokens)
 
 
