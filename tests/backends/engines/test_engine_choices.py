@@ -142,6 +142,16 @@ def test_an_engine_chooses_where_the_tokens_of_one_choice_begin_another(desk, en
     assert {json.loads(text)["answer"] for text in hot} <= {*DEAD_END}
 
 
+@pytest.mark.parametrize("backend", ["openvino"], indirect=True)
+def test_parameters_without_effect_on_drawn_choices_are_named(desk, engine):
+    given = {"temperature": 0.5, "top_p": 0.1, "repetition_penalty": 1.3}
+    desk.texts(engine, ["Which?"], choices=MOODS, **given)
+    assert not desk.stats.warnings
+    desk.texts(engine, ["Which?"], {"top_choices": 2}, choices=MOODS, **given)
+    first, second = desk.stats.warnings
+    assert ("repetition_penalty" in first, "top_p" in second) == (True, True)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "3", True])
 def test_top_choices_must_be_a_number(desk, engine, wrong):
     (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": wrong}, choices=MOODS)

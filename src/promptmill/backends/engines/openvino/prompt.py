@@ -31,6 +31,8 @@ from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.system.frames import Frame
 
 _EXTRA = submission.EXTRA | {"ignore_eos"}
+_OF_DRAWS = frozenset({"frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "top_k", "top_p"})
+"""The parameters that `ChoiceSteps` set for their draws."""
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values in OpenVINO's defaults mean "not set"
@@ -85,6 +87,8 @@ class PromptBuilder:
             grammar = grammar_of_choices(choices)
             own, banned = self._own_tokens(choices)
         chances = self._chances(extra, choices, own, left_out)
+        if chances is not None:
+            left_out += sorted(_OF_DRAWS & {name for name, value in sampling.items() if value is not None})
         submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         if choices is None and (schema := schema_of(wanted)) is not None:
             grammar = grammar_of_schema(schema, warnings)
