@@ -108,7 +108,8 @@ async def _with_chances(
     outcome = await answer(request.changed(extra=extra), call)
     if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
         return outcome
-    texts = [await _without_reasoning(text, request) for text in (outcome.reply or outcome.text, outcome.text)]
+    final = await _without_reasoning(outcome.text, request)
+    texts = (await _without_reasoning(outcome.reply, request) if outcome.reply else final, final)
     logprobs = outcome.logprobs if asked.get("logprobs") else None
     return replace(outcome, probabilities=found_in(request.sampling, texts, outcome.logprobs, most), logprobs=logprobs)
 

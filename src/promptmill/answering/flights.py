@@ -150,9 +150,8 @@ def request_digest(request: Request, *context: Any) -> bytes:
     Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
-    given = {name: value for name, value in request.sampling.given().items() if name != "definitions"}  # in the text
     asked = (
-        *(request.conversation.as_messages(), given, extra, request.path, request.choice),
+        *(request.conversation.as_messages(), request.sampling.beside_prompt(), extra, request.path, request.choice),
         # an answer may have places in them
         [*request.fields] if request.fields and request.sampling.sets(OF_FIELDS_NAMES) else None,
     )

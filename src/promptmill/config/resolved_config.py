@@ -295,9 +295,7 @@ def settings_of(
         values[*(("models", name) if is_named else ()), "extra_params", "service_tier"] = tier
     if tier == "flex":
         values.update({(*block, key): value for key, value in _FLEX.items() if key not in (own_block or {})})
-    if sampling.get("choices") is not None or sampling.get("response_format") is not None:
-        values["sampling_params", "definitions"] = None  # the file's are of other labels
-    for key, value in sampling.items():
+    for key, value in replacing_choices(sampling).items():
         if key not in BESIDE:
             values["sampling_params", key] = value
         else:  # stored with a named model, which inherits none of these from the file

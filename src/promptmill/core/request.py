@@ -525,7 +525,7 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
 
     @property
     def words(self) -> str:
-        """What the system prompt says about the labels; `""` if none is defined."""
+        """The words about the labels at the end of the system prompt; `""` if no label is defined."""
         labels = dict.fromkeys(self.choices or (), "") | (self.definitions or {})
         if not any(labels.values()):
             return ""
@@ -535,6 +535,10 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""
         return {name: value for name, value in self if value is not None}
+
+    def beside_prompt(self) -> JsonDict:
+        """Return the parameters that are set, by name, without `definitions`, which the system prompt has."""
+        return {name: value for name, value in self if value is not None and name != "definitions"}
 
     def sets(self, names: Iterable[str]) -> bool:
         """Return whether one of these parameters is set. Other names are ignored."""

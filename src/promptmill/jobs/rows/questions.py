@@ -218,7 +218,7 @@ def _json(question: JsonObject, default: Callable[[object], float | str]) -> byt
 
 
 def cells_of(row: JsonObject, lacking: Sequence[str]) -> bytes:
-    """Return what is stored instead of the question of a plain prompt: the fields of a row that its cells lack."""
+    """Return the stored form of a question of a plain prompt: the fields of a row that its cells lack."""
     return _CELLS + row_lines.json_line({name: row[name] for name in lacking if name in row})[:-1]
 
 

@@ -120,7 +120,7 @@ class RowReader:
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
     words: str = ""
-    """What the system prompt of every row says after its own text, see `Sampling.words`."""
+    """The words at the end of the system prompt of every row, see `Sampling.words`."""
     images: RowImages = RowImages()
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""

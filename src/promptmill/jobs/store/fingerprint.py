@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
-from promptmill.core.request import Sampling, with_words
+from promptmill.core.request import with_words
 from promptmill.jobs.format_table import of_input
 from promptmill.jobs.store.spec import digest
 
@@ -61,12 +61,7 @@ def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
 def _sampling(plan: ResolvedConfig) -> tuple[dict[str, object], dict[str, object]]:
     settings = plan.settings
     extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
-    return _without_definitions(settings.sampling_params), extra
-
-
-def _without_definitions(sampling: Sampling) -> dict[str, object]:
-    """Return the parameters that are set. Definitions are a part of the system prompt."""
-    return {name: value for name, value in sampling.given().items() if name != "definitions"}
+    return settings.sampling_params.beside_prompt(), extra
 
 
 def without_lengths(values: Mapping[str, object]) -> dict[str, object]:
@@ -85,7 +80,7 @@ def _other_models(plan: ResolvedConfig) -> dict[str, str]:
         name: digest(
             backend,
             block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
-            without_lengths(_without_definitions(file.sampling_params) | _without_definitions(own.sampling_params)),
+            without_lengths(file.sampling_params.beside_prompt() | own.sampling_params.beside_prompt()),
             without_lengths(own.extra_params),
             own.system_prompt if own.system_prompt is not None else file.system_prompt,
             own.image_tag or file.image_tag,
