@@ -152,6 +152,15 @@ def test_parameters_without_effect_on_drawn_choices_are_named(desk, engine):
     assert ("repetition_penalty" in first, "top_p" in second) == (True, True)
 
 
+@pytest.mark.parametrize("backend", ["openvino"], indirect=True)
+def test_long_choices_are_not_answered_in_steps(desk, engine):
+    choices = ["a" * 160 + "b", "a" * 160 + "c"]  # 40 tokens, of which own ones come to a dead end
+    (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 2}, choices=choices)
+    (said,) = desk.stats.warnings
+    assert ("top_choices" in said, outcome.probabilities) == (True, None)
+    assert json.loads(outcome.text)["answer"] in choices
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "3", True])
 def test_top_choices_must_be_a_number(desk, engine, wrong):
     (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": wrong}, choices=MOODS)

@@ -26,7 +26,7 @@ from promptmill.backends.engines.openvino.choice_steps import ChoiceSteps
 from promptmill.backends.engines.openvino.grammars import Grammar, fragments, grammar_of_choices, grammar_of_schema
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
-from promptmill.core.bounds import MOST_KEPT
+from promptmill.core.bounds import MOST_KEPT, MOST_STEPS
 from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.system.frames import Frame
 
@@ -131,8 +131,8 @@ class PromptBuilder:
         self, extra: Mapping[str, Any], choices: Choices | None, own: ChoiceTokens | None, left_out: list[str]
     ) -> tuple[Chances, int] | None:
         chances = submission.chances_of(extra, choices)
-        if top_choices_of(extra) is not None and (own is None or self._tags is not None):
-            left_out.append(TOP_CHOICES)  # `ChoiceSteps` needs a prompt and choices in tokens
+        if top_choices_of(extra) is not None and (own is None or not self._has_steps(own)):
+            left_out.append(TOP_CHOICES)
             return None
         return chances
 
@@ -144,7 +144,11 @@ class PromptBuilder:
         tokenizer = self._model.tokenizer
         own = choice_tokens(choices, lambda text: tokenizer.encode(text, special=False), self._texts.decode)
         banned = None if own is None else fragments(choices, own, tokenizer.numbers)
-        return (None, None) if banned is None and self._tags is not None else (own, banned)
+        return (own, banned) if banned is not None or (own is not None and self._has_steps(own)) else (None, None)
+
+    def _has_steps(self, own: ChoiceTokens) -> bool:
+        """Return whether `ChoiceSteps` may answer, which need a prompt in tokens and compute it for each of them."""
+        return self._tags is None and own.longest <= MOST_STEPS
 
     def _steps(
         self, own: ChoiceTokens, banned: frozenset[int] | None, config: Any, *, draws: bool
