@@ -6,7 +6,7 @@
        │   CACHED     the cache of one user: a hit costs nothing                                                │
        │   EQUAL      `dedupe`: of equal requests in flight, one is sent                                        │
        │   SEVERAL    `n`: as many requests                                                                     │
-       │   CHOSEN     `choices`: as a schema, with probabilities                                                │
+       │   CHOSEN     choices and schemas: as a form; choices as a schema, with probabilities                     │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
        │   FORMED     features': an answer of another form, brought into the request's form                     │
        │   GATHERED   features': several items in one request                                                   │

@@ -20,6 +20,7 @@ from promptmill.answers.chances import chances_in, chances_of_fields
 from promptmill.answers.check import Check
 from promptmill.answers.checker import NO_MATCH, Checker
 from promptmill.answers.choices import Choices, choices_of
+from promptmill.answers.form import form_of
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import SchemaCache
 from promptmill.answers.schema import AnswerSchema
@@ -28,6 +29,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError, internal_error
+from promptmill.core.form import Form
 from promptmill.core.request import (
     TOP_CHOICES,
     Conversation,
@@ -66,12 +68,12 @@ def is_checked(sampling: Sampling) -> bool:
 
 
 class ChosenAnswers(Step):
-    """For a request with choices, adds their schema, and the probabilities of choices from log probabilities.
+    """Gives a request its form and, if it has choices, their schema, and their probabilities from log probabilities.
 
-    An engine constrains its answer to `choices`; other backends use only `response_format`.
+    A backend that decides reads the form; an engine constrains its answer to `choices`; others use `response_format`.
     """
 
-    place, wanted_by = Place.CHOSEN, ("choices",)
+    place, wanted_by = Place.CHOSEN, _FORM
 
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
@@ -80,13 +82,14 @@ class ChosenAnswers(Step):
 
     def __init__(self, plan: ResolvedConfig) -> None:
         self._is_endpoint = plan.record.needs_endpoint
-        self._with_schema: Made[Sampling] = {}
+        self._formed: Made[tuple[Form | None, Sampling]] = {}
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
-        """Answer a request with choices."""
-        sampling = request.sampling
-        request = request.changed(sampling=once(self._with_schema, lambda: _changed(sampling), sampling))
-        has_chances = self._is_endpoint and TOP_CHOICES in request.extra
+        """Answer a request with choices or a schema."""
+        own = request.sampling
+        form, sampling = once(self._formed, lambda: (form_of(own), _with_schema(own)), own)
+        request = request.changed(form=request.form or form, sampling=sampling)
+        has_chances = self._is_endpoint and TOP_CHOICES in request.extra and sampling.choices is not None
         if has_chances:
             return _with_chances(request, call, self.following, _of_choices, _OTHERS)
         return self.following(request, call)
@@ -129,7 +132,9 @@ def _choices(sampling: Sampling) -> Choices:
     return choices_of(tuple(sampling.choices or ()))
 
 
-def _changed(sampling: Sampling) -> Sampling:
+def _with_schema(sampling: Sampling) -> Sampling:
+    if sampling.choices is None:
+        return sampling
     return sampling.model_copy(update={"response_format": _choices(sampling).response_format})
 
 

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.form import Form
 from promptmill.core.parameter import APPLIED, OF_FIELDS, OF_OPERATOR, SOURCED, Added, Parameters
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
@@ -710,6 +711,8 @@ class Request:
     """The requests that this request answers together, itself as the first; `()`: it answers one item."""
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
+    form: Form | None = None
+    """What the answer may be, of a request with choices or a schema; it stays when a step asks for another reply."""
     is_filled: bool = False
     """Whether the prompt is a template, so that not all of its words are the row's."""
     portion: Portion | None = None

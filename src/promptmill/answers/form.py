@@ -1,0 +1,79 @@
+"""The form of the answers to requests, made from their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from promptmill.answers.response_format import schema_of
+from promptmill.core.errors import PromptmillError
+from promptmill.core.form import Choice, Form, Kind, Question, Scale, Value, YesNo
+from promptmill.core.request import Sampling
+from promptmill.core.values import JsonObject
+
+IN_ORDER = "from the lowest to the highest"
+"""The `$comment` of an `enum` whose values are the levels of a scale, in a JSON Schema."""
+_MOST_LEVELS = 10  # of a scale of numbers: more than any model that decides takes in one question
+_OF_VALUES = frozenset({"enum", "const", "type", "description", "title", "default", "examples", "$comment"})
+_OF_NUMBERS = _OF_VALUES | {"minimum", "maximum"}
+
+
+def form_of(sampling: Sampling) -> Form | None:
+    """Return the form of the answers to requests with these parameters; None for texts, and for JSON without fields."""
+    defined = sampling.definitions or {}
+    if sampling.choices is not None:
+        return Form((Question("", "", Choice(tuple(sampling.choices), _definitions(sampling.choices, defined))),))
+    try:
+        schema = schema_of(sampling.response_format)
+    except PromptmillError:  # the answer's check reports it
+        return None
+    return None if schema is None else form_of_schema(schema, defined)
+
+
+def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | None:
+    """Return the form of the objects with a JSON Schema; None if it does not name their fields.
+
+    `defined`: definitions of values of its `enum`s.
+    """
+    fields = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(fields, Mapping) or not fields:
+        return None
+    required = schema.get("required")
+    optional = fields.keys() - {*(required if isinstance(required, list) else ())}
+    questions = (_question(str(name), field, defined, is_optional=name in optional) for name, field in fields.items())
+    return Form(tuple(questions))
+
+
+def _question(name: str, field: Any, defined: Mapping[str, str], *, is_optional: bool) -> Question:
+    if not isinstance(field, Mapping):
+        return Question(name, "", Value({}))
+    words = field.get("description")
+    return Question(name, words if isinstance(words, str) else "", _kind(field, defined, is_optional=is_optional))
+
+
+def _kind(field: JsonObject, defined: Mapping[str, str], *, is_optional: bool) -> Kind:
+    named = field.get("type")
+    types = {*named} if isinstance(named, list) and all(isinstance(one, str) for one in named) else {named}
+    is_optional = is_optional or "null" in types
+    match field:
+        case {"enum": [*values]} if field.keys() <= _OF_VALUES:
+            texts = tuple(one for one in values if isinstance(one, str))
+            optional = is_optional or None in values
+            if len(texts) + (None in values) == len(values) > 1 and len(set(texts)) == len(texts) > 1:
+                said = _definitions(texts, defined)
+                if field.get("$comment") == IN_ORDER:
+                    return Scale(texts, said, optional)
+                return Choice(texts, said, is_optional=optional)
+        case {"type": "array", "items": {"enum": [*values]}} if all(isinstance(one, str) for one in values):
+            return Choice(tuple(values), _definitions(values, defined), many=True)
+        case {"minimum": int(least), "maximum": int(most)} if field.keys() <= _OF_NUMBERS:
+            if types - {"null"} == {"integer"} and 0 < most - least < _MOST_LEVELS:
+                return Scale(tuple(range(least, most + 1)), is_optional=is_optional)
+        case _ if types - {"null"} == {"boolean"} and field.keys() <= _OF_VALUES - {"enum", "const"}:
+            return YesNo(is_optional)
+    return Value(field)
+
+
+def _definitions(options: Iterable[str], defined: Mapping[str, str]) -> tuple[str, ...]:
+    found = tuple(defined.get(one, "") for one in options)
+    return found if any(found) else ()

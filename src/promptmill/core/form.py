@@ -1,0 +1,190 @@
+"""The form of an answer as data: questions, each with its allowed answers, until a backend writes them down.
+
+choices, definitions, a schema ─▶ `Form` ─▶ questions of a model that decides, or options that an engine or the
+                                            encoder compares ─▶ `Form.answer` ─▶ text, probabilities
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from promptmill.core.values import JsonObject, json_text, text_of
+
+NOT_STATED = "not stated"
+"""The option of a question whose answer may be null."""
+_HALF = 0.5
+
+
+class Choice(NamedTuple):
+    """One of several texts, or any number of them."""
+
+    options: tuple[str, ...]
+    definitions: tuple[str, ...] = ()
+    """A definition for each option, `""` for one without; `()`: none has one."""
+    many: bool = False
+    is_optional: bool = False
+    """Whether null is an answer, too."""
+
+
+class YesNo(NamedTuple):
+    """True or false. `definition`: what true means."""
+
+    is_optional: bool = False
+    definition: str = ""
+
+
+class Scale(NamedTuple):
+    """One of some ordered levels, from the lowest to the highest."""
+
+    levels: tuple[str | int, ...]
+    """The values: whole numbers in a row, or texts."""
+    definitions: tuple[str, ...] = ()
+    """See `Choice.definitions`."""
+    is_optional: bool = False
+
+    def expected(self, shares: Mapping[str, float]) -> float | None:
+        """Return the expected level from the shares of the values as text: a number of a scale of numbers; else from 0
+        for the lowest to `len(levels) - 1`. None without shares.
+
+        >>> Scale(("low", "high")).expected({"low": 0.25, "high": 0.75})
+        0.75
+        """
+        numbers = [level if isinstance(level, int) else at for at, level in enumerate(self.levels)]
+        known = [(number, shares.get(text_of(level), 0.0)) for number, level in zip(numbers, self.levels, strict=True)]
+        total = sum(share for _, share in known)
+        return sum(number * share for number, share in known) / total if total else None
+
+
+class Value(NamedTuple):
+    """Any value of a JSON Schema."""
+
+    schema: JsonObject
+
+
+Kind: TypeAlias = Choice | YesNo | Scale | Value
+Closed: TypeAlias = Choice | YesNo | Scale
+
+
+class Question(NamedTuple):
+    """One field of an answer."""
+
+    name: str
+    """The name of the field; `""`: the answer is the option itself."""
+    words: str
+    """The description of the field, `""` without one."""
+    kind: Kind
+
+
+class Option(NamedTuple):
+    """One allowed answer to an `Asked`."""
+
+    text: str
+    definition: str
+    value: Any
+    """The value in the answer. None: the question has no answer."""
+
+
+class Asked(NamedTuple):
+    """A closed question as it is asked: of a question about many labels, each label is a yes or no."""
+
+    name: str
+    """The field, or the field and the label; `""`: the only question. Each is there once."""
+    words: str
+    kind: Closed
+    options: tuple[Option, ...]
+
+
+class Given(NamedTuple):
+    """The answer to an `Asked`."""
+
+    option: str
+    """The text of the given option."""
+    shares: Mapping[str, float]
+    """The probability of each option by its text, as reported; it may have fewer options."""
+
+
+class Answer(NamedTuple):
+    """An answer in a form."""
+
+    text: str
+    """The option itself, or a JSON object with the fields that have an answer."""
+    probabilities: dict[str, dict[str, float]]
+    """See `Completion.probabilities`. A question about many labels has the probability that all of them are right, and
+    `FIELD: LABEL` that of each."""
+
+
+class Form(NamedTuple):
+    """What an answer may be. Without a form, it is any text."""
+
+    questions: tuple[Question, ...]
+
+    @property
+    def open_fields(self) -> list[str]:
+        """The names of the fields whose answer is not one of a few. Without any, a model that decides can answer."""
+        return [one.name for one in self.questions if isinstance(one.kind, Value)]
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """The closed questions as they are asked, in order."""
+        return tuple(asked for one in self.questions for asked in _asked(one))
+
+    def answer(self, given: Mapping[str, Given]) -> Answer:
+        """Return the answer of `Given` by the names of `asked`. A field for which one is missing is left out.
+
+        >>> form = Form((Question("urgent", "", YesNo()),))
+        >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})
+        Answer(text='{"urgent": true}', probabilities={'urgent': {'true': 0.75, 'false': 0.25}})
+        """
+        values: dict[str, Any] = {}
+        shares: dict[str, dict[str, float]] = {}
+        for one in self.questions:
+            told = [(asked, given[asked.name]) for asked in _asked(one) if asked.name in given]
+            if len(told) != len(_asked(one)) or not told:
+                continue
+            if isinstance(one.kind, Choice) and one.kind.many:
+                values[one.name], shares[one.name] = _labels_in(one.kind, [own for _, own in told])
+                shares |= {asked.name: _by_value(asked, own) for asked, own in told}
+                continue
+            ((asked, own),) = told
+            values[one.name] = next(option.value for option in asked.options if option.text == own.option)
+            shares[one.name] = _by_value(asked, own)
+        text = values.get("") if "" in values else json_text(values)
+        return Answer(text_of(text), {name: by_value for name, by_value in shares.items() if by_value})
+
+
+def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str, float]]:
+    labels = [label for label, own in zip(choice.options, given, strict=True) if own.option == "yes"]
+    joint = 1.0
+    for own in given:
+        joint *= own.shares.get(own.option, 1.0)
+    return labels, {text_of(labels): round(joint, 6)} if any(own.shares for own in given) else {}
+
+
+def _by_value(asked: Asked, given: Given) -> dict[str, float]:
+    names = {option.text: text_of(option.value) for option in asked.options}
+    return {names[text]: share for text, share in given.shares.items() if text in names}
+
+
+def _asked(question: Question) -> tuple[Asked, ...]:
+    name, words, kind = question
+    match kind:
+        case Choice(options, definitions, many=True):
+            labels = zip(options, definitions or ("",) * len(options), strict=True)
+            yes_nos = ((f"{name}: {label}", YesNo(definition=said)) for label, said in labels)
+            return tuple(Asked(each, words, yes_no, _options(yes_no)) for each, yes_no in yes_nos)
+        case Choice() | YesNo() | Scale():
+            return (Asked(name, words, kind, _options(kind)),)
+    return ()
+
+
+def _options(kind: Closed) -> tuple[Option, ...]:
+    match kind:
+        case Choice(values, definitions) | Scale(values, definitions):
+            said = definitions or ("",) * len(values)
+            options = [Option(str(value), own, value) for value, own in zip(values, said, strict=True)]
+        case YesNo(definition=definition):
+            options = [Option("yes", definition, True), Option("no", "", False)]
+    if kind.is_optional and all(option.text != NOT_STATED for option in options):
+        options.append(Option(NOT_STATED, "The input does not say.", None))
+    return tuple(options)
