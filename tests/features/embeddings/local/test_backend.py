@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import json
 import struct
 import threading
 
 import pytest
 
+from promptmill.answers.form import form_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config import backends
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import WITHOUT
-from promptmill.core.request import Conversation, Request, Sampling
+from promptmill.core.request import Conversation, Fields, Message, Request, Sampling
+from promptmill.features.embeddings.local import nearest_label
 from promptmill.features.embeddings.local.backend import EncoderBackend
 from talk import serving
 
@@ -57,8 +60,31 @@ class Endless(Lengths):
             self.ended.set()
 
 
+class Bags(Lengths):
+    """An encoder whose vectors are the counts of some words."""
+
+    WORDS = ("good", "bad", "soup", "ball")
+    temperature = 0.1
+
+    def __init__(self):
+        super().__init__()
+        self.encoded = []
+
+    def encode(self, texts, step=lambda _: None):
+        self.encoded.append(list(texts))
+        step(len(texts))
+        counts = np.array([[text.count(word) for word in self.WORDS] for text in texts], np.float32) + 0.01
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
 def asked(**body):
     return Request(0, Conversation(()), Sampling(), body, path="/embeddings")
+
+
+def prompt(text, sampling, fields=None, **extra):
+    """A request whose answer has the form of these parameters."""
+    conversation = Conversation((Message("user", text),))
+    return Request(0, conversation, sampling, extra, fields=fields, form=form_of(sampling))
 
 
 @pytest.fixture
@@ -118,7 +144,9 @@ async def test_half_a_surrogate_pair_is_no_error(loaded):
 @pytest.mark.parametrize(
     ("request_", "code", "said"),
     [
-        (Request(0, Conversation(()), Sampling()), "unsupported", "answers no prompts"),
+        (prompt("a", Sampling()), "unsupported", "answers no prompts"),
+        (prompt(" ", Sampling(choices=["good", "bad"])), "invalid_input", "no text to give a label to"),
+        (prompt("a", Sampling(choices=["good", "bad"]), top_choices=0), "invalid_input", "top_choices is"),
         (asked(input=["a"], dimensions=3), "unsupported", "does not support dimensions"),
         (asked(input=[1]), "invalid_input", "`input` is a list"),
         (asked(), "invalid_input", "`input` is null"),
@@ -130,6 +158,121 @@ async def test_a_request_that_it_cannot_answer_fails_in_words(loaded, request_, 
     assert isinstance(failure, Failure)
     assert failure.error.code == code
     assert said in failure.error.message
+
+
+async def test_a_label_is_the_nearest_one_with_the_probability_of_each(loaded):
+    backend, call = await loaded(Bags()), Call()
+    answer = await backend.answer(prompt("a good day", Sampling(choices=["good", "bad"])), call)
+    assert (answer.text, answer.finish_reason, answer.attempts, call.counts.requests) == ("good", "stop", 1, 1)
+    assert answer.probabilities[""]["good"] > 0.99
+    assert sum(answer.probabilities[""].values()) == pytest.approx(1)
+    assert not call.warnings
+
+
+async def test_the_likeliest_choices_are_reported_if_only_they_are_wanted(loaded):
+    backend = await loaded(Bags())
+    sampling = Sampling(choices=["bad", "good", "ball"])
+    answer = await backend.answer(prompt("good good bad", sampling, top_choices=2), Call())
+    assert [*answer.probabilities[""]] == ["good", "bad"]
+
+
+async def test_parameters_that_it_cannot_take_are_named(loaded):
+    backend, call = await loaded(Bags()), Call()
+    await backend.answer(prompt("good", Sampling(choices=["bad", "good"]), tools=[], logprobs=True), call)
+    assert [*call.warnings] == ["The encoder backend cannot take tools; left out."]
+
+
+async def test_labels_are_encoded_once_and_a_text_once_for_all_questions(loaded):
+    encoder = Bags()
+    backend = await loaded(encoder)
+    fields = {"mood": {"enum": ["good", "bad"]}, "topic": {"enum": ["food", "sport"], "description": "About"}}
+    schema = {"type": "object", "properties": fields, "required": ["mood", "topic"]}
+    defined = {"food": "soup", "sport": "ball"}
+    wanted = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}, "definitions": defined}
+    sampling = Sampling(**wanted)
+    first, second = (prompt(text, sampling) for text in ("bad soup", "a good ball"))
+    assert json.loads((await backend.answer(first, Call())).text) == {"mood": "bad", "topic": "food"}
+    answer = await backend.answer(second.changed(form=first.form), Call())
+    assert json.loads(answer.text) == {"mood": "good", "topic": "sport"}
+    assert [*answer.probabilities] == ["mood", "topic"]
+    assert encoder.encoded == [["good", "bad", "food: soup", "sport: ball"], ["bad soup"], ["a good ball"]]
+    assert answer.usage.prompt_tokens == 1  # of the text alone, so that no row pays for the labels
+
+
+async def test_the_evidence_is_the_cells_without_the_words_of_the_template(loaded):
+    encoder = Bags()
+    backend, sampling = await loaded(encoder), Sampling(choices=["good", "bad"])
+    fields = Fields(("Is this good? ", "title", "", "text", ""), ("Soup", "bad"))
+    assert (await backend.answer(prompt("Is this good? Soup bad", sampling, fields), Call())).text == "bad"
+    assert encoder.encoded[-1] == ["Soup\nbad"]
+
+
+async def test_the_evidence_is_the_last_message_of_the_user_and_no_complaint(loaded):
+    encoder = Bags()
+    backend = await loaded(encoder)
+    asked = prompt("bad", Sampling(choices=["good", "bad"]))
+    said = (
+        Message("system", "good"),
+        Message("user", "good"),
+        Message("assistant", "good"),
+        *asked.conversation.messages,
+    )
+    again = (*said, Message("assistant", "bad"), Message("user", "Not good. Answer again."))
+    await backend.answer(asked.changed(conversation=Conversation(again), corrections=2), Call())
+    assert encoder.encoded[-1] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "said", "remedy"),
+    [
+        ({"city": {"type": "string"}, "n": {"type": "number"}}, "cannot answer the fields city, n", "Leave out"),
+        ({"urgent": {"type": "boolean"}}, "no yes or no, as the field urgent asks", "`urgent` and `can wait`"),
+        (
+            {"anger": {"type": "integer", "minimum": 1, "maximum": 3}},
+            "of the field anger say nothing: 1, 2, 3",
+            "Define",
+        ),
+        ({"sure": {"enum": ["yes", "No"]}}, "of the field sure say nothing: yes, No", "Define"),
+        ({"tags": {"type": "array", "items": {"enum": ["a1", "b2"]}}}, "as the field tags asks", "`choices`"),
+    ],
+)
+async def test_a_question_that_distances_cannot_answer_is_refused_by_name(loaded, schema, said, remedy):
+    backend, call = await loaded(Bags()), Call()
+    form = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": schema}}}
+    failure = await backend.answer(prompt("good", Sampling(response_format=form)), call)
+    assert isinstance(failure, Failure)
+    assert (failure.error.code, failure.concerns_all, call.counts.requests) == ("unsupported", True, 0)
+    assert said in failure.error.message
+    assert remedy in failure.error.hint
+    assert "language model" in failure.error.hint
+
+    own = prompt("good", Sampling(response_format=form)).changed(required=frozenset({"response_format"}))
+    assert not (await backend.answer(own, call)).concerns_all
+
+
+async def test_yes_and_no_with_definitions_are_labels(loaded):
+    backend = await loaded(Bags())
+    sampling = Sampling(choices=["yes", "no"], definitions={"yes": "good", "no": "bad"})
+    assert (await backend.answer(prompt("good soup", sampling), Call())).text == "yes"
+
+
+async def test_a_question_that_may_stay_open_gets_a_label_and_a_warning(loaded):
+    backend, call = await loaded(Bags()), Call()
+    schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad", None]}}}
+    sampling = Sampling(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert json.loads((await backend.answer(prompt("bad soup", sampling), call)).text) == {"mood": "bad"}
+    assert [*call.warnings] == [nearest_label.ALWAYS]
+
+
+async def test_numbers_that_are_none_are_no_answer(loaded):
+    class Broken(Bags):
+        def encode(self, texts, step=lambda _: None):
+            return super().encode(texts, step) * np.nan
+
+    backend = await loaded(Broken())
+    failure = await backend.answer(prompt("good", Sampling(choices=["good", "bad"])), Call())
+    assert isinstance(failure, Failure)
+    assert "no vector for this text" in failure.error.message
 
 
 async def test_a_short_request_is_computed_between_the_steps_of_a_long_one(loaded):
@@ -248,6 +391,20 @@ async def test_a_missing_package_is_named_with_its_command(monkeypatch, model, p
     assert caught.value.code == "missing_dependency"
     assert "install" in caught.value.hint
     assert said in caught.value.hint
+
+
+@pytest.fixture
+def bags(monkeypatch):
+    """The backend has the encoder `Bags`, whatever model it names."""
+    monkeypatch.setattr("promptmill.features.embeddings.local.backend.load", lambda settings, report: Bags())
+
+
+def test_rows_of_a_job_get_labels_with_their_probability(bench, bags):
+    bench.write([{"text": text} for text in ("a good soup", "a bad soup", "a good ball")])
+    found = bench.succeed("--prompt", "Good? {{text}}", "--choices", "good,bad", "--backend", "encoder")
+    assert [row["answer"] for row in bench.answers()] == ["good", "bad", "good"]
+    assert all(row["probability"] > 0.9 for row in bench.answers())
+    assert (found["requests"], found["prompt_tokens"]) == (3, 3)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""The backend `encoder`: answers requests for embeddings with an encoder in a thread of this process.
+"""The backend `encoder`: answers requests for embeddings, and closed questions, with an encoder in a thread of this
+process.
 
 One step of a request is computed at a time, a batch or some thousands of characters. Requests take turns after each
 step, so a long text delays the others by a step. A thread ends after the step in which its answer is cancelled.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pybase64 import b64encode
@@ -20,10 +22,11 @@ from promptmill.backends.vectors import numbers_of
 from promptmill.config.backends import BackendRecord
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, internal_error
-from promptmill.core.request import EMBEDDINGS, Request
+from promptmill.core.request import EMBEDDINGS, TOP_CHOICES, Made, Request, check_left_out, once, top_choices_of
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import mended, shape
+from promptmill.core.wording import listed, mended, shape
 from promptmill.features.embeddings.local.encoders import load, settings_of
+from promptmill.features.embeddings.local.nearest_label import ALWAYS, Comparisons, evidence_of
 from promptmill.system.runtime import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
+_FORM = frozenset({"choices", "response_format"})
+_OF_LABELS = frozenset({TOP_CHOICES, "logprobs"})
+"""Parameters that ask for the probabilities."""
 _CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
 
 BACKEND = BackendRecord(
@@ -39,7 +45,8 @@ BACKEND = BackendRecord(
     model_key="model",
     other_paths=frozenset({EMBEDDINGS}),
     takes_images=False,
-    sampling=frozenset(),
+    weighs_choices=True,
+    sampling=frozenset({"response_format"}),
 )
 
 
@@ -70,7 +77,7 @@ class _Turns:
 
 
 class EncoderBackend:
-    """The backend. `/embeddings` is the only path that it answers."""
+    """The backend. It answers the path `/embeddings`, and prompts whose form has only closed questions."""
 
     def __init__(self, load: Callable[[Callable[[str], None]], Encoder]) -> None:
         """`load` returns the encoder. It runs in a thread, and is called with a function that reports the progress."""
@@ -78,6 +85,7 @@ class EncoderBackend:
         self._encoder: Encoder | None = None
         self._is_closed = False
         self._turns = _Turns()
+        self._forms: Made[Comparisons] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
         self._computing: set[Future[Any]] = set()
 
@@ -104,15 +112,59 @@ class EncoderBackend:
     async def answer(self, request: Request, call: Call) -> Outcome:
         """See `Backend`."""
         started = time.monotonic()
-        encoder = self._encoder
-        if encoder is None:
-            raise _shutdown()
         try:
-            texts = _wanted(request)
+            found = await (self._vectors if request.path == EMBEDDINGS else self._labelled)(request, call)
         except PromptmillError as error:
-            return Failure(error, request.attempts, concerns_all=request.path != EMBEDDINGS)
+            if error.code is Code.SHUTDOWN:
+                raise
+            is_of_all = error.code is Code.UNSUPPORTED and request.path != EMBEDDINGS and not request.required & _FORM
+            return Failure(error, request.attempts, concerns_all=is_of_all)
+        return replace(found, attempts=request.attempts + 1, latency_s=time.monotonic() - started)
+
+    async def _vectors(self, request: Request, call: Call) -> Completion:
+        """Return the vectors of texts."""
+        texts = _wanted(request)
         call.sending(request)
-        tokens, is_stopped = 0, False
+        vectors, tokens = await self._encoded(texts)
+        written = tuple(vector.astype("<f4").tobytes() for vector in vectors)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        payload: JsonDict = {"object": "list", "model": self._loaded().version(), "usage": usage}
+        if call.facts.keep_raw:
+            payload["data"] = _data(written, as_text=request.extra.get("encoding_format") == "base64")
+        return Completion(
+            "",
+            "stop",
+            Usage(tokens),
+            details={"payload": payload},
+            vectors=() if call.facts.keep_raw else written,
+        )
+
+    async def _labelled(self, request: Request, call: Call) -> Completion:
+        """Return the nearest labels to the evidence of a request. The vectors of labels are computed once."""
+        form = request.form
+        if form is None:
+            problem = "The encoder backend makes vectors of texts, and answers no prompts but those with given labels."
+            raise PromptmillError(Code.UNSUPPORTED, problem, "Name the labels (`choices`), or choose a language model.")
+        most = _most(request, call)
+        comparisons, evidence = once(self._forms, lambda: Comparisons(form), form), evidence_of(request)
+        if comparisons.may_be_unstated:
+            call.warn(ALWAYS)
+        call.sending(request)
+        if comparisons.vectors is None:
+            comparisons.vectors, _ = await self._encoded(comparisons.texts)
+        (vector,), tokens = await self._encoded([evidence])
+        answer = comparisons.answer(vector, self._loaded().temperature)
+        shares = {name: _likeliest(by_value, most) for name, by_value in answer.probabilities.items()}
+        return Completion(answer.text, "stop", Usage(tokens), probabilities=shares)
+
+    def _loaded(self) -> Encoder:
+        if self._encoder is None:
+            raise _shutdown()
+        return self._encoder
+
+    async def _encoded(self, texts: Sequence[str]) -> tuple[Any, int]:
+        """Return the vectors of texts, and the number of their tokens."""
+        encoder, tokens, is_stopped = self._loaded(), 0, False
 
         def step(count: int) -> None:
             nonlocal tokens
@@ -131,23 +183,9 @@ class EncoderBackend:
                 self._turns.end()
 
         try:
-            vectors = await self._in_thread(compute)
+            return await self._in_thread(compute), tokens
         finally:
             is_stopped = True
-        written = tuple(vector.astype("<f4").tobytes() for vector in vectors)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        payload: JsonDict = {"object": "list", "model": encoder.version(), "usage": usage}
-        if call.facts.keep_raw:
-            payload["data"] = _data(written, as_text=request.extra.get("encoding_format") == "base64")
-        return Completion(
-            "",
-            "stop",
-            Usage(tokens),
-            attempts=request.attempts + 1,
-            latency_s=time.monotonic() - started,
-            details={"payload": payload},
-            vectors=() if call.facts.keep_raw else written,
-        )
 
     async def leave(self, call: Call) -> None:
         """See `Backend`."""
@@ -197,11 +235,20 @@ def _data(vectors: Sequence[bytes], *, as_text: bool) -> list[JsonObject]:
     ]
 
 
+def _most(request: Request, call: Call) -> int | None:
+    """Return the number of probabilities to report; None: all. Raises `PromptmillError`."""
+    if left_out := sorted(request.extra.keys() - _OF_LABELS):
+        check_left_out(left_out, request.required, "the encoder backend")
+        call.warn(f"The encoder backend cannot take {listed(left_out)}; left out.")
+    return top_choices_of(request.extra)
+
+
+def _likeliest(shares: Mapping[str, float], most: int | None) -> dict[str, float]:
+    return dict(sorted(shares.items(), key=lambda one: -one[1])[:most])
+
+
 def _wanted(request: Request) -> Sequence[str]:
     """Return the texts of a request. Raises `PromptmillError`."""
-    if request.path != EMBEDDINGS:
-        problem = "The encoder backend makes vectors of texts, and answers no prompts."
-        raise PromptmillError(Code.UNSUPPORTED, problem, "Choose a language model for prompts.")
     if unknown := sorted(request.extra.keys() - _FIELDS):
         raise PromptmillError(Code.UNSUPPORTED, f"The encoder backend does not support {', '.join(unknown)}.")
     given = request.extra.get("input")

@@ -60,6 +60,8 @@ class E5:
     `int8` is faster on processors with instructions for it, and changes numbers by up to 0.002.
     """
 
+    temperature = 0.01
+
     def __init__(self, folder: Path, *, prefix: str, arithmetic: str, threads: int) -> None:
         """`folder`: the converted model."""
         self._version = version(prefix=prefix, arithmetic=arithmetic)

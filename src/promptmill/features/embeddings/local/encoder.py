@@ -22,6 +22,10 @@ _CLOSE = 0.01  # float32 on another processor differs by 3e-7, int8 by 2e-3
 class Encoder(Protocol):
     """Converts texts to vectors. It computes in the calling thread. Callers take turns, and change at a step."""
 
+    temperature: float
+    """Divides the cosines of a text and its labels, so that their softmax has probabilities: of those tried on the
+    tables of `benchmarks/labels.py`, the one with the least calibration error."""
+
     def version(self) -> str:
         """Return what the numbers depend on: the file, the arithmetic and the prefix.
 

@@ -41,6 +41,8 @@ def version() -> str:
 class Use:
     """The encoder."""
 
+    temperature = 0.05
+
     def __init__(self, *, threads: int) -> None:
         self._version = version()
         self._tokenizer = UseTokenizer(str(_weights().with_name("sp.model")))

@@ -1,0 +1,130 @@
+"""Closed questions answered by an encoder, without training: the option whose vector is nearest to the evidence's.
+
+    evidence ──────────────▶ vector ─┐
+    "OPTION: definition" ──▶ vectors ┴▶ cosines ─▶ softmax ─▶ probabilities
+
+An encoder compares texts. An option needs words of its own, because `yes` or `3` is near to no text. And whether a
+single label is right, or whether a text says nothing about a question, cannot be read from a distance.
+`benchmarks/labels.py` measures all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.form import Answer, Asked, Choice, Form, Given, Option, YesNo
+from promptmill.core.request import Request, TextPart
+from promptmill.core.wording import listed, mended
+
+ALWAYS = "The encoder always gives one of the labels, also for a text that does not state the answer."
+"""The warning for a question that may stay without an answer. An option for this case would take 4 to 49 % of the rows
+of nine tables in which all rows have an answer."""
+_YES_OR_NO = frozenset({"yes", "no", "true", "false", "y", "n", "ja", "nein", "oui", "non", "sí", "si", "是", "否"})
+_WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
+
+
+class Comparison(NamedTuple):
+    """A closed question with the options that are compared."""
+
+    asked: Asked
+    options: Sequence[Option]
+    texts: Sequence[str]
+    """For each option, the text that is compared with the evidence."""
+
+    def given(self, cosines: Any, temperature: float) -> Given:
+        """Return the nearest option, and the probability of each. `cosines`: of the evidence and each of `texts`."""
+        weights = np.exp((cosines - cosines.max()) / temperature)
+        shares = (weights / weights.sum()).tolist()
+        by_option = {option.text: round(share, 6) for option, share in zip(self.options, shares, strict=True)}
+        return Given(self.options[int(cosines.argmax())].text, by_option)
+
+
+class Comparisons:
+    """The questions of a form, with the vectors of their options once these are computed."""
+
+    def __init__(self, form: Form) -> None:
+        """Raises `PromptmillError` (`unsupported`) if the form has a question that an encoder cannot answer."""
+        if form.open_fields:
+            problem = f"The encoder compares texts and writes none, so it cannot answer {_fields(form.open_fields)}."
+            raise _refused(problem, "Leave out what is not one of a few labels")
+        if many := [one.name for one in form.questions if isinstance(one.kind, Choice) and one.kind.many]:
+            problem = f"The encoder finds the nearest label, and not how many are right, as {_fields(many)} asks."
+            raise _refused(problem, "Ask for one label with `choices`")
+        self._form = form
+        self._questions = [_comparison(asked) for asked in form.asked]
+        self.texts: list[str] = mended([text for one in self._questions for text in one.texts])
+        self.vectors: Any = None
+        """A line for each of `texts`; None: they are not computed yet."""
+        self.may_be_unstated = any(option.value is None for asked in form.asked for option in asked.options)
+
+    def answer(self, evidence: Any, temperature: float) -> Answer:
+        """Return the answer of the nearest options, given the vector of the evidence."""
+        cosines = self.vectors @ evidence
+        if not np.isfinite(cosines).all():
+            raise input_error("The encoder has no vector for this text; look at the text.")
+        given, start = {}, 0
+        for one in self._questions:
+            end = start + len(one.texts)
+            given[one.asked.name] = one.given(cosines[start:end], temperature)
+            start = end
+        return self._form.answer(given)
+
+
+def evidence_of(request: Request) -> str:
+    """Return the text that the questions are about: the row's cells without the words of its template, which are the
+    same for all rows, or else the last message of the user.
+
+    Raises `PromptmillError` (`invalid_input`) if there is none.
+    """
+    if request.fields is not None:
+        text = "\n".join(request.fields.texts)
+    else:
+        messages = request.conversation.messages[: len(request.conversation.messages) - request.corrections]
+        content = next((message.content for message in reversed(messages) if message.role == "user"), None)
+        parts = (TextPart(content),) if isinstance(content, str) else content or ()
+        text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+    if not text.strip():
+        raise input_error("There is no text to give a label to.")
+    return str(mended(text))
+
+
+def _comparison(asked: Asked) -> Comparison:
+    """Return a question as a comparison. Raises `PromptmillError` (`unsupported`) if it is none."""
+    if isinstance(asked.kind, YesNo):
+        problem = f"The encoder finds the nearest of several labels, and no yes or no, as {_fields([asked.name])} asks."
+        raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")
+    options = [option for option in asked.options if option.value is not None]
+    if wordless := [option.text for option in options if not option.definition and _is_wordless(option.text)]:
+        where = f" of {_fields([asked.name])}" if asked.name else ""
+        problem = f"The encoder compares texts with labels, and these labels{where} say nothing: {_listed(wordless)}."
+        raise _refused(problem, "Define each label (`definitions`, or a table with the columns label and definition)")
+    return Comparison(asked, options, _texts(asked, options))
+
+
+def _texts(asked: Asked, options: Sequence[Option]) -> list[str]:
+    """Return the texts of options. The description of a field helps where no label has a definition (.71 instead of
+    .67 of ten tables), and its name never does (.65)."""
+    if asked.words and not any(option.definition for option in options):
+        return [f"{asked.words}: {option.text}" for option in options]
+    return [f"{option.text}: {option.definition}" if option.definition else option.text for option in options]
+
+
+def _is_wordless(label: str) -> bool:
+    return label.casefold() in _YES_OR_NO or _WORD.search(label) is None
+
+
+def _fields(names: Sequence[str]) -> str:
+    return f"the field{'s' * (len(names) > 1)} {_listed(names)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return listed([f"{name:.60}" for name in names])
+
+
+def _refused(problem: str, remedy: str) -> PromptmillError:
+    return PromptmillError(Code.UNSUPPORTED, problem, f"{remedy}, or choose a language model.")
