@@ -45,7 +45,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends RST instead 
 # With asyncio's 100, a listener that is late by a second, on a busy machine, drops most of 256 connections at
 # once. They are tried again after 1 and 3 s, beyond the 2 s that tests allow.
 _BACKLOG = 1024
-_DIALECTS = ("/messages", "/responses", ":generateContent", ":streamGenerateContent")
+_DIALECTS = ("/messages", "/responses", ":generateContent", ":streamGenerateContent", "/decisions", "/systemone")
 PHRASES = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests"}
 
 

@@ -145,7 +145,8 @@ class Completion:
     @property
     def is_metered(self) -> bool:
         """Whether the usage is enough for a cost: it has the tokens of the prompt and of the answer, if any."""
-        says = self.text or self.tool_calls or self.reasoning or self.finish_reason == "length"
+        writes = self.probabilities is None  # a model that decides may count no tokens of answers
+        says = writes and (self.text or self.tool_calls or self.reasoning or self.finish_reason == "length")
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
     @property

@@ -144,10 +144,11 @@ class _EndpointAddress(Block):
         description="A known provider or server, see `promptmill models --providers`; its address is the default of "
         "`base_url`.",
     )
-    dialect: Annotated[Literal["openai", "responses", "anthropic", "gemini"] | None, BY_CALL, OF_ENDPOINT] = Field(
+    dialect: Annotated[str | None, BY_CALL, OF_ENDPOINT] = Field(
         None,
-        description="The API to speak: `openai` (chat completions), `responses`, `anthropic` (Messages) or `gemini` "
-        "(generateContent); null: the provider's own.",
+        description="The API to speak: `openai` (chat completions), `responses`, `anthropic` (Messages), `gemini` "
+        "(generateContent), or an API of models that decide, `decisions`, `systemone` or `gemini-decisions`; null: the "
+        "provider's own.",
     )
     model_name: Annotated[str | None, BY_CALL] = Field(
         None, description="The model's name at the endpoint; null: the endpoint's only model."

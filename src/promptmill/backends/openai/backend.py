@@ -510,6 +510,7 @@ def _failure(
         unmetered=billed.unmetered,
         spent=billed.spent,
         reasoning="" if last is None else last.reasoning,
+        part="" if last is None else last.part,
     )
 
 
@@ -547,7 +548,7 @@ class _Attribution:
         """Return whether a final failure must be held."""
         if decision.kind is FailureKind.ENDPOINT:
             return True
-        return not self._answered and decision.error.code not in _OWN
+        return not self._answered and not decision.part and decision.error.code not in _OWN
 
     def is_ended_by(self, decision: RetryDecision) -> bool:
         """Count a retryable failure. Return whether it ends the call.

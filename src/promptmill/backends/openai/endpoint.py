@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
+from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.key_text import key_problem
 from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
 from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey
 from promptmill.config.own_secrets import CUSTOM_HEADERS, custom_headers
 from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import close_matches, did_you_mean
 
 if TYPE_CHECKING:
     from promptmill.config.resolved_config import ResolvedConfig  # worker processes do not need YAML
@@ -98,7 +99,13 @@ class Endpoint:
     def base_url(self) -> str:
         """The common prefix of the endpoint's URLs, such as `http://localhost:8000/v1`."""
         parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(path=parts.path.removesuffix(DIALECTS[self.dialect].PATH), query=""))
+        return urlunsplit(parts._replace(path=_base_of(parts.path, self.dialect), query=""))
+
+
+def _base_of(path: str, name: str) -> str:
+    """Return the path of the base URL, for the path of requests in a dialect."""
+    dialect = DIALECTS[name]
+    return dialect.base(path) if isinstance(dialect, Deciding) else path.removesuffix(dialect.PATH)
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -176,10 +183,14 @@ def _named_profile(provider: str) -> ProviderProfile:
 def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
     """Return the dialect of an endpoint: set by the configuration, by a complete URL, or by the provider."""
     if settings.dialect is not None:
-        return settings.dialect
+        return _known_dialect(settings.dialect)
     path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")
+    if isinstance(DIALECTS[profile.dialect], Deciding):
+        return profile.dialect
     for name, dialect in DIALECTS.items():
         if path.endswith(dialect.PATH) and name != "gemini":  # `/models` also lists the models
+            if isinstance(dialect, Deciding):
+                raise _no_dialect(path)
             return name
     if path.endswith("/anthropic/v1"):  # Bedrock's and other gateways' base of Claude's own API
         return "anthropic"
@@ -188,12 +199,29 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
     return profile.dialect
 
 
+def _known_dialect(name: str) -> str:
+    if name not in DIALECTS:
+        meant = did_you_mean(name, list(DIALECTS), f"known APIs: {', '.join(DIALECTS)}.")
+        raise config_error(f"{_BLOCK}.dialect", f"there is no API {redact(name[:40])}; {meant}")
+    return name
+
+
+def _no_dialect(path: str) -> PromptmillError:
+    """Return the error for a URL of decisions without a dialect: several APIs share its path."""
+    names = [name for name, dialect in DIALECTS.items() if isinstance(dialect, Deciding)]
+    shown = path[path.rindex("/") :]
+    said = f"is missing: several APIs share the path {shown}, so say which one it is: {', '.join(names)}."
+    return config_error(f"{_BLOCK}.dialect", said)
+
+
 def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfile) -> SplitResult:
     """Convert an endpoint's URL for chat completions to the URL for requests in its dialect."""
     dialect = DIALECTS[name]
     base = url.path.removesuffix(COMPLETIONS)
     if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # the user gave only a host
         base = ""
+    if isinstance(dialect, Deciding):
+        return url._replace(path=dialect.path(base))
     if dialect is not chat:
         return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
     if profile.dialect == "gemini":  # Gemini's chat completions have a separate path
@@ -394,7 +422,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
     """Return the endpoint for requests that are not chats, such as `/embeddings`, in OpenAI's API."""
     url = urlsplit(endpoint.url)
-    base = url.path.removesuffix("/").removesuffix(DIALECTS[endpoint.dialect].PATH)
+    base = _base_of(url.path.removesuffix("/"), endpoint.dialect)
     if endpoint.dialect == "gemini":
         keys = [value for name, value in endpoint.headers.items() if name.lower() == "x-goog-api-key"]
         more = {"Authorization": f"Bearer {keys[0]}"} if keys else {}

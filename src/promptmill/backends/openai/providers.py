@@ -152,6 +152,24 @@ class ErrorWords:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionLimits:
+    """The most that a request to a model that decides may have."""
+
+    questions: int
+    options: int = 255
+    levels: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionProfile:
+    """What is known of a provider's models that decide."""
+
+    limits: DecisionLimits
+    prices: Mapping[str, float] = field(default_factory=dict)
+    """US dollars for a million tokens of input, by a part of the model's name; `""`: of all others. Output is free."""
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderProfile:
     """One provider."""
 
@@ -171,6 +189,8 @@ class ProviderProfile:
     prompt_cache: PromptCache = UNKNOWN
     batch: BatchProfile | None = None
     """The provider's Batch API; None: unknown."""
+    decisions: DecisionProfile | None = None
+    """Set if the row is about the provider's models that decide; its dialect is then that of their API."""
 
 
 def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

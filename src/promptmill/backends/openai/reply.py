@@ -25,6 +25,7 @@ from promptmill.backends import vectors
 from promptmill.backends.openai import chat_completion, citations
 from promptmill.backends.openai.chat_completion import Ending
 from promptmill.backends.openai.dialects import DIALECTS, dialect, responses
+from promptmill.backends.openai.dialects.deciding import Deciding, Questions, answering
 from promptmill.backends.openai.dialects.dialect import count_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
@@ -62,6 +63,7 @@ _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # object or list. Small bodies cannot contain many values.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
+_LONGEST_NAME = 120  # characters of a model's name
 _ALWAYS_SEARCHES = re.compile(SEARCHING_MODEL)
 _OF_OPENAI = frozenset({"openai", "azure"})
 
@@ -77,6 +79,10 @@ class Wanted(NamedTuple):
     """Whether the answer's text includes the reasoning."""
     keep_raw: bool = False
     """Whether all fields of the answer are kept."""
+    questions: Questions | None = None
+    """The questions of a request to a model that decides."""
+    model: str = ""
+    """The model of a request to a model that decides."""
 
 
 USUAL = Wanted()
@@ -156,7 +162,7 @@ def read_response(
         except orjson.JSONDecodeError:
             body = _as_utf8(body, headers)
             payload = _json(body)
-        is_plain = status == 200 and type(payload) is dict and not wanted.keep_raw
+        is_plain = status == 200 and type(payload) is dict and not wanted.keep_raw and wanted.questions is None
         if is_plain and (completion := _ordinary(payload)) is not None:
             return completion
         return _read_other_form(status, headers, body, payload, endpoint, wanted=wanted)
@@ -237,6 +243,8 @@ def _read_other_form(
         if payload is None and chat_completion.is_stream(headers.get("Content-Type", ""), body):
             return _read_stream(headers, body, endpoint, wanted)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
+        if isinstance(payload, dict) and wanted.questions is not None:
+            return _decided(payload, headers, endpoint, wanted, wanted.questions)
         if isinstance(payload, dict):
             payload = _translated(payload, headers, endpoint)
             return read_payload(payload, headers, endpoint, wanted)
@@ -248,7 +256,50 @@ def _read_other_form(
         payload = chat_completion.first_event(body)
     if payload is None:
         payload = _loosely(body)
-    return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
+    refused = _refused(status, headers, payload if payload is not None else _text(body), endpoint)
+    return refused if wanted.questions is None else _only_decisions(refused)
+
+
+def _decided(
+    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, wanted: Wanted, questions: Questions
+) -> Completion | RetryDecision:
+    """Return the answers of a model that decides, or the failure that names the fields without one.
+
+    The failure has the other fields, and is final: the model would answer in the same way again.
+    """
+    api = DIALECTS[endpoint.dialect]
+    assert isinstance(api, Deciding)
+    payload = answering(payload)
+    usage, tier = _usage(api.usage(payload), answers=False), _tier(payload)
+    spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
+    if blocked := api.blocked(payload):
+        error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} blocked this input: {blocked}.")
+        return RetryDecision(FailureKind.ITEM, error, **spent)
+    reading = api.read(payload, questions.asked)
+    if reading is None:
+        if _is_error(payload) or not _ERROR_FIELDS.isdisjoint(payload):
+            return _only_decisions(_refused(200, headers, payload, endpoint))
+        what = "a chat completion" if "choices" in payload else "no `answers`"
+        error = PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {what}.", wrong_address(endpoint))
+        return RetryDecision(FailureKind.ITEM, error, **spent)
+    answer = questions.form.answer(reading.given)
+    if error_of := reading.error(endpoint.name):
+        part = answer.text if reading.given else ""
+        return RetryDecision(FailureKind.ITEM, error_of, **spent, part=part)
+    model = payload.get("model")
+    named = without_controls(model[:_LONGEST_NAME]) if isinstance(model, str) and model != wanted.model else ""
+    details = {"body": payload} if wanted.keep_raw else None
+    completion = Completion(answer.text, "stop", usage, probabilities=answer.probabilities, details=details)
+    completion.answered_by, completion.tier = named, tier
+    return completion
+
+
+def _only_decisions(decision: RetryDecision) -> RetryDecision:
+    """Return the decision on an error of an API that decides: 408 and 429 alone of all 4xx are tried again."""
+    is_final = 400 <= decision.status < 500 and decision.status not in {408, 429}
+    if not is_final or decision.kind in {FailureKind.ITEM, FailureKind.ENDPOINT}:
+        return decision
+    return replace(decision, kind=FailureKind.ITEM)
 
 
 def _translated(payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint) -> JsonDict:

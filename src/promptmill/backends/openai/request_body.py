@@ -19,13 +19,16 @@ from typing import NamedTuple
 import orjson
 import pybase64
 
+from promptmill.answers.decision import decidable, evidence_of, instructions_of
 from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.deciding import Deciding, Questions
 from promptmill.backends.openai.dialects.dialect import marked
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import LOCAL, ProviderProfile, profile_named
 from promptmill.backends.openai.reply import Wanted
 from promptmill.backends.prompt_cache import ModelCache, PromptCache
 from promptmill.backends.searches import may_search
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
     CACHE_MARKS,
@@ -99,7 +102,7 @@ class RequestEncoder:
 
     def __init__(self, endpoint: Endpoint, model: str, *, enable_thinking: bool | None, stream: bool) -> None:
         self._endpoint = endpoint
-        self._model = model
+        self.model = model
         self._enable_thinking = enable_thinking
         self._stream = stream
         self._dialect = DIALECTS[endpoint.dialect]
@@ -109,6 +112,34 @@ class RequestEncoder:
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
+        self._questions: dict[tuple[int, str], Questions] = {}
+        """The questions of a form with some instructions, by the form's identity."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the endpoint takes evidence and questions, which `decision` writes, and no conversations."""
+        return isinstance(self._dialect, Deciding)
+
+    def decision(self, head: Head, request: Request, images: Mapping[str, bytes]) -> tuple[bytes, Questions]:
+        """Return the body of a request to a model that decides, and its questions. Raises as `encode` does, and
+        `PromptmillError` (`unsupported`) for a part that the API does not take."""
+        assert isinstance(self._dialect, Deciding)
+        evidence, instructions = evidence_of(request), instructions_of(request)
+        key = id(request.form), instructions
+        try:
+            if (questions := self._questions.get(key)) is None:
+                limits = self._dialect.limits(self._endpoint.profile)
+                form = decidable(request.form, options=limits.options, levels=limits.levels)
+                questions = Questions(form, form.asked, self._dialect.questions(form.asked, instructions))
+                if len(self._questions) >= MOST_KEPT:  # each row may have its own instructions
+                    self._questions.clear()
+                self._questions[key] = questions
+            sources = [images[image.source] for image in request.conversation.images]
+            body = b"".join([head.text, *self._dialect.decision(evidence, questions.text, sources), b"}"])
+        except (TypeError, orjson.JSONEncodeError):
+            check_encodable(request.conversation)
+            raise _unencodable() from None
+        return body, questions
 
     def encode(
         self,
@@ -168,7 +199,7 @@ class RequestEncoder:
     def encode_body(self, request: Request) -> bytes:
         """Return the body of a request that is not a chat. Raises as `encode` does."""
         try:
-            return orjson.dumps({"model": self._model, **request.extra})
+            return orjson.dumps({"model": self.model, **request.extra})
         except (TypeError, orjson.JSONEncodeError):
             raise _unencodable() from None
 
@@ -193,7 +224,7 @@ class RequestEncoder:
                 (sampling, extra),
                 self.wanted(request),
                 *self._places(extra),
-                *self._caching(str(extra.get("model", self._model))),
+                *self._caching(str(extra.get("model", self.model))),
             )
             # cleared when full: each request may have different parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
@@ -206,7 +237,7 @@ class RequestEncoder:
 
     def wanted(self, request: Request) -> Wanted:
         """Return how to read the reply to a request."""
-        searches, is_inline = may_search(request.extra, self._model), request.sampling.reasoning == "inline"
+        searches, is_inline = may_search(request.extra, self.model), request.sampling.reasoning == "inline"
         return Wanted(request.has_form, searches, is_inline)
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
@@ -244,7 +275,7 @@ class RequestEncoder:
     def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
         """Return the endpoints for requests with a complete and with a streamed answer."""
         endpoint, url = self._endpoint, self._dialect.url
-        urls = [url(endpoint.url, str(extra.get("model", self._model)), stream=way) for way in (False, True)]
+        urls = [url(endpoint.url, str(extra.get("model", self.model)), stream=way) for way in (False, True)]
         one, streaming = (endpoint if url == endpoint.url else replace(endpoint, url=url) for url in urls)
         return streaming if self._stream else one, streaming
 
@@ -260,7 +291,7 @@ class RequestEncoder:
             ours.setdefault("enable_thinking", self._enable_thinking)
         if "enable_thinking" in ours or given.get("enable_thinking") is None:
             given.pop("enable_thinking", None)
-        profile, model = self._endpoint.profile, str(given.get("model", self._model))
+        profile, model = self._endpoint.profile, str(given.get("model", self.model))
         try:
             body, refused, words = self._dialect.parameters(profile, model, ours, given)
         except (TypeError, ValueError, AttributeError):  # a call may send any JSON

@@ -122,19 +122,16 @@ class Sender:
     ) -> Completion | RetryDecision:
         """Encode, post, and read the response."""
         request = item.request
-        if request.path:
-            return await self._send_elsewhere(item, endpoint_state)
+        if request.path or endpoint_state.encoder.decides:
+            other = self._send_elsewhere if request.path else self._decide
+            return await other(item, endpoint_state, prepared)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
         head = encoder.head(request)
         call = self._call
         warnings = left_out(encoder, head, request, call, is_error=self._unsupported_is_error)
         preview = call.preview
-        if prepared and not endpoint.profile.images.from_web and self._images.passes_on(request.conversation.images):
-            raise PromptmillError(
-                Code.INVALID_IMAGE,
-                f"{endpoint.name} does not download images.",
-                "Set `fetch_images: true` so that promptmill downloads them, or send files.",
-            )
+        if prepared and not endpoint.profile.images.from_web:
+            self._check_is_file(request, endpoint)
         body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         growing = None if preview is None else _shown(preview, endpoint, inline=head.wanted.inline)
         endpoint = head.endpoint if preview is None else head.streaming
@@ -179,12 +176,55 @@ class Sender:
         reading.warnings = warnings
         return reading
 
+    def _check_is_file(self, request: Request, endpoint: Endpoint) -> None:
+        """Raise `PromptmillError` (`invalid_image`) for an image whose URL the endpoint would have to follow."""
+        if self._images.passes_on(request.conversation.images):
+            raise PromptmillError(
+                Code.INVALID_IMAGE,
+                f"{endpoint.name} does not download images.",
+                "Set `fetch_images: true` so that promptmill downloads them, or send files.",
+            )
+
+    async def _decide(
+        self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
+    ) -> Completion | RetryDecision:
+        """Post evidence and questions, and read the answers of a model that decides."""
+        encoder, request, call = endpoint_state.encoder, item.request, self._call
+        head = encoder.head(request)
+        warnings = left_out(encoder, head, request, call, is_error=self._unsupported_is_error)
+        body, questions = encoder.decision(head, request, prepared)
+        item.attempts += 1
+        call.sending(request, again=item.attempts > 1)
+        try:
+            response = await self._pool.send(head.endpoint, body, fresh=item.stale)
+        except Exception as error:  # noqa: BLE001 (as above)
+            return classify_exception(error, head.endpoint)
+        wanted = head.wanted._replace(keep_raw=call.facts.keep_raw, questions=questions, model=encoder.model)
+        read = self._pool.read_apart
+        soon = response.is_soon_read
+        reading = (
+            answer_in(response, head.endpoint, wanted)
+            if soon
+            else await read(answer_in, response, head.endpoint, wanted)
+        )
+        if isinstance(reading, Completion):
+            if response.headers.any_zero():
+                _note_limit(response, endpoint_state)
+            for warning in _doubts(request, reading, head.endpoint):
+                call.warn(warning)
+                warnings += (warning,)
+            reading.warnings = warnings
+        return reading
+
     def close(self) -> None:
         """Stop reading images."""
         self._images.close()
 
-    async def _send_elsewhere(self, item: Item, endpoint_state: EndpointState) -> Completion | RetryDecision:
+    async def _send_elsewhere(
+        self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
+    ) -> Completion | RetryDecision:
         """Post the unchanged body of a request that is not a chat, and keep the response unchanged, or its vectors."""
+        del prepared
         endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
         body = endpoint_state.encoder.encode_body(item.request)
         item.attempts += 1

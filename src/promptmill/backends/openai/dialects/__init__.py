@@ -1,16 +1,26 @@
-"""The formats of each API's requests and replies. Replies are converted to chat completions.
+"""The formats of each API's requests and replies. Replies are converted to chat completions, except for decisions.
 
-`DIALECTS` has the dialects by name. `openai` is the name of chat completions.
+`DIALECTS` has the dialects by name, each from a module of this folder: the module itself, or its `DIALECT`. `openai` is
+the name of chat completions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
+from typing import cast
 
-from promptmill.backends.openai.dialects import anthropic, chat, gemini, responses
 from promptmill.backends.openai.dialects.dialect import Dialect
 
-DIALECTS: Mapping[str, Dialect] = MappingProxyType(
-    {"openai": chat, "anthropic": anthropic, "gemini": gemini, "responses": responses}
-)
+
+def _found() -> Iterator[Dialect]:
+    for entry in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{entry.name}")
+        found = getattr(module, "DIALECT", module)
+        if hasattr(found, "NAME"):
+            yield cast("Dialect", found)
+
+
+DIALECTS: Mapping[str, Dialect] = MappingProxyType({found.NAME: found for found in _found()})

@@ -21,6 +21,7 @@ from promptmill.backends.openai.schema_forms import closed_form, in_words
 from promptmill.core.request import ROLES, AudioPart, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
+NAME = "anthropic"
 PATH = "/messages"
 url = dialect.same_url
 STREAMED: JsonObject = {"stream": True}

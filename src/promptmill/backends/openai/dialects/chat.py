@@ -19,6 +19,7 @@ from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.request import CACHE_MARKS, ROLES, AudioPart, Conversation, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
+NAME = "openai"
 PATH = "/chat/completions"
 url, headers = same_url, bearer
 STREAMED: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}

@@ -43,6 +43,8 @@ class Written(NamedTuple):
 class Dialect(Protocol):
     """The interface of a dialect module."""
 
+    NAME: str
+    """The name in the configuration."""
     PATH: str
     """The path of requests, after the base URL."""
     STREAMED: JsonObject

@@ -23,6 +23,7 @@ from promptmill.backends.openai.schema_forms import google_form, in_words
 from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
+NAME = "gemini"
 PATH = "/models"
 STREAMED: JsonObject = {}
 FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})

@@ -19,6 +19,7 @@ from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.request import AudioPart, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
+NAME = "responses"
 PATH = "/responses"
 url, headers = dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}

@@ -1,0 +1,332 @@
+"""What the dialects of models that decide share: an API takes evidence and closed questions, and no conversation.
+
+    request's parts ─▶ evidence, questions ─▶ the API's body          `evidence`, `question`
+    the API's reply ─▶ an answer to each question ─▶ checked ─▶ `Given`          `answers`, `told`
+
+Probabilities are kept as sent. A question whose answer is missing, declined or inconsistent has none: its field fails,
+and the others are kept. The `confidence` of an answer has another meaning at each server, and is never read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import orjson
+
+from promptmill.answers.decision import Evidence, plain, words_of
+from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.dialects import dialect
+from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
+from promptmill.core.errors import Code, PromptmillError, without_controls
+from promptmill.core.form import Asked, Form, Given, Scale, YesNo
+from promptmill.core.request import Conversation
+from promptmill.core.values import JsonDict, JsonObject, json_text
+from promptmill.core.wording import cut, listed
+
+_QUESTION = "answer"  # the name of a question that has none: its answer is the option itself
+_HALF = 0.5
+_STEP = 0.01  # servers round to two decimals
+# Sums of rounded probabilities: half a step for each (Effect-TS/effect#8379, spiceai/spiceai#14215).
+_LEAST_OFF, _MOST_OFF, _OFF_EACH = 0.02, 0.1, 0.005
+_PAIRS: TypeAlias = Iterable[tuple[str, Any]]
+# The ends of addresses that are complete: several APIs share these paths, so none tells the dialect.
+_COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+)*)$")
+_PER_MODEL = re.compile(r"/ai/run$")
+# Parameters of chat completions that cannot change a decision, or that every model that decides obeys by itself.
+_NO_MATTER = dialect.set_of(
+    "response_format logprobs top_logprobs max_tokens max_completion_tokens stop seed enable_thinking reasoning_effort "
+    "service_tier stream stream_options"
+)
+_WRAPPINGS = ("result", "response", "data", "output", "decision")
+_MOST_SHOWN = 60  # characters of a name in an error
+
+
+class Told(NamedTuple):
+    """The answer of an API to one question: the given option, if it names one, and the share of each option.
+
+    Of a scale, options are numbers as text, from 0 for the lowest level.
+    """
+
+    chosen: str | None
+    shares: Sequence[tuple[str, Any]]
+
+
+class Refused(NamedTuple):
+    """The API declines to answer one question, for this reason."""
+
+    why: str
+
+
+class Questions(NamedTuple):
+    """The questions of a form, for all requests with the same instructions."""
+
+    form: Form
+    asked: tuple[Asked, ...]
+    text: bytes
+    """As JSON."""
+
+
+class UnreadableError(Exception):
+    """An answer is not one of this API; the text says why."""
+
+
+class Reading(NamedTuple):
+    """The answers in a reply, and why the others are missing, by the names of `Form.asked`."""
+
+    given: dict[str, Given]
+    refused: dict[str, str]
+    unreadable: dict[str, str]
+
+    def error(self, endpoint: str) -> PromptmillError | None:
+        """Return the error that names the questions without an answer; None if all have one."""
+        whys = {**self.refused, **self.unreadable}
+        if not whys:
+            return None
+        name, why = next(iter(whys.items()))
+        code = Code.INVALID_ANSWER if self.unreadable else Code.CONTENT_FILTER
+        where = f" to `{cut(name, _MOST_SHOWN)}`" if name else ""
+        more = f" (and to {listed([cut(other, _MOST_SHOWN) for other in whys][1:], 3)})" if len(whys) > 1 else ""
+        said = f"{endpoint} gave no usable answer{where}{more}: {without_controls(why)}."
+        return PromptmillError(code, said, "Its other answers are kept." if self.given else "")
+
+
+class Deciding:
+    """A dialect of an API that decides. Each subclass is the format of one API."""
+
+    NAME: ClassVar[str]
+    PATH: ClassVar[str]
+    STREAMED: JsonObject = {}  # noqa: RUF012 (a constant of the interface)
+    FILLED: frozenset[str] = frozenset({"input", "state", "questions", "messages"})
+    MARKS: frozenset[str] = frozenset()
+    MARKED: frozenset[str] = frozenset()
+    LIMITS: ClassVar[DecisionLimits]
+    """The limits of servers whose own are not known."""
+    HAS_IMAGES: ClassVar[bool] = False
+
+    def limits(self, profile: ProviderProfile) -> DecisionLimits:
+        """Return the limits of an endpoint's requests."""
+        return self.LIMITS if profile.decisions is None else profile.decisions.limits
+
+    def base(self, base: str) -> str:
+        """Return the path of the API's base URL: without the path of requests, which the user may have written."""
+        return base.removesuffix("/systemone").removesuffix("/decisions")
+
+    def path(self, base: str) -> str:
+        """Return the path of requests, for the path that the user wrote: a base, or a complete one."""
+        return base if _COMPLETE.search(base) else f"{base or '/v1'}{self.PATH}"
+
+    def url(self, url: str, model: str, *, stream: bool) -> str:
+        """Return the URL of a request. At Cloudflare, it names the model."""
+        del stream
+        return f"{url}/{model}" if _PER_MODEL.search(url) else url
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Return the headers of a request."""
+        return dialect.bearer(key)
+
+    def parameters(
+        self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject
+    ) -> dialect.Written:
+        """Return the model and the API's own parameters. Those of texts have no effect, and are refused."""
+        del profile
+        given = {name: value for name, value in sampling.items() if name not in _NO_MATTER}
+        refused = [name for name, value in given.items() if name != "temperature" or value != 0]
+        own = {name: value for name, value in extra.items() if name not in _NO_MATTER and value is not None}
+        return dialect.Written({"model": model, **own}, refused)
+
+    def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
+        """Raise `PromptmillError` (`unsupported`): the API takes no conversations."""
+        del conversation, images
+        raise dialect.unsupported("a conversation: its models decide, and answer `choices` and closed schemas")
+
+    def completion(self, payload: JsonDict, headers: Mapping[str, str], /) -> JsonDict | None:
+        """Return None: no reply of this API is a completion."""
+        del payload, headers
+        return None
+
+    def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
+        """Return the only event of a stream: the API has none."""
+        for event in events:
+            return event
+        raise CutOffError
+
+    def delta_in(self, event: JsonDict) -> JsonDict:
+        """Return no delta: the API has no streams."""
+        del event
+        return {}
+
+    # Requests
+
+    def questions(self, asked: Sequence[Asked], instructions: str) -> bytes:
+        """Return questions as JSON."""
+        return _json({name_of(one): self.question(one, words_of(one, instructions)) for one in asked})
+
+    def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
+        """Return the fields of the body for evidence and questions, in pieces. `images`: see `Dialect.conversation`."""
+        raise NotImplementedError
+
+    def question(self, asked: Asked, words: str) -> JsonDict:
+        """Return a question."""
+        raise NotImplementedError
+
+    # Replies
+
+    def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
+        """Return the answer to each question by its name; None for a reply without any."""
+        answers = payload.get("answers")
+        if not isinstance(answers, dict):
+            return None
+        return {one.name: answers.get(name_of(one)) for one in asked}
+
+    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
+        """Return what an answer says. Raises `UnreadableError`, `LookupError` or `TypeError` for another answer."""
+        raise NotImplementedError
+
+    def blocked(self, payload: JsonDict) -> str:
+        """Return why the API declines the whole request; `""` if it does not."""
+        del payload
+        return ""
+
+    def usage(self, payload: JsonDict) -> JsonDict | None:
+        """Return the usage of a reply, with the names of chat completions."""
+        usage = payload.get("usage")
+        return usage if isinstance(usage, dict) else None
+
+    def read(self, payload: JsonDict, asked: Sequence[Asked]) -> Reading | None:
+        """Return the checked answers in a reply; None if it has none."""
+        answers = self.answers(payload, asked)
+        if answers is None:
+            return None
+        reading = Reading({}, {}, {})
+        for one in asked:
+            answer = answers.get(one.name)
+            try:
+                if not isinstance(answer, dict):
+                    raise UnreadableError("it is missing" if answer is None else "it is no object")
+                told = self.told(one, answer)
+                if isinstance(told, Refused):
+                    reading.refused[one.name] = told.why
+                else:
+                    reading.given[one.name] = _given(one, told)
+            except UnreadableError as error:
+                reading.unreadable[one.name] = str(error)
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+                reading.unreadable[one.name] = "it has another form"
+        return reading
+
+
+def answering(payload: JsonDict) -> JsonDict:
+    """Return the object with the answers: gateways put it into another one, beside its usage.
+
+    >>> answering({"result": {"answers": {}}, "success": True})["answers"]
+    {}
+    """
+    if "answers" in payload or "prompt_feedback" in payload:
+        return payload
+    inner = (payload.get(name) for name in _WRAPPINGS)
+    found = next((one for one in inner if isinstance(one, dict) and "answers" in one), None)
+    return payload if found is None else {"usage": payload.get("usage"), "model": payload.get("model"), **found}
+
+
+def name_of(asked: Asked) -> str:
+    """Return the name of a question in requests."""
+    return asked.name or _QUESTION
+
+
+def is_scale(asked: Asked) -> bool:
+    """Return whether a question is asked as a scale: one with the option "not stated" is a choice."""
+    return isinstance(asked.kind, Scale) and len(asked.options) == len(asked.kind.levels)
+
+
+def is_yes_no(asked: Asked) -> bool:
+    """Return whether a question is asked as a yes or no, as `is_scale`."""
+    return isinstance(asked.kind, YesNo) and not asked.kind.is_optional
+
+
+def described(asked: Asked, without: str | None = None) -> JsonDict:
+    """Return the options of a choice with their definitions; `without` for an option that has none."""
+    return {plain(option.text): option.definition or without for option in asked.options}
+
+
+def levels_of(asked: Asked) -> list[str]:
+    """Return the levels of a scale, each with its definition."""
+    return [f"{one.text}: {one.definition}" if one.definition else one.text for one in asked.options]
+
+
+def wanted(asked: Asked, answer: JsonDict, yes_no: str, choice: str = "choice", scale: str = "score") -> None:
+    """Raise `UnreadableError` if an answer is of another type than its question: these are the API's types."""
+    kind = yes_no if is_yes_no(asked) else scale if is_scale(asked) else choice
+    if answer.get("type", kind) != kind:
+        raise UnreadableError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
+
+
+def of_yes(share: Any) -> Told:
+    """Return what the probability of yes says. Raises `UnreadableError` if it is none."""
+    yes = _share(share)
+    return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
+
+
+def _given(asked: Asked, told: Told) -> Given:
+    """Return the answer to a question. Raises `UnreadableError` for an inconsistent one."""
+    texts = [option.text for option in asked.options]
+    if is_scale(asked):
+        shares = _by_number(texts, told.shares)
+        return Given(max(texts, key=shares.__getitem__), shares)
+    known = {plain(text): text for text in texts} if not is_yes_no(asked) else {text: text for text in texts}
+    chosen = known.get(plain(told.chosen or ""))
+    if chosen is None:
+        raise UnreadableError(f"{cut(str(told.chosen), _MOST_SHOWN)!r} is no option")
+    if not told.shares:  # some gateways leave the probabilities out
+        return Given(chosen, {})
+    shares = _of_options(texts, ((known.get(plain(name), name), share) for name, share in told.shares))
+    if shares[chosen] < max(shares.values()) - _STEP - 1e-9:
+        raise UnreadableError(f"the given option {cut(chosen, _MOST_SHOWN)!r} is not the most probable one")
+    return Given(chosen, shares)
+
+
+def _by_number(texts: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
+    numbers = [str(number) for number in range(len(texts))]
+    shares = _of_options(numbers, pairs)
+    return {text: shares[number] for number, text in zip(numbers, texts, strict=True)}
+
+
+def _of_options(options: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
+    """Return the share of each option, in their order. Raises `UnreadableError` for other options, shares or sums."""
+    found: dict[str, float] = {}
+    for name, share in itertools.islice(pairs, len(options) + 1):
+        if name in found:
+            raise UnreadableError(f"its probabilities have {cut(name, _MOST_SHOWN)!r} twice")
+        found[name] = _share(share)
+    if others := found.keys() - {*options}:
+        raise UnreadableError(f"its probabilities have {cut(min(others), _MOST_SHOWN)!r}, which is no option")
+    if lacking := [option for option in options if option not in found]:
+        raise UnreadableError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
+    total, off = sum(found.values()), max(_LEAST_OFF, min(_MOST_OFF, _OFF_EACH * len(options)))
+    if abs(total - 1.0) > off + 1e-9:
+        raise UnreadableError(f"its probabilities add up to {total:.3g}")
+    return {option: found[option] for option in options}
+
+
+def _share(value: Any) -> float:
+    if type(value) not in {int, float} or not math.isfinite(value) or not 0 <= value <= 1:
+        raise UnreadableError(f"{cut(str(value), _MOST_SHOWN)} is no probability")
+    return float(value)
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # orjson's error is a subclass; json writes half a surrogate pair
+        return json_text(value).encode()
+
+
+def image_of(encoded: bytes) -> tuple[bytes, bytes]:
+    """Return the media type and the data of an image. Raises `PromptmillError` (`unsupported`) for one of the web."""
+    found = dialect.data_url(encoded)
+    if found is None:
+        raise dialect.unsupported("the URL of an image: set `fetch_images: true`, so that promptmill downloads it")
+    return found

@@ -1,0 +1,89 @@
+"""OpenAI's Decisions API. Answers are a list in the order of the questions; each may be a refusal.
+
+Format: the types of the package openai 3.57.0, `types/decision*.py`; developers.openai.com/api/docs/guides/decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from promptmill.answers.decision import Evidence, words_of
+from promptmill.backends.openai.dialects import deciding, dialect
+from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told, UnreadableError
+from promptmill.backends.openai.providers import DecisionLimits
+from promptmill.core.form import Asked, YesNo
+from promptmill.core.values import JsonDict
+
+
+class _Decisions(Deciding):
+    NAME, PATH, LIMITS, HAS_IMAGES = "decisions", "/decisions", DecisionLimits(questions=400), True
+
+    def questions(self, asked: Sequence[Asked], instructions: str) -> bytes:
+        """Return questions, a list."""
+        bodies = (self.question(one, words_of(one, instructions)) for one in asked)
+        return orjson.dumps([{"name": deciding.name_of(one), **body} for one, body in zip(asked, bodies, strict=True)])
+
+    def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
+        """Return `input` and `questions`."""
+        if isinstance(evidence, str) and not images:
+            return [b'"input":', orjson.dumps(evidence), b',"questions":', questions]
+        text = isinstance(evidence, str)
+        part = {"type": "input_text", "text": evidence} if text else {"type": "input_json", "data": evidence}
+        parts = [[orjson.dumps(part)]] if evidence else []
+        parts += [[b'{"type":"input_image","image_url":', image, b"}"] for image in images]
+        return [b'"input":[{"role":"user","content":', *dialect.joined(parts), b'}],"questions":', questions]
+
+    def question(self, asked: Asked, words: str) -> JsonDict:
+        """Return a question. A predicate has no criteria, so that its instructions have the definition."""
+        if deciding.is_yes_no(asked):
+            definition = asked.kind.definition if isinstance(asked.kind, YesNo) else ""
+            meaning = f"\n\nAnswer true when: {definition}" if definition else ""
+            return {"type": "predicate", "instructions": words + meaning}
+        if deciding.is_scale(asked):
+            levels = [_described("label", one.text, one.definition) for one in asked.options]
+            return {"type": "score", "instructions": words, "levels": levels}
+        choices = [_described("value", name, said) for name, said in deciding.described(asked).items()]
+        return {"type": "choice", "instructions": words, "choices": choices}
+
+    def answers(self, payload: JsonDict, asked: Sequence[Asked]) -> Mapping[str, Any] | None:
+        """Return the answers by position; one that names another question is none."""
+        answers = payload.get("answers")
+        if not isinstance(answers, list):
+            return None
+        if len(answers) != len(asked):
+            return {}
+        return {one.name: _checked(answer, one) for one, answer in zip(asked, answers, strict=True)}
+
+    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
+        """Return what an answer says."""
+        if answer.get("type") == "refusal":
+            return Refused("the model declined to answer")
+        deciding.wanted(asked, answer, "predicate")
+        if deciding.is_yes_no(asked):
+            return deciding.of_yes(answer["probability"])
+        if deciding.is_scale(asked):
+            return Told(None, [(str(one["value"]), one["probability"]) for one in answer["probabilities"]])
+        if not isinstance(chosen := answer["choice"], str):
+            raise UnreadableError("its choice is no text")
+        return Told(chosen, [(_text(one["value"]), one["probability"]) for one in answer.get("probabilities") or ()])
+
+
+def _described(name: str, text: str, definition: str | None) -> JsonDict:
+    return {name: text, "description": definition} if definition else {name: text}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise UnreadableError("its probabilities are not of texts")
+    return value
+
+
+def _checked(answer: Any, asked: Asked) -> Any:
+    named = answer.get("name") if isinstance(answer, dict) else None
+    return answer if named in {None, deciding.name_of(asked)} else None
+
+
+DIALECT = _Decisions()

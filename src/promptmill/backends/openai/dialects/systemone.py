@@ -1,0 +1,57 @@
+"""TypeSafe's System One API, which many providers and local servers speak, some under `/decisions`.
+
+Format: the types of the package typesafe-sdk 0.7.5; docs.typesafe.ai. Stricter servers want instructions and both
+criteria of a yes or no, so that these are always sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from promptmill.answers.decision import Evidence
+from promptmill.backends.openai.dialects import deciding, dialect
+from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told
+from promptmill.backends.openai.providers import DecisionLimits
+from promptmill.core.form import Asked, YesNo
+from promptmill.core.values import JsonDict
+
+
+class _SystemOne(Deciding):
+    NAME, PATH, LIMITS = "systemone", "/systemone", DecisionLimits(questions=64)
+
+    def decision(self, evidence: Evidence, questions: bytes, images: Sequence[bytes]) -> list[bytes]:
+        """Return `state` and `questions`."""
+        if images:
+            raise dialect.unsupported("images in this form")
+        return [b'"state":', orjson.dumps(evidence), b',"questions":', questions]
+
+    def question(self, asked: Asked, words: str) -> JsonDict:
+        """Return a question."""
+        if deciding.is_yes_no(asked):
+            definition = asked.kind.definition if isinstance(asked.kind, YesNo) else ""
+            criteria = {"criteria": {"true": definition, "false": "It does not hold."}} if definition else {}
+            return {"type": "noul", "instructions": words, **criteria}
+        if deciding.is_scale(asked):
+            return {"type": "score", "instructions": words, "criteria": deciding.levels_of(asked)}
+        return {"type": "choice", "instructions": words, "criteria": deciding.described(asked)}
+
+    def told(self, asked: Asked, answer: JsonDict) -> Told | Refused:
+        """Return what an answer says."""
+        return told(asked, answer)
+
+
+def told(asked: Asked, answer: JsonDict) -> Told | Refused:
+    """Return what an answer says. Some gateways add refusals to the API."""
+    if answer.get("type") == "refusal" or answer.get("refusal"):
+        return Refused("the model declined to answer")
+    deciding.wanted(asked, answer, "noul")
+    if deciding.is_yes_no(asked):
+        return deciding.of_yes(answer["noul"] if "noul" in answer else answer["probability"])  # Databricks
+    if deciding.is_scale(asked):
+        return Told(None, [*answer["probabilities"].items()])
+    return Told(str(answer["choice"]), [*(answer.get("probabilities") or {}).items()])
+
+
+DIALECT = _SystemOne()

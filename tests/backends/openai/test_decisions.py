@@ -1,0 +1,414 @@
+"""Models that decide: what they get in each dialect, and what becomes of their replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import pytest
+from multidict import CIMultiDict
+
+from decision_replies import decides, likeliest, shares
+from driving import ask, opened
+from fakes import RequestSource, openai_plan
+from promptmill.answers.form import form_of
+from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.deciding import Deciding
+from promptmill.backends.openai.endpoint import Endpoint, endpoints
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.providers import PLAIN
+from promptmill.backends.openai.reply import Wanted, read_response
+from promptmill.backends.openai.request_body import RequestEncoder
+from promptmill.backends.protocol import Completion
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Fields, Request, Sampling, conversation_from_messages
+from replies import raw, status
+
+NAMES = ("decisions", "systemone", "gemini-decisions")
+_PATHS = {"decisions": "/v1/decisions", "systemone": "/v1/systemone", "gemini-decisions": "/v1beta/decisions"}
+_SYSTEM = {"role": "system", "content": "Be strict."}
+LABELS = {"choices": ["billing", "tech"], "definitions": {"billing": "money"}}
+FIELDS = {
+    "team": {"enum": ["billing", "tech"], "description": "The department"},
+    "urgent": {"type": "boolean"},
+    "stars": {"type": "integer", "minimum": 1, "maximum": 3},
+    "topics": {"type": "array", "items": {"enum": ["a", "b"]}},
+}
+
+
+def _schema(fields: Mapping[str, Any] = FIELDS, required: Sequence[str] | None = None) -> dict[str, Any]:
+    wanted = {"type": "object", "properties": fields, "required": [*(fields if required is None else required)]}
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": wanted}}
+
+
+def asking(fields: Fields | None = None, prompt: str = "Hi", key: int = 0, **sampling: Any) -> Request:
+    """Return a request with a form, as the step of the chain makes it."""
+    wanted = Sampling(**sampling)
+    turns = [{**_SYSTEM, "content": _SYSTEM["content"] + (f"\n\n{wanted.words}" if wanted.words else "")}, prompt]
+    messages = [turn if isinstance(turn, dict) else {"role": "user", "content": turn} for turn in turns]
+    conversation = conversation_from_messages(messages, "it")
+    return Request(key, conversation, wanted, fields=fields, form=form_of(wanted))
+
+
+def endpoint(name: str, profile: Any = PLAIN) -> Endpoint:
+    """Return an endpoint that speaks a dialect."""
+    return Endpoint(f"http://x{_PATHS[name]}", "x", {}, (), profile, dialect=name)
+
+
+def written(name: str, request: Request, images: Sequence[bytes] = ()) -> dict[str, Any]:
+    """Return the body of a request."""
+    encoder = RequestEncoder(endpoint(name), "m", enable_thinking=None, stream=False)
+    sources = {image.source: data for image, data in zip(request.conversation.images, images, strict=True)}
+    body: dict[str, Any] = orjson.loads(encoder.decision(encoder.head(request), request, sources)[0])
+    return body
+
+
+def read(name: str, request: Request, body: Any, code: int = 200) -> Completion | RetryDecision:
+    """Return what a reply means."""
+    encoder = RequestEncoder(endpoint(name), "m", enable_thinking=None, stream=False)
+    _, questions = encoder.decision(encoder.head(request), request, {})
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+    return read_response(code, CIMultiDict(), data, endpoint(name), Wanted(questions=questions, model="m"))
+
+
+def failed(name: str, request: Request, body: Any, code: int = 200) -> RetryDecision:
+    """Return the failure that a reply means."""
+    found = read(name, request, body, code)
+    assert isinstance(found, RetryDecision), found
+    return found
+
+
+# Requests
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_choice_has_its_definitions_as_descriptions_and_the_columns_as_evidence(name: str) -> None:
+    one = asking(Fields(("Which team? ", "mail", ""), ("Hi there",)), **LABELS)
+    two = asking(Fields(("", "subject", ": ", "mail", "\nWhich team?"), ("Re", "Hi")), **LABELS)
+    question = {
+        "decisions": [
+            {
+                "name": "answer",
+                "type": "choice",
+                "instructions": "Be strict.\n\nWhich team?",
+                "choices": [{"value": "billing", "description": "money"}, {"value": "tech"}],
+            }
+        ],
+        "systemone": {
+            "answer": {
+                "type": "choice",
+                "instructions": "Be strict.\n\nWhich team?",
+                "criteria": {"billing": "money", "tech": None},
+            }
+        },
+        "gemini-decisions": {
+            "answer": {
+                "type": "choice",
+                "instructions": "Be strict.\n\nWhich team?",
+                "criteria": {"billing": "money", "tech": ""},
+            }
+        },
+    }
+    where = "state" if name == "systemone" else "input"
+    assert written(name, one) == {"model": "m", where: "Hi there", "questions": question[name]}
+    cells = {"subject": "Re", "mail": "Hi"}
+    of_two = {
+        "decisions": [{"role": "user", "content": [{"type": "input_json", "data": cells}]}],
+        "systemone": cells,
+        "gemini-decisions": '{"subject":"Re","mail":"Hi"}',
+    }
+    body = written(name, two)
+    assert body[where] == of_two[name]
+    assert "Be strict.\\n\\n`subject`: `mail`\\nWhich team?" in orjson.dumps(body).decode()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_without_columns_is_the_evidence(name: str) -> None:
+    body = written(name, asking(prompt="My card", choices=["a", "b"]))
+    assert body["state" if name == "systemone" else "input"] == "My card"
+    (question,) = body["questions"] if name == "decisions" else body["questions"].values()
+    assert question["instructions"] == "Be strict."
+
+
+def test_all_fields_of_a_schema_are_one_request() -> None:
+    body = written("systemone", asking(response_format=_schema()))
+    assert {name: (one["type"], one.get("criteria")) for name, one in body["questions"].items()} == {
+        "team": ("choice", {"billing": None, "tech": None}),
+        "urgent": ("noul", None),
+        "stars": ("score", ["1", "2", "3"]),
+        "topics: a": ("noul", None),
+        "topics: b": ("noul", None),
+    }
+    assert body["questions"]["team"]["instructions"] == "Be strict.\n\n`team`: The department"
+    assert [one["type"] for one in written("decisions", asking(response_format=_schema()))["questions"]] == [
+        *("choice", "predicate", "score", "predicate", "predicate")
+    ]
+
+
+def test_an_optional_field_has_an_option_of_its_own() -> None:
+    body = written("systemone", asking(response_format=_schema(required=())))
+    assert body["questions"]["urgent"]["type"] == body["questions"]["stars"]["type"] == "choice"
+    assert [*body["questions"]["stars"]["criteria"]] == ["1", "2", "3", "not stated"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ({}, "names none"),
+        ({"response_format": _schema({"why": {"type": "string"}, "team": {"enum": ["a", "b"]}})}, "The field why may"),
+        ({"choices": ["caf\u00e9", "cafe\u0301 "]}, "the same option"),
+        ({"response_format": _schema({"team": {"enum": ["a", " "]}})}, "is empty"),
+        ({"response_format": _schema({"a": {"enum": ["b ", "b"]}})}, "the same option"),
+        ({"choices": [str(at) for at in range(256)]}, "256 options, of which this endpoint takes 255"),
+    ],
+)
+def test_what_no_model_can_decide_is_refused_with_the_ways_out(sampling: dict[str, Any], said: str) -> None:
+    for name in NAMES:
+        with pytest.raises(PromptmillError, match=said) as refused:
+            written(name, asking(**sampling))
+        assert refused.value.code is Code.INVALID_INPUT
+    if "names none" in said or "field" in said:
+        assert "chat model" in refused.value.hint
+
+
+def test_images_go_where_the_dialect_has_them() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, image]}]
+    sampling = Sampling(choices=["a", "b"])
+    request = Request(0, conversation_from_messages(messages, "it"), sampling, form=form_of(sampling))
+    data = [b'"data:image/png;base64,AAAA"']
+    assert written("decisions", request, data)["input"][0]["content"] == [
+        {"type": "input_text", "text": "Hi"},
+        {"type": "input_image", "image_url": "data:image/png;base64,AAAA"},
+    ]
+    assert written("gemini-decisions", request, data)["input"] == [
+        {"type": "text", "text": "Hi"},
+        {"type": "image", "mime_type": "image/png", "data": "AAAA"},
+    ]
+    with pytest.raises(PromptmillError, match="does not accept images"):
+        written("systemone", request, data)
+
+
+# Replies
+
+
+def _choice(name: str, chances: Mapping[str, Any], chosen: str = "") -> Any:
+    chosen = chosen or max(chances, key=lambda text: chances[text])
+    if name != "decisions":
+        return {"answers": {"answer": {"type": "choice", "choice": chosen, "probabilities": dict(chances)}}}
+    told = [{"value": value, "probability": share} for value, share in chances.items()]
+    return {"answers": [{"type": "choice", "name": "answer", "choice": chosen, "probabilities": told}]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probabilities_are_kept_as_sent(name: str) -> None:
+    request = asking(**LABELS)
+    answer = read(name, request, _choice(name, {"tech": 0.98, "billing": 0.01}) | {"model": "m-2"})
+    assert isinstance(answer, Completion)
+    assert (answer.text, answer.finish_reason, answer.answered_by) == ("tech", "stop", "m-2")
+    assert answer.probabilities == {"": {"billing": 0.01, "tech": 0.98}}
+    same = read(name, request, _choice(name, {"tech": 1, "billing": 0}) | {"model": "m"})
+    assert isinstance(same, Completion)
+    assert same.answered_by == ""  # the model that was asked
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("chances", "chosen", "said"),
+    [
+        ({"tech": 0.5}, "", "lack 'billing'"),
+        ({"tech": 0.5, "billing": 0.3, "x": 0.2}, "", "no option"),
+        ({"tech": 0.7, "billing": 0.4}, "", "add up to 1.1"),
+        ({"tech": 1.2, "billing": -0.2}, "", "no probability"),
+        ({"tech": True, "billing": 0}, "", "no probability"),
+        ({"tech": "1", "billing": "0"}, "tech", "no probability"),
+        ({"tech": 0.9, "billing": 0.1}, "billing", "not the most probable"),
+        ({"tech": 0.9, "billing": 0.1}, "sales", "'sales' is no option"),
+        ({"tech": None, "billing": None}, "tech", "no probability"),
+    ],
+)
+def test_an_inconsistent_answer_is_none(name: str, chances: dict[str, Any], chosen: str, said: str) -> None:
+    decision = failed(name, asking(**LABELS), _choice(name, chances, chosen or "tech"))
+    assert (decision.kind, decision.error.code) == (FailureKind.ITEM, Code.INVALID_ANSWER)
+    assert said in decision.error.message
+
+
+def test_rounded_sums_and_ties_are_right() -> None:
+    many = [f"c{at:02}" for at in range(20)]
+    request = asking(choices=many)
+    answer = read("systemone", request, _choice("systemone", dict.fromkeys(many, 0.05) | {"c00": 0.13}))
+    assert isinstance(answer, Completion), answer
+    tied = read("systemone", asking(**LABELS), _choice("systemone", {"billing": 0.5, "tech": 0.49}, "tech"))
+    assert isinstance(tied, Completion), tied  # two decimals say no more
+    assert tied.text == "tech"
+    decomposed = _choice("systemone", {"cafe\u0301": 1, "tea": 0})
+    composed = read("systemone", asking(choices=["caf\u00e9", "tea"]), decomposed)
+    assert isinstance(composed, Completion)
+    assert composed.text == "caf\u00e9"
+
+
+def test_a_scale_is_answered_by_its_likeliest_level() -> None:
+    request = asking(response_format=_schema({"stars": FIELDS["stars"]}))
+    told = {"type": "score", "score": 0.9, "probabilities": {"0": 0.4, "1": 0.1, "2": 0.5}}
+    answer = read("systemone", request, {"answers": {"stars": told}, "usage": {"input_tokens": 9.0}})
+    assert isinstance(answer, Completion)
+    assert (answer.text, answer.probabilities) == ('{"stars":3}', {"stars": {"1": 0.4, "2": 0.1, "3": 0.5}})
+    assert (answer.usage.prompt_tokens, answer.is_metered) == (9, True)
+    wrong = failed("systemone", request, {"answers": {"stars": told | {"probabilities": {"1": 0.5, "2": 0, "3": 0.5}}}})
+    assert "`stars`" in wrong.error.message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refusal_costs_its_field_alone(name: str) -> None:
+    fields = {name: FIELDS[name] for name in ("team", "urgent")}
+    request = asking(response_format=_schema(fields))
+    mapped = {"team": {"type": "refusal"}, "urgent": {"type": "noul", "noul": 0.75}}
+    listed = [{"type": "refusal", "name": "team"}, {"type": "predicate", "name": "urgent", "probability": 0.75}]
+    body = {"answers": listed if name == "decisions" else mapped, "usage": {"input_tokens": 50, "output_tokens": 1}}
+    decision = failed(name, request, body)
+    assert (decision.kind, decision.error.code) == (FailureKind.ITEM, Code.CONTENT_FILTER)
+    assert "`team`" in decision.error.message
+    assert (decision.part, decision.usage.prompt_tokens) == ('{"urgent":true}', 50)
+    other = body | {"answers": listed[1:] if name == "decisions" else {"urgent": mapped["urgent"]}}
+    missing = failed(name, request, other)
+    assert (missing.error.code, "missing" in missing.error.message) == (Code.INVALID_ANSWER, True)
+    assert missing.part == ("" if name == "decisions" else '{"urgent":true}')  # positions no longer tell
+
+
+def test_a_blocked_input_is_named() -> None:
+    body = {"prompt_feedback": {"block_reason": "safety", "block_reason_message": "It is violent."}}
+    decision = failed("gemini-decisions", asking(**LABELS), body)
+    assert (decision.kind, decision.error.code) == (FailureKind.ITEM, Code.CONTENT_FILTER)
+    assert "safety: It is violent" in decision.error.message
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"message": {"content": "tech"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}},
+        {"answers": "tech"},
+        {},
+    ],
+)
+def test_a_reply_of_another_api_is_named_and_not_asked_for_again(name: str, body: Any) -> None:
+    decision = failed(name, asking(**LABELS), body)
+    assert (decision.kind, decision.error.code) == (FailureKind.ITEM, Code.BAD_RESPONSE)
+    assert f"dialect: {name}" in decision.error.hint
+
+
+def test_a_list_of_answers_is_not_read_as_a_map() -> None:
+    decision = failed("systemone", asking(**LABELS), _choice("decisions", {"tech": 0.9, "billing": 0.1}))
+    assert decision.error.code is Code.BAD_RESPONSE
+
+
+def test_an_envelope_is_opened() -> None:
+    inner = _choice("systemone", {"tech": 0.9999, "billing": 0.0001})
+    answer = read("systemone", asking(**LABELS), {"result": inner, "success": True, "errors": [], "usage": {}})
+    assert isinstance(answer, Completion)
+    assert answer.text == "tech"
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "kind", "said"),
+    [
+        (422, {"detail": [{"loc": ["body", "a"], "msg": "Field required"}]}, FailureKind.ITEM, "Field required"),
+        (400, {"message": "overloaded, try again later", "error_type": "bad"}, FailureKind.ITEM, "overloaded"),
+        (409, {"error": {"message": "conflict"}}, FailureKind.ITEM, "conflict"),
+        (425, {"detail": "too early"}, FailureKind.ITEM, "too early"),
+        (401, {"detail": {"error_type": "authentication_error", "message": "Bad"}}, FailureKind.ENDPOINT, "Bad"),
+        (429, {"detail": {"error_type": "rate_limited", "message": "Slow down"}}, FailureKind.LOAD, "Slow down"),
+        (529, {"detail": {"error_type": "overloaded", "message": "Busy"}}, FailureKind.TRANSIENT, "Busy"),
+        (408, {"message": "timeout"}, FailureKind.TRANSIENT, "timeout"),
+        (504, {"error": {"message": "gateway"}}, FailureKind.TRANSIENT, "gateway"),
+    ],
+)
+def test_of_refusals_408_429_and_5xx_alone_are_tried_again(code: int, body: Any, kind: Any, said: str) -> None:
+    decision = failed("systemone", asking(**LABELS), body, code)
+    assert (decision.kind, said in decision.error.message) == (kind, True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "answers", [None, [], {}, [None], [[]], {"answer": None}, {"answer": {"type": "choice"}}, {"answer": 5}, ["x" * 9]]
+)
+def test_hostile_answers_are_failures(name: str, answers: Any) -> None:
+    decision = failed(name, asking(**LABELS), {"answers": answers, "usage": "many", "model": 5})
+    assert decision.kind is FailureKind.ITEM
+    nan = b'{"answers": {"answer": {"type": "choice", "choice": "tech", "probabilities": {"tech": NaN, "billing": 1}}}}'
+    assert failed(name, asking(**LABELS), nan).kind is FailureKind.ITEM
+
+
+# Where requests go
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "url"),
+    [
+        ("http://h/v1", "systemone", "http://h/v1/systemone"),
+        ("http://h", "systemone", "http://h/v1/systemone"),
+        ("http://h/v1/systemone", "systemone", "http://h/v1/systemone"),
+        ("https://api.perplexity.ai/v1/decisions", "systemone", "https://api.perplexity.ai/v1/decisions"),
+        ("http://h/v1/decisions/", "decisions", "http://h/v1/decisions"),
+        ("http://h/v1beta/decisions", "gemini-decisions", "http://h/v1beta/decisions"),
+        ("http://h", "gemini-decisions", "http://h/v1beta/decisions"),
+        ("http://h/serving-endpoints/jev/invocations", "systemone", "http://h/serving-endpoints/jev/invocations"),
+    ],
+)
+def test_a_base_url_may_have_the_path(given: str, name: str, url: str) -> None:
+    (found,) = endpoints(openai_plan(given, dialect=name), {})
+    assert (found.url, found.dialect) == (url, name)
+    assert found.base_url in {url.rpartition("/")[0], url}
+
+
+def test_a_path_never_tells_the_dialect() -> None:
+    with pytest.raises(PromptmillError, match="several APIs share the path /decisions") as refused:
+        endpoints(openai_plan("http://h/v1/decisions"), {})
+    assert "systemone" in refused.value.message
+    with pytest.raises(PromptmillError, match="did you mean systemone"):
+        endpoints(openai_plan("http://h/v1", dialect="system-one"), {})
+
+
+def test_every_module_of_a_dialect_is_found() -> None:
+    assert {name for name, one in DIALECTS.items() if isinstance(one, Deciding)} == {*NAMES}
+    assert {*DIALECTS} - {*NAMES} == {"openai", "anthropic", "gemini", "responses"}
+
+
+# Over real connections
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_rows_are_answered_with_the_servers_probabilities(upstream: Any, name: str) -> None:
+    upstream.reply = decides()
+    requests = [asking(Fields(("", "mail", " Team?"), (f"mail {at}",)), key=at, **LABELS) for at in range(20)]
+    async with opened(openai_plan(upstream.url, dialect=name)) as backend:
+        result = await ask(backend, requests, source=RequestSource(requests))
+    for at, outcome in enumerate(result.outcomes):
+        chances = shares(["billing", "tech"], f"mail {at}", "answer")
+        assert isinstance(outcome, Completion)
+        assert (outcome.text, outcome.probabilities) == (likeliest(chances), {"": chances})
+    assert len(upstream.seen) == 20
+    assert {seen.target for seen in upstream.seen} == {"/v1/systemone" if name == "systemone" else "/v1/decisions"}
+
+
+async def test_a_missing_answer_is_not_asked_for_again(upstream: Any) -> None:
+    upstream.reply = decides(lambda body: body | {"answers": {"team": body["answers"]["team"]}})
+    fields = {name: FIELDS[name] for name in ("team", "urgent")}
+    requests = [asking(prompt=f"mail {at}", key=at, response_format=_schema(fields)) for at in range(12)]
+    async with opened(openai_plan(upstream.url, dialect="systemone")) as backend:
+        result = await ask(backend, requests, source=RequestSource(requests))
+    assert len(upstream.seen) == 12
+    teams = (likeliest(shares(["billing", "tech"], f"mail {at}", "team")) for at in range(12))
+    assert [failure.part for failure in result.failures.values()] == [f'{{"team":"{team}"}}' for team in teams]
+
+
+async def test_only_load_and_outages_are_tried_again(upstream: Any) -> None:
+    requests = [asking(**LABELS)]
+    async with opened(openai_plan(upstream.url, dialect="systemone")) as backend:
+        upstream.reply = status(422, "no", code="x")
+        first = await ask(backend, requests, source=RequestSource(requests))
+        assert (first.codes, len(upstream.seen)) == ({"bad_request"}, 1)
+        upstream.reply = raw(orjson.dumps({"detail": {"message": "busy"}}), code=529)
+        second = await ask(backend, requests, source=RequestSource(requests))
+    assert (second.codes, len(upstream.seen)) == ({"server_error"}, 4)
