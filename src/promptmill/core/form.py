@@ -28,10 +28,11 @@ class Choice(NamedTuple):
 
 
 class YesNo(NamedTuple):
-    """True or false. `definition`: what true means."""
+    """True or false. `definition`, `opposite`: what true and false mean."""
 
     is_optional: bool = False
     definition: str = ""
+    opposite: str = ""
 
 
 class Scale(NamedTuple):
@@ -183,8 +184,8 @@ def _options(kind: Closed) -> tuple[Option, ...]:
         case Choice(values, definitions) | Scale(values, definitions):
             said = definitions or ("",) * len(values)
             options = [Option(str(value), own, value) for value, own in zip(values, said, strict=True)]
-        case YesNo(definition=definition):
-            options = [Option("yes", definition, True), Option("no", "", False)]
+        case YesNo(definition=definition, opposite=opposite):
+            options = [Option("yes", definition, True), Option("no", opposite, False)]
     if kind.is_optional and all(option.text != NOT_STATED for option in options):
         options.append(Option(NOT_STATED, "The input does not say.", None))
     return tuple(options)

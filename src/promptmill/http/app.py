@@ -217,7 +217,9 @@ class App(MonitoringPages):
         await self._inner(scope, receive, send)
 
     def _other_for(self, scope: Scope) -> OtherApi | None:
-        return next((other for other in self._others if scope["path"].startswith(other.prefix)), None)
+        """Return the API of a path: of several with such a prefix, that with the longest."""
+        others = (other for other in self._others if scope["path"].startswith(other.prefix))
+        return max(others, key=lambda other: len(other.prefix), default=None)
 
     async def _refuse(self, refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
         if (other := self._other_for(scope)) is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -60,7 +62,8 @@ class Endpoints:
     async def models(self, request: HttpRequest) -> Response:
         """List the models that a client may name."""
         owner = owner_of(request)
-        return _json({"object": "list", "data": [self._model(name, owner) for name in self._usable(owner)]})
+        models = [self._model(name, owner) for name in self._usable(owner)]
+        return _json({"object": "list", "data": models, "models": [_in_short(model) for model in models]})
 
     async def model(self, request: HttpRequest) -> Response:
         """Describe one model."""
@@ -71,7 +74,7 @@ class Endpoints:
     async def reply(self, request: HttpRequest) -> Response:
         """Answer a request to one of `PATHS`."""
         path = request.url.path
-        asked = await self.asked(path, await body_of(request), owner_of(request), _client(request))
+        asked = await self.asked(path, await body_of(request), owner_of(request), client_of(request))
         stream = asked.body.get("stream")
         if not isinstance(stream, bool | None):
             raise wrong_type("stream", stream, "true or false")
@@ -156,23 +159,31 @@ class Endpoints:
 
     async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
         """Answer a request. `show` is called with the answer so far while it grows. Raises `ApiError`."""
-        began, code = time.monotonic(), str(Code.INTERNAL)
         call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
         try:
-            (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
-            if not isinstance(outcome, Completion):
-                outcome = _cut_answer(outcome)
-            code = "ok"
-            return outcome
+            with logged(asked.path, asked.client):
+                (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
+                return outcome if isinstance(outcome, Completion) else _cut_answer(outcome)
         except PromptmillError as error:
-            code = str(error.code)
             raise error_of(as_written(error, asked.request.conversation, asked.plan.file_rule), asked.path) from None
-        except asyncio.CancelledError:
-            code = "cancelled"
-            raise
-        finally:
-            level, taken = logging.INFO if code in {"ok", "cancelled"} else logging.WARNING, time.monotonic() - began
-            _log.log(level, "path=%s client=%s code=%s seconds=%.3f", asked.path, asked.client, code, taken)
+
+
+@contextlib.contextmanager
+def logged(path: str, client: str) -> Iterator[None]:
+    """Log the call of a client, with the code of the error that ends it."""
+    began, code = time.monotonic(), str(Code.INTERNAL)
+    try:
+        yield
+        code = "ok"
+    except PromptmillError as error:
+        code = str(error.code)
+        raise
+    except asyncio.CancelledError:
+        code = "cancelled"
+        raise
+    finally:
+        level, taken = logging.INFO if code in {"ok", "cancelled"} else logging.WARNING, time.monotonic() - began
+        _log.log(level, "path=%s client=%s code=%s seconds=%.3f", path, client, code, taken)
 
 
 def _cut_answer(failure: Failure) -> Completion:
@@ -198,6 +209,13 @@ def _json(body: JsonDict) -> Response:
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _client(request: HttpRequest) -> str:
+def _in_short(model: JsonDict) -> JsonDict:
+    """Return a model of OpenAI's list as one of TypeSafe's, whose clients read another field of the same path."""
+    began = dt.datetime.fromtimestamp(model["created"], dt.UTC).date().isoformat()
+    return {"name": model["id"], "description": f"on the backend {model['owned_by']}", "release_date": began}
+
+
+def client_of(request: HttpRequest) -> str:
+    """Return the name of a client program and its address, for the log."""
     agent = _STRANGE.sub("_", request.headers.get("user-agent", "-")[:40])
     return f"{agent}@{request.client.host}" if request.client else agent

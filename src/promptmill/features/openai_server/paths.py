@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
 from promptmill.core.errors import PromptmillError
 from promptmill.features.openai_server import api_errors
@@ -32,7 +34,7 @@ from promptmill.service.service import Service
 from promptmill.system.logs import announce
 from promptmill.system.state import state_folder
 
-__all__ = ["OpenAIPaths", "owner_of"]
+__all__ = ["ApiPaths", "ErrorHandlers", "OpenAIPaths", "owner_of"]
 
 
 def routes(answers: Endpoints) -> list[BaseRoute]:
@@ -44,40 +46,34 @@ def routes(answers: Endpoints) -> list[BaseRoute]:
     ]
 
 
-class OpenAIPaths:
-    """The app for all paths below `prefix`."""
+ErrorHandlers: TypeAlias = Mapping[Any, ExceptionHandler]
+"""What replies to each kind of error."""
+_ERRORS: ErrorHandlers = {
+    ApiError: api_errors.on_error,
+    PromptmillError: api_errors.on_error,
+    HTTPException: api_errors.on_http_error,
+    Exception: api_errors.on_any_error,
+}
 
-    prefix = "/v1/"
-    streamed = frozenset({"/v1/files"})
+
+class ApiPaths:
+    """An app for all paths below `prefix`, with the errors of its API."""
+
+    prefix = ""
+    streamed: frozenset[str] = frozenset()
     """Paths whose POST bodies the app reads and limits itself, piece by piece."""
 
-    def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
-        """`service` answers requests; its creator closes it. Web pages from `origins` may read replies."""
+    def __init__(
+        self, routes: Sequence[BaseRoute], origins: Collection[str] = (), errors: ErrorHandlers = _ERRORS
+    ) -> None:
+        """Web pages from `origins` may read replies."""
         self._origins = origins
-        handlers = {
-            ApiError: api_errors.on_error,
-            PromptmillError: api_errors.on_error,
-            HTTPException: api_errors.on_http_error,
-            Exception: api_errors.on_any_error,
-        }
-        answers = Endpoints(service)
-        found = routes(answers)
-        self._batches: BatchRuns | None = None
-        try:
-            files = StoredFiles(ObjectStore(state_folder() / "openai"))
-        except (OSError, sqlite3.Error) as error:  # with a read-only disk, a container can still answer requests
-            announce(f"files and batches are not served: {state_folder()} cannot be used: {error}")
-        else:
-            self._batches = BatchRuns(files, answers, running_jobs_of(service))
-            found += StorageRoutes(files, self._batches, owner_of).routes()
-        app = Starlette(routes=found, exception_handlers=handlers)
+        app = Starlette(routes=routes, exception_handlers=errors)
         app.router.redirect_slashes = False  # no redirects, because clients show them as a success
         self._app = app
 
     async def tend(self) -> None:
-        """Resume batches of an earlier server and delete expired files, until cancelled."""
-        if self._batches is not None:
-            await self._batches.tend()
+        """Do nothing: the API has no background work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that has passed the checks."""
@@ -87,8 +83,14 @@ class OpenAIPaths:
         self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
     ) -> None:
         """Send the error for a request that failed a check of `http.app`."""
-        response = api_errors.refusal(status, message, headers, HttpRequest(scope))
+        response = self.refusal(status, message, headers, HttpRequest(scope))
         await self._readable(response, scope)(scope, _no_body, _identified(send))
+
+    def refusal(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None, request: HttpRequest | None = None
+    ) -> Response:
+        """Return the reply to a request that no handler receives."""
+        return api_errors.refusal(status, message, headers, request)
 
     def _readable(self, app: ASGIApp, scope: Scope) -> ASGIApp:
         """Return `app` with headers that let browsers show its replies to pages from the allowed origins."""
@@ -102,6 +104,32 @@ class OpenAIPaths:
             expose_headers=("x-request-id", "retry-after"),
             allow_private_network=True,  # a public page that the operator allowed may call loopback
         )
+
+
+class OpenAIPaths(ApiPaths):
+    """The app for all paths below `/v1/`."""
+
+    prefix = "/v1/"
+    streamed = frozenset({"/v1/files"})
+
+    def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
+        """`service` answers requests; its creator closes it."""
+        answers = Endpoints(service)
+        found = routes(answers)
+        self._batches: BatchRuns | None = None
+        try:
+            files = StoredFiles(ObjectStore(state_folder() / "openai"))
+        except (OSError, sqlite3.Error) as error:  # with a read-only disk, a container can still answer requests
+            announce(f"files and batches are not served: {state_folder()} cannot be used: {error}")
+        else:
+            self._batches = BatchRuns(files, answers, running_jobs_of(service))
+            found += StorageRoutes(files, self._batches, owner_of).routes()
+        super().__init__(found, origins)
+
+    async def tend(self) -> None:
+        """Resume batches of an earlier server and delete expired files, until cancelled."""
+        if self._batches is not None:
+            await self._batches.tend()
 
 
 async def _no_body() -> Message:

@@ -1,0 +1,147 @@
+"""The two paths as apps of the HTTP server, without the checks of `http.app`, which calls them after its checks."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import PromptmillError
+from promptmill.core.values import JsonDict
+from promptmill.features.decisions import openai_api, system_one
+from promptmill.features.decisions.bodies import UnreadableError, object_in
+from promptmill.features.decisions.deciding import Decided, decided
+from promptmill.features.decisions.patience import NotYetError, Patience
+from promptmill.features.decisions.questions import ClientQuestion, Evidence
+from promptmill.features.decisions.system_one import InvalidBodyError, problem
+from promptmill.features.openai_server import api_errors
+from promptmill.features.openai_server.api_errors import ApiError, as_api_error, as_written
+from promptmill.features.openai_server.bodies import model_of
+from promptmill.features.openai_server.endpoints import Endpoints, client_of, logged
+from promptmill.features.openai_server.paths import ApiPaths, ErrorHandlers
+from promptmill.features.openai_server.streams import unless_left
+from promptmill.server.tool_calls import owner_of
+from promptmill.service.service import Service
+
+_NOT_YET = (
+    "The model needs longer than clients of this API wait; it goes on. Send the same request again for the answer."
+)
+_AGAIN = {"retry-after": "5"}  # of the 30 s of all attempts, waits and attempts leave most time to the model
+
+
+class OpenAIDecisions(ApiPaths):
+    """OpenAI's Decisions API."""
+
+    prefix = "/v1/decisions"
+
+    def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
+        """See `OpenAIPaths`."""
+        super().__init__([Route(self.prefix, self._answer, methods=["POST"])], origins)
+        self._calls = _Calls(service, self.prefix)
+
+    async def _answer(self, request: HttpRequest) -> Response:
+        try:
+            body = await object_in(await request.body())
+        except UnreadableError as error:
+            raise ApiError(400, str(error)) from None
+        name = model_of(body)
+        evidence, questions = openai_api.read(body)
+        plan = await self._calls.plan_of(name, request)
+        found = await unless_left(request.receive, self._calls.decided(plan, evidence, questions, request))
+        return _json(openai_api.reply(name or plan.name, questions, *found))
+
+
+class SystemOne(ApiPaths):
+    """TypeSafe's API. A client that would give up before the answer is asked to come again."""
+
+    prefix = "/v1/systemone"
+
+    def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
+        """See `OpenAIPaths`."""
+        errors: ErrorHandlers = {
+            InvalidBodyError: _on_invalid,
+            **dict.fromkeys((ApiError, PromptmillError, HTTPException, Exception), self._on_error),
+        }
+        super().__init__([Route(self.prefix, self._answer, methods=["POST"])], origins, errors)
+        self._calls = _Calls(service, self.prefix)
+        self._patience: Patience[Decided] = Patience()
+
+    async def tend(self) -> None:
+        """End the work without a waiting client when the server ends."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self._patience.aclose()
+
+    def refusal(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None, request: HttpRequest | None = None
+    ) -> Response:
+        """See `ApiPaths`."""
+        if request is not None and not message:
+            message = f"There is no {request.method} {request.url.path}; send a POST to {self.prefix}."
+        return Response(orjson.dumps(system_one.error_body(status, message)), status, headers, "application/json")
+
+    async def _answer(self, request: HttpRequest) -> Response:
+        raw = await request.body()
+        try:
+            body = await object_in(raw)
+        except UnreadableError as error:
+            raise problem(str(error), kind="json_invalid") from None
+        name, evidence, questions = system_one.read(body)
+        plan = await self._calls.plan_of(name, request)
+        key = hashlib.sha256(b"%b\0%b" % (owner_of(request).encode(), raw)).digest()
+        work = functools.partial(self._calls.decided, plan, evidence, questions, request)
+        try:
+            found = await unless_left(request.receive, self._patience.result(key, work))
+        except NotYetError:
+            raise ApiError(503, _NOT_YET, headers=_AGAIN) from None
+        return _json(system_one.reply(plan.name, questions, *found))
+
+    async def _on_error(self, request: HttpRequest, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            message = "" if error.status_code in {404, 405} else error.detail
+            return self.refusal(error.status_code, message, error.headers, request)
+        found = api_errors.error_of(error) if isinstance(error, PromptmillError) else as_api_error(error)
+        return self.refusal(found.status, found.message, found.headers)
+
+
+class _Calls:
+    """The calls of a path on the service."""
+
+    def __init__(self, service: Service, path: str) -> None:
+        self._service, self._path = service, path
+        self._endpoints = Endpoints(service)
+
+    async def plan_of(self, name: str, request: HttpRequest) -> ResolvedConfig:
+        """Return the plan of the model `name` for the client. Raises `ApiError`."""
+        if name in system_one.LATEST and name not in self._service.offered:
+            name = ""
+        return self._endpoints.plan_of(name, owner_of(request)).capped
+
+    async def decided(
+        self, plan: ResolvedConfig, evidence: Evidence, questions: Sequence[ClientQuestion], request: HttpRequest
+    ) -> Decided:
+        """Return the answers to the questions. Raises `ApiError`."""
+        try:
+            with logged(self._path, client_of(request)):
+                return await decided(self._service, plan, evidence, questions)
+        except PromptmillError as error:
+            as_sent = as_written(error, evidence.conversation, plan.file_rule)
+            raise api_errors.error_of(as_sent, "/v1/responses") from None
+
+
+async def _on_invalid(_: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, InvalidBodyError)
+    return Response(orjson.dumps({"detail": error.detail}), 422, media_type="application/json")
+
+
+def _json(body: JsonDict) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")

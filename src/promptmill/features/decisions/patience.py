@@ -1,0 +1,76 @@
+"""Answers for clients that give up after ten seconds: at the ninth, a reply asks the client to come again.
+
+The work goes on meanwhile, and the same body finds it: a client that repeats its request gets the answer, and the work
+is done once. Work for which nobody comes again is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+WAIT_S = 9.0
+"""TypeSafe's clients give up an attempt after 10 s, and all attempts after 30 s."""
+KEPT_S = 30.0
+MOST_KEPT = 64
+"""Pieces of work without a waiting client, because each holds its request in memory."""
+
+
+class NotYetError(Exception):
+    """The work takes longer than its client waits."""
+
+
+class Patience(Generic[T]):
+    """Work in progress by key."""
+
+    def __init__(self, wait_s: float = WAIT_S, kept_s: float = KEPT_S) -> None:
+        self._wait_s, self._kept_s = wait_s, kept_s
+        self._tasks: dict[bytes, asyncio.Task[T]] = {}
+        self._clients: dict[bytes, int] = {}
+        self._ends: dict[bytes, asyncio.TimerHandle] = {}
+
+    async def result(self, key: bytes, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return the result of the work with this key, begun now or earlier. Raises `NotYetError`, and as the work."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.ensure_future(work())
+        if (end := self._ends.pop(key, None)) is not None:
+            end.cancel()
+        self._clients[key] = self._clients.get(key, 0) + 1
+        is_awaited = False
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._wait_s)
+            if not done:
+                is_awaited = True
+                raise NotYetError
+            return task.result()
+        finally:
+            self._left(key, is_awaited=is_awaited)
+
+    def _left(self, key: bytes, *, is_awaited: bool) -> None:
+        self._clients[key] -= 1
+        if self._clients[key]:
+            return
+        del self._clients[key]
+        if is_awaited and len(self._ends) < MOST_KEPT:
+            self._ends[key] = asyncio.get_running_loop().call_later(self._kept_s, self._end, key)
+        else:
+            self._end(key)
+
+    def _end(self, key: bytes) -> None:
+        self._ends.pop(key, None)
+        task = self._tasks.pop(key)
+        task.cancel()
+        if task.done() and not task.cancelled():
+            task.exception()  # or asyncio would report that nobody has read it
+
+    async def aclose(self) -> None:
+        """End all work."""
+        tasks = [*self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)

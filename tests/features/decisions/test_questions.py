@@ -1,0 +1,39 @@
+"""The numbers of answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptmill.features.decisions.questions import above_chance, closeness, place_of, shares_of
+
+SHARE = st.one_of(st.none(), st.floats(0, 1))
+
+
+@given(st.lists(SHARE, min_size=2, max_size=300))
+def test_shares_are_a_distribution_or_missing(reported):
+    shares = shares_of(reported)
+    if shares is None:
+        assert not sum(share or 0 for share in reported)
+        return
+    assert math.isclose(math.fsum(shares), 1, abs_tol=0.1)
+    assert all(0 <= share <= 1 for share in shares)
+    assert 0 <= above_chance(shares) <= 1
+    assert 0 <= closeness(shares) <= 1
+
+
+def test_shares_of_two_decimals_stay_as_they_are():
+    assert shares_of([0.33, 0.33, 0.33]) == [0.33, 0.33, 0.33]
+    assert shares_of([0.5, 0.7]) == pytest.approx([0.5 / 1.2, 0.7 / 1.2])
+
+
+@pytest.mark.parametrize("reported", [[None, None], [math.nan, None], [0.0, 0.0], [-1.0, math.inf]])
+def test_without_a_share_there_is_no_distribution(reported):
+    assert shares_of(reported) is None
+
+
+def test_of_equal_shares_the_first_is_chosen():
+    assert place_of([0.25, 0.375, 0.375]) == 1
