@@ -35,6 +35,7 @@ from typing import Any, Literal, Self, TypeAlias, TypeGuard
 
 import orjson
 
+from promptmill.answering.decided import decides
 from promptmill.answering.flights import OneFlight, is_repeatable, request_digest
 from promptmill.answering.step import Loading, Place
 from promptmill.backends.outcome_data import outcome_data, outcome_of
@@ -88,6 +89,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         self.place = Place.SENT if is_shared else Place.CACHED
         self._everything = everything and not is_shared
         self._is_shared = is_shared
+        self._decides = decides(plan)
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
         self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)
@@ -98,7 +100,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         With several clients, a request with a `response_format` is passed on too: its answer is not yet checked here,
         and an invalid answer would be kept.
         """
-        if not (self._everything or is_repeatable(request)):
+        if not (self._everything or self._decides or is_repeatable(request)):
             return self.following(request, call)
         if self._is_shared and request.sampling.response_format is not None:
             return self.following(request, call)
@@ -162,7 +164,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
             context = [self._of_plan, call.facts.keep_raw]
             if self._is_shared:  # the tier is part of the question, because the reply's price depends on it
                 context.append(request.extra.get("service_tier"))
-            asked = request_digest(request, *context)
+            asked = request_digest(request, *context, decides=self._decides)
             files = [source for source in sources if not images.is_data(source)]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):

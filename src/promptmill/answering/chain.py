@@ -10,6 +10,7 @@
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
        │   FORMED     features': an answer of another form, brought into the request's form                     │
        │   GATHERED   features': several items in one request                                                   │
+       │   DIVIDED    models that decide: what they cannot answer fails; many questions, as several requests
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
        │   SENT       the cache of several clients: a hit looks like a sent request                             │
@@ -29,6 +30,7 @@ from dataclasses import fields
 from promptmill.answering.cached import CachedAnswers
 from promptmill.answering.checked import CheckedAnswers, ChosenAnswers
 from promptmill.answering.costs import BudgetedAnswers, unknown_price
+from promptmill.answering.decided import DecidedRequests
 from promptmill.answering.flights import SameRequests
 from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
@@ -48,6 +50,7 @@ STEPS: tuple[type[Step], ...] = (
     SeveralAnswers,
     ChosenAnswers,
     CheckedAnswers,
+    DecidedRequests,
     BudgetedAnswers,
     ScreenedRequests,
     WarmedAnswers,

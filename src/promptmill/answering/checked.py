@@ -210,7 +210,8 @@ class CheckedAnswers(Step):
                 if text != outcome.text:
                     outcome = replace(outcome, text=text, reply=outcome.reply or outcome.text)
                 break
-            if not left or not complaint.turn:
+            is_decided = outcome.probabilities is not None  # the model would decide in the same way again
+            if not left or not complaint.turn or is_decided:
                 outcome = protocol.Failure(complaint.error, outcome.attempts, text=outcome.text)
                 break
             answer = (outcome.reply or outcome.text)[:LONGEST_ANSWER]

@@ -18,6 +18,7 @@ from functools import partial
 import orjson
 
 from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
+from promptmill.answering.decided import bytes_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import (
     BATCH,
@@ -159,7 +160,7 @@ class BudgetedAnswers(Step):
     def _worst(self, request: Request, call: Call, price: Price) -> tuple[Usage, float]:
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
         tier = self._tiers(request, call).charged()
-        most = worst_case(request, self._model)
+        most = worst_case(request, self._model, decides=self._prices.decides)
         tiers, by_batch = self._prices.served_at(tier), call.exchange is not None
         return most, _highest(price, most, request, tiers, by_batch=by_batch, writes=self._prices.writes)
 
@@ -406,7 +407,7 @@ def most_of(
         form = choices_of(tuple(sampling.choices)).response_format
         request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
     try:
-        first = worst_case(request, plan.model)
+        first = worst_case(request, plan.model, decides=prices.decides)
     except PromptmillError:
         return math.inf
     if price is None:
@@ -415,7 +416,7 @@ def most_of(
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
     tiers = {BATCH} if by_batch else live
     cost = _highest(price, first, request, tiers, by_batch=by_batch, writes=prices.writes)
-    if has_check or is_checked(sampling):
+    if (has_check or is_checked(sampling)) and not prices.decides:
         cost += plan.settings.check_retries * _highest(price, again, request, live, writes=prices.writes)
     return (sampling.n or 1) * cost
 
@@ -434,7 +435,7 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     for request in requests:
         if (price := prices.of(request)) is None or may_search(request.extra, plan.model):
             return None, None
-        prompt = _prompt_size(request, _PER_IMAGE)
+        prompt = bytes_of(request) if prices.decides else _prompt_size(request, _PER_IMAGE)
         tokens = prompt // _BYTES_PER_TOKEN
         written = tokens if prices.writes and prompt >= least else 0
         usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written)
@@ -443,8 +444,9 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     return estimated, None if math.isinf(most) else most
 
 
-def worst_case(request: Request, model: str = "") -> Usage:
-    """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others.
+def worst_case(request: Request, model: str = "", *, decides: bool = False) -> Usage:
+    """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others. `decides`:
+    the model writes no text.
 
     The longest answer is the largest of the request's limits, because it is unknown which limit an endpoint uses.
     Raises `PromptmillError` for a request without a limit (`invalid_config`), or with a prompt of unlimited length or
@@ -453,6 +455,9 @@ def worst_case(request: Request, model: str = "") -> Usage:
     sampling, extra = request.sampling, request.extra
     if may_search(extra, model):
         raise unbounded_search()
+    if decides:
+        images = _PER_IMAGE * len(request.conversation.images)
+        return Usage(_PER_REQUEST + 2 * bytes_of(request) + len(_as_json(extra)) + images)
     if request.path == "/responses" and _is_unbounded(extra):
         raise input_error(
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
+from promptmill.answering.decided import decides
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.parameter import REPEATABLE
@@ -103,21 +104,24 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step if `dedupe` is configured."""
         plan = loading.plan
-        return cls() if plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe else None
+        is_wanted = plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe
+        return cls(decides=decides(plan)) if is_wanted else None
 
-    def __init__(self) -> None:
+    def __init__(self, *, decides: bool = False) -> None:
         super().__init__()
+        self._decides = decides
         self._outcomes: WeakKeyDictionary[Call, dict[bytes, Outcome]] = WeakKeyDictionary()
         """The outcomes of earlier requests, by call and digest."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request. A request whose answer may vary is passed on."""
-        return self.once(request, call) if is_repeatable(request) else self.following(request, call)
+        is_same = self._decides or is_repeatable(request)
+        return self.once(request, call) if is_same else self.following(request, call)
 
     async def question(self, request: Request, call: Call) -> tuple[Call, bytes] | None:
         """Return the call and the digest of the request."""
         try:
-            return call, request_digest(request)
+            return call, request_digest(request, decides=self._decides)
         except (TypeError, ValueError):
             return None  # the request's own attempt will report the error
 
@@ -144,8 +148,10 @@ def is_repeatable(request: Request) -> bool:
     return bool(request.extra.get("temperature", sampling.temperature) == 0) or sampling.sets(_REPEATABLE)
 
 
-def request_digest(request: Request, *context: Any) -> bytes:
+def request_digest(request: Request, *context: Any, decides: bool = False) -> bytes:
     """Return a digest of a request's contents and of its `context`.
+
+    `decides`: the answering model decides, so that the same text in other columns is another request.
 
     Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """
@@ -153,7 +159,7 @@ def request_digest(request: Request, *context: Any) -> bytes:
     asked = (
         *(request.conversation.as_messages(), request.sampling.beside_prompt(), extra, request.path, request.choice),
         # an answer may have places in them
-        [*request.fields] if request.fields and request.sampling.sets(OF_FIELDS_NAMES) else None,
+        [*request.fields] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
     for value in context:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from promptmill.answering.decided import decides
 from promptmill.backends import registry
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
@@ -235,6 +236,8 @@ def _search_price(plan: resolved_config.ResolvedConfig, model: str) -> float | N
 
 
 def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
+    if plan.record.needs_endpoint and (read := registry.decision_price(plan, model)) is not None:
+        return FlatPrice(read, 0.0, read, read, read)
     try:
         tiers, search = _tiers_at(plan, model), _search_price(plan, model)
         places = ({"provider_api_url": url.geturl()} for url in registry.addresses(plan))
@@ -273,6 +276,11 @@ class Prices:
         """Return whether a request has a search whose price only the operator may give."""
         said = self._plan.settings.price
         return (said is None or said.search is None) and _has_preview(extra)
+
+    @functools.cached_property
+    def decides(self) -> bool:
+        """Whether the backend's models decide, and write no text."""
+        return decides(self._plan)
 
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""

@@ -32,6 +32,8 @@ class Place(IntEnum):
     """An answer of another form is requested, and brought into the request's form."""
     GATHERED = auto()
     """Several items become one request, whose outcome is divided among them."""
+    DIVIDED = auto()
+    """A request for more than the endpoint takes becomes several, with one joined outcome."""
     PRICED = auto()
     """Each request that is sent is paid, within budgets."""
     SCREENED = auto()

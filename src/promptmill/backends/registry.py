@@ -20,7 +20,7 @@ from promptmill.core.wording import close_matches, did_you_mean
 
 if TYPE_CHECKING:
     from promptmill.backends.batches import BatchApi
-    from promptmill.backends.openai.providers import ProviderProfile
+    from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
     from promptmill.backends.prompt_cache import ModelCache
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -263,6 +263,26 @@ def apis_of(plan: ResolvedConfig) -> set[tuple[str, str]]:
         return set()
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     return cast("set[tuple[str, str]]", module.apis(plan.block))
+
+
+def decisions_of(plan: ResolvedConfig) -> DecisionLimits | None:
+    """Return the limits of a request to the endpoints of `plan`, if their models decide; None if they write, and for an
+    engine. Raises `PromptmillError` (`invalid_config`) if some decide and others write."""
+    if not plan.record.needs_endpoint:
+        return None
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    return cast("DecisionLimits | None", module.decisions(plan.block))
+
+
+def decision_price(plan: ResolvedConfig, model: str) -> float | None:
+    """Return the price of a million tokens of input of a model that decides, in US dollars; None: unknown."""
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    try:
+        rows = [module.profile_named(name).decisions for name, _ in apis_of(plan)]
+    except PromptmillError:  # an endpoint that cannot work, which making it reports
+        return None
+    prices = {None if row is None else row.price(model) for row in rows}
+    return cast("float | None", prices.pop()) if len(prices) == 1 else None
 
 
 def provider_of(plan: ResolvedConfig) -> str:

@@ -28,7 +28,7 @@ from replies import raw, status
 NAMES = ("decisions", "systemone", "gemini-decisions")
 _PATHS = {"decisions": "/v1/decisions", "systemone": "/v1/systemone", "gemini-decisions": "/v1beta/decisions"}
 _SYSTEM = {"role": "system", "content": "Be strict."}
-LABELS = {"choices": ["billing", "tech"], "definitions": {"billing": "money"}}
+LABELS: dict[str, Any] = {"choices": ["billing", "tech"], "definitions": {"billing": "money"}}
 FIELDS = {
     "team": {"enum": ["billing", "tech"], "description": "The department"},
     "urgent": {"type": "boolean"},

@@ -22,10 +22,11 @@ def _plan(**block):
 def test_a_provider_has_an_address_and_a_key(row):
     (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.site.key_env: "the-key"})
     assert endpoint.dialect == row.dialect
-    assert endpoint.base_url == row.site.base_url.removesuffix("/chat/completions")
+    assert endpoint.base_url == row.site.base_url.removesuffix("/chat/completions").removesuffix("/decisions")
     assert endpoint.profile is row
     if row.site.key_env and row.site.public:
-        name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(row.dialect, "Authorization")
+        names = {"anthropic": "x-api-key", "gemini": "x-goog-api-key", "gemini-decisions": "x-goog-api-key"}
+        name = names.get(row.dialect, "Authorization")
         assert endpoint.headers[name].removeprefix("Bearer ") == "the-key"
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.backends.openai import failures
+from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.discovery import ModelList, connected, read_models, which_models
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
 from promptmill.backends.openai.providers import LOCAL, PLAIN
@@ -24,7 +26,8 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Step
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.request import Request, conversation_from_prompt
+from promptmill.core.form import Choice, Form, Question
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches, counted
 
@@ -35,6 +38,7 @@ _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
 # The smallest limit that every API accepts: the Responses API takes no smaller one, and Anthropic's thoughts need more.
 _FEWEST_TOKENS = 16
 _NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
+_TRIAL = Form((Question("", "Does the text say yes?", Choice(("yes", "no"))),))
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
@@ -181,6 +185,9 @@ class _Trial:
     async def _answers(self, model: str) -> None:
         stage, endpoint = self._stage, self._endpoint
         stage.begin("answer")
+        if isinstance(DIALECTS[endpoint.dialect], Deciding):
+            await self._decides(model)
+            return
         fewest = 1 if endpoint.dialect == "openai" else _FEWEST_TOKENS
         without = {"response_format": None} if fewest == 1 else {"response_format": None, **_NO_THINKING}
         sampling = self._plan.settings.sampling_params.model_copy(update={"max_tokens": fewest, **without})
@@ -210,6 +217,27 @@ class _Trial:
         stage.ok(f"{counted(tokens, 'token')} in {seconds:.2f} s")
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":
             stage.warn(f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a chat model?")
+
+    async def _decides(self, model: str) -> None:
+        """Ask a model that decides one question."""
+        stage, endpoint = self._stage, self._endpoint
+        request = Request(0, conversation_from_prompt("Say yes.", "the trial prompt"), Sampling(), form=_TRIAL)
+        encoder = RequestEncoder(endpoint, model, enable_thinking=None, stream=False)
+        head, started = encoder.head(request), time.monotonic()
+        try:
+            body, questions = encoder.decision(head, request, {})
+            response = await self._pool.send(head.endpoint, body)
+            wanted = head.wanted._replace(questions=questions, model=model)
+            outcome: Any = read_response(response.status, response.headers, response.content(), endpoint, wanted)
+        except (failures.TransportError, PromptmillError, OSError, ValueError) as error:
+            outcome = failures.classify_exception(error, endpoint)
+        seconds = time.monotonic() - started
+        if isinstance(outcome, failures.RetryDecision):
+            hinted = with_key_hint(endpoint, outcome.error, outcome.status)
+            stage.failed(await self._with_hint(hinted, outcome, model))
+            return
+        named = f" by {outcome.answered_by}" if outcome.answered_by else ""
+        stage.ok(f"one decision{named} in {seconds:.2f} s")
 
     async def _with_hint(self, error: PromptmillError, decision: failures.RetryDecision, model: str) -> PromptmillError:
         """Return the error of a request with a hint that uses the results of earlier stages."""

@@ -210,6 +210,7 @@ def _providers(
         )
         for profile in profiles
         if profile.site.public and profile.site.base_url and environ.get(profile.site.key_env, "").strip()
+        if profile.decisions is None  # which answers no prompts
     ]
 
 

@@ -7,14 +7,23 @@ import ipaddress
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
 from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.key_text import key_problem
-from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
+from promptmill.backends.openai.providers import (
+    LOCAL,
+    PLAIN,
+    DecisionLimits,
+    ProviderProfile,
+    deciding,
+    profile_at,
+    profile_named,
+    profile_of,
+)
 from promptmill.backends.openai.renewed_key import KeyCommand, RenewedKey
 from promptmill.config.own_secrets import CUSTOM_HEADERS, custom_headers
 from promptmill.config.settings import OF_ACCOUNT, USUAL_KEYS, OpenAISettings
@@ -133,8 +142,23 @@ def apis(settings: OpenAISettings) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for given in _required_urls(settings):
         profile = _named_profile(settings.provider) if settings.provider else profile_at(parsed(given))
-        found.add((profile.name, _dialect_of(given, settings, profile)))
+        dialect = _dialect_of(given, settings, profile)
+        found.add((deciding(profile, dialect).name, dialect))
     return found
+
+
+def decisions(settings: OpenAISettings) -> DecisionLimits | None:
+    """Return the limits of a request, if the models at the addresses decide: of several, the smallest; None if they
+    write. Raises as `endpoints` does, and if some decide and others write."""
+    limits: list[DecisionLimits] = []
+    for name, api in (found := apis(settings)):
+        if isinstance(dialect := DIALECTS[api], Deciding):
+            limits.append(dialect.limits(profile_named(name)))
+    if limits and len(limits) < len(found):
+        raise config_error(WHERE, "has models that decide and models that write; name them as two models.")
+    if not limits:
+        return None
+    return DecisionLimits(*map(min, zip(*(astuple(one) for one in limits), strict=True)))
 
 
 def _keys(settings: OpenAISettings) -> list[str]:
@@ -241,6 +265,7 @@ def _endpoint(
     if profile is PLAIN and is_own:
         profile = LOCAL
     name = _dialect_of(given, settings, profile)
+    profile = deciding(profile, name)
     url = _in_dialect(url, given, name, profile)
     named = _origin(url) in trusted or plan.trust_client
     for_environment = (

@@ -168,6 +168,10 @@ class DecisionProfile:
     prices: Mapping[str, float] = field(default_factory=dict)
     """US dollars for a million tokens of input, by a part of the model's name; `""`: of all others. Output is free."""
 
+    def price(self, model: str) -> float | None:
+        """Return the price for a model: that of the first part that its name has; None: unknown."""
+        return next((price for part, price in self.prices.items() if part in model), None)
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
@@ -263,7 +267,7 @@ _LOADING: Mapping[str, Cause] = MappingProxyType({"failed to load model": Cause.
 # Other formats are refused or ignored by some servers (ggml-org/llama.cpp#28230, ollama/ollama#17755).
 _EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
-PROFILES = (
+PROFILES: tuple[ProviderProfile, ...] = (
     _OPENAI,
     # not `public`, because any customer can have a host there: the key is sent only if the user asks for it
     replace(
@@ -759,6 +763,117 @@ PROFILES = (
 )
 
 
+def _of_decisions(
+    name: str,
+    site: Site,
+    limits: DecisionLimits,
+    prices: Mapping[str, float],
+    *,
+    dialect: str = "systemone",
+    errors: ErrorWords = ErrorWords(),
+) -> ProviderProfile:
+    decisions = DecisionProfile(limits, MappingProxyType(dict(prices)))
+    family = BatchProfile(family="none")  # no provider runs decisions in batches
+    images = ImageSupport(from_web=False)
+    return ProviderProfile(name, site, dialect, images=images, errors=errors, batch=family, decisions=decisions)
+
+
+# Models that decide. URLs and keys: litellm 1.110.2 and the vendors' packages; prices: litellm's list and the vendors'
+# pages, by a part of the model's name. Where a vendor states no limit of questions, the largest that is known to work.
+PROFILES += (
+    _of_decisions(
+        "typesafe",
+        Site("https://api.typesafe.ai/v1", "TYPESAFE_API_KEY", "docs.typesafe.ai"),
+        DecisionLimits(400),
+        {"": 0.042},
+    ),
+    _of_decisions(
+        "openai-decisions",
+        Site("https://api.openai.com/v1", "OPENAI_API_KEY", "developers.openai.com/api/docs/guides/decisions"),
+        DecisionLimits(400),
+        {"gpt-6-luna": 0.10},
+        dialect="decisions",
+    ),
+    _of_decisions(
+        "gemini-decisions",
+        Site(
+            "https://generativelanguage.googleapis.com/v1beta", "GEMINI_API_KEY", "ai.google.dev/gemini-api/docs/openai"
+        ),
+        DecisionLimits(1000, levels=255),
+        {"gemini-decision": 0.10},
+        dialect="gemini-decisions",
+    ),
+    _of_decisions(
+        "openrouter-decisions",
+        Site("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY", "openrouter.ai/docs"),
+        DecisionLimits(200),
+        {"jev": 0.042, "luna": 0.10, "gemini-decision": 0.10, "clef-flash": 0.09, "clef": 0.24, "solar-decide": 0.05},
+    ),
+    _of_decisions(
+        "vercel-decisions",
+        Site("https://ai-gateway.vercel.sh/v1", "AI_GATEWAY_API_KEY", "vercel.com/docs/ai-gateway"),
+        DecisionLimits(200),
+        {"jev": 0.042, "luna": 0.10, "gemini-decision": 0.10},
+        dialect="decisions",
+    ),
+    _of_decisions(
+        "fireworks-decisions",
+        Site("https://api.fireworks.ai/inference/v1", "FIREWORKS_API_KEY", "docs.fireworks.ai"),
+        DecisionLimits(64, options=208),
+        {"rune": 0.042},
+    ),
+    _of_decisions(
+        "perplexity-decisions",
+        Site("https://api.perplexity.ai/v1/decisions", "PERPLEXITY_API_KEY", "docs.perplexity.ai"),
+        DecisionLimits(128),
+        {"flash": 0.01, "": 0.02},
+    ),
+    _of_decisions(
+        "cloudflare-decisions",
+        Site(
+            key_env="CLOUDFLARE_API_TOKEN",
+            page="developers.cloudflare.com/workers-ai",
+            more_hosts=("api.cloudflare.com",),
+            example="https://api.cloudflare.com/client/v4/accounts/ACCOUNT_ID/ai/run",
+        ),
+        DecisionLimits(64),
+        {"clef-flash": 0.09, "clef-omni": 0.15, "clef": 0.24},
+        errors=_codes("code", DAY="3036", RATE="3040"),
+    ),
+    # not `public`, as azure
+    _of_decisions(
+        "databricks-decisions",
+        Site(
+            key_env="DATABRICKS_TOKEN",
+            page="docs.databricks.com",
+            public=False,
+            more_hosts=("cloud.databricks.com", "azuredatabricks.net", "gcp.databricks.com"),
+            example="https://HOST/serving-endpoints/databricks-typesafeai-jev-1-14-0/invocations",
+        ),
+        DecisionLimits(64),
+        {"": 0.042},
+    ),
+    _of_decisions(
+        "upstage-decisions",
+        Site("https://api.upstage.ai/v1", "UPSTAGE_API_KEY", "console.upstage.ai/docs"),
+        DecisionLimits(64),
+        {"solar-decide": 0.10},
+    ),
+    _of_decisions(
+        "bespoke-decisions",
+        Site("https://api.bespokelabs.ai/v1", "BESPOKE_API_KEY", "docs.bespokelabs.ai"),
+        DecisionLimits(64, levels=255),
+        {"": 0.04},
+    ),
+    _of_decisions(
+        "baseten-decisions",
+        Site("https://inference.baseten.co/v1", "BASETEN_API_KEY", "docs.baseten.co"),
+        DecisionLimits(64),
+        {"joey": 0.01, "elephant": 0.035, "mammoth": 0.10},
+        dialect="decisions",
+    ),
+)
+
 _TELLING = len("code=12345")
 
 
@@ -809,6 +924,14 @@ def _profile_at(host: str, port: int | None) -> ProviderProfile:
         if port in profile.site.ports:
             return profile
     return PLAIN
+
+
+def deciding(profile: ProviderProfile, dialect: str) -> ProviderProfile:
+    """Return the row about the models that decide at the provider of `profile`, in a dialect; `profile` without one."""
+    if profile.decisions is not None or not profile.site.hosts:
+        return profile
+    rows = (row for row in PROFILES if row.decisions is not None and row.dialect == dialect)
+    return next((row for row in rows if not {*row.site.hosts}.isdisjoint(profile.site.hosts)), profile)
 
 
 def profile_named(name: str) -> ProviderProfile:

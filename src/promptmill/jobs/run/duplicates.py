@@ -41,8 +41,10 @@ class Duplicates(OneFlight[_Question]):
 
     place = Place.EQUAL
 
-    def __init__(self, store: JobDatabase) -> None:
+    def __init__(self, store: JobDatabase, *, decides: bool = False) -> None:
+        """`decides`: the model gets the row's columns, which may differ in rows with the same text."""
         super().__init__()
+        self._decides = decides
         self._store = store
         self._has_table = False
         self._since = 0
@@ -73,7 +75,10 @@ class Duplicates(OneFlight[_Question]):
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request. One whose answer may vary is passed on, and so is one whose reply is there and paid."""
-        if request.question is None or request.path or call.ledger.deferred is not None or not is_repeatable(request):
+        is_known = request.question is not None and not request.path and call.ledger.deferred is None
+        has_columns = request.fields is not None and len(request.fields.texts) > 1
+        is_same = not has_columns if self._decides else is_repeatable(request)
+        if not (is_known and is_same):
             return self.following(request, call)
         return self.once(request, call)
 

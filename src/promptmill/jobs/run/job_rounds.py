@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from promptmill.answering.decided import decides
 from promptmill.answering.step import Step
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
@@ -64,7 +65,7 @@ class JobRounds:
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
         )
-        self._duplicates = Duplicates(job.folder.store) if job.order.limits.dedupe else None
+        self._duplicates = Duplicates(job.folder.store, decides=decides(job.plan)) if job.order.limits.dedupe else None
         self._open: dict[tuple[str, str, int, int], Open] = {}
         """The last search results for open rows, by rule, way, `since` and slot."""
 

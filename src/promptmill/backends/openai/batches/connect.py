@@ -13,6 +13,8 @@ from promptmill.backends.batches import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
 from promptmill.backends.openai.batches.families import FAMILIES
 from promptmill.backends.openai.batches.profile import CHATS_ONLY, PLAIN_BATCHES, BatchProfile
+from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint
 from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
@@ -64,6 +66,9 @@ async def open_batches(
 
 
 def _check(profile: BatchProfile, endpoint: Endpoint, path: str) -> None:
+    if isinstance(DIALECTS[endpoint.dialect], Deciding):
+        text = f"{endpoint.name} decides, and no provider runs decisions in batches."
+        raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`: live requests cost what a batch would.")
     if not profile.is_open:
         text = f"{endpoint.name} runs no batches of requests in this API."
         raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`, or use another endpoint.")

@@ -1,0 +1,181 @@
+"""Requests to endpoints whose models decide: the form is checked before the first request, and divided if necessary.
+
+    request ─▶ form ─▶ more questions than a request may have ─▶ several requests ─▶ one outcome
+
+An endpoint that decides answers closed questions, and writes no text. What it cannot answer ends a call before its
+first request, since each row would fail in the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from promptmill.answering.several import together
+from promptmill.answering.step import Loading, Place, Step
+from promptmill.answers.decision import decidable, size_of
+from promptmill.answers.form import form_of
+from promptmill.backends import protocol, registry
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, Named, PromptmillError, Words
+from promptmill.core.form import Asked, Form, Given, Question
+from promptmill.core.request import SOURCED_NAMES, Made, Request, once
+from promptmill.core.values import read_json, text_of
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.providers import DecisionLimits
+
+_BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
+_MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # the names of models that change what they name
+_NO_TOOLS = frozenset({"tools", "functions"})
+
+
+def decides(plan: ResolvedConfig) -> bool:
+    """Return whether the models at the plan's endpoints decide, and write no text."""
+    try:
+        return registry.decisions_of(plan) is not None
+    except PromptmillError:  # an endpoint that cannot work, which making it reports
+        return False
+
+
+def tokens_of(request: Request) -> int:
+    """Return the likely number of tokens of a request to a model that decides: its evidence and its questions."""
+    return -(-bytes_of(request) // _BYTES_PER_TOKEN)
+
+
+def bytes_of(request: Request) -> int:
+    """Return the number of bytes of a request's evidence and questions."""
+    form = request.form or form_of(request.sampling)
+    return size_of(request, form or Form(()))
+
+
+class DecidedRequests(Step):
+    """Sends what a model can decide, in as many requests as the endpoint's limit of questions needs."""
+
+    place = Place.DIVIDED
+
+    @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step if the endpoints decide. Raises `PromptmillError` (`invalid_config`)."""
+        limits = registry.decisions_of(loading.plan)
+        return None if limits is None else cls(loading.plan, limits)
+
+    def __init__(self, plan: ResolvedConfig, limits: DecisionLimits) -> None:
+        self._plan, self._limits = plan, limits
+        self._forms: Made[Sequence[Form]] = {}
+        """The forms of the requests for a form."""
+
+    def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
+        """Answer a request with a form."""
+        if request.path:
+            return self.following(request, call)
+        try:
+            if problem := _unanswerable(request):
+                raise PromptmillError(Code.UNSUPPORTED, *problem)
+            form = request.form
+            forms = once(self._forms, lambda: self._divided(form), form)
+        except PromptmillError as error:
+            return _failed(protocol.Failure(error, request.attempts, concerns_all=self._is_of_all(request)))
+        if len(forms) == 1:
+            return self._once(request, call)
+        assert form is not None
+        return self._divided_answer(request, form, forms, call)
+
+    def _divided(self, form: Form | None) -> Sequence[Form]:
+        limits = self._limits
+        whole = decidable(form, options=limits.options, levels=limits.levels)
+        if len(whole.asked) <= limits.questions:
+            return (whole,)
+        return [*map(_form_of, _groups(whole.asked, limits.questions))]
+
+    def _is_of_all(self, request: Request) -> bool:
+        """Return whether the parameters that cannot be decided are those of the call, and not of one row."""
+        own, usual = request.sampling, self._plan.settings.sampling_params
+        return own.choices == usual.choices and (bool(own.choices) or own.response_format == usual.response_format)
+
+    async def _once(self, request: Request, call: protocol.Call) -> protocol.Outcome:
+        outcome = await self.following(request, call)
+        if isinstance(outcome, protocol.Completion) and outcome.answered_by and _MOVES.search(self._plan.model):
+            call.warn(
+                f"{self._plan.model} names another model from time to time: {outcome.answered_by} has answered. Name "
+                "that to keep it."
+            )
+        return outcome
+
+    async def _divided_answer(
+        self, request: Request, form: Form, forms: Sequence[Form], call: protocol.Call
+    ) -> protocol.Outcome:
+        """Answer the questions of a form in several requests, and join their answers."""
+        first, *others = (
+            request.changed(form=part, attempts=0 if place else request.attempts) for place, part in enumerate(forms)
+        )
+        parts = (functools.partial(self._once, part, call) for part in (first, *others))
+        outcomes = await together([*parts], call)
+        return _joined(form, forms, outcomes)
+
+
+def _groups(asked: Sequence[Asked], size: int) -> Iterable[Sequence[Asked]]:
+    return (asked[at : at + size] for at in range(0, len(asked), size))
+
+
+def _form_of(asked: Sequence[Asked]) -> Form:
+    """Return the form of which these are the questions: of many labels, each is a field."""
+    return Form(tuple(Question(one.name, one.words, one.kind) for one in asked))
+
+
+def _unanswerable(request: Request) -> tuple[str, Words] | None:
+    """Return what a request wants from a model that decides in vain, and the remedy; None if there is nothing."""
+    out: Words = "Leave it out, or answer with a chat model", Named("model", text=" ({})"), "."
+    if request.members:
+        return "A model that decides answers each row on its own, not several in one request.", out
+    if not _NO_TOOLS.isdisjoint(request.extra):
+        return "A model that decides calls no tools.", out
+    if request.sampling.sets(SOURCED_NAMES):
+        return "A model that decides writes no text, so that it quotes nothing and cites no page.", out
+    if request.conversation.has_audio:
+        return "A model that decides takes no sounds here.", out
+    return None
+
+
+def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outcome]) -> protocol.Outcome:
+    """Return the outcome of a form, whose questions were answered in several requests."""
+    given: dict[str, Given] = {}
+    for part, outcome in zip(forms, outcomes, strict=True):
+        given |= _given(part, outcome)
+    answer = form.answer(given)
+    sums: dict[str, Any] = {
+        **protocol.Totals.of(outcomes)._asdict(),
+        "attempts": sum(one.attempts for one in outcomes),
+        "latency_s": max(one.latency_s for one in outcomes),
+        "unmetered": sum(one.unmetered for one in outcomes),
+        "spent": tuple(spent for one in outcomes for spent in protocol.billed(one)[0]),
+    }
+    failures = [one for one in outcomes if isinstance(one, protocol.Failure)]
+    if failures:
+        failure = next((one for one in failures if one.error.code is Code.BUDGET), failures[0])
+        return replace(failure, part=answer.text if given else "", **sums)
+    first = next(one for one in outcomes if isinstance(one, protocol.Completion))
+    return replace(first, text=answer.text, probabilities=answer.probabilities, **sums)
+
+
+def _given(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:
+    """Return the answers in an outcome, by the names of the questions of its form."""
+    text = outcome.text if isinstance(outcome, protocol.Completion) else outcome.part
+    values = read_json(text) if text else {}
+    shares: Mapping[str, Mapping[str, float]] = {}
+    if isinstance(outcome, protocol.Completion):
+        shares = outcome.probabilities or {}
+    found: dict[str, Given] = {}
+    for asked in form.asked:
+        if asked.name in values:
+            texts = {text_of(option.value): option.text for option in asked.options}
+            own = {texts[value]: share for value, share in shares.get(asked.name, {}).items()}
+            found[asked.name] = Given(texts[text_of(values[asked.name])], own)
+    return found
+
+
+async def _failed(failure: protocol.Failure) -> protocol.Outcome:
+    return failure
