@@ -60,9 +60,9 @@ async def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_t
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 2
     assert [outcome.attempts for outcome in outcomes] == [2, 2]
     turns = next(seen.json["messages"] for seen in upstream.seen if _again(seen))
-    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
-    assert turns[1]["content"] == '{"name": 5}'
-    assert "$.name" in turns[2]["content"]
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert turns[2]["content"] == '{"name": 5}'
+    assert "$.name" in turns[3]["content"]
     assert (stats.counts.asked_again, stats.counts.done, stats.counts.failed, stats.counts.requests) == (2, 2, 0, 4)
     assert stats.counts.prompt_tokens == sum(len(seen.prompt.split()) for seen in upstream.seen)
     assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == stats.counts.prompt_tokens
@@ -76,7 +76,7 @@ async def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream
     assert (bad.error.code, bad.text, bad.attempts) == (Code.INVALID_ANSWER, "I do not know.", 3)
     assert (stats.counts.done, stats.counts.failed, stats.counts.codes) == (2, 1, {"invalid_answer": 1})
     # of several wrong answers the last alone is shown
-    assert max(len(seen.json["messages"]) for seen in upstream.seen) == 3
+    assert max(len(seen.json["messages"]) for seen in upstream.seen) == 4
 
 
 async def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):

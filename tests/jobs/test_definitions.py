@@ -77,7 +77,8 @@ def test_a_row_with_its_own_system_prompt_is_asked_with_the_definitions(labelled
 
 
 def test_a_dry_run_shows_and_counts_the_definitions(labelled):
-    plain = json.loads(labelled.run("--prompt", "Which? {{text}}", "--choices", "a,b", "--dry-run", "--json").stdout)
+    bare = "--prompt", "Which? {{text}}", "--choices", "a,b", "--dry-run", "--json"
+    plain = json.loads(labelled.run(*bare, provider="openai").stdout)
     found = json.loads(labelled.run(*ASKED, "--dry-run", "--json").stdout)
     assert found["prompts"] == [f"{WORDS}\n\nWhich? one"]
     assert found["estimated_prompt_tokens"] - plain["estimated_prompt_tokens"] >= len(WORDS) // 5
@@ -87,6 +88,7 @@ def test_definitions_of_the_configuration_are_of_its_own_labels(labelled):
     labelled.command()
     block = json.loads((labelled.path / "config.yaml").read_text())
     block["sampling_params"] = {"choices": [*DEFINED], "definitions": DEFINED}
+    block["backend_configs"]["openai"]["provider"] = "openai"
     (labelled.path / "own.yaml").write_text(json.dumps(block))
     asked = ("--config", "own.yaml", "--prompt", "Which? {{text}}")
     for reply, *options in (("billing",), ("good", "--choices", "good,bad"), ('{"name": "x"}', "--fields", "name")):

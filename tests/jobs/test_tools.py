@@ -323,9 +323,9 @@ async def test_validate_shows_what_a_dry_run_shows_but_no_contents_of_files(benc
         asked = {"prompt": "Label: {{text}}", "choices": ["good", "bad"], "validate": True}
         found = await call("bulk_generate", input_file="in.csv", output_file="out.csv", **asked)
         assert (found["prompts"][:2], found["columns"]) == (shown["prompts"][:2], shown["columns"])
-        assert found["prompts"][0] == "Label: fine"
+        assert found["prompts"][0] == "The labels:\n- good\n- bad\n\nLabel: fine"
         assert found["columns"] == {"input": ["id", "text"], "added": ["answer", "error", "usage", "finish_reason"]}
-        assert (len(shown["prompts"][2]), len(found["prompts"][2])) == (5007, 2000), "its model pays for each character"
+        assert (len(shown["prompts"][2]), len(found["prompts"][2])) == (5033, 2026), "its model pays for each character"
         asked = {"files": ["*.txt"], "output_file": "plans.csv", "prompt": "Sum up: {{content}}", "validate": True}
         found = await call("bulk_generate", **asked)
         assert "the house" not in str(found)

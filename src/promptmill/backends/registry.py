@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
+from promptmill.answers.shown import shown_of
 from promptmill.backends.protocol import Backend, KeyHolder, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.own_secrets import CUSTOM_HEADERS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
+from promptmill.core.request import NOT_SHOWN, OF_FORM, Sampling, Shown
 from promptmill.core.wording import close_matches, did_you_mean
 
 if TYPE_CHECKING:
@@ -211,6 +213,23 @@ def keeps_schemas(plan: ResolvedConfig) -> bool:
     except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
         return False
     return bool(profiles) and all(profile.json.form in {"strict", "grammar"} for profile in profiles)
+
+
+def shows_forms(plan: ResolvedConfig) -> bool:
+    """Return whether the model of `plan` sees the schema of a request, or its backend reads `Request.form`."""
+    if not plan.record.needs_endpoint:
+        return plan.record.shows_forms
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    try:
+        return cast("bool", module.shows_forms(plan.block))
+    except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
+        return True
+
+
+def shown_by(plan: ResolvedConfig, sampling: Sampling | None = None) -> Shown:
+    """Return what prompts show the model of `plan` of the form of its answer. `sampling`: other parameters."""
+    sampling = sampling or plan.settings.sampling_params
+    return shown_of(sampling, shows=shows_forms(plan)) if sampling.sets(OF_FORM) else NOT_SHOWN
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:

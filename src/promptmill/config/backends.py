@@ -47,12 +47,18 @@ class BackendRecord:
     """Whether it reports the probability of each choice by itself, without log probabilities."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
+    shows_forms: bool = True
+    """Whether its model sees the schema or the choices of a request. If not, the prompt names them."""
     sampling: frozenset[str] | None = None
     """The sampling parameters that it supports; others are dropped with a warning. None: it reports them itself."""
 
 
 _ENGINE = BackendRecord(
-    module="promptmill.backends.engines.host", model_key="model_name_or_path", is_engine=True, keeps_schemas=True
+    module="promptmill.backends.engines.host",
+    model_key="model_name_or_path",
+    is_engine=True,
+    keeps_schemas=True,
+    shows_forms=False,
 )
 AUTO = "auto"
 """The name that leaves the choice of the backend to promptmill."""

@@ -111,6 +111,51 @@ def with_words(system_prompt: str, words: str) -> str:
     return "\n\n".join(filter(None, (system_prompt, words)))
 
 
+_MOST_COMPARED = 10_000_000
+"""The most names times characters that are searched: 20 ms."""
+_UNSPACED = "\u2e80"
+"""The first sign of scripts that write words without spaces."""
+
+
+class Shown(NamedTuple):
+    """What a model is shown of the form of its answer, at the end of its system prompt."""
+
+    words: str = ""
+    names: tuple[str, ...] = ()
+    """The names in `words`, if these have nothing else: a prompt with all of them is left alone. `()`: they have more,
+    such as definitions."""
+
+    def beside(self, texts: Sequence[str]) -> str:
+        """Return the words that a prompt with these texts gets.
+
+        >>> shown = Shown("The labels:\\n- yes\\n- no", ("yes", "no"))
+        >>> shown.beside(["Spam, Yes or No?"]), shown.beside(["Is it spam? Yesterday: none"])
+        ('', 'The labels:\\n- yes\\n- no')
+        """
+        if not self.names or sum(map(len, texts)) * len(self.names) > _MOST_COMPARED:
+            return self.words
+        whole = "\n".join(texts).lower()
+        return "" if all(_has_word(whole, name.lower()) for name in self.names) else self.words
+
+
+NOT_SHOWN = Shown()
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Return whether a text has a word, and not only a longer one that has it inside."""
+    at = text.find(word)
+    while at >= 0:
+        end = at + len(word)
+        if not (_joins(text[at - 1 : at], word[:1]) or _joins(text[end : end + 1], word[-1:])):
+            return True
+        at = text.find(word, at + 1)
+    return False
+
+
+def _joins(sign: str, other: str) -> bool:
+    return sign.isalnum() and other.isalnum() and max(sign, other) < _UNSPACED
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Conversation:
     """The turns of one request, which must not be changed."""
@@ -185,10 +230,11 @@ class Conversation:
         content = (*own, TextPart(f"\n\n{words}")) if isinstance(own, tuple) else with_words(own or "", words)
         return Conversation((Message(first.role, content, first.extra), *self.messages[1:]))
 
-    def composed(self, system_prompt: str, words: str) -> Conversation:
-        """Return the conversation as it is sent, shown and estimated: with this system prompt, and with `words` after
-        it, such as `Sampling.words`; `""` changes nothing."""
-        return self.with_system(system_prompt).with_words(words)
+    def composed(self, system_prompt: str, shown: Shown) -> Conversation:
+        """Return the conversation as it is sent, shown and estimated: with this system prompt (`""` changes nothing),
+        and with the words of `shown` that it lacks."""
+        conversation = self.with_system(system_prompt)
+        return conversation.with_words(shown.beside(conversation.texts)) if shown.words else conversation
 
     def with_sources(self, change: Callable[[str], str]) -> Conversation:
         """Return the conversation with the source of each image converted by `change`."""
@@ -524,15 +570,6 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
     Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
     """
 
-    @property
-    def words(self) -> str:
-        """The words about the labels at the end of the system prompt; `""` if no label is defined."""
-        labels = dict.fromkeys(self.choices or (), "") | (self.definitions or {})
-        if not any(labels.values()):
-            return ""
-        lines = (f"- {label}: {definition}" if definition else f"- {label}" for label, definition in labels.items())
-        return "The labels:\n" + "\n".join(lines)
-
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""
         return {name: value for name, value in self if value is not None}
@@ -550,6 +587,8 @@ class Sampling(_OwnSampling, *ADDED.classes):  # type: ignore[misc]  # features 
         return {name: value for name, value in self if value is not None and name not in APPLIED_NAMES}
 
 
+OF_FORM = frozenset({"choices", "definitions", "response_format"})
+"""The parameters of the form of an answer."""
 APPLIED_NAMES = Sampling.marked(APPLIED)
 """The parameters that promptmill applies itself, for every backend."""
 OF_FIELDS_NAMES = Sampling.marked(OF_FIELDS)

@@ -16,6 +16,7 @@ from mcp_types import TextContent, ToolAnnotations
 from promptmill.answering.chain import sending
 from promptmill.answering.costs import cost_of
 from promptmill.answers.response_format import with_schema
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
@@ -303,8 +304,8 @@ def _costs(
     """Return the estimated and the highest cost of a call; None if unknown. Blocks."""
     settings = plan.settings
     system = system_prompt or settings.system_prompt
-    words = settings.sampling_params.words
-    asked = (item.composed(system, words) for item in items if isinstance(item, Conversation))
+    shown = registry.shown_by(plan)
+    asked = (item.composed(system, shown) for item in items if isinstance(item, Conversation))
     sent = sending(plan)
     requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
     return cost_of(plan, (sent(request).request for request in requests))

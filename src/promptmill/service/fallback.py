@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from promptmill.backends import protocol
+from promptmill.backends import protocol, registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request, with_words
+from promptmill.core.request import Conversation, Request, with_words
 from promptmill.service.model import Loaded
 
 # Failures that every model would have: mistakes of the caller, the end of the call, problems of this machine.
@@ -326,9 +326,12 @@ def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Re
     first = conversation.messages[0]
     above = first.content if first.role in {"system", "developer"} else ""
     sampling = now.capped.settings.sampling_params.model_copy(update=own)
-    prompts = {with_words(prompt, request.sampling.words): prompt for prompt in ("", ours.system_prompt)}
+    shown = registry.shown_by(before, request.sampling).words
+    prompts = {with_words(prompt, words): prompt for prompt in ("", ours.system_prompt) for words in ("", shown)}
     if above in prompts:
-        conversation = conversation.with_system(with_words(theirs.system_prompt or prompts[above], sampling.words))
+        bare = Conversation(conversation.messages[1:] if above else conversation.messages)
+        system_prompt = theirs.system_prompt or prompts[above]
+        conversation = bare.composed(system_prompt, registry.shown_by(now, sampling))
     return request.changed(
         conversation=conversation,
         sampling=sampling,

@@ -14,7 +14,7 @@ import orjson
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, Usage
 from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name
-from promptmill.core.request import Conversation, Request, Sampling
+from promptmill.core.request import NOT_SHOWN, Conversation, Request, Sampling, Shown
 
 _ERROR = 1024  # bytes of memory that count for an error, in addition to its texts
 _LARGE_ANSWER = 64 * 1024  # bytes of memory from which an answer is large
@@ -31,23 +31,24 @@ class ListSource(Source):
         system_prompt: str,
         sampling: Sampling,
         extra: Mapping[str, Any],
+        shown: Shown = NOT_SHOWN,
     ) -> None:
         self._items = items
         self._system_prompt = system_prompt
-        self._sampling, self._words = sampling, sampling.words
+        self._sampling, self._shown = sampling, shown
         self._extra = extra
         self._next = 0
 
     async def take(self, n: int) -> list[Request]:
         """Return the next requests, at most `n`."""
         requests: list[Request] = []
-        items, system, words = self._items, self._system_prompt, self._words
+        items, system, shown = self._items, self._system_prompt, self._shown
         sampling, extra = self._sampling, self._extra
         while self._next < len(items):
             first = self._next
             self._next = min(len(items), first + n - len(requests))
             requests += [
-                Request(key, item.composed(system, words), sampling, extra)
+                Request(key, item.composed(system, shown), sampling, extra)
                 if isinstance(item, Conversation)
                 else replace(item, key=key)
                 for key, item in enumerate(items[first : self._next], first)

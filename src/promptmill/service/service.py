@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from promptmill.answering.chain import around
 from promptmill.answering.step import Step
+from promptmill.backends import registry
 from promptmill.backends.protocol import (
     LOOKED_AT,
     Call,
@@ -288,7 +289,8 @@ class Service:
                 if stats.counts.done == len(items):
                     return None
                 system = system_prompt or settings.system_prompt
-                source = ListSource(items, system, settings.sampling_params, settings.extra_params)
+                shown = registry.shown_by(plan)
+                source = ListSource(items, system, settings.sampling_params, settings.extra_params, shown)
                 stats.facts = replace(stats.facts, has_images=any(map(_has_images, items[:LOOKED_AT])))
                 await self._run(plan, source, observed, stats)
         except NotLoadedError:

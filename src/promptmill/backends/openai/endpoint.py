@@ -60,6 +60,8 @@ _OTHER_DIALECT = re.compile(r"(?<=/v\d)(/responses|/messages)$")
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
 """The headers that may carry a key, in lower case."""
 # The placeholder of a renewed key in the headers of an endpoint.
+_CONSTRAINING = frozenset({"openai", "responses"})
+"""The dialects whose servers may constrain an answer by a schema that the model does not see."""
 _KEY = "{api_key_command}"
 _ACCOUNT_TOKEN = re.compile(r"eyJ[\w-]+\.[\w-]+\.|ya29\.")  # Entra ID (a JSON Web Token), Google Cloud
 _ONLY_API_KEYS = frozenset({"api-key", "x-goog-api-key"})
@@ -159,6 +161,11 @@ def decisions(settings: OpenAISettings) -> DecisionLimits | None:
     if not limits:
         return None
     return DecisionLimits(*map(min, zip(*(astuple(one) for one in limits), strict=True)))
+
+
+def shows_forms(settings: OpenAISettings) -> bool:
+    """Return whether models at all addresses of the settings see the form of their answer. Raises as `endpoints`."""
+    return all(api not in _CONSTRAINING or profile_named(name).json.is_shown for name, api in apis(settings))
 
 
 def _keys(settings: OpenAISettings) -> list[str]:

@@ -122,6 +122,13 @@ class JsonSupport:
     """The form of a request for JSON."""
     has_json_mode: bool = True
     """Whether the provider accepts `response_format: {type: json_object}`."""
+    shows: bool = False
+    """Whether the provider is known to show a schema to the model, and not only to constrain the answer by it."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the model sees a schema: the provider shows it, or the prompt has it."""
+        return self.shows or self.form in {"object", "words"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +259,7 @@ _OPENAI = ProviderProfile(
         _NOT_OPENAIS, reasoning_models=re.compile(r"(?:^|/)(?:o\d|gpt-[5-9](?!.*chat))"), reasoning_refused=_SAMPLING
     ),
     thinking=_NO_SWITCH,
-    json=JsonSupport("strict"),
+    json=JsonSupport("strict", shows=True),
     account_tier=True,
     prompt_cache=PromptCache("key", _BREAKPOINTS),
     batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
@@ -311,6 +318,8 @@ PROFILES: tuple[ProviderProfile, ...] = (
         Site("https://api.mistral.ai/v1", "MISTRAL_API_KEY", "docs.mistral.ai/api"),
         parameters=Parameters(_NOT_OPENAIS, renamed=MappingProxyType({"seed": "random_seed"})),
         thinking=_NO_SWITCH,
+        # "always prepended by default to the System Prompt": docs.mistral.ai, custom structured outputs
+        json=JsonSupport(shows=True),
         errors=_codes("code", RATE="1300 3505", MODEL="1500"),
         batch=BatchProfile(
             family="mistral",
@@ -341,6 +350,7 @@ PROFILES: tuple[ProviderProfile, ...] = (
         dialect="gemini",
         parameters=_OPENAIS,
         thinking=Thinking("effort", always=re.compile(r"gemini-2\.5-pro|gemini-[3-9]")),
+        json=JsonSupport(shows=True),  # "counts towards the input token limit": ai.google.dev, structured output
         prompt_cache=_AUTOMATIC_CACHE,
         batch=BatchProfile(
             family="gemini",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from promptmill.answers.shown import shown_of
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.request import Sampling, with_words
@@ -130,7 +131,7 @@ def improve(
 
 def system_of(system: str | None, labels: Labels) -> str:
     """Return the system prompt of every row: `system`, and the definitions of the labels."""
-    return with_words(system or "", Sampling.model_validate(labels.sampling).words)
+    return with_words(system or "", shown_of(Sampling.model_validate(labels.sampling), shows=True).words)
 
 
 def gold_in(

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -151,7 +152,7 @@ class Endpoints:
             conversation = request.conversation
             if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
-            conversation = conversation.with_words(settings.sampling_params.words)
+            conversation = conversation.composed("", registry.shown_by(plan))
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
             extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
             request = Request(0, conversation, settings.sampling_params, extra, required=required_of(changes))

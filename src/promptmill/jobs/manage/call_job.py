@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import orjson
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Counts, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation
+from promptmill.core.request import Conversation, Shown
 from promptmill.images import load as images
 from promptmill.jobs import disk, door
 from promptmill.jobs.caller import CallModels, CallWork
@@ -258,23 +259,23 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
 
 
 def _lines(work: CallWork, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-    settings, words = work.plan.settings, work.plan.settings.sampling_params.words
+    settings, shown = work.plan.settings, registry.shown_by(work.plan)
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     for row in rows:
-        yield row, _line(work.items[row], work.system_prompt, words, shared, work.plan.file_rule)
+        yield row, _line(work.items[row], work.system_prompt, shown, shared, work.plan.file_rule)
 
 
 def _line(
     item: Conversation | PromptmillError,
     system_prompt: str,
-    words: str,
+    shown: Shown,
     shared: Mapping[str, object],
     rule: FileRule,
 ) -> bytes:
     try:
         if isinstance(item, PromptmillError):
             raise item
-        messages = _portable(item.composed(system_prompt, words), rule)
+        messages = _portable(item.composed(system_prompt, shown), rule)
     except PromptmillError as error:
         return orjson.dumps({"problem": str(error)})
     value = {"messages": messages, **shared}

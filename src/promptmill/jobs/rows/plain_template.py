@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,6 +74,11 @@ class PlainTemplate:
     def names(self) -> frozenset[str]:
         """The fields that it uses."""
         return frozenset(self.parts[1::2])
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The texts around the placeholders."""
+        return self.parts[::2]
 
     @property
     def start(self) -> str:

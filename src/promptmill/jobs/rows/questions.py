@@ -165,7 +165,8 @@ class RowRequests:
         """The number of characters that are equal in the requests of all rows."""
         template = self.questions.template
         own = 0 if template is None else len(template.start)
-        return own + len(self.reader.system_prompt) + len(self.reader.words)
+        reader = self.reader
+        return own + len(reader.system_prompt) + len(reader.shown.words if reader.decided is None else reader.decided)
 
     def pieces(self, n: int, line: bytes | None, cells: bytes) -> list[str]:
         """Return the texts at the beginning of row `n`'s request that other rows may share.

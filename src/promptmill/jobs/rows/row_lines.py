@@ -15,22 +15,26 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import orjson
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
+from promptmill.answers.shown import shown_of
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import (
     APPLIED_NAMES,
+    NOT_SHOWN,
+    OF_FORM,
     Conversation,
     ImagePosition,
     Request,
     Sampling,
+    Shown,
     conversation_from_messages,
     conversation_from_prompt,
     replacing_choices,
@@ -119,8 +123,12 @@ class RowReader:
     sampling: Sampling = field(default_factory=Sampling)
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
-    words: str = ""
-    """The words at the end of the system prompt of every row, see `Sampling.words`."""
+    shows: bool = True
+    """Whether the model sees the form of its answer, so that prompts need not name it."""
+    shown: Shown = NOT_SHOWN
+    """What a prompt shows of the form of answers, see `answers.shown`."""
+    decided: str | None = None
+    """What of it each prompt of the template gets; None: it is decided by row."""
     images: RowImages = RowImages()
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""
@@ -137,6 +145,10 @@ class RowReader:
     """The number of rows of a workbook's sheet above the first one: messages name the rows as the sheet does."""
     required: frozenset[str] = frozenset()
     """The parameters of `sampling` and `extra` that a backend must not leave out."""
+
+    def of_template(self, texts: Sequence[str]) -> RowReader:
+        """Return the reader for the prompts of a plain template with these texts around its fields."""
+        return replace(self, decided=self.shown.beside([self.system_prompt, *texts]))
 
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
@@ -253,14 +265,21 @@ class RowReader:
         if len(row) > 1:
             own, body = _own_parameters(row, where, self.limits.only_model)
             system_prompt = _own_system_prompt(row, where)
-        conversation = conversation.composed(system_prompt or self.system_prompt, self.words)
         sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling
+        has_own_form = not (self.shows or own.keys().isdisjoint(OF_FORM))
+        if self.decided is not None and not (system_prompt or has_own_form):
+            conversation = conversation.with_system(self.system_prompt).with_words(self.decided)
+        else:
+            shown = shown_of(sampling, shows=False) if has_own_form else self.shown
+            conversation = conversation.composed(system_prompt or self.system_prompt, shown)
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _whole_request(self, row: JsonObject, where: str) -> Asked:
         """Read a row that is a whole request. A Batch line has all parameters of its request."""
+        shown = NOT_SHOWN
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
+            shown = NOT_SHOWN if self.shows else shown_of(sampling, shows=False)
         else:
             if "problem" in row:
                 raise input_error(f"{where}: {row['problem']}")
@@ -269,7 +288,7 @@ class RowReader:
                 sampling, extra = Sampling.model_validate(own), row.get("extra", _NOTHING)
         if sampling.reasoning is None and self.sampling.reasoning is not None:
             sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
-        return conversation.composed(self.system_prompt, self.words), sampling, extra
+        return conversation.composed(self.system_prompt, shown), sampling, extra
 
     def _named_model(self, row: JsonObject) -> str | None:
         """Return the model that a row names, if it is in `models`; else None."""

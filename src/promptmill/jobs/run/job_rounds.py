@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 from promptmill.answering.decided import decides
 from promptmill.answering.step import Step
+from promptmill.answers.shown import shown_of
+from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.request import NOT_SHOWN
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
+from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowImages, RowLimits, RowReader
 from promptmill.jobs.run.duplicates import Duplicates
@@ -218,6 +222,10 @@ def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()
     for target in targets or [Target(prompt=at) for at in range(len(questions))]:
         own: RowReader = reader.models.get(target.model, reader) if target.model else reader
         extra: Mapping[str, object] = target.extra | ({"model": target.model} if target.model else {})
+        template = questions[target.prompt].template
+        if isinstance(template, PlainTemplate):
+            models = {name: one.of_template(template.texts) for name, one in own.models.items()}
+            own = replace(own, models=models).of_template(template.texts)
         yield RowRequests(own, questions[target.prompt], target.prompt, extra)
 
 
@@ -239,13 +247,15 @@ def reader_of(
         "" if plan.record.any_model else plan.model or plan.backend,
         plan.record.other_paths,
     )
+    shows = not spec.names_form or registry.shows_forms(plan)
     return RowReader(
         row_kind(input_format),
         settings.sampling_params,
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
-        "" if spec.input.kind.rows == "requests" else settings.sampling_params.words,
-        RowImages(settings.image_tag, settings.image_position, spec.image_folders),
+        shows,
+        NOT_SHOWN if spec.input.kind.rows == "requests" else shown_of(settings.sampling_params, shows=shows),
+        images=RowImages(settings.image_tag, settings.image_position, spec.image_folders),
         keep_raw=input_format == "batch",
         prompt_column=spec.question.column if spec.input.kind.rows == "objects" else None,
         row_settings=spec.question.rows_set,

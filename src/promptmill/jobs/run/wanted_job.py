@@ -285,6 +285,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
+        names_form=known is None or known.names_form or order.earlier.again == "all",
         origin=Origin(owner=order.owner, working_folder=Path.cwd()),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from promptmill.answers.shown import shown_of
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core.request import with_words
 from promptmill.jobs.format_table import of_input
@@ -35,7 +36,7 @@ def fingerprint(
     """
     settings, system = plan.settings, system_prompt_of(plan, given_prompt, input_format)
     if of_input(input_format).rows != "requests":
-        system = with_words(system, settings.sampling_params.words)
+        system = with_words(system, shown_of(settings.sampling_params, shows=True).words)
     digests: dict[str, object] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
     digests["backend"] = digest(plan.backend)
     if plan.record.needs_endpoint:

@@ -330,6 +330,8 @@ class JobSpec(Stored):
     """Whether the plan chooses the delivered answer, see `Plan.chooses`. SQL queries read this field, too."""
     to_bind: Literal["questions", "rows"] | None = None
     """The rule that binds answers when the input is read again: by question, or by row number."""
+    names_form: bool = False
+    """Whether prompts name the form of their answer to a model that does not see it; not in jobs of older versions."""
     origin: Origin = Origin()
 
     @property
