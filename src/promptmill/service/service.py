@@ -32,7 +32,7 @@ from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_m
 from promptmill.core.bounds import MOST_LARGE, MOST_MODELS, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
-from promptmill.core.request import Conversation, Request
+from promptmill.core.request import NOT_SHOWN, OF_FORM, Conversation, Request
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
@@ -289,7 +289,7 @@ class Service:
                 if stats.counts.done == len(items):
                     return None
                 system = system_prompt or settings.system_prompt
-                shown = registry.shown_by(plan)
+                shown = registry.shown_by(plan) if settings.sampling_params.sets(OF_FORM) else NOT_SHOWN
                 source = ListSource(items, system, settings.sampling_params, settings.extra_params, shown)
                 stats.facts = replace(stats.facts, has_images=any(map(_has_images, items[:LOOKED_AT])))
                 await self._run(plan, source, observed, stats)

@@ -11,7 +11,7 @@ from promptmill.answering.step import Step
 from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.request import NOT_SHOWN
+from promptmill.core.request import NOT_SHOWN, OF_FORM
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.plain_template import PlainTemplate
@@ -247,6 +247,7 @@ def reader_of(
         "" if plan.record.any_model else plan.model or plan.backend,
         plan.record.other_paths,
     )
+    has_form = spec.input.kind.rows != "requests" and settings.sampling_params.sets(OF_FORM)
     shows = not spec.names_form or registry.shows_forms(plan)
     return RowReader(
         row_kind(input_format),
@@ -254,7 +255,7 @@ def reader_of(
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
         shows,
-        NOT_SHOWN if spec.input.kind.rows == "requests" else shown_of(settings.sampling_params, shows=shows),
+        shown_of(settings.sampling_params, shows=shows) if has_form else NOT_SHOWN,
         images=RowImages(settings.image_tag, settings.image_position, spec.image_folders),
         keep_raw=input_format == "batch",
         prompt_column=spec.question.column if spec.input.kind.rows == "objects" else None,

@@ -35,7 +35,7 @@ def fingerprint(
     models, which rows may name. `has_check`: a function of the program checks the answers; no digest can tell which.
     """
     settings, system = plan.settings, system_prompt_of(plan, given_prompt, input_format)
-    if of_input(input_format).rows != "requests":
+    if settings.sampling_params.definitions and of_input(input_format).rows != "requests":
         system = with_words(system, shown_of(settings.sampling_params, shows=True).words)
     digests: dict[str, object] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
     digests["backend"] = digest(plan.backend)
