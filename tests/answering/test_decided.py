@@ -13,10 +13,10 @@ from decision_replies import decides, likeliest, shares
 from fakes import openai_configuration, openai_plan
 from promptmill.answering.costs import most_of, worst_case
 from promptmill.answering.decided import bytes_of, tokens_of
-from promptmill.answering.decided import decides as plan_decides
 from promptmill.answering.flights import request_digest
 from promptmill.answering.prices import Prices, price_of
 from promptmill.answers.response_format import asking_for
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code
@@ -160,7 +160,7 @@ def test_the_price_of_a_provider_is_that_of_its_input() -> None:
     plan = openai_plan([], provider="typesafe", model_name="jev-1.14.0")
     price = price_of(plan)
     assert price is not None
-    assert plan_decides(plan)
+    assert registry.decides(plan)
     request = _rows("a b", "c")
     most = worst_case(request, decides=True)
     assert (most.completion_tokens, most.prompt_tokens > bytes_of(request) > 4 * (tokens_of(request) - 1)) == (0, True)

@@ -35,9 +35,9 @@ from typing import Any, Literal, Self, TypeAlias, TypeGuard
 
 import orjson
 
-from promptmill.answering.decided import decides
 from promptmill.answering.flights import OneFlight, is_repeatable, request_digest
 from promptmill.answering.step import Loading, Place
+from promptmill.backends import registry
 from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.config.resolved_config import ResolvedConfig
@@ -89,7 +89,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         self.place = Place.SENT if is_shared else Place.CACHED
         self._everything = everything and not is_shared
         self._is_shared = is_shared
-        self._decides = decides(plan)
+        self._decides = registry.decides(plan)
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
         self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)

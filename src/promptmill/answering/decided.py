@@ -33,14 +33,6 @@ _MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # the names of models that c
 _NO_TOOLS = frozenset({"tools", "functions"})
 
 
-def decides(plan: ResolvedConfig) -> bool:
-    """Return whether the models at the plan's endpoints decide, and write no text."""
-    try:
-        return registry.decisions_of(plan) is not None
-    except PromptmillError:  # an endpoint that cannot work, which making it reports
-        return False
-
-
 def tokens_of(request: Request) -> int:
     """Return the likely number of tokens of a request to a model that decides: its evidence and its questions."""
     return -(-bytes_of(request) // _BYTES_PER_TOKEN)

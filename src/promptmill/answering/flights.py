@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from promptmill.answering.decided import decides
 from promptmill.answering.step import Loading, Place, Step
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
 from promptmill.core.parameter import REPEATABLE
 from promptmill.core.request import OF_FIELDS_NAMES, Request, Sampling
@@ -105,7 +105,7 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
         """Return the step if `dedupe` is configured."""
         plan = loading.plan
         is_wanted = plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe
-        return cls(decides=decides(plan)) if is_wanted else None
+        return cls(decides=registry.decides(plan)) if is_wanted else None
 
     def __init__(self, *, decides: bool = False) -> None:
         super().__init__()

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from promptmill.answering.decided import decides
 from promptmill.backends import registry
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
@@ -280,7 +279,7 @@ class Prices:
     @functools.cached_property
     def decides(self) -> bool:
         """Whether the backend's models decide, and write no text."""
-        return decides(self._plan)
+        return registry.decides(self._plan)
 
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""

@@ -42,10 +42,8 @@ def evidence_of(request: Request) -> Evidence:
 
 
 def instructions_of(request: Request) -> str:
-    """Return what is asked in words: the system prompt without its definitions, and the words of the template."""
+    """Return what is asked in words: the system prompt, and the words of the template."""
     system = "\n\n".join(_text_of(one) for one in request.conversation.messages if one.role in _SYSTEM_ROLES)
-    if words := request.sampling.words:
-        system = system.removesuffix(words).rstrip()
     has_fields = request.fields is not None and request.fields.texts and not request.is_part
     return "\n\n".join(filter(None, (system, _words(request.fields) if has_fields and request.fields else "")))
 

@@ -229,7 +229,9 @@ def shows_forms(plan: ResolvedConfig) -> bool:
 def shown_by(plan: ResolvedConfig, sampling: Sampling | None = None) -> Shown:
     """Return what prompts show the model of `plan` of the form of its answer. `sampling`: other parameters."""
     sampling = sampling or plan.settings.sampling_params
-    return shown_of(sampling, shows=shows_forms(plan)) if sampling.sets(OF_FORM) else NOT_SHOWN
+    if not sampling.sets(OF_FORM) or decides(plan):
+        return NOT_SHOWN
+    return shown_of(sampling, shows=shows_forms(plan))
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:
@@ -291,6 +293,14 @@ def decisions_of(plan: ResolvedConfig) -> DecisionLimits | None:
         return None
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     return cast("DecisionLimits | None", module.decisions(plan.block))
+
+
+def decides(plan: ResolvedConfig) -> bool:
+    """Return whether the models at the plan's endpoints decide, and write no text."""
+    try:
+        return decisions_of(plan) is not None
+    except PromptmillError:  # an endpoint that cannot work, which making it reports
+        return False
 
 
 def decision_price(plan: ResolvedConfig, model: str) -> float | None:

@@ -45,9 +45,7 @@ def _schema(fields: Mapping[str, Any] = FIELDS, required: Sequence[str] | None =
 def asking(fields: Fields | None = None, prompt: str = "Hi", key: int = 0, **sampling: Any) -> Request:
     """Return a request with a form, as the step of the chain makes it."""
     wanted = Sampling(**sampling)
-    turns = [{**_SYSTEM, "content": _SYSTEM["content"] + (f"\n\n{wanted.words}" if wanted.words else "")}, prompt]
-    messages = [turn if isinstance(turn, dict) else {"role": "user", "content": turn} for turn in turns]
-    conversation = conversation_from_messages(messages, "it")
+    conversation = conversation_from_messages([_SYSTEM, {"role": "user", "content": prompt}], "it")
     return Request(key, conversation, wanted, fields=fields, form=form_of(wanted))
 
 

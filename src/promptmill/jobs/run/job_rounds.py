@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from promptmill.answering.decided import decides
 from promptmill.answering.step import Step
 from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
@@ -69,7 +68,9 @@ class JobRounds:
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
             )
         )
-        self._duplicates = Duplicates(job.folder.store, decides=decides(job.plan)) if job.order.limits.dedupe else None
+        self._duplicates = (
+            Duplicates(job.folder.store, decides=registry.decides(job.plan)) if job.order.limits.dedupe else None
+        )
         self._open: dict[tuple[str, str, int, int], Open] = {}
         """The last search results for open rows, by rule, way, `since` and slot."""
 
@@ -248,6 +249,7 @@ def reader_of(
         plan.record.other_paths,
     )
     has_form = spec.input.kind.rows != "requests" and settings.sampling_params.sets(OF_FORM)
+    has_form = has_form and not registry.decides(plan)
     shows = not spec.names_form or registry.shows_forms(plan)
     return RowReader(
         row_kind(input_format),

@@ -17,6 +17,8 @@ class Fixed:
     def version(self):
         return "fixed 1"
 
+    temperature = 1.0
+
     def encode(self, texts, step=lambda _: None):
         return self.vectors
 
