@@ -257,7 +257,8 @@ class CheckedAnswers(Step):
         checker = self._checker = self._checker or Checker()
         if form is not None:
             is_complete = outcome.finish_reason != "length"
-            right, problem = await _in_form(form, answer, call, checker, is_complete=is_complete)
+            is_written = outcome.probabilities is None  # the answer of a model that decides is made here
+            right, problem = await _in_form(form, answer, call, checker, is_complete=is_complete, is_written=is_written)
             if problem:
                 return text, _complaint_of_form(form, problem, outcome.text, is_complete=is_complete)
             text, answer = text if right == answer else text[: max(text.rfind(answer), 0)] + right, right
@@ -267,13 +268,13 @@ class CheckedAnswers(Step):
 
 
 async def _in_form(
-    form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool
+    form: _Form, answer: str, call: protocol.Call, checker: Checker, *, is_complete: bool, is_written: bool
 ) -> tuple[str, str]:
     """Return an answer, repaired if necessary, and its problem; `""` if it is valid. A choice is its exact text."""
     chosen = form.choices.chosen(answer, complete=is_complete) if form.choices is not None else ""
     is_valid = form.schema.is_soon_valid(answer)
     if chosen:
-        call.counts.repaired += not is_valid
+        call.counts.repaired += is_written and not is_valid
         return chosen, ""
     if is_valid:
         return answer, ""
@@ -282,7 +283,7 @@ async def _in_form(
     if checked.problem:
         return answer, checked.problem
     right = checked.text if form.choices is None else form.choices.chosen(checked.text)
-    call.counts.repaired += checked.repaired
+    call.counts.repaired += is_written and checked.repaired
     return right, ""
 
 

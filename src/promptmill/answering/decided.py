@@ -21,15 +21,21 @@ from promptmill.answers.form import form_of
 from promptmill.backends import protocol, registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, Words
-from promptmill.core.form import Asked, Form, Given, Question
+from promptmill.core.form import Asked, Choice, Form, Given, Option, Question
 from promptmill.core.request import SOURCED_NAMES, Made, Request, once
 from promptmill.core.values import read_json, text_of
+from promptmill.core.wording import listed
 
 if TYPE_CHECKING:
     from promptmill.backends.openai.providers import DecisionLimits
 
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 _MOVES = re.compile(r"^~|[-/](?:latest|preview)$")  # the names of models that change what they name
+# Words of an option for all that fits no other.
+_NONE = re.compile(
+    r"(?i)\b(?:other\w*|none|neither|unknown|unclear|nothing|misc\w*|else|n/?a|irrelevant|not applicable|uncertain|"
+    r"andere\w*|sonstig\w*|kein\w*|autres?|aucune?|otr[oa]s?|ningun[oa]?|altr[oi]|nessun[oa]?)\b|其他|其它|その他|기타"
+)
 _NO_TOOLS = frozenset({"tools", "functions"})
 
 
@@ -42,6 +48,30 @@ def bytes_of(request: Request) -> int:
     """Return the number of bytes of a request's evidence and questions."""
     form = request.form or form_of(request.sampling)
     return size_of(request, form or Form(()))
+
+
+def check_plan(plan: ResolvedConfig) -> str:
+    """Return a note on the answers that a plan's parameters allow, if its model decides; `""` without one.
+
+    Raises `PromptmillError` (`invalid_input`) for fields that it cannot decide.
+    """
+    limits = registry.decisions_of(plan)
+    form = None if limits is None else form_of(plan.settings.sampling_params)
+    if limits is None or form is None:  # rows may have choices of their own
+        return ""
+    decidable(form, options=limits.options, levels=limits.levels)
+    closed = [one for one in form.asked if isinstance(one.kind, Choice) and not any(map(_may_be_none, one.options))]
+    if not closed:
+        return ""
+    of = f" of {listed([one.name for one in closed], 3)}" if closed[0].name else ""
+    return (
+        f"A model that decides always gives one of the options, and none{of} means none of these: add one, such as "
+        "`other`, with a definition, if rows may fit no other."
+    )
+
+
+def _may_be_none(option: Option) -> bool:
+    return option.value is None or bool(_NONE.search(f"{option.text} {option.definition}"))
 
 
 class DecidedRequests(Step):
@@ -64,9 +94,10 @@ class DecidedRequests(Step):
         """Answer a request with a form."""
         if request.path:
             return self.following(request, call)
+        if problem := _unanswerable(request):
+            error = PromptmillError(Code.UNSUPPORTED, *problem)
+            return _failed(protocol.Failure(error, request.attempts, concerns_all=True))
         try:
-            if problem := _unanswerable(request):
-                raise PromptmillError(Code.UNSUPPORTED, *problem)
             form = request.form
             forms = once(self._forms, lambda: self._divided(form), form)
         except PromptmillError as error:
@@ -122,7 +153,7 @@ def _unanswerable(request: Request) -> tuple[str, Words] | None:
     """Return what a request wants from a model that decides in vain, and the remedy; None if there is nothing."""
     out: Words = "Leave it out, or answer with a chat model", Named("model", text=" ({})"), "."
     if request.members:
-        return "A model that decides answers each row on its own, not several in one request.", out
+        return "A model that decides answers each row on its own, not several in one request (`together`).", out
     if not _NO_TOOLS.isdisjoint(request.extra):
         return "A model that decides calls no tools.", out
     if request.sampling.sets(SOURCED_NAMES):

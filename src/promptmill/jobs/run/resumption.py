@@ -143,7 +143,7 @@ def _changed_settings(before: Target, now: Target, folder: Folder) -> list[str]:
     models = known.get("models", {})
     others = {name for name, value in now.fingerprint.get("models", {}).items() if models.get(name, value) != value}
     if others:
-        changed += [f"models.{name}" for name in sorted(others & statistics.answering_models(folder.store))]
+        changed += [f"models.{name}" for name in sorted(others & statistics.answering_models(folder.store).keys())]
     return changed
 
 

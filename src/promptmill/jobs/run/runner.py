@@ -12,6 +12,7 @@ import functools
 import signal
 import time
 
+from promptmill.answering.decided import decides
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.feature import bug
@@ -238,8 +239,21 @@ class Runner:
 
     def _final_counts(self) -> JobCounts:
         self._count_values()
+        self._note_models()
         skips_empty = self._run.job.spec.question.skip_empty
         return statistics.counts(self._run.store, before=self._run.end, skips_empty=skips_empty)
+
+    def _note_models(self) -> None:
+        """Note that the name of a model that decides has meant several models during the job."""
+        if not any(map(decides, configs_of(self._run))):
+            return
+        known = {*self._run.job.plan.operator.models, *(plan.name for plan in configs_of(self._run))}
+        rows = {name: n for name, n in statistics.answering_models(self._run.store).items() if name not in known}
+        if len(rows) > 1:
+            shares = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in sorted(rows.items()))
+            self._run.progress.notes.append(
+                f"The answering model has changed during the job: {shares}. Name one of them as the model to keep it."
+            )
 
     def _count_values(self) -> None:
         store, spec = self._run.store, self._run.job.spec

@@ -13,6 +13,7 @@ from typing import Any
 
 from promptmill.answering.chain import sending
 from promptmill.answering.costs import most_of
+from promptmill.answering.decided import check_plan, decides, tokens_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
@@ -79,6 +80,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
     if not plan.is_open:
         registry.check_name(plan.backend)
+    decided = check_plan(plan)
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
@@ -117,7 +119,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         cost = _costs(sums, may_batch=tier_of_way(order.way) == BATCH)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
-        result["notes"] += filter(None, (of_plan.words, _search_words(sums)))
+        result["notes"] += filter(None, (of_plan.words, _search_words(sums), decided))
         result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
         result["estimated_prompt_tokens"] = sum(one.prompt_tokens for one in sums)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
@@ -151,6 +153,7 @@ class _Sums:
     def __init__(self, plan: ResolvedConfig, price: Price | None, *, has_check: bool) -> None:
         self.plan, self.price, self._has_check = plan, price, has_check
         self.cache = registry.prompt_cache_of(plan)
+        self.decides = decides(plan)
         self.cached_tokens = self.written_tokens = 0.0
         """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
         self._prices = None if price is None else Prices(plan, price)
@@ -181,7 +184,7 @@ class _Sums:
         likely, answers = self._lengths.of(request), request.sampling.n or 1
         self.prompt_tokens += answers * prompt_tokens
         self._requests += answers * sent.part
-        self.completion_tokens += answers * (likely.tokens + sent.around)
+        self.completion_tokens += 0 if self.decides else answers * (likely.tokens + sent.around)
         self.around += answers * sent.around
         self.source = likely.source
         self.may_search = self.may_search or may_search(sent.request.extra, self.plan.model)
@@ -254,6 +257,7 @@ def _check_rows(
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     by_batch = tier_of_way(order.way) == BATCH
     as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
+    size_of_own = _decided_tokens if decides(plan) else _tokens
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
@@ -269,7 +273,7 @@ def _check_rows(
             own = [as_sent(part) for part in parts]
             wanted_answers += sum(answers)
             sent += sum(map(operator.mul, answers, (one.part for one in own)))
-            sizes = list(map(_tokens, own, parts))
+            sizes = list(map(size_of_own, own, parts))
             tokens += sum(map(operator.mul, answers, sizes))
             alone += sum(
                 times * (size if one.alone is None else -(-_bytes(one.alone.conversation) // _BYTES_PER_TOKEN))
@@ -285,7 +289,7 @@ def _check_rows(
                 if most.plan is not plan:
                     theirs = _parts(spec, [one.request(row.n, row.line, row.cells or b"") for one in makers])
                     its = [as_theirs(part) for part in theirs]
-                    its_sizes = list(map(_tokens, its, theirs))
+                    its_sizes = list(map(_decided_tokens if most.decides else _tokens, its, theirs))
                 for each, size in zip(its, its_sizes, strict=True):
                     most.add(each, size)
         except PromptmillError as error:
@@ -420,6 +424,12 @@ def _tokens(sent: Sent, part: Request) -> int:
     """Return about how many tokens of prompts are sent for a row; a request for vectors has no conversation."""
     asked = sent.request if sent.request.conversation.messages else part
     return -(-_bytes(asked.conversation) // _BYTES_PER_TOKEN)
+
+
+def _decided_tokens(sent: Sent, part: Request) -> int:
+    """Return about how many tokens a model that decides gets for a row."""
+    del part
+    return tokens_of(sent.request)
 
 
 def _bytes(conversation: Conversation) -> int:

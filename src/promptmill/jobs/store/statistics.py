@@ -396,10 +396,10 @@ def slots(store: JobDatabase, *, skips_empty: bool = False) -> dict[int, tuple[i
     return {slot: (int(answered), int(failed)) for slot, answered, failed in store.read(query)}
 
 
-def answering_models(store: JobDatabase) -> set[str]:
-    """Return the models that records name in `answered_by`."""
-    query = f"SELECT DISTINCT json_extract({_MORE}, '$.answered_by') FROM answer WHERE more IS NOT NULL"
-    return {name for (name,) in store.read(query) if name}
+def answering_models(store: JobDatabase) -> dict[str, int]:
+    """Return the models that records name in `answered_by`, each with its number of answers."""
+    query = f"SELECT json_extract({_MORE}, '$.answered_by'), count(*) FROM answer WHERE more IS NOT NULL GROUP BY 1"
+    return {str(name): int(rows) for name, rows in store.read(query) if name}
 
 
 class Paid(NamedTuple):
