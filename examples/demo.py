@@ -1,4 +1,7 @@
-"""The whole thing, once: a real model answers ten questions through a real MCP client. Run it with scripts/demo."""
+"""The whole thing, once: real models answer ten questions and label three reviews through a real MCP client.
+
+Run it with scripts/demo.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ CHAT = [
     {"role": "assistant", "content": "Hello Ada! How can I help you today?"},
     {"role": "user", "content": "What is the name of the city where I live?"},
 ]
+REVIEWS = {
+    "Great food, and friendly people.": "positive",
+    "Never again. Cold soup, rude waiter.": "negative",
+    "Das beste Konzert seit Jahren!": "positive",
+}
 NEXT = """
 [bold]Next:[/] an answer of the same model, or of a server or a provider of yours
 
@@ -65,6 +73,10 @@ async def show(server: StdioServerParameters, questions: list[dict[str, str]], s
         CONSOLE.print(table_of(questions, answers))
         CONSOLE.print(rate_of(result))
 
+        labels = {"prompt_ls": [*REVIEWS], "sampling_params": {"choices": ["positive", "negative"]}}
+        labelled = await client.call_tool("generate", labels, progress_callback=tell)
+        CONSOLE.print(table_of_labels(labelled))
+
         reply = await client.call_tool("multiturn_generate", {"messages": CHAT})
         for turn in [*CHAT, {"role": "assistant", "content": answers_of(reply)[0]}]:
             CONSOLE.print(f"  [bold]{turn['role']:>9}[/]  {turn['content']}")
@@ -75,6 +87,7 @@ async def show(server: StdioServerParameters, questions: list[dict[str, str]], s
 
     asked = [*zip(questions, answers, strict=True), (TURN, answers_of(reply)[0])]
     wrong = [entry["question"] for entry, answer in asked if not is_known(entry, answer)]
+    wrong += [text for text, label in zip(REVIEWS, answers_of(labelled), strict=True) if label != REVIEWS[text]]
     if wrong:
         CONSOLE.print(f"[red]The model should have known:[/] {' '.join(wrong)}")
     return int(bool(wrong))
@@ -92,6 +105,18 @@ def table_of(questions: list[dict[str, str]], answers: list[str]) -> Table:
     table.add_column("answer", ratio=2)
     for entry, answer in zip(questions, answers, strict=True):
         table.add_row(entry["question"], " ".join(answer.split()))
+    return table
+
+
+def table_of_labels(result: Any) -> Table:
+    """Return the reviews with their labels and the probabilities of these."""
+    table = Table()
+    table.add_column("review", ratio=2)
+    table.add_column("label", ratio=1)
+    shares = result.meta.get("probabilities") or [{}] * len(REVIEWS)
+    for text, label, by_label in zip(REVIEWS, answers_of(result), shares, strict=True):
+        sure = f" [dim]({by_label[label]:.0%})[/]" if label in by_label else ""
+        table.add_row(text, label + sure)
     return table
 
 

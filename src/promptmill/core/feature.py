@@ -273,6 +273,9 @@ class Feature:
 
     backends: Mapping[str, str] = field(default_factory=dict)
     """By name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`, as a backend of another package."""
+    embedded: str = ""
+    """`"module:function"`: takes the `ResolvedConfig` of the embedded model and its `Backend`, not yet loaded, and
+    returns the backend that answers in its place."""
     observation: Observation | None = None
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
@@ -402,6 +405,11 @@ def formats() -> Sequence[tuple[str, Format]]:
 def backends() -> Mapping[str, str]:
     """Return the parts for the backends that features add, by name."""
     return {name: where for each in features().values() for name, where in each.backends.items()}
+
+
+def in_place_of_embedded() -> Sequence[Any]:
+    """Return the functions with which features replace the backend of the embedded model."""
+    return _parts(tuple(each.embedded for each in features().values() if each.embedded))
 
 
 def names(module: str = "") -> dict[str, str]:

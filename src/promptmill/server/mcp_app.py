@@ -23,7 +23,7 @@ from mcp.server.caching import CacheHint
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, SecretStr
 
-from promptmill.config.backends import AUTO, EMBEDDED
+from promptmill.config.backends import AUTO
 from promptmill.config.own_secrets import SECRET_NAME, secrets_in
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
@@ -53,8 +53,8 @@ with `validate`, for the number of rows and the price; then without it. Then `bu
 - Fixed labels: `choices`. Facts to extract: `schema`, or `fields` in bulk_generate.
 promptmill://models lists the models for `model`, promptmill://status what is loaded.\
 """
-_TOY = f"""
-Without a configured model, {EMBEDDED} answers, a toy: `warnings` say so, and so should you.\
+_TOY = """
+Without a configured model, embedded ones answer, which are toys: `warnings` say so, and so should you.\
 """
 _CHOOSING = """
 `generation_init` only to change backend, model or sampling, before the other calls. \

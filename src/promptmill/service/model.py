@@ -29,6 +29,7 @@ from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
 from promptmill.config.backends import EMBEDDED
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OF_ENDPOINT, OpenVINOSettings
+from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 
@@ -41,14 +42,17 @@ _STOPPING_S = 1.0  # seconds in which stopped calls, and a stopped load, can end
 # Bytes of memory per byte of weights: two copies, or float32 from bfloat16; the rest is for activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
-TOY = f"{EMBEDDED} is a toy to try promptmill with: choose another model for real work."
+TOY = "The embedded models are toys to try promptmill with: choose another model for real work."
 """A warning for every call that the embedded model answers."""
 
 
 async def _create(plan: ResolvedConfig) -> Backend:
     from promptmill.cluster import fan_out
 
-    return await fan_out.create(plan)
+    backend = await fan_out.create(plan)
+    for replaced in feature.in_place_of_embedded() if is_embedded(plan) else ():
+        backend = replaced(plan, backend)
+    return backend
 
 
 class Models:

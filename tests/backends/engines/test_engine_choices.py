@@ -6,6 +6,7 @@ import math
 import pytest
 
 from promptmill.answers.choices import Choices
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code
@@ -170,7 +171,8 @@ def test_top_choices_must_be_a_number(desk, engine, wrong):
 @pytest.mark.thorough
 async def test_a_call_with_few_tokens_gets_choices(backend, closing):
     block = {"model_name_or_path": "smollm2-135m-instruct"}
-    service = closing(Service(Configuration({"backend": backend, "backend_configs": {backend: block}})))
+    configuration = Configuration({"backend": backend, "backend_configs": {backend: block}})
+    service = closing(Service(configuration, create=registry.create))
     plan = service.plan.with_sampling({"choices": MOODS, "max_tokens": 5, "temperature": 0})
     call = Call(Facts(total=2))
     items = [conversation_from_prompt(f"Is it good? {text}", "") for text in ("I love it!", "I hate it.")]

@@ -13,6 +13,7 @@ import pytest
 
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
+from promptmill.backends.engines.embedded_model import model_folder
 from promptmill.backends.protocol import Completion
 from promptmill.features.labels import label_status
 from promptmill.features.labels.cut import size_right
@@ -89,17 +90,18 @@ def test_the_probability_among_the_choices_is_better_than_that_of_the_tokens():
 
 @pytest.mark.engine
 @pytest.mark.thorough
-def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure):
-    pytest.importorskip("torch")
+@pytest.mark.parametrize(("backend", "package", "least"), [("hf", "torch", 0.2), ("encoder", "openvino", 0.33)])
+def test_a_model_of_this_machine_tells_the_probability_among_the_choices(sure, backend, package, least):
+    pytest.importorskip(package)
     sure.write([{"id": n, "text": f"review {n}"} for n in range(220)])
     strong = {"openai": {"base_url": sure.upstream.url, "model_name": "strong"}}
-    small = {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}
-    models = {"strong": {"backend": "openai", **strong}, "small": {"backend": "hf", **small}}
+    own = {"model_name_or_path": str(model_folder(lambda _: None))} if backend == "hf" else {"arithmetic": "int8"}
+    models = {"strong": {"backend": "openai", **strong}, "small": {"backend": backend, backend: own}}
     found = sure.succeed(*SURE, "--set", f"models={json.dumps(models)}")
     assert found["sure"]["sample"]["score"] == "probability"
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
     assert len(scores) >= found["sure"]["sample"]["drawn"] > 60
-    assert min(scores) > 0.2, "of three choices; of all words, their first letters have less than 0.05"
+    assert min(scores) > least, "of three choices; of all words, their first letters have less than 0.05"
     assert not any("probability" in row for row in sure.answers() if row["sure"] != "cheap")
 
 

@@ -7,5 +7,6 @@ FEATURE = Feature(
     options="promptmill.features.embeddings.options:OPTIONS",
     sampling="promptmill.features.embeddings.parameters:Embedded",
     answers=("promptmill.features.embeddings.embedding:Embedding",),
+    embedded="promptmill.features.embeddings.local.embedded_labels:create",
     backends={"encoder": "promptmill.features.embeddings.local.backend:BACKEND"},
 )

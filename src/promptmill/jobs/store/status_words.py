@@ -271,8 +271,8 @@ def outcome(status: Status, of: str = "") -> str:
 
 def effort(status: Status) -> str:
     """Return the time of a job, its model and its cost."""
-    by = f" by {model}" if (model := status.get("model")) else ""
-    by += " (a small model for trying out)" if model == EMBEDDED else ""
+    model = status.get("model")
+    by = " by a small model for trying out" if model == EMBEDDED else f" by {model}" if model else ""
     return f"{took(status.get('seconds', 0))}{by}{paid(status)}"
 
 

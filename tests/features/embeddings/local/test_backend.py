@@ -60,6 +60,9 @@ class Endless(Lengths):
             self.ended.set()
 
 
+QUOTED = {"type": "object", "properties": {"answer": {"enum": ["good", "bad"]}, "quote": {"type": "string"}}}
+
+
 class Bags(Lengths):
     """An encoder whose vectors are the counts of some words."""
 
@@ -223,31 +226,61 @@ async def test_the_evidence_is_the_last_message_of_the_user_and_no_complaint(loa
 
 
 @pytest.mark.parametrize(
-    ("schema", "said", "remedy"),
+    ("code", "schema", "said", "remedy"),
     [
-        ({"city": {"type": "string"}, "n": {"type": "number"}}, "cannot answer the fields city, n", "Leave out"),
-        ({"urgent": {"type": "boolean"}}, "no yes or no, as the field urgent asks", "`urgent` and `can wait`"),
         (
+            "unsupported",
+            {"city": {"type": "string"}, "n": {"type": "number"}},
+            "cannot answer the fields city, n",
+            "Leave out",
+        ),
+        (
+            "unsupported",
+            {"urgent": {"type": "boolean"}},
+            "no yes or no, as the field urgent asks",
+            "`urgent` and `can wait`",
+        ),
+        (
+            "unsupported",
             {"anger": {"type": "integer", "minimum": 1, "maximum": 3}},
             "of the field anger say nothing: 1, 2, 3",
-            "Define",
+            "levels as words",
         ),
-        ({"sure": {"enum": ["yes", "No"]}}, "of the field sure say nothing: yes, No", "Define"),
-        ({"tags": {"type": "array", "items": {"enum": ["a1", "b2"]}}}, "as the field tags asks", "`choices`"),
+        ("invalid_input", {"sure": {"enum": ["yes", "No"]}}, "of the field sure say nothing: yes, No", "Define"),
+        (
+            "unsupported",
+            {"tags": {"type": "array", "items": {"enum": ["a1", "b2"]}}},
+            "as the field tags asks",
+            "`choices`",
+        ),
     ],
 )
-async def test_a_question_that_distances_cannot_answer_is_refused_by_name(loaded, schema, said, remedy):
+async def test_a_question_that_distances_cannot_answer_is_refused_by_name(loaded, code, schema, said, remedy):
     backend, call = await loaded(Bags()), Call()
     form = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": schema}}}
     failure = await backend.answer(prompt("good", Sampling(response_format=form)), call)
     assert isinstance(failure, Failure)
-    assert (failure.error.code, failure.concerns_all, call.counts.requests) == ("unsupported", True, 0)
+    assert (failure.error.code, failure.concerns_all, call.counts.requests) == (code, True, 0)
     assert said in failure.error.message
     assert remedy in failure.error.hint
     assert "language model" in failure.error.hint
 
     own = prompt("good", Sampling(response_format=form)).changed(required=frozenset({"response_format"}))
     assert not (await backend.answer(own, call)).concerns_all
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members": (prompt("good", Sampling()), prompt("bad", Sampling()))},
+        {"sampling": Sampling(response_format={"type": "json_schema", "json_schema": {"schema": QUOTED}})},
+    ],
+)
+async def test_a_reply_in_another_form_than_the_answer_is_refused(loaded, changes):
+    backend = await loaded(Bags())
+    failure = await backend.answer(prompt("good", Sampling(choices=["good", "bad"])).changed(**changes), Call())
+    assert isinstance(failure, Failure)
+    assert "without a quote, and for each row alone" in failure.error.message
 
 
 async def test_yes_and_no_with_definitions_are_labels(loaded):

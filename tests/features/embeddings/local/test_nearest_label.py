@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.core.form import Choice, Form, Question
+from promptmill.core.request import Sampling
 from promptmill.features.embeddings.local.nearest_label import Comparisons
 
 NEWS = {
@@ -17,7 +18,7 @@ NEWS = {
 
 def labels(encoder, form, texts):
     """The label of each text, and its probability."""
-    comparisons = Comparisons(form)
+    comparisons = Comparisons(form, Sampling())
     comparisons.vectors = encoder.encode(comparisons.texts)
     answers = [comparisons.answer(vector, encoder.temperature) for vector in encoder.encode(texts)]
     return [(answer.text, answer.probabilities[""][answer.text]) for answer in answers]

@@ -117,8 +117,9 @@ class EncoderBackend:
         except PromptmillError as error:
             if error.code is Code.SHUTDOWN:
                 raise
-            is_of_all = error.code is Code.UNSUPPORTED and request.path != EMBEDDINGS and not request.required & _FORM
-            return Failure(error, request.attempts, concerns_all=is_of_all)
+            return Failure(error, request.attempts)
+        if isinstance(found, Failure):
+            return found
         return replace(found, attempts=request.attempts + 1, latency_s=time.monotonic() - started)
 
     async def _vectors(self, request: Request, call: Call) -> Completion:
@@ -139,14 +140,30 @@ class EncoderBackend:
             vectors=() if call.facts.keep_raw else written,
         )
 
-    async def _labelled(self, request: Request, call: Call) -> Completion:
-        """Return the nearest labels to the evidence of a request. The vectors of labels are computed once."""
-        form = request.form
+    def _comparisons(self, request: Request) -> Comparisons:
+        """Return the questions of a prompt. Raises `PromptmillError` if they cannot be answered."""
+        form, sampling = request.form, request.sampling
         if form is None:
             problem = "The encoder backend makes vectors of texts, and answers no prompts but those with given labels."
             raise PromptmillError(Code.UNSUPPORTED, problem, "Name the labels (`choices`), or choose a language model.")
-        most = _most(request, call)
-        comparisons, evidence = once(self._forms, lambda: Comparisons(form), form), evidence_of(request)
+        has_many = len(request.members) > 1
+        return once(self._forms, lambda: Comparisons(form, sampling, has_many=has_many), form, sampling, has_many)
+
+    def check(self, request: Request) -> None:
+        """Raise `PromptmillError` if a prompt is more than closed questions about a text (`unsupported`), or if its
+        labels need definitions (`invalid_input`)."""
+        self._comparisons(request)
+        conversation = request.conversation
+        if conversation.images or conversation.has_audio or request.extra.get("tools"):
+            raise PromptmillError(Code.UNSUPPORTED, "The encoder reads texts alone, and calls no tools.")
+
+    async def _labelled(self, request: Request, call: Call) -> Outcome:
+        """Return the nearest labels to the evidence of a request. The vectors of labels are computed once."""
+        try:
+            comparisons = self._comparisons(request)
+        except PromptmillError as error:  # all rows have the same questions, but for rows with parameters of their own
+            return Failure(error, request.attempts, concerns_all=not request.required & _FORM)
+        most, evidence = _most(request, call), evidence_of(request)
         if comparisons.may_be_unstated:
             call.warn(ALWAYS)
         call.sending(request)

@@ -10,15 +10,15 @@ single label is right, or whether a text says nothing about a question, cannot b
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from promptmill.answers.form import form_of
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.form import Answer, Asked, Choice, Form, Given, Option, YesNo
-from promptmill.core.request import Request, TextPart
+from promptmill.core.form import Answer, Asked, Choice, Form, Given, Option, Scale, YesNo
+from promptmill.core.request import Request, Sampling, TextPart
 from promptmill.core.wording import listed, mended
 
 ALWAYS = "The encoder always gives one of the labels, also for a text that does not state the answer."
@@ -36,19 +36,27 @@ class Comparison(NamedTuple):
     texts: Sequence[str]
     """For each option, the text that is compared with the evidence."""
 
-    def given(self, cosines: Any, temperature: float) -> Given:
+    def given(self, cosines: Sequence[float], temperature: float) -> Given:
         """Return the nearest option, and the probability of each. `cosines`: of the evidence and each of `texts`."""
-        weights = np.exp((cosines - cosines.max()) / temperature)
-        shares = (weights / weights.sum()).tolist()
-        by_option = {option.text: round(share, 6) for option, share in zip(self.options, shares, strict=True)}
-        return Given(self.options[int(cosines.argmax())].text, by_option)
+        most = max(cosines)
+        weights = [math.exp((cosine - most) / temperature) for cosine in cosines]
+        total = math.fsum(weights)
+        shares = {option.text: round(own / total, 6) for option, own in zip(self.options, weights, strict=True)}
+        return Given(self.options[cosines.index(most)].text, shares)
 
 
 class Comparisons:
     """The questions of a form, with the vectors of their options once these are computed."""
 
-    def __init__(self, form: Form) -> None:
-        """Raises `PromptmillError` (`unsupported`) if the form has a question that an encoder cannot answer."""
+    def __init__(self, form: Form, sampling: Sampling, *, has_many: bool = False) -> None:
+        """`has_many`: the request is about several rows.
+
+        Raises `PromptmillError` if the form has a question that an encoder cannot answer, see `_comparison`, or if the
+        parameters ask for a reply in another form, such as one with quotes.
+        """
+        if has_many or form_of(sampling) not in (None, form):
+            problem = "The encoder gives a label alone, without a quote, and for each row alone."
+            raise _refused(problem, "Leave out what asks for more")
         if form.open_fields:
             problem = f"The encoder compares texts and writes none, so it cannot answer {_fields(form.open_fields)}."
             raise _refused(problem, "Leave out what is not one of a few labels")
@@ -64,8 +72,8 @@ class Comparisons:
 
     def answer(self, evidence: Any, temperature: float) -> Answer:
         """Return the answer of the nearest options, given the vector of the evidence."""
-        cosines = self.vectors @ evidence
-        if not np.isfinite(cosines).all():
+        cosines: list[float] = (self.vectors @ evidence).tolist()
+        if not all(map(math.isfinite, cosines)):
             raise input_error("The encoder has no vector for this text; look at the text.")
         given, start = {}, 0
         for one in self._questions:
@@ -94,7 +102,8 @@ def evidence_of(request: Request) -> str:
 
 
 def _comparison(asked: Asked) -> Comparison:
-    """Return a question as a comparison. Raises `PromptmillError` (`unsupported`) if it is none."""
+    """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if it is none, and `invalid_input` if
+    definitions would make it one."""
     if isinstance(asked.kind, YesNo):
         problem = f"The encoder finds the nearest of several labels, and no yes or no, as {_fields([asked.name])} asks."
         raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")
@@ -102,7 +111,10 @@ def _comparison(asked: Asked) -> Comparison:
     if wordless := [option.text for option in options if not option.definition and _is_wordless(option.text)]:
         where = f" of {_fields([asked.name])}" if asked.name else ""
         problem = f"The encoder compares texts with labels, and these labels{where} say nothing: {_listed(wordless)}."
-        raise _refused(problem, "Define each label (`definitions`, or a table with the columns label and definition)")
+        if isinstance(asked.kind, Scale):
+            raise _refused(problem, "Write levels as words, such as `calm` and `furious`")
+        remedy = "Define each label (`definitions`, or a table with the columns label and definition)"
+        raise _refused(problem, remedy, Code.INVALID_INPUT)
     return Comparison(asked, options, _texts(asked, options))
 
 
@@ -126,5 +138,5 @@ def _listed(names: Sequence[str]) -> str:
     return listed([f"{name:.60}" for name in names])
 
 
-def _refused(problem: str, remedy: str) -> PromptmillError:
-    return PromptmillError(Code.UNSUPPORTED, problem, f"{remedy}, or choose a language model.")
+def _refused(problem: str, remedy: str, code: Code = Code.UNSUPPORTED) -> PromptmillError:
+    return PromptmillError(code, problem, f"{remedy}, or choose a language model.")

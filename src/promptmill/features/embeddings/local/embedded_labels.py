@@ -1,0 +1,150 @@
+"""Labels where no model is configured: the encoder answers closed questions, the embedded model everything else.
+
+    request ─┬▶ closed questions that distances answer ─▶ `EncoderBackend`
+             └▶ other requests ─────────────────────────▶ the engine of the embedded model
+
+Loading for a job, or for a command whose labels are parameters of the configuration, loads the encoder; otherwise it
+loads the engine. The other one is loaded by the first request that needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from promptmill.answers.form import form_of
+from promptmill.backends.protocol import Backend, Call, FixedShare, Outcome, Share
+from promptmill.config.backends import EMBEDDED
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Conversation, Request
+from promptmill.features.embeddings.local import encoders
+from promptmill.features.embeddings.local.backend import EncoderBackend
+
+B = TypeVar("B", bound=Backend)
+BY_ENCODER = (
+    f"The labels are from an encoder on this machine, not from {EMBEDDED}: about three of four are right if the labels "
+    "have definitions, and two of three by their names alone."
+)
+_AT_ONCE = 2  # answers in flight of a call that needs no engine: one is computed, and the next one waits
+
+
+def create(plan: ResolvedConfig, engine: Backend) -> Backend:
+    """Return the backend in place of the engine of the embedded model."""
+    settings = encoders.settings_in(plan)
+    return EmbeddedLabels(plan, engine, EncoderBackend(lambda report: encoders.load(settings, report)))
+
+
+class EmbeddedLabels:
+    """The encoder and the engine as one backend."""
+
+    def __init__(self, plan: ResolvedConfig, engine: Backend, encoder: EncoderBackend) -> None:
+        """`plan`: that of the engine."""
+        self._sampling = plan.settings.sampling_params
+        self._engine, self._encoder = _Lazy(engine), _Lazy(encoder)
+        self._why_no_encoder: PromptmillError | None = None
+        self._entered: set[Call] = set()
+        """The calls that have entered the engine."""
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """See `Backend`."""
+        self._engine.report = self._encoder.report = report
+        form = form_of(self._sampling)
+        example = Request(0, Conversation(()), self._sampling, form=form)
+        if form is None or form.open_fields or not _is_for_encoder(await self._reason_against_encoder(example)):
+            await self._engine.loaded()
+
+    def enter(self, call: Call) -> Share:
+        """See `Backend`."""
+        if not self._engine.is_loaded:
+            return FixedShare(_AT_ONCE)
+        share = self._engine.backend.enter(call)
+        self._entered.add(call)
+        return share
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """See `Backend`."""
+        if request.form is not None and not request.form.open_fields:
+            error = await self._reason_against_encoder(request)
+            if error is None or _is_for_encoder(error):
+                call.warn(BY_ENCODER)
+                return await self._encoder.backend.answer(request, call)
+            call.warn(f"{error.message} {EMBEDDED} answers instead.")
+        engine = await self._engine.loaded()
+        if call not in self._entered:
+            engine.enter(call)
+            self._entered.add(call)
+        return await engine.answer(request, call)
+
+    async def leave(self, call: Call) -> None:
+        """See `Backend`."""
+        if call in self._entered:
+            self._entered.remove(call)
+            await self._engine.backend.leave(call)
+
+    async def aclose(self) -> None:
+        """See `Backend`."""
+        try:
+            await self._encoder.aclose()
+        finally:
+            await self._engine.aclose()
+
+    async def _reason_against_encoder(self, request: Request) -> PromptmillError | None:
+        """Return why the encoder, which is loaded first, cannot answer a request; None: it can."""
+        try:
+            self._encoder.backend.check(request)
+        except PromptmillError as error:
+            return error
+        if self._why_no_encoder is None:
+            try:
+                await self._encoder.loaded()
+            except PromptmillError as error:
+                if error.code is Code.SHUTDOWN:
+                    raise
+                self._why_no_encoder = error  # kept: each attempt to download it may take long
+        return self._why_no_encoder
+
+
+def _is_for_encoder(error: PromptmillError | None) -> bool:
+    """Return whether a request goes to the encoder, given the reason against that. An error that asks for definitions
+    is the answer: yes and no of the engine are right as often as a coin (.51 and .52 of two tables)."""
+    return error is None or error.code is Code.INVALID_INPUT
+
+
+class _Lazy(Generic[B]):
+    """A backend that is loaded once, when it is first needed."""
+
+    def __init__(self, backend: B) -> None:
+        self.backend = backend
+        self.report: Callable[[str], None] = lambda _: None
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether calls can enter it."""
+        task = self._loading
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    async def loaded(self) -> B:
+        """Return the backend when it is loaded. Raises the load's error; a later call tries again. A cancelled caller
+        does not stop the load."""
+        if self._loading is None or (self._loading.done() and not self.is_loaded):
+            self._loading = asyncio.ensure_future(self._load())
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio logs it
+        await asyncio.shield(self._loading)
+        return self.backend
+
+    async def _load(self) -> None:
+        try:
+            await self.backend.load(self.report)
+        finally:
+            self.report("")
+
+    async def aclose(self) -> None:
+        """Free all resources, and end a running load."""
+        try:
+            await self.backend.aclose()
+        finally:
+            if self._loading is not None and not self._loading.done():
+                await asyncio.wait({self._loading})
