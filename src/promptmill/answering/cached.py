@@ -98,11 +98,12 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         """Answer a request. A request whose answer may vary is passed on.
 
         With several clients, a request with a `response_format` is passed on too: its answer is not yet checked here,
-        and an invalid answer would be kept.
+        and an invalid answer would be kept. A decision is checked as it is read.
         """
         if not (self._everything or self._decides or is_repeatable(request)):
             return self.following(request, call)
-        if self._is_shared and request.sampling.response_format is not None:
+        is_unchecked = request.sampling.response_format is not None and not self._decides
+        if self._is_shared and is_unchecked:
             return self.following(request, call)
         return self.once(request, call)
 

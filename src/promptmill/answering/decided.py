@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -146,7 +146,7 @@ def _groups(asked: Sequence[Asked], size: int) -> Iterable[Sequence[Asked]]:
 
 def _form_of(asked: Sequence[Asked]) -> Form:
     """Return the form of which these are the questions: of many labels, each is a field."""
-    return Form(tuple(Question(one.name, one.words, one.kind) for one in asked))
+    return Form(tuple(Question(one.name, one.words, one.kind, bool(one.title)) for one in asked))
 
 
 def _unanswerable(request: Request) -> tuple[str, Words] | None:
@@ -179,7 +179,8 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
     failures = [one for one in outcomes if isinstance(one, protocol.Failure)]
     if failures:
         failure = next((one for one in failures if one.error.code is Code.BUDGET), failures[0])
-        return replace(failure, part=answer.text if given else "", **sums)
+        partial = answer.text if given else ""
+        return replace(failure, part=partial, probabilities=answer.probabilities, **sums)
     first = next(one for one in outcomes if isinstance(one, protocol.Completion))
     return replace(first, text=answer.text, probabilities=answer.probabilities, **sums)
 
@@ -188,9 +189,7 @@ def _given(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:
     """Return the answers in an outcome, by the names of the questions of its form."""
     text = outcome.text if isinstance(outcome, protocol.Completion) else outcome.part
     values = read_json(text) if text else {}
-    shares: Mapping[str, Mapping[str, float]] = {}
-    if isinstance(outcome, protocol.Completion):
-        shares = outcome.probabilities or {}
+    shares = outcome.probabilities or {}
     found: dict[str, Given] = {}
     for asked in form.asked:
         if asked.name in values:

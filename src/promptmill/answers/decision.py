@@ -50,16 +50,16 @@ def instructions_of(request: Request) -> str:
 
 def words_of(asked: Asked, instructions: str) -> str:
     """Return the instructions of one question."""
-    if not asked.name:
-        return instructions or "Which of the options fits the input?"
+    if not asked.title:
+        return "\n\n".join(filter(None, (instructions, asked.words))) or "Which of the options fits the input?"
     match asked.kind:
         case YesNo():
-            usual = f"Is `{asked.name}` true of the input?"
+            usual = f"Is `{asked.title}` true of the input?"
         case Scale():
-            usual = f"Which level of `{asked.name}` does the input have?"
+            usual = f"Which level of `{asked.title}` does the input have?"
         case _:
-            usual = f"Which `{asked.name}` fits the input?"
-    own = f"`{asked.name}`: {asked.words}" if asked.words else usual
+            usual = f"Which `{asked.title}` fits the input?"
+    own = f"`{asked.title}`: {asked.words}" if asked.words else usual
     return "\n\n".join(filter(None, (instructions, own)))
 
 
@@ -69,6 +69,8 @@ def _words(fields: Fields) -> str:
     >>> _words(Fields(("Which team? ", "mail", ""), ("hi",)))
     'Which team?'
     """
+    if not "".join(fields.parts[::2]).strip():
+        return ""
     names = fields.parts[1::2]
     is_several = len({*names}) > 1
     marks = [f"`{name}`" if is_several else "the input" for name in names]

@@ -121,9 +121,9 @@ def _type(schema: Any, depth: int) -> str:
 
 def _names(form: Form) -> Iterator[str]:
     """Yield the names that a prompt has if it says what the answer is."""
-    for name, _, kind in form.questions:
-        yield name
-        match kind:
+    for question in form.questions:
+        yield question.name
+        match question.kind:
             case Choice(options):
                 yield from options
             case Scale(levels):

@@ -212,6 +212,8 @@ class Failure:
     """See `Completion.shared`."""
     sources: Sources = None
     """Those of `part`."""
+    probabilities: Mapping[str, Mapping[str, float]] | None = None
+    """Those of `part`, see `Completion.probabilities`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""

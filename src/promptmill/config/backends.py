@@ -45,6 +45,10 @@ class BackendRecord:
     """Whether any of its models reads images. If not, items with images are refused earlier."""
     weighs_choices: bool = False
     """Whether it reports the probability of each choice by itself, without log probabilities."""
+    decides: bool = False
+    """Whether it answers all questions of a closed `Request.form` at once, each with the probability of its options."""
+    compares: bool = False
+    """Whether it compares texts and follows no words, so that a yes or no needs the meanings of both."""
     keeps_schemas: bool = False
     """Whether every answer of an engine follows the schema of its request."""
     shows_forms: bool = True

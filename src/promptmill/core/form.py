@@ -75,6 +75,8 @@ class Question(NamedTuple):
     words: str
     """The description of the field, `""` without one."""
     kind: Kind
+    is_named: bool = True
+    """Whether the name says what is asked; if not, no model sees it."""
 
 
 class Option(NamedTuple):
@@ -94,6 +96,8 @@ class Asked(NamedTuple):
     words: str
     kind: Closed
     options: tuple[Option, ...]
+    title: str
+    """The name as a model sees it; `""`: it sees none."""
 
 
 class Given(NamedTuple):
@@ -135,7 +139,7 @@ class Form(NamedTuple):
 
         >>> form = Form((Question("urgent", "", YesNo()),))
         >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})
-        Answer(text='{"urgent": true}', probabilities={'urgent': {'true': 0.75, 'false': 0.25}})
+        Answer(text='{"urgent":true}', probabilities={'urgent': {'true': 0.75, 'false': 0.25}})
         """
         values: dict[str, Any] = {}
         shares: dict[str, dict[str, float]] = {}
@@ -168,14 +172,14 @@ def _by_value(asked: Asked, given: Given) -> dict[str, float]:
 
 
 def _asked(question: Question) -> tuple[Asked, ...]:
-    name, words, kind = question
+    name, words, kind, is_named = question
     match kind:
         case Choice(options, definitions, many=True):
             labels = zip(options, definitions or ("",) * len(options), strict=True)
             yes_nos = ((f"{name}: {label}", YesNo(definition=said)) for label, said in labels)
-            return tuple(Asked(each, words, yes_no, _options(yes_no)) for each, yes_no in yes_nos)
+            return tuple(Asked(each, words, yes_no, _options(yes_no), each) for each, yes_no in yes_nos)
         case Choice() | YesNo() | Scale():
-            return (Asked(name, words, kind, _options(kind)),)
+            return (Asked(name, words, kind, _options(kind), name if is_named else ""),)
     return ()
 
 

@@ -511,6 +511,7 @@ def _failure(
         spent=billed.spent,
         reasoning="" if last is None else last.reasoning,
         part="" if last is None else last.part,
+        probabilities=None if last is None else last.probabilities,
     )
 
 

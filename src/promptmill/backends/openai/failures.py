@@ -13,6 +13,7 @@ import errno
 import random
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -65,8 +66,8 @@ class RetryDecision:
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
     next attempt needs a new connection but no wait. `usage`: the usage of an unusable answer; `tier`: its service tier.
     `status`: the HTTP status, or the status in the body; 0 without one. `unmetered`: the request was sent and may be
-    billed, but no usage was reported. `is_cut`: the connection ended within the response. `reasoning`, `part`: see
-    `Failure`.
+    billed, but no usage was reported. `is_cut`: the connection ended within the response. `reasoning`, `part`,
+    `probabilities`: see `Failure`.
     """
 
     kind: FailureKind
@@ -80,6 +81,7 @@ class RetryDecision:
     is_cut: bool = False
     reasoning: str = ""
     part: str = ""
+    probabilities: Mapping[str, Mapping[str, float]] | None = None
 
     @property
     def is_loss(self) -> bool:

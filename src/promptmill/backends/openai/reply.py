@@ -285,7 +285,7 @@ def _decided(
     answer = questions.form.answer(reading.given)
     if error_of := reading.error(endpoint.name):
         part = answer.text if reading.given else ""
-        return RetryDecision(FailureKind.ITEM, error_of, **spent, part=part)
+        return RetryDecision(FailureKind.ITEM, error_of, **spent, part=part, probabilities=answer.probabilities)
     model = payload.get("model")
     named = without_controls(model[:_LONGEST_NAME]) if isinstance(model, str) and model != wanted.model else ""
     details = {"body": payload} if wanted.keep_raw else None

@@ -125,8 +125,10 @@ def _options(given: Any, place: str, field: str, key: str, most: int) -> list[tu
     return options
 
 
-def reply(model: str, asked: Sequence[ClientQuestion], decisions: Sequence[Decision], usage: Usage) -> JsonDict:
-    """Return the body of the reply."""
+def reply(
+    model: str, asked: Sequence[ClientQuestion], decisions: Sequence[Decision], usage: Usage, note: str = ""
+) -> JsonDict:
+    """Return the body of the reply. `note`: what the client should know about the probabilities."""
     tokens = usage.prompt_tokens, usage.completion_tokens
     return {
         "model": model,
@@ -138,7 +140,7 @@ def reply(model: str, asked: Sequence[ClientQuestion], decisions: Sequence[Decis
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": sum(tokens),
         },
-    }
+    } | ({"x_note": note} if note else {})
 
 
 def _answer(asked: ClientQuestion, decision: Decision) -> JsonDict:

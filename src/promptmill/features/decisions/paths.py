@@ -56,7 +56,7 @@ class OpenAIDecisions(ApiPaths):
         evidence, questions = openai_api.read(body)
         plan = await self._calls.plan_of(name, request)
         found = await unless_left(request.receive, self._calls.decided(plan, evidence, questions, request))
-        return _json(openai_api.reply(name or plan.name, questions, *found))
+        return _json(openai_api.reply(found.model or name or plan.name, questions, *found[:3]))
 
 
 class SystemOne(ApiPaths):
@@ -103,7 +103,7 @@ class SystemOne(ApiPaths):
             found = await unless_left(request.receive, self._patience.result(key, work))
         except NotYetError:
             raise ApiError(503, _NOT_YET, headers=_AGAIN) from None
-        return _json(system_one.reply(plan.name, questions, *found))
+        return _json(system_one.reply(found.model or plan.name, questions, *found[:3]))
 
     async def _on_error(self, request: HttpRequest, error: Exception) -> Response:
         if isinstance(error, HTTPException):

@@ -60,6 +60,11 @@ def yes_no(name: str | None, words: str, definition: str = "", opposite: str = "
     return ClientQuestion(name, Question("", words, YesNo(definition=definition, opposite=opposite)))
 
 
+def is_bare(question: Question) -> bool:
+    """Return whether a question asks for a yes or no without saying what both mean."""
+    return isinstance(question.kind, YesNo) and not (question.kind.definition and question.kind.opposite)
+
+
 def choice(name: str | None, words: str, options: Mapping[Any, str] | Sequence[tuple[Any, str]]) -> ClientQuestion:
     """Return a question whose answer is one of some options, each with its definition or `""`. Raises `ValueError`."""
     pairs = [*options.items()] if isinstance(options, Mapping) else [*options]

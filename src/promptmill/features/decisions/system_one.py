@@ -135,15 +135,20 @@ def _evidence(state: Any) -> Evidence:
     return Evidence(Conversation((Message("user", text),)), Fields((*parts[:-1], ""), tuple(cells.values())))
 
 
-def reply(model: str, asked: Sequence[ClientQuestion], decisions: Sequence[Decision], usage: Usage) -> JsonDict:
-    """Return the body of the reply. A question without an answer is in `x_refusals`, with the reason."""
+def reply(
+    model: str, asked: Sequence[ClientQuestion], decisions: Sequence[Decision], usage: Usage, note: str = ""
+) -> JsonDict:
+    """Return the body of the reply. A question without an answer is in `x_refusals`, with the reason.
+
+    `note`: what the client should know about the probabilities.
+    """
     pairs = [(str(one.name), one, decision) for one, decision in zip(asked, decisions, strict=True)]
     refused = {name: decision.words for name, _, decision in pairs if isinstance(decision, Refusal)}
     return {
         "model": model,
         "answers": {name: _answer(one, found) for name, one, found in pairs if not isinstance(found, Refusal)},
         "usage": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
-    } | ({"x_refusals": refused} if refused else {})
+    } | {name: value for name, value in (("x_refusals", refused), ("x_note", note)) if value}
 
 
 def _answer(asked: ClientQuestion, shares: Sequence[float]) -> JsonDict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.core.form import Choice, Form, Question
+from promptmill.core.form import Choice, Form, Question, YesNo
 from promptmill.core.request import Sampling
 from promptmill.features.embeddings.local.nearest_label import Comparisons
 
@@ -51,3 +51,8 @@ def test_a_thousand_labels_of_any_length_are_compared(e5):
     form = Form((Question("", "", Choice(options)),))
     ((found, _),) = labels(e5, form, ["The soup and the salad were good"])
     assert found == "soup and salad"
+
+
+def test_a_yes_or_no_is_compared_by_what_both_mean():
+    kind = YesNo(definition="money back", opposite="a question")
+    assert Comparisons(Form((Question("1", "Refund?", kind, is_named=False),))).texts == ["money back", "a question"]

@@ -14,7 +14,7 @@ from promptmill.answers.decision import Evidence, words_of
 from promptmill.backends.openai.dialects import deciding, dialect
 from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told, UnreadableError
 from promptmill.backends.openai.providers import DecisionLimits
-from promptmill.core.form import Asked, YesNo
+from promptmill.core.form import Asked
 from promptmill.core.values import JsonDict
 
 
@@ -39,9 +39,9 @@ class _Decisions(Deciding):
     def question(self, asked: Asked, words: str) -> JsonDict:
         """Return a question. A predicate has no criteria, so that its instructions have the definition."""
         if deciding.is_yes_no(asked):
-            definition = asked.kind.definition if isinstance(asked.kind, YesNo) else ""
-            meaning = f"\n\nAnswer true when: {definition}" if definition else ""
-            return {"type": "predicate", "instructions": words + meaning}
+            pairs = zip(("true", "false"), asked.options, strict=True)
+            meanings = [f"Answer {value} when: {option.definition}" for value, option in pairs if option.definition]
+            return {"type": "predicate", "instructions": "\n\n".join([words, *meanings])}
         if deciding.is_scale(asked):
             levels = [_described("label", one.text, one.definition) for one in asked.options]
             return {"type": "score", "instructions": words, "levels": levels}

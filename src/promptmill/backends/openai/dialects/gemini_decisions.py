@@ -15,7 +15,7 @@ from promptmill.backends.openai.dialects import deciding, dialect, gemini, syste
 from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told
 from promptmill.backends.openai.providers import DecisionLimits
 from promptmill.core.errors import without_controls
-from promptmill.core.form import Asked, YesNo
+from promptmill.core.form import Asked
 from promptmill.core.values import JsonDict, json_text
 
 _LONGEST = 300  # characters of a reason
@@ -45,9 +45,9 @@ class _GeminiDecisions(Deciding):
     def question(self, asked: Asked, words: str) -> JsonDict:
         """Return a question. Descriptions are texts, `""` without one."""
         if deciding.is_yes_no(asked):
-            definition = asked.kind.definition if isinstance(asked.kind, YesNo) else ""
-            criteria = {"criteria": {"true_description": definition}} if definition else {}
-            return {"type": "noul", "instructions": words, **criteria}
+            pairs = zip(("true_description", "false_description"), asked.options, strict=True)
+            criteria = {name: option.definition for name, option in pairs if option.definition}
+            return {"type": "noul", "instructions": words} | ({"criteria": criteria} if criteria else {})
         if deciding.is_scale(asked):
             return {"type": "score", "instructions": words, "criteria": deciding.levels_of(asked)}
         return {"type": "choice", "instructions": words, "criteria": deciding.described(asked, without="")}

@@ -14,7 +14,7 @@ from promptmill.answers.decision import Evidence
 from promptmill.backends.openai.dialects import deciding, dialect
 from promptmill.backends.openai.dialects.deciding import Deciding, Refused, Told
 from promptmill.backends.openai.providers import DecisionLimits
-from promptmill.core.form import Asked, YesNo
+from promptmill.core.form import Asked
 from promptmill.core.values import JsonDict
 
 
@@ -30,9 +30,9 @@ class _SystemOne(Deciding):
     def question(self, asked: Asked, words: str) -> JsonDict:
         """Return a question."""
         if deciding.is_yes_no(asked):
-            definition = asked.kind.definition if isinstance(asked.kind, YesNo) else ""
-            criteria = {"criteria": {"true": definition, "false": "It does not hold."}} if definition else {}
-            return {"type": "noul", "instructions": words, **criteria}
+            yes, no = (option.definition for option in asked.options)
+            criteria = {"true": yes or "It holds.", "false": no or "It does not hold."}
+            return {"type": "noul", "instructions": words} | ({"criteria": criteria} if yes or no else {})
         if deciding.is_scale(asked):
             return {"type": "score", "instructions": words, "criteria": deciding.levels_of(asked)}
         return {"type": "choice", "instructions": words, "criteria": deciding.described(asked)}

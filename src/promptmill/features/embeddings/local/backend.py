@@ -46,6 +46,8 @@ BACKEND = BackendRecord(
     other_paths=frozenset({EMBEDDINGS}),
     takes_images=False,
     weighs_choices=True,
+    decides=True,
+    compares=True,
     sampling=frozenset({"response_format"}),
 )
 

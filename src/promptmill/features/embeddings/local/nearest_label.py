@@ -104,7 +104,7 @@ def evidence_of(request: Request) -> str:
 def _comparison(asked: Asked) -> Comparison:
     """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if it is none, and `invalid_input` if
     definitions would make it one."""
-    if isinstance(asked.kind, YesNo):
+    if isinstance(asked.kind, YesNo) and not all(option.definition for option in asked.options[:2]):
         problem = f"The encoder finds the nearest of several labels, and no yes or no, as {_fields([asked.name])} asks."
         raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")
     options = [option for option in asked.options if option.value is not None]
@@ -121,6 +121,8 @@ def _comparison(asked: Asked) -> Comparison:
 def _texts(asked: Asked, options: Sequence[Option]) -> list[str]:
     """Return the texts of options. The description of a field helps where no label has a definition (.71 instead of
     .67 of ten tables), and its name never does (.65)."""
+    if isinstance(asked.kind, YesNo):
+        return [option.definition for option in options]
     if asked.words and not any(option.definition for option in options):
         return [f"{asked.words}: {option.text}" for option in options]
     return [f"{option.text}: {option.definition}" if option.definition else option.text for option in options]
