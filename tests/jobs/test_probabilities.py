@@ -226,6 +226,18 @@ def sorted_out(bench):
     return bench
 
 
+async def test_tools_report_those_of_a_closed_schema(sorted_out, closing):
+    fields = {"team": {"enum": ["billing", "tech"]}, "n": {"type": "integer"}}
+    asked = {"schema": {"type": "object", "properties": fields}, "sampling_params": {"top_choices": 1}}
+    server = create_server(closing(Service(openai_configuration(sorted_out.upstream.url))))
+    async with Client(server) as client:
+        several = await client.call_tool("generate", {"prompt_ls": ["Sort: a", "Sort: b"], **asked})
+        turn = {"messages": [{"role": "user", "content": "Sort: a"}]}
+        one = await client.call_tool("multiturn_generate", {**turn, **asked})
+    first, second = {"team": {"tech": 0.75}, "n": {"1": 0.75}}, {"team": {"tech": 0.75}, "n": {"1": 0.5}}
+    assert (several.meta["probabilities"], one.meta["probabilities"]) == ([first, second], [first])
+
+
 FIELDS_ASKED = (
     *("--prompt", "Sort: {{text}}", "--fields", "team:billing|tech,n:integer"),
     *("--set", "sampling_params.top_choices=1"),

@@ -94,7 +94,7 @@ CallSampling = Annotated[
     dict[str, Any] | None,
     Field(
         description="Rarely needed: temperature, max_tokens, stop, seed, tools, logprobs, …; top_choices: 3 gives "
-        "probabilities of `choices`."
+        "probabilities."
     ),
 ]
 Choices = Annotated[list[str] | None, Field(description="Every answer is exactly one of these.")]

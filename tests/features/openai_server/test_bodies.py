@@ -146,7 +146,6 @@ def test_thinking_is_switched_as_openrouter_does_it():
         ("function_call", "required"),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {}),
-        ("top_choices", 3),
         ("colour", "red"),
         ("temperature", "warm"),
         ("top_p", 3),

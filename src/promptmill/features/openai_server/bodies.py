@@ -22,7 +22,6 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import (
     BESIDE,
     PASSED_ON,
-    TOP_CHOICES,
     Conversation,
     Request,
     Sampling,
@@ -32,7 +31,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import IN_RESPONSES, ApiError, error_of, unsupported, wrong_type
-from promptmill.features.openai_server.choices import choices_of, usage_of
+from promptmill.features.openai_server.choices import choices_of, probabilities_of, usage_of
 from promptmill.features.openai_server.response_bodies import GUIDED
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
@@ -46,7 +45,7 @@ _OF_NO_EFFECT = frozenset(
 )
 """Fields that never change the answer, at every path."""
 _READ_ELSEWHERE = frozenset({"model", "messages", "stream"})
-_PASSED_ON = BESIDE - {TOP_CHOICES} | PASSED_ON  # not `top_choices`, for which OpenAI's reply has no field
+_PASSED_ON = BESIDE | PASSED_ON
 _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "logprobs": False,
@@ -212,9 +211,11 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
     if path == EMBEDDINGS:
         return _embeddings_body(body, answer, model)
     if path == RESPONSES:
-        return response_bodies.reply_body(body, choices_of(answer)[0], usage_of(answer.usage), model)
+        reply = response_bodies.reply_body(body, choices_of(answer)[0], usage_of(answer.usage), model)
+        return reply | probabilities_of(answer)
     choices = [
         {"index": index, "message": one.message(), "finish_reason": one.finish_reason, "logprobs": one.logprobs}
+        | probabilities_of(answer)
         for index, one in enumerate(choices_of(answer))
     ]
     head = {"id": f"chatcmpl-{secrets.token_hex(14)}", "object": "chat.completion", "created": int(time.time())}

@@ -67,6 +67,15 @@ def _choice(
     return Choice(**texts, finish_reason=reason, tool_calls=calls, logprobs=said)
 
 
+def probabilities_of(answer: Completion) -> JsonDict:
+    """Return the field with the probabilities of an answer, which is not OpenAI's; without them, no field.
+
+    >>> probabilities_of(Completion("yes", probabilities={"": {"yes": 0.75}}))
+    {'probabilities': {'yes': 0.75}}
+    """
+    return {"probabilities": answer.shown_probabilities} if answer.shown_probabilities and not answer.answers else {}
+
+
 def usage_of(usage: Usage) -> JsonDict:
     """Return the token counts in the format of chat completions."""
     return {

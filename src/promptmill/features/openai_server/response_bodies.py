@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from promptmill.core.request import PASSED_ON, Sampling, marks_in
+from promptmill.core.request import PASSED_ON, TOP_CHOICES, Sampling, marks_in
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server import response_tools
 from promptmill.features.openai_server.api_errors import ApiError, unsupported, wrong_type
@@ -15,7 +15,9 @@ from promptmill.features.openai_server.choices import Choice
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
 """vLLM's older names for the parts of `structured_outputs`."""
-_SAME = frozenset({"parallel_tool_calls", "top_logprobs", *PASSED_ON, *GUIDED}) | Sampling.model_fields.keys() - {
+_SAME = frozenset(
+    {"parallel_tool_calls", "top_logprobs", TOP_CHOICES, *PASSED_ON, *GUIDED}
+) | Sampling.model_fields.keys() - {
     "max_tokens",
     "n",
     "response_format",

@@ -21,7 +21,13 @@ from promptmill.backends.protocol import Completion, Growing
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import ApiError
-from promptmill.features.openai_server.choices import choices_of, reasoning_fields, tool_call, usage_of
+from promptmill.features.openai_server.choices import (
+    choices_of,
+    probabilities_of,
+    reasoning_fields,
+    tool_call,
+    usage_of,
+)
 from promptmill.features.openai_server.response_tools import item_of
 
 T = TypeVar("T")
@@ -95,8 +101,10 @@ class ChatEvents:
         self._head = {"id": identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
         self._growths = [_Growth() for _ in range(n)]
 
-    def _chunk(self, index: int, delta: JsonDict, reason: str | None = None, logprobs: object = None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+    def _chunk(
+        self, index: int, delta: JsonDict, reason: str | None = None, logprobs: object = None, **more: object
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs, **more}
         usage = {"usage": None} if self._with_usage else {}
         return _event({**self._head, "choices": [choice], **usage})
 
@@ -117,7 +125,8 @@ class ChatEvents:
             for delta in growth.deltas(choice.whole, is_whole=True):
                 logprobs, unsent = (unsent, None) if "content" in delta else (None, unsent)
                 yield self._chunk(index, delta, None, logprobs)
-            yield self._chunk(index, {}, choice.finish_reason, unsent)  # if the answer has no text
+            # `unsent`: if the answer has no text
+            yield self._chunk(index, {}, choice.finish_reason, unsent, **probabilities_of(answer))
         if self._with_usage:
             yield _event({**self._head, "choices": [], "usage": usage_of(answer.usage)})
         yield b"data: [DONE]\n\n"
@@ -219,6 +228,7 @@ class ResponseEvents:
                 yield self._of_item("custom_tool_call_input.done", at, input=item["input"])
             yield self._end(at, cut)
         response = response_bodies.finished(self._response, choice, self._output, usage_of(answer.usage))
+        response |= probabilities_of(answer)
         yield self._event(f"response.{response['status']}", response=response)
 
     def error(self, error: ApiError) -> bytes:
