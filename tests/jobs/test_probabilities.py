@@ -22,14 +22,12 @@ from fakes import KEY, openai_configuration
 from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.columns import answer_fields
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.labels import probability
-from promptmill.jobs.store import statistics
-from promptmill.jobs.store.records import FIRST, Record, checksum, record_of
+from promptmill.jobs.labels import least_probable, probability
+from promptmill.jobs.store.records import FIRST, record_of
 from promptmill.server import create_server
 from promptmill.service.service import Service
-from replies import answer, choose, status
+from replies import answer, choose, raw, status
 
 ASK = ("--prompt", "Is it good? {{text}}", "--choices", "yes,no")
 ALL = ("--set", "sampling_params.top_choices=2")
@@ -167,28 +165,6 @@ async def test_a_tool_has_one_entry_for_each_answer(labelled, closing):
     assert result.meta["probabilities"] == [YES, None]
 
 
-def stored(**more: Any) -> Record:
-    """Return a record of the answer `yes` with these optional fields."""
-    record = record_of(0, Completion("yes", "stop"))._replace(more=json.dumps(more))
-    return record._replace(checksum=checksum(record[1:11], None))
-
-
-def test_an_answer_of_a_job_from_before_has_its_probability(store):
-    before = stored(top_choices=YES)
-    assert before.outcome() == Completion("yes", "stop", probabilities={"": YES})
-    assert probability(before) == 0.75
-    fields = answer_fields(before)
-    assert (fields["probability"], fields["probabilities"]) == (0.75, YES)
-    store.write([before])
-    assert statistics.extra_fields(store) >= {"probability", "probabilities"}
-
-
-def test_an_answer_of_a_cache_from_before_has_its_probability():
-    kind, values, *rest = outcome_data(Completion("yes", "stop"))
-    values[values.index(None, 7)] = YES  # the eighth value was `top_choices`
-    assert outcome_of(kind, values, *rest) == Completion("yes", "stop", probabilities={"": YES})
-
-
 @pytest.mark.parametrize("chances", [{"": YES}, {"": {"yes": 0.75}}, {"": {"no": 1}}, {"a": {"x": 0.5}}, None])
 def test_probabilities_are_kept_as_sent(chances):
     known = Completion("yes", "stop", probabilities=chances)
@@ -277,3 +253,71 @@ def test_columns_choose_among_those_of_fields(sorted_out):
     assert [*_cells(sorted_out.output)[0]] == ["text", "team", "n", "probabilities"]
     sorted_out.succeed(*FIELDS_ASKED, "--columns", "answer,probability", "--overwrite")
     assert [*_cells(sorted_out.output)[0]] == ["text", "team", "team_probability", "n", "n_probability"]
+
+
+# Scales, whose fields have the probabilities of several levels where the model reports them.
+
+SCALES = ("--prompt", "How? {{text}}", "--fields", "mood:calm<annoyed<furious!,team:billing|tech!")
+DECIDING = {"dialect": "systemone"}
+
+
+@pytest.fixture
+def moods(bench):
+    """A bench with a row whose endpoint weighs each level of a scale."""
+    shares = {"mood": {"0": 0.25, "1": 0.25, "2": 0.5}, "team": {"billing": 0.25, "tech": 0.75}}
+    answers = {
+        "mood": {"type": "score", "score": 1.25, "probabilities": shares["mood"]},
+        "team": {"type": "choice", "choice": "tech", "probabilities": shares["team"]},
+    }
+    usage = {"input_tokens": 5, "output_tokens": 2}
+    bench.upstream.reply = raw(orjson.dumps({"model": "m", "answers": answers, "usage": usage}))
+    bench.write([{"text": "a"}])
+    return bench
+
+
+@IN_EACH_FORMAT
+def test_a_scale_has_its_expected_level_next_to_its_probability(moods, name, read):
+    moods.output = moods.path / name
+    moods.succeed(*SCALES, **DECIDING)
+    (row,) = read(moods.output)
+    if "json" in name:
+        assert (row["answer"], row["scores"]) == ({"mood": "furious", "team": "tech"}, {"mood": 1.25})
+        return
+    assert [*row][:7] == ["text", "mood", "mood_probability", "mood_score", "team", "team_probability", "error"]
+    assert (row["mood"], row["mood_probability"], float(row["mood_score"])) == ("furious", 0.5, 1.25)
+
+
+def test_the_least_probable_field_is_that_of_the_given_value(moods):
+    moods.succeed(*SCALES, **DECIDING)
+    (record,) = moods.records()
+    assert (least_probable(record), probability(record)) == ((0.5, "mood"), 0.5)
+    shown = moods.here([sys.executable, "-m", "promptmill", "review", str(moods.output)])
+    assert "low probability of mood" in shown.stdout + shown.stderr
+
+
+def test_a_column_of_the_input_keeps_the_name_of_a_score(moods):
+    moods.write([{"text": "a", "mood_score": "mine"}])
+    moods.output = moods.path / "out.csv"
+    moods.succeed(*SCALES, **DECIDING)
+    (row,) = _cells(moods.output)
+    assert (row["mood_score"], float(row["mood_score_1"])) == ("mine", 1.25)
+
+
+def test_a_table_of_python_has_probabilities_and_scores(moods):
+    pandas = pytest.importorskip("pandas")
+    config = moods.command(**DECIDING)[moods.command(**DECIDING).index("--config") + 1]
+    moods.command(**DECIDING)
+    given = pandas.DataFrame({"text": ["a"]})
+    found = promptmill.bulk(given, prompt="How? {{text}}", fields=SCALES[3], config=config).table()
+    assert [*found.columns][:6] == ["text", "mood", "mood_probability", "mood_score", "team", "team_probability"]
+    assert found["mood_score"][0] == 1.25
+    assert (found["mood_probability"].dtype, found["team_probability"][0]) == ("float64", 0.75)
+
+
+def test_without_several_levels_there_is_no_score(bench):
+    tokens = [{"token": '{"mood":"calm"}', "logprob": 0.0}]
+    bench.upstream.reply = answer('{"mood":"calm"}', logprobs={"content": tokens})
+    bench.write([{"text": "a"}])
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--prompt", "How? {{text}}", "--fields", "mood:calm<cross!", "--set", "sampling_params.top_choices=1")
+    assert [*_cells(bench.output)[0]][:4] == ["text", "mood", "mood_probability", "error"]

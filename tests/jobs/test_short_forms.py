@@ -5,7 +5,9 @@ import json
 import pytest
 
 import promptmill
+from promptmill.answers.form import form_of_schema
 from promptmill.core.errors import PromptmillError
+from promptmill.core.form import Scale
 from promptmill.jobs.inputs.short_forms import answer_forms, labels_of, named_schema, schema_of_fields
 from replies import answer
 
@@ -160,3 +162,23 @@ def test_parentheses_divide_fields_only_in_a_list_of_rows():
         "1) name",
         "price (EUR)",
     ]
+
+
+def test_levels_of_a_scale_are_in_order():
+    schema = schema_of_fields("mood:calm < annoyed<furious,stress:low<high!")
+    assert schema["properties"] == {
+        "mood": {"enum": ["calm", "annoyed", "furious", None], "$comment": "from the lowest to the highest"},
+        "stress": {"enum": ["low", "high"], "$comment": "from the lowest to the highest"},
+    }
+    form = form_of_schema(schema, {})
+    assert form is not None
+    assert [one.kind for one in form.questions] == [
+        Scale(("calm", "annoyed", "furious"), is_optional=True),
+        Scale(("low", "high")),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["low<", "<high", "low<low", "low<<high", "low|middle<high", "<"])
+def test_a_scale_has_different_levels(kind):
+    with pytest.raises(PromptmillError, match="is no scale; write different levels from the lowest to the highest"):
+        schema_of_fields(f"mood:{kind}")

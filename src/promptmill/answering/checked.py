@@ -11,9 +11,9 @@ are. A request whose last answer is still invalid fails with `invalid_answer`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Self, TypeAlias
+from typing import NamedTuple, Self
 
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.chances import chances_in, chances_of_fields
@@ -52,10 +52,6 @@ _UNCHECKED_VECTORS = "A vector has no text: `choices`, a schema and checks of an
 LONGEST_COMPLAINT = 400
 """Characters of a complaint that a model gets."""
 
-_Probabilities: TypeAlias = Mapping[str, Mapping[str, float]] | None
-_FoundIn: TypeAlias = Callable[[Sampling, Sequence[str], JsonObject, int], _Probabilities]
-"""Returns the probabilities, from the parameters, the reply and the answer, log probabilities, and `top_choices`."""
-
 
 def checks_of_features() -> list[Check]:
     """Return the checks that features add."""
@@ -91,41 +87,33 @@ class ChosenAnswers(Step):
         request = request.changed(form=request.form or form, sampling=sampling)
         has_chances = self._is_endpoint and TOP_CHOICES in request.extra and sampling.choices is not None
         if has_chances:
-            return _with_chances(request, call, self.following, _of_choices, _OTHERS)
+            return _with_chances(request, call, self.following)
         return self.following(request, call)
 
 
-async def _with_chances(
-    request: Request, call: protocol.Call, answer: protocol.Answer, found_in: _FoundIn, others: JsonObject
-) -> protocol.Outcome:
-    """Answer a request with `top_choices` by `answer`, with the probabilities in the log probabilities of an endpoint.
-
-    `others`: the parameter for tokens other than those of the answer.
-    """
+async def _with_chances(request: Request, call: protocol.Call, answer: protocol.Answer) -> protocol.Outcome:
+    """Answer a request with `top_choices` by `answer`, with the probabilities in the log probabilities of an endpoint:
+    those of the likeliest choices, or those of the answer's fields."""
+    choices = None if request.sampling.choices is None else _choices(request.sampling)
     asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
     try:
         most = top_choices_of(request.extra)
     except PromptmillError as error:
         return protocol.Failure(error, request.attempts)
+    others = {} if choices is None else _OTHERS
     extra = asked if most is None else {**others, **asked, "logprobs": True}
     outcome = await answer(request.changed(extra=extra), call)
     if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
         return outcome
     final = await _without_reasoning(outcome.text, request)
-    texts = (await _without_reasoning(outcome.reply, request) if outcome.reply else final, final)
-    logprobs = outcome.logprobs if asked.get("logprobs") else None
-    return replace(outcome, probabilities=found_in(request.sampling, texts, outcome.logprobs, most), logprobs=logprobs)
-
-
-def _of_choices(sampling: Sampling, texts: Sequence[str], logprobs: JsonObject, most: int) -> _Probabilities:
-    found = chances_in(_choices(sampling), texts[0], logprobs, most)
-    return {"": found} if found else None
-
-
-def _of_fields(sampling: Sampling, texts: Sequence[str], logprobs: JsonObject, most: int) -> _Probabilities:
-    del sampling, most
-    reply, answer = texts
-    return chances_of_fields(reply, logprobs, answer)
+    reply = await _without_reasoning(outcome.reply, request) if outcome.reply else final
+    found: Mapping[str, Mapping[str, float]] | None
+    if choices is None:
+        found = chances_of_fields(reply, outcome.logprobs, final)
+    else:
+        own = chances_in(choices, reply, outcome.logprobs, most)
+        found = {"": own} if own else None
+    return replace(outcome, probabilities=found, logprobs=outcome.logprobs if asked.get("logprobs") else None)
 
 
 def _choices(sampling: Sampling) -> Choices:
@@ -183,7 +171,7 @@ class CheckedAnswers(Step):
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request whose answer is checked."""
         if TOP_CHOICES in request.extra and self._is_endpoint and request.sampling.response_format is not None:
-            return await _with_chances(request, call, self.answer, _of_fields, {})
+            return await _with_chances(request, call, self.answer)
         try:
             form, checks = self._known(request, call) or await self._wanted(request.sampling, call.facts)
         except PromptmillError as error:

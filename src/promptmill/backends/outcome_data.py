@@ -9,7 +9,7 @@ from typing import Any
 
 from pybase64 import b64decode, b64encode
 
-from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, by_question
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.system.frames import packed_error, unpacked_error
 
 _COUNTS = attrgetter(*(each.name for each in fields(Usage)))
@@ -37,7 +37,6 @@ def outcome_of(kind: str, values: Sequence[Any], counts: Sequence[int], spent: S
         failure = Failure(unpacked_error(error), attempts, latency_s, usage, text, concerns_all)
         return replace(failure, unmetered=unmetered, spent=bill)
     text, reason, reasoning, calls, attempts, latency_s, logprobs, chances, *rest = values
-    chances = by_question(chances) if chances else None  # an earlier version stored those of choices alone
     answer = Completion(text, reason, usage, reasoning, tuple(calls), attempts, latency_s, logprobs, chances)
     answer.details, answers, answer.tier, warnings, answer.unmetered, answer.sources, vectors = rest
     answer.vectors = tuple(map(b64decode, vectors))

@@ -16,10 +16,10 @@ from promptmill.core.errors import input_error
 from promptmill.core.feature import Format
 from promptmill.core.wording import counted
 from promptmill.jobs.databases import alike
-from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SchemaColumns
+from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, SchemaColumns
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.records import SCORES, Record
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 SOURCES = "sources"
@@ -27,8 +27,8 @@ SOURCES = "sources"
 PROBABILITY = "probability"
 """The column for the probability of the given answer, of a job whose answers are `choices`."""
 EXTRA_FIELDS = (
-    *("answers", PROBABILITY, "probabilities", SOURCES, "reasoning", "tool_calls", "logprobs", "cost", "answered_by"),
-    "changed",
+    *("answers", PROBABILITY, "probabilities", SCORES, SOURCES, "reasoning", "tool_calls", "logprobs", "cost"),
+    *("answered_by", "changed"),
 )
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
@@ -129,11 +129,8 @@ def _own_of(spec: JobSpec) -> Sequence[str]:
 def own_names(spec: JobSpec) -> set[str]:
     """Return the names that the columns of a job may have in its output."""
     schema, names = schema_columns(spec.in_output), spec.output.names or {}
-    usual = (
-        dict.fromkeys((*OURS, *_own_of(spec)))
-        if schema is None
-        else {**dict.fromkeys(OURS), **schema.names, **schema.probability_names}
-    )
+    own = dict.fromkeys((*OURS, *_own_of(spec)))
+    usual = own if schema is None else {**own, **schema.every}
     return {names.get(key, name or key) for key, name in usual.items()}
 
 
@@ -155,7 +152,7 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
         answer = wanted.pop("answer")
         wanted |= schema.names | {"answer": answer}
-    return wanted | schema.names | schema.probability_names
+    return wanted | schema.every
 
 
 def unusual_names(
@@ -270,6 +267,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _usual(key: str) -> str:
-    if key.startswith(PROBABILITY_OF):
-        return f"{key.removeprefix(PROBABILITY_OF)}_probability"
+    for prefix, ending in ((PROBABILITY_OF, "_probability"), (SCORE_OF, "_score")):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix) + ending
     return key.removeprefix(FIELD)

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import by_question
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import composed, json_text, read_json, text_of, with_whole_numbers
 from promptmill.core.wording import counted, listed
-from promptmill.jobs.export.schema_columns import answers_of_labels
+from promptmill.jobs.export.schema_columns import answers_of_labels, loaded
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
@@ -85,15 +86,27 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
     return Decision(first, most / len(records), most, is_tie=sum(count == most for count in counts.values()) > 1)
 
 
+def least_probable(record: Record) -> tuple[float, str] | None:
+    """Return the probability of the least probable field of an answer, with the field; None without probabilities."""
+    fields = by_question(record.extras.get("probabilities")) or {}
+    try:
+        values = loaded(split_marked(record.text)[1]) if fields and "" not in fields else None
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    known = ((shares.get(text_of(values[name])), name) for name, shares in fields.items() if name in values)
+    return min(((float(share), name) for share, name in known if share is not None), default=None)
+
+
 def probability(record: Record) -> float | None:
     """Return the probability of the answer: among the choices or of its least probable field if reported, else from its
     tokens; None without all of these."""
     extras = record.extras
     if (own := extras.get("probability")) is not None:
         return float(own)
-    fields = by_question(extras.get("probabilities")) or {"": {}}
-    if "" not in fields:
-        return min(min(values.values()) for values in fields.values())
+    if (least := least_probable(record)) is not None:
+        return least[0]
     content = _content(extras.get("logprobs"))
     try:
         total = math.fsum(float(token["logprob"]) for token in content)

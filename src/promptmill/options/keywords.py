@@ -55,8 +55,8 @@ class AnswerOptions(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
     """`schema` in OpenAI's form."""
     fields: bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]
-    """`schema` in one line: name!,amount:number,day:date, where only `!` demands a value; False: a JSON text, not a
-    column for each field."""
+    """`schema` in one line: name!,amount:number,mood:low<high, where only `!` demands a value; False: a JSON text,
+    not a column for each field."""
     check: Callable[[Any, Mapping[str, Any]], str | None] | None
     """A function that gets each answer with its row, and returns what is wrong with it, or None."""
     choices_many: bool

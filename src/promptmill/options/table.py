@@ -230,17 +230,17 @@ ANSWERS = (
     Option(
         "fields",
         str | bool,
-        "{schema} in one line: name!,amount:number,day:date, where only `!` demands a value; False: a JSON text, not a "
-        "column for each field",
+        "{schema} in one line: name!,amount:number,mood:low<high, where only `!` demands a value; False: a "
+        "JSON text, not a column for each field",
         flag=Flag(
             metavar="A,B:TYPE,…",
-            words="{schema} in one line: name!,amount:number,day:date; a field without ! may be empty",
+            words="{schema} in one line: name!,amount:number,size:S|M|L,mood:low<high; a field without ! may be empty",
             read="promptmill.jobs.inputs.short_forms:schema_of_fields",
             stored="schema",
             one_of="form",
         ),
         argument=Argument(
-            words="facts as columns: name!,amount:number,size:S|M|L; `!`: never empty",
+            words="facts as columns: name!,amount:number,size:S|M|L,mood:low<high; `!`: never empty",
             is_common=True,
         ),
         keyword=Keyword(type="bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]"),

@@ -16,7 +16,7 @@ from promptmill.core.wording import counted, cut
 from promptmill.features.compare.answer_values import LABEL, Tolerance
 from promptmill.jobs import columns
 from promptmill.jobs.columns import MODEL, OURS, VARIANT
-from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF
+from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.format_table import of_output
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status
@@ -87,8 +87,7 @@ class ComparedFile:
                 ".",
             )
         names, fields = spec.output.names or {}, _fields(spec)
-        own = {names.get(key, key) for key in (*OURS, *columns.variant_fields(spec))} | {*fields.values()}
-        own |= {names.get(f"{PROBABILITY_OF}{name}", f"{name}_probability") for name in fields}
+        own = {*fields.values(), *columns.own_names(spec)}
         answer = names.get("answer", spec.output.form.column)
         about: Mapping[str, object] = status.read(folder)
         kept = ("job_id", "model", "cost", "seconds", "prompt_tokens", "completion_tokens")

@@ -69,7 +69,8 @@ class Sure(SureRule):
         if not self.votes and slot == 1 and _has_rows_together(config):
             extra = {}  # the probabilities in a reply to several rows are those of all answers
         elif not self.votes and slot == 1:
-            weighs = config.record.weighs_choices and sampling.choices is not None
+            # an endpoint's log probabilities of an answer in JSON are those of its fields
+            weighs = config.record.needs_endpoint if sampling.choices is None else config.record.weighs_choices
             extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
         return target.model_copy(update={"extra": extra})
 

@@ -18,7 +18,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
 from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, PROBABILITY, SCORE, SOURCES
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.labels import label_in
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
@@ -86,13 +86,15 @@ class JobTable:
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
         self._marks = [key for key in names if key == SOURCES or key in spec.plan.fields]
         self._figures = [key for key in names if key in EXTRA_FIELDS and key not in {"logprobs", SOURCES}]
+        numbers = [key for key in names if key.startswith((PROBABILITY_OF, SCORE_OF))]
+        self._figures += numbers
         shown = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
             *(Column(name, name, "variant") for name in variant_names(spec, 0)),
             *(Column(key, names[key], "answer", source=key.removeprefix(FIELD)) for key in self._fields),
             *map(self._mark_column, self._marks),
             Column(_ERROR, names[_ERROR], "error"),
-            *(Column(key, names[key], "figure", is_hidden=key != PROBABILITY) for key in self._figures),
+            *(Column(key, names[key], "figure", is_hidden=key not in {PROBABILITY, *numbers}) for key in self._figures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
             Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
         ]

@@ -18,7 +18,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs import members
 from promptmill.jobs.columns import PROBABILITY
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.schema_columns import PROBABILITY_OF
+from promptmill.jobs.export.schema_columns import PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
 from promptmill.jobs.inputs.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
@@ -215,7 +215,7 @@ def _arrow_types(answers: AnswerValues) -> JsonDict:
     )
     usage = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())])
     schema = answers.schema
-    numbers = _NUMBERS if schema is None else (*_NUMBERS, *schema.probability_names)
+    numbers = _NUMBERS if schema is None else (*_NUMBERS, *schema.probability_names, *schema.score_names)
     types = {"error": error, "usage": usage, **dict.fromkeys(numbers, pa.float64())}
     return {
         key: schema.arrow_type(key) if schema is not None and key in schema.names else types.get(key, pa.string())
@@ -227,7 +227,7 @@ def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
     """Return a value in the Arrow type of the column `key`. In a column of texts, lists and objects become JSON."""
     if schema is not None and key in schema.names:
         return schema.arrow_value(key, value)
-    is_plain = isinstance(value, str | None) or key in _PLAIN or key.startswith(PROBABILITY_OF)
+    is_plain = isinstance(value, str | None) or key in _PLAIN or key.startswith((PROBABILITY_OF, SCORE_OF))
     return value if is_plain else values.json_text(value)
 
 

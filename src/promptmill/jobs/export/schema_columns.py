@@ -10,16 +10,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from promptmill.answers.form import form_of_schema
 from promptmill.answers.reasoning import split_marked
 from promptmill.core.bounds import DEEPEST, LONGEST_PATH
+from promptmill.core.form import Scale
 from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json, text_of
 from promptmill.core.wording import mended
+from promptmill.jobs.store.records import SCORES
 
 FIELD = "answer."
 """The prefix of the key of a column for a field of the answers: it prevents a clash with another column's key."""
 PROBABILITY_OF = "probability."
 """The prefix of the key of a column for the probability of a field's value."""
+SCORE_OF = "score."
+"""The prefix of the key of a column for the expected level of a field that is a scale."""
 _SHOWN = 200
+_DIGITS = 6
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
@@ -46,8 +52,25 @@ class SchemaColumns:
         """The usual names of the columns of a table, by their keys."""
         self.probability_names = {f"{PROBABILITY_OF}{name}": f"{name}_probability" for name in self._fields}
         """The usual names of the columns for the probabilities of the fields, by their keys, in the same order."""
+        form = form_of_schema({"type": "object", "properties": self._fields}, {})
+        self._scales = {one.name: one.kind for one in form.questions if isinstance(one.kind, Scale)} if form else {}
+        self.score_names = {f"{SCORE_OF}{name}": f"{name}_score" for name in self._scales}
+        """The usual names of the columns for the expected levels of the fields that are scales, by their keys."""
         self._as_texts = set[str]()
         """The keys of columns of numbers that become columns of texts in Arrow."""
+
+    def columns(self, *, has_scores: bool) -> dict[str, str]:
+        """Return the usual names of the columns of fields, each with its probability and its expected level, if any."""
+        names = dict[str, str]()
+        for field in self._fields:
+            keys = f"{FIELD}{field}", f"{PROBABILITY_OF}{field}", *([f"{SCORE_OF}{field}"] if has_scores else [])
+            names |= {key: self.every[key] for key in keys if key in self.every}
+        return names
+
+    @property
+    def every(self) -> dict[str, str]:
+        """The usual names of all columns, by their keys."""
+        return self.names | self.probability_names | self.score_names
 
     def in_json(self, fields: JsonObject) -> JsonDict:
         """Convert the result of `columns.answer_fields` for a row of JSON."""
@@ -59,6 +82,8 @@ class SchemaColumns:
         except UnreadableAnswerError:
             return changed
         changed["answer"] = value if self._by_field else self._written(value)
+        if scores := self._scores(value, fields.get("probabilities")):
+            changed[SCORES] = scores
         if "answers" in fields:
             changed["answers"] = [self._one_of_several(text) for text in fields["answers"]]
         return changed
@@ -74,13 +99,27 @@ class SchemaColumns:
         del changed["answer"]
         if isinstance(value, Mapping):
             changed |= {key: self._field(name, value.get(name)) for key, name in self.names.items()}
-            if "probabilities" in fields:
-                for name, by_value in fields["probabilities"].items():
-                    changed[f"{PROBABILITY_OF}{name}"] = by_value.get(text_of(value.get(name)))
+            changed |= self.beside(value, fields.get("probabilities"), changed.pop(SCORES, {}))
         elif value is not None:
             problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
             changed["error"] = {"code": "invalid_answer", "message": problem, "retryable": False, "attempts": 0}
         return changed
+
+    def beside(self, answer: JsonObject, probabilities: Any, scores: Any) -> JsonDict:
+        """Return the values of the columns of `probability_names` and `score_names` that an answer has."""
+        shares: JsonObject = probabilities if isinstance(probabilities, Mapping) else {}
+        known = {name: shares[name] for name in self._fields if isinstance(shares.get(name), Mapping)}
+        own = {f"{PROBABILITY_OF}{name}": by_value.get(text_of(answer.get(name))) for name, by_value in known.items()}
+        return own | {f"{SCORE_OF}{name}": score for name, score in (scores or {}).items()}
+
+    def _scores(self, value: Any, probabilities: Any) -> dict[str, float]:
+        """Return the expected level of each scale that has a value and the probabilities of several levels."""
+        if not isinstance(value, Mapping) or not isinstance(probabilities, Mapping):
+            return {}
+        shares = {name: probabilities[name] for name in self._scales if name in probabilities}
+        found = {name: self._scales[name].expected(own) for name, own in shares.items() if len(own) > 1}
+        given = {name for name in found if value.get(name) is not None}
+        return {name: round(score, _DIGITS) for name, score in found.items() if score is not None and name in given}
 
     def _field(self, name: str, value: Any) -> Any:
         """Return the value of a field. A list of choices becomes `Labels`, unless a choice contains the separator."""

@@ -35,7 +35,7 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.records import SCORES, SLOT
 
 CUSTOM_ID, INDEX = "custom_id", "index"
 _INFINITE = b"Infinity"  # as `values.dumps` writes it
@@ -119,9 +119,9 @@ class AnswerValues:
         if schema is not None and schema.names:
             fields = schema.names
             if "probabilities" in known:  # each field's, next to the field; all of them on request
-                pairs = zip(schema.names.items(), schema.probability_names.items(), strict=True)
-                fields = dict(itertools.chain.from_iterable(pairs))
+                fields = schema.columns(has_scores=SCORES in known)
                 known -= {"probabilities"} - self._chosen
+            known.discard(SCORES)
             names = {**fields, **{name: name for name in usual if name in known and name != "answer"}}
         order = [*self._variants, *names]
         order[order.index("error") : order.index("error")] = spec.plan.fields
@@ -138,6 +138,7 @@ class AnswerValues:
         if self.schema is not None:
             key = "answer" if key in self.schema.names else key
             key = PROBABILITY if key in self.schema.probability_names else key
+            key = SCORES if key in self.schema.score_names else key
         return key in self._chosen
 
     @property

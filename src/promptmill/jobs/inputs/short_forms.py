@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from promptmill.answers.form import IN_ORDER
 from promptmill.answers.schema import compile_schema
 from promptmill.answers.schema_mistakes import why_no_schema, why_not_json
 from promptmill.core.errors import input_error
@@ -69,7 +70,8 @@ class ListOfRows(dict[str, Any]):
 def schema_of_fields(text: str) -> JsonDict:
     """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
 
-    A field is `NAME`, `NAME:TYPE`, `NAME:one|of|these`, or `NAME:rows(FIELDS)` for a list of objects. It may be null,
+    A field is `NAME`, `NAME:TYPE`, `NAME:one|of|these`, `NAME:low<middle<high` for the levels of a scale, or
+    `NAME:rows(FIELDS)` for a list of objects. It may be null,
     and a list empty, because a model invents the value that a schema demands: `amount:number` gave 0 for 30 of 40 mails
     without an amount. A `!` at its end demands a value; a `?` changes nothing.
 
@@ -83,8 +85,8 @@ def schema_of_fields(text: str) -> JsonDict:
         if not name or (colon and not kind) or {"!", "?"} & {*name}:
             raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
         first, sign, last = name.rpartition("=" if "=" in name else " ")
-        is_type = ("|" in last and "(" not in last) or last.strip() in {*_TYPES, *_OTHER_NAMES}
-        if not colon and is_type and (sign or "|" in last):
+        is_type = ({"|", "<"} & {*last} and "(" not in last) or last.strip() in {*_TYPES, *_OTHER_NAMES}
+        if not colon and is_type and (sign or {"|", "<"} & {*last}):
             raise input_error(
                 f"{name[:40]!r} is no field; did you mean {first.strip()[:40] or 'label'}:{last.strip()[:40]}?"
             )
@@ -120,17 +122,27 @@ def _type(kind: str, *, is_required: bool) -> JsonDict:
     if rows := _ROWS.fullmatch(kind):
         at_least = {"minItems": 1} if is_required else {}
         return ListOfRows({"type": "array", "items": schema_of_fields(rows[1]), **at_least})
+    nothing = [] if is_required else [None]
+    if "<" in kind:
+        return {"enum": [*_levels(kind), *nothing], "$comment": IN_ORDER}
     if "|" in kind:
-        options: list[str | None] = [option.strip() for option in kind.split("|")]
-        return {"enum": [*options, *([] if is_required else [None])]}
+        return {"enum": [*(option.strip() for option in kind.split("|")), *nothing]}
     known = _TYPES.get(_OTHER_NAMES.get(kind, kind))
     if known is None:
-        more = "a|b|c for one of several texts, and rows(a,b) for a list of objects."
+        more = "a|b|c for one of several texts, a<b<c for a scale, and rows(a,b) for a list of objects."
         types = f"the types are {', '.join(_TYPES)}, {more}"
         raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types, likeness=_LIKE_TYPES)}")
     if known["type"] == "array":
         return {**known, "minItems": 1} if is_required else dict(known)
     return dict(known) if is_required else {**known, "type": [known["type"], "null"]}
+
+
+def _levels(kind: str) -> list[str]:
+    levels = [level.strip() for level in kind.split("<")]
+    if "|" in kind or not all(levels) or len(set(levels)) < len(levels):
+        said = f"{kind[:40]!r} is no scale; write different levels from the lowest to the highest, such as low<middle"
+        raise input_error(f"{said}<high.")
+    return levels
 
 
 def named_schema(text: str) -> Path | JsonDict:

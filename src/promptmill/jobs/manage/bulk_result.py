@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -25,13 +25,18 @@ from promptmill.answers.response_format import AnswerType, json_schema_of
 from promptmill.backends.vectors import words_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut, shape
-from promptmill.jobs.columns import OURS, VARIANT
+from promptmill.jobs.columns import OURS, PROBABILITY, VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.rows import row_lines
+from promptmill.jobs.store.records import SCORES
 from promptmill.jobs.store.status_record import shares_of
 from promptmill.system.safe_open import home_expanded
+
+if TYPE_CHECKING:
+    from promptmill.jobs.export.schema_columns import SchemaColumns
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
@@ -119,11 +124,35 @@ class BulkResult:
             for key, name in of_schema.names.items():
                 values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
                 columns[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
+            columns = self._with_numbers(of_schema, objects, columns)
         for name in _ANSWERS[1:] if of_schema is not None else _ANSWERS:
             called = self.columns.get(name, name)
             cells = [row.get(called) for row in self.rows]
             columns[called] = _Column([one.tolist() if isinstance(one, array) else _cell(one) for one in cells])
+            if name == "answer" and any(chances := self._cells(PROBABILITY)):
+                columns[self.columns.get(PROBABILITY, PROBABILITY)] = _Column(chances, _float)
         return _joined(self.given, columns, self.numbers)
+
+    def _cells(self, key: str) -> list[Any]:
+        return [row.get(self.columns.get(key, key)) for row in self.rows]
+
+    def _with_numbers(
+        self, of_schema: SchemaColumns, answers: Sequence[JsonObject], columns: Mapping[str, _Column]
+    ) -> dict[str, _Column]:
+        """Return the columns of fields, each with those of its probability and of its expected level, if any."""
+        beside = [
+            of_schema.beside(*one)
+            for one in zip(answers, self._cells("probabilities"), self._cells(SCORES), strict=True)
+        ]
+        own = {self.columns.get(key, name) for key, name in of_schema.names.items()}
+        found = {name: column for name, column in columns.items() if name not in own}
+        for key, name in of_schema.columns(has_scores=True).items():
+            called = self.columns.get(key, name)
+            if key in of_schema.names:
+                found[called] = columns[called]
+            elif any(values := [one.get(key) for one in beside]):
+                found[called] = _Column(values, _float)
+        return found
 
     def _repr_html_(self) -> str:
         """Return the result as HTML for a notebook: counts and first rows, without external resources."""
@@ -253,6 +282,12 @@ def _as_json(value: Any) -> Any:
         value.save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
     return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # the missing values of pandas
+
+
+def _float() -> Any:
+    import pyarrow as pa
+
+    return pa.float64()
 
 
 class _Column(NamedTuple):

@@ -22,7 +22,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import doubts
 from promptmill.core.request import Request
 from promptmill.jobs import members
-from promptmill.jobs.labels import probability
+from promptmill.jobs.labels import least_probable, probability
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
@@ -255,8 +255,9 @@ class Plan(OrderPart):
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
         """Return the reason why a person should check a row that a model answered; None if no check is needed."""
         del spec, beside
-        own = probability(record)
-        return None if own is None or own >= 1 else Doubt(own, "low probability")
+        own, least = probability(record), least_probable(record)
+        of = f" of {least[1]}" if least is not None else ""
+        return None if own is None or own >= 1 else Doubt(own, f"low probability{of}")
 
 
 class Doubt(NamedTuple):

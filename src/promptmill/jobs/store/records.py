@@ -39,6 +39,10 @@ FIRST = Provenance()
 _KEY_DIGITS = 12
 
 
+SCORES = "scores"
+"""The optional field for the expected levels of an answer's fields: an output computes them from probabilities."""
+
+
 class Record(NamedTuple):
     """The columns of table `answer`, in order. `code` is None for an answer."""
 
@@ -97,11 +101,7 @@ class Record(NamedTuple):
     @property
     def extras(self) -> Mapping[str, Any]:
         """The content of `more`."""
-        if not self.more:
-            return {}
-        extras: JsonDict = orjson.loads(self.more)
-        if "top_choices" in extras:  # an earlier version stored it
-            extras |= _probabilities(extras["top_choices"], self.text)
+        extras: JsonDict = orjson.loads(self.more) if self.more else {}
         return extras
 
     def outcome(self) -> Outcome:

@@ -15,7 +15,7 @@ from promptmill.backends.protocol import Counts, Failure, Outcome, Usage
 from promptmill.core.errors import Code
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
-from promptmill.jobs.store.records import SLOT, Record
+from promptmill.jobs.store.records import SCORES, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
 from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus
 
@@ -443,14 +443,20 @@ def vector_lengths(store: JobDatabase, before: int = ALL_ROWS) -> dict[int, int]
     return {} if None in lengths else lengths
 
 
+_HAS_LEVELS = f"""
+    SELECT 1 FROM answer, json_each({_MORE}, '$.probabilities') AS field
+    WHERE {DELIVERED} AND field.type = 'object' AND (SELECT count(*) FROM json_each(field.value)) > 1 LIMIT 1
+"""
+
+
 def extra_fields(store: JobDatabase) -> set[str]:
     """Return the names of the optional fields that at least one answer has: `reasoning`, and the fields in `more`."""
     has = f"SELECT max(more IS NOT NULL), max(reasoning IS NOT NULL) FROM answer WHERE {DELIVERED}"
     ((has_more, has_reasoning),) = store.read(has)
     query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE}) WHERE {DELIVERED}"
     names = {name for (name,) in store.read(query)} if has_more else set[str]()
-    if "top_choices" in names:  # of an earlier version, see `Record.extras`
-        names |= {"probability", "probabilities"}
+    if "probabilities" in names and store.read(_HAS_LEVELS):
+        names.add(SCORES)
     return names | {"reasoning"} if has_reasoning else names
 
 
