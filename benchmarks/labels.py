@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.sure import Labelled, tables
+from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.backends import EMBEDDED
@@ -125,7 +126,7 @@ def request(text: str, labels: Sequence[str], definitions: Mapping[str, str]) ->
     """Return the request of a row for its label, whose prompt names the labels."""
     which = f"Which label fits this text: {', '.join(labels)}? "
     sampling = Sampling(choices=[*labels], definitions=dict(definitions) or None)
-    conversation = Conversation((Message("user", which + text),)).composed("", sampling.words)
+    conversation = Conversation((Message("user", which + text),)).composed("", shown_of(sampling, shows=True))
     return Request(0, conversation, sampling, fields=Fields((which, "text", ""), (text,)))
 
 
@@ -152,8 +153,10 @@ async def compared(
         for one, service, own in zip(found, services, most, strict=True):
             part = slice(start, min(start + _AT_ONCE, own, len(rows)))
             if part.start < part.stop:
-                for whole, new in zip(one, await answered(service, rows[part], requests[part]), strict=True):
-                    whole.extend(new)
+                new = await answered(service, rows[part], requests[part])
+                one.right.extend(new.right)
+                one.sure.extend(new.sure)
+                one.seconds.extend(new.seconds)
     return found
 
 

@@ -153,7 +153,7 @@ async def test_decisions_are_cached_without_a_temperature(asking: Asking, tmp_pa
     first = await asking.ask(["mail"], LABELS, top)
     again = await asking.ask(["mail"], LABELS, top)
     assert len(asking.upstream.seen) == 1
-    assert [one.probabilities for one in first] == [one.probabilities for one in again]  # type: ignore[union-attr]
+    assert [one.probabilities for one in first] == [one.probabilities for one in again]
 
 
 def test_the_price_of_a_provider_is_that_of_its_input() -> None:

@@ -72,7 +72,7 @@ def test_a_damaged_record_does_not_end_the_counts(store):
         other.execute("UPDATE answer SET more = more || 'x' WHERE key = 1")
     other.close()
     assert statistics.counts(store).cached_tokens == 80
-    assert (statistics.cost(store), statistics.answering_models(store)) == (0.0, set())
+    assert (statistics.cost(store), statistics.answering_models(store)) == (0.0, {})
 
 
 def test_results_compare_long_texts_whole(store):

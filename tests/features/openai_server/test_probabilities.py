@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from replies import answer
 pytestmark = pytest.mark.http
 HI = [{"role": "user", "content": "Is it late?"}]
 SHARES = {"yes": 0.75, "no": 0.25}
-ASKED = {"choices": [*SHARES], "top_choices": 2}
+ASKED: dict[str, Any] = {"choices": [*SHARES], "top_choices": 2}
 
 
 def _fields(shares):

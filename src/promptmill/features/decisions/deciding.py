@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from promptmill.answering.decided import decides
 from promptmill.answers.response_format import asking_for
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Totals, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -54,7 +54,7 @@ async def decided(
     service: Service, plan: ResolvedConfig, evidence: Evidence, questions: Sequence[ClientQuestion]
 ) -> Decided:
     """Return the probabilities of each question's options. Raises `PromptmillError` if no question has an answer."""
-    is_one = plan.record.decides or decides(plan)
+    is_one = plan.record.decides or registry.decides(plan)
     requests = (
         [_request_of_all(plan, evidence, questions)]
         if is_one

@@ -12,7 +12,7 @@ import functools
 import signal
 import time
 
-from promptmill.answering.decided import decides
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.feature import bug
@@ -245,7 +245,7 @@ class Runner:
 
     def _note_models(self) -> None:
         """Note that the name of a model that decides has meant several models during the job."""
-        if not any(map(decides, configs_of(self._run))):
+        if not any(map(registry.decides, configs_of(self._run))):
             return
         known = {*self._run.job.plan.operator.models, *(plan.name for plan in configs_of(self._run))}
         rows = {name: n for name, n in statistics.answering_models(self._run.store).items() if name not in known}

@@ -13,7 +13,7 @@ from typing import Any
 
 from promptmill.answering.chain import sending
 from promptmill.answering.costs import most_of
-from promptmill.answering.decided import check_plan, decides, tokens_of
+from promptmill.answering.decided import check_plan, tokens_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
@@ -153,7 +153,7 @@ class _Sums:
     def __init__(self, plan: ResolvedConfig, price: Price | None, *, has_check: bool) -> None:
         self.plan, self.price, self._has_check = plan, price, has_check
         self.cache = registry.prompt_cache_of(plan)
-        self.decides = decides(plan)
+        self.decides = registry.decides(plan)
         self.cached_tokens = self.written_tokens = 0.0
         """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
         self._prices = None if price is None else Prices(plan, price)
@@ -257,7 +257,7 @@ def _check_rows(
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     by_batch = tier_of_way(order.way) == BATCH
     as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
-    size_of_own = _decided_tokens if decides(plan) else _tokens
+    size_of_own = _decided_tokens if registry.decides(plan) else _tokens
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))

@@ -55,4 +55,5 @@ def test_a_thousand_labels_of_any_length_are_compared(e5):
 
 def test_a_yes_or_no_is_compared_by_what_both_mean():
     kind = YesNo(definition="money back", opposite="a question")
-    assert Comparisons(Form((Question("1", "Refund?", kind, is_named=False),))).texts == ["money back", "a question"]
+    form = Form((Question("1", "Refund?", kind, is_named=False),))
+    assert Comparisons(form, Sampling()).texts == ["money back", "a question"]
