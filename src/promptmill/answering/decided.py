@@ -152,8 +152,6 @@ def _form_of(asked: Sequence[Asked]) -> Form:
 def _unanswerable(request: Request) -> tuple[str, Words] | None:
     """Return what a request wants from a model that decides in vain, and the remedy; None if there is nothing."""
     out: Words = "Leave it out, or answer with a chat model", Named("model", text=" ({})"), "."
-    if request.members:
-        return "A model that decides answers each row on its own, not several in one request (`together`).", out
     if not _NO_TOOLS.isdisjoint(request.extra):
         return "A model that decides calls no tools.", out
     if request.sampling.sets(SOURCED_NAMES):
@@ -167,7 +165,7 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
     """Return the outcome of a form, whose questions were answered in several requests."""
     given: dict[str, Given] = {}
     for part, outcome in zip(forms, outcomes, strict=True):
-        given |= _given(part, outcome)
+        given |= given_in(part, outcome)
     answer = form.answer(given)
     sums: dict[str, Any] = {
         **protocol.Totals.of(outcomes)._asdict(),
@@ -185,7 +183,7 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
     return replace(first, text=answer.text, probabilities=answer.probabilities, **sums)
 
 
-def _given(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:
+def given_in(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:
     """Return the answers in an outcome, by the names of the questions of its form."""
     text = outcome.text if isinstance(outcome, protocol.Completion) else outcome.part
     values = read_json(text) if text else {}

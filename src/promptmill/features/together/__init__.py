@@ -6,7 +6,10 @@ FEATURE = Feature(
     words="several rows in one request: fewer tokens and requests, and a measure of what it costs in accuracy",
     options="promptmill.features.together.options:OPTIONS",
     sampling="promptmill.features.together.parameters:Together",
-    answers=("promptmill.features.together.rows_together:RowsTogether",),
+    answers=(
+        "promptmill.features.together.rows_together:RowsTogether",
+        "promptmill.features.together.evidence_together:EvidenceTogether",
+    ),
     figures=(
         Figure(
             name="together",

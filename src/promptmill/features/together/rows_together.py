@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Self
 
 import orjson
 
@@ -40,10 +41,15 @@ class RowsTogether(Gathering):
     packs_batches = True
 
     @classmethod
+    async def of(cls, loading: Loading) -> Self | None:
+        """Return the step of a model that writes; see `EvidenceTogether` for those that decide."""
+        return None if registry.decides(loading.plan) else cls(loading)
+
+    @classmethod
     def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from a row to its part of a request for as many rows as possible."""
         del by_batch  # a line of a batch is for as many
-        return cls(Loading(plan, None, is_shared=False))._sent_for
+        return Sent if registry.decides(plan) else cls(Loading(plan, None, is_shared=False))._sent_for
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)
