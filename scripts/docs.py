@@ -146,6 +146,8 @@ def providers() -> str:
     """Return docs/providers.md."""
     rows = ["| `provider` | `base_url` | the key's variable |", "|---|---|---|"]
     for profile in PROFILES:
+        if profile.decisions is not None:
+            continue
         url = f"`{profile.site.base_url}`" if profile.site.base_url else "yours, as `base_url`"
         rows.append(
             f"| `{profile.name}` | {url} | {f'`{profile.site.key_env}`' if profile.site.key_env else 'none needed'} |"
@@ -193,10 +195,59 @@ def providers() -> str:
             "refused more` beside the rates means that requests are held back, because the endpoint counts them per second or "
             "minute. It needs no setting; `rpm` avoids the first refusals.",
             "\n".join(rows),
-            "`promptmill models --providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
+            *_of_decisions(),
+            "`promptmill models --providers` lists all of them, too, and shows which keys are set. The supported parameters of each provider: "
             "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",
         ]
     )
+
+
+def _of_decisions() -> list[str]:
+    """Return the section about models that decide."""
+    rows = [
+        "| `provider` | `dialect` | `base_url` | the key's variable | questions, options, levels | $ per million tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for profile in PROFILES:
+        if (known := profile.decisions) is None:
+            continue
+        site, limits = profile.site, known.limits
+        url = f"`{site.base_url}`" if site.base_url else f"yours, such as `{site.example}`"
+        prices = ", ".join(
+            f"{name or ('others' if len(known.prices) > 1 else 'all')} {price:g}"
+            for name, price in known.prices.items()
+        )
+        numbers = f"{limits.questions:,}, {limits.options}, {limits.levels}"
+        rows.append(f"| `{profile.name}` | `{profile.dialect}` | {url} | `{site.key_env}` | {numbers} | {prices} |")
+    return [
+        "## Models that decide",
+        "TypeSafe's Jev, OpenAI's Decisions API and models like them read evidence and typed questions, and return the probability "
+        "of each allowed answer in one pass. They write no text: they answer `choices`, `choices_many`, and schemas or fields "
+        "of texts to choose from, booleans, lists of labels and whole numbers in a range of up to ten.",
+        "```\nexport TYPESAFE_API_KEY=…\n"
+        "promptmill bulk mails.csv teams.csv --provider typesafe --model jev-1.14.0 --choices billing,tech,other \\\n"
+        "    --prompt 'Which team answers this mail? {{body}}'\n```",
+        "All questions of a row are one request; more than the provider takes are several, with one answer. The row's columns are "
+        "the evidence, by name; the system prompt, the words of the template and the descriptions of fields are the "
+        "instructions; definitions of labels become descriptions of the options. A field that may be null has the option "
+        "`not stated`. A field that may have any value is refused before the first request: leave it out, or name a chat "
+        "model. Each answer is checked: its options, its probabilities, their sum, and whether the given option is the most "
+        "probable one. A question that is declined, or whose answer is missing or inconsistent, fails its row by name; the "
+        "row's other answers are kept, and nothing is asked twice, since the model would decide the same. Columns "
+        "`probability` and `NAME_probability` have what the model reported.",
+        "Such a model always gives one of the options: an option such as `other`, with a definition, is its only way to say that "
+        "none fits, and `--dry-run` looks for one. Names like `jev-latest` mean another model from time to time: the one "
+        "that answered is in `answered_by`, and the end of a job says if it changed. Sounds, tools, quotes, `--together` and "
+        "`--batch` are not for them; images go to `decisions` and `gemini-decisions`.",
+        "Several APIs share the path `/decisions`, so the path never tells which one it is. For other addresses, such as a server of "
+        "your own, set `dialect`: `decisions` (OpenAI's), `systemone` (TypeSafe's, spoken by most others) or "
+        "`gemini-decisions`; a `base_url` may have the whole path.",
+        "```yaml\nbackend: openai\nbackend_configs:\n"
+        "  openai: {base_url: http://localhost:11434/v1, dialect: systemone, model_name: nimble}\n```",
+        "The price is that of the input, and what they write is free: `--max-cost` needs no `max_tokens`. Refusals other than 408, 429 "
+        "and those of the server (5xx) are final.",
+        "\n".join(rows),
+    ]
 
 
 def provider_rows() -> str:
@@ -206,6 +257,8 @@ def provider_rows() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for profile in PROFILES:
+        if profile.decisions is not None:  # docs/providers.md has them
+            continue
         cells = [
             f"`{profile.name}`",
             f"`{profile.dialect}`",

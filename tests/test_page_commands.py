@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_server import BatchServer
+from decision_replies import decides
 from dialect_replies import speaks
 from embedding import embeddings
 from fakes import KEY
@@ -165,6 +166,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         given = shlex.split(command)
         first = given[given.index("--choices") + 1].partition(",")[0].replace("topics.csv", "noise")
         upstream.reply = answer('{"labels": ["food"]}' if "--choices-many" in given else first)
+    if "--provider typesafe" in command:
+        upstream.reply = decides()
     if "dialect=responses" in command:
         upstream.reply = speaks("News (example.org).")
     if "invoices" in command and "rows(" not in command:
