@@ -99,8 +99,8 @@ class Answered(NamedTuple):
     """The time of each `_AT_ONCE` rows."""
 
     def share(self) -> str:
-        """Return the share of right labels."""
-        return f"{statistics.mean(self.right):.2f}"
+        """Return the share of right labels; `""` without rows."""
+        return f"{statistics.mean(self.right):.2f}" if self.right else ""
 
     def error(self) -> float:
         """Return the calibration error."""

@@ -194,8 +194,9 @@ async def test_labels_are_encoded_once_and_a_text_once_for_all_questions(loaded)
     wanted = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}, "definitions": defined}
     sampling = Sampling(**wanted)
     first, second = (prompt(text, sampling) for text in ("bad soup", "a good ball"))
-    assert json.loads((await backend.answer(first, Call())).text) == {"mood": "bad", "topic": "food"}
-    answer = await backend.answer(second.changed(form=first.form), Call())
+    both = first, second.changed(form=first.form)
+    found, answer = await asyncio.gather(*(backend.answer(one, Call()) for one in both))
+    assert json.loads(found.text) == {"mood": "bad", "topic": "food"}
     assert json.loads(answer.text) == {"mood": "good", "topic": "sport"}
     assert [*answer.probabilities] == ["mood", "topic"]
     assert encoder.encoded == [["good", "bad", "food: soup", "sport: ball"], ["bad soup"], ["a good ball"]]

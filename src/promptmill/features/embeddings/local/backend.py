@@ -36,8 +36,8 @@ T = TypeVar("T")
 _AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
 _FORM = frozenset({"choices", "response_format"})
-_OF_LABELS = frozenset({TOP_CHOICES, "logprobs"})
-"""Parameters that ask for the probabilities."""
+_OF_LABELS = frozenset({TOP_CHOICES, "logprobs", "model"})
+"""The extra parameters that a prompt may have; the first two ask for the probabilities."""
 _CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
 
 BACKEND = BackendRecord(
@@ -169,8 +169,9 @@ class EncoderBackend:
         if comparisons.may_be_unstated:
             call.warn(ALWAYS)
         call.sending(request)
-        if comparisons.vectors is None:
-            comparisons.vectors, _ = await self._encoded(comparisons.texts)
+        async with comparisons.learning:
+            if comparisons.vectors is None:
+                comparisons.vectors, _ = await self._encoded(comparisons.texts)
         (vector,), tokens = await self._encoded([evidence])
         answer = comparisons.answer(vector, self._loaded().temperature)
         shares = {name: _likeliest(by_value, most) for name, by_value in answer.probabilities.items()}

@@ -10,6 +10,7 @@ single label is right, or whether a text says nothing about a question, cannot b
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ class Comparisons:
         self.texts: list[str] = mended([text for one in self._questions for text in one.texts])
         self.vectors: Any = None
         """A line for each of `texts`; None: they are not computed yet."""
+        self.learning = asyncio.Lock()
+        """Held while they are computed."""
         self.may_be_unstated = any(option.value is None for asked in form.asked for option in asked.options)
 
     def answer(self, evidence: Any, temperature: float) -> Answer:
