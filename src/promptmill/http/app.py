@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptmill.core.bounds import MOST_SESSIONS, MOST_SHARED, MOST_VALUES
 from promptmill.core.feature import client_command
+from promptmill.http import compressed
 from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.http.prometheus import TYPE, Metrics
@@ -52,6 +53,8 @@ _TO_PAGES = (
     "`promptmill serve --allowed-origin URL`, with a token."
 )
 _TO_VISITORS = "promptmill is running; this address is for MCP clients"
+_ENCODINGS = frozenset({b"identity", b"zstd"})
+_NOT_READ = "This server cannot read this `Content-Encoding`."
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 _DIGITS = 18
@@ -266,7 +269,11 @@ class App(MonitoringPages):
 
     async def _body(self, scope: Scope, receive: Receive, share: Held) -> bytes:
         limit = self._rules.max_body if scope["method"] == "POST" else _BESIDE_CALLS
-        return await read_body(receive, limit, share, declared=_header(scope, b"content-length"))
+        encoding = (_header(scope, b"content-encoding") or b"identity").strip().lower()
+        if encoding not in _ENCODINGS:
+            raise HttpError(415, f"{_NOT_READ} Send the body as it is, or as zstd.")
+        body = await read_body(receive, limit, share, declared=_header(scope, b"content-length"))
+        return body if encoding == b"identity" else await _decompressed(body, limit, share)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         response: EitherResponse | None = scope[RESPONSE]
@@ -424,8 +431,7 @@ async def read_body(receive: Receive, limit: int, share: Held, *, declared: byte
         if size > limit:
             raise _too_large(limit)
         values.add(chunk)
-        if values.found > MOST_VALUES:
-            raise HttpError(413, f"The request holds more than {MOST_VALUES:,} values; send fewer prompts at once.")
+        values.check()
         await _grow(share, size)
         chunks.append(chunk)
         if not message.get("more_body", False):
@@ -440,6 +446,11 @@ class _ValueCount:
         self._in_string = False
         self._escape = b""
 
+    def check(self) -> None:
+        """Raise `HttpError` 413 if there are too many."""
+        if self.found > MOST_VALUES:
+            raise HttpError(413, f"The request holds more than {MOST_VALUES:,} values; send fewer prompts at once.")
+
     def add(self, piece: bytes) -> None:
         """Count a piece."""
         piece = self._escape + piece
@@ -450,6 +461,30 @@ class _ValueCount:
         outside = b"".join(texts[self._in_string :: 2])
         self.found += sum(map(outside.count, (b"[", b"{", b",", b":")))
         self._in_string ^= len(texts) % 2 == 0
+
+
+async def _decompressed(body: bytes, limit: int, share: Held) -> bytes:
+    """Return a body that was compressed with zstd. At most `limit` bytes are ever in memory. Raises as `read_body`,
+    and `HttpError` 400 or 415."""
+    try:
+        reader = await asyncio.to_thread(compressed.opened, body)
+    except ImportError:
+        raise HttpError(415, f"{_NOT_READ} Send the body as it is; its operator can install pyarrow.") from None
+    found, values, size = list[bytes](), _ValueCount(), 0
+    while True:
+        try:
+            piece = reader.read(compressed.PIECE)
+        except Exception:  # noqa: BLE001 (each library has its own errors)
+            raise HttpError(400, "The body is not in zstd, as its `Content-Encoding` says, or it is cut.") from None
+        if not piece:
+            return b"".join(found)
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        values.add(piece)
+        values.check()
+        await _grow(share, size)
+        found.append(piece)
 
 
 def _too_large(limit: int) -> HttpError:
