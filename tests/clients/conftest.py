@@ -2,9 +2,9 @@
 
 Fixtures: `sdk1` (the Python of an environment with clients of the MCP SDK's 1.x line), `agents` (the same of frameworks
 for agents on the 2.x line), `llama` (the same of LlamaIndex), `openai_programs` (the same of programs that speak
-OpenAI's API), `npm` (the folder of programs from npm), `server` (the
-command line of a server in front of `upstream`), `over_http` (one over HTTP), `calm` (the environment to run clients
-in).
+OpenAI's API), `decisions` (the same of programs that ask models that decide), `npm` (the folder of programs from npm),
+`server` (the command line of a server in front of `upstream`), `over_http` (one over HTTP), `calm` (the environment to
+run clients in).
 Where a registry cannot be reached, and nothing was made before, the tests are skipped.
 """
 
@@ -92,6 +92,11 @@ def llama(uv):
 @pytest.fixture(scope="session")
 def openai_programs(uv):
     return _environment(uv, "openai")
+
+
+@pytest.fixture(scope="session")
+def decisions(uv):
+    return _environment(uv, "decisions")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ In a prompt the evidence comes first: an endpoint that caches the beginning of p
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -76,9 +77,8 @@ def _request_of_all(plan: ResolvedConfig, evidence: Evidence, questions: Sequenc
     compares = plan.record.compares
     named = [_named(str(at), one.question, compares=compares) for at, one in enumerate(questions, 1)]
     form = Form(tuple(named))
-    schema = _schema(form)  # of the same questions alone, so that the cache knows them
     conversation = _with_system(evidence.conversation, plan)
-    sampling = Sampling(response_format=asking_for(schema), temperature=0)
+    sampling = Sampling(response_format=asking_for(_schema(form)), temperature=0)
     return Request(0, conversation, sampling, plan.settings.extra_params, fields=evidence.fields, form=form)
 
 
@@ -90,14 +90,8 @@ def _named(name: str, question: Question, *, compares: bool) -> Question:
 
 
 def _schema(form: Form) -> JsonDict:
-    fields = {
-        asked.name: {
-            "enum": [option.value for option in asked.options],
-            "description": question_text(asked, [option.text for option in asked.options]),
-        }
-        for asked in form.asked
-    }
-    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    """Return the schema of a reply of any fields, which differs for other questions, as keys of caches should."""
+    return {"type": "object", "$comment": hashlib.sha256(repr(form).encode()).hexdigest()}
 
 
 def _decisions(form: Form, outcome: Outcome) -> list[Decision]:
