@@ -50,6 +50,8 @@ def test_a_server_conforms_to_the_suite_of_compatible_servers(decisions, calm, t
     model = {} if backend == "encoder" else {"model_name_or_path": "smollm2-135m-instruct"}
     file.write_text(yaml.safe_dump({"backend": backend, "backend_configs": {backend: model}}))
     environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
+    if backend != "encoder":
+        environ["PROMPTMILL_WITHOUT"] = "embeddings"  # or the encoder would answer for the engine's embedded model
     suite = [decisions.with_name("jevcompat"), "test"]
     with Served(file, environ=environ) as server:
         address = f"http://127.0.0.1:{server.port}"

@@ -11,6 +11,7 @@ from decision_replies import decides
 from replies import status
 from served import BEARER, TOKEN, ServedHere
 from server_process import written
+from waiting import eventually
 
 pytestmark = pytest.mark.http
 STATE = {"subject": "Charged twice", "body": "Please help."}
@@ -93,3 +94,27 @@ def test_a_busy_endpoint_is_named_in_the_shape_of_the_api(post, upstream):
     code, reply = post()
     assert code >= 400
     assert "out of credit" in reply["detail"]["message"]
+
+
+@pytest.mark.engine
+def test_beside_the_embedded_model_the_encoder_answers_and_a_question_that_it_refuses_fails_alone(tmp_path):
+    pytest.importorskip("numpy")
+    file = tmp_path / "promptmill.yaml"
+    block = "{openvino: {model_name_or_path: smollm2-135m-instruct}}"
+    file.write_text(f"backend: openvino\nbackend_configs: {block}\n", encoding="utf-8")
+    team = {"type": "choice", "instructions": "Which team?", "criteria": {"billing": "money", "tech": "bugs"}}
+    letters = {"type": "choice", "instructions": "Which team?", "criteria": {"A": None, "B": None}}
+    body = {"state": "My card was charged twice.", "questions": {"team": team, "letters": letters}}
+    with ServedHere(file, environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
+
+        def answered() -> Any:
+            return server.ask("POST", "/v1/systemone", {}, json.dumps(body).encode())
+
+        eventually(lambda: answered().status != 503)  # while the model is loaded
+        found = answered().json
+        body["questions"] = {"twice": {"type": "noul", "instructions": "A double charge."}}
+        bare = answered().json
+    assert found["answers"]["team"]["choice"] == "billing"
+    assert "say nothing" in found["x_refusals"]["letters"]
+    assert "x_note" not in found
+    assert "no probability" in bare["x_note"]

@@ -18,11 +18,13 @@ from promptmill.answers.response_format import asking_for
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Totals, Usage
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Asked, Form, Question, YesNo
 from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, TextPart
 from promptmill.core.values import JsonDict, text_of
 from promptmill.features.decisions.questions import ClientQuestion, Decision, Evidence, Refusal, is_bare, shares_of
+from promptmill.service.model import is_embedded
 from promptmill.service.service import Service
 
 _ELSE = "It is about something else."
@@ -32,6 +34,7 @@ _ORDER = (
     "This model compares texts: of a yes or no, it needs to know what both mean. Without that, the number puts inputs "
     "into an order, but is no probability."
 )
+_REFUSED = frozenset({Code.UNSUPPORTED, Code.INVALID_INPUT})
 _NO_SHARES = "The model reports no probabilities for this question."
 _LONGEST_LABEL = 40  # characters; a model writes the number of a longer option
 _NO_PROBABILITIES = (
@@ -55,31 +58,51 @@ async def decided(
     service: Service, plan: ResolvedConfig, evidence: Evidence, questions: Sequence[ClientQuestion]
 ) -> Decided:
     """Return the probabilities of each question's options. Raises `PromptmillError` if no question has an answer."""
-    is_one = plan.record.decides or registry.decides(plan)
-    requests = (
-        [_request_of_all(plan, evidence, questions)]
-        if is_one
-        else [_request(at, plan, evidence, one.asked) for at, one in enumerate(questions)]
-    )
-    outcomes = await service.generate(requests, Call(Facts(total=len(requests))), plan=plan)
-    if is_one and requests[0].form is not None:
-        decisions = _decisions(requests[0].form, outcomes[0])
+    compares = plan.record.compares or (is_embedded(plan) and bool(feature.in_place_of_embedded()))
+    if compares or plan.record.decides or registry.decides(plan):
+        decisions, outcomes = await _decided_at_once(service, plan, evidence, questions, compares=compares)
     else:
+        requests = [_request(at, plan, evidence, one.asked) for at, one in enumerate(questions)]
+        outcomes = await _outcomes(service, plan, requests)
         decisions = [_decision(*pair) for pair in zip(questions, outcomes, strict=True)]
     if all(isinstance(one, Refusal) for one in decisions):
         raise next((one.error for one in outcomes if isinstance(one, Failure)), None) or _no_answer(decisions)
     model = next((one.answered_by for one in outcomes if isinstance(one, Completion)), "")
-    is_order = plan.record.compares and any(is_bare(one.question) for one in questions)
+    is_order = compares and any(is_bare(one.question) for one in questions)
     return Decided(decisions, Totals.of(outcomes).usage, _ORDER if is_order else "", model)
 
 
-def _request_of_all(plan: ResolvedConfig, evidence: Evidence, questions: Sequence[ClientQuestion]) -> Request:
-    compares = plan.record.compares
+async def _outcomes(service: Service, plan: ResolvedConfig, requests: Sequence[Request]) -> list[Outcome]:
+    return await service.generate(requests, Call(Facts(total=len(requests))), plan=plan)
+
+
+async def _decided_at_once(
+    service: Service,
+    plan: ResolvedConfig,
+    evidence: Evidence,
+    questions: Sequence[ClientQuestion],
+    *,
+    compares: bool,
+) -> tuple[list[Decision], list[Outcome]]:
+    """Return the answers of a backend that takes all questions in one request. If it refuses some of them, which it
+    does before it answers any, each question is a request."""
     named = [_named(str(at), one.question, compares=compares) for at, one in enumerate(questions, 1)]
-    form = Form(tuple(named))
+    forms = [Form(tuple(named))]
+    outcomes = await _outcomes(service, plan, [_request_for(form, plan, evidence) for form in forms])
+    refusal = outcomes[0].error if isinstance(outcomes[0], Failure) else None
+    if len(named) > 1 and refusal is not None and refusal.code in _REFUSED and not outcomes[0].attempts:
+        forms = [Form((question,)) for question in named]
+        outcomes = await _outcomes(
+            service, plan, [_request_for(form, plan, evidence, at) for at, form in enumerate(forms)]
+        )
+    decisions = [one for form, outcome in zip(forms, outcomes, strict=True) for one in _decisions(form, outcome)]
+    return decisions, outcomes
+
+
+def _request_for(form: Form, plan: ResolvedConfig, evidence: Evidence, at: int = 0) -> Request:
     conversation = _with_system(evidence.conversation, plan)
     sampling = Sampling(response_format=asking_for(_schema(form)), temperature=0)
-    return Request(0, conversation, sampling, plan.settings.extra_params, fields=evidence.fields, form=form)
+    return Request(at, conversation, sampling, plan.settings.extra_params, fields=evidence.fields, form=form)
 
 
 def _named(name: str, question: Question, *, compares: bool) -> Question:
@@ -97,8 +120,6 @@ def _schema(form: Form) -> JsonDict:
 def _decisions(form: Form, outcome: Outcome) -> list[Decision]:
     """Return the answers to the questions of a form."""
     found = outcome.probabilities or {}
-    if isinstance(outcome, Failure) and not found:
-        raise outcome.error
     decisions: list[Decision] = []
     for asked in form.asked:
         shares = shares_of([found.get(asked.name, {}).get(text_of(option.value)) for option in asked.options])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, Field, PlainValidator, Strict, ValidationError, model_validator
 
 from promptmill.backends.protocol import Usage
 from promptmill.core.request import Conversation, Fields, Message
@@ -34,17 +34,25 @@ _DIGITS = 6
 _TYPES = {400: "invalid_request", 401: "authentication_error", 403: "permission_error", 404: "not_found"}
 _TYPES |= {402: "insufficient_quota", 413: "request_too_large", 415: "unsupported_media_type", 429: "rate_limit_error"}
 
-_Words: TypeAlias = Annotated[str, Strict()] | list[Any] | dict[str, Any]
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, str | list | dict):
+        raise ValueError("send a text, an object or a list")
+    return value
+
+
+_Words: TypeAlias = Annotated[Any, PlainValidator(_words)]
+_MaybeWords: TypeAlias = Annotated[Any, PlainValidator(lambda value: None if value is None else _words(value))]
 
 
 class _Criteria(BaseModel):
-    true: _Words | None = None
-    false: _Words | None = None
+    true: _MaybeWords = None
+    false: _MaybeWords = None
 
 
 class _Noul(BaseModel):
     type: Literal["noul"]
-    instructions: _Words | None = None
+    instructions: _MaybeWords = None
     criteria: _Criteria | None = None
 
     @model_validator(mode="after")
@@ -60,8 +68,8 @@ class _Noul(BaseModel):
 
 class _Choice(BaseModel):
     type: Literal["choice"]
-    instructions: _Words | None = None
-    criteria: dict[str, _Words | None] = Field(min_length=2, max_length=MOST_OPTIONS)
+    instructions: _MaybeWords = None
+    criteria: dict[str, _MaybeWords] = Field(min_length=2, max_length=MOST_OPTIONS)
 
     def asked(self, name: str) -> ClientQuestion:
         options = {option: words_of(said) for option, said in self.criteria.items()}
@@ -70,7 +78,7 @@ class _Choice(BaseModel):
 
 class _Score(BaseModel):
     type: Literal["score"]
-    instructions: _Words | None = None
+    instructions: _MaybeWords = None
     criteria: list[_Words] = Field(min_length=2, max_length=MOST_LEVELS)
 
     def asked(self, name: str) -> ClientQuestion:

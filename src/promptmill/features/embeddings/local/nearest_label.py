@@ -108,11 +108,11 @@ def _comparison(asked: Asked) -> Comparison:
     """Return a question as a comparison. Raises `PromptmillError`: `unsupported` if it is none, and `invalid_input` if
     definitions would make it one."""
     if isinstance(asked.kind, YesNo) and not all(option.definition for option in asked.options[:2]):
-        problem = f"The encoder finds the nearest of several labels, and no yes or no, as {_fields([asked.name])} asks."
+        problem = f"The encoder finds the nearest of several labels, and no yes or no{_asks(asked)}."
         raise _refused(problem, "Write labels that say what they mean, such as `urgent` and `can wait`")
     options = [option for option in asked.options if option.value is not None]
     if wordless := [option.text for option in options if not option.definition and _is_wordless(option.text)]:
-        where = f" of {_fields([asked.name])}" if asked.name else ""
+        where = f" of {_fields([asked.title])}" if asked.title else ""
         problem = f"The encoder compares texts with labels, and these labels{where} say nothing: {_listed(wordless)}."
         if isinstance(asked.kind, Scale):
             raise _refused(problem, "Write levels as words, such as `calm` and `furious`")
@@ -133,6 +133,10 @@ def _texts(asked: Asked, options: Sequence[Option]) -> list[str]:
 
 def _is_wordless(label: str) -> bool:
     return label.casefold() in _YES_OR_NO or _WORD.search(label) is None
+
+
+def _asks(asked: Asked) -> str:
+    return f", as {_fields([asked.title])} asks" if asked.title else ""
 
 
 def _fields(names: Sequence[str]) -> str:
