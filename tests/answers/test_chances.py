@@ -244,3 +244,18 @@ def test_only_values_of_the_final_answer_have_a_probability():
     reply, tokens = '{"a":"x","b":1,"c":2}', _told(('{"a":', 0.1), ('"x"', 0.75), (',"b":1', 0.5), (',"c":2}', 0.5))
     assert chances_of_fields(reply, tokens, ' {"a":"x","b":3}') == {"a": {"x": 0.75}}
     assert chances_of_fields(reply, tokens, "x") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "names"),
+    [
+        ('{"a": [{"b": 1}, {"b": [{"c": 2}]}], "d": 3}', ["a", "a[0].b", "a[1].b", "d"]),
+        ('{"a": [[1], [2]], "d": 3}', ["a", "d"]),
+        ('{"a": [{"b": 1}, 2], "d": []}', ["a", "d"]),
+        ('{"a": [{}, {"é": "ü"}]}', ["a", "a[1].é"]),
+    ],
+)
+def test_objects_in_a_list_have_fields_of_their_own(reply, names):
+    found = chances_of_fields(reply, {"content": [{"token": reply, "logprob": 0.0}]}, reply)
+    assert found is not None
+    assert [*found] == names

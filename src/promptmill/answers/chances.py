@@ -22,7 +22,7 @@ _SAME = 0.01  # log probabilities of one token, which may be rounded
 _END_MARKS, _LONGEST_END = re.compile(rb"(?:\s|>[^<>]{1,40}<)*"), 200
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
-_TO_FIELD, _TO_VALUE = re.compile(r"[{,\s]*"), re.compile(r"\s*:\s*")
+_TO_FIELD, _TO_VALUE, _TO_ITEM = re.compile(r"[{,\s]*"), re.compile(r"\s*:\s*"), re.compile(r"[\[,\s]*")
 _DECODER = json.JSONDecoder()
 
 
@@ -116,6 +116,8 @@ def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> d
     >>> content = [{"token": '{"a":', "logprob": -3}, {"token": "1}", "logprob": 0}]
     >>> chances_of_fields('{"a":1}', {"content": content}, '{"a":1}')
     {'a': {'1': 1.0}}
+
+    Fields of the objects in a list have names such as `items[0].price`.
     """
     try:
         tokens = [_bytes_of(token) for token in logprobs["content"]]
@@ -139,9 +141,23 @@ def chances_of_fields(reply: str, logprobs: Mapping[str, Any], answer: str) -> d
 
 
 def _fields_in(text: str) -> Iterator[tuple[str, Any, int, int]]:
-    """Yield the name and the value of each field of a JSON object, and where the value begins and ends. Raises
-    `ValueError`, `AttributeError` or `IndexError` for other texts."""
-    at = _end_of(_TO_FIELD.match(text, text.index("{", 0, 1)))
+    """Yield the name and the value of each field of a JSON object, and where the value begins and ends; of a list of
+    objects also each of their fields, as `items[0].price`. Raises `ValueError`, `AttributeError` or `IndexError` for
+    other texts."""
+    for name, value, begin, end in _fields_at(text, text.index("{", 0, 1)):
+        yield name, value, begin, end
+        are_objects = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+        at = begin
+        for number in range(len(value) if are_objects else 0):
+            at = _end_of(_TO_ITEM.match(text, at))
+            inner = _fields_at(text, at)
+            yield from ((f"{name}[{number}].{own}", one, start, stop) for own, one, start, stop in inner)
+            _, at = _DECODER.raw_decode(text, at)
+
+
+def _fields_at(text: str, at: int) -> Iterator[tuple[str, Any, int, int]]:
+    """Yield the fields of the object that begins at `at`."""
+    at = _end_of(_TO_FIELD.match(text, at))
     while text[at] != "}":
         name, at = _DECODER.raw_decode(text, at)
         begin = _end_of(_TO_VALUE.match(text, at))

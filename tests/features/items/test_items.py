@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -348,3 +349,22 @@ def test_more_rows_than_a_sheet_holds_are_refused_before_one_is_written(bench, u
     monkeypatch.setattr("promptmill.jobs.export.workbook_file._MOST_ROWS", 5)
     bench.succeed(*asked)
     assert len(upstream.seen) == 3
+
+
+def test_each_item_has_the_probabilities_of_its_fields(bench, upstream):
+    shares = {'"R-7"': 0.875, '"screws"': 0.75, "3": 0.5, '"nails"': 0.625, "9": 0.25}
+    marks = ['{"number":', '"R-7"', ',"items":[{"item":', '"screws"', ',"count":', "3"]
+    marks += ['},{"item":', '"nails"', ',"count":', "9", "}]}"]
+    tokens = [{"token": text, "logprob": math.log(shares.get(text, 1.0))} for text in marks]
+    upstream.reply = answer("".join(marks), logprobs={"content": tokens})
+    bench.write([{"text": "invoice"}])
+    bench.output = bench.path / "out.csv"
+    asked = "--prompt", "Read {{text}}", "--fields", "number!,items:rows(item!,count:integer!)"
+    bench.succeed(*asked, "--set", "sampling_params.top_choices=1")
+    with bench.output.open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    names = ["number", "item", "count"]
+    assert [tuple(float(row[f"{name}_probability"]) for name in names) for row in rows] == [
+        (0.875, 0.75, 0.5),
+        (0.875, 0.625, 0.25),
+    ]

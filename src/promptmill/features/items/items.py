@@ -153,7 +153,12 @@ class _Columns:
         numbered: list[tuple[int | None, Any]] = [*enumerate(items, 1)] if isinstance(items, list) else []
         places = self._places(extras, len(numbered))
         return [
-            self._record(record, {**extras, **places(at)}, whole | self._row(item, number, record), is_first=not at)
+            self._record(
+                record,
+                {**extras, **places(at), **self._chances(extras, at)},
+                whole | self._row(item, number, record),
+                is_first=not at,
+            )
             for at, (number, item) in enumerate(numbered or [(None, None)])
         ]
 
@@ -165,6 +170,14 @@ class _Columns:
         if len(of_items) != items:
             return lambda _at: {}
         return lambda at: {SOURCES: {**sources, self.field: of_items[at]}}
+
+    def _chances(self, extras: JsonObject, at: int) -> JsonDict:
+        """Return the extras with the probabilities of an item's fields by their columns, beside those of the others."""
+        if not isinstance(shares := extras.get("probabilities"), dict):
+            return {}
+        others = {name: own for name, own in shares.items() if not name.startswith(f"{self.field}[")}
+        named = {column: f"{self.field}[{at}].{name}" for name, column in self.fields.items()}
+        return {"probabilities": others | {column: shares[key] for column, key in named.items() if key in shares}}
 
     def _row(self, item: Any, number: int | None, record: Record) -> JsonDict:
         own = {self.field: item}

@@ -279,7 +279,7 @@ class RowReader:
         shown = NOT_SHOWN
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
-            shown = NOT_SHOWN if self.shows else shown_of(sampling, shows=False)
+            shown = shown_of(sampling, shows=False) if not self.shows and sampling.sets(OF_FORM) else NOT_SHOWN
         else:
             if "problem" in row:
                 raise input_error(f"{where}: {row['problem']}")
