@@ -219,6 +219,22 @@ class Conversation:
         rest = self.messages[1:] if self.messages and self.messages[0].role in _SYSTEM_ROLES else self.messages
         return Conversation((Message("system", system_prompt), *rest))
 
+    @property
+    def without_system(self) -> Conversation:
+        """The conversation with its system prompt at the beginning of the first user turn: some chat templates, such as
+        Gemma's, refuse a system turn."""
+        first, *rest = self.messages or (Message("user", ""),)
+        if first.role not in _SYSTEM_ROLES or not rest or rest[0].role != "user":
+            return self
+        own, asked = first.content or "", rest[0].content or ""
+        content: str | tuple[Part, ...]
+        if isinstance(own, str) and isinstance(asked, str):
+            content = f"{own}\n\n{asked}"
+        else:
+            before, after = (one if isinstance(one, tuple) else (TextPart(one),) for one in (own, asked))
+            content = (*before, TextPart("\n\n"), *after)
+        return Conversation((Message("user", content, rest[0].extra), *rest[1:]))
+
     def with_words(self, words: str) -> Conversation:
         """Return the conversation with `words` after its system prompt; `""` changes nothing."""
         if not words:

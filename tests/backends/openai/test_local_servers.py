@@ -95,3 +95,25 @@ async def test_a_prompt_that_the_server_has_cut_brings_a_warning(
     assert len(outcome.warnings) == is_cut
     assert list(result.stats.warnings) == list(outcome.warnings)
     assert all("OLLAMA_CONTEXT_LENGTH" in warning for warning in outcome.warnings)
+
+
+@pytest.mark.parametrize(
+    "said", ["System role not supported", "Conversation roles must alternate user/assistant/user/assistant/..."]
+)
+async def test_a_chat_template_without_a_system_turn_gets_its_words_in_the_user_turn(upstream, drive, said):
+    refusal = status(400, said)
+    upstream.reply = choose(lambda seen: refusal if seen.json["messages"][0]["role"] == "system" else answer())
+    turns = Message("system", "Be brief."), Message("user", "Who?")
+    parts = Message("system", "Be brief."), Message("user", (TextPart("Who?"),))
+    result = await drive([Conversation(turns), Conversation(turns), Conversation(parts)], concurrency=1)
+    assert result.answered == 3
+    first, *sent = [seen.json["messages"] for seen in upstream.seen]
+    assert first[0]["role"] == "system"
+    assert sent[:2] == [[{"role": "user", "content": "Be brief.\n\nWho?"}]] * 2
+    assert [part["text"] for part in sent[2][0]["content"]] == ["Be brief.", "\n\n", "Who?"]
+
+
+async def test_a_refusal_of_other_turns_is_that_items_error(upstream, drive):
+    upstream.reply = status(400, "Conversation roles must alternate user/assistant/user/assistant/...")
+    result = await drive([Conversation((Message("assistant", "Hi"), Message("user", "Who?")))], retries=1)
+    assert (result.answered, len(upstream.seen)) == (0, 2)

@@ -105,10 +105,28 @@ def prompt_text(
         return plain_text(turns), True
     if "developer" not in template:  # the role `developer` is OpenAI's newer name of `system`; most templates lack it
         turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
-    try:
-        return render_turns(render, turns), False
-    except Exception as error:  # templates may raise any exception
-        raise _refusal(error) from None
+    refused: Exception | None = None
+    for asked in (turns, without_system(turns)):
+        try:
+            return render_turns(render, asked), False
+        except Exception as error:
+            refused = refused or error
+    raise _refusal(refused or Exception())
+
+
+def without_system(turns: list[JsonDict]) -> list[JsonDict]:
+    """Return the turns with the system prompt at the beginning of the first user turn, see
+    `Conversation.without_system`."""
+    if len(turns) < 2 or (turns[0]["role"], turns[1]["role"]) != ("system", "user"):
+        return turns
+    system, asked = (
+        one["content"] if isinstance(one["content"], list) else [{"type": "text", "text": one["content"]}]
+        for one in turns[:2]
+    )
+    content: Any = [*system, {"type": "text", "text": "\n\n"}, *asked]
+    if all(isinstance(one["content"], str) for one in turns[:2]):
+        content = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+    return [{**turns[1], "content": content}, *turns[2:]]
 
 
 def _refusal(error: Exception) -> PromptmillError:

@@ -59,6 +59,8 @@ _NO_FORM = re.compile(
     rf"|(?:support|unknown|unrecogni|unexpected|extra inputs).{{0,60}}{_FORM}"
 )
 _NO_USAGE = re.compile(r"stream_options|include_usage")
+# Of chat templates without a system turn, such as Gemma's, at servers that apply them: vLLM, SGLang, llama.cpp, TGI.
+_NO_SYSTEM = re.compile(r"system (?:role|message|prompt)s? (?:is |are )?not supported|roles must alternate")
 # The names of promptmill's parameters for each way of `ModelCache`, in a refusal.
 _CACHE_NAMES = {
     "key": re.compile("prompt_cache_key"),
@@ -95,6 +97,8 @@ class Head(NamedTuple):
     """The endpoint's cache of beginnings; None if requests cannot control it."""
     marks: frozenset[str]
     """The `CACHE_MARKS` that parts may have."""
+    takes_system: bool
+    """Whether the model takes a system turn; else the first user turn begins with it."""
 
 
 class RequestEncoder:
@@ -107,6 +111,8 @@ class RequestEncoder:
         self._stream = stream
         self._dialect = DIALECTS[endpoint.dialect]
         self._streamed = self._dialect.STREAMED
+        self._without_system = set[str]()
+        """The models that refused a system turn."""
         self._ours = _OURS | self._dialect.FILLED
         # keyed by identity: a call's requests share the objects, and a head keeps them alive, so no id is reused
         self._heads: dict[tuple[int, int], Head] = {}
@@ -167,6 +173,8 @@ class RequestEncoder:
             conversation = conversation.with_marks(lambda message: self._marks_of(head, message))
         if head.words:
             conversation = conversation.with_words(head.words)
+        if not head.takes_system:
+            conversation = conversation.without_system
         if shared is not None and head.cache is not None and not _is_marked(conversation):
             text = _with_cache_options(text, head.cache, shared)
             if shared and (mark := _MARKS.get((head.cache.way, for_an_hour))):
@@ -224,7 +232,8 @@ class RequestEncoder:
                 (sampling, extra),
                 self.wanted(request),
                 *self._places(extra),
-                *self._caching(str(extra.get("model", self.model))),
+                *self._caching(self._model_of(extra)),
+                self._model_of(extra) not in self._without_system,
             )
             # cleared when full: each request may have different parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
@@ -249,6 +258,9 @@ class RequestEncoder:
         elif b'"response_format":' in head.text and sent.json.form != "words" and _NO_FORM.search(refusal.lower()):
             is_schema = b'"json_schema"' in head.text and sent.json.form != "object"
             corrected = replace(sent, json=replace(sent.json, form="object" if is_schema else "words"))
+        elif head.takes_system and _NO_SYSTEM.search(refusal.lower()):
+            self._without_system.add(self._model_of(head.parameters[1]))
+            corrected = sent
         elif b'"stream_options":' in head.text and _NO_USAGE.search(refusal):
             self._streamed = {"stream": True}
             corrected = sent
@@ -263,6 +275,9 @@ class RequestEncoder:
             self._heads.clear()
             self._last = None
         return True
+
+    def _model_of(self, extra: JsonObject) -> str:
+        return str(extra.get("model", self.model))
 
     def _caching(self, model: str) -> tuple[ModelCache | None, frozenset[str]]:
         """Return how the endpoint caches beginnings for `model`, and the cache marks that parts may have."""

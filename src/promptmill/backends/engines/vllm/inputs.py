@@ -19,7 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
-from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
+from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn, without_system
 from promptmill.backends.engines.growing_answer import AnswerForm, Texts, WrittenTokens
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import PromptmillError, first_line, input_error
@@ -156,7 +156,12 @@ class VllmPrompts:
             chat = ChatParams(
                 chat_template_kwargs=dict(options), mm_processor_kwargs=extra.get("mm_processor_kwargs") or None
             )
-            _, (prompt,) = await self._renderer.render_chat_async([turns], chat)
+            try:
+                _, (prompt,) = await self._renderer.render_chat_async([turns], chat)
+            except (VLLMClientError, ValueError, TypeError):
+                if (asked := without_system(turns)) is turns:
+                    raise
+                _, (prompt,) = await self._renderer.render_chat_async([asked], chat)
         except VLLMValidationError as error:
             if error.parameter in {"input_tokens", "input_text"}:
                 unit = "tokens" if error.parameter == "input_tokens" else "characters"
