@@ -20,6 +20,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code
+from promptmill.core.form import Form, Question, YesNo
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 
@@ -146,6 +147,17 @@ def test_the_columns_are_in_the_key_where_the_model_decides_and_only_there() -> 
     assert request_digest(one, decides=True) != request_digest(other, decides=True)
     turned = replace(one, sampling=Sampling(choices=["b", "a"]))
     assert request_digest(one, decides=True) != request_digest(turned, decides=True)
+
+
+def test_definitions_and_the_questions_of_a_client_are_in_the_key_where_the_model_decides() -> None:
+    plain = replace(_rows("a"), sampling=Sampling(choices=["a", "b"], definitions={"a": "one"}))
+    other = replace(plain, sampling=Sampling(choices=["a", "b"], definitions={"a": "two"}))
+    assert request_digest(plain, decides=True) != request_digest(other, decides=True)
+    asked, otherwise = (
+        replace(_rows("a"), sampling=Sampling(), form=Form((Question("", words, YesNo()),)))
+        for words in ("Is it?", "Was it?")
+    )
+    assert request_digest(asked, decides=True) != request_digest(otherwise, decides=True)
 
 
 async def test_decisions_are_cached_without_a_temperature(asking: Asking, tmp_path: Any) -> None:

@@ -151,17 +151,21 @@ def is_repeatable(request: Request) -> bool:
 def request_digest(request: Request, *context: Any, decides: bool = False) -> bytes:
     """Return a digest of a request's contents and of its `context`.
 
-    `decides`: the answering model decides, so that the same text in other columns is another request.
+    `decides`: the answering model decides, so that the same text in other columns is another request, and so is one
+    with other definitions or questions, which no text has.
 
     Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
+    sampling = request.sampling.given() if decides else request.sampling.beside_prompt()
     asked = (
-        *(request.conversation.as_messages(), request.sampling.beside_prompt(), extra, request.path, request.choice),
+        *(request.conversation.as_messages(), sampling, extra, request.path, request.choice),
         # an answer may have places in them
         [*request.fields] if request.fields and (decides or request.sampling.sets(OF_FIELDS_NAMES)) else None,
     )
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
+    if decides and request.form is not None:
+        digest.update(repr(request.form).encode("utf-8", "backslashreplace"))
     for value in context:
         digest.update(value if isinstance(value, bytes) else orjson.dumps(value))
     return digest.digest()
