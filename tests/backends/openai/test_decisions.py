@@ -13,11 +13,12 @@ from decision_replies import decides, likeliest, shares
 from driving import ask, opened
 from fakes import RequestSource, openai_plan
 from promptmill.answers.form import form_of
+from promptmill.backends.openai.diagnosis import diagnose
 from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.dialects.deciding import Deciding
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
-from promptmill.backends.openai.providers import PLAIN
+from promptmill.backends.openai.providers import PLAIN, profile_of
 from promptmill.backends.openai.reply import Wanted, read_response
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.protocol import Completion
@@ -410,3 +411,86 @@ async def test_only_load_and_outages_are_tried_again(upstream: Any) -> None:
         upstream.reply = raw(orjson.dumps({"detail": {"message": "busy"}}), code=529)
         second = await ask(backend, requests, source=RequestSource(requests))
     assert (second.codes, len(upstream.seen)) == ({"server_error"}, 4)
+
+
+def _stars(*chances: float, **more: Any) -> dict[str, Any]:
+    told = {str(level): share for level, share in enumerate(chances)}
+    return {"answers": {"stars": {"type": "score", "score": 1, "probabilities": told, **more}}}
+
+
+_ONE_BASED = {"1": 0.2, "2": 0.7, "3": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("body", "given"),
+    [
+        (_stars(0.2, 0.7, 0.1), '{"stars":2}'),
+        (_stars(0.2, 0.7, 0.1) | {"latency_ms": 1, "x_debug": None, "usage": None}, '{"stars":2}'),
+        (_stars(0, 1, 0, legend={"1": "1"}, confidence=1.5, score=9), '{"stars":2}'),
+        ({"answers": _stars(0.3, 0.4, 0.3)["answers"] | {"other": 1}}, '{"stars":2}'),
+        (_stars(probabilities=_ONE_BASED), ""),
+        (_stars(0.16, 0.56, 0.08), ""),
+        (_stars(0.2, 0.7, 0.1, type="choice"), ""),
+    ],
+)
+def test_what_servers_get_wrong_is_right_all_the_same_or_a_failure(body: dict[str, Any], given: str) -> None:
+    found = read("systemone", asking(response_format=_schema({"stars": FIELDS["stars"]})), body)
+    assert isinstance(found, Completion) == bool(given)
+    assert not given or (isinstance(found, Completion) and found.text == given)
+
+
+def test_the_quota_of_a_day_ends_a_call_and_a_busy_server_is_waited_for() -> None:
+    profile = profile_of("cloudflare-decisions")
+    request = asking(**LABELS)
+    encoder = RequestEncoder(endpoint("systemone", profile), "m", enable_thinking=None, stream=False)
+    _, questions = encoder.decision(encoder.head(request), request, {})
+    kinds = {}
+    for number in (3036, 3040):
+        body = {"result": None, "success": False, "errors": [{"code": number, "message": "no"}]}
+        wanted = Wanted(questions=questions, model="m")
+        found = read_response(429, CIMultiDict(), orjson.dumps(body), endpoint("systemone", profile), wanted)
+        assert isinstance(found, RetryDecision)
+        kinds[number] = found.kind
+    assert kinds == {3036: FailureKind.ENDPOINT, 3040: FailureKind.LOAD}
+
+
+def test_the_url_of_cloudflare_names_the_model() -> None:
+    base = "https://api.cloudflare.com/client/v4/accounts/a/ai/run"
+    plan = openai_plan(base, provider="cloudflare-decisions", model_name="@cf/cloudflare/clef")
+    (found,) = endpoints(plan, {})
+    encoder = RequestEncoder(found, "@cf/cloudflare/clef", enable_thinking=None, stream=False)
+    assert encoder.head(asking(**LABELS)).endpoint.url == f"{base}/@cf/cloudflare/clef"
+
+
+async def test_a_check_asks_for_one_decision(upstream: Any) -> None:
+    upstream.reply = decides()
+    upstream.models = ["jev-latest"]
+    steps: list[Any] = []
+    await diagnose(openai_plan(upstream.url, dialect="systemone", model_name="jev-latest"), steps.append)
+    assert [(step.step, step.ok) for step in steps][-1] == ("answer", True)
+    assert steps[-1].detail.startswith("one decision by jev-1.14.0 in ")
+    upstream.reply = raw(b'{"choices": [{"message": {"content": "yes"}}]}')
+    steps.clear()
+    await diagnose(openai_plan(upstream.url, dialect="systemone", model_name="jev-latest"), steps.append)
+    assert not steps[-1].ok
+    assert "a chat completion" in steps[-1].detail
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_long_and_strange_labels_arrive_and_are_mapped_back(name: str) -> None:
+    labels = ["x" * 4000, 'q"\\uote', " outer ", "a\nb", "\u202e", "true", "1"]
+    request = asking(response_format=_schema({"team": {"enum": labels}}))
+    body = written(name, request)
+    questions = body["questions"]
+    if name == "decisions":
+        sent = [one["value"] for one in questions[0]["choices"]]
+        told = [{"value": value, "probability": float(value == "outer")} for value in sent]
+        answers: Any = [{"type": "choice", "name": "team", "choice": "outer", "probabilities": told}]
+    else:
+        sent = [*questions["team"]["criteria"]]
+        chances = {value: float(value == "outer") for value in sent}
+        answers = {"team": {"type": "choice", "choice": "outer", "probabilities": chances}}
+    assert sent == [label.strip().replace("\n", " ") for label in labels]
+    found = read(name, request, {"answers": answers})
+    assert isinstance(found, Completion), found
+    assert orjson.loads(found.text) == {"team": " outer "}
