@@ -23,8 +23,8 @@ from promptmill.core.request import Request, Sampling, TextPart
 from promptmill.core.wording import listed, mended
 
 ALWAYS = "The encoder always gives one of the labels, also for a text that does not state the answer."
-"""The warning for a question that may stay without an answer. An option for this case would take 4 to 49 % of the rows
-of nine tables in which all rows have an answer."""
+"""The warning for a question that may stay without an answer. An option for this case would take 12 to 38 % of the
+rows of nine tables in which every row has an answer."""
 _YES_OR_NO = frozenset({"yes", "no", "true", "false", "y", "n", "ja", "nein", "oui", "non", "sí", "si", "是", "否"})
 _WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]")
 
