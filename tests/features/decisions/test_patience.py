@@ -24,10 +24,10 @@ class _Work:
 
 
 async def test_a_client_that_comes_again_gets_the_answer_of_the_work_that_went_on():
-    patience, work = Patience(wait_s=0.01), _Work()
+    patience, work = Patience(), _Work()
     for _ in range(2):
         with pytest.raises(NotYetError):
-            await patience.result(b"key", work)
+            await patience.result(b"key", work, 0.01)
     work.may_end.set()
     assert await patience.result(b"key", work) == "answer"
     assert work.begun == 1
@@ -47,9 +47,9 @@ async def test_two_clients_with_the_same_request_share_the_work():
 
 
 async def test_work_ends_if_its_client_leaves_or_never_comes_again():
-    patience, work = Patience(wait_s=0.01, kept_s=0.01), _Work()
+    patience, work = Patience(kept_s=0.01), _Work()
     with pytest.raises(NotYetError):
-        await patience.result(b"key", work)
+        await patience.result(b"key", work, 0.01)
     await work.cancelled.wait()
     left, work = Patience(), _Work()
     waiting = asyncio.ensure_future(left.result(b"key", work))
@@ -60,9 +60,9 @@ async def test_work_ends_if_its_client_leaves_or_never_comes_again():
 
 
 async def test_the_end_of_the_server_ends_all_work():
-    patience, work = Patience(wait_s=0.01), _Work()
+    patience, work = Patience(), _Work()
     with pytest.raises(NotYetError):
-        await patience.result(b"key", work)
+        await patience.result(b"key", work, 0.01)
     await patience.aclose()
     assert work.cancelled.is_set()
 
@@ -74,9 +74,9 @@ async def test_an_error_reaches_the_client_that_comes_again():
         await may_end.wait()
         raise ValueError("no")
 
-    patience = Patience(wait_s=0.01)
+    patience = Patience()
     with pytest.raises(NotYetError):
-        await patience.result(b"key", fails)
+        await patience.result(b"key", fails, 0.01)
     may_end.set()
     with pytest.raises(ValueError, match="no"):
         await patience.result(b"key", fails)

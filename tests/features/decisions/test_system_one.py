@@ -7,7 +7,7 @@ import json
 import pytest
 
 from likely_choices import by_choices, likely
-from replies import status
+from replies import late, status
 from served import BEARER
 
 pytestmark = pytest.mark.http
@@ -171,3 +171,16 @@ def test_the_other_list_of_models_is_beside_openai_s(server):
 def test_a_page_of_an_allowed_origin_may_read_replies_and_every_reply_has_an_id(server):
     found = server.ask("POST", PATH, BEARER, json.dumps(_body(q=NOUL)).encode())
     assert found.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.thorough  # it waits for eleven seconds
+def test_a_client_of_typesafe_s_is_asked_to_come_again_and_the_work_is_done_once(server, upstream):
+    upstream.reply = late(11, likely({"yes": 0.75, "no": 0.25}))
+    impatient = {**BEARER, "User-Agent": "typesafe-sdk/0.7.5"}
+    first = server.ask("POST", PATH, impatient, json.dumps(_body(q=NOUL)).encode())
+    assert (first.status, first.headers["retry-after"]) == (503, "5")
+    second = server.ask("POST", PATH, impatient, json.dumps(_body(q=NOUL)).encode())
+    assert second.json["answers"] == {"q": {"type": "noul", "noul": 0.75}}
+    assert len(upstream.seen) == 1
+    patient = server.ask("POST", PATH, BEARER, json.dumps(_body(q=NOUL)).encode())
+    assert (patient.status, len(upstream.seen)) == (200, 2)

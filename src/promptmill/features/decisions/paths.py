@@ -19,7 +19,7 @@ from promptmill.core.values import JsonDict
 from promptmill.features.decisions import openai_api, system_one
 from promptmill.features.decisions.bodies import UnreadableError, object_in
 from promptmill.features.decisions.deciding import Decided, decided
-from promptmill.features.decisions.patience import NotYetError, Patience
+from promptmill.features.decisions.patience import WAIT_S, NotYetError, Patience
 from promptmill.features.decisions.questions import ClientQuestion, Evidence
 from promptmill.features.decisions.system_one import InvalidBodyError, problem
 from promptmill.features.openai_server import api_errors
@@ -60,7 +60,7 @@ class OpenAIDecisions(ApiPaths):
 
 
 class SystemOne(ApiPaths):
-    """TypeSafe's API. A client that would give up before the answer is asked to come again."""
+    """TypeSafe's API. A client of TypeSafe's, which would give up before the answer, is asked to come again."""
 
     prefix = "/v1/systemone"
 
@@ -100,7 +100,7 @@ class SystemOne(ApiPaths):
         key = hashlib.sha256(b"%b\0%b" % (owner_of(request).encode(), raw)).digest()
         work = functools.partial(self._calls.decided, plan, evidence, questions, request)
         try:
-            found = await unless_left(request.receive, self._patience.result(key, work))
+            found = await unless_left(request.receive, self._patience.result(key, work, _wait_s(request)))
         except NotYetError:
             raise ApiError(503, _NOT_YET, headers=_AGAIN) from None
         return _json(system_one.reply(found.model or plan.name, questions, *found[:3]))
@@ -136,6 +136,12 @@ class _Calls:
         except PromptmillError as error:
             as_sent = as_written(error, evidence.conversation, plan.file_rule)
             raise api_errors.error_of(as_sent, "/v1/responses") from None
+
+
+def _wait_s(request: HttpRequest) -> float | None:
+    """Return how long the client waits, in seconds; None: it has no limit of its own that is known."""
+    is_typesafe = "typesafe" in request.headers.get("user-agent", "").lower() or "x-typesafe-sdk" in request.headers
+    return WAIT_S if is_typesafe else None
 
 
 async def _on_invalid(_: HttpRequest, error: Exception) -> Response:

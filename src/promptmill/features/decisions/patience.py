@@ -26,14 +26,15 @@ class NotYetError(Exception):
 class Patience(Generic[T]):
     """Work in progress by key."""
 
-    def __init__(self, wait_s: float = WAIT_S, kept_s: float = KEPT_S) -> None:
-        self._wait_s, self._kept_s = wait_s, kept_s
+    def __init__(self, kept_s: float = KEPT_S) -> None:
+        self._kept_s = kept_s
         self._tasks: dict[bytes, asyncio.Task[T]] = {}
         self._clients: dict[bytes, int] = {}
         self._ends: dict[bytes, asyncio.TimerHandle] = {}
 
-    async def result(self, key: bytes, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of the work with this key, begun now or earlier. Raises `NotYetError`, and as the work."""
+    async def result(self, key: bytes, work: Callable[[], Coroutine[Any, Any, T]], wait_s: float | None = None) -> T:
+        """Return the result of the work with this key, begun now or earlier. Raises `NotYetError` after `wait_s`, and
+        as the work."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.ensure_future(work())
@@ -42,7 +43,7 @@ class Patience(Generic[T]):
         self._clients[key] = self._clients.get(key, 0) + 1
         is_awaited = False
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._wait_s)
+            done, _ = await asyncio.wait({task}, timeout=wait_s)
             if not done:
                 is_awaited = True
                 raise NotYetError
