@@ -6,7 +6,7 @@ choices, definitions, a schema ─▶ `Form` ─▶ questions of a model that de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.values import JsonObject, json_text, text_of
@@ -134,8 +134,17 @@ class Form(NamedTuple):
         """The closed questions as they are asked, in order."""
         return tuple(asked for one in self.questions for asked in _asked(one))
 
-    def answer(self, given: Mapping[str, Given]) -> Answer:
+    @property
+    def fields(self) -> tuple[tuple[Question, tuple[Asked, ...]], ...]:
+        """The questions, each with those that are asked for it."""
+        return tuple((one, _asked(one)) for one in self.questions)
+
+    def answer(
+        self, given: Mapping[str, Given], fields: Sequence[tuple[Question, tuple[Asked, ...]]] | None = None
+    ) -> Answer:
         """Return the answer of `Given` by the names of `asked`. A field for which one is missing is left out.
+
+        `fields`: those of the form, if they are at hand for many answers.
 
         >>> form = Form((Question("urgent", "", YesNo()),))
         >>> form.answer({"urgent": Given("yes", {"yes": 0.75, "no": 0.25})})
@@ -143,9 +152,9 @@ class Form(NamedTuple):
         """
         values: dict[str, Any] = {}
         shares: dict[str, dict[str, float]] = {}
-        for one in self.questions:
-            told = [(asked, given[asked.name]) for asked in _asked(one) if asked.name in given]
-            if len(told) != len(_asked(one)) or not told:
+        for one, every in self.fields if fields is None else fields:
+            told = [(asked, given[asked.name]) for asked in every if asked.name in given]
+            if len(told) != len(every) or not told:
                 continue
             if isinstance(one.kind, Choice) and one.kind.many:
                 values[one.name], shares[one.name] = _labels_in(one.kind, [own for _, own in told])

@@ -53,6 +53,7 @@ _NO_MATTER = frozenset({"role", "content", "refusal"})
 """Fields of a message that do not change its text or sources."""
 _ENDS = frozenset({"stop", "length"})
 _OWN_ENDS = frozenset({"native_finish_reason", "stop_reason"})
+_USAGE_OF_DECISIONS = frozenset({"input_tokens", "output_tokens"})
 _PLAIN_USAGE = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _NO_DETAILS: JsonObject = {}
 _CHARSET = re.compile(r"charset=[\"']?(?!utf-?8)([\w.:-]+)", re.IGNORECASE)
@@ -282,7 +283,7 @@ def _decided(
         what = "a chat completion" if "choices" in payload else "no `answers`"
         error = PromptmillError(Code.BAD_RESPONSE, f"{endpoint.name} answered with {what}.", wrong_address(endpoint))
         return RetryDecision(FailureKind.ITEM, error, **spent)
-    answer = questions.form.answer(reading.given)
+    answer = questions.form.answer(reading.given, questions.fields)
     if error_of := reading.error(endpoint.name):
         part = answer.text if reading.given else ""
         return RetryDecision(FailureKind.ITEM, error_of, **spent, part=part, probabilities=answer.probabilities)
@@ -604,6 +605,10 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         and 0 <= completion < prompt + completion <= MOST_TOKENS
     ):
         return Usage(prompt, completion)
+    if usage.keys() == _USAGE_OF_DECISIONS:
+        prompt, completion = usage["input_tokens"], usage["output_tokens"]
+        if type(prompt) is type(completion) is int and 0 < prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS:
+            return Usage(prompt, completion)
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     if "input_tokens" in usage or "output_tokens" in usage:
         prompt = _largest(usage, "prompt_tokens", "input_tokens")

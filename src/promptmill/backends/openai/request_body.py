@@ -136,7 +136,8 @@ class RequestEncoder:
             if (questions := self._questions.get(key)) is None:
                 limits = self._dialect.limits(self._endpoint.profile)
                 form = decidable(request.form, options=limits.options, levels=limits.levels)
-                questions = Questions(form, form.asked, self._dialect.questions(form.asked, instructions))
+                asked = form.asked
+                questions = Questions(form, form.fields, asked, self._dialect.questions(asked, instructions))
                 if len(self._questions) >= MOST_KEPT:  # each row may have its own instructions
                     self._questions.clear()
                 self._questions[key] = questions

@@ -22,7 +22,7 @@ from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
 from promptmill.core.errors import Code, PromptmillError, without_controls
-from promptmill.core.form import Asked, Form, Given, Scale, YesNo
+from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo
 from promptmill.core.request import Conversation
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
@@ -65,6 +65,8 @@ class Questions(NamedTuple):
     """The questions of a form, for all requests with the same instructions."""
 
     form: Form
+    fields: tuple[tuple[Question, tuple[Asked, ...]], ...]
+    """See `Form.fields`."""
     asked: tuple[Asked, ...]
     text: bytes
     """As JSON."""
