@@ -87,6 +87,7 @@ class DecidedRequests(Step):
 
     def __init__(self, plan: ResolvedConfig, limits: DecisionLimits) -> None:
         self._plan, self._limits = plan, limits
+        self._moves = _MOVES.search(plan.model) is not None
         self._forms: Made[Sequence[Form]] = {}
         """The forms of the requests for a form."""
 
@@ -103,7 +104,7 @@ class DecidedRequests(Step):
         except PromptmillError as error:
             return _failed(protocol.Failure(error, request.attempts, concerns_all=self._is_of_all(request)))
         if len(forms) == 1:
-            return self._once(request, call)
+            return self._once(request, call) if self._moves else self.following(request, call)
         assert form is not None
         return self._divided_answer(request, form, forms, call)
 
@@ -121,7 +122,7 @@ class DecidedRequests(Step):
 
     async def _once(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         outcome = await self.following(request, call)
-        if isinstance(outcome, protocol.Completion) and outcome.answered_by and _MOVES.search(self._plan.model):
+        if self._moves and isinstance(outcome, protocol.Completion) and outcome.answered_by:
             call.warn(
                 f"{self._plan.model} names another model from time to time: {outcome.answered_by} has answered. Name "
                 "that to keep it."

@@ -6,10 +6,12 @@ columns of the row ─▶ evidence         system prompt, words of the template 
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
+from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.form import Asked, Choice, Form, Scale, YesNo
 from promptmill.core.request import Conversation, Fields, Message, Request
@@ -84,6 +86,7 @@ def _text_of(message: Message) -> str:
     return "\n\n".join(Conversation((message,)).texts)
 
 
+@functools.lru_cache(MOST_CHOICES)  # each row has the same options
 def plain(option: str) -> str:
     """Return an option as models see it: in Unicode's composed form, with single blanks."""
     return " ".join(unicodedata.normalize("NFC", option).split())
