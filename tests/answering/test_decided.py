@@ -75,7 +75,7 @@ async def test_choices_are_answered_with_their_probabilities_and_an_alias_is_nam
 async def test_more_questions_than_a_request_has_are_several_requests_with_one_outcome(asking: Asking) -> None:
     price = {"price": {"input": 1_000_000, "output": 0}, "max_cost": 1e6}
     (outcome,) = await asking.ask(["mail"], schema(MANY), price)
-    assert [len(seen.json["questions"]) for seen in asking.upstream.seen] == [64, 64, 22]
+    assert sorted(len(seen.json["questions"]) for seen in asking.upstream.seen) == [22, 64, 64]
     assert isinstance(outcome, Completion), outcome
     yes = {name: shares(["yes", "no"], "mail", name)["yes"] for name in MANY}
     assert outcome.probabilities == {name: {"true": p, "false": round(1 - p, 6)} for name, p in yes.items()}

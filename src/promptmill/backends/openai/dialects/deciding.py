@@ -34,7 +34,7 @@ _STEP = 0.01  # servers round to two decimals
 _LEAST_OFF, _MOST_OFF, _OFF_EACH = 0.02, 0.1, 0.005
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
 # The ends of addresses that are complete: several APIs share these paths, so none tells the dialect.
-_COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+)*)$")
+_COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
 _PER_MODEL = re.compile(r"/ai/run$")
 # Parameters of chat completions that cannot change a decision, or that every model that decides obeys by itself.
 _NO_MATTER = dialect.set_of(
