@@ -52,9 +52,6 @@ MOST_CHOICES = 1000
 """Texts from which an answer is chosen: each request repeats them, and an engine compiles them into a grammar."""
 MOST_KEPT = 64
 """Objects made from a call's parameters and kept for the next call, such as grammars and lists of choices."""
-MOST_STEPS = 32
-"""Tokens of a call's longest choice, if each is a request to openvino's pipeline: each computes the prompt again, for
-which all rows wait, and a choice of 4,000 characters took eight minutes."""
 MOST_GRAMMAR_WORK = 100
 """Hundredths of a second in which the openvino engine compiles a call's grammar, because all rows wait for it."""
 LONGEST_PATH = 4096

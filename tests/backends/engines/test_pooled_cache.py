@@ -41,6 +41,10 @@ def test_rows_keep_their_content_through_any_coming_and_going():
             cache.add(rows[-1])
         if not rows:
             continue
+        slot, back = chance.randrange(len(rows)), chance.randrange(1, 4)
+        if chance.random() < 0.2 and rows[slot][0][0].shape[1] > back:
+            cache.go_back(slot, back)
+            rows[slot] = [(keys[:, :-back], values[:, :-back]) for keys, values in rows[slot]]
         positions = cache.advance()
         assert positions.squeeze(1).tolist() == [content[0][0].shape[1] for content in rows]
         keys = hf.torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)

@@ -19,7 +19,7 @@ from promptmill.answers.reasoning import (
     split_reasoning,
     without_broken_mark,
 )
-from promptmill.backends.engines.choice_tokens import ChoiceTokens
+from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
@@ -27,6 +27,7 @@ from promptmill.core.values import JsonDict
 from promptmill.system.frames import Frame, packed_error
 
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
+_Entry: TypeAlias = "Callable[[int], TokenLogprob]"
 _Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
 _TOKENS_PER_CHARACTER = 4  # max tokens of a character, in byte-level vocabularies
@@ -155,8 +156,12 @@ class GrowingAnswer:
     ending: Ending
     logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
+    search: ChoiceSearch | None = None
+    """Set if the answer is found by a search among the choices' own tokens."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
+    entries: dict[tuple[int, ...], TokenLogprob] = field(default_factory=dict)
+    """The entries for `logprobs` of all tokens that the search has looked at, by the tokens up to them."""
     finish_reason: str | None = None
     mishaps: int = 0
     started: float | None = None
@@ -182,6 +187,22 @@ class GrowingAnswer:
         elif len(self.tokens) >= self.ending.limit:
             self.finish_reason = "length"
         return self.finish_reason is not None
+
+    def searched(self, search: ChoiceSearch, logprobs: Mapping[int, float], entry: _Entry) -> bool:
+        """Add the log probabilities that the search has `asked`. Return whether it has ended: always with a choice.
+
+        `entry` returns the entry of a token for `logprobs`.
+        """
+        assert search.asked is not None
+        if self.logprobs is not None:
+            self.entries |= {(*search.asked.tokens, token): entry(token) for token in logprobs}
+        search.add(logprobs)
+        if search.asked is not None:
+            return False
+        self.finish_reason, self.tokens = "stop", [*search.tokens]
+        if self.logprobs is not None:
+            self.logprobs = [self.entries[search.tokens[: place + 1]] for place in range(len(self.tokens))]
+        return True
 
     def outcome(self) -> Frame:
         """Return the `outcome` message for the finished answer."""

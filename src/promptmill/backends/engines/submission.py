@@ -145,6 +145,12 @@ def is_known_format(wanted: JsonObject | None) -> bool:
     return (wanted or {}).get("type", "text") in {"text", "json_object", "json_schema"}
 
 
+def penalties_in(sampling: Mapping[str, Any]) -> list[str]:
+    """Return the names of the penalties in a request, which a search among choices does not have."""
+    neutral = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
+    return [name for name, value in neutral.items() if sampling.get(name, value) not in {None, value}]
+
+
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:

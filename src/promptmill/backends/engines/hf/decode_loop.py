@@ -30,6 +30,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.choice_tokens import ChoiceSearch
 from promptmill.backends.engines.growing_answer import TokenLogprob, logprob_entry
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
 from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
@@ -95,7 +96,7 @@ class DecodeLoop(ABC):
         logprobs = {
             position: scores[position].log_softmax(-1)
             for position, row in enumerate(rows)
-            if row.logprobs is not None or row.form.chances is not None
+            if row.logprobs is not None or row.form.chances is not None or row.search is not None
         }
         for position, row in enumerate(rows):
             try:
@@ -110,6 +111,11 @@ class DecodeLoop(ABC):
                     raise wrong[position]
                 if token is None:
                     raise _not_a_number()
+                if row.search is not None:
+                    if _searched(row, row.search, logprobs[position]):
+                        self._answer(row, row.outcome())
+                        done.append(position)
+                    continue
                 if row.logprobs is not None:
                     row.logprobs.append(_logprobs(row, token, logprobs[position]))
                 if row.form.chances is not None:
@@ -283,6 +289,7 @@ class Decoder(DecodeLoop):
         for position, token in enumerate(advance.tokens):
             if token is None:
                 self._batch.wipe(first + position)
+        self._batch.go_back(first)
         self._batch.drop([first + position for position in advance.done])
 
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
@@ -326,6 +333,13 @@ class ContinuousBatch:
         """Remove a row that continues later. The row keeps its content."""
         self.rows[position].kept = self._cache.copy_of(position)
         self.drop([position])
+
+    def go_back(self, first: int) -> None:
+        """Remove the tokens that the rows from place `first` on have computed too far."""
+        for position, row in enumerate(self.rows[first:], first):
+            if row.computed_too_far:
+                self._cache.go_back(position, row.computed_too_far)
+                row.computed_too_far = 0
 
     def wipe(self, position: int) -> None:
         """Erase a row's content before another row uses its place."""
@@ -465,6 +479,18 @@ def _free_unused_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library other than GNU's
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def _searched(row: RunningSequence, search: ChoiceSearch, logprobs: Any) -> bool:
+    """Continue the search of a row with the `logprobs` of its next token. Return whether it has ended."""
+    assert search.asked is not None
+    tokens, permitted = search.asked
+    if len(row.tokens) == len(tokens):
+        found = dict(zip(permitted, logprobs[permitted].tolist(), strict=True))
+        if row.searched(search, found, lambda token: _logprobs(row, token, logprobs)):
+            return True
+    row.go_to(search.asked.tokens)
+    return False
 
 
 def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:

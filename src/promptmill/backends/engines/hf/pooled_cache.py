@@ -143,6 +143,17 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         else:
             self._free()
 
+    def go_back(self, slot: int, tokens: int) -> None:
+        """Remove the last `tokens` columns of a row."""
+        window, length = self._window, self.lengths[slot] - tokens
+        old, new = (slice(window.end - length - back, window.end - back) for back in (tokens, 0))
+        for layer in self.layers:
+            layer.keys[slot, :, new] = layer.keys[slot, :, old].clone()
+            layer.values[slot, :, new] = layer.values[slot, :, old].clone()
+        self._mask[slot, old.start : new.start] = 0
+        self.lengths[slot] = length
+        window.start = window.end - max(self.lengths)
+
     def wipe(self, slot: int) -> None:
         """Set a row to zeros. NaNs leak through masks: 0 * NaN is NaN."""
         for layer in self.layers:

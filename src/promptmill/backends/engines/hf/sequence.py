@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import opened_by
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
-from promptmill.backends.engines.choice_tokens import ChoiceTokens, choice_tokens
+from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, choice_tokens
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.pooled_cache import KeysValues
@@ -19,6 +19,7 @@ from promptmill.backends.engines.hf.sampler import AnswerMasks, Penalties, Sampl
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import input_error
+from promptmill.core.request import top_choices_of
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
@@ -49,6 +50,8 @@ class RunningSequence(GrowingAnswer):
     turns: int = 0
     """The number of tokens computed since the row joined the batch."""
     answered: bool = False
+    computed_too_far: int = 0
+    """The number of last tokens that were computed, but are not before the next one."""
     top_logprobs: int = 0
     """The number of most probable tokens to report at each position, in addition to the chosen token."""
 
@@ -61,6 +64,14 @@ class RunningSequence(GrowingAnswer):
         """Add the next token. Return whether it completes the answer."""
         self.turns += 1
         return GrowingAnswer.accept(self, token)
+
+    def go_to(self, tokens: Sequence[int]) -> None:
+        """Let the next step compute the first one of `tokens` that is not the answer's."""
+        pairs = enumerate(zip(self.tokens, tokens, strict=False))
+        same = next((place for place, (own, other) in pairs if own != other), len(self.tokens))
+        self.turns += 1
+        self.computed_too_far = len(self.tokens) - same
+        self.tokens = [*tokens[: same + 1]]
 
 
 class SequenceBuilder:
@@ -107,6 +118,9 @@ class SequenceBuilder:
         elif message["extra"].get("do_sample"):
             sampling = {"temperature": 1.0, **sampling}
         choice, longest = self._choice(sampling), submission.longest_answer(sampling, message["extra"])
+        own = None if choices is None else self._own_tokens(choices)
+        if own is not None and self._model.batching.joins:
+            submission.warn_of_left_out(submission.penalties_in(sampling), "hf", warnings, message.get("required", ()))
         if self._refuse:
             submission.refuse(warnings)
         warnings += self._model.constraints.warnings(
@@ -118,13 +132,24 @@ class SequenceBuilder:
         )
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
         wanted = tools.response_format if tools else sampling.get("response_format")
-        own = None if choices is None else self._own_tokens(choices)
-        if choices is None:
-            choice.mask = self._masks.of(wanted, opened=opened)
-        else:
-            choice.mask = self._masks.of_choices(choices, own)
         top_logprobs = submission.wanted_logprobs(message["extra"])
         chances = submission.chances_of(message["extra"], choices, unasked=0)
+        search = None
+        if choices is None:
+            choice.mask = self._masks.of(wanted, opened=opened)
+        elif own is None or not self._model.batching.joins:
+            choice.mask = self._masks.of_choices(choices, own)
+        else:
+            search = ChoiceSearch(
+                own,
+                Drawn(0.0 if choice.greedy else choice.temperature, choice.top_k, choice.top_p, choice.min_p),
+                choice.seed,
+                None if chances is None else chances[0],
+                is_thorough=top_choices_of(message["extra"]) is not None,
+                skips=top_logprobs is None,
+            )
+            choice = SamplerState()
+            submission.check_tokens(len(tokens) + own.longest, self._model.context, images=image_inputs is not None)
         texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
@@ -135,6 +160,8 @@ class SequenceBuilder:
             image_inputs=image_inputs,
             logprobs=None if top_logprobs is None else [],
             top_logprobs=top_logprobs or 0,
+            search=search,
+            tokens=[] if search is None or search.asked is None else [*search.asked.tokens],
             warnings=warnings,
         )
 

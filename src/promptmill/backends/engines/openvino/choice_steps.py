@@ -1,10 +1,10 @@
-"""Answers with choices in steps: one request to OpenVINO's pipeline for each token.
+"""Answers with choices in steps: one request to OpenVINO's pipeline for each place that the search looks at.
 
 OpenVINO GenAI cannot be given the permitted tokens, and reports the log probability of a chosen token alone. Both can
-be had for a single token: all others are end tokens that may not come yet, and where probabilities are requested, many
+be had for a single token: all others are end tokens that may not come yet, and where the alternatives are needed, many
 answers are drawn. They share the computed prompt, and their temperature is so high that each permitted token is equally
-likely, so each comes up, with the log probability that the model gives it. Most choices differ in their first token;
-a further step computes the prompt again.
+likely, so each comes up, with the log probability that the model gives it. A further step finds the prompt computed in
+the pipeline's cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from promptmill.backends.engines.choice_tokens import ChoiceTokens
+from promptmill.backends.engines.choice_tokens import ChoiceSearch
 
 _EQUALLY = 1e6  # differences of log probabilities are below 100
 # A draw takes 1 ms. 20 tokens need 240 draws, by which one of them is missed in 1 of 10,000 cases.
@@ -27,34 +27,31 @@ _SEEDS = 2**32
 class ChoiceSteps:
     """The steps of one row."""
 
-    own: ChoiceTokens
+    search: ChoiceSearch
     vocabulary: int
     """The number of tokens that the model gives a probability."""
     draws: bool
-    """Whether the probabilities of the alternatives are requested."""
-    temperature: float
+    """Whether the alternatives to the likeliest token are needed."""
     random: random.Random
 
-    def prepare(self, config: Any, tokens: list[int]) -> None:
-        """Set `config`, the row's generation settings, to the token after `tokens`."""
-        permitted = self.own.following(tokens)
+    def prepare(self, config: Any) -> list[int]:
+        """Set `config`, the row's generation settings, to the token that is asked; return the tokens before it."""
+        assert self.search.asked is not None
+        tokens, permitted = self.search.asked
         ruled_out = {*range(self.vocabulary)}.difference(permitted)
         config.stop_token_ids, config.eos_token_id, config.stop_strings = ruled_out, min(ruled_out), set()
         config.ignore_eos, config.min_new_tokens, config.max_new_tokens = False, 1, 1
-        config.structured_output_config = None
-        config.rng_seed = self.random.randrange(_SEEDS)
-        if self.draws:
+        config.structured_output_config, config.do_sample, config.logprobs = None, False, 1
+        config.repetition_penalty, config.presence_penalty, config.frequency_penalty = 1.0, 0.0, 0.0
+        config.top_p, config.min_p, config.num_return_sequences = 1.0, 0.0, 1
+        if self.draws and len(permitted) > 1:
             count = min(len(permitted), _MOST_TOKENS)
-            config.do_sample, config.temperature, config.logprobs = True, _EQUALLY, 1
-            config.top_k, config.top_p, config.min_p = count, 1.0, 0.0
-            config.repetition_penalty, config.presence_penalty, config.frequency_penalty = 1.0, 0.0, 0.0
+            config.do_sample, config.temperature, config.top_k = True, _EQUALLY, count
+            config.rng_seed = self.random.randrange(_SEEDS)
             config.num_return_sequences = math.ceil(count * (math.log(count) + _LOG_MISSED))
+        return [*tokens]
 
-    def chosen(self, outputs: Iterable[Any]) -> list[tuple[int, float]]:
-        """Return the tokens in `outputs` with their log probabilities; the first one is the answer's next token."""
-        found: dict[int, float] = {each.generated_ids[0]: each.generated_log_probs[0] for each in outputs}
-        token = max(found, key=lambda each: found[each])
-        if self.draws and self.temperature > 0:
-            weights = [math.exp((logprob - found[token]) / self.temperature) for logprob in found.values()]
-            (token,) = self.random.choices([*found], weights)
-        return [(token, found[token]), *(each for each in found.items() if each[0] != token)]
+    @staticmethod
+    def found(outputs: Iterable[Any]) -> dict[int, float]:
+        """Return the tokens in `outputs` with their log probabilities."""
+        return {each.generated_ids[0]: each.generated_log_probs[0] for each in outputs}

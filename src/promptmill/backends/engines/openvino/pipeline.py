@@ -101,9 +101,8 @@ class Model:
         Raises `PromptmillError` (`invalid_image`) and the pipeline's own errors.
         """
         if row.sight is None:
-            if row.steps is not None:
-                row.steps.prepare(row.config, row.tokens)
-            tokens = openvino.Tensor(np.array([row.prompt + row.tokens], dtype=np.int64))
+            before = row.tokens if row.steps is None else row.steps.prepare(row.config)
+            tokens = openvino.Tensor(np.array([row.prompt + before], dtype=np.int64))
             return self.pipeline.add_request(number, tokens, row.config)
         images = [openvino.Tensor(np.array(picture)[None]) for picture in pictures(row.sight.images)]
         return self.pipeline.add_request(number, row.sight.text, images, row.config)
@@ -118,6 +117,7 @@ class Model:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
+        scheduling.enable_prefix_caching = True  # for the questions about one text, and the steps of `ChoiceSteps`
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
         properties: dict[str, object] = {
@@ -367,12 +367,9 @@ class PipelineDecoder:
                 row.finish_reason = "stop" if stopped else "length"
 
     def _read_step(self, row: Row, steps: ChoiceSteps) -> None:
-        chosen, *others = steps.chosen(row.handle.read().values())
-        if row.form.chances is not None:
-            row.form.add_chances(row.tokens, [chosen, *others])
-        if row.logprobs is not None:
-            row.logprobs.append(logprob_entry(row.form.texts.tokens, *chosen))
-        if row.accept(chosen[0]):
+        found = steps.found(row.handle.read().values())
+        written = row.form.texts.tokens
+        if row.searched(steps.search, found, lambda token: logprob_entry(written, token, found[token])):
             self._answer(row, row.outcome())
         else:
             row.handle = None
@@ -392,8 +389,8 @@ class PipelineDecoder:
                 continue
             row.handle, row.tokens = None, []
             row.logprobs = None if row.logprobs is None else []
-            if row.form.chances is not None:
-                row.form.chances[0].clear()
+            if row.steps is not None:
+                row.steps.search.restart()
             if row in on_trial and row.grammar is not None:
                 self._bad_grammars[row.grammar] = failure = _bad_grammar(error)
                 self._answer(row, row.failure(failure))

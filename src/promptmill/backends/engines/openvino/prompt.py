@@ -19,20 +19,18 @@ from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
-from promptmill.backends.engines.choice_tokens import ChoiceTokens, choice_tokens
+from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, choice_tokens
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.choice_steps import ChoiceSteps
 from promptmill.backends.engines.openvino.grammars import Grammar, fragments, grammar_of_choices, grammar_of_schema
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
-from promptmill.core.bounds import MOST_KEPT, MOST_STEPS
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.system.frames import Frame
 
 _EXTRA = submission.EXTRA | {"ignore_eos"}
-_OF_DRAWS = frozenset({"frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "top_k", "top_p"})
-"""The parameters that `ChoiceSteps` set for their draws."""
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values in OpenVINO's defaults mean "not set"
@@ -87,8 +85,7 @@ class PromptBuilder:
             grammar = grammar_of_choices(choices)
             own, banned = self._own_tokens(choices)
         chances = self._chances(extra, choices, own, left_out)
-        if chances is not None:
-            left_out += sorted(_OF_DRAWS & {name for name, value in sampling.items() if value is not None})
+        left_out += submission.penalties_in(sampling) if own is not None and self._tags is None else []
         submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         if choices is None and (schema := schema_of(wanted)) is not None:
             grammar = grammar_of_schema(schema, warnings)
@@ -111,7 +108,9 @@ class PromptBuilder:
         # the row limits its answer; this limits the whole, because only the pipeline knows the tokens of images
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
-        steps = None if own is None else self._steps(own, banned, config, draws=chances is not None)
+        steps = (
+            None if own is None else self._steps(own, banned, config, chances, len(tokens), skips=top_logprobs is None)
+        )
         config.apply_chat_template = sight is not None and not special  # `pipeline` sets a template without effect
         texts = self._tool_texts if tools else self._texts
         return Row.of(
@@ -131,36 +130,57 @@ class PromptBuilder:
         self, extra: Mapping[str, Any], choices: Choices | None, own: ChoiceTokens | None, left_out: list[str]
     ) -> tuple[Chances, int] | None:
         chances = submission.chances_of(extra, choices)
-        if top_choices_of(extra) is not None and (own is None or not self._has_steps(own)):
+        if top_choices_of(extra) is not None and (own is None or self._tags is not None):
             left_out.append(TOP_CHOICES)
             return None
         return chances
 
     def _find_own_tokens(self, choices: Choices) -> tuple[ChoiceTokens | None, frozenset[int] | None]:
-        """Return the choices' own tokens, and the tokens to rule out of the grammar.
+        """Return the choices' own tokens and, for a prompt with images, the tokens to rule out of the grammar.
 
-        No tokens to rule out: `ChoiceSteps` are needed. No own tokens: the grammar alone applies.
+        None: the grammar alone applies.
         """
         tokenizer = self._model.tokenizer
         own = choice_tokens(choices, lambda text: tokenizer.encode(text, special=False), self._texts.decode)
-        banned = None if own is None else fragments(choices, own, tokenizer.numbers)
-        return (own, banned) if banned is not None or (own is not None and self._has_steps(own)) else (None, None)
-
-    def _has_steps(self, own: ChoiceTokens) -> bool:
-        """Return whether `ChoiceSteps` may answer, which need a prompt in tokens and compute it for each of them."""
-        return self._tags is None and own.longest <= MOST_STEPS
+        if own is None or self._tags is None:
+            return own, None
+        banned = fragments(choices, own, tokenizer.numbers)
+        return (None, None) if banned is None else (own, banned)
 
     def _steps(
-        self, own: ChoiceTokens, banned: frozenset[int] | None, config: Any, *, draws: bool
+        self,
+        own: ChoiceTokens,
+        banned: frozenset[int] | None,
+        config: Any,
+        chances: tuple[Chances, int] | None,
+        used: int,
+        *,
+        skips: bool,
     ) -> ChoiceSteps | None:
-        """Let `config` rule out the `banned` tokens; return the steps of the row if that is not enough."""
-        if draws or banned is None:
-            temperature = config.temperature if config.do_sample else 0.0
-            numbers = random.Random(config.rng_seed)  # noqa: S311 (no secret)
-            return ChoiceSteps(own, self._model.vocabulary, draws, temperature, numbers)
-        config.stop_token_ids |= banned
-        config.min_new_tokens = min(own.longest, config.max_new_tokens)  # until then, no end token may come
-        return None
+        """Return the steps of a row with these generation settings. With `banned` tokens, `config` rules these out.
+
+        `used`: the number of the prompt's tokens. Raises `PromptmillError` (`context_length`).
+        """
+        if banned is not None:
+            config.stop_token_ids |= banned
+            config.min_new_tokens = min(own.longest, config.max_new_tokens)  # until then, no end token may come
+            return None
+        submission.check_tokens(used + own.longest, self._model.context, images=False)
+        drawn = Drawn()
+        if config.do_sample:
+            top_k = config.top_k if config.top_k < _UNLIMITED else 0
+            drawn = Drawn(config.temperature, top_k, config.top_p, config.min_p)
+        draws = config.do_sample or chances is not None
+        search = ChoiceSearch(
+            own,
+            drawn,
+            config.rng_seed,
+            None if chances is None else chances[0],
+            is_thorough=chances is not None,
+            skips=skips,
+        )
+        numbers = random.Random(config.rng_seed)  # noqa: S311 (no secret)
+        return ChoiceSteps(search, self._model.vocabulary, draws, numbers)
 
     def _has_switch(self, name: str) -> bool:
         return self._template is not None and name in self._template.source
