@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from promptmill.answers.choices import Choices
+from promptmill.answers.choices import Choices, field_choices_of
 from promptmill.core.bounds import LONGEST_ANSWER
 
 
@@ -147,3 +147,17 @@ def test_the_problem_of_an_answer_names_the_choices_and_its_beginning():
 @pytest.mark.parametrize(("written", "choice"), [("**", "**"), ("***", ""), ("", ""), ("x.", "x")])
 def test_a_choice_of_marks_alone_is_not_every_answer_of_marks(written, choice):
     assert Choices(["**", "x"]).chosen(written) == choice
+
+
+def test_the_values_of_a_field_are_written_as_json():
+    texts = field_choices_of('a "b"', (("low", "low"), ("", ""), ("ö", "ö")))
+    assert (texts.opening, texts.endings) == ('{"a \\"b\\"": "', {"low": 'low"}', "": '"}', "ö": 'ö"}'})
+    others = field_choices_of("stars", (("1", 1), ("yes", True), ("not stated", None), ("x", "x")))
+    assert (others.opening, [*others.endings.values()]) == ('{"stars":', [" 1}", " true}", " null}", ' "x"}'])
+    assert texts.decided(["low"]) == '{"a \\"b\\"": "low"}'
+    for choices in (texts, others):
+        for text, ending in choices.endings.items():
+            assert choices.given(choices.opening + ending) == text
+    assert others.given('{"stars":1}') == "1"
+    for wrong in ('{"stars": "1"}', '{"stars": 1.0}', '{"other": 1}', "[1]", "1", "", "[" * 100_000):
+        assert others.given(wrong) is None

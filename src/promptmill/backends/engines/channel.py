@@ -6,10 +6,15 @@ One thread reads, a second thread prepares, and the main thread computes. So a c
 megabytes is tokenized. The engine ends when the server ends. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required", "marks"}
+    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required", "marks",
+     "field", "text", "follows"}
                                                      `live`: send previews of the growing answer
                                                      `required`: see `Request`
                                                      `marks`: cache marks that were left out
+                                                     `field`: the name and the values of the field that is asked, each
+                                                     with its text among the `choices`
+                                                     `text`: the number of the text that several questions are about
+                                                     `follows`: an earlier question about it was answered
     {"type": "submit", "run", "id", "path", "body"}  a request that is not a chat; only for vLLM
     {"type": "cancel", "run"}                        drop all requests of this run
 
@@ -114,10 +119,11 @@ class WaitingRows(Generic[R]):
         self._cancelled: set[int] = set()
 
     def add(self, row: R) -> None:
-        """Add a new row behind the other rows of its run."""
+        """Add a new row behind the other rows of its run; in front of them if its text was computed before."""
         with self._changed:
             if row.run not in self._cancelled:
-                self._waiting.setdefault(row.run, deque()).append(row)
+                rows = self._waiting.setdefault(row.run, deque())
+                (rows.appendleft if row.follows else rows.append)(row)
                 self._changed.notify()
 
     def put_back(self, row: R) -> None:

@@ -70,11 +70,11 @@ def choice_tokens(
 
     None if the tokenizer changes a choice, for example its Unicode form: then only a grammar leads to the choice.
     """
-    opening = encode(choices.OPENING)
+    opening = encode(choices.opening)
     opened = decode(opening)
     sequences = {}
     for choice, ending in choices.endings.items():
-        whole = encode(choices.OPENING + ending)
+        whole = encode(choices.opening + ending)
         # some tokenizers join the opening's quote and a sign, as in `"-1`
         own = whole[len(opening) :] if whole[: len(opening)] == opening else encode(ending)
         if decode([*opening, *own]) != opened + ending:

@@ -85,7 +85,7 @@ class AnswerForm:
 
     def written(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, with reasoning and tool calls."""
-        opening = "" if self.choices is None else self.choices.OPENING
+        opening = "" if self.choices is None else self.choices.opening
         return opening + _whole_text(tokens, self.texts.decode)
 
     def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
@@ -164,6 +164,10 @@ class GrowingAnswer:
     """The entries for `logprobs` of all tokens that the search has looked at, by the tokens up to them."""
     finish_reason: str | None = None
     mishaps: int = 0
+    text: int | None = None
+    """The number of the text that this and other questions are about, if any."""
+    follows: bool = False
+    """Whether another question about the text was answered before."""
     started: float | None = None
     preview_at: float = math.inf
     """The time of the next preview, by `time.monotonic`; infinite if previews are not requested."""
@@ -172,7 +176,9 @@ class GrowingAnswer:
     def of(cls, message: Frame, form: AnswerForm, ending: Ending, **fields: Any) -> Self:
         """Return the row for a `submit` message. `fields`: the fields that the engine computes."""
         preview_at = 0.0 if message.get("live") else math.inf
-        return cls(run=message["run"], number=message["id"], form=form, ending=ending, preview_at=preview_at, **fields)
+        address = {"run": message["run"], "number": message["id"]}
+        of_form = {"text": message.get("text"), "follows": message.get("follows", False)}
+        return cls(form=form, ending=ending, preview_at=preview_at, **address, **of_form, **fields)
 
     @property
     def prompt_tokens(self) -> int:

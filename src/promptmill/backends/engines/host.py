@@ -19,13 +19,14 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
 from promptmill.backends import vectors
-from promptmill.backends.engines import hardware
+from promptmill.backends.engines import hardware, questions
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
@@ -167,13 +168,25 @@ class EngineHost:
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Let the engine answer a request. Raises `PromptmillError` (`engine_died`, `shutdown`) if it has ended."""
+        if request.form is None or not questions.is_asked(request):
+            return await self._exchanged(request, call)
+        text = next(self._numbers)
+
+        def ask(question: Request, of_form: Frame) -> Awaitable[Outcome]:
+            return self._exchanged(question, call, {**of_form, "text": text})
+
+        outcome = await questions.answered(request, request.form, ask)
+        return await self._exchanged(request, call) if outcome is None else outcome
+
+    async def _exchanged(self, request: Request, call: Call, of_form: Frame | None = None) -> Outcome:
+        """Let the engine answer a request. `of_form`: the fields of its message if it is a question of a form."""
         share, number = self._calls[call], next(self._numbers)
         arrived: asyncio.Future[Frame | PromptmillError] = asyncio.get_running_loop().create_future()
         self._open[number] = arrived, call
         call.in_flight += 1
         try:
             try:
-                await self._submit(number, request, call, share)
+                await self._submit(number, request, call, share, of_form or {})
             except PromptmillError as error:
                 if (gone := self._gone()) is not None:
                     raise gone from None
@@ -191,17 +204,18 @@ class EngineHost:
             call.warn(warning)
         return _outcome_of(message, request)
 
-    async def _submit(self, number: int, request: Request, call: Call, share: EngineShare) -> None:
+    async def _submit(self, number: int, request: Request, call: Call, share: EngineShare, of_form: Frame) -> None:
         """Write a request to the pipe. Raises the request's own error, or the reason of the engine's end.
 
         A call writes one request at a time, because a frame may be large and the pipe full. Requests with images are
         prepared several at a time, so that a slow disk or host delays only its own request.
         """
         async with share.reading if request.conversation.images else share.writing:
-            frame = await share.frame(number, request)
+            frame = await share.frame(number, request, of_form)
             if (gone := self._gone()) is not None:
                 raise gone
-            call.sending(request)
+            if not of_form.get("follows"):  # all questions of a form count as one request
+                call.sending(request)
             assert self._process is not None
             await self._process.send(frame)
 
@@ -343,12 +357,12 @@ class EngineShare(FixedShare):
         self._images = images
         self._live = live
 
-    async def frame(self, number: int, request: Request) -> bytes:
-        """Return the `submit` frame for a request (see `channel`).
+    async def frame(self, number: int, request: Request, of_form: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        """Return the `submit` frame for a request (see `channel`). `of_form`: further fields.
 
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
         """
-        message = {"type": "submit", "run": self.run, "id": number}
+        message = {"type": "submit", "run": self.run, "id": number, **of_form}
         if request.path:
             return _packed({**message, "path": request.path, "body": dict(request.extra)})
         conversation = request.conversation
@@ -373,7 +387,7 @@ class EngineShare(FixedShare):
                 "messages": _messages(conversation.messages),
                 "sampling": request.sampling.given(),
                 "extra": dict(request.extra),
-                **({"live": True} if self._live else {}),
+                **({"live": True} if self._live and not of_form else {}),
                 **({"required": sorted(request.required)} if request.required else {}),
                 **({"marks": sorted(marks)} if (marks := conversation.marks) else {}),
                 **({"images": [orjson.Fragment(image) for image in read]} if read else {}),

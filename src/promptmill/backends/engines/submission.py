@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
 from promptmill.answers.chances import Chances
-from promptmill.answers.choices import Choices, choices_of
+from promptmill.answers.choices import Choices, choices_of, field_choices_of
 from promptmill.answers.reasoning import opened_by
 from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
@@ -130,14 +130,17 @@ def template_options(
     return {"add_generation_prompt": True, **options}
 
 
-def choices_after(prompt: str, sampling: Mapping[str, Any], tools: tool_use.ToolUse | None) -> Choices | None:
-    """Return the request's choices if the answer may begin with `Choices.OPENING` directly after `prompt`; else None.
+def choices_after(prompt: str, message: Frame, tools: tool_use.ToolUse | None) -> Choices | None:
+    """Return the request's choices if the answer may begin with their opening directly after `prompt`; else None.
 
     If an answer may begin with reasoning or call tools, its `response_format` constrains or checks it instead.
     """
-    if not sampling.get("choices") or tools is not None or opened_by(prompt) is not None:
+    choices = message["sampling"].get("choices")
+    if not choices or tools is not None or opened_by(prompt) is not None:
         return None
-    return choices_of(tuple(sampling["choices"]))
+    if (field := message.get("field")) is not None:
+        return field_choices_of(field["name"], tuple(map(tuple, field["values"])))
+    return choices_of(tuple(choices))
 
 
 def is_known_format(wanted: JsonObject | None) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends.protocol import Completion
+from promptmill.core.form import Form, Question, Scale, YesNo
 from waiting import until
 
 pytestmark = pytest.mark.engine
@@ -77,12 +78,22 @@ def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
 
 def test_choices_complete_the_beginning_of_the_answer_in_the_prompt(desk, vllm):
     prompts = ["Is this positive or negative? I love it!", "Is this positive or negative? I hate it."]
-    outcomes = desk.ask(vllm, prompts, max_tokens=2, choices=["positive", "negative"])
+    outcomes = desk.ask(vllm, prompts, max_tokens=1, choices=["positive", "negative"])
     assert {json.loads(outcome.text)["answer"] for outcome in outcomes} <= {"positive", "negative"}
-    assert [(outcome.finish_reason, outcome.usage.completion_tokens) for outcome in outcomes] == [("stop", 2)] * 2
-    (cut,) = desk.ask(vllm, ["Which?"], max_tokens=1, choices=["a very long label", "a very long text"])
-    assert cut.finish_reason == "length"
-    assert cut.text.startswith('{"answer": "a')
+    assert [outcome.finish_reason for outcome in outcomes] == ["stop"] * 2
+    choices = ["a very long label", "a very long text", *(f"number {n}" for n in range(200))]
+    (whole,) = desk.ask(vllm, ["Which?"], {"logprobs": True}, max_tokens=1, choices=choices)
+    assert json.loads(whole.text)["answer"] in choices
+    assert len(whole.logprobs["content"]) == whole.usage.completion_tokens
+
+
+def test_questions_of_a_form_are_answered_one_by_one(desk, vllm):
+    form = Form((Question("good", "Is it good?", YesNo()), Question("stars", "How many?", Scale((1, 2, 3)))))
+    (request,) = desk.requests(["I love it!"])
+    (outcome,) = desk.answer(vllm, [request.changed(form=form)])
+    answer = json.loads(outcome.text)
+    assert (answer["good"] in {True, False}, answer["stars"] in {1, 2, 3}) == (True, True)
+    assert [sum(shares.values()) for shares in outcome.probabilities.values()] == pytest.approx([1, 1], abs=1e-4)
 
 
 def test_it_tells_how_likely_each_choice_is(desk, vllm):

@@ -24,6 +24,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -44,6 +45,8 @@ _RECOVERY = 512  # steps without running out of memory before one more row is tr
 _IDLE_S = 1.0  # after this time, unused memory is returned to the system; allocating it again takes time
 _MISHAPS = 3  # failed steps; a row that was in this many is taken for their cause
 _MOST_LEADING = 256  # tokens that lead to a choice and can be distinguished
+_MOST_TEXTS = 8  # a run has the questions about one text at a time, as they go in front of its other rows
+_SHARE_OF_TEXTS = 4  # of the cache's tokens, the share that texts may take
 _QUANTUM = 64  # max tokens of a row before it is paused for a call without running rows
 
 
@@ -74,6 +77,7 @@ class DecodeLoop(ABC):
                 except Exception as error:
                     self._mishap(self._discard_batch(), error)
                 if not self._running() and not self._schedule.wait(_IDLE_S):
+                    self._forget()
                     _free_unused_memory()
                     self._schedule.wait()
 
@@ -84,6 +88,9 @@ class DecodeLoop(ABC):
     @abstractmethod
     def _running(self) -> list[RunningSequence]:
         """Return the rows in the batch."""
+
+    def _forget(self) -> None:  # noqa: B027 (a loop may keep nothing)
+        """Drop what was kept for later rows."""
 
     @abstractmethod
     def _discard_batch(self) -> list[RunningSequence]:
@@ -152,6 +159,7 @@ class DecodeLoop(ABC):
         if no_memory:
             self._places = max(1, (len(rows) + len(self._running())) // 2)
             self._schedule.drop_kept()
+            self._forget()
             error.__traceback__ = None  # the traceback would keep the tensors of the step
             gc.collect()
             if torch.cuda.is_available():
@@ -176,6 +184,7 @@ class Decoder(DecodeLoop):
         self._chunk = chunk
         self._prefill: Prefill | None = None
         self._batch = ContinuousBatch(model, capacity.tokens)
+        self._texts = ComputedTexts(None if capacity.tokens is None else capacity.tokens // _SHARE_OF_TEXTS)
 
     def _turn(self) -> None:
         self._drop_cancelled()
@@ -192,6 +201,7 @@ class Decoder(DecodeLoop):
         self._batch.drop([position for position, row in enumerate(rows) if self._schedule.is_cancelled(row.run)])
         if self._prefill is not None and all(self._schedule.is_cancelled(row.run) for row in self._prefill.rows):
             self._prefill = None
+        self._texts.drop(self._schedule.is_cancelled)
 
     def _admit(self) -> None:
         """Start the next prompts if there is capacity, or if a run has less than its share."""
@@ -219,7 +229,7 @@ class Decoder(DecodeLoop):
                 if is_resumed:
                     self._resume(taken[0])
                 else:
-                    self._prefill = Prefill(self._model, taken, self._chunk)
+                    self._prefill = Prefill(self._model, taken, self._chunk, self._texts.of(taken))
             except Exception as error:
                 # the batch is unharmed by a prompt that fails before its first step
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
@@ -265,14 +275,20 @@ class Decoder(DecodeLoop):
         if scores is None:
             return
         self._prefill = None
-        before = len(self._batch.rows)
+        done = self._advance_rows(prefill.rows, scores).done
+        left = [(position, row) for position, row in enumerate(prefill.rows) if position not in done]
         try:
             for position, row in enumerate(prefill.rows):
+                if row.text is not None and not row.follows:
+                    self._texts.keep(row, prefill.content(position))
+            if left and prefill.goes_on():
+                self._prefill = prefill
+                return
+            for position, row in left:
                 self._batch.join(row, prefill.content(position))
+            self._batch.go_back()
         except Exception as error:
             self._mishap(self._reset(*prefill.rows), error)
-            return
-        self._accept(before, scores)
 
     def _advance(self) -> None:
         try:
@@ -280,23 +296,22 @@ class Decoder(DecodeLoop):
         except Exception as error:
             self._mishap(self._reset(), error)
             return
-        self._accept(0, scores)
-        self._count_step()
-
-    def _accept(self, first: int, scores: Any) -> None:
-        """Give each row from place `first` on its next token. Remove the rows that are then finished."""
-        advance = self._advance_rows(self._batch.rows[first:], scores)
+        advance = self._advance_rows(self._batch.rows, scores)
         for position, token in enumerate(advance.tokens):
             if token is None:
-                self._batch.wipe(first + position)
-        self._batch.go_back(first)
-        self._batch.drop([first + position for position in advance.done])
+                self._batch.wipe(position)
+        self._batch.go_back()
+        self._batch.drop(advance.done)
+        self._count_step()
 
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
         """Discard the batch's computed state. Return its rows and `more`, each row once."""
         rows = list(dict.fromkeys([*self._batch.rows, *more]))
         self._batch = ContinuousBatch(self._model, self._limits.tokens)
         return rows
+
+    def _forget(self) -> None:
+        self._texts.clear()
 
     def _discard_batch(self) -> list[RunningSequence]:
         prefill, self._prefill = self._prefill, None
@@ -334,9 +349,9 @@ class ContinuousBatch:
         self.rows[position].kept = self._cache.copy_of(position)
         self.drop([position])
 
-    def go_back(self, first: int) -> None:
-        """Remove the tokens that the rows from place `first` on have computed too far."""
-        for position, row in enumerate(self.rows[first:], first):
+    def go_back(self) -> None:
+        """Remove the tokens that rows have computed too far."""
+        for position, row in enumerate(self.rows):
             if row.computed_too_far:
                 self._cache.go_back(position, row.computed_too_far)
                 row.computed_too_far = 0
@@ -362,7 +377,10 @@ class ContinuousBatch:
 class Prefill:
     """The computation of prompts before they join: several of similar length together, or a long one in pieces."""
 
-    def __init__(self, model: LanguageModel, rows: list[RunningSequence], chunk: int) -> None:
+    def __init__(
+        self, model: LanguageModel, rows: list[RunningSequence], chunk: int, computed: Computed | None = None
+    ) -> None:
+        """`computed`: a sequence that may begin as the first row does, which is then the only row."""
         self.rows = rows
         self._model = model
         self._chunk = (
@@ -377,6 +395,10 @@ class Prefill:
         if (image_inputs := rows[0].image_inputs) is not None:  # a row with images is the only row
             self._seen = image_inputs.inputs(self._lengths[0], model.device, model.network.dtype)
             self._positions, rows[0].offset = model.positions(self._tokens, self._mask, self._seen)
+        if computed is not None:
+            self._done = _same(computed.tokens, sequences[0])
+            for layer, (keys, values) in enumerate(computed.content):
+                self._cache.update(keys[None, :, : self._done], values[None, :, : self._done], layer)
 
     def step(self) -> Any:
         """Compute the next piece. After the last piece, return the scores for the rows' next tokens, else None."""
@@ -392,9 +414,69 @@ class Prefill:
         )
         return scores if end == whole else None
 
+    def goes_on(self) -> bool:
+        """Prepare the next step for what the search of the only row needs; return False for other rows."""
+        row = self.rows[0]
+        if len(self.rows) > 1 or row.search is None or row.search.asked is None or row.image_inputs is not None:
+            return False
+        before = self._tokens[0].tolist()
+        row.tokens, row.computed_too_far = [*row.search.asked.tokens], 0
+        self._lengths = [len(row.sequence)]
+        self._tokens, self._mask, self._positions = left_padded([row.sequence], self._model.device)
+        self._done = _same(before, row.sequence)
+        self._cache.crop(self._done)
+        return True
+
     def content(self, position: int) -> KeysValues:
         """Return the keys and values with which a row joins the batch."""
         return row_of(self._cache, position, self._lengths[position])
+
+
+class Computed(NamedTuple):
+    """The tokens of a row that was computed, and their keys and values."""
+
+    tokens: list[int]
+    content: KeysValues
+
+
+class ComputedTexts:
+    """The last texts about which several questions are asked; each question begins as the first one about its text."""
+
+    def __init__(self, tokens: int | None) -> None:
+        """`tokens`: the most tokens of all texts together, unless one alone has more."""
+        self._most = math.inf if tokens is None else tokens
+        self._known: dict[tuple[int, int | None], Computed] = {}
+
+    def keep(self, row: RunningSequence, content: KeysValues) -> None:
+        """Keep the prompt of a row for further questions, in place of the oldest ones."""
+        length = len(row.prompt)
+        while self._known and (len(self._known) >= _MOST_TEXTS or self._tokens() + length > self._most):
+            self._known.pop(next(iter(self._known)))
+        kept = [(keys[:, :length].clone(), values[:, :length].clone()) for keys, values in content]
+        self._known[row.run, row.text] = Computed(row.prompt, kept)
+
+    def _tokens(self) -> int:
+        return sum(len(known.tokens) for known in self._known.values())
+
+    def of(self, rows: list[RunningSequence]) -> Computed | None:
+        """Return what was kept for the only one of `rows`; None without."""
+        row = rows[0]
+        is_known = len(rows) == 1 and row.follows and row.image_inputs is None
+        return self._known.get((row.run, row.text)) if is_known else None
+
+    def drop(self, is_unwanted: Callable[[int], bool]) -> None:
+        """Drop the texts of unwanted runs."""
+        self._known = {key: known for key, known in self._known.items() if not is_unwanted(key[0])}
+
+    def clear(self) -> None:
+        """Drop all texts."""
+        self._known.clear()
+
+
+def _same(one: list[int], other: list[int]) -> int:
+    """Return the number of first tokens that two sequences have in common; fewer than the second one has."""
+    pairs = enumerate(zip(one, other[:-1], strict=False))
+    return next((place for place, (own, its) in pairs if own != its), min(len(one), len(other) - 1))
 
 
 class GenerateLoop(DecodeLoop):

@@ -25,6 +25,7 @@ from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
 _SIMILAR = 1.5  # the largest ratio of the lengths of prompts that are computed together: it keeps padding small
+_SHORT = 128  # tokens of a prompt that is computed again together with others, rather than only its end but alone
 _STATIC_ROWS = 8  # max rows of a batch that no row can join later, and that runs as long as its longest row
 _CACHE_SHARE = 3  # the cache gets 1/3 of free memory, because it exists twice while it is moved
 
@@ -91,9 +92,11 @@ class Schedule(WaitingRows[RunningSequence]):
         return None
 
     def _is_alone(self, row: RunningSequence) -> bool:
-        """Return whether a row runs alone: it failed with others, has images, resumes, or may cross the border."""
+        """Return whether a row runs alone: it failed with others, has images, resumes, may cross the border, or has a
+        long text that was computed before."""
+        is_known = row.follows and len(row.prompt) > _SHORT
         crosses = self._border is not None and len(row.prompt) + row.ending.limit > self._border
-        return crosses or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
+        return crosses or is_known or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
 
 
 @dataclass(frozen=True, slots=True)

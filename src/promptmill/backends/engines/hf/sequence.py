@@ -107,8 +107,8 @@ class SequenceBuilder:
             options["tools"] = tools.offered
         text, special = self._prompt_text(message["messages"], options, warnings)
         opened = opened_by(text)
-        if (choices := submission.choices_after(text, sampling, tools)) is not None:
-            text += choices.OPENING
+        if (choices := submission.choices_after(text, message, tools)) is not None:
+            text += choices.opening
         stops, ends = submission.split_stops(sampling.get("stop", self._model.stops), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
             ends |= self._model.ends

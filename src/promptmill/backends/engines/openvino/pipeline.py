@@ -307,6 +307,9 @@ class PipelineDecoder:
             row = self._waiting.next_row(running, free) if free > -self._model.rows else None
             if row is None:
                 return
+            if self._has_twin(row):
+                self._waiting.put_back(row)
+                return
             row.started = row.started or time.monotonic()
             if row.grammar is not None and (error := self._bad_grammars.get(row.grammar)) is not None:
                 self._answer(row, row.failure(error))
@@ -323,6 +326,11 @@ class PipelineDecoder:
             self._running.append(row)
             if row.sight is not None and row.sight.images:
                 return  # one such row per step: encoding images takes long, and other rows wait for their next token
+
+    def _has_twin(self, row: Row) -> bool:
+        """Return whether a row with the same prompt is in steps: the draws of one would be in the way of the other's
+        next step, which then finds a token that is in the pipeline's cache, but was not computed."""
+        return row.steps is not None and any(one.steps and one.prompt == row.prompt for one in self._running)
 
     def _is_on_trial(self, row: Row) -> bool:
         return row.grammar is not None and row.grammar not in self._good_grammars

@@ -78,13 +78,13 @@ class PromptBuilder:
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports only the chosen token
         text, special = self._prompt_text(message["messages"], options, warnings)
-        choices = submission.choices_after(text, sampling, tools)
+        choices = submission.choices_after(text, message, tools)
         grammar, own, banned = None, None, None
         if choices is not None:
-            text += choices.OPENING
+            text += choices.opening
             grammar = grammar_of_choices(choices)
             own, banned = self._own_tokens(choices)
-        chances = self._chances(extra, choices, own, left_out)
+        chances = self._chances(extra, choices, own, left_out, is_unasked="field" in message)
         left_out += submission.penalties_in(sampling) if own is not None and self._tags is None else []
         submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         if choices is None and (schema := schema_of(wanted)) is not None:
@@ -127,11 +127,17 @@ class PromptBuilder:
         )
 
     def _chances(
-        self, extra: Mapping[str, Any], choices: Choices | None, own: ChoiceTokens | None, left_out: list[str]
+        self,
+        extra: Mapping[str, Any],
+        choices: Choices | None,
+        own: ChoiceTokens | None,
+        left_out: list[str],
+        *,
+        is_unasked: bool,
     ) -> tuple[Chances, int] | None:
         chances = submission.chances_of(extra, choices)
         if top_choices_of(extra) is not None and (own is None or self._tags is not None):
-            left_out.append(TOP_CHOICES)
+            left_out += [] if is_unasked else [TOP_CHOICES]
             return None
         return chances
 

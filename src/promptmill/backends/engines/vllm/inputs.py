@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -16,13 +17,17 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.answers.choices import Choices
 from promptmill.answers.reasoning import opened_by
 from promptmill.answers.response_format import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn, without_system
+from promptmill.backends.engines.choice_tokens import ChoiceSearch, ChoiceTokens, Drawn, choice_tokens
 from promptmill.backends.engines.growing_answer import AnswerForm, Texts, WrittenTokens
 from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import PromptmillError, first_line, input_error
+from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
@@ -60,6 +65,8 @@ class Prepared:
     form: AnswerForm
     top_logprobs: int | None
     """The number of most probable tokens to report at each position; None: no log probabilities are requested."""
+    search: ChoiceSearch | None
+    """Set if the answer is found by a search among the choices' own tokens."""
 
 
 class VllmPrompts:
@@ -81,6 +88,7 @@ class VllmPrompts:
         self._tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
         self.tokens = WrittenTokens(self._tokenizer, self.decode, {})
         self._texts, self._tool_texts = Texts(self._tokenizer), Texts(self._tokenizer, self._tools.form.marks)
+        self._own_tokens = functools.lru_cache(maxsize=MOST_KEPT)(self._find_own_tokens)
         self._adapters = {
             name: LoRARequest(name, number, path)
             for number, (name, path) in enumerate((options.get("lora_modules") or {}).items(), 1)
@@ -109,23 +117,33 @@ class VllmPrompts:
         prompt = await self._render(message, options, extra, warnings)
         tokens: list[int] = prompt["prompt_token_ids"]
         end_of_prompt = self._tokenizer.decode(tokens[-_TAIL:])
-        choices = None if self._parses_reasoning else submission.choices_after(end_of_prompt, sampling, tools)
+        choices = None if self._parses_reasoning else submission.choices_after(end_of_prompt, message, tools)
+        own = None if choices is None else self._own_tokens(choices)
         if choices is not None:
-            tokens += self._tokenizer.encode(choices.OPENING, add_special_tokens=False)
+            tokens += self._tokenizer.encode(choices.opening, add_special_tokens=False)
             sampling = {**sampling, "response_format": None}  # the prompt has its beginning already
+        if choices is not None and own is None:
             extra = {**extra, "guided_choice": [*choices.endings.values()]}
+        chances = submission.chances_of(extra, choices, unasked=0)
+        if own is None and top_choices_of(extra) is not None and "field" not in message:
+            left_out.append(TOP_CHOICES)
+        left_out += [] if own is None else submission.penalties_in(sampling)
         context = self._model.max_model_len
-        submission.check_tokens(len(tokens), context, images="images" in message)
+        length = len(tokens) + (0 if own is None else own.longest)
+        submission.check_tokens(length, context, images="images" in message)
         params = self._sampling.params(sampling, extra, context - len(tokens), left_out, warnings)
         submission.warn_of_left_out(left_out, "vllm", warnings, message.get("required", ()))
         if self._refuse:
             submission.refuse(warnings)
         params.logprobs = top_logprobs = submission.wanted_logprobs(extra)
-        if (chances := submission.chances_of(extra, choices)) is not None:
-            params.logprobs = submission.MOST_LOGPROBS  # the log probabilities of the tokens that the grammar allows
         texts = self._tool_texts if tools else self._texts
-        form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices, chances)
-        return Prepared(prompt, params, adapter, options, form, top_logprobs)
+        kept = None if own is None else chances
+        form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices, kept, own)
+        search = None if own is None else _search(own, form, params, is_thorough=top_choices_of(extra) is not None)
+        return Prepared(prompt, params, adapter, options, form, top_logprobs, search)
+
+    def _find_own_tokens(self, choices: Choices) -> ChoiceTokens | None:
+        return choice_tokens(choices, lambda text: self._tokenizer.encode(text, add_special_tokens=False), self.decode)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`."""
@@ -186,6 +204,13 @@ class VllmPrompts:
         tokens = enumerate(prompt["prompt_token_ids"])
         if any(token == self._image_token and at not in inside for at, token in tokens):
             raise input_error("The prompt's text contains the model's image token; remove it.")
+
+
+def _search(own: ChoiceTokens, form: AnswerForm, params: SamplingParams, *, is_thorough: bool) -> ChoiceSearch:
+    drawn = Drawn(params.temperature, max(0, params.top_k), params.top_p, params.min_p)
+    chances = None if form.chances is None else form.chances[0]
+    skips = params.logprobs is None
+    return ChoiceSearch(own, drawn, params.seed, chances, is_thorough=is_thorough, skips=skips)
 
 
 def _turn(message: JsonObject, images: list[Any]) -> JsonDict:

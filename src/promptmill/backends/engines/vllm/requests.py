@@ -19,12 +19,13 @@ from typing import Any, TypeAlias
 
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.pooling_params import PoolingParams
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from promptmill.backends.engines import growing_answer
 from promptmill.backends.engines.channel import Channel
+from promptmill.backends.engines.choice_tokens import ChoiceSearch
 from promptmill.backends.engines.submission import refuse, warn_of_left_out
 from promptmill.backends.engines.vllm.inputs import Prepared, VllmPrompts
 from promptmill.backends.engines.vllm.startup import unfit_parser
@@ -33,6 +34,7 @@ from promptmill.system.frames import Frame, packed_error
 
 _LOOK_S = 0.2  # between two checks whether vLLM's processes are alive
 _EMBEDDING_FIELDS = frozenset({"model", "input", "dimensions", "encoding_format"})
+_OF_ANSWER = frozenset({"text", "reasoning", "probabilities", "logprobs", "finish_reason", "usage"})
 _IGNORED_FIELDS = frozenset({"user"})
 
 
@@ -129,6 +131,8 @@ class RequestRunner:
                 "Load a model that generates, or leave `backend_configs.vllm.runner` out.",
             )
         prepared = await self._prompts.prepare(message, warnings)
+        if prepared.search is not None:
+            return await self._searched(message, prepared, prepared.search)
         reader = self._reading.reader(prepared)
         name = str(next(self._names))
         live = message.get("live", False)
@@ -144,6 +148,50 @@ class RequestRunner:
                     self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], **shown})
                 shown_at = now
         return outcome(output, reader, prepared, self._prompts)
+
+    async def _searched(self, message: Frame, prepared: Prepared, search: ChoiceSearch) -> Frame:
+        """Return the outcome of a request with choices: each place that the search looks at is a request to vLLM.
+
+        vLLM finds the prompt computed, in its cache of prefixes.
+        """
+        prompt: list[int] = prepared.prompt["prompt_token_ids"]
+        row = growing_answer.GrowingAnswer.of(
+            message,
+            prepared.form,
+            growing_answer.Ending(0),
+            prompt=prompt,
+            logprobs=None if prepared.top_logprobs is None else [],
+        )
+        written, most, found = self._prompts.tokens, prepared.top_logprobs or 0, dict[int, float]()
+
+        def entry(token: int) -> growing_answer.TokenLogprob:
+            likeliest = sorted(found.items(), key=lambda pair: -pair[1])[:most]
+            return growing_answer.logprob_entry(written, token, found[token], likeliest)
+
+        while search.asked is not None:
+            tokens, permitted = search.asked
+            asked, found = {**prepared.prompt, "prompt_token_ids": [*prompt, *tokens]}, {}
+            for at in range(0, len(permitted), MAX_LOGPROB_TOKEN_IDS):
+                some = permitted[at : at + MAX_LOGPROB_TOKEN_IDS]
+                found |= await self._logprobs(asked, some, prepared.lora)
+            row.searched(search, found, entry)
+        return {name: value for name, value in row.outcome().items() if name in _OF_ANSWER}
+
+    async def _logprobs(self, prompt: Any, tokens: Sequence[int], lora: Any) -> dict[int, float]:
+        """Return the log probability of each of the `tokens` after a prompt."""
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprob_token_ids=[*tokens],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        name = str(next(self._names))
+        outputs = [one async for one in self._engine.generate(prompt, params, name, lora_request=lora)]
+        answer = outputs[-1].outputs[0]
+        if answer.finish_reason in {"abort", "error"}:
+            raise PromptmillError(Code.INTERNAL, f"vLLM stopped the answer: {answer.finish_reason}.")
+        return {token: answer.logprobs[0][token].logprob for token in tokens}
 
 
 def _item_error(error: Exception) -> PromptmillError:
@@ -265,9 +313,7 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, prompts: VllmPrompt
     text, reason = reader.shown(answer.text), answer.finish_reason
     if (choices := prepared.form.choices) is not None:
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
-        text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
-    if prepared.form.chances is not None:
-        _add_chances(answer, prepared.form)
+        text, reason = (chosen, "stop") if chosen else (choices.opening + text, reason)
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
@@ -285,13 +331,6 @@ def _logprobs(answer: Any, written: growing_answer.WrittenTokens, most: int) -> 
         likeliest = [(other, value.logprob) for other, value in ranked[:most]]
         entries.append(growing_answer.logprob_entry(written, token, by_token[token].logprob, likeliest))
     return entries
-
-
-def _add_chances(answer: Any, form: growing_answer.AnswerForm) -> None:
-    """Add the tokens of an answer. vLLM computes their log probabilities after applying the grammar's mask."""
-    for place, (taken, by_token) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
-        others = [(each, value.logprob) for each, value in by_token.items() if each != taken]
-        form.add_chances(answer.token_ids[:place], [(taken, by_token[taken].logprob), *others])
 
 
 class Embedder:

@@ -1,0 +1,118 @@
+"""A form of several questions: each is asked after the same text, and the engine computes that text once.
+
+The questions do not see each other's answers. The first one goes ahead, so that the others find the text computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from promptmill.answers.choices import FieldChoices, field_choices_of
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.form import Asked, Form, Given
+from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Shown, TextPart
+from promptmill.core.values import text_of
+from promptmill.system.frames import Frame
+
+Ask: TypeAlias = Callable[[Request, Frame], Awaitable[Outcome]]
+"""Answers one question. The second argument: the fields `field` and `follows` of its message, see `channel`."""
+_WRITTEN = frozenset({"tools", "logprobs", "top_logprobs"})  # parameters that concern the text of an answer
+_AT_ONCE = 16  # questions of an item that the engine has at a time
+
+
+def is_asked(request: Request) -> bool:
+    """Return whether a request is answered question by question."""
+    form = request.form
+    if form is None or form.open_fields or request.path or not _WRITTEN.isdisjoint(request.extra):
+        return False
+    return any(question.name for question in form.questions)
+
+
+async def answered(request: Request, form: Form, ask: Ask) -> Outcome | None:
+    """Return the answer to all questions of a `form`; None if the model reasons before it answers one."""
+    began, questions = time.monotonic(), form.asked
+    first = await _ask(request, questions[0], ask, follows=False)
+    if isinstance(first, Completion) and first.reasoning and request.sampling.response_format is not None:
+        return None
+    free = asyncio.Semaphore(_AT_ONCE)
+
+    async def other(place: int) -> Outcome:
+        async with free:
+            return await _ask(request, questions[place], ask, follows=True)
+
+    others = await asyncio.gather(*map(other, range(1, len(questions))))
+    outcome = _together(form, questions, [first, *others])
+    return replace(outcome, attempts=request.attempts + 1, latency_s=round(time.monotonic() - began, 4))
+
+
+def _ask(request: Request, question: Asked, ask: Ask, *, follows: bool) -> Awaitable[Outcome]:
+    choices, options = _choices(question), [option.text for option in question.options]
+    own = {"choices": options, "response_format": choices.response_format, "definitions": None, "max_tokens": None}
+    asked = request.changed(
+        conversation=_with_question(request.conversation, question),
+        sampling=request.sampling.model_copy(update=own),
+        extra={**request.extra, TOP_CHOICES: len(options)},
+        form=None,
+    )
+    values = [[option.text, option.value] for option in question.options]
+    return ask(asked, {"field": {"name": question.name, "values": values}, "follows": follows})
+
+
+def _choices(question: Asked) -> FieldChoices:
+    return field_choices_of(question.name, tuple((option.text, option.value) for option in question.options))
+
+
+def _with_question(conversation: Conversation, question: Asked) -> Conversation:
+    """Return the conversation with the question behind it, unless its texts name the field and its options."""
+    shown = _shown(question).beside(conversation.texts)
+    if not shown:
+        return conversation
+    *before, last = conversation.messages
+    if last.role != "user":
+        return Conversation((*conversation.messages, Message("user", shown)))
+    content = last.content
+    asked = (*content, TextPart(f"\n\n{shown}")) if isinstance(content, tuple) else f"{content}\n\n{shown}"
+    return Conversation((*before, Message(last.role, asked, last.extra)))
+
+
+def _shown(question: Asked) -> Shown:
+    """Return the words of a question, and the names without which a text does not tell it."""
+    values = [text_of(option.value) if option.value is not None else "null" for option in question.options]
+    said = " ".join(filter(None, (f"{question.name}:", question.words, f"One of {', '.join(values)}.")))
+    lines = [f"- {option.text}: {option.definition}" for option in question.options if option.definition]
+    names = (question.name, *(option.value for option in question.options if isinstance(option.value, str)))
+    return Shown("\n".join([said, *lines]), names)
+
+
+def _together(form: Form, questions: Sequence[Asked], outcomes: Sequence[Outcome]) -> Outcome:
+    given: dict[str, Given] = {}
+    wrong: list[tuple[str, PromptmillError]] = []
+    for question, outcome in zip(questions, outcomes, strict=True):
+        match outcome:
+            case Failure(error):
+                wrong.append((question.name, error))
+            case Completion(text):
+                choices = _choices(question)
+                if (option := choices.given(text)) is not None:
+                    given[question.name] = Given(option, outcome.shown_probabilities)
+                else:
+                    error = PromptmillError(Code.INVALID_ANSWER, f"The answer {choices.why_none(text)}.")
+                    wrong.append((question.name, error))
+    answer = form.answer(given)
+    usage = Usage(
+        max(outcome.usage.prompt_tokens for outcome in outcomes),
+        sum(outcome.usage.completion_tokens for outcome in outcomes),
+    )
+    if not wrong:
+        return Completion(answer.text, "stop", usage, probabilities=answer.probabilities or None)
+    name, error = wrong[0]
+    if not given:
+        return Failure(error, usage=usage)
+    more = f" {len(wrong) - 1} more have none." if len(wrong) > 1 else ""
+    named = PromptmillError(error.code, f"The field {name:.80} has no answer: {error.message}{more}", error.hint)
+    return Failure(named, usage=usage, part=answer.text)
