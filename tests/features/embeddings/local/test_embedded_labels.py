@@ -147,6 +147,7 @@ async def test_yes_and_no_need_definitions():
     failure = await backend.answer(asking("good", YES_OR_NO), call)
     assert isinstance(failure, Failure)
     assert failure.concerns_all
+    assert not call.warnings
     assert "Define each label" in failure.error.hint
     _, texts = await answered(backend, asking("good", YES_OR_NO | {"definitions": {"yes": "good", "no": "bad"}}))
     assert texts == ["yes"]

@@ -67,8 +67,9 @@ class EmbeddedLabels:
         """See `Backend`."""
         if request.form is not None and not request.form.open_fields:
             error = await self._reason_against_encoder(request)
-            if error is None or _is_for_encoder(error):
+            if error is None:
                 call.warn(BY_ENCODER)
+            if error is None or _is_for_encoder(error):
                 return await self._encoder.backend.answer(request, call)
             call.warn(f"{error.message} {EMBEDDED} answers instead.")
         engine = await self._engine.loaded()
