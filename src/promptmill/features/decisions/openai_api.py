@@ -11,6 +11,7 @@ from promptmill.core.request import conversation_from_messages
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.decisions.questions import (
+    DIGITS,
     MOST_LEVELS,
     MOST_OPTIONS,
     ClientQuestion,
@@ -146,13 +147,15 @@ def reply(
 def _answer(asked: ClientQuestion, decision: Decision) -> JsonDict:
     if isinstance(decision, Refusal):
         return {"type": "refusal", "x_reason": decision.words}
+    rounded = [round(share, DIGITS) for share in decision]
     if not asked.values:
-        return {"type": "predicate", "probability": decision[0]}
-    pairs = [*zip(asked.values, decision, strict=True)]
+        return {"type": "predicate", "probability": rounded[0]}
+    pairs = [*zip(asked.values, rounded, strict=True)]
     if asked.is_scale:
         levels = [{"value": at, "label": label, "probability": share} for at, (label, share) in enumerate(pairs)]
-        numbers = {"score": expected(decision), "confidence": closeness(decision)}
+        numbers = {"score": round(expected(decision), DIGITS), "confidence": round(closeness(decision), DIGITS)}
         return {"type": "score", **numbers, "probabilities": levels}
     listed = [{"value": value, "probability": share} for value, share in pairs]
     chosen = asked.values[place_of(decision)]
-    return {"type": "choice", "choice": chosen, "confidence": above_chance(decision), "probabilities": listed}
+    confidence = round(above_chance(decision), DIGITS)
+    return {"type": "choice", "choice": chosen, "confidence": confidence, "probabilities": listed}

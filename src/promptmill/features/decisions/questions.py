@@ -12,6 +12,8 @@ from promptmill.core.values import composed, json_text, text_of
 from promptmill.features.openai_server.api_errors import ApiError
 
 MOST_OPTIONS, MOST_LEVELS = 255, 10
+DIGITS = 6
+"""The decimals of numbers in replies."""
 _TOO_DEEP = "A value is nested too deeply; send fewer levels."
 
 

@@ -11,6 +11,7 @@ from promptmill.backends.protocol import Usage
 from promptmill.core.request import Conversation, Fields, Message
 from promptmill.core.values import JsonDict, JsonObject, text_of
 from promptmill.features.decisions.questions import (
+    DIGITS,
     MOST_LEVELS,
     MOST_OPTIONS,
     ClientQuestion,
@@ -30,7 +31,6 @@ from promptmill.features.decisions.questions import (
 LATEST = frozenset({"jev-latest", "jev-preview"})
 """TypeSafe's aliases, which its clients send by default: the default model here."""
 _MOST_QUESTIONS = 1000  # in one request at OpenRouter, 800 were answered
-_DIGITS = 6
 _TYPES = {400: "invalid_request", 401: "authentication_error", 403: "permission_error", 404: "not_found"}
 _TYPES |= {402: "insufficient_quota", 413: "request_too_large", 415: "unsupported_media_type", 429: "rate_limit_error"}
 
@@ -160,21 +160,21 @@ def reply(
 
 
 def _answer(asked: ClientQuestion, shares: Sequence[float]) -> JsonDict:
-    rounded = [round(share, _DIGITS) for share in shares]
+    rounded = [round(share, DIGITS) for share in shares]
     if not asked.values:
         return {"type": "noul", "noul": rounded[0]}
     if asked.is_scale:
         return {
             "type": "score",
-            "score": round(expected(shares), _DIGITS),
-            "confidence": round(closeness(shares), _DIGITS),
+            "score": round(expected(shares), DIGITS),
+            "confidence": round(closeness(shares), DIGITS),
             "legend": {str(place): label for place, label in enumerate(asked.values)},
             "probabilities": {str(place): share for place, share in enumerate(rounded)},
         }
     return {
         "type": "choice",
         "choice": asked.values[place_of(shares)],
-        "confidence": round(above_chance(shares), _DIGITS),
+        "confidence": round(above_chance(shares), DIGITS),
         "probabilities": dict(zip(asked.values, rounded, strict=True)),
     }
 
