@@ -61,6 +61,7 @@ _ENGINE = BackendRecord(
     module="promptmill.backends.engines.host",
     model_key="model_name_or_path",
     is_engine=True,
+    decides=True,
     keeps_schemas=True,
     shows_forms=False,
 )

@@ -60,11 +60,16 @@ def _ask(request: Request, question: Asked, ask: Ask, *, follows: bool) -> Await
         form=None,
     )
     values = [[option.text, option.value] for option in question.options]
-    return ask(asked, {"field": {"name": question.name, "values": values}, "follows": follows})
+    return ask(asked, {"field": {"name": _field(question), "values": values}, "follows": follows})
 
 
 def _choices(question: Asked) -> FieldChoices:
-    return field_choices_of(question.name, tuple((option.text, option.value) for option in question.options))
+    return field_choices_of(_field(question), tuple((option.text, option.value) for option in question.options))
+
+
+def _field(question: Asked) -> str:
+    """Return the name of the field that the model writes."""
+    return question.title or "answer"
 
 
 def _with_question(conversation: Conversation, question: Asked) -> Conversation:
@@ -83,9 +88,12 @@ def _with_question(conversation: Conversation, question: Asked) -> Conversation:
 def _shown(question: Asked) -> Shown:
     """Return the words of a question, and the names without which a text does not tell it."""
     values = [text_of(option.value) if option.value is not None else "null" for option in question.options]
-    said = " ".join(filter(None, (f"{question.name}:", question.words, f"One of {', '.join(values)}.")))
-    lines = [f"- {option.text}: {option.definition}" for option in question.options if option.definition]
-    names = (question.name, *(option.value for option in question.options if isinstance(option.value, str)))
+    title = question.title and f"{question.title}:"
+    said = " ".join(filter(None, (title, question.words, f"One of {', '.join(values)}.")))
+    defined = zip(values, question.options, strict=True)
+    lines = [f"- {value}: {option.definition}" for value, option in defined if option.definition]
+    options = (option.value for option in question.options if isinstance(option.value, str))
+    names = (question.title, *options) if title else ()  # the words of a question without a name are nowhere else
     return Shown("\n".join([said, *lines]), names)
 
 
@@ -115,4 +123,4 @@ def _together(form: Form, questions: Sequence[Asked], outcomes: Sequence[Outcome
         return Failure(error, usage=usage)
     more = f" {len(wrong) - 1} more have none." if len(wrong) > 1 else ""
     named = PromptmillError(error.code, f"The field {name:.80} has no answer: {error.message}{more}", error.hint)
-    return Failure(named, usage=usage, part=answer.text)
+    return Failure(named, usage=usage, part=answer.text, probabilities=answer.probabilities)
