@@ -189,7 +189,7 @@ def test_a_full_disk_behind_stdout_is_told_in_words():
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize(("width", "has_urls"), [(12, False), (47, False), (80, True)])
+@pytest.mark.parametrize(("width", "has_urls"), [(12, False), (51, False), (80, True)])
 def test_a_narrow_terminal_gets_the_providers_without_urls(promptmill, monkeypatch, width, has_urls):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("promptmill.cli.listings.columns", lambda _: width)
