@@ -81,7 +81,7 @@ class Shop:
 
 def _service(shop, drain_s=30.0, **raw):
     hf = {"model_name_or_path": "first", "gpu_ids": "0"}
-    blocks = {"hf": hf, "openai": {"model_name": "m"}}
+    blocks = {"hf": hf, "openai": {"model_name": "m", "base_url": "http://127.0.0.1:9/v1"}}
     configuration = Configuration({"backend": "hf", "backend_configs": blocks, **raw})
     return Service(configuration, create=shop.create, drain_s=drain_s)
 
