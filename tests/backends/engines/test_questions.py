@@ -83,6 +83,15 @@ def test_a_text_that_names_the_field_and_its_options_is_left_alone():
     assert seen[0].conversation.texts == given.conversation.texts
 
 
+def test_a_name_that_says_nothing_is_not_shown():
+    form = Form((Question("7", "Who answers?", Choice(("billing", "tech")), is_named=False),))
+    outcome, (seen,), (fields,) = asked(form, answer)
+    assert seen.conversation.texts[-1] == "My card was charged twice.\n\nWho answers? One of billing, tech."
+    assert fields["field"]["name"] == "answer"
+    assert isinstance(outcome, Completion)
+    assert outcome.text == '{"7":"billing"}'
+
+
 def test_the_words_follow_parts_and_other_turns():
     def conversation(*turns: Any) -> tuple[Message, ...]:
         form = Form(FORM.questions[:1])
