@@ -118,3 +118,23 @@ def test_max_cost_needs_no_limit_of_tokens_and_is_kept(deciding: Any) -> None:
     assert done.returncode != 0
     assert 0 < sent <= 400
     assert f"${sent:,.2f}" in done.stdout + done.stderr or str(sent) in json.dumps(deciding.status())
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (("--choices", "a,b"), ["answer", "probability", "error", "usage", "finish_reason"]),
+        (
+            ("--fields", "urgent:boolean!,mood:calm<angry!"),
+            ["urgent", "urgent_probability", "mood", "mood_probability", "mood_score", "error"],
+        ),
+    ],
+)
+def test_a_dry_run_has_the_columns_of_the_output(deciding: Any, form: tuple[str, ...], names: list[str]) -> None:
+    _table(deciding)
+    deciding.output = deciding.path / "out.csv"
+    said = json.loads(deciding.run(*ASKED, *form, "--dry-run", "--json").stdout)
+    assert deciding.run(*ASKED, *form).returncode == 0
+    added = said["columns"]["added"]
+    assert added[: len(names)] == names
+    assert set(said["columns"]["input"] + added) <= set(deciding.output.read_text().splitlines()[0].split(","))

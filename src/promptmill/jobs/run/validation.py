@@ -17,6 +17,7 @@ from promptmill.answering.decided import check_plan, tokens_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
+from promptmill.answers.form import form_of
 from promptmill.backends import registry
 from promptmill.backends.prompt_cache import ModelCache
 from promptmill.backends.protocol import Usage
@@ -24,13 +25,16 @@ from promptmill.backends.searches import may_search
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.form import Scale
 from promptmill.core.money import dollars
 from promptmill.core.request import (
     NOTHING_SHARED,
+    OF_FORM,
     SOURCED_NAMES,
     TOP_CHOICES,
     Conversation,
     Request,
+    Sampling,
     Shared,
     TextPart,
     check_encodable,
@@ -40,7 +44,7 @@ from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import check_target, end_of
-from promptmill.jobs.export.text import Form
+from promptmill.jobs.export.text import AnswerValues, Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
@@ -56,6 +60,7 @@ from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.records import SCORES
 from promptmill.jobs.store.spec import Origin
 
 _SHOWN = 20
@@ -136,15 +141,30 @@ def _columns_of(form: Form, plan: ResolvedConfig) -> dict[str, list[str]]:
     """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
     those that the job adds."""
     sampling, renamed = plan.settings.sampling_params, form.spec.output.names or {}
-    asked = {
-        columns.PROBABILITY: sampling.choices is not None and TOP_CHOICES in plan.settings.extra_params,
-        columns.SOURCES: sampling.sets(SOURCED_NAMES),
-    }
-    further = [renamed.get(name, name) for name, is_asked in asked.items() if is_asked]
+    reported = _reported(plan)
+    further = [renamed.get(columns.SOURCES, columns.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
     if form.format.is_table:
-        return {"input": form.names, "added": [*dict.fromkeys((*form.answers.names.values(), *further))]}
+        answers = AnswerValues(form.spec, reported, form.spec.output.form.columns)
+        return {"input": form.names, "added": [*dict.fromkeys((*answers.names.values(), *further))]}
     names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
-    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys((*form.answers.names_in_json, *further))]}
+    added = (*form.answers.names_in_json, *(renamed.get(name, name) for name in reported), *further)
+    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys(added)]}
+
+
+def _reported(plan: ResolvedConfig) -> Sequence[str]:
+    """Return the fields for probabilities that answers have for certain: not those of engines, which depend on it."""
+    sampling = plan.settings.sampling_params
+    weighs_all = registry.decides(plan) or plan.record.compares
+    if not sampling.sets(OF_FORM) or not (weighs_all or TOP_CHOICES in plan.settings.extra_params):
+        return ()
+    if sampling.choices is not None:
+        return (columns.PROBABILITY,)
+    return ("probabilities", *([SCORES] if weighs_all and _has_scales(sampling) else []))
+
+
+def _has_scales(sampling: Sampling) -> bool:
+    form = form_of(sampling)
+    return form is not None and any(isinstance(one.kind, Scale) for one in form.questions)
 
 
 class _Sums:
