@@ -196,6 +196,14 @@ class ChecksOptions(TypedDict, total=False):
     """An answer in another language than this (its code: de, en, fr) is requested again, and then fails."""
 
 
+class DecideOptions(TypedDict, total=False):
+    """Options: decide."""
+
+    decide: str | None
+    """A model that decides: it gets the fields with a few allowed answers, and `model` gets the others; a row is two
+    requests and one answer."""
+
+
 class DocumentsOptions(TypedDict, total=False):
     """Options: documents."""
 
@@ -292,6 +300,7 @@ class BulkOptions(
     JobOptions,
     BatchesOptions,
     ChecksOptions,
+    DecideOptions,
     DocumentsOptions,
     EmbeddingsOptions,
     ItemsOptions,

@@ -50,9 +50,10 @@ class JobRounds:
         end: int = SLOT,
         work: Work | None = None,
         show: Callable[[Mapping[str, object]], object] = dict,
+        config_of: Callable[[str], ResolvedConfig] | None = None,
     ) -> None:
         """`end`: the number of the first row beyond the order's limit. `work` follows and halts the plan's long work.
-        `show`: see `RunningJob.show`."""
+        `show`, `config_of`: see `RunningJob`; without `config_of`, the job's model is the only configured one."""
         self._job = job
         self._end = end
         self.work: PlanWork = job.spec.plan.work(
@@ -66,6 +67,7 @@ class JobRounds:
                 lambda plan: job.put(job.spec.with_plan(plan)),
                 show,
                 lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
+                config_of or job.plan.with_model,
             )
         )
         self._duplicates = (

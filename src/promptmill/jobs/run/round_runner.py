@@ -43,7 +43,7 @@ class RoundRunner:
     async def run(self) -> None:
         """Run the rounds. Raises `Stopped`, `PromptmillError` and the errors of `JobDatabase`."""
         run, is_counted = self._run, False
-        self._rounds = JobRounds(run.job, run.end, run.work, self._show)
+        self._rounds = JobRounds(run.job, run.end, run.work, self._show, functools.partial(_config_of, run))
         while (round_ := await run.in_thread(self._rounds.next)) is not None:
             try:
                 await self._run_round(round_)
@@ -180,9 +180,12 @@ class RoundRunner:
 
 def configs_of(run: Run) -> list[ResolvedConfig]:
     """Return the configuration of the model of each slot."""
-    own, others = run.job.plan, _other_models(run)
-    names = [target.model for target in run.job.spec.targets]
-    return [others.get(name) or (own.with_model(name) if name else own) for name in names]
+    return [_config_of(run, target.model) if target.model else run.job.plan for target in run.job.spec.targets]
+
+
+def _config_of(run: Run, name: str) -> ResolvedConfig:
+    """Return the configuration of a model that the job names."""
+    return _other_models(run).get(name) or run.job.plan.with_model(name)
 
 
 def _requests(run: Run, targets: Sequence[Target]) -> list[RowRequests]:

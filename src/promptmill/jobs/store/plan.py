@@ -103,6 +103,8 @@ class RunningJob:
     """Puts status fields that follow from the plan's decisions into the status of the running job."""
     requests: Callable[[], RowRequests]
     """Returns the request maker for the model of the first slot."""
+    config_of: Callable[[str], ResolvedConfig]
+    """Returns the settings with which a model that the plan names answers."""
 
     @property
     def spec(self) -> JobSpec:
