@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 import promptmill
 from decision_replies import decides, likeliest, shares
+from fakes import openai_configuration
+from promptmill.config.loading import Configuration
+from promptmill.service.service import Service
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "Read this mail: {{mail}}", "--decide", "judge")
@@ -152,6 +156,7 @@ def test_a_dry_run_counts_the_requests_of_both_and_sends_none(both):
         (("--choices", "a,b"), "--decide cannot be used with --choices"),
         ((*FIELDS, "--batch"), "--decide cannot be used with --batch"),
         ((*FIELDS, "--together", "3"), "--decide cannot be used with --together"),
+        ((*FIELDS, "--model", "judge"), "--decide cannot be used with the same model; one model answers all fields"),
         ((*FIELDS, "--sure", "other"), "cannot be used with"),
         ((*FIELDS, "--split", "500"), "cannot be used with"),
         ((*FIELDS, "--quote"), "--decide cannot be used with --quote"),
@@ -232,3 +237,31 @@ def test_a_program_gets_the_rows_of_both(both):
     (row,) = found.answers
     assert row["why"] == "because m1"
     assert row["team"] in {"billing", "tech", None}
+
+
+async def test_a_call_gets_both_models_if_it_may_use_them(both, tools):
+    both.write([{"mail": "m1"}, {"mail": "m2"}])
+    known = openai_configuration(both.upstream.url)._raw
+    deciding = {"base_url": both.judge.url, "dialect": "systemone", "model_name": "jev-1.14.0", "api_key": "sk-other"}
+    service = Service(Configuration({**known, "models": {"judge": {"openai": deciding}}}))
+    fields = {"type": "object", "properties": {"team": {"enum": ["a", "b"]}, "why": {"type": "string"}}}
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl", "prompt": "Read: {{mail}}"}
+    async with tools(service) as call:
+        job = await call("bulk_generate", **files, schema=fields | {"required": ["team", "why"]}, decide="judge")
+        while (await call("bulk_status", job_id=job["job_id"]))["state"] != "finished":
+            await asyncio.sleep(0.02)
+    assert len(both.judge.seen) == 2
+    assert [*both.answers()[0]["answer"]] == ["team", "why"]
+
+
+def test_the_costs_of_a_killed_run_count(both):
+    """What was lost in flight is estimated from the answer that its row gets later."""
+    table(both, 30)
+    price = ("--set", "price={input: 1000000, output: 0}", "--set", "sampling_params.max_tokens=50")
+    dear = models(both, 2, price={"input": 1_000_000, "output": 0})
+    first = both.run(*ASKED, *FIELDS, *dear, *price, killed_at="after-write:6", concurrency=2)
+    assert first.returncode != 0
+    found = both.succeed(*ASKED, *FIELDS, *dear, *price)
+    sent = [len(seen.prompt.split()) for seen in both.upstream.seen]
+    sent += [len(seen.raw) // 4 for seen in both.judge.seen]
+    assert found["cost"] == pytest.approx(sum(sent), rel=0.05)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from promptmill.options.option import Argument, Excluded, Flag, Keyword, Option
 from promptmill.options.table import SEVERAL
 
 _ON_PARTS = "; it would check the answers of both models apart"
+
+
+def _is_own_model(present: Mapping[str, Any]) -> bool:
+    """Return whether the model that decides is the job's own."""
+    return present["model"] in (present["decide"], [present["decide"]])
+
 
 OPTIONS = (
     Option(
@@ -21,6 +30,7 @@ OPTIONS = (
         keyword=Keyword(type="str | None"),
         excludes=[
             *SEVERAL,
+            Excluded("model", "; one model answers all fields without it", words="the same model", when=_is_own_model),
             Excluded("choices", ", which leaves nothing to write"),
             Excluded("batch", "; no provider runs decisions in batches"),
             Excluded("together", "; each model gets one row in a request"),
