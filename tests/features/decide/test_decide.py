@@ -265,3 +265,14 @@ def test_the_costs_of_a_killed_run_count(both):
     sent = [len(seen.prompt.split()) for seen in both.upstream.seen]
     sent += [len(seen.raw) // 4 for seen in both.judge.seen]
     assert found["cost"] == pytest.approx(sum(sent), rel=0.05)
+
+
+def test_a_model_that_decides_and_was_redefined_is_found_out(both):
+    table(both, 4)
+    both.succeed(*ASKED, *FIELDS, *models(both), "--limit", "2")
+    now = [models(both)[0], models(both)[1].replace("jev-1.14.0", "jev-1.15.0")]
+    said = both.fail(*ASKED, *FIELDS, *now)
+    assert "models.judge" in said
+    assert len(both.judge.seen) == 2
+    both.succeed(*ASKED, *FIELDS, *now, "--keep")
+    assert [row.get("changed") for row in both.answers()] == [None, None, ["models.judge"], ["models.judge"]]

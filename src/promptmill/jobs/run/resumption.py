@@ -6,6 +6,7 @@ An answer counts if it was made with the order's settings, or if the user keeps 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -66,7 +67,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
         if before is None or (before.prompt != target.prompt and at >= len(begun.targets)):
             targets.append(folder.numbered(target))
             continue
-        changed = _changed_settings(before, target, folder)
+        changed = _changed_settings(before, target, folder, begun.plan.named_models)
         if changed and (fixed or not (order.earlier.keep or sends_all)):
             raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
@@ -137,13 +138,15 @@ def _has_nothing(folder: Folder) -> bool:
     return not paid and last.get("state") not in progress.ALIVE and not has_answers
 
 
-def _changed_settings(before: Target, now: Target, folder: Folder) -> list[str]:
+def _changed_settings(before: Target, now: Target, folder: Folder, named: AbstractSet[str]) -> list[str]:
     known = before.fingerprint
     changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
     models = known.get("models", {})
     others = {name for name, value in now.fingerprint.get("models", {}).items() if models.get(name, value) != value}
     if others:
-        changed += [f"models.{name}" for name in sorted(others & statistics.answering_models(folder.store).keys())]
+        changed += [
+            f"models.{name}" for name in sorted(others & (named | statistics.answering_models(folder.store).keys()))
+        ]
     return changed
 
 
