@@ -52,11 +52,27 @@ def test_closed_fields(field: dict[str, Any], kind: Kind) -> None:
         {"type": "boolean", "const": True},
         {"type": ["boolean", "string"]},
         {"type": "array", "items": {"type": "string"}},
+        {"type": "array", "items": {"enum": []}},
+        {"type": "array", "items": {"enum": ["a", "a"]}},
+        {"type": {"a": 1}},
+        {"type": [["boolean"]]},
     ],
 )
 def test_open_fields(field: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"one": field}, "required": ["one"]}
     assert form_of_schema(schema, {}) == Form((Question("one", "", Value(field)),))
+
+
+def test_questions_with_the_same_name_are_open() -> None:
+    fields = {"a": {"type": "array", "items": {"enum": ["b"]}}, "a: b": {"type": "boolean"}, "": {"type": "boolean"}}
+    form = form_of_schema({"type": "object", "properties": fields | {"c": {"type": "boolean"}}}, {})
+    assert form is not None
+    assert (form.open_fields, [asked.name for asked in form.asked]) == (["a", "a: b", ""], ["c"])
+
+
+def test_required_names_may_be_anything() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": [{"a": 1}, "a"]}
+    assert form_of_schema(schema, {}) == Form((Question("a", "", YesNo()),))
 
 
 def test_a_field_that_is_not_required_is_optional() -> None:

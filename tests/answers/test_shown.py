@@ -92,12 +92,17 @@ def test_thousands_of_labels_are_not_shown_but_their_definitions_are():
 
 
 @pytest.mark.parametrize(
-    "schema", [{"type": ["null", "string"]}, True, {"type": "object"}, {"enum": [None, 1, True]}, {}]
+    "schema",
+    [
+        *({"type": ["null", "string"]}, True, {"type": "object"}, {"enum": [None, 1, True]}, {}),
+        *({"type": ["null", "null"]}, {"type": ["null", {}]}, {"type": [["string"]]}),
+    ],
 )
 def test_any_schema_of_a_field_has_words(schema):
+    inner = schema
     for _ in range(200):
         schema = {"type": "array", "items": schema}
-    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    whole = {"type": "object", "properties": {"a": schema, "b": inner}, "required": ["a"]}
     assert shown_of(Sampling(response_format=asking_for(whole)), shows=False).words.count("list of") <= 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,9 +40,27 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
     if schema.get("type") != "object" or not isinstance(fields, Mapping) or not fields:
         return None
     required = schema.get("required")
-    optional = fields.keys() - {*(required if isinstance(required, list) else ())}
+    optional = fields.keys() - _texts(required if isinstance(required, list) else ())
     questions = (_question(str(name), field, defined, is_optional=name in optional) for name, field in fields.items())
-    return Form(tuple(questions))
+    return _with_open(Form(tuple(questions)), fields)
+
+
+def _with_open(form: Form, fields: JsonObject) -> Form:
+    """Return a form whose questions each have a name of their own as they are asked; others are open.
+
+    The field `a: b` is named like the label `b` of the field `a`, and a field without a name like an option itself.
+    """
+    named = Counter(asked.name for asked in form.asked)
+    if named[""] == 0 and len(named) == named.total():
+        return form
+    alike = {"", *(name for name, times in named.items() if times > 1)}
+    pairs = zip(form.fields, fields.values(), strict=True)
+    return Form(
+        tuple(
+            one if alike.isdisjoint(asked.name for asked in every) else one._replace(kind=Value(field))
+            for (one, every), field in pairs
+        )
+    )
 
 
 def _question(name: str, field: Any, defined: Mapping[str, str], *, is_optional: bool) -> Question:
@@ -53,7 +72,7 @@ def _question(name: str, field: Any, defined: Mapping[str, str], *, is_optional:
 
 def _kind(field: JsonObject, defined: Mapping[str, str], *, is_optional: bool) -> Kind:
     named = field.get("type")
-    types = {*named} if isinstance(named, list) and all(isinstance(one, str) for one in named) else {named}
+    types = _texts(named if isinstance(named, list) else [named])
     is_optional = is_optional or "null" in types
     match field:
         case {"enum": [*values]} if field.keys() <= _OF_VALUES:
@@ -64,7 +83,7 @@ def _kind(field: JsonObject, defined: Mapping[str, str], *, is_optional: bool) -
                 if field.get("$comment") == IN_ORDER:
                     return Scale(texts, said, optional)
                 return Choice(texts, said, is_optional=optional)
-        case {"type": "array", "items": {"enum": [*values]}} if all(isinstance(one, str) for one in values):
+        case {"type": "array", "items": {"enum": [_, *_] as values}} if all(isinstance(one, str) for one in values):
             return Choice(tuple(values), _definitions(values, defined), many=True)
         case {"minimum": int(least), "maximum": int(most)} if field.keys() <= _OF_NUMBERS:
             if types - {"null"} == {"integer"} and 0 < most - least < _MOST_LEVELS:
@@ -72,6 +91,10 @@ def _kind(field: JsonObject, defined: Mapping[str, str], *, is_optional: bool) -
         case _ if types - {"null"} == {"boolean"} and field.keys() <= _OF_VALUES - {"enum", "const"}:
             return YesNo(is_optional)
     return Value(field)
+
+
+def _texts(values: Iterable[Any]) -> set[str]:
+    return {one for one in values if isinstance(one, str)}
 
 
 def _definitions(options: Iterable[str], defined: Mapping[str, str]) -> tuple[str, ...]:

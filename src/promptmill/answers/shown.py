@@ -113,8 +113,7 @@ def _type(schema: Any, depth: int) -> str:
             return _TEXTS.get(str(schema.get("format")), "text")
         case {"type": str(name)} if name in _TYPES:
             return _TYPES[name]
-        case {"type": [*names]} if "null" in names and len(names) == 2 and depth:
-            (name,) = (one for one in names if one != "null")
+        case {"type": [name, "null"] | ["null", name]} if depth:
             return _type({**schema, "type": name}, depth - 1)
     return "any JSON"
 
