@@ -339,6 +339,19 @@ def test_hostile_answers_are_failures(name: str, answers: Any) -> None:
     assert failed(name, asking(**LABELS), nan).kind is FailureKind.ITEM
 
 
+@pytest.mark.parametrize("odd", ["{}", "[]", "[" * 900 + "]" * 900], ids=["object", "list", "deep list"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_other_answers_are_kept_beside_one_of_any_form(name: str, odd: str) -> None:
+    as_list = name == "decisions"
+    shares: Any = [{"value": "ODD"}] if as_list else {"tech": "ODD"}
+    good = {"noul": 0.75, "probability": 0.75}
+    for bad in ({"choice": "ODD"}, {"name": "ODD", "choice": "tech"}, {"type": "ODD", "choice": "tech"}):
+        answers = {"team": {**bad, "probabilities": shares}, "urgent": good}
+        body = orjson.dumps({"answers": [*answers.values()] if as_list else answers}).replace(b'"ODD"', odd.encode())
+        decision = failed(name, asking(response_format=_schema({one: FIELDS[one] for one in answers})), body)
+        assert (decision.kind, decision.part) == (FailureKind.ITEM, '{"urgent":true}')
+
+
 # Where requests go
 
 

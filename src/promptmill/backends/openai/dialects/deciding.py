@@ -216,7 +216,7 @@ class Deciding:
                     reading.given[one.name] = _given(one, told)
             except UnreadableError as error:
                 reading.unreadable[one.name] = str(error)
-            except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
                 reading.unreadable[one.name] = "it has another form"
         return reading
 

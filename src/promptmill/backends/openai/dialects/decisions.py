@@ -83,7 +83,7 @@ def _text(value: Any) -> str:
 
 def _checked(answer: Any, asked: Asked) -> Any:
     named = answer.get("name") if isinstance(answer, dict) else None
-    return answer if named in {None, deciding.name_of(asked)} else None
+    return answer if named is None or named == deciding.name_of(asked) else None
 
 
 DIALECT = _Decisions()
