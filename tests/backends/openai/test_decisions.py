@@ -352,6 +352,18 @@ def test_the_other_answers_are_kept_beside_one_of_any_form(name: str, odd: str) 
         assert (decision.kind, decision.part) == (FailureKind.ITEM, '{"urgent":true}')
 
 
+def test_a_reply_that_no_file_can_hold_is_not_kept_beside_the_answer() -> None:
+    request, name = asking(**LABELS), "systemone"
+    encoder = RequestEncoder(endpoint(name), "m", enable_thinking=None, stream=False)
+    wanted = Wanted(keep_raw=True, questions=encoder.decision(encoder.head(request), request, {})[1])
+    for depth, is_kept in ((9, True), (300, False)):
+        more = b"[" * depth + b"]" * depth
+        body = b'{"answers":{"answer":{"choice":"tech"}},"more":%b}' % more
+        answer = read_response(200, CIMultiDict(), body, endpoint(name), wanted)
+        assert isinstance(answer, Completion)
+        assert (answer.text, answer.details is not None) == ("tech", is_kept)
+
+
 # Where requests go
 
 

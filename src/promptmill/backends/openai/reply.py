@@ -289,7 +289,7 @@ def _decided(
         return RetryDecision(FailureKind.ITEM, error_of, **spent, part=part, probabilities=answer.probabilities)
     model = payload.get("model")
     named = without_controls(model[:_LONGEST_NAME]) if isinstance(model, str) and model != wanted.model else ""
-    details = {"body": payload} if wanted.keep_raw else None
+    details = {"body": payload} if wanted.keep_raw and chat_completion.can_go_on(payload) else None
     completion = Completion(answer.text, "stop", usage, probabilities=answer.probabilities, details=details)
     completion.answered_by, completion.tier = named, tier
     return completion
