@@ -28,6 +28,14 @@ def test_texts_and_any_json_have_no_form(wanted: dict[str, Any] | None) -> None:
         ({"enum": ["a", "b", None]}, Choice(("a", "b"), ("the first", ""), is_optional=True)),
         ({"enum": ["x", "y"], "$comment": IN_ORDER}, Scale(("x", "y"))),
         ({"type": "array", "items": {"enum": ["x", "y"]}}, Choice(("x", "y"), many=True)),
+        (
+            {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 1, "maxItems": 1},
+            Choice(("x", "y"), many=True, least=1, most=1),
+        ),
+        (
+            {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": "1", "maxItems": 2},
+            Choice(("x", "y"), (), True),
+        ),
         ({"type": "boolean", "title": "Urgent"}, YesNo()),
         ({"type": ["boolean", "null"]}, YesNo(is_optional=True)),
         ({"type": "integer", "minimum": 1, "maximum": 5}, Scale((1, 2, 3, 4, 5))),

@@ -22,6 +22,20 @@ def test_an_optional_question_may_have_no_answer() -> None:
     assert answer.probabilities == {"team": {"billing": 0.25, "": 0.75}}
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "labels", "share"),
+    [(0, None, '["b","c"]', 0.336), (0, 1, '["c"]', 0.224), (3, None, '["a","b","c"]', 0.144), (0, 0, "[]", 0.056)],
+)
+def test_too_few_or_too_many_labels_are_the_likeliest(least: int, most: int | None, labels: str, share: float) -> None:
+    form = Form((Question("t", "", Choice(("a", "b", "c"), many=True, least=least, most=most)),))
+    shares = {"a": 0.3, "b": 0.6, "c": 0.8}
+    given = {
+        f"t: {label}": Given("yes" if yes > 0.5 else "no", {"yes": yes, "no": 1 - yes}) for label, yes in shares.items()
+    }
+    answer = form.answer(given)
+    assert (answer.text, answer.probabilities["t"][labels]) == (f'{{"t":{labels}}}', pytest.approx(share))
+
+
 def test_each_of_many_labels_is_a_yes_or_no() -> None:
     form = Form((Question("labels", "", Choice(("a", "b"), ("first", ""), many=True)),))
     assert [(one.name, one.options[0].definition) for one in form.asked] == [("labels: a", "first"), ("labels: b", "")]

@@ -84,13 +84,20 @@ def _kind(field: JsonObject, defined: Mapping[str, str], *, is_optional: bool) -
                     return Scale(texts, said, optional)
                 return Choice(texts, said, is_optional=optional)
         case {"type": "array", "items": {"enum": [_, *_] as values}} if all(isinstance(one, str) for one in values):
-            return Choice(tuple(values), _definitions(values, defined), many=True)
+            least, most = _count(field, "minItems", 0), _count(field, "maxItems", len(values))
+            most_of_few = most if most < len(values) else None
+            return Choice(tuple(values), _definitions(values, defined), many=True, least=least, most=most_of_few)
         case {"minimum": int(least), "maximum": int(most)} if field.keys() <= _OF_NUMBERS:
             if types - {"null"} == {"integer"} and 0 < most - least < _MOST_LEVELS:
                 return Scale(tuple(range(least, most + 1)), is_optional=is_optional)
         case _ if types - {"null"} == {"boolean"} and field.keys() <= _OF_VALUES - {"enum", "const"}:
             return YesNo(is_optional)
     return Value(field)
+
+
+def _count(field: JsonObject, name: str, without: int) -> int:
+    value = field.get(name)
+    return value if isinstance(value, int) and value >= 0 else without
 
 
 def _texts(values: Iterable[Any]) -> set[str]:

@@ -25,6 +25,9 @@ class Choice(NamedTuple):
     many: bool = False
     is_optional: bool = False
     """Whether null is an answer, too."""
+    least: int = 0
+    most: int | None = None
+    """How many labels an answer has at least and at most, if it may have `many`; None: any number."""
 
 
 class YesNo(NamedTuple):
@@ -168,10 +171,15 @@ class Form(NamedTuple):
 
 
 def _labels_in(choice: Choice, given: list[Given]) -> tuple[list[str], dict[str, float]]:
-    labels = [label for label, own in zip(choice.options, given, strict=True) if own.option == "yes"]
+    """Return the labels that are right: if these are too few or too many for the schema, the likeliest."""
+    is_yes = [own.option == "yes" for own in given]
+    count = min(max(sum(is_yes), choice.least), len(given) if choice.most is None else choice.most)
+    ranked = sorted(range(len(given)), key=lambda at: (not is_yes[at], -given[at].shares.get("yes", 0.0)))
+    kept = {*ranked[:count]}
+    labels = [label for at, label in enumerate(choice.options) if at in kept]
     joint = 1.0
-    for own in given:
-        joint *= own.shares.get(own.option, 1.0)
+    for at, own in enumerate(given):
+        joint *= own.shares.get("yes" if at in kept else "no", 1.0)
     return labels, {text_of(labels): round(joint, 6)} if any(own.shares for own in given) else {}
 
 
