@@ -46,6 +46,20 @@ async def test_two_clients_with_the_same_request_share_the_work():
     assert work.begun == 1
 
 
+async def test_another_client_that_leaves_does_not_end_work_for_which_one_was_asked_to_come_again():
+    patience, work = Patience(), _Work()
+    other = asyncio.ensure_future(patience.result(b"key", work))
+    await asyncio.sleep(0)
+    with pytest.raises(NotYetError):
+        await patience.result(b"key", work, 0.01)
+    other.cancel()
+    await asyncio.wait({other})
+    work.may_end.set()
+    assert await patience.result(b"key", work) == "answer"
+    assert (work.begun, work.cancelled.is_set()) == (1, False)
+    await patience.aclose()
+
+
 async def test_work_ends_if_its_client_leaves_or_never_comes_again():
     patience, work = Patience(kept_s=0.01), _Work()
     with pytest.raises(NotYetError):

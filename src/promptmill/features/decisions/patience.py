@@ -31,6 +31,8 @@ class Patience(Generic[T]):
         self._tasks: dict[bytes, asyncio.Task[T]] = {}
         self._clients: dict[bytes, int] = {}
         self._ends: dict[bytes, asyncio.TimerHandle] = {}
+        self._promised = set[bytes]()
+        """The work for which a client was asked to come again."""
 
     async def result(self, key: bytes, work: Callable[[], Coroutine[Any, Any, T]], wait_s: float | None = None) -> T:
         """Return the result of the work with this key, begun now or earlier. Raises `NotYetError` after `wait_s`, and
@@ -41,28 +43,29 @@ class Patience(Generic[T]):
         if (end := self._ends.pop(key, None)) is not None:
             end.cancel()
         self._clients[key] = self._clients.get(key, 0) + 1
-        is_awaited = False
         try:
             done, _ = await asyncio.wait({task}, timeout=wait_s)
             if not done:
-                is_awaited = True
+                self._promised.add(key)
                 raise NotYetError
+            self._promised.discard(key)
             return task.result()
         finally:
-            self._left(key, is_awaited=is_awaited)
+            self._left(key)
 
-    def _left(self, key: bytes, *, is_awaited: bool) -> None:
+    def _left(self, key: bytes) -> None:
         self._clients[key] -= 1
         if self._clients[key]:
             return
         del self._clients[key]
-        if is_awaited and len(self._ends) < MOST_KEPT:
+        if key in self._promised and len(self._ends) < MOST_KEPT:
             self._ends[key] = asyncio.get_running_loop().call_later(self._kept_s, self._end, key)
         else:
             self._end(key)
 
     def _end(self, key: bytes) -> None:
         self._ends.pop(key, None)
+        self._promised.discard(key)
         task = self._tasks.pop(key)
         task.cancel()
         if task.done() and not task.cancelled():
