@@ -17,7 +17,7 @@ from promptmill.core.form import Choice, Form, Kind, Question, Scale, Value, Yes
 from promptmill.core.request import Sampling, Shown, nested
 from promptmill.core.values import JsonObject, json_text, text_of
 
-_LONGEST = 16_000
+LONGEST = 16_000
 """Characters of the names that are shown, about 4,000 tokens: a small model has room for little more."""
 _DEEPEST = 4
 _TEXTS: Mapping[str, str] = MappingProxyType({"date": "date (YYYY-MM-DD)", "date-time": "date and time"})
@@ -38,7 +38,7 @@ def shown_of(sampling: Sampling, *, shows: bool) -> Shown:
     defined = _labels(labels) if any(labels.values()) else ""
     if not shows:
         shown = _named(sampling, labels, defined)
-        if len(shown.words) <= _LONGEST:
+        if len(shown.words) <= LONGEST:
             return shown
     return Shown(defined)
 

@@ -83,6 +83,13 @@ def test_a_text_that_names_the_field_and_its_options_is_left_alone():
     assert seen[0].conversation.texts == given.conversation.texts
 
 
+def test_thousands_of_options_are_not_shown():
+    many = Question("code", "Which one?", Choice(tuple(f"code {number}" for number in range(5000))))
+    _, (one,), ((*_,),) = asked(Form((many,)), answer)
+    assert one.conversation.messages[-1].content == "My card was charged twice.\n\ncode: Which one?"
+    assert len(one.sampling.choices or ()) == 5000
+
+
 def test_a_name_that_says_nothing_is_not_shown():
     form = Form((Question("7", "Who answers?", Choice(("billing", "tech")), is_named=False),))
     outcome, (seen,), (fields,) = asked(form, answer)

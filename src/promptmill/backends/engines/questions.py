@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from promptmill.answers.choices import FieldChoices, field_choices_of
+from promptmill.answers.shown import LONGEST
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Asked, Form, Given
@@ -86,10 +87,12 @@ def _with_question(conversation: Conversation, question: Asked) -> Conversation:
 
 
 def _shown(question: Asked) -> Shown:
-    """Return the words of a question, and the names without which a text does not tell it."""
+    """Return the words of a question, and the names without which a text does not tell it. Thousands of options are
+    left out, as in `answers.shown`."""
     values = [text_of(option.value) if option.value is not None else "null" for option in question.options]
     title = question.title and f"{question.title}:"
-    said = " ".join(filter(None, (title, question.words, f"One of {', '.join(values)}.")))
+    every = f"One of {', '.join(values)}."
+    said = " ".join(filter(None, (title, question.words, every if len(every) <= LONGEST else "")))
     defined = zip(values, question.options, strict=True)
     lines = [f"- {value}: {option.definition}" for value, option in defined if option.definition]
     options = (option.value for option in question.options if isinstance(option.value, str))
