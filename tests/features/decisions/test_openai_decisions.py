@@ -133,3 +133,8 @@ def test_other_errors_have_openai_s_shape_too(ask, client):
     with pytest.raises(openai.NotFoundError) as refused:
         client.decisions.create(model="gone", input="x", questions=[TWICE])
     assert refused.value.code == "model_not_found"
+
+
+def test_a_long_input_is_not_copied_for_hundreds_of_questions(ask, upstream):
+    code, reply = ask(PATH, _body(*[TWICE] * 400, input="x" * 1_000_000))
+    assert (code, "fewer questions" in reply["error"]["message"], upstream.seen) == (413, True, [])

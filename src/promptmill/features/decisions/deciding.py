@@ -36,6 +36,8 @@ _ORDER = (
 )
 _REFUSED = frozenset({Code.UNSUPPORTED, Code.INVALID_INPUT})
 _NO_SHARES = "The model reports no probabilities for this question."
+_MOST_TEXT = 1 << 28
+"""Characters of all prompts together, each of which has the evidence: a client's body of 30 MB has 1,000 questions."""
 _LONGEST_LABEL = 40  # characters; a model writes the number of a longer option
 _NO_PROBABILITIES = (
     "The model reports no probabilities for this question: its endpoint has no log probabilities, or the options are "
@@ -62,6 +64,7 @@ async def decided(
     if compares or plan.record.decides or registry.decides(plan):
         decisions, outcomes = await _decided_at_once(service, plan, evidence, questions, compares=compares)
     else:
+        _check_size(evidence, questions)
         requests = [_request(at, plan, evidence, one.asked) for at, one in enumerate(questions)]
         outcomes = await _outcomes(service, plan, requests)
         decisions = [_decision(*pair) for pair in zip(questions, outcomes, strict=True)]
@@ -70,6 +73,13 @@ async def decided(
     model = next((one.answered_by for one in outcomes if isinstance(one, Completion)), "")
     is_order = compares and any(is_bare(one.question) for one in questions)
     return Decided(decisions, Totals.of(outcomes).usage, _ORDER if is_order else "", model)
+
+
+def _check_size(evidence: Evidence, questions: Sequence[ClientQuestion]) -> None:
+    """Raise `PromptmillError` (`request_too_large`) if the prompts, one for each question, would fill the memory."""
+    if sum(map(len, evidence.conversation.texts)) * len(questions) > _MOST_TEXT:
+        said = f"The model is asked {len(questions):,} questions one by one, and the input is too long for so many."
+        raise PromptmillError(Code.REQUEST_TOO_LARGE, said, "Send fewer questions at a time.")
 
 
 async def _outcomes(service: Service, plan: ResolvedConfig, requests: Sequence[Request]) -> list[Outcome]:
