@@ -113,6 +113,15 @@ async def test_a_chat_template_without_a_system_turn_gets_its_words_in_the_user_
     assert [part["text"] for part in sent[2][0]["content"]] == ["Be brief.", "\n\n", "Who?"]
 
 
+async def test_a_model_whose_template_has_a_system_turn_keeps_it_after_a_row_with_other_turns(upstream, drive):
+    said = "After the optional system message, conversation roles must alternate user/assistant/user/assistant/..."
+    upstream.reply = choose(lambda seen: status(400, said) if len(seen.json["messages"]) > 2 else answer())
+    one = Message("system", "Be brief."), Message("user", "Who?")
+    result = await drive([Conversation((*one, one[1])), Conversation(one)], concurrency=1)
+    assert result.answered == 1
+    assert [seen.json["messages"][0]["role"] for seen in upstream.seen] == ["system"] * 2
+
+
 async def test_a_refusal_of_other_turns_is_that_items_error(upstream, drive):
     upstream.reply = status(400, "Conversation roles must alternate user/assistant/user/assistant/...")
     result = await drive([Conversation((Message("assistant", "Hi"), Message("user", "Who?")))], retries=1)

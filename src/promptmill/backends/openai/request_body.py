@@ -60,7 +60,11 @@ _NO_FORM = re.compile(
 )
 _NO_USAGE = re.compile(r"stream_options|include_usage")
 # Of chat templates without a system turn, such as Gemma's, at servers that apply them: vLLM, SGLang, llama.cpp, TGI.
-_NO_SYSTEM = re.compile(r"system (?:role|message|prompt)s? (?:is |are )?not supported|roles must alternate")
+# Mistral's take one: "After the optional system message, conversation roles must alternate".
+_NO_SYSTEM = re.compile(
+    r"system (?:role|message|prompt)s? (?:is |are )?not supported"
+    r"|(?<!optional system message, conversation )roles must alternate"
+)
 # The names of promptmill's parameters for each way of `ModelCache`, in a refusal.
 _CACHE_NAMES = {
     "key": re.compile("prompt_cache_key"),
