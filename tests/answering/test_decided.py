@@ -160,6 +160,17 @@ def test_definitions_and_the_questions_of_a_client_are_in_the_key_where_the_mode
     assert request_digest(asked, decides=True) != request_digest(otherwise, decides=True)
 
 
+def test_the_highest_cost_counts_the_evidence_of_each_part() -> None:
+    plan = openai_plan("http://h", provider="databricks-decisions", model_name="jev")
+    labels = {"type": "array", "items": {"enum": [f"label {number}" for number in range(200)]}}
+    schema = {"type": "object", "properties": {"labels": labels}, "required": ["labels"]}
+    request = replace(_rows("x" * 100_000), sampling=Sampling(response_format=asking_for(schema)))
+    price = price_of(plan)
+    assert price is not None
+    assert most_of(request, plan, Prices(plan, price)) > 4 * 100_000 * 0.042 / 1e6 * 2
+    assert 4 * 25_000 < tokens_of(request, 64) < 110_000
+
+
 async def test_decisions_are_cached_without_a_temperature(asking: Asking, tmp_path: Any) -> None:
     top = {"cache": str(tmp_path / "answers.sqlite")}
     first = await asking.ask(["mail"], LABELS, top)

@@ -18,7 +18,7 @@ from functools import partial
 import orjson
 
 from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
-from promptmill.answering.decided import bytes_of
+from promptmill.answering.decided import bytes_of, parts_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import (
     BATCH,
@@ -407,7 +407,7 @@ def most_of(
         form = choices_of(tuple(sampling.choices)).response_format
         request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
     try:
-        first = worst_case(request, plan.model, decides=prices.decides)
+        first = worst_case(request, plan.model, decides=prices.decides, questions=prices.questions)
     except PromptmillError:
         return math.inf
     if price is None:
@@ -435,7 +435,7 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     for request in requests:
         if (price := prices.of(request)) is None or may_search(request.extra, plan.model):
             return None, None
-        prompt = bytes_of(request) if prices.decides else _prompt_size(request, _PER_IMAGE)
+        prompt = bytes_of(request, prices.questions) if prices.decides else _prompt_size(request, _PER_IMAGE)
         tokens = prompt // _BYTES_PER_TOKEN
         written = tokens if prices.writes and prompt >= least else 0
         usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written)
@@ -444,9 +444,9 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     return estimated, None if math.isinf(most) else most
 
 
-def worst_case(request: Request, model: str = "", *, decides: bool = False) -> Usage:
+def worst_case(request: Request, model: str = "", *, decides: bool = False, questions: int = 0) -> Usage:
     """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others. `decides`:
-    the model writes no text.
+    the model writes no text. `questions`: see `bytes_of`.
 
     The longest answer is the largest of the request's limits, because it is unknown which limit an endpoint uses.
     Raises `PromptmillError` for a request without a limit (`invalid_config`), or with a prompt of unlimited length or
@@ -457,7 +457,8 @@ def worst_case(request: Request, model: str = "", *, decides: bool = False) -> U
         raise unbounded_search()
     if decides:
         images = _PER_IMAGE * len(request.conversation.images)
-        return Usage(_PER_REQUEST + 2 * bytes_of(request) + len(_as_json(extra)) + images)
+        around = _PER_REQUEST + len(_as_json(extra)) + images
+        return Usage(2 * bytes_of(request, questions) + parts_of(request, questions) * around)
     if request.path == "/responses" and _is_unbounded(extra):
         raise input_error(
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "

@@ -39,15 +39,23 @@ _NONE = re.compile(
 _NO_TOOLS = frozenset({"tools", "functions"})
 
 
-def tokens_of(request: Request) -> int:
-    """Return the likely number of tokens of a request to a model that decides: its evidence and its questions."""
-    return -(-bytes_of(request) // _BYTES_PER_TOKEN)
+def tokens_of(request: Request, questions: int = 0) -> int:
+    """Return the likely number of tokens of a request to a model that decides: its evidence and its questions.
+    `questions`: see `bytes_of`."""
+    return -(-bytes_of(request, questions) // _BYTES_PER_TOKEN)
 
 
-def bytes_of(request: Request) -> int:
-    """Return the number of bytes of a request's evidence and questions."""
+def bytes_of(request: Request, questions: int = 0) -> int:
+    """Return the number of bytes of a request's evidence and questions. `questions`: the most of a request, if it is
+    not yet divided; then the evidence counts once for each part."""
     form = request.form or form_of(request.sampling)
-    return size_of(request, form or Form(()))
+    return size_of(request, form or Form(()), parts_of(request, questions))
+
+
+def parts_of(request: Request, questions: int) -> int:
+    """Return the number of requests for the questions of one, of which each has so many (0: all)."""
+    form = request.form or form_of(request.sampling) if questions else None
+    return 1 if form is None else max(1, -(-len(form.asked) // questions))
 
 
 def check_plan(plan: ResolvedConfig) -> str:

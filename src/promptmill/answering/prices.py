@@ -281,6 +281,12 @@ class Prices:
         """Whether the backend's models decide, and write no text."""
         return registry.decides(self._plan)
 
+    @functools.cached_property
+    def questions(self) -> int:
+        """The most questions of a request to models that decide; 0 for others."""
+        limits = registry.decisions_of(self._plan) if self.decides else None
+        return 0 if limits is None else limits.questions
+
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""
         return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)

@@ -92,10 +92,11 @@ def plain(option: str) -> str:
     return " ".join(unicodedata.normalize("NFC", option).split())
 
 
-def size_of(request: Request, form: Form) -> int:
-    """Return the number of bytes that a request's evidence and questions have at most, as JSON."""
+def size_of(request: Request, form: Form, times: int = 1) -> int:
+    """Return the number of bytes that a request's evidence and questions have at most, as JSON. `times`: the number of
+    requests that the questions need, each with the evidence."""
     evidence = evidence_of(request)
-    texts = [evidence if isinstance(evidence, str) else json_text(evidence)]
+    texts = [evidence if isinstance(evidence, str) else json_text(evidence)] * times
     instructions = instructions_of(request)
     for asked in form.asked:
         texts.append(words_of(asked, instructions))

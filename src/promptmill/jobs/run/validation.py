@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -174,6 +174,7 @@ class _Sums:
         self.plan, self.price, self._has_check = plan, price, has_check
         self.cache = registry.prompt_cache_of(plan)
         self.decides = registry.decides(plan)
+        self.size_of = _size_for(plan)
         self.cached_tokens = self.written_tokens = 0.0
         """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
         self._prices = None if price is None else Prices(plan, price)
@@ -277,7 +278,7 @@ def _check_rows(
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     by_batch = tier_of_way(order.way) == BATCH
     as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
-    size_of_own = _decided_tokens if registry.decides(plan) else _tokens
+    size_of_own = _size_for(plan)
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
@@ -309,7 +310,7 @@ def _check_rows(
                 if most.plan is not plan:
                     theirs = _parts(spec, [one.request(row.n, row.line, row.cells or b"") for one in makers])
                     its = [as_theirs(part) for part in theirs]
-                    its_sizes = list(map(_decided_tokens if most.decides else _tokens, its, theirs))
+                    its_sizes = list(map(most.size_of, its, theirs))
                 for each, size in zip(its, its_sizes, strict=True):
                     most.add(each, size)
         except PromptmillError as error:
@@ -446,10 +447,10 @@ def _tokens(sent: Sent, part: Request) -> int:
     return -(-_bytes(asked.conversation) // _BYTES_PER_TOKEN)
 
 
-def _decided_tokens(sent: Sent, part: Request) -> int:
-    """Return about how many tokens a model that decides gets for a row."""
-    del part
-    return tokens_of(sent.request)
+def _size_for(plan: ResolvedConfig) -> Callable[[Sent, Request], int]:
+    """Return the function that tells about how many tokens the model of a plan gets for a row."""
+    limits = registry.decisions_of(plan) if registry.decides(plan) else None
+    return _tokens if limits is None else lambda sent, _: tokens_of(sent.request, limits.questions)
 
 
 def _bytes(conversation: Conversation) -> int:
