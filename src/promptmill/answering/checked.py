@@ -24,7 +24,7 @@ from promptmill.answers.form import form_of
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import SchemaCache
 from promptmill.answers.schema import AnswerSchema
-from promptmill.backends import protocol
+from promptmill.backends import protocol, registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.bounds import LONGEST_ANSWER
@@ -152,10 +152,13 @@ class CheckedAnswers(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step."""
-        return cls(loading.plan)
+        plan = loading.plan
+        return cls(plan, decides=plan.record.compares or registry.decides(plan))
 
-    def __init__(self, plan: ResolvedConfig) -> None:
+    def __init__(self, plan: ResolvedConfig, *, decides: bool = False) -> None:
+        """`decides`: the model would give the same answer to the complaint."""
         self._is_endpoint = plan.record.needs_endpoint
+        self._decides = decides
         self._retries = plan.settings.check_retries
         self._checks = checks_of_features()
         self.wanted_by = *_FORM, "checks", *(name for one in self._checks for name in one.wanted_by)
@@ -198,8 +201,7 @@ class CheckedAnswers(Step):
                 if text != outcome.text:
                     outcome = replace(outcome, text=text, reply=outcome.reply or outcome.text)
                 break
-            is_decided = outcome.probabilities is not None  # the model would decide in the same way again
-            if not left or not complaint.turn or is_decided:
+            if not left or not complaint.turn or self._decides:
                 outcome = protocol.Failure(complaint.error, outcome.attempts, text=outcome.text)
                 break
             answer = (outcome.reply or outcome.text)[:LONGEST_ANSWER]

@@ -188,8 +188,9 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
         failure = next((one for one in failures if one.error.code is Code.BUDGET), failures[0])
         partial = answer.text if given else ""
         return replace(failure, part=partial, probabilities=answer.probabilities, **sums)
-    first = next(one for one in outcomes if isinstance(one, protocol.Completion))
-    return replace(first, text=answer.text, probabilities=answer.probabilities, **sums)
+    first, *others = (one for one in outcomes if isinstance(one, protocol.Completion))
+    warnings = tuple(dict.fromkeys(warning for one in (first, *others) for warning in one.warnings))
+    return replace(first, text=answer.text, probabilities=answer.probabilities, warnings=warnings, **sums)
 
 
 def given_in(form: Form, outcome: protocol.Outcome) -> dict[str, Given]:

@@ -464,7 +464,7 @@ class _ValueCount:
 
 
 async def _decompressed(body: bytes, limit: int, share: Held) -> bytes:
-    """Return a body that was compressed with zstd. At most `limit` bytes are ever in memory. Raises as `read_body`,
+    """Return a body that was compressed with zstd. At most `limit` bytes of it are in memory. Raises as `read_body`,
     and `HttpError` 400 or 415."""
     try:
         reader = await asyncio.to_thread(compressed.opened, body)
@@ -473,7 +473,7 @@ async def _decompressed(body: bytes, limit: int, share: Held) -> bytes:
     found, values, size = list[bytes](), _ValueCount(), 0
     while True:
         try:
-            piece = reader.read(compressed.PIECE)
+            piece = await asyncio.to_thread(reader.read, compressed.PIECE)
         except Exception:  # noqa: BLE001 (each library has its own errors)
             raise HttpError(400, "The body is not in zstd, as its `Content-Encoding` says, or it is cut.") from None
         if not piece:
@@ -483,7 +483,7 @@ async def _decompressed(body: bytes, limit: int, share: Held) -> bytes:
             raise _too_large(limit)
         values.add(piece)
         values.check()
-        await _grow(share, size)
+        await _grow(share, len(body) + size)
         found.append(piece)
 
 

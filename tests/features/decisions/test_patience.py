@@ -94,3 +94,24 @@ async def test_an_error_reaches_the_client_that_comes_again():
     may_end.set()
     with pytest.raises(ValueError, match="no"):
         await patience.result(b"key", fails)
+
+
+async def test_a_client_for_whose_work_there_is_no_place_waits_for_it(monkeypatch):
+    monkeypatch.setattr("promptmill.features.decisions.patience.MOST_KEPT", 1)
+    patience: Patience[str] = Patience()
+    free, calls = asyncio.Event(), list[str]()
+
+    async def work() -> str:
+        calls.append("begun")
+        await free.wait()
+        return "done"
+
+    with pytest.raises(NotYetError):
+        await patience.result(b"first", work, 0.01)
+    second = asyncio.ensure_future(patience.result(b"second", work, 0.01))
+    await asyncio.sleep(0.05)
+    free.set()
+    assert await second == "done"
+    assert await patience.result(b"first", work, 1.0) == "done"
+    assert len(calls) == 2
+    await patience.aclose()

@@ -45,9 +45,10 @@ class Patience(Generic[T]):
         self._clients[key] = self._clients.get(key, 0) + 1
         try:
             done, _ = await asyncio.wait({task}, timeout=wait_s)
-            if not done:
+            if not done and (key in self._promised or len(self._promised) < MOST_KEPT):
                 self._promised.add(key)
                 raise NotYetError
+            await asyncio.wait({task})
             self._promised.discard(key)
             return task.result()
         finally:
@@ -58,7 +59,7 @@ class Patience(Generic[T]):
         if self._clients[key]:
             return
         del self._clients[key]
-        if key in self._promised and len(self._ends) < MOST_KEPT:
+        if key in self._promised:
             self._ends[key] = asyncio.get_running_loop().call_later(self._kept_s, self._end, key)
         else:
             self._end(key)

@@ -194,3 +194,9 @@ def test_a_small_call_beside_a_huge_one_gets_its_share(desk, engine):
     small, done = desk.wait(beside(), 170)
     assert small[0].text
     assert done < 64
+
+
+def test_equal_prompts_at_once_get_the_answer_of_one_alone(desk, engine):
+    (alone,) = desk.wait(desk.call(engine, ["What is the capital of France?"], max_tokens=24).run())
+    together = desk.wait(desk.call(engine, ["What is the capital of France?"] * 6, max_tokens=24).run())
+    assert {one.text for one in together} == {alone.text}

@@ -54,6 +54,8 @@ _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
 _GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
 _GGUF_HEAD = 1 << 20
 _GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens longer texts without a warning
+_MOST_PASSED = 64
+"""The most waiting rows that others pass because a row with the same prompt runs."""
 _MISHAPS = 2  # failed steps; a row that was in this many gets the error
 
 
@@ -117,7 +119,8 @@ class Model:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
-        scheduling.enable_prefix_caching = True  # for the questions about one text, and the steps of `ChoiceSteps`
+        # for the questions about one text, and the steps of `ChoiceSteps`; of images, only the places would count
+        scheduling.enable_prefix_caching = not self.reads_images
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
         properties: dict[str, object] = {
@@ -300,16 +303,23 @@ class PipelineDecoder:
         self._running = [row for row in self._running if not self._waiting.is_cancelled(row.run)]
 
     def _admit(self) -> None:
-        """Add the next rows to the pipeline. A row with a new grammar is added last, because it may break the step."""
-        while not any(self._is_on_trial(row) for row in self._running):
+        """Add the next rows to the pipeline. A row with a new grammar is added last, because it may break the step. A
+        row with a twin in the pipeline waits, and lets others pass."""
+        twins: list[Row] = []
+        self._admit_all(twins)
+        for row in reversed(twins):
+            self._waiting.put_back(row)
+
+    def _admit_all(self, twins: list[Row]) -> None:
+        while not any(self._is_on_trial(row) for row in self._running) and len(twins) < _MOST_PASSED:
             running = Counter(row.run for row in self._running)
             free = self._model.rows - len(self._running)
             row = self._waiting.next_row(running, free) if free > -self._model.rows else None
             if row is None:
                 return
             if self._has_twin(row):
-                self._waiting.put_back(row)
-                return
+                twins.append(row)
+                continue
             row.started = row.started or time.monotonic()
             if row.grammar is not None and (error := self._bad_grammars.get(row.grammar)) is not None:
                 self._answer(row, row.failure(error))
@@ -328,9 +338,13 @@ class PipelineDecoder:
                 return  # one such row per step: encoding images takes long, and other rows wait for their next token
 
     def _has_twin(self, row: Row) -> bool:
-        """Return whether a row with the same prompt is in steps: the draws of one would be in the way of the other's
-        next step, which then finds a token that is in the pipeline's cache, but was not computed."""
-        return row.steps is not None and any(one.steps and one.prompt == row.prompt for one in self._running)
+        """Return whether the prompt of a row begins with the whole prompt of a running one, or the other way round: the
+        pipeline would share the last block of the cache, in which the running one goes on writing its answer. (Seven of
+        eight equal prompts at once had another answer.)"""
+        if self._model.reads_images:  # its pipeline has no cache of beginnings
+            return False
+        prompt, size = row.prompt, len(row.prompt)
+        return any(one.prompt[:size] == prompt[: len(one.prompt)] for one in self._running)
 
     def _is_on_trial(self, row: Row) -> bool:
         return row.grammar is not None and row.grammar not in self._good_grammars
