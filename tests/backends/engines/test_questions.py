@@ -192,3 +192,17 @@ def test_four_hundred_questions_are_at_the_engine_a_few_at_a_time():
     outcome = asyncio.run(questions.answered(request(form), form, ask))
     assert isinstance(outcome, Completion)
     assert (len(outcome.probabilities or ()), most) == (400, 16)
+
+
+def test_an_answer_has_the_warnings_of_all_questions_each_once():
+    outcome, _, _ = asked(FORM, lambda field: answer(field, warnings=("seed is left out", field["name"])))
+    assert isinstance(outcome, Completion)
+    assert outcome.warnings == ("seed is left out", "team", "urgent", "anger")
+
+
+@pytest.mark.parametrize("concerns_all", [False, True])
+def test_an_engine_that_can_answer_nothing_ends_the_call(concerns_all):
+    error = PromptmillError(Code.UNSUPPORTED, "no")
+    outcome, _, _ = asked(FORM, lambda _: Failure(error, concerns_all=concerns_all))
+    assert isinstance(outcome, Failure)
+    assert (outcome.error, outcome.concerns_all) == (error, concerns_all)

@@ -103,11 +103,13 @@ def _shown(question: Asked) -> Shown:
 def _together(form: Form, questions: Sequence[Asked], outcomes: Sequence[Outcome]) -> Outcome:
     given: dict[str, Given] = {}
     wrong: list[tuple[str, PromptmillError]] = []
+    warnings = dict[str, None]()
     for question, outcome in zip(questions, outcomes, strict=True):
         match outcome:
             case Failure(error):
                 wrong.append((question.name, error))
             case Completion(text):
+                warnings |= dict.fromkeys(outcome.warnings)
                 choices = _choices(question)
                 if (option := choices.given(text)) is not None:
                     given[question.name] = Given(option, outcome.shown_probabilities)
@@ -120,10 +122,12 @@ def _together(form: Form, questions: Sequence[Asked], outcomes: Sequence[Outcome
         sum(outcome.usage.completion_tokens for outcome in outcomes),
     )
     if not wrong:
-        return Completion(answer.text, "stop", usage, probabilities=answer.probabilities or None)
+        shares = answer.probabilities or None
+        return Completion(answer.text, "stop", usage, probabilities=shares, warnings=(*warnings,))
     name, error = wrong[0]
     if not given:
-        return Failure(error, usage=usage)
+        concerns_all = all(isinstance(one, Failure) and one.concerns_all for one in outcomes)
+        return Failure(error, usage=usage, concerns_all=concerns_all)
     more = f" {len(wrong) - 1} more have none." if len(wrong) > 1 else ""
     named = PromptmillError(error.code, f"The field {name:.80} has no answer: {error.message}{more}", error.hint)
     return Failure(named, usage=usage, part=answer.text, probabilities=answer.probabilities)
