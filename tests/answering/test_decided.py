@@ -190,3 +190,17 @@ def test_the_price_of_a_provider_is_that_of_its_input() -> None:
     assert most_of(request, plan, Prices(plan, price)) == pytest.approx(most.prompt_tokens * 0.042 / 1e6)
     other = openai_plan("https://api.openai.com/v1", dialect="decisions", model_name="gpt-6-luna")
     assert (price_of(other) or price).cost(most) == pytest.approx(most.prompt_tokens * 0.10 / 1e6)
+
+
+async def test_a_row_with_a_sound_fails_alone(asking: Asking) -> None:
+    configuration = openai_configuration(
+        asking.upstream.url, dialect="systemone", model_name="jev-1.14.0", concurrency=1
+    )
+    async with aclosing(Service(configuration)) as service:
+        plan = service.plan.with_sampling(LABELS)
+        sound = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+        items = [conversation_from_prompt({"content": [sound]}, "it"), conversation_from_prompt("mail", "it")]
+        outcomes = await service.generate(items, Call(Facts(total=2)), plan=plan)
+    assert isinstance(outcomes[0], Failure)
+    assert (outcomes[0].error.code, outcomes[0].concerns_all) == (Code.UNSUPPORTED, False)
+    assert isinstance(outcomes[1], Completion)

@@ -12,9 +12,9 @@ import functools
 import re
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from promptmill.answering.several import together
+from promptmill.answering.several import failure_in, sums_of, together
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.decision import decidable, size_of
 from promptmill.answers.form import form_of
@@ -103,10 +103,9 @@ class DecidedRequests(Step):
         """Answer a request with a form."""
         if request.path:
             return self.following(request, call)
-        if problem := _unanswerable(request):
-            error = PromptmillError(Code.UNSUPPORTED, *problem)
-            return _failed(protocol.Failure(error, request.attempts, concerns_all=True))
         try:
+            if problem := _unanswerable(request):
+                raise PromptmillError(Code.UNSUPPORTED, *problem)
             form = request.form
             forms = once(self._forms, lambda: self._divided(form), form)
         except PromptmillError as error:
@@ -126,6 +125,8 @@ class DecidedRequests(Step):
     def _is_of_all(self, request: Request) -> bool:
         """Return whether the parameters that cannot be decided are those of the call, and not of one row."""
         own, usual = request.sampling, self._plan.settings.sampling_params
+        if request.conversation.has_audio or request.extra.keys() & _NO_TOOLS - self._plan.settings.extra_params.keys():
+            return False
         return own.choices == usual.choices and (bool(own.choices) or own.response_format == usual.response_format)
 
     async def _once(self, request: Request, call: protocol.Call) -> protocol.Outcome:
@@ -176,16 +177,8 @@ def _joined(form: Form, forms: Sequence[Form], outcomes: Sequence[protocol.Outco
     for part, outcome in zip(forms, outcomes, strict=True):
         given |= given_in(part, outcome)
     answer = form.answer(given)
-    sums: dict[str, Any] = {
-        **protocol.Totals.of(outcomes)._asdict(),
-        "attempts": sum(one.attempts for one in outcomes),
-        "latency_s": max(one.latency_s for one in outcomes),
-        "unmetered": sum(one.unmetered for one in outcomes),
-        "spent": tuple(spent for one in outcomes for spent in protocol.billed(one)[0]),
-    }
-    failures = [one for one in outcomes if isinstance(one, protocol.Failure)]
-    if failures:
-        failure = next((one for one in failures if one.error.code is Code.BUDGET), failures[0])
+    sums = sums_of(outcomes)
+    if (failure := failure_in(outcomes)) is not None:
         partial = answer.text if given else ""
         return replace(failure, part=partial, probabilities=answer.probabilities, **sums)
     first, *others = (one for one in outcomes if isinstance(one, protocol.Completion))

@@ -95,20 +95,31 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
     return [task.result() for task in tasks]
 
 
+def sums_of(parts: Sequence[protocol.Outcome]) -> dict[str, Any]:
+    """Return the fields of an outcome that is joined from those of several requests: their sums, and the longest
+    latency."""
+    sums = {"attempts": sum(one.attempts for one in parts), "latency_s": max(one.latency_s for one in parts)}
+    return {**protocol.Totals.of(parts)._asdict(), **sums}
+
+
+def failure_in(parts: Sequence[protocol.Outcome]) -> protocol.Failure | None:
+    """Return the failure of an outcome that needs all parts; None if none has failed. One of the budget comes first: a
+    larger budget sends the item again."""
+    failed = [one for one in parts if isinstance(one, protocol.Failure)]
+    return next((one for one in failed if one.error.code is Code.BUDGET), failed[0] if failed else None)
+
+
 def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.Outcome:
     """Return the first answer, with the texts of all answers in `answers`; a failed answer has the text `""`."""
-    totals = protocol.Totals.of(found)
-    attempts, latency_s = sum(one.attempts for one in found), max(one.latency_s for one in found)
+    sums, failure = sums_of(found), failure_in(found)
     failed = [outcome for outcome in found if isinstance(outcome, protocol.Failure)]
     answers = [outcome for outcome in found if isinstance(outcome, protocol.Completion)]
-    out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
-    if out_of_budget is not None or not answers:  # one failure for all: a larger budget sends the item again
-        failure = out_of_budget or failed[0]
-        return replace(totals.on(failure), attempts=attempts, latency_s=latency_s, wanted=len(found))
+    if failure is not None and (failure.error.code is Code.BUDGET or not answers):
+        return replace(failure, **sums, wanted=len(found))
     if failed:
         call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
     texts = tuple(outcome.text if isinstance(outcome, protocol.Completion) else "" for outcome in found)
-    joined = replace(totals.on(answers[0]), answers=texts, attempts=attempts, latency_s=latency_s)
+    joined = replace(answers[0], **sums, answers=texts)
     return replace(joined, details=_details(found, answers[0])) if call.facts.keep_raw else joined
 
 

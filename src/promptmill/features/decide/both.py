@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from promptmill.answering.decided import check_plan
-from promptmill.answering.several import together
+from promptmill.answering.several import failure_in, sums_of, together
 from promptmill.answering.step import Place, Step
 from promptmill.answers.reasoning import split_marked
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals, billed
+from promptmill.backends.protocol import Call, Completion, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Made, Request, Sampling, once
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 from promptmill.features.decide.fields import Divided, with_form
@@ -84,17 +84,11 @@ def _joined(request: Request, divided: Divided, written: Outcome, decided: Outco
     values = {**_values(own), **_values(_text_of(decided))}
     order = dict.fromkeys((*divided.names, *values))
     text = json_text({name: values[name] for name in order if name in values})
-    failures = [one for one in both if isinstance(one, Failure)]
     changes: dict[str, Any] = {
-        **Totals.of(both)._asdict(),
-        "attempts": sum(one.attempts for one in both),
-        "latency_s": max(one.latency_s for one in both),
-        "unmetered": sum(one.unmetered for one in both),
-        "spent": tuple(spent for one in both for spent in billed(one)[0]),
+        **sums_of(both),
         "probabilities": {**(written.probabilities or {}), **(decided.probabilities or {})} or None,
     }
-    if failures:
-        failure = next((one for one in failures if one.error.code is Code.BUDGET), failures[0])
+    if (failure := failure_in(both)) is not None:
         return replace(failure, part=text if values else "", wanted=len(both), **changes)
     assert isinstance(written, Completion)
     assert isinstance(decided, Completion)

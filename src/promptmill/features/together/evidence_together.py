@@ -117,8 +117,6 @@ class EvidenceTogether(Gathering):
             latency_s=outcome.latency_s,
             probabilities=outcome.probabilities,
             cost=outcome.cost,
-            unmetered=outcome.unmetered,
-            spent=outcome.spent,
         )
 
     def divided(self, requests: Sequence[Request], reply: Completion) -> Sequence[Part]:
