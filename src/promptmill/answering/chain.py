@@ -6,11 +6,11 @@
        │   CACHED     the cache of one user: a hit costs nothing                                                │
        │   EQUAL      `dedupe`: of equal requests in flight, one is sent                                        │
        │   SEVERAL    `n`: as many requests                                                                     │
-       │   CHOSEN     choices and schemas: as a form; choices as a schema, with probabilities                     │
+       │   CHOSEN     choices and schemas: as a form; choices also as a schema, with probabilities              │
        │   CHECKED    schema, features' checks, a program's check: repaired, requested again with the complaint │
        │   FORMED     features': an answer of another form, brought into the request's form                     │
        │   GATHERED   features': several items in one request                                                   │
-       │   DIVIDED    models that decide: what they cannot answer fails; many questions, as several requests
+       │   DIVIDED    models that decide: many questions, as several requests; what they cannot answer, fails   │
        │   PRICED     prices and budgets: each request that is sent is paid                                     │
        │   SCREENED   what a backend of another package does not take                                           │
        │   SENT       the cache of several clients: a hit looks like a sent request                             │

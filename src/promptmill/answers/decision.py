@@ -7,21 +7,19 @@ columns of the row ─▶ evidence         system prompt, words of the template 
 from __future__ import annotations
 
 import functools
-import unicodedata
 from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.form import Asked, Choice, Form, Scale, YesNo
-from promptmill.core.request import Conversation, Fields, Message, Request
-from promptmill.core.values import JsonDict, json_text
+from promptmill.core.request import SYSTEM_ROLES, Conversation, Fields, Message, Request
+from promptmill.core.values import JsonDict, composed, json_text
 from promptmill.core.wording import cut, listed
 
 Evidence: TypeAlias = str | JsonDict | list[JsonDict]
 """A text; the texts of the row's columns by name; or the turns of a conversation."""
 _SHOWN = 60  # characters of an option in an error
-_SYSTEM_ROLES = frozenset({"system", "developer"})
 _CHAT = "answer with a chat model", Named("model", text=" ({})"), "."
 
 
@@ -37,7 +35,7 @@ def evidence_of(request: Request) -> Evidence:
     if fields is not None and fields.texts and not request.is_part:
         cells: JsonDict = dict(zip(fields.parts[1::2], fields.texts, strict=True))
         return cells if len(cells) > 1 else fields.texts[0]
-    turns = [message for message in request.conversation.messages if message.role not in _SYSTEM_ROLES]
+    turns = [message for message in request.conversation.messages if message.role not in SYSTEM_ROLES]
     if len(turns) > 1:
         return [{"role": message.role, "content": _text_of(message)} for message in turns]
     return _text_of(turns[0]) if turns else ""
@@ -45,7 +43,7 @@ def evidence_of(request: Request) -> Evidence:
 
 def instructions_of(request: Request) -> str:
     """Return what is asked in words: the system prompt, and the words of the template."""
-    system = "\n\n".join(_text_of(one) for one in request.conversation.messages if one.role in _SYSTEM_ROLES)
+    system = "\n\n".join(_text_of(one) for one in request.conversation.messages if one.role in SYSTEM_ROLES)
     has_fields = request.fields is not None and request.fields.texts and not request.is_part
     return "\n\n".join(filter(None, (system, _words(request.fields) if has_fields and request.fields else "")))
 
@@ -89,7 +87,7 @@ def _text_of(message: Message) -> str:
 @functools.lru_cache(MOST_CHOICES)  # each row has the same options
 def plain(option: str) -> str:
     """Return an option as models see it: in Unicode's composed form, with single blanks."""
-    return " ".join(unicodedata.normalize("NFC", option).split())
+    return " ".join(composed(option).split())
 
 
 def size_of(request: Request, form: Form, times: int = 1) -> int:

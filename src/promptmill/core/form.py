@@ -13,7 +13,6 @@ from promptmill.core.values import JsonObject, json_text, text_of
 
 NOT_STATED = "not stated"
 """The option of a question whose answer may be null."""
-_HALF = 0.5
 
 
 class Choice(NamedTuple):

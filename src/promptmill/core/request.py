@@ -26,7 +26,7 @@ from promptmill.core.wording import shape
 
 T = TypeVar("T")
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
-_SYSTEM_ROLES = frozenset({"system", "developer"})
+SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
 TOP_CHOICES = "top_choices"
 """The parameter for the number of most probable choices to report with their probabilities."""
@@ -216,7 +216,7 @@ class Conversation:
         """
         if not system_prompt:
             return self
-        rest = self.messages[1:] if self.messages and self.messages[0].role in _SYSTEM_ROLES else self.messages
+        rest = self.messages[1:] if self.messages and self.messages[0].role in SYSTEM_ROLES else self.messages
         return Conversation((Message("system", system_prompt), *rest))
 
     @property
@@ -224,7 +224,7 @@ class Conversation:
         """The conversation with its system prompt at the beginning of the first user turn: some chat templates, such as
         Gemma's, refuse a system turn."""
         first, *rest = self.messages or (Message("user", ""),)
-        if first.role not in _SYSTEM_ROLES or not rest or rest[0].role != "user":
+        if first.role not in SYSTEM_ROLES or not rest or rest[0].role != "user":
             return self
         own, asked = first.content or "", rest[0].content or ""
         content: str | tuple[Part, ...]
@@ -240,7 +240,7 @@ class Conversation:
         if not words:
             return self
         first = self.messages[0] if self.messages else None
-        if first is None or first.role not in _SYSTEM_ROLES:
+        if first is None or first.role not in SYSTEM_ROLES:
             return Conversation((Message("system", words), *self.messages))
         own = first.content
         content = (*own, TextPart(f"\n\n{words}")) if isinstance(own, tuple) else with_words(own or "", words)
@@ -788,7 +788,7 @@ class Request:
         """The system prompt as the shared beginning of requests with other prompts; None: unknown."""
         if not self.shared:
             return self.shared
-        messages = itertools.takewhile(lambda message: message.role in _SYSTEM_ROLES, self.conversation.messages)
+        messages = itertools.takewhile(lambda message: message.role in SYSTEM_ROLES, self.conversation.messages)
         text = "".join(Conversation((*messages,)).texts)
         written = text.encode("utf-8", "replace")
         if len(text) > self.shared.characters or len(written) < LEAST_SHARED:

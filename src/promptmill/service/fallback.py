@@ -16,7 +16,7 @@ from typing import TypeAlias
 from promptmill.backends import protocol, registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Request, with_words
+from promptmill.core.request import SYSTEM_ROLES, Conversation, Request, with_words
 from promptmill.service.model import Loaded
 
 # Failures that every model would have: mistakes of the caller, the end of the call, problems of this machine.
@@ -324,7 +324,7 @@ def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Re
     }
     conversation = request.conversation
     first = conversation.messages[0]
-    above = first.content if first.role in {"system", "developer"} else ""
+    above = first.content if first.role in SYSTEM_ROLES else ""
     sampling = now.capped.settings.sampling_params.model_copy(update=own)
     shown = registry.shown_by(before, request.sampling).words
     prompts = {with_words(prompt, words): prompt for prompt in ("", ours.system_prompt) for words in ("", shown)}

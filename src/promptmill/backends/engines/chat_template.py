@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.core.errors import PromptmillError, first_line, input_error
+from promptmill.core.request import SYSTEM_ROLES
 from promptmill.core.values import JsonDict, JsonObject
 
 NO_TEMPLATE = (
@@ -187,7 +188,7 @@ def text_turn(message: JsonObject) -> JsonDict:
 
 def plain_text(turns: Sequence[JsonObject]) -> str:
     """Return the prompt for `turns` if the model has no template. The contents of the turns are texts."""
-    if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
+    if [turn["role"] for turn in turns if turn["role"] not in SYSTEM_ROLES] == ["user"]:
         return "\n\n".join(turn["content"] for turn in turns if turn["content"])
     names = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}
     return "\n\n".join([*(names.get(turn["role"], "") + turn["content"] for turn in turns), "Assistant:"])

@@ -21,7 +21,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Asked, Form, Question, YesNo
-from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, TextPart
+from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Message, Request, Sampling, TextPart
 from promptmill.core.values import JsonDict, text_of
 from promptmill.features.decisions.questions import ClientQuestion, Decision, Evidence, Refusal, is_bare, shares_of
 from promptmill.service.model import is_embedded
@@ -154,7 +154,7 @@ def _request(at: int, plan: ResolvedConfig, evidence: Evidence, asked: Asked) ->
 
 def _with_system(conversation: Conversation, plan: ResolvedConfig) -> Conversation:
     """Return a conversation with the configured system prompt, unless the client has one."""
-    has_own = conversation.messages[0].role in {"system", "developer"}
+    has_own = conversation.messages[0].role in SYSTEM_ROLES
     return conversation if has_own else conversation.with_system(plan.settings.system_prompt)
 
 

@@ -14,7 +14,7 @@ from promptmill.answering.step import Loading, Sent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import EMBEDDINGS, Conversation, Request, Sampling
+from promptmill.core.request import EMBEDDINGS, SYSTEM_ROLES, Conversation, Request, Sampling
 from promptmill.features.embeddings.parameters import Embedded
 
 _AT_ONCE = Bounds(items=256, size=600_000)
@@ -191,4 +191,4 @@ def _text(request: Request) -> str:
 
 def _is_text(request: Request) -> bool:
     *before, last = request.conversation.messages
-    return isinstance(last.content, str) and all(message.role in {"system", "developer"} for message in before)
+    return isinstance(last.content, str) and all(message.role in SYSTEM_ROLES for message in before)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import Request, TextPart
+from promptmill.core.request import SYSTEM_ROLES, Request, TextPart
 from promptmill.jobs.rows.plain_template import Template
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import PAGE, Row
@@ -44,7 +44,7 @@ def prompt_of(request: Request) -> str:
     """Return the texts of a request, without the system prompt."""
     texts = []
     for message in request.conversation.messages:
-        if message.role not in {"system", "developer"}:
+        if message.role not in SYSTEM_ROLES:
             content = message.content
             parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
             texts += [part.text for part in parts if isinstance(part, TextPart)]

@@ -20,7 +20,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import PASSED_ON, Request, required_of
+from promptmill.core.request import PASSED_ON, SYSTEM_ROLES, Request, required_of
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError, as_written, error_of, wrong_type
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
@@ -34,7 +34,6 @@ from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
 _STRANGE = re.compile(r"[^\w./@+-]")  # not allowed in a name from the client: spaces, line feeds, …
-_SYSTEM_ROLES = frozenset({"system", "developer"})
 PATHS = (CHAT, RESPONSES, EMBEDDINGS)
 _STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
 
@@ -150,7 +149,7 @@ class Endpoints:
         settings = plan.settings
         if not request.path:
             conversation = request.conversation
-            if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
+            if conversation.messages[0].role not in SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
             conversation = conversation.composed("", registry.shown_by(plan))
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}

@@ -14,7 +14,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, ResolvedConfig, numbers_of
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.core.request import TOP_CHOICES, Conversation, Fields, Message, Portion, Request, Sampling
+from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Fields, Message, Portion, Request, Sampling
 from promptmill.features.together.parameters import Together
 from promptmill.features.together.record_form import RecordForm, fields_of
 from promptmill.jobs.store.records import SLOT
@@ -199,7 +199,7 @@ def _why_alone(request: Request) -> str:
     if request.is_part:
         return "pieces"
     *before, last = request.conversation.messages
-    if last.role != "user" or any(message.role not in {"system", "developer"} for message in before):
+    if last.role != "user" or any(message.role not in SYSTEM_ROLES for message in before):
         return "several messages"
     if any(not isinstance(message.content, str) or message.extra for message in (*before, last)):
         return "images, audio or other parts"

@@ -259,9 +259,10 @@ def levels_of(asked: Asked) -> list[str]:
     return [f"{one.text}: {one.definition}" if one.definition else one.text for one in asked.options]
 
 
-def wanted(asked: Asked, answer: JsonDict, yes_no: str, choice: str = "choice", scale: str = "score") -> None:
-    """Raise `UnreadableError` if an answer is of another type than its question: these are the API's types."""
-    kind = yes_no if is_yes_no(asked) else scale if is_scale(asked) else choice
+def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
+    """Raise `UnreadableError` if an answer is of another type than its question. `yes_no`: the API's type of a yes or
+    no; the other types have one name in all APIs."""
+    kind = yes_no if is_yes_no(asked) else "score" if is_scale(asked) else "choice"
     if answer.get("type", kind) != kind:
         raise UnreadableError(f"it has the type {str(answer['type'])[:_MOST_SHOWN]!r}, not {kind!r}")
 

@@ -20,10 +20,9 @@ import orjson
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Message, Part, TextPart
+from promptmill.core.request import SYSTEM_ROLES, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 
-SYSTEM_ROLES = frozenset({"system", "developer"})
 MOST_MARKS = 4
 """The most cache marks of a request: Anthropic refuses more, OpenAI writes no more."""
 _VERSION = re.compile(r"v\d\w*")

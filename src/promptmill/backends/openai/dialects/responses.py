@@ -16,7 +16,7 @@ from promptmill.backends.openai.chat_completion import CutOffError, read_finish
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
-from promptmill.core.request import AudioPart, Conversation, Message, Part, TextPart
+from promptmill.core.request import SYSTEM_ROLES, AudioPart, Conversation, Message, Part, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 NAME = "responses"
@@ -24,7 +24,7 @@ PATH = "/responses"
 url, headers = dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
-MARKS, MARKED = frozenset({"prompt_cache_breakpoint"}), frozenset({"user", *dialect.SYSTEM_ROLES})
+MARKS, MARKED = frozenset({"prompt_cache_breakpoint"}), frozenset({"user", *SYSTEM_ROLES})
 
 # Parameters of chat completions that this API lacks.
 _UNKNOWN = dialect.set_of(
