@@ -2,8 +2,8 @@
 
     request ─▶ form ─▶ more questions than a request may have ─▶ several requests ─▶ one outcome
 
-An endpoint that decides answers closed questions, and writes no text. What it cannot answer ends a call before its
-first request, since each row would fail in the same way.
+An endpoint that decides answers closed questions, and writes no text. A question that it cannot answer ends a call
+before its first request, because each row would fail in the same way.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _form_of(asked: Sequence[Asked]) -> Form:
 
 
 def _unanswerable(request: Request) -> tuple[str, Words] | None:
-    """Return what a request wants from a model that decides in vain, and the remedy; None if there is nothing."""
+    """Return why a model that decides cannot answer a request, and the remedy; None if it can."""
     out: Words = "Leave it out, or answer with a chat model", Named("model", text=" ({})"), "."
     if not _NO_TOOLS.isdisjoint(request.extra):
         return "A model that decides calls no tools.", out

@@ -1,4 +1,4 @@
-"""What a model that decides is asked, from the parts of a request: evidence and instructions.
+"""The evidence and the instructions of a request to a model that decides, made of the parts of the request.
 
 columns of the row ─▶ evidence         system prompt, words of the template ─▶ instructions
                                        form ─▶ questions (`core.form.Form.asked`)
@@ -24,7 +24,7 @@ _CHAT = "answer with a chat model", Named("model", text=" ({})"), "."
 
 
 def evidence_of(request: Request) -> Evidence:
-    """Return what is asked about: the row's columns, the text of the only one, or the turns of a prompt without any.
+    """Return the evidence: the row's columns, the text of the only one, or the turns of a prompt without columns.
 
     >>> from promptmill.core.request import Sampling
     >>> mail = Conversation((Message("user", "Mail: hi"),))
@@ -42,7 +42,7 @@ def evidence_of(request: Request) -> Evidence:
 
 
 def instructions_of(request: Request) -> str:
-    """Return what is asked in words: the system prompt, and the words of the template."""
+    """Return the instructions: the system prompt, and the words of the template."""
     system = "\n\n".join(_text_of(one) for one in request.conversation.messages if one.role in SYSTEM_ROLES)
     has_fields = request.fields is not None and request.fields.texts and not request.is_part
     return "\n\n".join(filter(None, (system, _words(request.fields) if has_fields and request.fields else "")))

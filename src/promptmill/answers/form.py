@@ -46,7 +46,7 @@ def form_of_schema(schema: JsonObject, defined: Mapping[str, str]) -> Form | Non
 
 
 def _with_open(form: Form, fields: JsonObject) -> Form:
-    """Return a form whose questions each have a name of their own as they are asked; others are open.
+    """Return a form in which no two questions are asked by the same name: such fields are open.
 
     The field `a: b` is named like the label `b` of the field `a`, and a field without a name like an option itself.
     """

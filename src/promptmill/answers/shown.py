@@ -1,4 +1,4 @@
-"""What a model is shown of the form of its answer, at the end of its system prompt.
+"""The words about the form of its answer that a model gets at the end of its system prompt.
 
 A model of a server that shows it the schema gets definitions alone. Others, whose server or engine only constrains the
 answer, also get the names: labels, fields and their values, unless the prompt has all of them.
@@ -119,7 +119,7 @@ def _type(schema: Any, depth: int) -> str:
 
 
 def _names(form: Form) -> Iterator[str]:
-    """Yield the names that a prompt has if it says what the answer is."""
+    """Yield the names of the fields and values of a form."""
     for question in form.questions:
         yield question.name
         match question.kind:

@@ -78,7 +78,7 @@ class Question(NamedTuple):
     """The description of the field, `""` without one."""
     kind: Kind
     is_named: bool = True
-    """Whether the name says what is asked; if not, no model sees it."""
+    """Whether models see the name, which is not made up."""
 
 
 class Option(NamedTuple):

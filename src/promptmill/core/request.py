@@ -118,7 +118,7 @@ _UNSPACED = "\u2e80"
 
 
 class Shown(NamedTuple):
-    """What a model is shown of the form of its answer, at the end of its system prompt."""
+    """The words about the form of its answer that a model gets at the end of its system prompt."""
 
     words: str = ""
     names: tuple[str, ...] = ()
@@ -767,7 +767,7 @@ class Request:
     fields: Fields | None = None
     """The parts of a row's prompt, if it is a plain template with a field; None for other prompts."""
     form: Form | None = None
-    """What the answer may be, of a request with choices or a schema; it stays when a step asks for another reply."""
+    """The form of the answer to a request with choices or a schema. It stays when a step asks for another reply."""
     is_filled: bool = False
     """Whether the prompt is a template, so that not all of its words are the row's."""
     portion: Portion | None = None

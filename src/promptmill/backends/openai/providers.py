@@ -169,7 +169,7 @@ class DecisionLimits:
 
 @dataclass(frozen=True, slots=True)
 class DecisionProfile:
-    """What is known of a provider's models that decide."""
+    """The limits and prices of a provider's models that decide."""
 
     limits: DecisionLimits
     prices: Mapping[str, float] = field(default_factory=dict)

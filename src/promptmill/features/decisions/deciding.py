@@ -51,7 +51,7 @@ class Decided(NamedTuple):
     decisions: list[Decision]
     usage: Usage
     note: str = ""
-    """What the client should know about the probabilities."""
+    """A note about the probabilities for the client."""
     model: str = ""
     """The model that answered, if the endpoint names another one."""
 
@@ -159,7 +159,7 @@ def _with_system(conversation: Conversation, plan: ResolvedConfig) -> Conversati
 
 
 def labels_of(asked: Asked) -> list[str]:
-    """Return what the model writes for each option: the option, or its number if one of them is long."""
+    """Return the labels that the model writes for the options: these, or their numbers if an option is long."""
     texts = [option.text for option in asked.options]
     return texts if max(map(len, texts)) <= _LONGEST_LABEL else [str(place) for place in range(1, len(texts) + 1)]
 

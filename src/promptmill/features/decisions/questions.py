@@ -18,7 +18,7 @@ _TOO_DEEP = "A value is nested too deeply; send fewer levels."
 
 
 class Evidence(NamedTuple):
-    """What the questions are about."""
+    """The evidence in a client's request."""
 
     conversation: Conversation
     fields: Fields | None = None

@@ -126,7 +126,7 @@ class RowReader:
     shows: bool = True
     """Whether the model sees the form of its answer, so that prompts need not name it."""
     shown: Shown = NOT_SHOWN
-    """What a prompt shows of the form of answers, see `answers.shown`."""
+    """The words about the form of answers, see `answers.shown`."""
     decided: str | None = None
     """What of it each prompt of the template gets; None: it is decided by row."""
     images: RowImages = RowImages()

@@ -459,7 +459,7 @@ class ComputedTexts:
         return sum(len(known.tokens) for known in self._known.values())
 
     def of(self, rows: list[RunningSequence]) -> Computed | None:
-        """Return what was kept for the only one of `rows`; None without."""
+        """Return the text that was kept for a single row; None for several rows, and if none was kept."""
         row = rows[0]
         is_known = len(rows) == 1 and row.follows and row.image_inputs is None
         return self._known.get((row.run, row.text)) if is_known else None

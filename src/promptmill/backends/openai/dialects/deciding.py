@@ -1,4 +1,4 @@
-"""What the dialects of models that decide share: an API takes evidence and closed questions, and no conversation.
+"""The common part of the dialects of models that decide, whose APIs take evidence and closed questions alone.
 
     request's parts ─▶ evidence, questions ─▶ the API's body          `evidence`, `question`
     the API's reply ─▶ an answer to each question ─▶ checked ─▶ `Given`          `answers`, `told`
@@ -268,7 +268,7 @@ def wanted(asked: Asked, answer: JsonDict, yes_no: str) -> None:
 
 
 def of_yes(share: Any) -> Told:
-    """Return what the probability of yes says. Raises `UnreadableError` if it is none."""
+    """Return the answer to a yes or no with this probability of yes. Raises `UnreadableError` if it is none."""
     yes = _share(share)
     return Told("yes" if yes >= _HALF else "no", (("yes", yes), ("no", round(1.0 - yes, 6))))
 

@@ -22,16 +22,7 @@ from promptmill.backends.vectors import numbers_of
 from promptmill.config.backends import BackendRecord
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, internal_error
-from promptmill.core.request import (
-    EMBEDDINGS,
-    OF_FORM,
-    TOP_CHOICES,
-    Made,
-    Request,
-    check_left_out,
-    once,
-    top_choices_of,
-)
+from promptmill.core.request import EMBEDDINGS, TOP_CHOICES, Made, Request, check_left_out, once, top_choices_of
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import listed, mended, shape
 from promptmill.features.embeddings.local.encoders import load, settings_of
@@ -44,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _AT_ONCE = 2  # answers in flight of a call: one is computed, and the next one waits
 _FIELDS = frozenset({"input", "encoding_format", "model", "user"})
+_FORM = frozenset({"choices", "response_format"})
 _OF_LABELS = frozenset({TOP_CHOICES, "logprobs", "model"})
 """The extra parameters that a prompt may have; the first two ask for the probabilities."""
 _CLOSING_S = 1.0  # a batch takes less; the process must end within two seconds
@@ -172,7 +164,7 @@ class EncoderBackend:
         try:
             comparisons = self._comparisons(request)
         except PromptmillError as error:  # all rows have the same questions, but for rows with parameters of their own
-            return Failure(error, request.attempts, concerns_all=not request.required & OF_FORM)
+            return Failure(error, request.attempts, concerns_all=not request.required & _FORM)
         most, evidence = _most(request, call), evidence_of(request)
         if comparisons.may_be_unstated:
             call.warn(ALWAYS)
