@@ -6,13 +6,23 @@ choices, definitions, a schema ─▶ `Form` ─▶ questions of a model that de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.values import JsonObject, json_text, text_of
 
 NOT_STATED = "not stated"
 """The option of a question whose answer may be null."""
+
+
+def adds_up(shares: Collection[float]) -> bool:
+    """Return whether probabilities, rounded to two decimals, add up to 1 (Effect-TS/effect#8379).
+
+    >>> adds_up([0.33, 0.33, 0.33]), adds_up([0.5, 0.4])
+    (True, False)
+    """
+    return abs(math.fsum(shares) - 1) <= max(0.02, min(0.1, 0.005 * len(shares))) + 1e-9
 
 
 class Choice(NamedTuple):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from promptmill.core.form import Asked, Choice, Closed, Form, Question, Scale, YesNo
+from promptmill.core.form import Asked, Choice, Closed, Form, Question, Scale, YesNo, adds_up
 from promptmill.core.request import Conversation, Fields
 from promptmill.core.values import composed, json_text, text_of
 from promptmill.features.openai_server.api_errors import ApiError
@@ -126,9 +126,7 @@ def shares_of(reported: Sequence[float | None]) -> Shares | None:
     missing = len(reported) - len(known)
     rest = max(0.0, 1 - math.fsum(known)) / missing if missing else 0.0
     shares = [rest if share is None or not math.isfinite(share) or share < 0 else share for share in reported]
-    total = math.fsum(shares)
-    is_rounded = abs(total - 1) <= max(0.02, min(0.1, len(shares) * 0.005))  # as two decimals may be
-    return shares if is_rounded else [share / total for share in shares]
+    return shares if adds_up(shares) else [share / math.fsum(shares) for share in shares]
 
 
 def place_of(shares: Shares) -> int:

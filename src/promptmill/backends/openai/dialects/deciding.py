@@ -22,7 +22,7 @@ from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import DecisionLimits, ProviderProfile
 from promptmill.core.errors import Code, PromptmillError, without_controls
-from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo
+from promptmill.core.form import Asked, Form, Given, Question, Scale, YesNo, adds_up
 from promptmill.core.request import Conversation
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import cut, listed
@@ -30,8 +30,6 @@ from promptmill.core.wording import cut, listed
 _QUESTION = "answer"  # the name of a question that has none: its answer is the option itself
 _HALF = 0.5
 _STEP = 0.01  # servers round to two decimals
-# Sums of rounded probabilities: half a step for each (Effect-TS/effect#8379, spiceai/spiceai#14215).
-_LEAST_OFF, _MOST_OFF, _OFF_EACH = 0.02, 0.1, 0.005
 _PAIRS: TypeAlias = Iterable[tuple[str, Any]]
 # The ends of addresses that are complete: several APIs share these paths, so none tells the dialect.
 _COMPLETE = re.compile(r"/(?:decisions|systemone|invocations|ai-decide|ai/run(?:/@?[\w.-]+){0,4})$")
@@ -308,9 +306,8 @@ def _of_options(options: Sequence[str], pairs: _PAIRS) -> dict[str, float]:
         raise UnreadableError(f"its probabilities have {cut(min(others), _MOST_SHOWN)!r}, which is no option")
     if lacking := [option for option in options if option not in found]:
         raise UnreadableError(f"its probabilities lack {cut(lacking[0], _MOST_SHOWN)!r}")
-    total, off = sum(found.values()), max(_LEAST_OFF, min(_MOST_OFF, _OFF_EACH * len(options)))
-    if abs(total - 1.0) > off + 1e-9:
-        raise UnreadableError(f"its probabilities add up to {total:.3g}")
+    if not adds_up(found.values()):
+        raise UnreadableError(f"its probabilities add up to {sum(found.values()):.3g}")
     return {option: found[option] for option in options}
 
 
