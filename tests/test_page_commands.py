@@ -91,6 +91,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         )
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {row}"}}\n' for row in range(20)))
     (tmp_path / "reviews.csv").write_text("text\ngood\nbad\n")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     if command.startswith("improve"):
         labelled = (f"review {row},{('positive', 'negative')[row % 2]}\n" for row in range(120))
         (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(labelled))

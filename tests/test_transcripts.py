@@ -8,6 +8,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,8 +56,8 @@ def test_what_pages_show_as_printed_is_printed():
 @pytest.mark.engine
 def test_the_first_command_of_the_readme_gives_a_new_user_the_labels_that_it_shows(tmp_path):
     pytest.importorskip("openvino_genai")
-    rows, labels = blocks("README.md", "csv")[:2]
-    (tmp_path / "reviews.csv").write_text(rows)
+    (tmp_path / "examples").mkdir()
+    shutil.copyfile(ROOT / "examples" / "reviews.csv", tmp_path / "examples" / "reviews.csv")
     environment = os.environ | {"PROMPTMILL_STATE": str(tmp_path / "state"), "PROMPTMILL_CONFIG": ""}
     done = subprocess.run(
         [sys.executable, "-m", "promptmill", *commands("README.md")[0]],
@@ -67,7 +68,7 @@ def test_the_first_command_of_the_readme_gives_a_new_user_the_labels_that_it_sho
         check=True,
     )
     made = list(csv.DictReader(io.StringIO((tmp_path / "labels.csv").read_text())))
-    shown = list(csv.DictReader(io.StringIO(labels)))
+    shown = list(csv.DictReader(io.StringIO(blocks("README.md", "csv")[0])))
     assert [(row["id"], row["text"], row["answer"]) for row in made] == [
         (row["id"], row["text"], row["answer"]) for row in shown
     ]
