@@ -76,7 +76,7 @@ def test_an_index_that_is_named_goes_first(setup):
 
 def test_the_demo_needs_no_torch(setup):
     out, pip = setup("demo")
-    assert "120 MB" in out
+    assert "185 MB" in out
     assert "torch" not in pip
 
 
