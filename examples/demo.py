@@ -32,13 +32,13 @@ REVIEWS = {
     "Das beste Konzert seit Jahren!": "positive",
 }
 NEXT = """
-[bold]Next:[/] an answer of the same model, or of a server or a provider of yours
+[bold]Next:[/] a table in, a table with answers out; then a model of yours
 
+  {promptmill} bulk examples/reviews.csv labels.csv \\
+    --choices positive,negative --prompt 'Is this positive or negative? {{{{text}}}}'
   {promptmill} generate "What is the capital of Germany?"
   {promptmill} generate --base-url localhost:11434 --model NAME "Hi"
   {promptmill} init      # three questions, and a configuration file
-  echo '{{"prompt": "What is the capital of Japan?"}}' > prompts.jsonl
-  {promptmill} bulk prompts.jsonl answers.jsonl
 """
 TURN = {"question": CHAT[-1]["content"], "expect": "London"}
 
@@ -83,7 +83,7 @@ async def show(server: StdioServerParameters, questions: list[dict[str, str]], s
         CONSOLE.print(rate_of(reply))
         await client.call_tool("vllm_shutdown", {})
     CONSOLE.print(f"[bold]Shut down[/]  [dim]({since(started)})[/]")
-    CONSOLE.print(NEXT.format(promptmill=command_here()), highlight=False)
+    CONSOLE.print(NEXT.format(promptmill=command_here()), highlight=False, soft_wrap=True)
 
     asked = [*zip(questions, answers, strict=True), (TURN, answers_of(reply)[0])]
     wrong = [entry["question"] for entry, answer in asked if not is_known(entry, answer)]
