@@ -124,6 +124,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         pdf_of_texts(tmp_path / "invoices" / f"2026-{name}.pdf", [f"Invoice 2026-{name}"])
     (tmp_path / "contracts").mkdir()
     pdf_of_texts(tmp_path / "contracts" / "small.pdf", ["Ann pays 128.50"])
+    pdf_of_texts(tmp_path / "a.pdf", ["Invoice R-7"])
     book = openpyxl.Workbook()
     book.active.title = "Mails"
     for row in (["id", "mail body"], [1, "My parcel has not arrived."], [2, "You charged me twice."]):
