@@ -2,6 +2,7 @@
 
 import base64
 import json
+from importlib.util import find_spec
 
 import pytest
 from PIL import Image
@@ -90,16 +91,42 @@ async def test_the_blocks_of_mcp_are_parts_of_a_prompt(talk, upstream, picture):
     assert [{"type": "text", "text": "the text"}] in bodies
 
 
-@pytest.mark.parametrize(
-    ("block", "stays"),
-    [({}, True), ({"openai": {"model_name": "other"}}, True), ({"vllm": {"model_name_or_path": "x"}}, False)],
-)
-async def test_a_call_that_names_no_backend_keeps_the_configured_one_if_it_fits_and_says_so(upstream, block, stays):
+@pytest.mark.parametrize("block", [{}, {"openai": {"model_name": "other"}}, {"openai": {}, "vllm": {}}])
+async def test_without_a_name_the_only_block_chooses_the_backend_else_the_configuration(upstream, block):
     async with serving(openai_configuration(upstream.url)) as talk:
         result = await talk("generation_init", backend_configs=block, sampling_params={})
-    assert result.is_error is not stays
-    if stays:
-        assert text(result).startswith("The backend is still `openai`")
+        assert (result.is_error, text(result)) == (False, "The backend is `openai`; `backend` chooses another.")
+        assert await talk.answers("a") == ["echo: a"]
+
+
+async def test_the_block_of_an_endpoint_chooses_it_although_the_configuration_names_an_engine(upstream):
+    async with serving(Configuration({"backend": "openvino"})) as talk:
+        block = {"base_url": upstream.url, "model_name": "test-model"}
+        result = await talk("generation_init", backend_configs={"openai": block}, sampling_params={})
+        assert (result.is_error, text(result)) == (False, "The backend is `openai`; `backend` chooses another.")
+        assert await talk.answers("a") == ["echo: a"]
+        again = await talk("generation_init", backend_configs={}, sampling_params={"temperature": 0})
+        assert text(again).startswith('backend: is missing, and an earlier call chose openai. `backend: "openvino"`')
+        assert await talk.answers("b") == ["echo: b"], "a refused call changes nothing"
+
+
+async def test_of_several_blocks_one_must_be_named(upstream):
+    async with serving(openai_configuration(upstream.url)) as talk:
+        blocks = {"hf": {"gpu_ids": "0"}, "openai": {"model_name": "other"}}
+        said = await talk.error("generation_init", backend_configs=blocks, sampling_params={})
+    assert said == 'backend: is missing: choose `backend: "hf"` or `backend: "openai"`.'
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
+@pytest.mark.parametrize("how", ["named", "trusted"])
+async def test_a_backend_that_is_not_installed_is_refused_with_that_of_the_only_block(upstream, how):
+    named = {"backend": "vllm"} if how == "named" else {}
+    blocks = {"vllm": {"model_name_or_path": "x"}}
+    async with serving(Configuration({"backend_configs": blocks}, trust_client=how == "trusted")) as talk:
+        block = {"base_url": upstream.url, "model_name": "test-model"}
+        said = await talk.error("generation_init", backend_configs={"openai": block}, sampling_params={}, **named)
+    assert said.startswith("The vllm backend needs vllm")
+    assert said.endswith('The call has a block for `backend: "openai"`.')
 
 
 @pytest.mark.parametrize("how", ["asked for", "trusted"])

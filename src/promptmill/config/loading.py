@@ -218,8 +218,8 @@ class Configuration:
             if not isinstance(values, Mapping | None):
                 if backends.is_named(block):
                     raise config_error(f"backend_configs.{block}", f"should be an object, not {shape(values)}.")
-                shown = f"{block:.60}"
-                raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{name}: {{{shown}: …}}}}.")
+                shown, owner = f"{block:.60}", _owner_of(block, name)
+                raise config_error(f"backend_configs.{shown}", f"belongs below a backend: {{{owner}: {{{shown}: …}}}}.")
             self._check_settable(block, values or {}, mine.get(block) or {})
             own = {} if self._calls_replace else mine.get(block) or {}
             added = values or {}
@@ -281,6 +281,13 @@ class Configuration:
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
         return _validate(placed), tuple(warnings)
+
+
+def _owner_of(key: str, chosen: str) -> str:
+    """Return the backend whose block may have `key`: the chosen one, or the first that has it."""
+    blocks = BackendConfigs()
+    owners = [name for name in BackendConfigs.model_fields if key in type(getattr(blocks, name)).model_fields]
+    return chosen if chosen in owners or not owners else owners[0]
 
 
 def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:

@@ -148,8 +148,8 @@ BackendName = Annotated[
     str,
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="Better name it. Default: the configured one, or `vllm` if `backend_configs` or an earlier call "
-        "chose another. `openai`: an endpoint; the others run on the server's machine.",
+        description="Default: the one whose block `backend_configs` has; without a block, the configured one. "
+        "`openai`: an endpoint; the others run on the server's machine.",
         json_schema_extra={"enum": sorted(BACKENDS)},
     ),
 ]

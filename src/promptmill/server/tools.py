@@ -18,13 +18,14 @@ from promptmill.answering.costs import cost_of
 from promptmill.answers.response_format import with_schema
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
-from promptmill.config.backends import AUTO
+from promptmill.config.backends import AUTO, is_named
 from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_SHARED
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Request, is_longer
+from promptmill.core.values import JsonObject
 from promptmill.jobs.caller import CallWork
 from promptmill.server import arguments, tasks
 from promptmill.server.elicitation import Questions
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _SHORT_SETTINGS = 2000  # characters of settings that are parsed on the event loop, in less than a millisecond
-_KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
+_UNNAMED = "The backend is `{}`; `backend` chooses another."
 
 
 def add_answer_tools(socket: ToolSocket) -> None:
@@ -148,11 +149,15 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
         Returns nothing once the model is ready, which may take minutes. If it fails, the earlier model stays.
         """
-        kept = not isinstance(backend, arguments.Sent) and _stays(service, backend_configs)
-        chosen = service.plan.backend if kept else str(backend)
+        unnamed = not isinstance(backend, arguments.Sent) and not service.plan.trust_client
+        chosen = _backend_of(service, backend_configs) if unnamed else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
-        await with_progress(ctx, service, Call(), service.init(overrides))
-        return ToolResult(content=[TextContent(type="text", text=_KEPT.format(service.plan.backend))] if kept else [])
+        try:
+            await with_progress(ctx, service, Call(), service.init(overrides))
+        except PromptmillError as error:
+            raise _naming_the_block(error, chosen, _blocks(backend_configs)) from None
+        named = [TextContent(type="text", text=_UNNAMED.format(service.plan.backend))]
+        return ToolResult(content=named if unnamed else [])
 
     @tool(
         mcp,
@@ -166,14 +171,40 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         await service.shutdown_engine()
 
 
-def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
-    """Return whether a call without a backend keeps the present backend, instead of the tool's default.
+def _backend_of(service: Service, backend_configs: JsonObject) -> str:
+    """Return the backend of a call that names none: that of its only block, or without a block the configured one.
 
-    A pipeline's client gets the default, as its own server gave it.
+    (A trusted client gets the tool's default instead, as from UltraRAG's server.) Raises `PromptmillError`
+    (`invalid_config`) for several blocks, and without a block if an earlier call chose another backend.
     """
-    running = service.plan.backend
-    named = service.configured_backend in {running, AUTO} and not service.plan.trust_client
-    return named and all(name == running for name, block in backend_configs.items() if block)
+    blocks, running, configured = _blocks(backend_configs), service.plan.backend, service.configured_backend
+    if len(blocks) == 1:
+        return blocks[0]
+    if blocks:
+        raise config_error("backend", f"is missing: choose {' or '.join(map(_named, blocks))}.")
+    if configured not in {running, AUTO} and not any(backend_configs.values()):  # whose keys are then refused by name
+        raise config_error(
+            "backend",
+            f"is missing, and an earlier call chose {running}. {_named(configured)} chooses the configured one; a "
+            "block in `backend_configs` chooses its own.",
+        )
+    return running
+
+
+def _blocks(backend_configs: JsonObject) -> list[str]:
+    """Return the backends for which a call has settings."""
+    return [name for name, block in backend_configs.items() if block and is_named(name)]
+
+
+def _named(backend: str) -> str:
+    return f'`backend: "{backend}"`'
+
+
+def _naming_the_block(error: PromptmillError, chosen: str, blocks: Sequence[str]) -> PromptmillError:
+    """Return the error of a backend that is not installed with the backend of the call's only block, if another."""
+    if error.code is not Code.MISSING_DEPENDENCY or len(blocks) != 1 or chosen in blocks:
+        return error
+    return PromptmillError(error.code, error.parts, (*error.remedy, f" The call has a block for {_named(blocks[0])}."))
 
 
 async def plan_of_call(

@@ -227,9 +227,9 @@ class Service:
         await self._model().swap(plan, self._refuse_when_closed)
 
     @property
-    def configured_backend(self) -> str | None:
-        """The backend that the configuration names."""
-        return self._configuration.backend
+    def configured_backend(self) -> str:
+        """The backend of the configuration, whatever calls have chosen since."""
+        return self._configuration.plan.backend
 
     async def generate(
         self,
