@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptmill.cli.options import ARGUMENTS
+from promptmill.cli.options import ARGUMENTS, naming_option
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error
 from promptmill.options import table
 
@@ -56,10 +56,9 @@ def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration
     keys = path.split(".")
     if error.code is not Code.INVALID_CONFIG or not colon or keys[0] not in Settings.model_fields:
         return error
-    argument = ARGUMENTS.get(keys[-1], "")
-    if getattr(arguments, argument, None) is not None:
-        return config_error(f"--{argument.replace('_', '-')}", said, *others)
-    if keys[0] == "backend_configs" and argument == "model" and arguments.backend:
+    if (named := naming_option(error, arguments)) is not error:
+        return named
+    if keys[0] == "backend_configs" and ARGUMENTS.get(keys[-1]) == "model" and arguments.backend:
         return config_error(f"--backend {arguments.backend}", said, *others)
     if any(text.partition("=")[0].strip() == path for text in arguments.set):
         return config_error(f"--set {path}", said, *others)

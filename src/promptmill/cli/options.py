@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import say
-from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.feature import order_parts
 from promptmill.options import table
 from promptmill.options.check import check
@@ -61,14 +61,27 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
 
     if arguments.backend is not None:
         _check_backend(arguments.backend)
-    return Configuration.load(
-        arguments.config,
-        assignments=assigned(arguments.set),
-        backend=arguments.backend,
-        values=lambda raw: _overrides(arguments, raw) | _schema(arguments),
-        trust_client=getattr(arguments, "trust_client", False),
-        defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
-    )
+    try:
+        return Configuration.load(
+            arguments.config,
+            assignments=assigned(arguments.set),
+            backend=arguments.backend,
+            values=lambda raw: _overrides(arguments, raw) | _schema(arguments),
+            trust_client=getattr(arguments, "trust_client", False),
+            defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
+        )
+    except PromptmillError as error:
+        raise naming_option(error, arguments) from None
+
+
+def naming_option(error: PromptmillError, arguments: argparse.Namespace) -> PromptmillError:
+    """Return an error about a configuration key with the option that set the key in place of the key's path."""
+    first, *others = error.parts
+    path, colon, said = first.partition(": ") if isinstance(first, str) else ("", "", "")
+    argument = ARGUMENTS.get(path.rpartition(".")[2], "")
+    if error.code is not Code.INVALID_CONFIG or not colon or getattr(arguments, argument, None) is None:
+        return error
+    return config_error(f"--{argument.replace('_', '-')}", said, *others)
 
 
 def _check_backend(name: str) -> None:

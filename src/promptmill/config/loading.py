@@ -165,7 +165,8 @@ class Configuration:
         values by key path. Sampling parameters of both apply to all models. `defaults` replace the usual defaults of
         top-level keys that the file omits or sets to null.
 
-        Raises `PromptmillError` (`invalid_config`) with the path of the key and the remedy.
+        Raises `PromptmillError` (`invalid_config`) with the path of the key and the remedy, after the file's name if
+        `values` did not set the key.
         """
         ADDED.check()
         if path is None or content is None:
@@ -182,7 +183,8 @@ class Configuration:
             if backend is not None:
                 raw["backend"] = backend
                 raw["default_model"] = None  # the file's own backend takes the place of its default model
-            for keys, value in values(raw).items():
+            options = values(raw)
+            for keys, value in options.items():
                 _set(raw, keys, value)
             for path_, value in assignments.items():  # repeated, because a full path overrides the options
                 for keys, one in _keys_in(tuple(path_.split(".")), value):
@@ -196,6 +198,8 @@ class Configuration:
         try:
             return cls(raw, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
         except PromptmillError as error:
+            if str(error.parts[0]).startswith(tuple(f"{'.'.join(keys)}: " for keys in options)):
+                raise
             blamed = _SETTINGS if assignments and _is_right(content, environ) else origin
             raise config_error(blamed, *error.parts) from None
 
