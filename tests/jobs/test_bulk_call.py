@@ -360,7 +360,11 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters():
     [
         (["a"], {"prompt": "Say {{txt}}"}, "`prompt`: the input has no column 'txt'; did you mean text?"),
         (["a"], {"prompt": "Say"}, "`prompt` names no column"),
-        ([{"question": "a"}], {}, "or name it with `prompt_column='question'`"),
+        (
+            [{"question": "a"}],
+            {},
+            "with `prompt='… {{question}}'`; if a column has whole prompts, name it with `prompt_column=",
+        ),
         (["a"], {"temperature": "hot"}, "`temperature`"),
         (["a"], {"temperature": True}, "`temperature` should be a number, not true or false"),
         (["a"], {"limit": "ten"}, "`limit`"),

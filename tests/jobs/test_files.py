@@ -328,7 +328,7 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(bench, source, t
     ("column", "said"),
     [
         ("qestion", "--prompt-column: the input has no column 'qestion'; did you mean question?"),
-        (None, "Rename question to `prompt` in the file, or name it with --prompt-column question."),
+        (None, "Ask about each row with --prompt '… {{question}}'; if a column has whole prompts"),
     ],
 )
 def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(bench, name, column, said):

@@ -24,7 +24,24 @@ def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench):
     assert len(said.splitlines()) == 1  # the same command can only fail again
     bench.succeed("--prompt-column", "question")
     assert [row["answer_1"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
-    assert "or name it with --prompt-column" in bench.fail()
+    assert "name it with --prompt-column" in bench.fail()
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [
+        ("id,text", "text"),
+        ("id,mail body,stars", "mail body"),
+        ("ticket_id,note", "note"),
+        ("id", "id"),
+        ("{{x}},y", "y"),
+        ("{{x}}", "column"),
+    ],
+)
+def test_a_forgotten_prompt_is_shown_with_a_column_of_the_table(bench, header, column):
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text(f"{header}\n{','.join('1' for _ in header.split(','))}\n")
+    assert f"Ask about each row with --prompt '… {{{{{column}}}}}'" in bench.fail("--quiet")
 
 
 def test_another_input_for_the_same_output_is_called_that(bench):
@@ -332,7 +349,7 @@ def test_a_missing_file_is_answered_with_the_nearest_name(bench):
         ('id,"prompt\n1,a\n2,b\n', "The header of in.csv opens a quote that is not closed"),
         (
             "id,question\n1,a\n",
-            "The input has no column 'prompt' or 'messages'; its columns: id, question. Rename question to",
+            "The input has no column 'prompt' or 'messages'; its columns: id, question. Ask about each",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from promptmill.jobs.store.stored import Question
 
 _LOOKED_AT = 21  # first rows among which the header is searched for; few lines are above a report's table
 _PROMPTS = frozenset({"prompt", "messages"})
-# Common names of a prompt's field; an error suggests the first that the rows have.
+# Common names of the field with a row's text; an error suggests the first that the rows have.
+_NAMED = re.compile(r"[^\W_][\w .-]{0,59}")  # a name that a prompt can have in braces, and a message in full
+_IDENTIFIES = re.compile(r"(?i)(^|[\W_])(id|index|key|nr|no|number|row)$")  # a column that no prompt is about
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
@@ -186,9 +189,16 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject], path:
 
 def _no_prompts(columns: Collection[str]) -> PromptmillError:
     lacks = no_column("prompt", "messages", columns=columns, file="The input")
-    usual = next((name for name in _USUAL if name in columns), None)
-    hint = Named("prompt_column", usual or "NAME", ", or name it with {}")
-    return input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
+    named = [name for name in columns if _NAMED.fullmatch(name)]
+    texts = [name for name in named if not _IDENTIFIES.search(name)]
+    column = next((name for name in (*_USUAL, *texts, *named) if name in columns), "column")
+    return input_error(
+        f"{lacks} Ask about each row with ",
+        Named("prompt", f"… {{{{{column}}}}}"),
+        "; if a column has whole prompts, name it with ",
+        Named("prompt_column", column),
+        ".",
+    )
 
 
 def distinct(names: Sequence[str]) -> list[str]:
