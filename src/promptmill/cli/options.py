@@ -45,12 +45,12 @@ def text_of(option: str, file: Path) -> str:
 
 
 def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
-    """Add, in separate groups, the options of commands that need the configuration, a model and its sampling.
+    """Add, in separate groups, the options of commands that need the configuration, a model and its settings.
 
     `named`: other names for `--model`.
     """
     add_table(parser.add_argument_group("configuration"), table.CONFIGURATION)
-    model = parser.add_argument_group("model and sampling", "instead of keys of the file")
+    model = parser.add_argument_group("model and settings", "instead of keys of the file")
     shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
     add_table(model, shared, named=named)
 

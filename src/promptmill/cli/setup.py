@@ -138,7 +138,7 @@ def _answers_from(arguments: argparse.Namespace) -> SetupAnswers:
         return _provider(arguments, provider or "openai")
     backend = arguments.backend or choosing.local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", EMBEDDED, "--model")
-    return SetupAnswers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
+    return SetupAnswers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the small model")])
 
 
 def _model_at(url: str) -> str:

@@ -94,7 +94,7 @@ _REPLICAS = (
     "Engines that share the work, each in a process of its own with an equal part of `gpu_ids`: for a model that fits "
     "into one part, more throughput than one engine over all GPUs."
 )
-_MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
+_MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, which comes along."
 _OF_A_SHELL = re.compile(r"^(?:\||\|\||&&|&|;|[0-9]?>{1,2}|<)$|\$\(|`")
 _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may set it, for the operator's model."
@@ -353,7 +353,7 @@ class OpenVINOSettings(Block):
     model_name_or_path: Annotated[str | None, BY_CALL] = Field(
         None,
         description="A folder in OpenVINO's format, a GGUF file (Llama and Qwen families), a model hub name, or "
-        "`smollm2-135m-instruct`, the embedded model.",
+        "`smollm2-135m-instruct`, which comes along.",
     )
     gguf_file: Annotated[str | None, BY_CALL] = Field(None, description="Name of a GGUF file in the model's folder.")
     threads: Annotated[int | None, BY_CALL, OF_EFFORT] = Field(
@@ -492,8 +492,8 @@ class _Models(Block):
     backend: str = Field(
         "openvino",
         description="The backend: `openvino`, `hf`, `openai`, `vllm`; or `auto`: a server that runs on this machine, "
-        "else a provider whose key is set and which has `model_name`, else the embedded model. Another package's "
-        "backend has the name that the package gives it.",
+        "else a provider whose key is set and which has `model_name`, else the small model. Another "
+        "package's backend has the name that the package gives it.",
     )
     backend_configs: BackendConfigs = BackendConfigs()
     sampling_params: Sampling = Sampling()

@@ -21,7 +21,7 @@ class PromptOptions(TypedDict, total=False):
     image_column: str | None
     """With `prompt`: the column that holds each row's image, a path or URL; default: `images`."""
     row_settings: bool
-    """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
+    """With `prompt` or `prompt_column`: rows also set their model, settings and system prompt."""
     skip_empty: bool
     """Leave out rows in which all cells of the prompt are empty; else they fail."""
 

@@ -107,7 +107,7 @@ PROMPTS = (
     Option(
         "row_settings",
         bool,
-        "with {prompt} or {prompt_column}: rows also set their model, sampling and system prompt",
+        "with {prompt} or {prompt_column}: rows also set their model, settings and system prompt",
         False,
     ),
     Option("skip_empty", bool, "leave out rows in which all cells of the prompt are empty; else they fail", False),
@@ -409,7 +409,7 @@ SAMPLING = (
     Option(
         "sampling_params",
         dict[str, Any],
-        "sampling parameters in place of the configured ones: temperature, max_tokens, top_p, stop, seed and the like, "
+        "parameters in place of the configured ones: temperature, max_tokens, top_p, stop, seed and the like, "
         "and OpenAI's tools, tool_choice, logprobs; top_choices: 3 gives probabilities of `choices`",
         flag=None,
         keyword=None,

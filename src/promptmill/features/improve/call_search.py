@@ -82,7 +82,7 @@ class CallSearch:
     def __init__(self, jobs: RunningJobs, caller: Caller, order: SearchOrder) -> None:
         self._jobs, self._caller, self._order = jobs, caller, order
         self._loop = asyncio.get_running_loop()
-        self._step = "reading the gold rows"
+        self._step = "reading the rows with right labels"
         self._counts = ""
         self._job_id = ""
         self._job: asyncio.Task[None] | None = None
@@ -179,7 +179,9 @@ def _gold(
     rows = [*found.seen, *found.held_out]
     cells = [orjson.dumps(row.cells, default=str) for row in rows]
     if sum(map(len, cells)) > MOST_SHARED:
-        raise input_error(f"The gold rows of {path.name} have more than {MOST_SHARED >> 20} MiB; label fewer rows.")
+        raise input_error(
+            f"The rows with right labels have more than {MOST_SHARED >> 20} MiB ({path.name}); label fewer rows."
+        )
     plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
     seen = len(found.seen)
     return Gold(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)

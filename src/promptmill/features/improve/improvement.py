@@ -77,7 +77,7 @@ def improve(
     overwrite: bool = False,
     **options: Unpack[ImproveOptions],
 ) -> Improvement:
-    """Let the model `strong` write better prompts from mistakes on gold rows; test the best one on other gold rows.
+    """Let the model `strong` write better prompts from mistakes on rows with right labels; test the best one on others.
 
     `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
     `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with

@@ -17,7 +17,8 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     left_out = [f"{rows[name]:,} {what}" for name, what in _LEFT_OUT.items() if rows[name]]
     note = f"; left out: {', '.join(left_out)}" if left_out else ""
     total = rows["seen"] + rows["held_out"]
-    yield f"{counted(total, 'gold row')}: {rows['seen']:,} seen by the search, {rows['held_out']:,} held out{note}"
+    halves = f"{rows['seen']:,} seen by the search, {rows['held_out']:,} held out"
+    yield f"{counted(total, 'row')} with right labels: {halves}{note}"
     candidates = [[one["name"], one["from"], percent(one["right"] / rows["seen"])] for one in found["candidates"]]
     yield from Table(["prompt", "made from", "right on seen"], candidates).lines(width)
     yield from found["notes"]
@@ -46,7 +47,7 @@ def _outcome(found: JsonObject) -> Iterator[str]:
     low, high = map(points, test["interval"])
     said = f"{found['outcome']}: {points(test['gain'])} points, 95 % interval {low} to {high}"
     if found["needed_gold_rows"] is not None:
-        said += f"; to tell such a gain takes about {found['needed_gold_rows']:,} gold rows"
+        said += f"; to tell such a gain takes about {found['needed_gold_rows']:,} rows with right labels"
     yield said
     p = "p < 0.0001" if test["p"] < 0.0001 else f"p {test['p']:.2g}"
     yield f"  {p}, {test['p_method']}, at {100 * test['level']:.3g} %"
@@ -54,7 +55,7 @@ def _outcome(found: JsonObject) -> Iterator[str]:
     if test["earlier_tests"]:
         yield (
             f"  {counted(test['earlier_tests'], 'earlier test')} used these held-out rows: so this one is at "
-            f"{100 * test['level']:.3g} % instead of {100 * LEVEL:.0f} %; new gold rows decide more easily"
+            f"{100 * test['level']:.3g} % instead of {100 * LEVEL:.0f} %; new rows with right labels decide more easily"
         )
     if found["outcome"] == CANNOT_TELL:
         yield "  this does not say that the prompts are equally good"

@@ -339,7 +339,7 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
         "Model": f"{spec.models} ({spec.backend})" if spec.models else spec.backend,
         **_prompts(spec, found),
         "System prompt": found.get("system", ""),
-        "Sampling": ", ".join(f"{name} {value}" for name, value in (spec.targets[0].sampling or {}).items()),
+        "Settings": ", ".join(f"{name} {value}" for name, value in (spec.targets[0].sampling or {}).items()),
         "Answers' schema": ""
         if spec.output.answer_schema is None
         else orjson.dumps(spec.output.answer_schema).decode(),
