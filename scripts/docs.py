@@ -184,7 +184,7 @@ def providers() -> str:
             "port, an untrusted certificate and how to trust it, the correct path, the nearest names of an unknown model.",
             "`backend: auto` uses the first of these that works: the endpoint of the `openai` block, a server on "
             "this machine at its usual address (or `OLLAMA_HOST`), a provider whose key is set and which has "
-            "`model_name`, else the embedded model. The choice and its reason are in the log, in `_meta.chosen` and in the "
+            "`model_name`, else the small model. The choice and its reason are in the log, in `_meta.chosen` and in the "
             "status, and stay the same until promptmill restarts. A server that was found in this way gets no key.",
             "Requests go through the proxy of `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, except those to this machine and to the "
             "hosts and networks in `NO_PROXY` (`.corp.example,10.0.0.0/8`). SOCKS proxies are not supported. "
