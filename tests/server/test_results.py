@@ -2,17 +2,25 @@
 
 import json
 import re
+from contextlib import aclosing
 
 import pytest
+from fastmcp import Client
 from mcp_types import Implementation
 
-from fakes import openai_configuration
+from fakes import FakeBackend, openai_configuration
+from promptmill.backends.protocol import Completion, Failure
+from promptmill.config.backends import EMBEDDED
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.server import tool_calls
+from promptmill.server.mcp_app import create_server
+from promptmill.service.model import TOY
+from promptmill.service.service import Service
 from replies import by_prompt, late, raw, status
 from served import ServedHere, messages
 from server_process import written
-from talk import serving, text
+from talk import Talk, serving, text
 from waiting import PATIENCE_S
 
 LONG = 'line "one"\n' * 1000
@@ -249,3 +257,52 @@ async def test_only_clients_whose_models_get_the_structured_content_receive_no_c
         result = await talk("generate", prompt_ls=["x"])
     assert result.structured_content == {"ans_ls": ["yes"]}
     assert (text(result) == '{"ans_ls":["yes"]}') is has_copy
+
+
+class _Toy(FakeBackend):
+    async def answer(self, request, call):
+        if request.conversation.messages[-1].content == "fail":
+            return Failure(PromptmillError(Code.BAD_REQUEST, "no"), attempts=1)
+        return Completion("yes")
+
+
+@pytest.fixture
+async def toy(tmp_path, monkeypatch):
+    """A server on the embedded model, which says yes to everything but "fail"."""
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "state"))
+
+    async def create(_plan):
+        return _Toy()
+
+    block = {"model_name_or_path": EMBEDDED}
+    configuration = Configuration({"backend": "openvino", "backend_configs": {"openvino": block}})
+    async with aclosing(Service(configuration, create=create)) as service, Client(create_server(service)) as client:
+        yield Talk(client)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "answers"),
+    [
+        ("generate", {"prompt_ls": ["a", "fail"]}, ["yes", ""]),
+        ("multiturn_generate", {"messages": [{"role": "user", "content": "a"}]}, ["yes"]),
+        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[]]}, ["yes"]),
+    ],
+)
+async def test_a_text_below_the_answers_of_the_embedded_model_says_that_it_is_a_toy(toy, tool, arguments, answers):
+    result = await toy(tool, **arguments)
+    copy, note = (block.text for block in result.content)
+    assert json.loads(copy) == result.structured_content, "the first block stays what pipelines parse"
+    assert (result.structured_content["ans_ls"], note) == (answers, TOY)
+
+
+async def test_a_call_without_answers_says_nothing_of_the_model(toy):
+    result = await toy("generate", prompt_ls=["fail"])
+    assert result.is_error
+    assert len(result.content) == 1
+
+
+async def test_the_job_of_the_embedded_model_says_so_at_its_start_and_in_its_status(toy):
+    for validate in (True, False):
+        started = (await toy("bulk_generate", prompts=["a"], validate=validate)).structured_content
+        assert started["message"].endswith(f". {TOY}")
+    assert (await toy.ended(started["job_id"]))["warnings"] == [TOY]

@@ -43,6 +43,7 @@ from promptmill.server.results import (
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call, sampling_of_call
+from promptmill.service.model import TOY, is_embedded
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -311,6 +312,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             if error.code is Code.INVALID_INPUT:  # with the tool's names of the order's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
+        if is_embedded(models.plan):
+            started["message"] += f" {TOY}"
         return ToolResult(structured_content=started)
 
     _add_tools_of_a_job(socket)

@@ -54,7 +54,7 @@ with `validate`, for the number of rows and the price; then without it. Then `bu
 promptmill://models lists the models for `model`, promptmill://status what is loaded.\
 """
 _TOY = """
-Without a configured model, small ones answer, which are toys: `warnings` say so, and so should you.\
+Without a configured model, small ones answer, which are toys: results say so, and so should you.\
 """
 _CHOOSING = """
 `generation_init` only to change backend, model or sampling, before the other calls. \

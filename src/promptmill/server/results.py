@@ -21,6 +21,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import choosing, list_call
+from promptmill.service.model import TOY
 
 T = TypeVar("T")
 _FEW = 10_000  # max items whose result is built on the event loop; more are built in a thread
@@ -172,16 +173,19 @@ def _texts(*texts: str) -> list[ContentBlock]:
     return [TextContent(type="text", text=text) for text in texts]
 
 
-def _goes_on(outcomes: Sequence[Outcome], job_id: str | None) -> list[str]:
+def _notes(outcomes: Sequence[Outcome], stats: Call, job_id: str | None) -> list[str]:
+    """Return the texts below the answers: what continues in a job, and that the embedded model answered. Some clients
+    show their model no `_meta`."""
+    toy = [TOY] if TOY in stats.warnings and any(isinstance(one, Completion) for one in outcomes) else []
     if job_id is None:
-        return []
+        return toy
     left = list_call.deferred(outcomes)
     words = (
         f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. Job {job_id} answers them: "
         f'call bulk_status with {{"job_id": "{job_id}", "read": "all"}} for the answers so far, until its `state` is '
         "`finished`. `index` in a row is the prompt's place in `prompt_ls`."
     )
-    return [words]
+    return [words, *toy]
 
 
 def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
@@ -286,7 +290,7 @@ def _whole_result(
     """
     failed = list_call.failed(outcomes, any_failure=any_failure)
     result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
-    result.content = _texts(list_call.summary(outcomes) if failed else _NO_COPY, *_goes_on(outcomes, job_id))
+    result.content = _texts(list_call.summary(outcomes) if failed else _NO_COPY, *_notes(outcomes, stats, job_id))
     size = 0 if most is None else _message_bytes(result)
     if most is not None and size > most:
         return None
@@ -342,7 +346,7 @@ def _first_answers(
         result = _result(shown, errors, stats, is_error=failed, job_id=job_id)
         result.structured_content = {**(result.structured_content or {}), "kept_job_id": kept_id}
         reasons = filter(None, [list_call.summary(outcomes) if failed else ""])
-        result.content = [*_texts(str(left_out.error), *reasons, *_goes_on(outcomes, job_id)), link]
+        result.content = [*_texts(str(left_out.error), *reasons, *_notes(outcomes, stats, job_id)), link]
         return result
 
     left = most - _message_bytes(with_first(0))

@@ -42,7 +42,7 @@ _STOPPING_S = 1.0  # seconds in which stopped calls, and a stopped load, can end
 # Bytes of memory per byte of weights: two copies, or float32 from bfloat16; the rest is for activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
-TOY = "The small models that come along are toys to try promptmill with: choose another model for real work."
+TOY = "A small model that comes along answers, a toy to try promptmill with: choose another model for real work."
 """A warning for every call that the embedded model answers."""
 
 
