@@ -133,6 +133,7 @@ def test_other_errors_have_openai_s_shape_too(ask, client):
     with pytest.raises(openai.NotFoundError) as refused:
         client.decisions.create(model="gone", input="x", questions=[TWICE])
     assert refused.value.code == "model_not_found"
+    assert "`models:` in parameter.yaml" in refused.value.message
 
 
 def test_a_long_input_is_not_copied_for_hundreds_of_questions(ask, upstream):

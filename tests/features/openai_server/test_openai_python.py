@@ -36,6 +36,16 @@ def test_models_are_listed_and_found_also_with_a_slash(client):
     assert refused.value.code == "model_not_found"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/embeddings"])
+def test_an_unknown_model_is_refused_with_the_names_and_their_source(server, path):
+    response = _post(server, {"model": "gone", "messages": HI, "input": "hi"}, path)
+    assert response.status == 404
+    assert json.loads(response.body)["error"]["message"] == (
+        "There is no model 'gone'; models here: default, org/name. "
+        "On the server, `models:` in parameter.yaml names them, and `promptmill models` lists them."
+    )
+
+
 def test_a_chat_is_answered_by_the_named_model(client, upstream):
     reply = client.chat.completions.create(model="org/name", messages=HI, max_completion_tokens=7, temperature=0)
     assert reply.choices[0].message.content == "echo: hi there"

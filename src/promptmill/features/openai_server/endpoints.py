@@ -33,6 +33,7 @@ from promptmill.system.call_files import FileRule
 from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
+_NAMED_IN = "On the server, `models:` in parameter.yaml names them, and `promptmill models` lists them."
 _STRANGE = re.compile(r"[^\w./@+-]")  # not allowed in a name from the client: spaces, line feeds, …
 PATHS = (CHAT, RESPONSES, EMBEDDINGS)
 _STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
@@ -113,8 +114,8 @@ class Endpoints:
                     return plan
         except PromptmillError as error:
             raise error_of(error) from None
-        models = ", ".join(self._offered(owner)[:50])
-        raise ApiError(404, f"There is no model {name[:60]!r}; models here: {models}.", "model", "model_not_found")
+        unknown = f"There is no model {name[:60]!r}; models here: {', '.join(self._offered(owner)[:50])}."
+        raise ApiError(404, f"{unknown} {_NAMED_IN}", "model", "model_not_found")
 
     @property
     def files(self) -> FileRule:
