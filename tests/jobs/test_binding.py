@@ -43,13 +43,15 @@ def bind(
     *,
     replaced: range = binding.ALL_ROWS,
     by_row: bool = False,
+    choices: Sequence[str] = (),
     **options: Any,
 ) -> Bound:
     """Bind the answers to rows that ask this, in place of those with the numbers `replaced`."""
     binding.begin(store)
     rows = [(n, asked(one), None, one.encode()) for n, one in enumerate(questions, replaced.start)]
     store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
-    spec = spec_of("jsonl").model_copy(update={"targets": tuple(targets), "to_bind": "rows" if by_row else None})
+    spec = spec_of("jsonl").with_output(choices=tuple(choices))
+    spec = spec.model_copy(update={"targets": tuple(targets), "to_bind": "rows" if by_row else None})
     return binding.bind(store, spec, replaced=replaced, **options)
 
 
@@ -271,7 +273,7 @@ def test_rows_without_an_answer_get_those_of_another_job_which_cost_nothing(stor
     other = borrowed(tmp_path, paid, record(8, "c", "c"), record(9, "-", "-"), record_of(10, FAILURE, asked("d")))
     store.write([record(0, "a", "own"), record_of(1, FAILURE, asked("b"))])
     targets = [Target(settings=5, kept=(0,))]
-    assert bind(store, "abde", targets, other=other, since=6) == Bound(4, 1, 2)
+    assert bind(store, "abde", targets, others=[other], since=6) == Bound(4, 1, 2)
     own, copy = [one for one in store.sound_records() if one.code is None]
     assert (own.text, copy.text, copy.row) == ("own", "b", 1)
     assert (copy.settings, copy.round, copy.outcome().cost, copy.attempts) == (5, 6, 0.0, 0)
@@ -284,7 +286,7 @@ def test_an_own_spare_answer_comes_before_one_of_another_job(store, tmp_path):
     fill(store, "a")
     bind(store, "x")
     other = borrowed(tmp_path, record(0, "a", "other"), record(1, "a", "second"))
-    assert bind(store, "xaaa", other=other).kept == 3
+    assert bind(store, "xaaa", others=[other]).kept == 3
     assert answers(store) == {1: "a 0", 2: "other", 3: "second"}
     other.close()
 
@@ -292,14 +294,24 @@ def test_an_own_spare_answer_comes_before_one_of_another_job(store, tmp_path):
 def test_a_damaged_answer_or_one_of_a_further_slot_is_not_taken_from_another_job(store, tmp_path):
     other = borrowed(tmp_path, record(0, "a", "damaged"), record(SLOT, "b", "second model"))
     other.change(("UPDATE answer SET text = 'x' WHERE key = 0", [()]))
-    assert bind(store, "ab", other=other).kept == 0
+    assert bind(store, "ab", others=[other]).kept == 0
     other.close()
+
+
+def test_answers_of_several_jobs_are_taken_if_they_are_among_the_choices(store, tmp_path):
+    (tmp_path / "first").mkdir()
+    first = borrowed(tmp_path / "first", record(0, "a", "yes"), record(1, "b", "gone"))
+    second = borrowed(tmp_path, record(0, "b", "<think>Hm.</think>no"), record(1, "c", "maybe", PERSON))
+    assert bind(store, "abc", choices=("yes", "no"), others=[first, second]).kept == 3
+    assert answers(store) == {0: "yes", 1: "<think>Hm.</think>no", 2: "maybe"}
+    first.close()
+    second.close()
 
 
 def test_models_that_are_compared_get_answers_of_models_alone_from_another_job(store, tmp_path):
     label = record(0, "a", "label", PERSON)
     other = borrowed(tmp_path, label, record(1, "b", "first"), record(SLOT + 1, "b", "second"))
-    bind(store, "ab", [Target(), Target(settings=1)], other=other)
+    bind(store, "ab", [Target(), Target(settings=1)], others=[other])
     assert answers(store) == {1: "first", SLOT + 1: "second"}
     other.close()
 
@@ -308,7 +320,7 @@ def test_models_that_are_compared_get_answers_of_models_alone_from_another_job(s
 def test_a_label_of_a_person_is_taken_from_another_job_unless_models_are_compared(store, tmp_path, models):
     other = borrowed(tmp_path, record(0, "a", "label", PERSON))
     targets = [Target(settings=slot) for slot in range(models)]
-    bind(store, "a", targets, other=other)
+    bind(store, "a", targets, others=[other])
     found = [(one.text, one.settings) for one in store.sound_records()]
     assert found == ([("label", PERSON)] if models == 1 else [])
     other.close()

@@ -99,7 +99,7 @@ _ORDERED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"dedupe": True}, {"limits.dedupe": True}),
     ({"again": "failed"}, {"earlier.again": "failed"}),
     ({"keep": True}, {"earlier.keep": True}),
-    ({"from_job": "0.csv"}, {"earlier.from_job": "job.db"}),
+    ({"from_job": "0.csv"}, {"earlier.from_jobs": ["job.db"]}),
 ]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ async def test_each_argument_is_a_part_of_the_order(bench, tools, folder, monkey
             await call("bulk_generate", **plain | given, output_file=f"{number}.csv")
             order = flat(jobs[-1].order) | {"model": jobs[-1].plan.model}
             order["variants"] = [variant.name for variant in order["variants"]]
-            order["earlier.from_job"] = getattr(order["earlier.from_job"], "name", None)
+            order["earlier.from_jobs"] = [path.name for path in order["earlier.from_jobs"]]
             orders.append({name: value for name, value in order.items() if name not in {"inputs", "output", "shown"}})
     for (given, changed), order in zip(_ORDERED, orders[1:], strict=True):
         assert order == orders[0] | changed, given

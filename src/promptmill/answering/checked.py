@@ -346,11 +346,12 @@ async def checked(answer: protocol.Completion, request: Request, call: protocol.
 
 # A small model may fill a list or text endlessly until `max_tokens`.
 _CUT_OFF = {"json_schema": "Raise `max_tokens`, or bound the schema's lists and texts with `maxItems` and `maxLength`."}
+_NOT_IN_FORM = "does not satisfy its schema: "
 _WRONG = {"choices": "Name the choices in the prompt, raise `check_retries`, or use a stronger model."}
 
 
 def _complaint_of_form(form: _Form, problem: str, text: str, *, is_complete: bool) -> _Complaint:
-    wrong = f"does not satisfy its schema: {problem}" if form.choices is None else form.choices.why_none(text)
+    wrong = f"{_NOT_IN_FORM}{problem}" if form.choices is None else form.choices.why_none(text)
     if not is_complete:
         cut_off = f"The answer was cut off at `max_tokens` and {wrong}."
         remedy = _CUT_OFF.get(form.wanted, "Raise `max_tokens`.")
@@ -360,3 +361,15 @@ def _complaint_of_form(form: _Form, problem: str, text: str, *, is_complete: boo
         "Answer again with the corrected JSON alone, without any other words."
     )
     return _Complaint(turn, PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.", _WRONG.get(form.wanted)))
+
+
+def problem_of_form(error: str) -> str:
+    """Return the problem in the text of an error about an answer's schema; `""` for another error.
+
+    The text's remedies are left out, for a command whose schema no user can change.
+    """
+    start, _, problem = error.partition(_NOT_IN_FORM)
+    for remedy in (*_CUT_OFF.values(), PromptmillError(Code.INVALID_ANSWER, "").hint):
+        problem = problem.removesuffix(remedy)
+    is_cut_off = problem and " cut off " in start
+    return f"{'it was cut off, and ' if is_cut_off else ''}{problem.strip(' .')}"

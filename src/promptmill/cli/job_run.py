@@ -68,11 +68,13 @@ def run(
     *,
     live: LiveOutput | None = None,
     is_step: bool = False,
+    names_failures: bool = True,
 ) -> int:
     """Run or resume a job in the foreground, with the options `json` and `quiet`.
 
     `live` receives the answers during the run, and stderr everything else. `is_step`: run inside another command; print
-    progress only, because that command owns stdout.
+    progress only, because that command owns stdout. `names_failures`: print the summary of a finished step with failed
+    rows, too.
 
     On a terminal, the user decides whether answers are kept after a change of settings, prompt or input.
 
@@ -81,7 +83,7 @@ def run(
     """
     while True:
         try:
-            return _run(arguments, configuration, opened, live=live, is_step=is_step)
+            return _run(arguments, configuration, opened, live=live, is_step=is_step, names_failures=names_failures)
         except ChangedError as error:
             if is_step or live is not None or arguments.json or not is_terminal():
                 raise _with_command(error, arguments) from None
@@ -92,11 +94,12 @@ class StoppedError(Exception):
     """A job of a series stopped early, and has reported the reason. Its argument is the exit code."""
 
 
-def run_step(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob) -> None:
+def run_step(
+    arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, *, names_failures: bool = True
+) -> None:
     """Run a job of a series to its end. Raises `StoppedError`, and `PromptmillError` as `run`."""
-    code = run(
-        argparse.Namespace(**{**vars(arguments), "json": False, "report": None}), configuration, job, is_step=True
-    )
+    its = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
+    code = run(its, configuration, job, is_step=True, names_failures=names_failures)
     if job.loose is None or job.loose.status.get("state") != progress.FINISHED:
         raise StoppedError(code)
 
@@ -155,6 +158,7 @@ def _run(
     *,
     live: LiveOutput | None,
     is_step: bool,
+    names_failures: bool,
 ) -> int:
     """Run a job like `run`. Raises `ChangedError`."""
     configuration = door.decided(configuration)
@@ -165,7 +169,7 @@ def _run(
         note_once(configuration.plan)
 
     def tell(now: Status, *, again: bool = True) -> None:
-        if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
+        if is_step and now["state"] == progress.FINISHED and not (names_failures and now.get("failed")):
             return
         now = {**now, "alive": False}
         print_status(now, job.folder, opened.order, as_json=as_json, on_stderr=on_stderr, again=again, quiet=quiet)

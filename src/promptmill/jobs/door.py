@@ -308,9 +308,10 @@ def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: 
 
 
 def _order(options: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
-    if (earlier := options.get("from_job")) is not None:
-        folder = earlier if isinstance(earlier, Folder) else folders.at(str(earlier))
-        options = {**options, "from_job": folder.database}
+    if earlier := options.get("from_job"):
+        named = earlier if isinstance(earlier, Sequence) and not isinstance(earlier, str) else [earlier]
+        databases = [(job if isinstance(job, Folder) else folders.at(str(job))).database for job in named]
+        options = {**options, "from_job": databases}
     try:
         return JobOrder.of(inputs, output, options)
     except ValidationError as error:

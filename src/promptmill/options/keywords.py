@@ -166,7 +166,7 @@ class JobOptions(TypedDict, total=False):
     """Send these rows again; old answers stay until then."""
     keep: bool
     """Keep answers made with other settings; later rows name the difference in `changed`."""
-    from_job: str | Path | None
+    from_job: str | Path | Sequence[str | Path] | None
     """Use the answers of another job, too: its id or output."""
     progress: bool | Callable[[Mapping[str, Any]], object] | None
     """True: progress in a notebook or on stderr; False: none; or a function that gets the status."""

@@ -21,7 +21,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import labels_of
-from replies import choose, late, status
+from replies import answer, choose, late, status
 from waiting import eventually
 
 ROWS = 1200
@@ -82,15 +82,41 @@ def test_topics_are_found_written_and_used(reviews):
     assert [*labels_of(reviews.path / "topics.csv").texts] == [row["label"] for row in found]
     use = text.rpartition("\n  promptmill ")[2].strip()
     assert use.startswith(f"bulk {reviews.input} labels.csv --prompt '{PROMPT}' --choices topics.csv ")
+    asked = Counter(seen.prompt for seen in reviews.upstream.seen)
     reviews.upstream.seen.clear()
-    bulk = ("bulk", str(reviews.input), "labels.csv", "--prompt", PROMPT, "--choices", "topics.csv", "--skip-empty")
-    done = reviews.here(["promptmill", *bulk, "--config", str(reviews.path / "config.yaml")])
+    done = reviews.here(["promptmill", *shlex.split(use)])
     assert done.returncode == 0, done.stderr
+    assert len(reviews.upstream.seen) == ROWS - 60
+    assert not {prompt for prompt, times in asked.items() if times == 2} & {
+        seen.prompt for seen in reviews.upstream.seen
+    }
     labels = Counter(row["answer"] for row in read(reviews.path / "labels.csv") if row["answer"])
     assert labels.keys() <= {row["label"] for row in found}
     system = reviews.upstream.seen[0].json["messages"][0]["content"]
     assert f"- {found[0]['label']}: {found[0]['definition']}" in system
     assert "- other: none of the other labels fits" in system
+
+
+def test_labels_of_all_rows_are_not_paid_twice_unless_the_list_is_edited(reviews):
+    written(reviews.input, table(90))
+    text = topics(reviews).stdout
+    assert (
+        "topics.csv has the topics; all 90 rows with text are labelled, and this command writes the labels:\n" in text
+    )
+    use = ["promptmill", *shlex.split(text.rpartition("\n  promptmill ")[2])]
+    reviews.upstream.seen.clear()
+    done = reviews.here(use)
+    assert done.returncode == 0, done.stderr
+    assert not reviews.upstream.seen
+    assert "which are used, were made with another" not in done.stderr + done.stdout
+    labels = [row["answer"] for row in read(reviews.path / "labels.csv")]
+    file = reviews.path / "topics.csv"
+    renamed = read(file)[0]["label"]
+    file.write_text(file.read_text().replace(renamed, "renamed"))
+    done = reviews.here([word.replace("labels.csv", "other.csv") for word in use])
+    assert "which are used, were made with another system prompt" in done.stdout
+    assert len(reviews.upstream.seen) == labels.count(renamed) > 0
+    assert renamed not in {row["answer"] for row in read(reviews.path / "other.csv")}
 
 
 def test_a_search_that_is_done_asks_nothing_and_says_the_same(reviews):
@@ -284,10 +310,26 @@ def test_a_step_of_which_most_requests_fail_ends_the_search(reviews):
     reviews.upstream.reply = models(lost=lambda prompt: "Records:" in prompt)
     done = topics(reviews, code=2)
     assert "3 of 3 requests failed in the step: topics of 60 rows; the first error: " in done.stderr
+    assert done.stderr.count("No.") == 1, "the failure of a step is reported once"
     assert " answered 400: No. " in done.stderr
     assert "--again failed sends them again." in done.stderr
     reviews.upstream.reply = models()
     topics(reviews, "--again", "failed")
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (answer("Noise, I think."), "it is not JSON, it begins with 'Noise, I think.'"),
+        (answer('{"topics": [{"lab', finish_reason="length"), "it was cut off, and it is not JSON, "),
+    ],
+)
+def test_a_reply_without_a_list_is_not_blamed_on_a_schema_of_the_user(reviews, reply, problem):
+    reviews.upstream.reply = reply
+    done = topics(reviews, "--set", "check_retries=0", code=2)
+    assert f"the first error: the reply is no list of topics: {problem}" in done.stderr
+    assert "; use a stronger model. --again failed sends them again." in done.stderr
+    assert "chema" not in done.stderr
 
 
 def test_a_model_that_cannot_be_asked_ends_the_search(reviews):
@@ -357,7 +399,10 @@ def test_in_python(reviews, monkeypatch):
     rows = read(reviews.input)
     found = promptmill.topics(rows, PROMPT, **given)
     assert {topic_in(topic.label) for topic in found.topics} - {""} <= SHARES.keys()
-    assert [*found.choices] == [topic.label for topic in found.topics] == [*labels_of(Path("topics.csv")).texts]
+    assert [*found.choices] == [*labels_of(Path("topics.csv")).texts]
+    assert {*found.choices} == {topic.label for topic in found.topics}
+    shares = [topic.share.share for topic in found.topics[:-1] if topic.share is not None]
+    assert shares == sorted(shares, reverse=True)
     first = found.topics[0]
     assert first.share is not None
     assert first.share.interval[0] < first.share.share < first.share.interval[1]
@@ -371,6 +416,9 @@ def test_in_python(reviews, monkeypatch):
     reviews.upstream.seen.clear()
     assert promptmill.topics(rows, PROMPT, **given).figures == found.figures
     assert not reviews.upstream.seen
+    used = {name: given[name] for name in ("base_url", "api_key", "model", "progress")}
+    promptmill.bulk(rows[:-1], "l.csv", prompt=PROMPT, choices=found.choices, from_job=found.jobs, **used)
+    assert len(reviews.upstream.seen) == ROWS - 60
     for wrong, said in (
         ({"most": 0}, "`most` is 0; it is a whole number from 1 on."),
         ({"sample": 1.5}, "`sample` is 1.5"),

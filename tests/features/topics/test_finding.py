@@ -14,6 +14,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.features.topics.drawn import Drawn, Row
 from promptmill.features.topics.finding import Finding, Step, may_miss, other_order, share_of
 from promptmill.features.topics.lists import OTHER, Asked
+from promptmill.features.topics.topics_text import by_share
 from promptmill.jobs.inputs.short_forms import Labels
 from topic_asker import Asker, names
 
@@ -38,7 +39,8 @@ def test_all_frequent_topics_are_found_once():
     assert len(found["topics"]) == len(names(found)) + 1
     assert asker.steps == ["lists", "merged", "defined", "labels", "labels"]
     assert found["topics"][-1]["label"] == OTHER
-    shares = [each["share"] for each in found["topics"][:-1]]
+    assert [each["label"] for each in found["topics"]] == [*asker.orders[0].texts], "the order of the trial"
+    shares = [each["share"] for each in by_share(found["topics"])[:-1]]
     assert shares == sorted(shares, reverse=True)
     assert sum(each["hits"] for each in found["topics"]) == 200
     assert all(each["definition"].startswith("About ") for each in found["topics"][:-1])

@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
     def step(its: Configuration, job: OpenJob) -> None:
         target.check_free(job)
-        run_step(arguments, its, job)
+        run_step(arguments, its, job, names_failures=False)
 
     def model(form: Form) -> StepModel:
         its, command = _of_form(arguments, form, limit)
@@ -129,6 +129,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         covering = Covering(series.folders, configuration.plan, arguments.config, watch)
         finding = Finding(covering.of(drawn, tell), prompt, arguments.most, jobs, tell, notes=covering.notes)
         found = finding.figures() | series.spent
+        found["jobs"] = jobs.labelled_with(found["topics"])
     except StoppedError as error:
         return stopped(error, series.spent, "the search")
     except PromptmillError as error:
@@ -144,8 +145,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     else:
         say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
         if refusal is None:
-            say(f"\n{target.path} has the topics; to label all rows with them:")
-            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt)))}")
+            say(f"\n{target.path} has the topics; {_labelled_words(found)}:")
+            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt, found)))}")
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
@@ -217,10 +218,20 @@ def _costs(found: JsonObject) -> str:
     return f", about {dollars(found['estimated_cost'])}; {highest}"
 
 
-def _bulk_command(arguments: argparse.Namespace, prompt: str) -> list[str]:
-    """Return a command that labels all rows with the topics."""
+def _labelled_words(found: JsonObject) -> str:
+    """Return what the command for all rows does."""
+    labelled = found["topics"][0]["rows"]
+    if found["is_exact"]:
+        return f"all {counted(labelled, 'row')} with text are labelled, and this command writes the labels"
+    return f"this command labels all rows, of which {labelled:,} are labelled already"
+
+
+def _bulk_command(arguments: argparse.Namespace, prompt: str, found: JsonObject) -> list[str]:
+    """Return a command that labels all rows with the topics, and takes the labels that the search has paid."""
     kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
     for name in (*arguments.input, arguments.output):
         kept.remove(name)
     asked = ["--prompt", prompt] if arguments.prompt else ["--prompt-file", str(arguments.prompt_file)]
-    return ["bulk", *arguments.input, "labels.csv", *asked, "--choices", arguments.output, *kept]
+    paid = [word for job_id in found["jobs"] for word in ("--from", job_id)]
+    skips = ["--skip-empty"] if found["rows"]["empty"] else []
+    return ["bulk", *arguments.input, "labels.csv", *asked, "--choices", arguments.output, *paid, *skips, *kept]

@@ -284,14 +284,14 @@ class Finding:
         return self._defined(found, is_certain=False)
 
     def _shares(self, topics: Sequence[Topic], every: Sequence[tuple[Row, str]]) -> JsonDict:
-        """Return the topics with their shares and quotes, the most frequent first and `OTHER` last."""
+        """Return the topics with their shares and quotes, in the order of the trial, with `OTHER` last."""
         of_label: dict[str, list[Row]] = {}
         for row, label in every:
             of_label.setdefault(label, []).append(row)
         counts = Counter({label: len(rows) for label, rows in of_label.items() if label})
         is_exact = counts.total() == self.drawn.rows - self.drawn.empty
         found = []
-        for topic in [*sorted(topics, key=lambda topic: -counts[topic.label]), Topic(OTHER, definition=OF_OTHER)]:
+        for topic in [*topics, Topic(OTHER, definition=OF_OTHER)]:
             share = share_of(counts[topic.label], counts.total())
             if is_exact:
                 share["interval"] = (share["share"], share["share"])

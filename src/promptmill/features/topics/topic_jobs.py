@@ -8,16 +8,17 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
+from promptmill.answering.checked import problem_of_form
 from promptmill.answering.prices import cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import config_error
 from promptmill.core.request import APPLIED_NAMES
-from promptmill.core.values import JsonDict
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics.drawn import Row
 from promptmill.features.topics.finding import Step
 from promptmill.features.topics.lists import OTHER, SYSTEM, Asked
-from promptmill.jobs.inputs.short_forms import Labels
+from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.folder import Folder
@@ -78,17 +79,29 @@ class TopicJobs:
     questions: Questions
     error: str = ""
     """See `Asker.error`."""
+    _labelled: list[tuple[Labels, str]] = field(default_factory=list)
+    """The labels of each job that labelled rows, and the job's id."""
+
+    def labelled_with(self, topics: Sequence[JsonObject]) -> list[str]:
+        """Return the ids of the jobs that labelled rows with these topics, in this order."""
+        labels = labels_of({topic["label"]: topic["definition"] for topic in topics})
+        return [job_id for its, job_id in self._labelled if its == labels]
 
     def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
         """Return the replies, see `Asker.replies`."""
         model = self.model(asked[0].schema)
         folder = self.series.run(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
-        return [orjson.loads(text) if text else None for text in self._answers(folder, len(asked))]
+        replies = self._answers(folder, len(asked))
+        if problem := problem_of_form(self.error):
+            self.error = f"the reply is no list of topics: {problem}; use a stronger model"
+        return [orjson.loads(text) if text else None for text in replies]
 
     def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
         """Return the labels, see `Asker.labels`."""
         options, cells = self.questions.of_labels(), [row.cells for row in rows]
-        return self._answers(self.series.run(_job_of(step), cells, options, self.model(labels)), len(rows))
+        folder = self.series.run(_job_of(step), cells, options, self.model(labels))
+        self._labelled.append((labels, folder.job_id))
+        return self._answers(folder, len(rows))
 
     def _answers(self, folder: Folder, rows: int) -> list[str]:
         with folder.reading() as store:

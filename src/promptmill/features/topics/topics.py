@@ -77,13 +77,19 @@ class Topics:
         """The topics, the most frequent first; the last is "other", for rows that fit none."""
         return [
             FoundTopic(each["label"], each["definition"], Share.of(each), [quote["text"] for quote in each["quotes"]])
-            for each in self.figures["topics"]
+            for each in words.by_share(self.figures["topics"])
         ]
 
     @property
     def choices(self) -> Mapping[str, str]:
-        """The labels with their definitions, for `choices` of `bulk`."""
+        """The labels with their definitions, for `choices` of `bulk`, in the order in which the rows were labelled."""
         return {each["label"]: each["definition"] for each in self.figures["topics"]}
+
+    @property
+    def jobs(self) -> Sequence[str]:
+        """The ids of the jobs that labelled rows with `choices`, for `from_job` of `bulk`: no label is paid twice."""
+        jobs: list[str] = self.figures["jobs"]
+        return jobs
 
     @property
     def no_label(self) -> Share | None:
@@ -131,6 +137,8 @@ def topics(
 
         found = promptmill.topics("reviews.csv", "What do guests complain about? {{text}}", model="good-1")
         promptmill.bulk("reviews.csv", "labels.csv", prompt="What is it about? {{text}}", choices=found.choices)
+
+    `from_job=found.jobs` takes the labels that the search has paid.
 
     Raises `PromptmillError` when a step stops; the same call resumes it.
     """
@@ -182,8 +190,9 @@ def topics(
             warn(worded(note, argument_name))
         covering = Covering(folders, configuration.plan, given.get("config"), watch)
         drawn = covering.of(drawn)
-        finding = Finding(drawn, prompt, most, TopicJobs(series, model, questions), notes=covering.notes)
-        figures = finding.figures() | series.spent
+        jobs = TopicJobs(series, model, questions)
+        figures = Finding(drawn, prompt, most, jobs, notes=covering.notes).figures() | series.spent
+        figures["jobs"] = jobs.labelled_with(figures["topics"])
         if target is not None:
             target.write(figures)
     except PromptmillError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
@@ -18,7 +18,7 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     chosen = f" random ones and {rows['chosen']:,} chosen to cover {rows['covered']:,}" if rows["chosen"] else ""
     found_in = f"topics from {rows['sample']:,}{chosen}, tried on {rows['held_out']:,} others"
     yield f"{counted(rows['all'], 'row')}{empty}: {found_in}"
-    yield from Table(["topic", "share", "95 %"], [_cells(each) for each in found["topics"]]).lines(width)
+    yield from Table(["topic", "share", "95 %"], [_cells(each) for each in by_share(found["topics"])]).lines(width)
     labelled = counted(found["topics"][0]["rows"], "row")
     if found["is_exact"]:
         yield f"the shares are exact: all {labelled} with text are labelled"
@@ -40,6 +40,11 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     yield from found["notes"]
     effort = f"{counted(found['requests'], 'request')} in {duration(found['seconds'])}"
     yield effort + (f", {dollars(found['cost'])}" if "cost" in found else "")
+
+
+def by_share(topics: Sequence[JsonObject]) -> list[JsonObject]:
+    """Return topics, the most frequent first; the last one, for rows that fit no other, stays the last."""
+    return [*sorted(topics[:-1], key=lambda topic: -(topic["share"] or 0)), topics[-1]]
 
 
 def _cells(topic: JsonObject) -> list[str]:

@@ -207,7 +207,7 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> 
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))
         earlier = order.earlier
         is_same = begun.shape == spec.shape and begun.targets == spec.targets and begun.plan == spec.plan
-        if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
+        if earlier.again is not None or earlier.from_jobs or not spec.is_read or not is_same:
             made = made.model_copy(update={"finished": False})  # the output lacks the new answers
     stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
     values = {"spec": spec, "order": stored, "output": made}

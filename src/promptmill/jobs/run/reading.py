@@ -26,7 +26,7 @@ async def read_input(run: Run) -> None:
         progress.notes.append(_SALVAGED)
     files = await run.in_thread(lambda: job.unread(run.work.halt))
     store = run.store
-    if files is None and job.order.earlier.from_job is not None:
+    if files is None and job.order.earlier.from_jobs:
         _note_kept(run, await run.in_thread(lambda: job.change.rebind(store, job.spec, run.work)))
     if files is not None:
         if lost := store.in_flight.most:  # paid requests whose rows may have changed since
@@ -43,6 +43,7 @@ async def read_input(run: Run) -> None:
         job.spec = job.folder.known_spec()
         await run.in_thread(lambda: _rebind_awaited(run))
         _note_kept(run, bound)
+    progress.notes += await run.in_thread(lambda: job.change.notes(job.spec))
     await _check_secrets(run)
     if job.spec.output.kind.has_tables:
         await run.do(functools.partial(steps.check_output))

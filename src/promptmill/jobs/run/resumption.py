@@ -138,10 +138,15 @@ def _has_nothing(folder: Folder) -> bool:
     return not paid and last.get("state") not in progress.ALIVE and not has_answers
 
 
-def _changed_settings(before: Target, now: Target, folder: Folder, named: AbstractSet[str]) -> list[str]:
+def changed_names(before: Target, now: Target) -> list[str]:
+    """Return the names of the settings that differ, apart from those of further models."""
     known = before.fingerprint
-    changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
-    models = known.get("models", {})
+    return [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
+
+
+def _changed_settings(before: Target, now: Target, folder: Folder, named: AbstractSet[str]) -> list[str]:
+    changed = changed_names(before, now)
+    models = before.fingerprint.get("models", {})
     others = {name for name, value in now.fingerprint.get("models", {}).items() if models.get(name, value) != value}
     if others:
         changed += [

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from promptmill.core.errors import PromptmillError
+from promptmill.core.wording import listed
 from promptmill.jobs import columns, members
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.export import join, output
@@ -20,7 +21,7 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.run.resumption import check_bound
+from promptmill.jobs.run.resumption import changed_names, check_bound
 from promptmill.jobs.store import binding
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
@@ -61,28 +62,37 @@ class Change:
             if is_trial:
                 raise _TriedError
 
-        with self._other() as other:
-            bind = functools.partial(binding.bind, check=check, other=other, since=self.since)
+        with self._others() as others:
+            bind = functools.partial(binding.bind, check=check, others=others, since=self.since)
             own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
             files.without = own
             source = input_of(files, spec.input.format)
             return ingest(store, spec, source, work, files, bind=bind, disk_share=self.disk_share)
 
     def rebind(self, store: JobDatabase, spec: JobSpec, work: Work) -> Bound:
-        """Bind the answers of another job to the rows in the database. Blocks. Raises the errors of `JobDatabase`."""
+        """Bind the answers of other jobs to the rows in the database. Blocks. Raises the errors of `JobDatabase`."""
         binding.begin(store)
         store.put(stretches_next=store.get("stretches"))
-        with self._other() as other:
-            return binding.bind(store, spec, replaced=range(0), other=other, since=self.since, halt=work.halt)
+        with self._others() as others:
+            return binding.bind(store, spec, replaced=range(0), others=others, since=self.since, halt=work.halt)
+
+    def notes(self, spec: JobSpec) -> list[str]:
+        """Return a note for each other job whose answers were made with other settings. Blocks."""
+        notes = []
+        with self._others() as others:
+            for other in others:
+                known = JobSpec.model_validate(other.get("spec"))
+                changed = changed_names(known.targets[0], spec.targets[0])
+                if changed:
+                    names = listed([name.replace("_", " ") for name in changed])
+                    notes.append(f"The answers of job {known.job_id}, which are used, were made with another {names}.")
+        return notes
 
     @contextlib.contextmanager
-    def _other(self) -> Iterator[JobDatabase | None]:
-        """Open the database of the other job whose answers are used; None if there is no such job."""
-        if self.earlier.from_job is None:
-            yield None
-            return
-        with contextlib.closing(JobDatabase(self.earlier.from_job)) as other:
-            yield other
+    def _others(self) -> Iterator[list[JobDatabase]]:
+        """Open the databases of the other jobs whose answers are used."""
+        with contextlib.ExitStack() as opened:
+            yield [opened.enter_context(contextlib.closing(JobDatabase(path))) for path in self.earlier.from_jobs]
 
 
 def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:

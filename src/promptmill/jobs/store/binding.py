@@ -17,17 +17,20 @@ one transaction: if the process is killed, the job is unchanged.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 
+from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import copied
 from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 
 _DIGEST = 16
+_ANSWERS = "code IS NULL AND asked IS NOT NULL"
 BLOCK_ROWS = 1024
 """The rows in a block of an output; a block has some hundred kilobytes."""
 _OUTCOME = ", ".join(Record._fields[1:])
@@ -115,14 +118,14 @@ def bind(
     *,
     replaced: range = ALL_ROWS,
     check: Callable[[Bound], None] = lambda _: None,
-    other: JobDatabase | None = None,
+    others: Sequence[JobDatabase] = (),
     since: int = 0,
     halt: threading.Event | None = None,
 ) -> Bound:
     """Bind the answers to `row_next`, which then replaces the rows with the numbers `replaced`. Blocks.
 
-    `check` may raise; then nothing changes. Rows without an answer get answers of the job `other`; their records name
-    the round `since`. With `spec.to_bind == "rows"`, the input is unchanged but the prompt is new, and each answer
+    `check` may raise; then nothing changes. Rows without an answer get answers of the jobs `others`; their records
+    name the round `since`. With `spec.to_bind == "rows"`, the input is unchanged but the prompt is new, and each answer
     stays with its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
@@ -139,15 +142,15 @@ def bind(
         for slot, target in enumerate(spec.targets):
             first = slot * SLOT
             places = {"first": first, "last": first + SLOT - 1, "at": 1 + target.prompt * _DIGEST, "base": base}
-            values = places | window | {"borrows": other is not None}
+            values = places | window | {"borrows": bool(others)}
             if spec.to_bind == "rows":
                 run(_RENAMED, values)
             run(_LOOSE, values)
             run(_WANTED, values)
             known = [*target.counted, *([] if slot else [PERSON])]  # in slot 0, a person's label counts too
             slots.append((_MATCHED.format(settings=", ".join(map(str, known))), values))
-        if other is not None:
-            _borrow(connection, other, spec, since)
+        if others:
+            _borrow(connection, others, spec, since)
         for statement, values in slots:
             run(statement, values)
         ((rows,),) = run("SELECT count(*) FROM row")
@@ -180,21 +183,29 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
         run("ALTER TABLE row_next RENAME TO row")
 
 
-def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: int) -> None:
-    """Add another job's answers to wanted questions to `spare`, after all others. The copies have no cost."""
+def _borrow(connection: Connection, others: Sequence[JobDatabase], spec: JobSpec, since: int) -> None:
+    """Add other jobs' answers to wanted questions to `spare`, after all others. The copies have no cost."""
     connection.execute("CREATE INDEX temp.by_question ON wanted (asked)")
-    for record in other.records(where="code IS NULL AND asked IS NOT NULL"):
+    places = itertools.count(-1, -1)
+    for record in itertools.chain.from_iterable(other.records(where=_ANSWERS) for other in others):
         is_wanted = "SELECT 1 FROM temp.wanted WHERE asked = ?"
         if (
             record.is_sound
             and record.slot < len(spec.targets)
             and connection.execute(is_wanted, (record.asked,)).fetchone()
+            and _may_answer(record, spec)
         ):
-            if record.settings == PERSON and spec.is_grid:  # in a grid, only the grid's models answer
-                continue
             made = Provenance(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)
-            connection.execute(PUT_SPARE, (-1 - record.key, *bound(own)))
+            connection.execute(PUT_SPARE, (next(places), *bound(own)))
+
+
+def _may_answer(record: Record, spec: JobSpec) -> bool:
+    """Return whether another job's answer is one of the choices. In a grid, only the grid's models answer."""
+    if record.settings == PERSON:
+        return not spec.is_grid
+    choices = spec.output.choices
+    return not choices or record.text in choices or split_marked(record.text)[1] in choices
 
 
 def _counts(connection: Connection, rows: int) -> Bound:

@@ -105,8 +105,8 @@ class Earlier(Stored):
     """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
     """Whether answers made with other settings count (later records note the change), and most answers may be lost."""
-    from_job: Path | None = None
-    """The database of another job, whose answers are used for rows with the same question."""
+    from_jobs: tuple[Path, ...] = ()
+    """The databases of other jobs, whose answers are used for rows with the same question."""
     overwrite: bool = False
     """Whether the job may replace a file at `output` that it did not make."""
 
@@ -208,7 +208,7 @@ class JobOrder(Stored):
                 max_failures=None if failures is None else str(failures),
                 **given(limit="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),
             ),
-            earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
+            earlier=Earlier(**given(again="again", keep="keep", from_jobs="from_job", overwrite="overwrite")),
             has_check=options.get("check") is not None,
             variants=variants,
             parts=parts,
