@@ -112,7 +112,7 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
     if Code.TRUNCATED in errors:
         lines.append("  --max-tokens 4096 --again truncated gives the cut rows more room, and sends only them")
     if errors.keys() & _OF_THE_FILE:
-        again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
+        again = f"the same command{' with --overwrite' if _is_in_other_sheet(found) else ''}"
         lines.append(f"  correct these rows in {name} and run {again}: it sends only them")
     if Code.EMPTY_PROMPT in errors:
         lines.append("  --skip-empty leaves empty rows out of the output")
@@ -128,11 +128,12 @@ def _of_features(found: Status, folder: Folder | None) -> list[str]:
     return [f"  {worded(words, option_of)}" for words in remedies(found.get("errors", {}))]
 
 
-def _is_in_own_workbook(found: Status) -> bool:
-    """Return whether the answers are in the input workbook, so that a correction also changes the output."""
-    source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
+def _is_in_other_sheet(found: Status) -> bool:
+    """Return whether the answers are in another sheet of the input workbook, which a correction also changes."""
+    paths = (Path(found[name] or "") for name in ("input_file", "output_file"))
+    (source, read), (output, written) = map(members.split, paths)
     known = writing(output)
-    return source == output and known is not None and known.has_sheets
+    return source == output and known is not None and known.has_sheets and written not in {"", read}
 
 
 @contextlib.contextmanager

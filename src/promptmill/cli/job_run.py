@@ -32,14 +32,14 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run.job import Hooks, Job
-from promptmill.jobs.run.resumption import OTHER_WAYS, ChangedError
+from promptmill.jobs.run.resumption import SEND_ALL, ChangedError
 from promptmill.jobs.store import progress, rounds, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options import table
 from promptmill.system import runtime
-from promptmill.system.safe_open import is_file
+from promptmill.system.safe_open import is_file, real_path
 
 # Options whose values may contain a key, unless the value is the name of a variable.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
@@ -87,7 +87,7 @@ def run(
         except ChangedError as error:
             if is_step or live is not None or arguments.json or not is_terminal():
                 raise _with_command(error, arguments) from None
-            opened = replace(opened, order=_chosen(error, opened.order))
+            opened = replace(opened, order=_chosen(error, opened))
 
 
 class StoppedError(Exception):
@@ -120,14 +120,18 @@ def is_terminal() -> bool:
 
 def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
     """Return the error with the command that sends every row again, if such a command exists."""
-    if arguments.given[:1] != ["bulk"] or arguments.json:
+    send_all, _, *others = error.remedy
+    if arguments.given[:1] != ["bulk"] or arguments.json or send_all != SEND_ALL:
         return error
     command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
-    return PromptmillError(error.code, [*error.parts, f" `{command}` asks all rows again."], OTHER_WAYS)
+    return PromptmillError(error.code, [*error.parts, f" `{command}` asks all rows again."], others)
 
 
-def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
+def _chosen(error: ChangedError, opened: OpenJob) -> JobOrder:
     """Return the order that the user chooses on the terminal. Raises `error` if the user makes no choice."""
+    order = opened.order
+    if error.remedy[0] != SEND_ALL:
+        return _chosen_column(error, opened)
     other = _free_name(order.output)
     say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
     say("  a  ask all rows again", sys.stderr, wrap=True)
@@ -141,6 +145,24 @@ def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
             return order.with_earlier(keep=True)
         case "o":
             return order.model_copy(update={"output": other})
+    raise error
+
+
+def _chosen_column(error: ChangedError, opened: OpenJob) -> JobOrder:
+    """Return the order that the user chooses for another question into a sheet. Raises as `_chosen`."""
+    order = opened.order
+    names = (f"{order.form.column}_{number}" for number in itertools.count(2))
+    orders = (order.model_copy(update={"form": order.form.model_copy(update={"column": name})}) for name in names)
+    other = next(each for each in orders if opened.folders.of(real_path(each.target)).spec is None)
+    say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
+    say(f"  c  write a new column beside it: {other.form.column}", sys.stderr, wrap=True)
+    say("  a  ask all rows again, and replace the answers", sys.stderr, wrap=True)
+    print("c or a (Enter ends the command): ", end="", file=sys.stderr, flush=True)
+    match input().strip().lower()[:1]:
+        case "c":
+            return other
+        case "a":
+            return order.with_earlier(again="all")
     raise error
 
 

@@ -15,6 +15,7 @@ from promptmill.backends.vectors import floats_of, words_of
 from promptmill.core.errors import input_error
 from promptmill.core.feature import Format
 from promptmill.core.wording import counted
+from promptmill.jobs import members
 from promptmill.jobs.databases import alike
 from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, SchemaColumns
 from promptmill.jobs.inputs.row import Style
@@ -142,8 +143,12 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
-    """Return the usual names of the job's columns by key; of two columns with one name, the first one gets it."""
-    wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *_own_of(spec))}
+    """Return the usual names of the job's columns by key; of two columns with one name, the first one gets it.
+
+    If several jobs may fill a sheet, they begin with the name of the job's answers: `Topic_error`.
+    """
+    column, begin = spec.output.form.column, f"{name}_" if (name := members.column_of(spec.output.path)) else ""
+    wanted = {name: column if name == "answer" else f"{begin}{name}" for name in (*OURS, *_own_of(spec))}
     schema = schema_columns(spec.in_output)
     if schema is None:
         return wanted
@@ -174,9 +179,12 @@ def unusual_names(
     return {key: name for key, name in names.items() if name != _usual(key)}
 
 
-def compared_in(output: Format) -> Callable[[str], str]:
-    """Return the function from a name to the form in which outputs of a format compare it with others."""
-    return alike if output.database else str
+def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str], str]:
+    """Return the function from a name to the form in which outputs of a format compare it with others.
+
+    `fills_sheet`: the columns are those of a sheet, which may be a table of Excel.
+    """
+    return alike if output.database else str.casefold if fills_sheet else str
 
 
 def possible_names(wanted: Mapping[str, str], compared: Callable[[str], str] = str) -> frozenset[str]:
@@ -198,8 +206,8 @@ def candidates(name: str) -> Iterator[str]:
 
 def notes(spec: JobSpec) -> Iterator[str]:
     """Yield sentences for the summary: columns that were renamed, that are read as settings, or that are empty."""
-    names = spec.output.names or {}
-    wanted = {key: spec.output.form.column if key == "answer" else _usual(key) for key in names}
+    wanted = wanted_names(spec)
+    names = {key: name for key, name in (spec.output.names or {}).items() if key in wanted}
     moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
     if moved:
         known = {alike(name): name for name in (*spec.input.taken, *spec.input.header)}

@@ -327,7 +327,7 @@ class _Names:
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
         self._wanted = columns.wanted_names(spec)
-        self._compared = columns.compared_in(spec.output.kind)
+        self._compared = columns.compared_in(spec.output.kind, fills_sheet=spec.fills_input)
         self._watched = columns.possible_names(self._wanted, self._compared) | row_lines.SETTINGS
         self._settings = {*spec.input.settings_read}
         self._seen: dict[str, None] = {}

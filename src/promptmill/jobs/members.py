@@ -1,12 +1,14 @@
 """Paths of tables inside files: `labels.xlsx#Sheet2` is a sheet of a workbook, `mails.db#inbox` a table of a database.
 
-Such a path is valid wherever a file's path is valid.
+Such a path is valid wherever a file's path is valid. As an output, `labels.xlsx#Sheet2[Topic]` is a column of a sheet
+that a job reads and fills. Each of several jobs that fill one sheet has such an output.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from promptmill.jobs import format_table
 from promptmill.jobs.databases import Stamp, database_of
@@ -15,6 +17,8 @@ from promptmill.jobs.inputs import xlsx
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 """The end of a shard file's name; a shard file is no table, whatever the output is."""
 _MARK = "#"
+_COLUMN = re.compile(r"\[([^][]+)\]$")  # Excel permits brackets in no name of a sheet
+_PLAIN = " !$&'()+,;=@{}~^`"  # signs of a column that a file's name may have on every system
 
 
 def split(path: Path) -> tuple[Path, str]:
@@ -31,7 +35,36 @@ def split(path: Path) -> tuple[Path, str]:
     divided = [(_MARK.join(pieces[:at]), _MARK.join(pieces[at:])) for at in range(1, len(pieces))]
     tables = [(path.with_name(name), member) for name, member in divided if member and format_table.has_tables(name)]
     existing = tables if len(tables) < 2 else [table for table in tables if table[0].exists()] or tables
-    return existing[0] if existing else (path, "")
+    file, member = existing[0] if existing else (path, "")
+    return file, _COLUMN.sub("", member) if _has_columns(file) else member
+
+
+def column_of(path: Path) -> str:
+    """Return the column of a filled sheet; `""` if the path names none.
+
+    >>> column_of(with_column(Path("labels.xlsx#Sheet2"), "Topic/Tone"))
+    'Topic/Tone'
+    """
+    found = _COLUMN.search(path.name)
+    return unquote(found[1]) if found is not None and _has_columns(split(path)[0]) else ""
+
+
+def with_column(path: Path, column: str) -> Path:
+    """Return the path of a column in the sheet at `path`.
+
+    >>> with_column(Path("labels.xlsx#Sheet2"), "Topic/Tone")
+    PosixPath('labels.xlsx#Sheet2[Topic%2FTone]')
+    >>> with_column(Path("labels.xlsx"), "Topic").name
+    'labels.xlsx#[Topic]'
+    """
+    mark = "" if split(path)[1] else _MARK
+    return path.with_name(f"{path.name}{mark}[{quote(column, _PLAIN)}]")
+
+
+def _has_columns(file: Path) -> bool:
+    """Return whether jobs may fill columns of a file: of a workbook."""
+    written = format_table.writing(file)
+    return written is not None and written.has_sheets
 
 
 def file_of(path: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from promptmill.core.wording import cut
 from promptmill.features.review.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
-from promptmill.jobs.export.workbook_file import LONGEST_CELL
+from promptmill.jobs.export.workbook_xml import LONGEST_CELL
 from promptmill.pages import page
 from promptmill.pages.page import Report
 

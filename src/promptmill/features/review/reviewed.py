@@ -34,7 +34,8 @@ from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.schema_columns import answers_of_labels
 from promptmill.jobs.export.text import OwnValues, cell
-from promptmill.jobs.export.workbook_file import clean_text, frozen, write_sheet
+from promptmill.jobs.export.workbook_file import frozen, write_sheet
+from promptmill.jobs.export.workbook_xml import clean_text
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.manage.job_rows import JobRows

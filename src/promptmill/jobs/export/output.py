@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import orjson
 
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
@@ -61,6 +61,8 @@ class Written:
     """The blocks of rows that the next output may copy; stored as `written`."""
     copied: Stamp | None = None
     """The stamp of the workbook whose other sheets were copied; None if there is none."""
+    answers: Stamp | None = None
+    """The stamp of the job's columns in the sheet that it fills; None for other outputs."""
 
 
 def write_output(
@@ -78,7 +80,8 @@ def write_output(
     if spec.input.format == "batch" or not lines or formats.compression_of(target):
         copied = members.stamp_in(members.file_of(target), "") if spec.keeps_sheets else None
         partial, warning = write([store], spec, target, rows, end)
-        return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
+        answers = stamp_of_answers(partial, spec) if spec.fills_input else None
+        return Written(partial, stamp_of(partial, target), end, warning, copied=copied, answers=answers)
     form = Form([store], spec, spec.output.kind)
     blocks = _Blocks(store, spec, form, part(lines)(form), own)
     with partial_file(spec, target) as (partial, out):
@@ -96,6 +99,29 @@ def stamp_of(partial: Path, target: Path) -> Stamp:
     if stamp is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
     return stamp
+
+
+def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
+    """Return the stamp of the job's columns in the sheet that it fills; None if the sheet cannot be read. Blocks."""
+    from promptmill.jobs.export import filled_sheet  # imported on use: few jobs fill a sheet
+
+    return filled_sheet.stamp_of_answers(file, spec)
+
+
+def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> bool:
+    """Return whether the output, with the stamp `there`, is what the job wrote. Blocks.
+
+    Of a sheet that the job fills, only its own columns count: the user and other jobs may change the others.
+    """
+    if made is None or made.is_own(there):
+        return made is not None
+    return bool(made.answers) and stamp_of_answers(members.file_of(spec.output.path), spec) in made.answers
+
+
+def changed_answers(target: Path) -> PromptmillError:
+    """Return the error for answers in a workbook that were edited after the job wrote them."""
+    anew = Named("overwrite", text="; {} writes them again, over those that are there")
+    return input_error(f"{target} has changed since the job wrote its answers into it", anew, ".")
 
 
 def check_target(

@@ -69,11 +69,11 @@ def check_size(packed: zipfile.ZipFile, file: str) -> None:
 
 def parts_of(packed: zipfile.ZipFile) -> Parts:
     """Return the parts of a workbook. Raises errors that `opened` converts."""
-    (book,) = [target for kind, target in _related(packed, "").values() if kind == "officeDocument"]
-    related = _related(packed, book)
+    (book,) = [target for kind, target in related(packed, "").values() if kind == "officeDocument"]
+    others = related(packed, book)
     tree = tree_of(packed, book)
-    sheets = [Sheet(one.attrib["name"], related[id_of(one)][1]) for one in children(tree, "sheets")]
-    first = dict(reversed(related.values()))
+    sheets = [Sheet(one.attrib["name"], others[id_of(one)][1]) for one in children(tree, "sheets")]
+    first = dict(reversed(others.values()))
     return Parts(book, sheets, first.get("styles", ""), first.get("sharedStrings", ""), tree)
 
 
@@ -123,8 +123,11 @@ def rels_of(part: str) -> str:
     return posixpath.join(folder, "_rels", f"{name}.rels")
 
 
-def _related(packed: zipfile.ZipFile, part: str) -> dict[str, tuple[str, str]]:
-    """Return the parts that `part` refers to, by relationship id: the last word of the part's type, and its path."""
+def related(packed: zipfile.ZipFile, part: str) -> dict[str, tuple[str, str]]:
+    """Return the parts that `part` refers to, by relationship id: the last word of the part's type, and its path.
+
+    Raises errors that `opened` converts.
+    """
     folder = posixpath.dirname(part)
     return {
         one.attrib["Id"]: (

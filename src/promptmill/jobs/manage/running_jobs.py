@@ -182,7 +182,7 @@ class RunningJobs:
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         sample = checked.get("first_cost")
         if order.earlier.again != "all":
-            folder = self.folders.of(order.output)
+            folder = self.folders.of(order.target)
             job_status = await asyncio.to_thread(lambda: folder.status)
             answered: int = job_status.get("done", 0) - job_status.get("failed", 0)
             wanted = checked["rows"] * (1 if order.plan.chooses else max(1, len(order.variants)))

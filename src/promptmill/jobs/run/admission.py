@@ -12,6 +12,7 @@ from promptmill.backends import registry
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
 from promptmill.jobs.databases import Stamp
+from promptmill.jobs.export.output import changed_answers, is_own
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
@@ -23,6 +24,7 @@ from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.jobs.store.plan import JobSpec
@@ -71,6 +73,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
         begun, is_finished = folder.order, folder.status.get("state") == progress.FINISHED
         if begun is not None and order.shown.command == begun.shown.command and not is_finished:
             order = order.repeated(begun)  # the same command keeps the decisions of its unfinished job
+        order = _with_same_answers(order, new, folders, folder)
         spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted))
         folder.control.changed(cancel=False, at_once=False).write(folder.path)
         job = Job(folder, spec, order, plan, lock, change)
@@ -162,11 +165,10 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
     if new.fills_input and not has_written:
         return  # the answers become new columns of the input
     file, member = members.split(output)
-    if made is None or not made.is_own(there):
+    if not is_own(begun or new, made, there):
         overwrite = Named("overwrite", text="; {} replaces it")
         if new.keeps_sheets and has_written:  # kept: the job itself has written a sheet of this workbook
-            anew = Named("overwrite", text="; {} writes them again, over those that are there")
-            raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
+            raise changed_answers(output)
         if member and not has_written and new.output.kind.has_sheets and member not in sheet_names(file):
             return  # kept: only one sheet is replaced
         part = "sheet" if new.output.kind.has_sheets else "table"
@@ -177,6 +179,23 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
         why = "was changed after the job wrote it" if has_written else "exists and is not this job's own output"
         raise input_error(f"{output} {why}; {away}", overwrite, ".")
+
+
+def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folder: Folder) -> JobOrder:
+    """Return the order; that of a new column with the answers of another column of its sheet, if this has the same
+    question and settings: nothing is paid twice. `folder`: that of the job."""
+    if not new.fills_input or folder.spec is not None or new.parts or order.earlier != Earlier():
+        return order
+    for other in folders.of_sheet(new.output.path):
+        spec = other.spec
+        if spec is not None and _identity(spec) == _identity(new):
+            return order.with_earlier(from_job=other.database)
+    return order
+
+
+def _identity(spec: JobSpec) -> tuple[object, ...]:
+    """Return the values that are equal for jobs with equal answers to equal rows."""
+    return spec.question, spec.parts, [target.fingerprint for target in spec.targets]
 
 
 def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
@@ -192,7 +211,7 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> 
     since = _last_round(folder.store, order)
     begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
     _check_output(folder, new, order, there)  # the output as it is now
-    if new.output.format and there is not None and (made is None or not made.is_own(there)):  # a foreign file
+    if new.output.format and there is not None and not is_own(begun or new, made, there):  # a foreign file
         made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
         is_new = rounds.is_empty(folder.store)  # False: it has answers, and its description was damaged

@@ -20,12 +20,17 @@ from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target
 
 SEND_ALL = Named("again", "all")
-OTHER_WAYS = (
+_WAYS = (
+    SEND_ALL,
+    " asks all rows again; ",
     Named("keep", text="{} keeps the old answers, and asks the other rows; "),
     "another output leaves this one as it is.",
 )
-"""The user's options that avoid sending every row again; see `ChangedError`."""
-_WAYS = (SEND_ALL, " asks all rows again; ", *OTHER_WAYS)
+_WAYS_IN_SHEET = (
+    Named("answer_column", "NAME", text="Add {} for a new column beside it, or "),
+    SEND_ALL,
+    ", which asks all rows again and replaces the answers.",
+)
 _AS_READ = (
     "size",
     "version",
@@ -47,7 +52,10 @@ _FEWEST = 20  # answers; losing fewer costs almost nothing, so it is no error
 
 
 class ChangedError(PromptmillError):
-    """The order would send most rows again, because the settings, the prompt or the input changed."""
+    """The order would send most rows again, because the settings, the prompt or the input changed.
+
+    The remedy begins with `SEND_ALL`, unless the answers to another question are in the sheet that the job fills.
+    """
 
 
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
@@ -158,6 +166,8 @@ def _changed_settings(before: Target, now: Target, folder: Folder, named: Abstra
 def _settings_conflict(
     begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool
 ) -> PromptmillError:
+    if _has_other_question(begun, wanted):
+        return _other_question(begun)
     pairs = [(name, getattr(begun, name), getattr(wanted, name)) for name in ("model", "backend") if name in changed]
     if "check" in changed:
         was, is_ = ("a function" if one.fingerprint.get("check") else None for one in (before, now))
@@ -178,6 +188,18 @@ def _settings_conflict(
     return ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
 
 
+def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
+    """Return whether the sheet that the job fills has the answers to another question."""
+    one, other = ((each.question, each.output.answer_schema, each.output.choices) for each in (begun, wanted))
+    return wanted.fills_input and one != other
+
+
+def _other_question(begun: JobSpec) -> ChangedError:
+    names, path = begun.output.names or {}, begun.output.path
+    has = f"{path.name} has the answers to another question in the column `{names.get('answer', 'answer')}`."
+    return ChangedError(Code.INVALID_INPUT, has, _WAYS_IN_SHEET)
+
+
 def _shown(value: Any) -> str:
     return "not set" if value is None else f"{value!r:.60}"
 
@@ -192,6 +214,8 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     fewest = _FEWEST if given == begun.input.path and not asked else 1
     if bound.answers < fewest or 2 * bound.kept >= bound.answers or 2 * bound.kept >= bound.rows:
         return
+    if _has_other_question(begun, spec):
+        raise _other_question(begun)
     kept = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
     if asked:
         conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."

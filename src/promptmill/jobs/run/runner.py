@@ -11,6 +11,7 @@ import contextlib
 import functools
 import signal
 import time
+from collections.abc import AsyncIterator
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
@@ -31,6 +32,7 @@ from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, status
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.progress import Progress
 from promptmill.jobs.store.spec import UNREAD, OutputRecord
 from promptmill.jobs.store.statistics import JobCounts
@@ -156,9 +158,9 @@ class Runner:
     async def _answer(self) -> None:
         """Read the input, run the rounds, and write the output. After a repair of the database, do it again."""
         job, live = self._run.job, self._run.hooks.live
-        is_read = False
+        is_read, repairs = False, 0
         try:
-            for _ in range(_TRIES):
+            while repairs < _TRIES:
                 try:
                     if job.has_output:  # the last run wrote the output, but did not store its final status
                         await self._count_again()
@@ -167,7 +169,12 @@ class Runner:
                         await read_input(self._run)
                         is_read = True
                     await self._rounds.run()
-                    if await self._export():
+                    async with self._workbook():
+                        is_read = not await self._is_sheet_changed()
+                        if not is_read:
+                            continue
+                        is_written = await self._export()
+                    if is_written:
                         if live is not None:
                             await self._run.in_thread(functools.partial(live.wait, self._run.work.halt))
                         return
@@ -176,6 +183,7 @@ class Runner:
                 except DamagedError:
                     await self._salvage()
                     is_read = False
+                repairs += 1
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
             if live is not None:
@@ -205,6 +213,32 @@ class Runner:
                 f"{damaged} damaged record(s) in the job's database are not trusted; their rows are sent again."
             )
         return damaged
+
+    @contextlib.asynccontextmanager
+    async def _workbook(self) -> AsyncIterator[None]:
+        """Hold the lock of the workbook of which the job writes a part: other jobs write others."""
+        spec, folder = self._run.job.spec, self._run.job.folder
+        if not spec.keeps_sheets:
+            yield
+            return
+        path = folder.lock_of(members.file_of(spec.output.path))
+        while (lock := await self._run.in_thread(lambda: Lock.take(path))) is None:
+            self._run.status.enter(states.MERGING, "waiting for another job, which writes into the workbook")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                path.unlink()
+            lock.release()
+
+    async def _is_sheet_changed(self) -> bool:
+        """Return whether the sheet that the job fills was saved since the job has read it. Then it is read again,
+        because its rows may have other places."""
+        job = self._run.job
+        if not job.spec.fills_input:
+            return False
+        job.input = await self._run.in_thread(lambda: job.changed_files(self._run.work.halt))
+        return job.input is not None
 
     async def _export(self) -> bool:
         """Write the output and rename it. Return False if a row has no intact answer.

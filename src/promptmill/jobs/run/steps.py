@@ -28,7 +28,7 @@ from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import Earlier
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.spec import OutputRecord
+from promptmill.jobs.store.spec import NO_ANSWERS, OutputRecord
 from promptmill.system.call_files import FileRule
 
 
@@ -142,12 +142,26 @@ def publish(
     replaced.
     """
     made, spec = folder.result, folder.known_spec()
-    is_own = made is not None and made.is_own(there)
-    folder.put(output=OutputRecord.of(written.stamp, limit, there if is_own else None), written=written.blocks)
-    may_replace = is_own or (overwrite and not spec.fills_input)
+    is_own = output.is_own(spec, made, there)
+    is_first = spec.fills_input and made is not None and made.limit == 0
+    may_replace = is_own or is_first or (overwrite and not spec.fills_input)
     try:
+        if spec.fills_input and not may_replace:
+            raise output.changed_answers(spec.output.path)
+        folder.put(output=_record(written, made, limit, there if is_own else None), written=written.blocks)
         output.publish(written.partial, spec.output.path, may_replace=may_replace, copied=written.copied)
     except (PromptmillError, OSError):
         written.partial.unlink(missing_ok=True)
         raise
     folder.store.change(("DELETE FROM edited", [()]))
+
+
+def _record(
+    written: output.Written, made: OutputRecord | None, limit: int | None, replaced: Stamp | None
+) -> OutputRecord:
+    """Return the record of a new output. `made`: that of the output that it replaces, which has the stamp `replaced`
+    if the job wrote it."""
+    if written.answers is None:
+        return OutputRecord.of(written.stamp, limit, replaced)
+    earlier = NO_ANSWERS if made is None or not made.answers else made.answers[0]
+    return OutputRecord.of(written.stamp, limit, replaced, (written.answers, earlier))

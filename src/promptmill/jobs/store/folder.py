@@ -310,6 +310,11 @@ class Folder:
 
     # ---- the run
 
+    def lock_of(self, workbook: Path) -> Path:
+        """Return the path of the lock for writing a part of a workbook."""
+        beside = self.path.parent if self.output_beside is not None else self.path.parent.parent
+        return beside / f"{new_id(workbook)}.lock"
+
     @property
     def alive(self) -> bool:
         """Whether a process runs this job now."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import listed
-from promptmill.jobs import disk
+from promptmill.jobs import disk, members
 from promptmill.jobs.store.folder import HIDDEN, ID, SUFFIX, Folder, new_id
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder
@@ -26,9 +26,9 @@ def no_job(job_id: str) -> PromptmillError:
 
 
 def _parts(text: str) -> list[str]:
-    """Return the sheets or tables of a file that are outputs of jobs: `book.xlsx#Topics`."""
+    """Return the outputs of jobs in a file or sheet: `book.xlsx#Topics`, `book.xlsx#Reviews[Tone]`."""
     file = home_expanded(text)
-    folders = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}#*{SUFFIX}") if "\0" not in text else ()
+    folders = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}[[#]*{SUFFIX}") if "\0" not in text else ()
     return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in folders)
 
 
@@ -61,6 +61,14 @@ class JobFolders:
         if self.beside_outputs:
             return Folder(target.parent / HIDDEN / (target.name + SUFFIX))
         return Folder(self.root / new_id(target))
+
+    def of_sheet(self, target: Path) -> Iterator[Folder]:
+        """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Of jobs that
+        are not next to their outputs, only the one with the usual column."""
+        file, sheet = members.split(target)
+        plain = file.with_name(f"{file.name}#{sheet}") if sheet else file
+        columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
+        yield from (self.of(each) for each in (plain, *columns) if each != target)
 
     def owner(self, path: Path) -> Folder | None:
         """Return the folder of the job that keeps its rows itself and reports `path` as input or output; else None."""

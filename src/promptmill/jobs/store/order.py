@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from promptmill.core.errors import Named, input_error, redact
+from promptmill.jobs import format_table, members
 from promptmill.jobs.members import PART
 from promptmill.jobs.store.order_part import AnyParts, Create, parts_of
 from promptmill.jobs.store.plan import Plan, plan_in
@@ -18,6 +19,7 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
 from promptmill.options.table import Again, with_implied
+from promptmill.system.safe_open import real_path
 
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 _FIRST_ROWS = 20  # rows from which a share of failures is checked; of fewer rows, a share says little
@@ -243,9 +245,22 @@ class JobOrder(Stored):
 
     @property
     def target(self) -> Path:
-        """The file that the job writes: `output`, or the shard file."""
-        shard = self.parsed_shard
-        return self.output if shard is None or PART.search(self.output.name) else shard.of(self.output)
+        """The output of the job: `output`, its shard file, or a column of the sheet that has the rows."""
+        shard, column = self.parsed_shard, self.form.column
+        if shard is not None and not PART.search(self.output.name):
+            return shard.of(self.output)
+        if column != AnswerForm().column and self.fills_input and not members.column_of(self.output):
+            return members.with_column(self.output, column)
+        return self.output
+
+    @property
+    def fills_input(self) -> bool:
+        """Whether the answers become columns of the sheet that has the rows."""
+        (file, sheet), (source, member) = map(members.split, (self.output, self.inputs[0]))
+        written = format_table.writing(file)
+        is_workbook = written is not None and written.has_sheets
+        is_same = is_workbook and not self.inputs[1:] and real_path(source) == real_path(file)
+        return is_same and sheet in {"", member}
 
     @property
     def whole_output(self) -> Path:

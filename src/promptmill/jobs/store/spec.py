@@ -23,6 +23,8 @@ from promptmill.jobs.store.stored import AnswerForm, Stored
 LAST_TIME = 10**11  # max time in seconds: the year 5138
 UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
+NO_ANSWERS: Stamp = (0, 0)
+"""The stamp of the job's columns in a sheet that has none of its answers."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
@@ -130,12 +132,16 @@ class OutputRecord(Stored):
     """False if the job has newer answers, or another output to write."""
     replaces: Stamp | None = None
     """The stamp of the job's previous output, which is still in place if the job was killed before replacing it."""
+    answers: tuple[Stamp, ...] = ()
+    """The stamps of the job's columns in the sheet that it fills: the last one, and the one that it replaces."""
 
     @classmethod
-    def of(cls, made: Stamp, limit: int | None, own: Stamp | None = None) -> OutputRecord:
+    def of(
+        cls, made: Stamp, limit: int | None, own: Stamp | None = None, answers: tuple[Stamp, ...] = ()
+    ) -> OutputRecord:
         """Return the record of an output with the stamp `made`. `own`: the stamp of the job's output that is
         replaced."""
-        return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=own)
+        return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=own, answers=answers)
 
     def holds(self, limit: int | None) -> bool:
         """Return whether the file has the first `limit` rows (None: all rows)."""

@@ -1,0 +1,175 @@
+"""The XML of workbooks: values as Excel can hold them, cells, and edits of a part as text."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import math
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any, TypeAlias
+from xml.sax.saxutils import escape
+
+from promptmill.core.values import SheetDate
+from promptmill.jobs.export.text import cell
+from promptmill.jobs.inputs import xlsx
+
+LONGEST_CELL = 32_767
+"""The most characters of a cell: Excel's limit."""
+MEASURED = 200
+"""The first rows, whose cells give the widths of the columns; they are in memory together."""
+_WIDTHS = 8, 60  # characters: a number with its name, and a line that an eye can follow
+_EXACT = 1 << 53  # the largest exact whole number: Excel stores each number as a float of 64 bits
+_DIGITS = 15  # max digits of a decimal that Excel stores exactly
+_NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # needs an escape, because Excel reads _x0041_ as an A
+FIRST_DAY, FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
+_EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
+_DAY = dt.timedelta(days=1)
+Changed: TypeAlias = dict[str, Iterable[bytes] | None]
+"""The content of each part that changes, in blocks; None for a part that is removed."""
+
+
+def sheet_value(value: Any) -> Any:
+    """Return a value as a cell can hold it: None, a boolean, a number, a date or a text.
+
+    Lists and objects become JSON; a number that Excel would round becomes a text; a date from a workbook stays a date.
+    """
+    match value:
+        case None | bool():
+            return value
+        case SheetDate():
+            with suppress(ValueError):
+                kind = dt.time if value[2] == ":" else dt.datetime if value[10:] else dt.date
+                return kind.fromisoformat(value)
+        case int() if abs(value) <= _EXACT:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case Decimal() if len(value.as_tuple().digits) <= _DIGITS:
+            return value
+        case dt.datetime() | dt.time() if value.tzinfo is not None:  # a date in a cell has no time zone
+            return str(value)
+        case dt.date() | dt.time():
+            return value
+    return clean_text(cell(value))
+
+
+def clean_text(text: str) -> str:
+    """Return a text with a replacement character for each character that XML, and therefore a workbook, cannot hold.
+
+    >>> clean_text("a\\x00b\\ufffe")
+    'a�b�'
+    """
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def cut_text(text: str, end: str = "") -> str:
+    """Return a text of at most Excel's length; a shortened text ends with `end`."""
+    most = LONGEST_CELL - len(end)
+    return text.encode("utf-16-le")[: 2 * most].decode("utf-16-le", "ignore") + end
+
+
+def shortened(value: Any) -> Any:
+    """Return a value of `sheet_value`; a text is cut to Excel's length."""
+    return cut_text(value) if isinstance(value, str) and length_of(value) > LONGEST_CELL else value
+
+
+def length_of(text: str) -> int:
+    """Return the length of a text as Excel counts it: a character beyond U+FFFF counts as two."""
+    return len(text) if len(text) <= LONGEST_CELL // 2 or text.isascii() else len(text.encode("utf-16-le")) // 2
+
+
+class Cells:
+    """Writes cells as XML."""
+
+    def __init__(self, prefix: str = "", dates: Sequence[int] = (), first_day: dt.datetime = FIRST_DAY) -> None:
+        """`prefix`: the prefix of element names. `dates`: the style numbers of `_DATE_FORMATS`; without them, dates
+        become texts."""
+        self._prefix, self._dates, self._first_day = prefix, dates, first_day
+
+    def row(self, number: int, values: Sequence[Any]) -> str:
+        """Return a row. `number`: from 1."""
+        cells = "".join(
+            self.cell(number, column, value) for column, value in enumerate(values) if value not in (None, "")
+        )
+        return f'<{self._prefix}row r="{number}">{cells}</{self._prefix}row>'
+
+    def cell(self, row: int, column: int, value: Any, style: str = "") -> str:
+        """Return a cell. `row`: from 1. `style`: the number of the cell's format."""
+        p, kind = self._prefix, ""
+        if isinstance(value, dt.date | dt.time):
+            style, value = self._date(value)
+        match value:
+            case None | "":
+                inner = ""
+            case bool():
+                kind, inner = ' t="b"', f"<{p}v>{int(value)}</{p}v>"
+            case str():
+                kind, inner = ' t="inlineStr"', f'<{p}is><{p}t xml:space="preserve">{escaped(value)}</{p}t></{p}is>'
+            case Decimal():
+                inner = f"<{p}v>{value:f}</{p}v>"
+            case _:
+                inner = f"<{p}v>{value!r}</{p}v>"
+        of_style = f' s="{style}"' if style else ""
+        return f'<{p}c r="{xlsx.letters_of(column)}{row}"{of_style}{kind}>{inner}</{p}c>'
+
+    def _date(self, value: dt.date | dt.time) -> tuple[str, Any]:
+        """Return a date as its style and Excel's number of days; as a text if Excel has no number for the date."""
+        first = self._first_day
+        match value:
+            case dt.time():
+                form, time, least = 2, dt.datetime.combine(first, value), first
+            case dt.datetime():
+                form, time, least = 1, value, max(first, _EXACT_DAY)
+            case _:
+                form, time, least = 0, dt.datetime.combine(value, dt.time()), max(first, _EXACT_DAY)
+        if not self._dates or time < least:
+            return "", str(value)
+        days = (time - first) / _DAY
+        return str(self._dates[form]), int(days) if days.is_integer() else days
+
+
+def escaped(text: str) -> str:
+    """Return a text as the content of an element of a workbook."""
+    return escape(literal(text), {"\r": "&#13;"})
+
+
+def literal(text: str) -> str:
+    """Return a text in which Excel reads no escape.
+
+    >>> literal("_x0041_")
+    '_x005F_x0041_'
+    """
+    return _ESCAPED.sub("_x005F_", text)
+
+
+def widths_of(rows: Sequence[Sequence[Any]]) -> list[int]:
+    """Return the width of each column, in characters: that of the longest line of a cell, within bounds.
+
+    >>> widths_of([["id", "mail"], [1, "My parcel has not arrived."]])
+    [8, 28]
+    """
+    least, most = _WIDTHS
+    return [
+        max(least, min(most, 2 + max(len(line) for cell in cells for line in str(cell or "").split("\n"))))
+        for cells in itertools.zip_longest(*rows)
+    ]
+
+
+def with_last(data: bytes, parent: str, child: str) -> bytes:
+    """Return XML in which the element `parent` has `child` as its new last child. Raises `ValueError`."""
+    closing = re.search(rb"</((?:[\w.-]+:)?)%b\s*>" % parent.encode(), data)
+    if closing is None:
+        raise ValueError
+    return b"%b<%b%b%b" % (data[: closing.start()], closing[1], child.encode(), data[closing.start() :])
+
+
+def recalculated(data: bytes) -> bytes:
+    """Return the XML of a workbook that recalculates when Excel opens it, because formulas may use the answers."""
+    opening = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
+    if opening is None or b"fullCalcOnLoad" in opening[0]:
+        return data
+    return b'%b fullCalcOnLoad="1"%b' % (data[: opening.end()], data[opening.end() :])
