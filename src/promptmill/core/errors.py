@@ -98,7 +98,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out."),
     Code.INVALID_CONFIG: _Trait(False, "Correct the named key."),
     Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF or ICO."),
-    Code.UNSUPPORTED: _Trait(False, "Leave it out, or choose another model or backend."),
+    Code.UNSUPPORTED: _Trait(False, "Leave it out, or choose another model."),
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
     Code.BUDGET: _Trait(True, ("Raise ", Named("max_cost"), " and send these items again, or resume the job.")),

@@ -179,9 +179,7 @@ def _gold(
     rows = [*found.seen, *found.held_out]
     cells = [orjson.dumps(row.cells, default=str) for row in rows]
     if sum(map(len, cells)) > MOST_SHARED:
-        raise input_error(
-            f"The rows with right labels have more than {MOST_SHARED >> 20} MiB ({path.name}); label fewer rows."
-        )
+        raise input_error(f"The labelled rows of {path.name} have more than {MOST_SHARED >> 20} MiB; label fewer.")
     plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
     seen = len(found.seen)
     return Gold(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)

@@ -178,11 +178,9 @@ def _settings_conflict(
     changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
     if "sampling" in changed and before.sampling is not None and before.sampling == now.sampling:
         changes = ", ".join(filter(None, (changes, "choices, a schema or another list differs")))
-    others = ", ".join(
-        "other settings" if name == "sampling" else f"another {name.replace('_', ' ')}" for name in changed
-    )
+    others = ["other settings" if name == "sampling" else f"another {name}".replace("_", " ") for name in changed]
     ran = "last ran" if before.changed else "was begun"
-    conflict = f"Job {begun.job_id} {ran} with {others}{f' ({changes})' if changes else ''}."
+    conflict = f"Job {begun.job_id} {ran} with {', '.join(others)}{f' ({changes})' if changes else ''}."
     if fixed:
         return input_error(f"{conflict} Use the options or the configuration file of its first run.")
     return ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
