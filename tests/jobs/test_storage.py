@@ -199,7 +199,7 @@ def test_any_flipped_byte_is_found_out_or_harmless(bench):
             bench.output.unlink(missing_ok=True)
         else:
             said = result.stderr + result.stdout  # a setting that is not what it was is refused by its name
-            assert "damaged" in said or "was begun with another" in said, (place, result.stderr, result.stdout)
+            assert "damaged" in said or "was begun with " in said, (place, result.stderr, result.stdout)
         for name in ("job.db", "job.db-wal", "job.db-shm"):
             (bench.folder.path / name).unlink(missing_ok=True)
 
