@@ -45,6 +45,7 @@ from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
+from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.table import groups
 
@@ -67,8 +68,10 @@ def add_options(bulk: Parser) -> None:
         if any(option.flag is not None for option in group.options):
             add_table(bulk.add_argument_group(group.heading), group.options, several=True)
     bulk.replaces_first = "--sql"
-    options_ = [option for group in groups() for option in group.options]
-    bulk.shorten([str(each.name_on("flag")) for each in options_ if each.flag is not None and each.flag.is_common])
+    known = table.options()
+    common = [each for each in known.values() if each.flag is not None and each.flag.is_common]
+    of_features = [group.heading for group in groups()[len(table.GROUPS) :]]
+    bulk.shorten({str(each.name_on("flag")): each.brief_on_flag(known) for each in common}, of_features)
     bulk.show_examples(
         "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' --choices yes,no",
         "promptmill bulk in.csv out.csv --prompt '{{text}}' --schema name,amount:number",

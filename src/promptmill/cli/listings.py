@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -16,7 +18,7 @@ from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import config_error
-from promptmill.core.feature import WITHOUT, features
+from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -25,23 +27,69 @@ from promptmill.system import runtime
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # widths in the list of providers when stdout is no terminal
 _SHORTEST_URL = 10
 _MODEL_WIDTH = 24
+_WAYS = MappingProxyType(
+    {
+        "commands": "{}",
+        "options": "{}",
+        "backends": "--backend {}",
+        "files": "files {}",
+        "apis": "serve --http: {}",
+        "tools": "over MCP {}",
+        "python": "in Python {}",
+        "variables": "variables {}",
+    }
+)
+"""What a user may type for a feature, by kind."""
 
 
 def add_features_options(parser: Parser) -> None:
     """Add the options of `promptmill features`."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(unconfigured=_show_features)
 
 
-def _show_features(_arguments: argparse.Namespace) -> int:
-    """Print each feature with the sockets it uses, and how to hide a feature. Return 0."""
+def _show_features(arguments: argparse.Namespace) -> int:
+    """Print each feature with what a user may type, and how to hide a feature. Return 0."""
     from promptmill.answering.chain import steps_of_features  # imported on use: it takes a tenth of a second
 
     steps_of_features()
-    found = features()
+    found, without = features(), hidden()
+    if arguments.json:
+        shown = [(name, each, name in without) for name, each in {**found, **without}.items()]
+        facts = [{"name": name, "words": each.words, "hidden": gone, **uses_of(each)} for name, each, gone in shown]
+        say(orjson.dumps(facts).decode())
+        return 0
+    width = max(map(len, found), default=0)
     for name, feature in found.items():
-        say(f"{name:{_NAME_WIDTH}} {feature.words} ({', '.join(feature.sockets) or 'an entry of its own'})", wrap=True)
-    say(f"{counted(len(found), 'feature')}. {WITHOUT}=NAME,… hides some of them, {WITHOUT}=all every one.", wrap=True)
+        say(f"{name:{width}}  {feature.words}", wrap=True)
+        uses = [_WAYS[kind].format(", ".join(names)) for kind, names in uses_of(feature).items()]
+        if uses:
+            say(f"{'':{width}}  {'; '.join(uses)}", wrap=True)
+    hides = f"{WITHOUT}=NAME,… hides some of them, {WITHOUT}=all every one."
+    say(f"{counted(len(found), 'feature')}. {hides}", wrap=True)
+    if without:
+        say(f"Hidden here: {', '.join(without)}.", wrap=True)
     return 0
+
+
+def uses_of(feature: Feature) -> dict[str, list[str]]:
+    """Return what a user may type for a feature, by kind (the keys of `_WAYS`)."""
+    options = [option.name_on("flag") for option in (part(feature.options) if feature.options else ())]
+    functions = [f"promptmill.{name}" for name in feature.names if name.islower() or name.startswith("api.")]
+    uses = {
+        "commands": [
+            *(f"promptmill {each.name}" for each in feature.commands),
+            *(f"promptmill jobs JOB --{each.names[0]}" for each in feature.job_actions),
+        ],
+        "options": [*filter(None, options), *(["--sql"] if feature.query else [])],
+        "backends": [*feature.backends],
+        "files": [name for each in feature.formats for name in (*each.names, *each.only_read)],
+        "apis": [each.words for each in feature.faces],
+        "tools": re.findall(r"`(\w+)`", feature.instructions),
+        "python": functions,
+        "variables": [] if feature.observation is None else [f"{feature.observation.variables}…"],
+    }
+    return {kind: each for kind, each in uses.items() if each}
 
 
 def add_models_options(parser: Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import re
 import sys
@@ -30,16 +31,20 @@ class Parser(argparse.ArgumentParser):
         self._given: Sequence[str] = ()
         self.replaces_first = ""
         """The option that replaces the first of two positional arguments, which then is `[]`."""
-        self._common: set[str] = set()
+        self._common: Mapping[str, str] = {}
+        self._joined: Collection[str] = ()
         self.set_defaults(parser=self)  # the parser of a command, which replaces that of the whole command line
 
     def show_examples(self, *lines: str) -> None:
         """Show these lines at the end of the help."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
 
-    def shorten(self, common: Collection[str]) -> None:
-        """Let `--help` show only the options `common`, and `--help all` every option."""
-        self._common, self.usage = {*common}, "%(prog)s [OPTIONS] INPUT … OUTPUT"
+    def shorten(self, common: Mapping[str, str], joined: Collection[str]) -> None:
+        """Let `--help` show only the options `common`, each with its line, and `--help all` every option.
+
+        `joined`: the titles of groups whose options are shown in one, `features`.
+        """
+        self._common, self._joined, self.usage = common, joined, "%(prog)s [OPTIONS] INPUT … OUTPUT"
 
     def print_help(self, file: Any = None) -> None:
         """Print the help. A long help is printed completely only with `--help all`."""
@@ -50,19 +55,27 @@ class Parser(argparse.ArgumentParser):
     def _short_help(self) -> str:
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, [], [])
+        sections: dict[str | None, list[argparse.Action]] = {}
         for group in self._action_groups:
-            actions = [
-                each
-                for each in group._group_actions
-                if not each.option_strings or not self._common.isdisjoint(each.option_strings)
-            ]
-            formatter.start_section(group.title)
+            title = "features" if group.title in self._joined else group.title
+            sections.setdefault(title, []).extend(filter(None, map(self._brief, group._group_actions)))
+        for title, actions in sections.items():
+            formatter.start_section(title)
             formatter.add_arguments(actions)
             formatter.end_section()
         formatter.add_text(self.epilog)
         count = sum(bool(each.option_strings) for each in self._actions)
         formatter.add_text(f"`{self.prog} --help all` shows all {count} options.")
         return formatter.format_help()
+
+    def _brief(self, action: argparse.Action) -> argparse.Action | None:
+        """Return an argument as the short help shows it; None if it leaves the argument out."""
+        if not action.option_strings:
+            return action
+        name = next((each for each in action.option_strings if each in self._common), "")
+        brief = copy.copy(action)
+        brief.help = self._common.get(name, "").replace("%", "%%")
+        return brief if name else None
 
     def _lacks_first(self) -> bool:
         """Return whether the option is given instead of the first positional argument."""

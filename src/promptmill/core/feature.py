@@ -14,7 +14,7 @@ import os
 import pkgutil
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -294,11 +294,6 @@ class Feature:
     variants: str = ""
     """`"module:function"`: prints the answers of a job with several to each row, after a command has run it. It takes
     the path of the output and the name of the column with the variant."""
-
-    @property
-    def sockets(self) -> list[str]:
-        """The names of the sockets that the feature uses."""
-        return [each.name for each in fields(self)[3:] if getattr(self, each.name)]
 
 
 def part(name: str) -> Any:

@@ -39,6 +39,8 @@ class Flag:
     """Flags with the same text in this field exclude each other."""
     is_common: bool = False
     """Whether the short help shows the flag."""
+    brief: str = ""
+    """The line of the short help, if `words` take several lines there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,11 @@ class Option:
                 return f"{within}{self.argument.name or self.name}"
             case "keyword":
                 return None if self.keyword is None else self.keyword.name or self.name
+
+    def brief_on_flag(self, names: Mapping[str, Option]) -> str:
+        """Return the description in the short help, with other options named as flags."""
+        brief = "" if self.flag is None else self.flag.brief
+        return spelled(brief, "flag", names) if brief else self.words_on("flag", names)
 
     def words_on(self, face: Face, names: Mapping[str, Option]) -> str:
         """Return the option's description on a face, with other options named as on this face."""

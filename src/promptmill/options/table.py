@@ -66,6 +66,7 @@ PROMPTS = (
             action="several",
             one_of="prompt",
             is_common=True,
+            brief="the prompt for each row, such as 'Classify: {{text}}'",
         ),
         argument=Argument(
             words="the prompt for each row: {{column}} is its cell, {{content}} a file's text; several by name, "
@@ -197,6 +198,7 @@ ANSWERS = (
             read="promptmill.jobs.inputs.short_forms:labels_of",
             one_of="form",
             is_common=True,
+            brief="allow only these answers; or a file: labels.csv",
         ),
         argument=Argument(words="allow only these answers; an object also defines them", is_common=True),
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
@@ -213,6 +215,7 @@ ANSWERS = (
             read="promptmill.jobs.inputs.short_forms:named_schema",
             one_of="form",
             is_common=True,
+            brief="fields of every answer: name,amount:number; or a file",
         ),
         argument=Argument(words="JSON Schema of every answer", is_common=True),
         keyword=Keyword(type="AnswerType | str | Path | None"),
@@ -331,6 +334,7 @@ MODEL = (
             words="a name that `promptmill models` lists, or the backend's own name for a model",
             action="several",
             is_common=True,
+            brief="a name in `promptmill models`, or the backend's own",
         ),
         argument=Argument(
             words="a name from promptmill://models, or any model of the endpoint; a list: each answers each row",
@@ -490,6 +494,7 @@ RUN = (
             words="check the rows, show three finished prompts and the price; send nothing",
             stored="validate",
             is_common=True,
+            brief="show three prompts and the price; send nothing",
         ),
         argument=Argument(words="only check the rows, show prompts and the price", is_common=True),
         keyword=None,

@@ -6,7 +6,13 @@ from promptmill.core.errors import Named
 from promptmill.options.option import Flag, Option
 
 OPTIONS = (
-    Option("batch", bool, "by the provider's Batch API: cheaper, within a day; the rest is sent live", False),
+    Option(
+        "batch",
+        bool,
+        "by the provider's Batch API: cheaper, within a day; the rest is sent live",
+        False,
+        flag=Flag(is_common=True, brief="by the provider's Batch API: cheaper, within a day"),
+    ),
     Option(
         "by",
         str,

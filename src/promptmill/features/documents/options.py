@@ -37,7 +37,12 @@ OPTIONS = (
         int | Literal["auto"],
         "read longer rows in pieces, each a request of so many tokens, prompt included, the answer's {max_tokens} not; "
         "`auto`: of the most that the model takes; see docs/documents.md",
-        flag=Flag(metavar="TOKENS", read="promptmill.features.documents.options:size"),
+        flag=Flag(
+            metavar="TOKENS",
+            read="promptmill.features.documents.options:size",
+            is_common=True,
+            brief="read longer rows in pieces of so many tokens, or auto",
+        ),
         argument=Argument(words="read longer rows in pieces of so many tokens, or `auto`, and merge their answers"),
         keyword=Keyword(type='int | Literal["auto"] | None'),
         excludes=[Excluded("dedupe"), Excluded("votes"), Excluded("sure")],

@@ -26,7 +26,7 @@ OPTIONS = (
         "embed",
         str | bool,
         "a vector of this text for each row, such as '{{title}} {{text}}', in place of an answer",
-        flag=Flag(metavar="TEXT"),
+        flag=Flag(metavar="TEXT", is_common=True, brief="a vector of this text for each row, such as '{{text}}'"),
         argument=Argument(words="a vector of this text for each row, in place of an answer: {{column}} is its cell"),
         keyword=Keyword(type="str | bool | None"),
         keys=["sampling_params.embed"],

@@ -86,6 +86,8 @@ OPTIONS = (
         flag=Flag(
             metavar="MODEL",
             words="a strong model; {model} answers the rows where it very likely agrees with MODEL, MODEL the others",
+            is_common=True,
+            brief="a strong model, only for rows where {model} is unsure",
         ),
         argument=Argument(
             form='{"model": STRONG, "agree": 0.95}',

@@ -11,7 +11,7 @@ OPTIONS = (
         "report",
         Path,
         "write a report, one HTML file, at the end",
-        flag=Flag(metavar="FILE"),
+        flag=Flag(metavar="FILE", is_common=True),
         argument=None,
         keyword=None,
         check="promptmill.pages.page:check",

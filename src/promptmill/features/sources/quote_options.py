@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from promptmill.core.errors import Named
-from promptmill.options.option import Argument, Excluded, Option
+from promptmill.options.option import Argument, Excluded, Flag, Option
 
 OPTIONS = (
     Option(
         "quote",
         bool,
         "ask for the words of the row that say each value, and look them up: a column `sources`",
+        flag=Flag(is_common=True, brief="the words of the row that say each value, looked up"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.quote"],
         needs=[Named("schema"), Named("fields"), Named("choices")],

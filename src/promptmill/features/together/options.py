@@ -9,7 +9,7 @@ OPTIONS = (
         "together",
         int,
         "send up to this many rows in one request, the instructions once; `agree` measures what it costs",
-        flag=Flag(metavar="N"),
+        flag=Flag(metavar="N", is_common=True, brief="up to N rows in one request, the instructions once"),
         argument=Argument(within="sampling_params"),
         keys=["sampling_params.together"],
         excludes=[

@@ -1,0 +1,58 @@
+"""`promptmill features`: what each feature lets one type."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from promptmill.cli import main as cli
+from promptmill.cli.listings import uses_of
+from promptmill.core.feature import WITHOUT, Command, Face, Feature, Format, Observation
+
+
+@pytest.mark.features("duckdb", "batches")
+def test_each_feature_is_listed_with_what_one_types_and_hidden_ones_are_named(capsys, monkeypatch):
+    assert cli.main(["features"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("batches "))
+    assert lines[at + 1].split() == ["--batch,", "--by,", "--poll,", "--keep-files"]
+    assert not any("sockets" in line or "order_parts" in line for line in lines)
+    monkeypatch.setenv(WITHOUT, "duckdb")
+    assert cli.main(["features"]) == 0
+    assert capsys.readouterr().out.endswith("Hidden here: duckdb.\n")
+    assert cli.main(["features", "--json"]) == 0
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["duckdb"] == {
+        "name": "duckdb",
+        "words": "databases of DuckDB, and its queries over files and URLs as rows",
+        "hidden": True,
+        "options": ["--sql"],
+        "files": [".duckdb"],
+    }
+    assert found["batches"]["hidden"] is False
+
+
+def test_the_uses_of_a_feature_are_those_of_all_its_parts():
+    feature = Feature(
+        words="lakes",
+        commands=[Command("fish", "fish in a lake", "lakes:fish")],
+        tools="lakes:add",
+        instructions="`fish` fishes, and `swim` swims.",
+        faces=[Face("lake", "The lake at /lake", "lakes:App")],
+        formats=[Format(names=(".lake", "lake://"), only_read=(".pond",))],
+        names={"fish": "lakes:fish", "Fish": "lakes:Fish", "api.Boat": "lakes:Boat"},
+        backends={"frog": "lakes:BACKEND"},
+        observation=Observation("LAKE_", "lakes"),
+        query="lakes:query",
+    )
+    assert uses_of(feature) == {
+        "commands": ["promptmill fish"],
+        "options": ["--sql"],
+        "backends": ["frog"],
+        "files": [".lake", "lake://", ".pond"],
+        "apis": ["The lake at /lake"],
+        "tools": ["fish", "swim"],
+        "python": ["promptmill.fish", "promptmill.api.Boat"],
+        "variables": ["LAKE_…"],
+    }
