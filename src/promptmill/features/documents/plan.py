@@ -11,7 +11,7 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from promptmill.config.resolved_config import ResolvedConfig
@@ -73,8 +73,12 @@ class Split(Plan):
             ", or name another output.",
         )
 
-    def sent(self, request: Request, prompt: str) -> Iterator[Request]:
-        """Yield the request of a short row, or a request for each piece of a long row."""
+    def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterator[Request]]:
+        """Return the function from a row to its request, or to a request for each piece of a long row."""
+        del config
+        return self._sent
+
+    def _sent(self, request: Request, prompt: str) -> Iterator[Request]:
         *before, last = messages = request.conversation.messages or (Message("user", None),)
         system, size = text_before(messages), self.how.size
         if size is None or not isinstance(last.content, str) or fits(system + last.content, size):

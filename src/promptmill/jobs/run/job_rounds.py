@@ -109,6 +109,7 @@ class JobRounds:
 
     def recorded(self, keys: Sequence[int]) -> None:
         """Record that the outcomes of rows are in the database. Called in the event loop."""
+        self.work.recorded(keys)
         if self._duplicates is not None:
             self._duplicates.recorded(keys)
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -278,6 +278,7 @@ def _check_rows(
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     by_batch = tier_of_way(order.way) == BATCH
     as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
+    parts_of, *parts_of_others = (spec.plan.sending(one) for one in (plan, *(most.plan for most in sums)))
     size_of_own = _size_for(plan)
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
@@ -289,7 +290,7 @@ def _check_rows(
         try:
             where = _place(spec, row.n)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
-            parts = _parts(spec, made)
+            parts = _parts(spec, made, parts_of)
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
             own = [as_sent(part) for part in parts]
             wanted_answers += sum(answers)
@@ -300,15 +301,16 @@ def _check_rows(
                 times * (size if one.alone is None else -(-_bytes(one.alone.conversation) // _BYTES_PER_TOKEN))
                 for times, size, one in zip(answers, sizes, own, strict=True)
             )
+            if len(shown) < _PROMPTS_SHOWN:
+                shown += _finished(parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)], longest)
             for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
-                if len(shown) < _PROMPTS_SHOWN:
-                    shown.append("\n\n".join(cut_inside(text, longest) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
-            for most, makers, as_theirs in zip(sums, others, of_others, strict=True):
+            for most, makers, as_theirs, its_parts in zip(sums, others, of_others, parts_of_others, strict=True):
                 its, its_sizes = own, sizes
                 if most.plan is not plan:
-                    theirs = _parts(spec, [one.request(row.n, row.line, row.cells or b"") for one in makers])
+                    theirs = [one.request(row.n, row.line, row.cells or b"") for one in makers]
+                    theirs = _parts(spec, theirs, its_parts)
                     its = [as_theirs(part) for part in theirs]
                     its_sizes = list(map(most.size_of, its, theirs))
                 for each, size in zip(its, its_sizes, strict=True):
@@ -355,6 +357,7 @@ def _expect_cache(
         sums.plan, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
     )
     last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.plan)
+    parts_of = spec.plan.sending(sums.plan)
     for requests, prompt in zip(requests_of(spec, reader), spec.question.templates or ("",), strict=True):
 
         def look(row: Row, requests: RowRequests = requests) -> list[Shared]:
@@ -369,7 +372,7 @@ def _expect_cache(
             if beginning is None:
                 continue
             request = requests.request(row.n, row.line, row.cells or b"").changed(shared=beginning)
-            for part in spec.plan.sent(request, prompt):
+            for part in parts_of(request, prompt):
                 sent = sent_for(part)
                 is_whole = sent.part == 1 and part.conversation is request.conversation
                 if shared := beginning if is_whole else request.shared_system:
@@ -380,14 +383,22 @@ def _expect_cache(
         sums.expect_beginnings(requested)
 
 
+def _finished(requests: Sequence[Request], longest: int) -> list[str]:
+    """Return the prompts of requests, each text of at most `longest` characters."""
+    return ["\n\n".join(cut_inside(text, longest) for text in one.conversation.texts) for one in requests]
+
+
 def _size(row: Row) -> int:
     return len(row.cells or b"") + len(row.line or b"")
 
 
-def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
-    """Return the requests that the plan sends for a row. `requests`: the row's own, one for each prompt."""
+def _parts(
+    spec: JobSpec, requests: Sequence[Request], parts_of: Callable[[Request, str], Iterable[Request]]
+) -> list[Request]:
+    """Return the requests that the plan sends for a row. `requests`: the row's own, one for each prompt. `parts_of`:
+    see `Plan.sending`."""
     prompts = spec.question.templates or ("",)
-    return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
+    return [part for one, prompt in zip(requests, prompts, strict=True) for part in parts_of(one, prompt)]
 
 
 def _sharing(request: Request, cache: ModelCache) -> Request:

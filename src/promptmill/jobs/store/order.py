@@ -196,12 +196,13 @@ class JobOrder(Stored):
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
         parts = parts_of(options, models or [""])
-        variants = plan_in(parts).ways or variants
+        plan = plan_in(parts)
+        variants = plan.ways or variants
         return cls(
             inputs=tuple(inputs),
             output=output,
             question=Question(
-                templates=tuple(prompts.values()),
+                templates=plan.prompts(tuple(prompts.values())),
                 **given(column="prompt_column", image_column="image_column"),
                 **given(row_settings="row_settings", skip_empty="skip_empty", sample="sample"),
             ),

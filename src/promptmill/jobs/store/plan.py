@@ -69,6 +69,9 @@ class PlanWork:
         del round_, slot, pages
         yield from ()
 
+    def recorded(self, keys: Sequence[int]) -> None:
+        """Note that the outcomes of rows are in the database. Called in the event loop."""
+
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
         """During a round, yield answers for the rows that meet `meanwhile`, and the rows that need another answer."""
         del round_, pages
@@ -134,6 +137,8 @@ class Plan(OrderPart):
     """The columns that `marks` fills."""
     follows: ClassVar[bool] = True
     """Whether an answer is final when it is recorded, so that a live output may include it."""
+    shows_sent: ClassVar[bool] = False
+    """Whether a validation shows the prompts of the requests of `sending`, in place of the prompts of rows."""
     all_may_fail: ClassVar[bool] = True
     """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
 
@@ -179,6 +184,10 @@ class Plan(OrderPart):
 
     # ---- admission
 
+    def prompts(self, given: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the templates of the prompts of a row. `given`: those of the order."""
+        return given
+
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
         """Return `target` with the plan's changes for a slot."""
         del slot, config
@@ -218,13 +227,13 @@ class Plan(OrderPart):
         del model
         return config
 
-    def sent(self, request: Request, prompt: str) -> Iterable[Request]:
-        """Yield the requests that replace a row's request, except those that depend on an answer.
+    def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterable[Request]]:
+        """Return the function from a row's request, and its template or `""`, to the requests that replace it.
 
-        `prompt`: the template of the request, or `""`.
+        `config`: that of the model. The function raises `PromptmillError` for a row that cannot be sent.
         """
-        del prompt
-        return (request,)
+        del config
+        return lambda request, _: (request,)
 
     # ---- a run
 
