@@ -123,6 +123,7 @@ class Record(NamedTuple):
                 came=extras.get("came", ""),
                 shared=extras.get("shared", 0),
                 sources=extras.get("sources"),
+                probabilities=extras.get("probabilities"),
             )
         return Completion(
             self.text,
@@ -173,6 +174,8 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
             more["response"] = error.said
         if outcome.part:
             more["part"] = outcome.part
+            if outcome.probabilities:
+                more["probabilities"] = outcome.probabilities
         text = _json(more) if more else None
         return (*spent, str(error.code), int(error.retryable), None, str(error), None, text)
     if made.changed:
