@@ -104,7 +104,7 @@ def _check_backend(name: str) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    schema: Path | JsonDict | None = getattr(arguments, "schema", None)
+    schema: Path | JsonDict | None = table.with_implied(vars(arguments)).get("schema")
     is_many = getattr(arguments, "choices_many", False)
     if schema is None and not is_many:
         return {}

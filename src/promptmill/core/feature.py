@@ -55,7 +55,7 @@ class PartEntry:
     def may_be_asked(self, options: Mapping[str, Any]) -> bool:
         """Return whether one of its options is set."""
         values = (options.get(option) for option in (self.name, *self.options))
-        return any(value is not None and value is not False and value != {} for value in values)
+        return any(value is not None and value is not False and value not in ({}, []) for value in values)
 
 
 @dataclass(frozen=True, slots=True)

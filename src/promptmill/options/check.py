@@ -31,13 +31,14 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
                 options = {**options, name: inner[name]}
     present = {name: options[name] for name, option in known.items() if option.is_set(options.get(name))}
     others = {**present, "output": options["output"]} if options.get("output") is not None else present
+    available = table.with_implied(others)
     for name, value in present.items():
         if isinstance(value, bool) and known[name].type in {int, float}:
             raise input_error(Named(name), " should be a number, not true or false.")
         if (choices := known[name].choices) and value not in choices:
             *first, last = map(repr, choices)
             raise input_error(Named(name), f" should be {', '.join(first)} or {last}.")
-        _check_others(known[name], others)
+        _check_others(known[name], others, available)
         if rows and known[name].rows and rows not in known[name].rows:
             *first, last = (words for each in known[name].rows if (words := table.ROWS[each].get(face)))
             only, source = f"{', '.join(first)}{' or ' if first else ''}{last}", table.ROWS[rows][face]
@@ -47,8 +48,9 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
             part(known[name].check)(value)
 
 
-def _check_others(option: Option, present: Mapping[str, Any]) -> None:
-    if option.needs and not any(other.field in present for other in option.needs):
+def _check_others(option: Option, present: Mapping[str, Any], available: Mapping[str, Any]) -> None:
+    """Raise `PromptmillError` if a set option needs or excludes another. `available`: the set ones and the implied."""
+    if option.needs and not any(other.field in available for other in option.needs):
         usable = [other for other in option.needs if not table.needs_hidden(other.field, "keyword")]
         separators = ["", *[", "] * (len(usable) - 2), " or "]
         others = [word for pair in zip(separators, usable, strict=False) for word in pair]

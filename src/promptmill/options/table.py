@@ -598,7 +598,11 @@ def _implied(given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     for name, option in known.items():
         if option.implies and option.is_set(given.get(name)):
             values = part(option.implies)(given[name]).items()
-            implied |= {other: (value, name) for other, value in values if not known[other].is_set(given.get(other))}
+            implied |= {
+                other: (value, name)
+                for other, value in values
+                if other not in known or not known[other].is_set(given.get(other))
+            }
     return implied
 
 

@@ -202,6 +202,7 @@ def _field_type(name: str, kind: object) -> str:
 
 def configuration_of(given: Mapping[str, Any]) -> Configuration:
     """Return the configuration for the options `given` to `bulk`. Raises `PromptmillError`."""
+    given = table.with_implied(given)
     endpoint = {name: given[name] for name in table.keys_of(table.ENDPOINT) if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
