@@ -45,7 +45,7 @@ def instructions_of(request: Request) -> str:
     """Return the instructions: the system prompt, and the words of the template."""
     system = "\n\n".join(_text_of(one) for one in request.conversation.messages if one.role in SYSTEM_ROLES)
     has_fields = request.fields is not None and request.fields.texts and not request.is_part
-    return "\n\n".join(filter(None, (system, _words(request.fields) if has_fields and request.fields else "")))
+    return "\n\n".join(filter(None, (system, words_around(request.fields) if has_fields and request.fields else "")))
 
 
 def words_of(asked: Asked, instructions: str) -> str:
@@ -63,10 +63,10 @@ def words_of(asked: Asked, instructions: str) -> str:
     return "\n\n".join(filter(None, (instructions, own)))
 
 
-def _words(fields: Fields) -> str:
+def words_around(fields: Fields) -> str:
     """Return the words of a template; of several columns, with their names.
 
-    >>> _words(Fields(("Which team? ", "mail", ""), ("hi",)))
+    >>> words_around(Fields(("Which team? ", "mail", ""), ("hi",)))
     'Which team?'
     """
     if not "".join(fields.parts[::2]).strip():

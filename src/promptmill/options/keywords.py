@@ -172,6 +172,14 @@ class JobOptions(TypedDict, total=False):
     """True: progress in a notebook or on stderr; False: none; or a function that gets the status."""
 
 
+class AskOptions(TypedDict, total=False):
+    """Options: ask."""
+
+    ask: Mapping[str, str | tuple[str, Sequence[str] | Mapping[str, str]]] | None
+    """Several questions, each its own column: `{'Tone': 'Which tone? {{text}}', 'Why': 'Why {{Tone}}? {{text}}'}`;
+    without columns, they are asked about `prompt`."""
+
+
 class BatchesOptions(TypedDict, total=False):
     """Options: batches."""
 
@@ -298,6 +306,7 @@ class BulkOptions(
     ToolOptions,
     LimitOptions,
     JobOptions,
+    AskOptions,
     BatchesOptions,
     ChecksOptions,
     DecideOptions,

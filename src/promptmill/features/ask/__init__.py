@@ -1,0 +1,9 @@
+"""Several questions about each row, each its own column; a question may use the answer to another."""
+
+from promptmill.core.feature import Feature, PartEntry
+
+FEATURE = Feature(
+    words="several questions about each row, each its own column; one may use the answer to another",
+    options="promptmill.features.ask.options:OPTIONS",
+    order_parts=(PartEntry("ask", "promptmill.features.ask.plan:Ask"),),
+)

@@ -1,0 +1,179 @@
+"""The requests about each row in a run, and the outcome that joins their answers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from promptmill.answering.decided import check_plan
+from promptmill.answering.several import failure_in, sums_of, together
+from promptmill.answering.step import Place, Step
+from promptmill.answers.reasoning import split_marked
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.core.values import JsonDict, json_text, read_json
+from promptmill.features.ask.kept import KeptAnswers
+from promptmill.features.ask.row_inquiries import Parted, RowInquiries, RowPart
+from promptmill.jobs.rows.plain_template import cell_text
+from promptmill.jobs.store.plan import PlanWork, RunningJob
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import Round
+
+if TYPE_CHECKING:
+    from promptmill.features.ask.plan import Ask
+
+_SHOWN = 3  # failed requests in the error of a row
+
+
+class AskedRows(PlanWork, Step):
+    """Sends the requests about each row, level by level, and joins their answers."""
+
+    place = Place.PIECES
+
+    def __init__(self, job: RunningJob, plan: Ask) -> None:
+        self.job, self._plan = job, plan
+        self.names = [question.name for question in plan.questions]
+        self.steps = [self]
+        self.kept = KeptAnswers(job)
+        self._renews = False
+        """Whether the round sends all requests again, also those that were answered in failed rows."""
+
+    def begin(self, round_: int) -> None:
+        """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that cannot be asked."""
+        del round_
+        self._plan.check_names(self.job.spec)
+        check_plan(self.job.config)
+        self.inquiries = RowInquiries(self.job.config, self._plan.levels)
+        self.kept.begin()
+
+    def prepare(self, round_: Round) -> None:
+        """Note whether the round sends all rows again."""
+        self._renews, self.kept.round = round_.rows == "again all", round_.id
+
+    def recorded(self, keys: Sequence[int]) -> None:
+        """Note that rows are recorded."""
+        self.kept.recorded(keys)
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Answer a row with all of its requests."""
+        if request.path:
+            return await self.following(request, call)
+        try:
+            row = _Row(self, request, call, self.inquiries.parted(request))
+        except PromptmillError as error:
+            return Failure(error, request.attempts)
+        return await row.answered()
+
+    def earlier(self, request: Request) -> tuple[JsonDict, dict[str, Any]]:
+        """Return the answers in a row's failure that the order sends again, and their probabilities."""
+        if self._renews or not request.attempts:
+            return {}, {}
+        record, target = self.job.store.record(request.key), self.job.spec.targets[request.key // SLOT]
+        if record is None or (record.asked, record.settings) != (request.question, target.settings):
+            return {}, {}
+        outcome = record.outcome()
+        if not isinstance(outcome, Failure) or not outcome.part:
+            return {}, {}
+        return _values(outcome.part), dict(outcome.probabilities or {})
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row while its requests are sent."""
+
+    rows: AskedRows
+    request: Request
+    call: Call
+    parted: Parted
+    values: JsonDict = field(default_factory=dict)
+    """The answers so far, by the names of their questions."""
+    probabilities: dict[str, Any] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
+    """Those of the requests of this run, and of the kept answers of a killed one."""
+    failed: list[tuple[RowPart, Failure]] = field(default_factory=list)
+
+    async def answered(self) -> Outcome:
+        """Return the outcome of the row."""
+        self.values, self.probabilities = self.rows.earlier(self.request)
+        kept = await self.rows.kept.of(self.request)
+        for level in self.parted.levels:
+            for part in level:
+                if (known := kept.get(part.names)) is not None:
+                    self._take(part, known)
+            waiting = [one for one in level if not self.values.keys() >= {*one.names} and self._may_be_asked(one)]
+            if waiting:
+                await together([functools.partial(self._ask, one) for one in waiting], self.call)
+            if any(failure.concerns_all or failure.error.code is Code.BUDGET for _, failure in self.failed):
+                break
+        return self._joined()
+
+    def _may_be_asked(self, part: RowPart) -> bool:
+        return self.values.keys() >= part.needs
+
+    async def _ask(self, part: RowPart) -> None:
+        """Send a request, and keep its answer while the row waits for others."""
+        answers = {name: "" if (value := self.values[name]) is None else cell_text(value) for name in part.needs}
+        request = self.rows.inquiries.request(self.request, part, self.parted.sections, answers)
+        outcome = await self.rows.following(request, self.call)
+        self._take(part, outcome)
+        if isinstance(outcome, Completion) and len(self.values) < len(self.rows.names):
+            await self.rows.kept.keep(self.request, part.sections[0], part.names, outcome)
+
+    def _take(self, part: RowPart, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        if isinstance(outcome, Failure):
+            self.failed.append((part, outcome))
+        text = outcome.text if isinstance(outcome, Completion) else outcome.part
+        if isinstance(outcome, Completion) and self.request.sampling.reasoning == "inline":
+            text = split_marked(text)[1]
+        if not part.is_text:
+            self.values |= _values(text)
+        elif isinstance(outcome, Completion):
+            self.values[part.names[0]] = text
+        self.probabilities |= outcome.probabilities or {}
+
+    def _joined(self) -> Outcome:
+        """Return the outcome of the row: an answer with all fields, or a failure with the others' answers."""
+        text = json_text({name: self.values[name] for name in self.rows.names if name in self.values})
+        changes: dict[str, Any] = {**sums_of(self.outcomes), "probabilities": self.probabilities or None}
+        changes["attempts"] += self.request.attempts
+        if (failure := failure_in(self.outcomes)) is not None:
+            wanted = sum(map(len, self.parted.levels))
+            part = text if self.values else ""
+            return replace(failure, error=self._error(failure), part=part, wanted=wanted, **changes)
+        return self._whole(text, changes)
+
+    def _whole(self, text: str, changes: dict[str, Any]) -> Outcome:
+        answers = [one for one in self.outcomes if isinstance(one, Completion)]
+        if not answers:  # all were known from a failure
+            return Completion(text, "stop", **changes)
+        is_cut = any(one.finish_reason == "length" for one in answers)
+        came = {one.came for one in answers}
+        return replace(
+            answers[0],
+            text=text,
+            finish_reason="length" if is_cut else answers[0].finish_reason,
+            reasoning="\n\n".join(one.reasoning for one in answers if one.reasoning) or None,
+            warnings=tuple(dict.fromkeys(warning for one in answers for warning in one.warnings)),
+            made_of=sum(map(len, self.parted.levels)),
+            came=came.pop() if len(came) == 1 else "",
+            **changes,
+        )
+
+    def _error(self, failure: Failure) -> PromptmillError:
+        """Return the error of the row, which names the questions of each failed request."""
+        error = failure.error
+        words = [f"{', '.join(part.names)}: {each.error.message}" for part, each in self.failed]
+        more = f" And {len(words) - _SHOWN} more." if len(words) > _SHOWN else ""
+        joined = PromptmillError(error.code, " ".join(words[:_SHOWN]) + more, error.remedy)
+        joined.said = error.said
+        return joined
+
+
+def _values(text: str) -> JsonDict:
+    """Return the fields of an answer; `{}` without any."""
+    values = read_json(text) if text else {}
+    return values if isinstance(values, dict) else {}

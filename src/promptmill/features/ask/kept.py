@@ -1,0 +1,107 @@
+"""The answers to some questions of a row that waits for others, kept in the job's database for the next run.
+
+A row is recorded when all of its requests have ended. Without this, a kill would lose the answers so far, which are
+paid. After the row is recorded, they are deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from promptmill.backends.protocol import Completion, Usage
+from promptmill.core.request import Request
+from promptmill.core.wording import mended
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import RunningJob
+from promptmill.jobs.store.records import SLOT
+
+_BEGINNING = "asked "  # of their names in table `job`
+
+
+class KeptAnswers:
+    """The kept answers of a job, for one run. Only rows with several requests have some."""
+
+    def __init__(self, job: RunningJob) -> None:
+        self._job = job
+        self._names: dict[int, list[str]] = {}
+        """The names of kept answers, by the keys of their rows."""
+        self._before: frozenset[int] = frozenset()
+        """The keys of rows whose answers a killed run has kept."""
+        self.round = 0
+        """The id of the round that sends the rows."""
+        self._unneeded: list[str] = []
+        """The names of answers whose rows are recorded."""
+
+    @property
+    def _store(self) -> JobDatabase:
+        return self._job.store
+
+    def begin(self) -> None:
+        """Find the answers that a killed run has kept, and delete those of rows that were recorded later. Blocks."""
+        names, self._names = self._store.read("SELECT name FROM job WHERE name GLOB ?", f"{_BEGINNING}*"), {}
+        gone = [*self._unneeded]
+        for (name,) in names:
+            key, round_ = map(int, name.split()[1:3])
+            is_recorded = self._store.read("SELECT 1 FROM answer WHERE key = ? AND round >= ?", key, round_)
+            (gone if is_recorded else self._names.setdefault(key, [])).append(name)
+        self._before = frozenset(self._names)
+        self._store.change(("DELETE FROM job WHERE name = ?", [(name,) for name in gone]))
+        self._unneeded.clear()
+
+    async def of(self, request: Request) -> dict[tuple[str, ...], Completion]:
+        """Return the answers that a killed run has kept for a row, by the names of their questions."""
+        if request.key not in self._before:
+            return {}
+        return await asyncio.to_thread(self._read, request)
+
+    def _read(self, request: Request) -> dict[tuple[str, ...], Completion]:
+        found: dict[tuple[str, ...], Completion] = {}
+        for name in self._names[request.key]:
+            kept = self._store.get(name)
+            if kept is None or kept["of"] != self._identity(request):
+                continue
+            usage = Usage(*kept["usage"])  # the ledger of requests in flight has the cost
+            found[tuple(kept["names"])] = Completion(
+                kept["text"],
+                kept["finish_reason"],
+                usage,
+                kept["reasoning"],
+                attempts=0,
+                probabilities=kept["probabilities"],
+            )
+        return found
+
+    async def keep(self, request: Request, number: int, names: Sequence[str], answer: Completion) -> None:
+        """Keep the answer to the request with this number for a row, and delete those that are not needed."""
+        used, name = answer.usage, f"{_BEGINNING}{request.key} {self.round} {number}"
+        kept: dict[str, Any] = {
+            "of": self._identity(request),
+            "names": names,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "reasoning": answer.reasoning,
+            "probabilities": answer.probabilities,
+            "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens, used.reasoning_tokens),
+        }
+        value = orjson.dumps(mended(kept)).decode()
+        unneeded, self._unneeded = self._unneeded, []
+        self._names.setdefault(request.key, []).append(name)
+        await asyncio.to_thread(
+            self._store.change,
+            ("INSERT OR REPLACE INTO job VALUES (?, ?)", [(name, value)]),
+            ("DELETE FROM job WHERE name = ?", [(one,) for one in unneeded]),
+        )
+
+    def recorded(self, keys: Sequence[int]) -> None:
+        """Note that rows are recorded, so that their answers are not needed."""
+        for key in keys:
+            self._unneeded += self._names.pop(key, ())
+
+    def _identity(self, request: Request) -> list[Any]:
+        """Return what identifies the question and the settings of a row."""
+        question = b"" if request.question is None else request.question
+        return [question.hex(), self._job.spec.targets[request.key // SLOT].settings]

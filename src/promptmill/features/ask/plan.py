@@ -1,0 +1,109 @@
+"""The plan of a job with several requests about each row, one or more for its questions.
+
+row ─▶ requests without answers in them ─▶ requests with these answers ─▶ … ─▶ one outcome, a field for each question
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import input_error
+from promptmill.core.request import Request
+from promptmill.core.wording import counted
+from promptmill.features.ask.inquiries import Inquiry, inquiries_of, template_of
+from promptmill.features.ask.questions import ASK, AskedQuestion, questions_of
+from promptmill.features.ask.row_inquiries import RowInquiries
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.stored import Question
+
+
+class Ask(Plan):
+    """Asks the questions of each row in several requests, and joins the answers."""
+
+    shows_sent: ClassVar[bool] = True
+
+    questions: tuple[AskedQuestion, ...]
+    prompt: str = ""
+    """The prompt about which questions without columns are asked."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Ask | None:
+        """Return the plan for the option `ask`; None without it, and for questions that are fields of one request about
+        the order's prompt. Raises `PromptmillError` (`invalid_input`)."""
+        del models
+        if not options.get("ask"):
+            return None
+        prompt = options.get("prompt")
+        plan = cls(questions=questions_of(options["ask"]), prompt=prompt if isinstance(prompt, str) else "")
+        ((first, *others), *later) = plan.levels
+        return None if not others and not later and first.template == plan.prompt else plan
+
+    @property
+    def levels(self) -> list[list[Inquiry]]:
+        """The requests about a row, see `inquiries_of`."""
+        return inquiries_of(self.questions, self.prompt)
+
+    def prompts(self, given: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the template of all requests about a row."""
+        del given
+        return (template_of(self.levels),)
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for several answers to a request, or a tag of images."""
+        if (answers := config.settings.sampling_params.n or 1) > 1:
+            raise input_error(ASK, f" needs one answer to a question, but `sampling_params.n` is {answers}.")
+        tag = config.settings.image_tag
+        if tag and any(tag in text for text in question.templates):
+            raise input_error(ASK, f" sends a row's images with each question; leave the tag {tag} out of the prompts.")
+
+    def check_names(self, spec: JobSpec) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if a name in a prompt may be an answer or a column of the input."""
+        used = {name for level in self.levels for one in level for name in one.needs}
+        if both := sorted(used & {*spec.input.header, *spec.input.taken}):
+            raise input_error(
+                ASK, f": {both[0]} in a prompt may be the column or the answer; give the question another name."
+            )
+
+    def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterable[Request]]:
+        """Return the function from a row's request to all requests about it, with names in place of answers."""
+        made, answers = RowInquiries(config, self.levels), _Names()
+
+        def sent(request: Request, prompt: str) -> Iterable[Request]:
+            del prompt
+            sections, levels = made.parted(request)
+            return [made.request(request, part, sections, answers) for level in levels for part in level]
+
+        return sent
+
+    def estimate(
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
+    ) -> Estimate:
+        """Return the number of answers, and a note on the requests. Raises as `check_names`."""
+        del store, configs, end
+        self.check_names(spec)
+        answers = checked["rows"] - checked["invalid"] - checked.get("skipped", 0)
+        later = [question.name for level in self.levels[1:] for one in level for question in one.questions]
+        waits = f"; {', '.join(later)} after the answers in the prompt" if later else ""
+        return Estimate({"answers": answers}, f"{counted(checked['requests'], 'request')} in all{waits}")
+
+    def work(self, job: RunningJob) -> PlanWork:
+        """Return the requests about each row for one run."""
+        from promptmill.features.ask.asked_rows import AskedRows
+
+        return AskedRows(job, self)
+
+
+class _Names(dict[str, str]):
+    """In place of each answer, its name as in the prompt."""
+
+    def __missing__(self, name: str) -> str:
+        return f"{{{{{name}}}}}"

@@ -1,0 +1,167 @@
+"""The requests for a row: each inquiry with its prompt, its parameters and the words about the form of its answer.
+
+For a model that decides, closed questions about the same columns are one request: the columns once, and the words of
+each prompt as the words of its question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from promptmill.answers.decision import words_around
+from promptmill.answers.response_format import asking_for
+from promptmill.backends import registry
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import input_error
+from promptmill.core.request import (
+    SYSTEM_ROLES,
+    Conversation,
+    Fields,
+    Made,
+    Message,
+    Part,
+    Request,
+    Sampling,
+    TextPart,
+    once,
+)
+from promptmill.core.values import JsonDict
+from promptmill.features.ask.inquiries import Inquiry, Section, sections_of, text_of
+from promptmill.features.ask.questions import ASK, definitions_of, schema_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowPart:
+    """A request about a row, without the row."""
+
+    names: tuple[str, ...]
+    """The names of its questions."""
+    needs: frozenset[str]
+    sections: tuple[int, ...]
+    """The sections of the row's prompt that it has: several, if their columns are the same."""
+    changes: JsonDict
+    """The sampling parameters that differ from those of the row."""
+    is_evidence: bool = False
+    """Whether the prompt has the columns alone, because its words are those of the questions."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its answer is the text of its only question, and no object with fields."""
+        return self.changes["response_format"] is None
+
+
+class Parted(NamedTuple):
+    """A row's prompt in sections, and the requests about them in levels."""
+
+    sections: Sequence[Section]
+    levels: Sequence[Sequence[RowPart]]
+
+
+class RowInquiries:
+    """Makes the requests for rows, for one model."""
+
+    def __init__(self, config: ResolvedConfig, levels: Sequence[Sequence[Inquiry]]) -> None:
+        self._config, self._inquiries = config, levels
+        self._decides = registry.decides(config)
+        self._number = sum(map(len, levels))
+        self._levels = self._parts([])
+        self._parted: Made[Parted] = {}
+        self._samplings: Made[Sampling] = {}
+
+    def parted(self, request: Request) -> Parted:
+        """Return the requests for a row. Raises `PromptmillError` (`invalid_input`)."""
+        if (fields := request.fields) is not None:
+            return once(self._parted, lambda: self._plain(fields.parts), fields.parts)
+        sections = sections_of(["\n".join(Conversation(request.conversation.messages[-1:]).texts)])
+        if len(sections) != self._number:
+            raise input_error(ASK, ": a cell has control characters of promptmill; remove U+001D and U+001E from it.")
+        return Parted(sections, self._levels)
+
+    def _plain(self, parts: Sequence[str]) -> Parted:
+        sections = sections_of(parts)
+        return Parted(sections, self._parts(sections) if self._decides else self._levels)
+
+    def _parts(self, sections: Sequence[Section]) -> list[list[RowPart]]:
+        """Return the requests of each level. `sections`: those of a plain prompt to a model that decides."""
+        at, levels = 0, list[list[RowPart]]()
+        for level in self._inquiries:
+            numbered = [*enumerate(level, at)]
+            at += len(level)
+            groups: dict[object, list[tuple[int, Inquiry]]] = {}
+            for number, one in numbered:
+                key = one.columns | one.needs if sections and one.questions[0].places else number
+                groups.setdefault(key, []).append((number, one))
+            levels.append([_part(group, sections) for group in groups.values()])
+        return levels
+
+    def request(
+        self, request: Request, part: RowPart, sections: Sequence[Section], answers: Mapping[str, str]
+    ) -> Request:
+        """Return a request for a row. `answers`: the texts of earlier answers."""
+        texts = () if request.fields is None else request.fields.texts
+        filled = [sections[at].filled(texts, answers) for at in part.sections]
+        fields = _evidence(filled) if part.is_evidence else filled[0]
+        own = request.sampling
+        sampling = once(self._samplings, lambda: own.model_copy(update=part.changes), own, part)
+        *before, last = self._without_words(request.conversation, own).messages
+        conversation = Conversation((*before, _with_text(last, text_of(fields))))
+        return request.changed(
+            conversation=conversation.composed("", registry.shown_by(self._config, sampling)),
+            sampling=sampling,
+            fields=None if request.fields is None else fields,
+            shared=request.shared_system,
+            question=None,  # which is that of all requests for the row
+            attempts=0,
+            choice=part.sections[0],
+        )
+
+    def _without_words(self, conversation: Conversation, sampling: Sampling) -> Conversation:
+        """Return the conversation without the words about the form of the whole answer."""
+        words = registry.shown_by(self._config, sampling).words
+        first, *others = conversation.messages
+        if not words or first.role not in SYSTEM_ROLES or not isinstance(first.content, str):
+            return conversation
+        own = first.content.removesuffix(words)
+        if own == first.content:
+            return conversation
+        return Conversation((*([replace(first, content=own.removesuffix("\n\n"))] if own else []), *others))
+
+
+def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[Section]) -> RowPart:
+    """Return the request for inquiries about the same columns, each with the number of its section.
+
+    `sections`: those of a plain prompt to a model that decides.
+    """
+    questions = [question for _, one in group for question in one.questions]
+    if is_evidence := bool(sections and questions[0].places):
+        words = (words_around(Fields(sections[number].parts, ())) for number, _ in group)
+        questions = [one.model_copy(update={"prompt": each}) for one, each in zip(questions, words, strict=True)]
+    form = None if len(questions) == 1 and questions[0].is_text else asking_for(schema_of(questions))
+    return RowPart(
+        tuple(question.name for question in questions),
+        frozenset().union(*(one.needs for _, one in group)),
+        tuple(number for number, _ in group),
+        {"response_format": form, "definitions": definitions_of(questions) or None, "choices": None},
+        is_evidence,
+    )
+
+
+def _evidence(filled: Sequence[Fields]) -> Fields:
+    """Return the columns and answers of some prompts, each once, without the words around them."""
+    texts = {name: text for one in filled for name, text in zip(one.parts[1::2], one.texts, strict=True)}
+    parts = [""]
+    for name in texts:
+        parts += [name, "\n\n"]
+    return Fields((*parts[:-1], ""), tuple(texts.values()))
+
+
+def _with_text(message: Message, text: str) -> Message:
+    """Return a message with `text` in place of its texts; images stay."""
+    if not isinstance(message.content, tuple):
+        return replace(message, content=text)
+    first = next((at for at, part in enumerate(message.content) if isinstance(part, TextPart)), 0)
+    parts: list[Part] = [part for part in message.content if not isinstance(part, TextPart)]
+    parts.insert(first, TextPart(text))
+    return replace(message, content=tuple(parts))

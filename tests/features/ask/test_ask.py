@@ -1,0 +1,372 @@
+"""Jobs that ask several questions about each row, each its own column."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import promptmill
+from decision_replies import decides, likeliest, shares
+from replies import answer, choose, late, status
+
+TONE = ("--ask", "Tone:good|bad!=Is it praise? {{mail}}")
+TOPIC = ("--ask", "Topic=Which topic = what? {{mail}}")
+STARS = ("--ask", "Stars:low<high!=How many stars? {{mail}}")
+WHY = ("--ask", "Why=Why is it {{Tone}}? {{mail}}")
+ALL = (*TONE, *TOPIC, *STARS, *WHY)
+NAMES = ["Tone", "Topic", "Stars", "Why"]
+PRICE = ("--set", "price={input: 1000000, output: 0}", "--set", "sampling_params.max_tokens=50")
+DECIDES = {"dialect": "systemone", "model_name": "jev-1.14.0"}
+
+
+def _question(seen: Any) -> str:
+    """Return the first word of the question in a request."""
+    return str(seen.prompt.rpartition("\n\n")[2].split()[0])
+
+
+def _replied(seen: Any) -> Any:
+    """Answer each question in its form."""
+    wanted = seen.json.get("response_format")
+    if wanted is None:
+        return answer(f"because {seen.prompt.rpartition(' ')[2]}")
+    values = {"Tone": "bad", "Stars": "high", "Topic": "mails", "amount": 5}
+    return answer(json.dumps({name: values[name] for name in wanted["json_schema"]["schema"]["properties"]}))
+
+
+@pytest.fixture
+def asked(bench: Any) -> Any:
+    """A bench whose endpoint answers all questions."""
+    bench.upstream.reply = choose(_replied)
+    return bench
+
+
+def table(bench: Any, rows: int = 6, **others: str) -> None:
+    bench.input = bench.path / "in.csv"
+    with bench.input.open("w", newline="") as file:
+        csv.writer(file).writerows([["mail", *others], *([f"m{at}", *others.values()] for at in range(rows))])
+
+
+def sent(bench: Any) -> Counter[str]:
+    """Return the number of requests by the first word of their question."""
+    return Counter(map(_question, bench.upstream.seen))
+
+
+def test_each_question_is_a_column_and_an_answer_goes_into_a_later_question(asked):
+    table(asked)
+    found = asked.succeed(*ALL)
+    assert sent(asked) == {"Is": 6, "Which": 6, "How": 6, "Why": 6}
+    assert (found["done"], found["requests"]) == (6, 24)
+    for at, row in enumerate(asked.answers()):
+        assert row["answer"] == {"Tone": "bad", "Topic": f"because m{at}", "Stars": "high", "Why": f"because m{at}"}
+        assert row["error"] is None
+    later = [seen.prompt for seen in asked.upstream.seen if _question(seen) == "Why"]
+    assert sorted(later) == [f"Why is it bad? m{at}" for at in range(6)]
+    words = sum(len(seen.prompt.split()) for seen in asked.upstream.seen)
+    assert found["prompt_tokens"] == words
+    assert asked.succeed(*ALL)["done"] == 6
+    assert len(asked.upstream.seen) == 24
+
+
+def test_a_table_has_a_column_for_each_question(asked):
+    table(asked, 2)
+    asked.output = asked.path / "out.csv"
+    asked.succeed(*ALL)
+    with asked.output.open(newline="") as file:
+        header, first, _ = csv.reader(file)
+    assert header[:5] == ["mail", *NAMES]
+    assert first[:5] == ["m0", "bad", "because m0", "high", "because m0"]
+
+
+def test_questions_without_columns_are_fields_of_one_request(asked):
+    table(asked, 3)
+    shared = ("--ask", "Tone:good|bad=Is it praise?", "--ask", "amount:number=Which amount?")
+    asked.succeed("--prompt", "Mail: {{mail}}", *shared)
+    assert len(asked.upstream.seen) == 3
+    fields = asked.upstream.seen[0].json["response_format"]["json_schema"]["schema"]["properties"]
+    assert fields["Tone"] == {"enum": ["good", "bad", None], "description": "Is it praise?"}
+    assert asked.answers()[0]["answer"] == {"Tone": "bad", "amount": 5}
+    assert asked.folder.spec.parts == {}
+
+
+def test_a_later_question_without_columns_follows_the_prompt(asked):
+    table(asked, 2)
+    shared = ("--ask", "Tone:good|bad=Is it praise?", "--ask", "amount:number=Which?", "--ask", "Why=Why {{Tone}}?")
+    asked.succeed("--prompt", "Mail: {{mail}}", *shared, "--system", "Be kind.")
+    assert len(asked.upstream.seen) == 4
+    first, last = (next(s for s in asked.upstream.seen if ("Why" in s.prompt) == is_last) for is_last in (False, True))
+    assert first.prompt.endswith("Mail: m0")
+    assert last.prompt.endswith("Mail: m0\n\nWhy bad?")
+    assert [message["content"].split("\n")[0] for message in last.json["messages"]] == ["Be kind.", "Mail: m0"]
+    assert "amount" in first.json["messages"][0]["content"]
+    assert asked.answers()[0]["answer"] == {"Tone": "bad", "amount": 5, "Why": "because bad?"}
+
+
+def test_expressions_and_columns_with_blanks_may_be_in_questions(asked):
+    table(asked, 1, **{"mail body": "hello"})
+    asked.succeed("--ask", "A=One {{ mail | upper }} end", "--ask", "B=Two {{A}}, {{mail body}} end")
+    assert [seen.prompt for seen in asked.upstream.seen] == ["One M0 end", "Two because end, hello end"]
+
+
+def test_an_answer_is_put_in_as_it_is(asked):
+    asked.upstream.reply = answer("{{mail}} \x1d and {% if %}")
+    table(asked, 1)
+    asked.succeed("--ask", "A=One {{mail}}", "--ask", "B=Two {{A}} {{mail}}")
+    assert asked.upstream.seen[1].prompt == "Two {{mail}} \x1d and {% if %} m0"
+
+
+def _refuses(*words: str) -> Any:
+    return choose(lambda seen: status(400, "no") if _question(seen) in words else _replied(seen))
+
+
+def test_a_failed_question_keeps_the_others_and_only_it_is_asked_again(asked):
+    table(asked, 3)
+    asked.upstream.reply = _refuses("Which")
+    assert asked.run(*ALL).returncode == 1
+    for row in asked.answers():
+        assert [*row["answer"]] == ["Tone", "Stars", "Why"]
+        assert row["error"]["code"] == "bad_request"
+        assert row["error"]["message"].startswith("Topic: ")
+    before = sum(record.prompt_tokens for record in asked.records())
+    asked.upstream.reply = choose(_replied)
+    asked.upstream.seen.clear()
+    found = asked.succeed(*ALL, "--again", "failed")
+    assert sent(asked) == {"Which": 3}
+    assert [*asked.answers()[0]["answer"]] == NAMES
+    assert found["prompt_tokens"] == before + sum(len(seen.prompt.split()) for seen in asked.upstream.seen)
+
+
+def test_a_question_that_waits_for_a_failed_one_is_asked_when_that_is_answered(asked):
+    table(asked, 2)
+    asked.upstream.reply = _refuses("Is")
+    assert asked.run(*ALL).returncode == 1
+    assert "Why" not in sent(asked)
+    assert [*asked.answers()[0]["answer"]] == ["Topic", "Stars"]
+    asked.upstream.reply = choose(_replied)
+    asked.upstream.seen.clear()
+    asked.succeed(*ALL, "--again", "failed")
+    assert sent(asked) == {"Is": 2, "Why": 2}
+
+
+def test_again_all_asks_every_question_of_failed_rows(asked):
+    table(asked, 2)
+    asked.upstream.reply = _refuses("Which")
+    assert asked.run(*ALL).returncode == 1
+    asked.upstream.reply = choose(_replied)
+    asked.upstream.seen.clear()
+    asked.succeed(*ALL, "--again", "all")
+    assert sent(asked) == {"Is": 2, "Which": 2, "How": 2, "Why": 2}
+
+
+def test_an_edited_question_or_row_asks_its_rows_again(asked):
+    table(asked, 4)
+    asked.succeed(*ALL)
+    asked.upstream.seen.clear()
+    table(asked, 5)
+    asked.succeed(*ALL)
+    assert sent(asked) == {"Is": 1, "Which": 1, "How": 1, "Why": 1}
+    edited = (*TONE, *TOPIC, *STARS, "--ask", "Why=Why, then, is it {{Tone}}? {{mail}}")
+    said = asked.fail(*edited)
+    assert "The prompt of job" in said
+    asked.upstream.seen.clear()
+    asked.succeed(*edited, "--again", "all")
+    assert sum(sent(asked).values()) == 20
+
+
+@pytest.mark.parametrize("point", ["after-write:3", "before-write:5", "after-write:9"])
+def test_after_a_kill_nothing_that_was_answered_is_paid_again(asked, point):
+    table(asked, 30)
+    asked.upstream.reply = late(0.03, choose(_replied))
+    first = asked.run(*ALL, *PRICE, killed_at=point, concurrency=4)
+    assert first.returncode != 0
+    found = asked.succeed(*ALL, *PRICE)
+    assert found["done"] == 30
+    assert all([*row["answer"]] == NAMES for row in asked.answers())
+    assert 120 <= len(asked.upstream.seen) <= 120 + 2 * 4
+    assert found["cost"] == pytest.approx(sum(len(seen.prompt.split()) for seen in asked.upstream.seen), rel=0.05)
+    with asked.folder.reading() as store:
+        assert store.read("SELECT name FROM job WHERE name GLOB 'asked *'") == []
+
+
+def test_a_budget_holds_and_a_larger_one_asks_only_what_is_missing(asked):
+    table(asked, 12)
+    most = 150
+    done = asked.run(*ALL, *PRICE, "--max-cost", str(most), concurrency=2)
+    assert done.returncode != 0
+    spent = asked.status()["cost"]
+    assert 0 < spent <= most
+    found = asked.succeed(*ALL, *PRICE, "--max-cost", "100000")
+    assert sent(asked) == {"Is": 12, "Which": 12, "How": 12, "Why": 12}
+    assert found["cost"] == pytest.approx(sum(len(seen.prompt.split()) for seen in asked.upstream.seen))
+
+
+def test_a_dry_run_shows_all_questions_and_counts_their_requests(asked):
+    table(asked, 3)
+    asked.output = asked.path / "out.csv"
+    done = asked.run(*ALL, *PRICE, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rows"], found["answers"], found["requests"]) == (3, 3, 12)
+    shown = [prompt.rpartition("\n\n")[2] for prompt in found["prompts"]]
+    assert shown[2:] == ["How many stars? m0", "Why is it {{Tone}}? m0"]
+    assert found["columns"]["added"][:4] == NAMES
+    assert found["estimated_cost"] == pytest.approx(found["estimated_prompt_tokens"])
+    assert asked.upstream.seen == []
+
+
+def deciding(bench: Any) -> Any:
+    bench.upstream.reply = decides()
+    bench.settings |= DECIDES
+    return bench
+
+
+def test_a_deciding_model_gets_closed_questions_about_the_same_columns_in_one_request(bench):
+    deciding(bench)
+    table(bench, 4)
+    third = ("--ask", "Urgent:boolean!=Does it need a reply today? {{mail}}")
+    found = bench.succeed(*TONE, *STARS, *third)
+    assert len(bench.upstream.seen) == found["requests"] == 4
+    body = bench.upstream.seen[0].json
+    assert [*body["questions"]] == ["Tone", "Stars", "Urgent"]
+    assert "Is it praise?" in body["questions"]["Tone"]["instructions"]
+    assert "Is it praise?" not in body["questions"]["Stars"]["instructions"]
+    for at, row in enumerate(bench.answers()):
+        chances = shares(["good", "bad"], f"m{at}", "Tone")
+        assert row["answer"]["Tone"] == likeliest(chances)
+        assert row["probabilities"]["Tone"] == chances
+        assert row["scores"].keys() == {"Stars"}
+
+
+def test_a_deciding_model_gets_an_earlier_answer_beside_the_column(bench):
+    deciding(bench)
+    table(bench, 1)
+    bench.succeed(*TONE, "--ask", "Fair:yes|no!=Is {{Tone}} fair? {{mail}}")
+    first, second = (seen.json for seen in bench.upstream.seen)
+    assert first["state"] == "m0"
+    assert second["state"] == {"Tone": bench.answers()[0]["answer"]["Tone"], "mail": "m0"}
+    assert "`Tone` fair?" in second["questions"]["Fair"]["instructions"]
+
+
+def test_a_declined_question_of_a_deciding_model_keeps_the_others_with_their_probabilities(bench):
+    deciding(bench)
+    bench.upstream.reply = decides(lambda body: body | {"answers": {"Tone": body["answers"]["Tone"]}})
+    table(bench, 1)
+    assert bench.run(*TONE, *STARS).returncode == 1
+    (row,) = bench.answers()
+    assert [*row["answer"]] == ["Tone"]
+    assert [*row["probabilities"]] == ["Tone"]
+    assert "`Stars`" in row["error"]["message"]
+
+
+def test_a_deciding_model_gets_no_open_question(bench):
+    deciding(bench)
+    table(bench, 1)
+    for more in ((), ("--dry-run",)):
+        assert "The field Topic may have any value" in bench.fail(*TONE, *TOPIC, *more)
+    assert bench.upstream.seen == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--ask", "Is it good? {{mail}}"), "has no name; write NAME=PROMPT"),
+        (("--ask", "A=Is it good?"), "A names no column"),
+        (("--ask", "A=Is it {{A}}? {{mail}}"), "A uses its own answer"),
+        (("--ask", "A={{B}} {{mail}}", "--ask", "B={{A}} {{mail}}"), "A, B wait for each other's answers"),
+        (("--ask", "A={{B}}", "--ask", "B=Is {{mail}}"), "A names no column, only answers"),
+        (("--ask", "A={{C}} {{mail}}", "--ask", "B=Is {{mail}}"), "--ask: the input has no column 'C'"),
+        (("--ask", "id=Is {{mail}}", "--ask", "B={{id}} {{mail}}"), "id in a prompt may be the column or the answer"),
+        (("--ask", "A=x {{mail}}", "--ask", "A=y {{mail}}"), "two questions with the name A"),
+        (("--ask", "a,b=x {{mail}}"), "'a,b' names 2 columns"),
+        (("--ask", "a:whole=x {{mail}}"), "There is no type 'whole'"),
+        (("--ask", "a= "), "a has no prompt"),
+        (("--ask", "a=\x1e{{mail}}"), "control character"),
+        ((*TONE, "--prompt", "x {{mail}}"), "none is asked about the prompt"),
+        ((*TONE, "--choices", "a,b"), "--ask cannot be used with --choices"),
+        ((*TONE, "--schema", "a,b"), "--ask cannot be used with --schema"),
+        ((*TONE, "--embed", "{{mail}}"), "--ask cannot be used with --embed"),
+        ((*TONE, "--batch"), "--ask cannot be used with --batch"),
+        ((*TONE, "--together", "3"), "--ask cannot be used with --together"),
+        ((*TONE, "--decide", "judge"), "--ask cannot be used with --decide"),
+        ((*TONE, "--quote"), "--ask cannot be used with --quote"),
+        ((*TONE, "--sure", "other"), "--ask cannot be used with --sure"),
+        ((*TONE, "--split", "500"), "--ask cannot be used with --split"),
+        ((*TONE, "--dedupe"), "--ask cannot be used with --dedupe"),
+        ((*TONE, "--model", "a", "--model", "b"), "--ask cannot be used with several models"),
+        ((*TONE, "--prompt", "a=x {{mail}}", "--prompt", "b=y {{mail}}"), "--ask cannot be used with several prompts"),
+        ((*TONE, "--set", "sampling_params.n=2"), "needs one answer to a question"),
+        ((*TONE, "--set", "image_tag=praise"), "leave the tag praise out"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_cannot_be_asked_is_refused_before_the_first_request(asked, options, words, *, dry):
+    table(asked, 2, id="7")
+    said = asked.fail(*options, *(["--dry-run"] if dry else []))
+    assert words in said, said
+    assert asked.upstream.seen == []
+
+
+@pytest.mark.parametrize("more", [("--together", "3"), ("--quote",), ("--model", "a", "--model", "b"), ("--dedupe",)])
+def test_questions_that_are_one_request_go_with_the_other_options(asked, more):
+    table(asked, 2)
+    shared = ("--prompt", "Mail: {{mail}}", "--ask", "Tone:good|bad=Is it praise?", "--ask", "amount:number=Which?")
+    assert asked.run(*shared, *more, "--dry-run").returncode == 0
+
+
+def test_equal_rows_and_a_configured_dedupe_mix_no_questions(asked):
+    asked.input = asked.path / "in.csv"
+    asked.input.write_text("mail\nm0\nm0\nm0\n")
+    asked.succeed(*ALL, "--temperature", "0", dedupe=True)
+    for row in asked.answers():
+        assert row["answer"] == {"Tone": "bad", "Topic": "because m0", "Stars": "high", "Why": "because m0"}
+
+
+def test_images_go_with_each_question(asked, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(asked.path / "a.png")
+    asked.write([{"photo": "a.png", "mail": "m0"}])
+    asked.succeed(*TONE, *WHY, "--image-column", "photo")
+    contents = [seen.json["messages"][-1]["content"] for seen in asked.upstream.seen]
+    assert [[part["type"] for part in content] for content in contents] == [["text", "image_url"]] * 2
+    assert [content[0]["text"] for content in contents] == ["Is it praise? m0", "Why is it bad? m0"]
+
+
+def test_a_program_asks_with_labels_that_are_defined(asked):
+    config = asked.path / "config.yaml"
+    own = {"base_url": asked.upstream.url, **asked.settings}
+    config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": own}}))
+    tone = ("Is it praise? {{mail}}", {"good": "a praise", "bad": "a complaint"})
+    found = promptmill.bulk(
+        [{"mail": "m1"}], ask={"Tone!": tone, "Why": "Why is it {{Tone}}? {{mail}}"}, config=str(config)
+    )
+    assert found.answers == [{"Tone": "bad", "Why": "because m1"}]
+    first, second = (json.dumps(seen.json["messages"]) for seen in asked.upstream.seen)
+    assert "- bad: a complaint" in first
+    assert "complaint" not in second
+    with pytest.raises(promptmill.PromptmillError, match="`ask`: A names no column"):
+        promptmill.bulk(["x"], ask={"A": "b"}, config=str(config))
+    with pytest.raises(promptmill.PromptmillError, match="`ask` is a text"):
+        promptmill.bulk(["x"], **{"ask": "A=b {{text}}"}, config=str(config))
+
+
+def test_a_job_remembers_its_questions(asked):
+    table(asked, 3)
+    asked.succeed(*ALL, "--limit", "1")
+    done = asked.jobs(asked.folder.job_id, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert asked.status()["done"] in {1, 3}
+
+
+def test_a_truncated_answer_is_one_of_the_row(asked):
+    table(asked, 1)
+    asked.upstream.reply = choose(
+        lambda seen: answer("cut", finish_reason="length") if _question(seen) == "Which" else _replied(seen)
+    )
+    asked.succeed(*ALL)
+    (row,) = asked.answers()
+    assert row["finish_reason"] == "length"
+    assert row["answer"]["Topic"] == "cut"
