@@ -350,7 +350,7 @@ def test_a_program_asks_with_labels_that_are_defined(asked):
     with pytest.raises(promptmill.PromptmillError, match="`ask`: A names no column"):
         promptmill.bulk(["x"], ask={"A": "b"}, config=str(config))
     with pytest.raises(promptmill.PromptmillError, match="`ask` is a text"):
-        promptmill.bulk(["x"], **{"ask": "A=b {{text}}"}, config=str(config))
+        promptmill.bulk(["x"], ask="A=b {{text}}", config=str(config))
 
 
 def test_a_job_remembers_its_questions(asked):

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import Fields
 from promptmill.core.wording import listed
 from promptmill.features.ask.questions import ASK, AskedQuestion
 from promptmill.jobs.rows.template import places_in
 
-SECTION, MARK = "\x1e", "\x1d"
-"""What divides the sections of a row's prompt, and what is around the name of a question whose answer is put in."""
+SECTION, MARK = "\n\n\x1e\n\n", "\x1d"
+"""What divides the sections of a row's prompt, and what is around `[NAME]`, where the answer to NAME is put in."""
 _PLACE = re.compile(r"\{\{-?\s*([^{}]+?)\s*-?\}\}")
 
 
@@ -70,9 +70,7 @@ def _inquiries(questions: Sequence[AskedQuestion], prompt: str, names: set[str])
         raise input_error(
             ASK,
             f": {listed([one.name for one in shared], 3)} names no column. Write one in double braces, such as "
-            "{{text}}, or the row in the prompt: ",
-            Named("prompt", "{{text}}"),
-            ".",
+            "{{text}}, or a prompt with one for all of these questions.",
         )
     if shared:
         yield Inquiry(shared, prompt, frozenset(places_in(prompt)) & names)
@@ -100,14 +98,14 @@ def template_of(levels: Sequence[Sequence[Inquiry]]) -> str:
     >>> from promptmill.features.ask.questions import questions_of
     >>> asked = questions_of(["Tone=Which tone? {{text}}", "Why=Why {{Tone}}? {{text}}"])
     >>> template_of(inquiries_of(asked, ""))
-    'Which tone? {{text}}\\x1eWhy \\x1dTone\\x1d? {{text}}'
+    'Which tone? {{text}}\\n\\n\\x1e\\n\\nWhy \\x1d[Tone]\\x1d? {{text}}'
     """
     return SECTION.join(_marked(one) for level in levels for one in level)
 
 
 def _marked(inquiry: Inquiry) -> str:
     def mark(place: re.Match[str]) -> str:
-        return f"{MARK}{place[1]}{MARK}" if place[1] in inquiry.needs else place[0]
+        return f"{MARK}[{place[1]}]{MARK}" if place[1] in inquiry.needs else place[0]
 
     return _PLACE.sub(mark, inquiry.template)
 
@@ -128,7 +126,7 @@ class Section(NamedTuple):
 def sections_of(parts: Sequence[str]) -> list[Section]:
     """Return the sections of a row's prompt with these parts: a text, the name of a column, a text, ….
 
-    >>> sections_of(("Which tone? ", "text", "\\x1eWhy \\x1dTone\\x1d?"))[1]
+    >>> sections_of(("Which tone? ", "text", "\\n\\n\\x1e\\n\\nWhy \\x1d[Tone]\\x1d?"))[1]
     Section(parts=('Why ', 'Tone', '?'), sources=('Tone',))
     """
     sections: list[tuple[list[str], list[int | str]]] = [([""], [])]
@@ -143,9 +141,9 @@ def sections_of(parts: Sequence[str]) -> list[Section]:
             own, sources = sections[-1]
             first, *others = piece.split(MARK)
             own[-1] += first
-            for name, text in zip(others[::2], others[1::2], strict=True):
-                own.extend((name, text))
-                sources.append(name)
+            for mark, text in zip(others[::2], others[1::2], strict=True):
+                sources.append(mark[1:-1])
+                own.extend((mark[1:-1], text))
     return [Section(tuple(own), tuple(sources)) for own, sources in sections]
 
 
