@@ -210,6 +210,13 @@ def test_each_model_sees_the_system_prompt_and_the_names_of_its_own_fields(both)
     assert decided.json["state"] == "m0"
 
 
+def test_a_configured_dedupe_mixes_no_answers_of_both(both):
+    both.input = both.path / "in.csv"
+    both.input.write_text("mail\nm0\nm0\nm0\n")
+    both.succeed(*ASKED, *FIELDS, *models(both), "--temperature", "0", dedupe=True)
+    assert all([*row["answer"]] == KEYS for row in both.answers())
+
+
 def test_reasoning_that_stays_in_front_of_an_answer_stays_there(both):
     table(both, 1)
     both.upstream.reply = answer('<think>hm</think>{"why": "x"}')

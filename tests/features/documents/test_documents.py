@@ -66,6 +66,14 @@ def test_facts_across_the_ends_of_pages_are_found(bench, window):
     assert sorted(json.loads(row["party"])) == sorted(f"C{at}" for at in range(29))
 
 
+def test_a_configured_dedupe_mixes_no_pieces_of_equal_rows(bench):
+    text, places = document(12, 4)
+    bench.upstream.reply = reader()
+    write(bench, text, text)
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "900", "--temperature", "0", dedupe=True)
+    assert [sorted(json.loads(row["party"])) for row in out(bench)] == [sorted(places)] * 2
+
+
 def test_a_row_that_is_too_long_names_the_option_that_reads_it(bench):
     text, places = document(12, 4)
     bench.upstream.reply = reader()

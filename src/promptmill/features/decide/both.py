@@ -62,7 +62,7 @@ class BothModels(PlanWork, Step):
         own = made.sampling.model_copy(update={"response_format": form})
         sampling = once(self._samplings, lambda: own, request.sampling, form)
         is_same = made.conversation == request.conversation and config is self._writes
-        return made.changed(sampling=sampling, shared=request.shared if is_same else None)
+        return made.changed(sampling=sampling, shared=request.shared if is_same else None, question=None)
 
 
 def _with_prompt(config: ResolvedConfig, system_prompt: str) -> ResolvedConfig:

@@ -318,6 +318,7 @@ class Reading:
             "is_part": is_part,
             "fields": fields,
             "shared": self.request.shared_system,
+            "question": None,  # the row's, which would make its pieces duplicates of each other
         }
         outcome = await self.rows.following(self.request.changed(**changes, attempts=0), self.call)
         self.sent.append(outcome)
