@@ -28,7 +28,7 @@ from hidden_topics import models as topic_models
 from hidden_topics import table as topic_table
 from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
-from replies import answer
+from replies import answer, choose
 
 pytestmark = pytest.mark.features
 NOT_RUN = {
@@ -51,6 +51,12 @@ def batches(command):
     family = "anthropic" if "--provider anthropic" in command else "openai"
     with BatchServer(family, choices="positive,negative" if "--choices" in command else "") as server:
         yield server
+
+
+def _first_answers(wanted):
+    """Return an answer with the first value that each field may have."""
+    fields = wanted["json_schema"]["schema"]["properties"] if wanted else {}
+    return json.dumps({name: field.get("enum", [None])[0] for name, field in fields.items()})
 
 
 def test_every_reason_not_to_run_a_command_is_of_one_that_is_shown():
@@ -160,6 +166,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer(
             '{"items": [{"item": "nails"}]}' if command.startswith("jobs") else '{"claims": ["late"]}'
         )
+    if "--ask" in command:
+        upstream.reply = choose(lambda seen: answer(_first_answers(seen.json.get("response_format"))))
     if "--embed" in command:
         upstream.other_posts = embeddings()
     if "--criterion" in command:

@@ -42,7 +42,7 @@ class AskedRows(PlanWork, Step):
         """Whether the round sends all requests again, also those that were answered in failed rows."""
 
     def begin(self, round_: int) -> None:
-        """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that cannot be asked."""
+        """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that no request can ask."""
         del round_
         self._plan.check_names(self.job.spec)
         check_plan(self.job.config)
@@ -92,7 +92,7 @@ class _Row:
     """The answers so far, by the names of their questions."""
     probabilities: dict[str, Any] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
-    """Those of the requests of this run, and of the kept answers of a killed one."""
+    """The outcomes of this run's requests, and the answers that a killed run has kept."""
     failed: list[tuple[RowPart, Failure]] = field(default_factory=list)
 
     async def answered(self) -> Outcome:

@@ -17,7 +17,7 @@ from promptmill.features.ask.questions import ASK, AskedQuestion
 from promptmill.jobs.rows.template import places_in
 
 SECTION, MARK = "\n\n\x1e\n\n", "\x1d"
-"""What divides the sections of a row's prompt, and what is around `[NAME]`, where the answer to NAME is put in."""
+"""The separator of sections in a row's prompt, and the sign on both sides of `[NAME]`, the place of an answer."""
 _PLACE = re.compile(r"\{\{-?\s*([^{}]+?)\s*-?\}\}")
 
 
@@ -43,9 +43,9 @@ class Inquiry:
 
 
 def inquiries_of(questions: Sequence[AskedQuestion], prompt: str) -> list[list[Inquiry]]:
-    """Return the requests about a row, in levels: those of a level need answers of earlier levels only.
+    """Return the requests about a row, in levels: a request needs answers of earlier levels only.
 
-    `prompt`: the prompt about which questions without columns are asked. Those that use no answer share a request.
+    `prompt`: the prompt to which questions without columns are added. If they use no answer, they share a request.
     Raises `PromptmillError` (`invalid_input`).
     """
     names = {question.name for question in questions}
@@ -115,7 +115,7 @@ class Section(NamedTuple):
 
     parts: tuple[str, ...]
     sources: tuple[int | str, ...]
-    """For each name: the index of the column's text among those of the row, or the name of the question."""
+    """For each name: the index of the column among the row's texts, or the name of the question."""
 
     def filled(self, texts: Sequence[str], answers: Mapping[str, str]) -> Fields:
         """Return the parts of a row's prompt with these texts of its columns."""

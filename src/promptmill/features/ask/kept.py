@@ -41,7 +41,7 @@ class KeptAnswers:
         return self._job.store
 
     def begin(self) -> None:
-        """Find the answers that a killed run has kept, and delete those of rows that were recorded later. Blocks."""
+        """Find the answers that a killed run has kept, and delete the answers of recorded rows. Blocks."""
         names, self._names = self._store.read("SELECT name FROM job WHERE name GLOB ?", f"{_BEGINNING}*"), {}
         gone = [*self._unneeded]
         for (name,) in names:
@@ -102,6 +102,6 @@ class KeptAnswers:
             self._unneeded += self._names.pop(key, ())
 
     def _identity(self, request: Request) -> list[Any]:
-        """Return what identifies the question and the settings of a row."""
+        """Return the digest of a row's question, and the id of its settings."""
         question = b"" if request.question is None else request.question
         return [question.hex(), self._job.spec.targets[request.key // SLOT].settings]

@@ -20,7 +20,7 @@ _NOT_APART = (
 
 
 def implied(value: object) -> dict[str, Any]:
-    """Return the options that `ask` stands for: the schema of its answers, and no prompt, but for errors about it."""
+    """Return the options that `ask` implies: a schema, and no prompt, so that errors about the prompt name `ask`."""
     from promptmill.features.ask.questions import definitions_of, questions_of, schema_of
 
     questions = questions_of(value)

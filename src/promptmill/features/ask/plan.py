@@ -27,7 +27,7 @@ class Ask(Plan):
 
     questions: tuple[AskedQuestion, ...]
     prompt: str = ""
-    """The prompt about which questions without columns are asked."""
+    """The prompt to which questions without columns are added."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Ask | None:

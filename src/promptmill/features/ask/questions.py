@@ -112,8 +112,7 @@ def _field(text: str) -> tuple[str, JsonDict]:
 
 
 def schema_of(questions: Iterable[AskedQuestion]) -> JsonDict:
-    """Return the JSON Schema of the answers to questions. One that is asked about a prompt of its own is no
-    description.
+    """Return the JSON Schema of the answers to questions. The words of a question without columns describe its field.
 
     >>> schema_of(questions_of(["Good:boolean!=Is it good?"]))["properties"]
     {'Good': {'type': 'boolean', 'description': 'Is it good?'}}

@@ -42,9 +42,9 @@ class RowPart:
     sections: tuple[int, ...]
     """The sections of the row's prompt that it has: several, if their columns are the same."""
     changes: JsonDict
-    """The sampling parameters that differ from those of the row."""
+    """The sampling parameters that differ from the row's."""
     is_evidence: bool = False
-    """Whether the prompt has the columns alone, because its words are those of the questions."""
+    """Whether the prompt has only the columns, because the form of the answer has its words."""
 
     @property
     def is_text(self) -> bool:
@@ -84,7 +84,7 @@ class RowInquiries:
         return Parted(sections, self._parts(sections) if self._decides else self._levels)
 
     def _parts(self, sections: Sequence[Section]) -> list[list[RowPart]]:
-        """Return the requests of each level. `sections`: those of a plain prompt to a model that decides."""
+        """Return the requests of each level. `sections`: the sections of a plain prompt, for a model that decides."""
         at, levels = 0, list[list[RowPart]]()
         for level in self._inquiries:
             numbered = [*enumerate(level, at)]
@@ -112,7 +112,7 @@ class RowInquiries:
             sampling=sampling,
             fields=None if request.fields is None else fields,
             shared=request.shared_system,
-            question=None,  # which is that of all requests for the row
+            question=None,  # the row's, which would make its requests duplicates of each other
             attempts=0,
             choice=part.sections[0],
         )
@@ -132,7 +132,7 @@ class RowInquiries:
 def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[Section]) -> RowPart:
     """Return the request for inquiries about the same columns, each with the number of its section.
 
-    `sections`: those of a plain prompt to a model that decides.
+    `sections`: the sections of a plain prompt, for a model that decides.
     """
     questions = [question for _, one in group for question in one.questions]
     if is_evidence := bool(sections and questions[0].places):
