@@ -48,6 +48,8 @@ OPTIONS = (
             words="a question with a column of its own, 'Tone:good|bad=Is it praise? {{text}}'; repeat it for more; "
             "without a column, it is asked about {prompt}; {{Tone}} is an earlier answer",
             action="append",
+            is_common=True,
+            brief="a question with its own column; repeat it for more",
         ),
         argument=None,
         keyword=Keyword(type="Mapping[str, str | tuple[str, Sequence[str] | Mapping[str, str]]] | None"),
