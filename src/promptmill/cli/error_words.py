@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,15 @@ def explained(error: PromptmillError, arguments: argparse.Namespace, configurati
     If an engine cannot be loaded, the error names the source of this choice and other ways to get answers.
     """
     return _with_other_ways(_placed(error, arguments, configuration), arguments, configuration)
+
+
+def of_option(error: PromptmillError, arguments: argparse.Namespace) -> PromptmillError:
+    """Return an error about a key of the configuration with the option that set the key."""
+    for key, argument in ARGUMENTS.items():
+        named = re.match(rf"(?:.*?: )?(?:\w+\.)+{key}: ", error.message)
+        if named is not None and getattr(arguments, argument, None) is not None:
+            return config_error(f"--{argument.replace('_', '-')}", error.message.removeprefix(named[0]))
+    return error
 
 
 def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:

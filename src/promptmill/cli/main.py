@@ -135,7 +135,12 @@ def _speak_utf8() -> None:
 
 def _configured(arguments: argparse.Namespace) -> int:
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
-    configuration = configuration_of(arguments)
+    try:
+        configuration = configuration_of(arguments)
+    except PromptmillError as error:
+        from promptmill.cli.error_words import of_option
+
+        raise of_option(error, arguments) from None
     try:
         return command(arguments, configuration)
     except PromptmillError as error:

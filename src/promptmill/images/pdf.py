@@ -91,10 +91,11 @@ def split(source: str) -> tuple[str, int | None]:
     return match[1], int(match[2] or 0)
 
 
-def check_installed() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) if the package for PDF files is not installed."""
+def check_installed(problem: str = "PDF files need pypdfium2.") -> None:
+    """Raise `PromptmillError` (`missing_dependency`) if the package for PDF files is not installed. `problem`: its
+    message."""
     if importlib.util.find_spec("pypdfium2") is None:
-        raise PromptmillError(Code.MISSING_DEPENDENCY, "PDF files need pypdfium2.", adding("files"))
+        raise PromptmillError(Code.MISSING_DEPENDENCY, problem, adding("files"))
 
 
 class PdfReader:

@@ -40,11 +40,30 @@ def command_for(extra: str, *, prefix: Path | None = None, source: tuple[str, bo
         return f"uv tool install --reinstall {'--editable ' if editable else ''}{wanted}"
     if (prefix / "pipx_metadata.json").is_file():
         return f"pipx install --force {'--editable ' if editable else ''}{wanted}"
+    return f"{_install(prefix)} {'-e ' if editable else ''}{wanted}"
+
+
+def command_for_package(package: str, *, prefix: Path | None = None, source: tuple[str, bool] | None = None) -> str:
+    """Return the command that adds a package, which no extra has, to this Python's environment.
+
+    >>> command_for_package("gcsfs", prefix=Path("env"), source=("promptmill", False)).endswith("install gcsfs")
+    True
+    """
+    prefix, (named, editable) = prefix or Path(sys.prefix), source or _source()
+    if (prefix / "uv-receipt.toml").is_file():
+        wanted = f"{'--editable ' if editable else ''}{shlex.quote(named)}"
+        return f"uv tool install --reinstall {wanted} --with {package}"
+    if (prefix / "pipx_metadata.json").is_file():
+        return f"pipx inject {_NAME} {package}"
+    return f"{_install(prefix)} {package}"
+
+
+def _install(prefix: Path) -> str:
+    """Return the beginning of a command that installs a package into an environment."""
     python = shlex.quote(str(prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")))
     # environments made by uv have no pip
     has_pip = importlib.util.find_spec("pip") is not None
-    install = f"{python} -m pip install" if has_pip else f"uv pip install --python {python}"
-    return f"{install} {'-e ' if editable else ''}{wanted}"
+    return f"{python} -m pip install" if has_pip else f"uv pip install --python {python}"
 
 
 def command_into(folder: Path, requirement: str, *, of_linux: bool = False) -> tuple[str, ...] | None:

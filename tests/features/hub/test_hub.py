@@ -205,7 +205,7 @@ def test_a_token_that_only_reads_is_refused_before_anything_is_sent(bench, serve
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(PromptmillError, match=r"hf:// needs huggingface-hub. Run: .*\[hub\]"):
+    with pytest.raises(PromptmillError, match=r"hf:// URLs need huggingface-hub. Run: .*\[hub\]"):
         hub.pinned(_IN, "", print)
 
 

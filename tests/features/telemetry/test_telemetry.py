@@ -319,7 +319,7 @@ def test_nothing_of_the_sdk_is_imported_unless_an_exporter_is_configured(upstrea
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "install `promptmill[otel]`"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "[otel]"),
         ({"OTEL_TRACES_EXPORTER": "console"}, "OTEL_TRACES_EXPORTER is not otlp or none."),
         ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "x"}, "is not http/protobuf or grpc."),
     ],

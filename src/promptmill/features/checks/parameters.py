@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.answers.pattern import whole_match
 from promptmill.core.parameter import APPLIED, Parameters
-from promptmill.system.installation import adding
+from promptmill.system.installation import command_for
 
 
 def _a_pattern(value: str | None) -> str | None:
@@ -44,7 +44,9 @@ def likelihoods(text: str) -> dict[str, float]:
 
 def _a_language(value: str | None) -> str | None:
     if value is not None and find_spec("py3langid") is None:
-        raise PydanticCustomError("language", "needs py3langid. {hint}", {"hint": adding("language")})
+        raise PydanticCustomError(
+            "language", "needs py3langid; `{command}` installs it", {"command": command_for("language")}
+        )
     if value is not None and value not in LANGUAGES:
         raise PydanticCustomError("language", "is no code of a language, such as en, de or zh")
     return value

@@ -326,7 +326,7 @@ def _api() -> Any:
     try:
         from huggingface_hub import HfApi
     except ImportError:
-        raise PromptmillError(Code.MISSING_DEPENDENCY, "hf:// needs huggingface-hub.", adding("hub")) from None
+        raise PromptmillError(Code.MISSING_DEPENDENCY, "hf:// URLs need huggingface-hub.", adding("hub")) from None
     return HfApi()
 
 

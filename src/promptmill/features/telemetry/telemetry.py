@@ -36,6 +36,7 @@ from promptmill.core.errors import Code, redact
 from promptmill.core.version import __version__
 from promptmill.service.metrics import CALLS, Labels, ModelLabels, durations, samples, series
 from promptmill.service.service import Counted, Service
+from promptmill.system.installation import adding
 from promptmill.system.logs import announce
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Tele
             exporters[signal] = _exporter(signal, exporter, environ)
         return Telemetry(service, exporters, environ) if exporters else None
     except ImportError as missing:
-        announce(f"nothing is exported to OpenTelemetry: no module {missing.name}; install `promptmill[otel]`")
+        announce(f"nothing is exported to OpenTelemetry, as {missing.name} is not installed. {adding('otel')}")
     except ValueError as wrong:
         announce(f"nothing is exported to OpenTelemetry: {redact(str(wrong))}")
     return None

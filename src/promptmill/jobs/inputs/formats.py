@@ -14,7 +14,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format
 from promptmill.jobs import format_table, members
 from promptmill.jobs.format_table import COMPRESSED
-from promptmill.system.installation import adding
+from promptmill.system.installation import adding, command_for_package
 
 _LEVEL = 6  # the default of `gzip`; Python's, 9, takes three times as long and saves 1 %
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -120,7 +120,7 @@ def check_installed(*paths: Path) -> None:
             for module in modules:
                 if importlib.util.find_spec(module) is None:
                     package = module.replace("_", "-")
-                    hint = adding(extra) if extra else f"Install {package} where promptmill is installed."
+                    hint = adding(extra) if extra else f"Run: {command_for_package(package)}"
                     raise PromptmillError(Code.MISSING_DEPENDENCY, f"{title} files need {package}.", hint)
 
 

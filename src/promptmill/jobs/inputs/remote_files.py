@@ -30,7 +30,7 @@ from promptmill.jobs.members import stamp
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import as_written
-from promptmill.system.installation import adding
+from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import make_private
 
 # Stores that write an object atomically; in all others, the upload gets a temporary name and is renamed.
@@ -207,21 +207,27 @@ class Store:
     def open(self, url: str) -> tuple[Any, str]:
         """Return the `fsspec` file system for a URL, and the path of its object there. Raises `PromptmillError`."""
         protocol = url.partition("://")[0].lower()
-        extra = self.extra or _EXTRAS.get(protocol, "fsspec")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of fsspec's packages imports huggingface_hub
         try:
             from fsspec.core import url_to_fs
 
             fs, path = url_to_fs(url)
-        except ImportError as error:
-            raise PromptmillError(
-                Code.MISSING_DEPENDENCY,
-                f"{protocol}:// needs a package: {error}".removesuffix(".") + ".",
-                adding(extra),
-            ) from None
+        except ImportError:
+            raise self._missing(protocol) from None
         except ValueError as error:
             raise input_error(f"{redact(url)} is not a URL of a file: {error}") from None
         return fs, str(path)
+
+    def _missing(self, protocol: str) -> PromptmillError:
+        """Return the error for a package that the URLs of a store need: `fsspec`, or that of the store."""
+        package, extra = "fsspec", self.extra or _EXTRAS.get(protocol, "")
+        with contextlib.suppress(ImportError):
+            from fsspec.registry import known_implementations
+
+            named = known_implementations.get(protocol, {}).get("class", "").partition(".")[0].replace("_", "-")
+            package = named or package
+        hint = adding(extra) if extra else f"Run: {command_for_package(package)}"
+        return PromptmillError(Code.MISSING_DEPENDENCY, f"{protocol}:// URLs need {package}.", hint)
 
 
 def _store_of(url: str) -> Store:

@@ -39,7 +39,7 @@ from promptmill.core.bounds import (
     MOST_FILES,
     MOST_PDF_PAGES,
 )
-from promptmill.core.errors import Named, PromptmillError, Words, input_error, parts_of
+from promptmill.core.errors import Code, Named, PromptmillError, Words, input_error, parts_of
 from promptmill.core.feature import Format
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
@@ -110,6 +110,11 @@ def omitted(reason: Words, paths: Sequence[Path]) -> Words:
     names = ", ".join(readable(str(path)) for path in paths[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
     count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
     return (count, *parts_of(reason), f": {names}")
+
+
+def _command_in(error: PromptmillError) -> Words:
+    """Return the command that installs a missing package; `()` for other errors."""
+    return (" (", *error.remedy, ")") if error.code is Code.MISSING_DEPENDENCY else ()
 
 
 def _question_of(question: Question, as_pdf: PdfForm | None, *, files: Iterable[Path], has_schema: bool) -> Question:
@@ -190,8 +195,9 @@ class FoundFiles:
                 result = read(path)
             except PromptmillError as error:
                 if not is_found:
-                    raise input_error(f"{readable(str(path))} ", *error.parts, ".") from None
-                self._leave_out(path, *error.parts)
+                    words = f"{readable(str(path))} ", *error.parts, "."
+                    raise PromptmillError(error.code, words, error.remedy) from None
+                self._leave_out(path, *error.parts, *_command_in(error))
                 continue
             self.count += 1
             yield path, result
@@ -403,7 +409,7 @@ class WholeFiles(FoundFiles):
             except PromptmillError as error:
                 if not mails[1:]:
                     raise
-                self._leave_out(Path(name), *error.parts)
+                self._leave_out(Path(name), *error.parts, *_command_in(error))
         if not rows:
             raise input_error("holds no mail that can be read")
         return rows
@@ -445,7 +451,7 @@ class WholeFiles(FoundFiles):
 
         Raises the errors of `_text_row`, and `PromptmillError` (`missing_dependency`).
         """
-        pdf.check_installed()
+        pdf.check_installed("needs pypdfium2")
         source = str(path.absolute())
         images, text, forms = [source], "", Counter[str]()
         with self._opened(path) as file, contextlib.suppress(pdf.PdfError):
