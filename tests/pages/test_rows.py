@@ -22,13 +22,16 @@ ONE = MappingProxyType({"answer": "good"})
 CROSSED = {"title": "A and B agree", "lines": (), "bars": (), "folded": True, "tables": []}
 
 
-def written(path: Path, rows: int, labels: Mapping[str, str] = ONE, **data: object) -> Path:
-    """Write a page with rows of an id, a text and the same answers."""
+def written(path: Path, rows: int, labels: Mapping[str, str] = ONE, differ: int = 0, **data: object) -> Path:
+    """Write a page with rows of an id, a text and the same answers. `differ`: the last rows, which differ."""
     shown = PageRows()
+    shown.filters = [("differ", "Differ", 1, 1)] if differ else []
     for at, name in enumerate(("id", "text", *labels)):
         shown.add_column(Column(name, name, "answer" if name in labels else "own"), at)
     for at in range(rows):
-        shown.add(at + 1, 0, {"id": f"id-{at}", "text": f"what guest {at} says of the soup", **labels})
+        shown.add(
+            at + 1, int(at >= rows - differ), {"id": f"id-{at}", "text": f"what guest {at} says of the soup", **labels}
+        )
     shown.order_columns()
     target = path / "page.html"
     page.put(target, page.filled("in.csv", DATA | data, shown, rows))
@@ -65,6 +68,61 @@ async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
         (paper,) = await shown.printed()
         assert "what guest 2 says" in paper
         assert "more" not in paper
+
+
+@pytest.mark.parametrize(
+    ("rows", "differ", "said"),
+    [
+        (400, 122, "The 122 rows that differ, of 400."),
+        (700, 600, "The first 500 of 600 rows that differ, of 700."),
+        (400, 1, "The 1 row that differs, of 400."),
+        (400, 0, "The first 200 of 400 rows."),
+    ],
+)
+async def test_a_printed_comparison_has_the_rows_that_differ_and_says_so(tmp_path, rows, differ, said):
+    file = written(tmp_path, rows, differ=differ, state="comparison")
+    async with browser.opened() as shown:
+        await shown.look(1280, 900, "light")
+        await shown.open(file)
+        await shown.until(f"document.getElementById('count').textContent === '{rows} rows'")
+        text = " ".join(" ".join(await shown.printed()).split())
+        assert said in text
+        first = rows - differ if differ else 0
+        places = [place for place in range(rows) if f"what guest {place} says" in text]
+        assert places == [*range(first, first + min(differ or 200, 500))]
+        assert f"All {rows} rows" not in text
+        assert await shown.run("document.querySelector('section.rows p').textContent") == f"All {rows} rows."
+        assert await shown.run("document.getElementById('count').textContent") == f"{rows} rows"
+
+
+async def test_paper_has_the_rows_that_a_reader_has_chosen(tmp_path):
+    file = written(tmp_path, 400, differ=122, state="comparison")
+    async with browser.opened() as shown:
+        await shown.look(1280, 900, "light")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === '400 rows'")
+        await shown.run("change({is: {id: 'id-7'}})")
+        await shown.until("document.getElementById('count').textContent === '1 of 400 rows'")
+        text = " ".join(" ".join(await shown.printed()).split())
+        assert "The 1 row, of 400." in text
+        assert "what guest 7 says" in text
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1280])
+async def test_no_column_of_a_figure_is_cut(tmp_path, width):
+    head = ["", "points", "95 % interval", "p", "", "only right"]
+    line = ["a_long_field: B minus A", "-13.5", "-18.2 to -11.2", "< 0.0001", "may be chance", "A 153, B 139"]
+    figures = [
+        {"title": title, "lines": (), "bars": (), "folded": False, "tables": [{"head": names, "rows": [cells]}]}
+        for title, names, cells in (("right", ["", "F1"], ["A", "0.9"]), ("differences", head, line))
+    ]
+    async with browser.opened() as shown:
+        await shown.look(width, 900, "light")
+        await shown.open(written(tmp_path, 3, sections=figures))
+        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        boxes = "[...document.querySelectorAll('.scroll')]"
+        assert await shown.run(f"{boxes}.every(one => one.scrollWidth <= one.clientWidth)")
+        assert "139" in " ".join(await shown.printed())
 
 
 @pytest.mark.parametrize("answers", [1, 2, 3])
