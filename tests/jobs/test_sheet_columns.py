@@ -99,6 +99,18 @@ def test_another_question_without_a_column_is_refused_and_says_how_to_add_one(be
     assert len(bench.upstream.seen) == 2
 
 
+def test_an_output_that_names_a_column_needs_the_option(bench, sheet):
+    bench.output = sheet.with_name("book.xlsx#Reviews[Topic]")
+    said = bench.fail(*_TONE)
+    assert "names the column 'Topic'; name its sheet, and the column by --answer-column Topic." in said
+    assert not bench.upstream.seen
+
+
+def test_other_settings_of_the_same_question_name_a_new_column_too(bench, sheet):
+    bench.succeed(*_TONE)
+    assert "--answer-column NAME writes a new column." in bench.fail(*_TONE, "--temperature", "1")
+
+
 @pytest.mark.parametrize(("choice", "column"), [("c", "answer_2"), ("a", "answer")])
 def test_a_user_at_a_terminal_chooses_a_new_column(bench, sheet, monkeypatch, choice, column):
     bench.succeed(*_TONE)
@@ -197,6 +209,17 @@ def test_a_question_may_use_the_answers_of_another(bench, sheet):
     bench.succeed("--prompt", "Again: {{answer}}", "--answer-column", "again/2")
     assert _column(sheet, "again/2") == ["echo: Again: echo: Tone of tea", "echo: Again: echo: Tone of milk"]
     assert bench.jobs("book.xlsx#Reviews[again%2F2]").returncode == 0
+
+
+@pytest.mark.features("compare")
+def test_the_answers_of_two_columns_are_compared(bench, sheet, monkeypatch):
+    monkeypatch.chdir(bench.path)
+    for question in (_TONE, (*_TONE, "--temperature", "1", "--answer-column", "Tone")):
+        bench.succeed(*question)
+    files = [str(bench.path / name) for name in ("book.xlsx#Reviews", "book.xlsx#Reviews[Tone]")]
+    result = bench.here(["promptmill", "compare", *files])
+    assert "A and B agree in 100.0 % of 2 rows" in result.stdout, result.stderr
+    assert "B book.xlsx#Reviews[Tone]" in result.stdout
 
 
 def test_a_workbook_that_is_named_without_its_sheet_gets_columns_too(bench, sheet):

@@ -61,6 +61,16 @@ def with_column(path: Path, column: str) -> Path:
     return path.with_name(f"{path.name}{mark}[{quote(column, _PLAIN)}]")
 
 
+def without_column(path: Path) -> Path:
+    """Return the path of the sheet that has a column, or any other path as it is.
+
+    >>> without_column(Path("labels.xlsx#Sheet2[Topic]")).name, without_column(Path("labels.xlsx#[Topic]")).name
+    ('labels.xlsx#Sheet2', 'labels.xlsx')
+    """
+    file, member = split(path)
+    return path if not column_of(path) else file.with_name(f"{file.name}{_MARK}{member}") if member else file
+
+
 def _has_columns(file: Path) -> bool:
     """Return whether jobs may fill columns of a file: of a workbook."""
     written = format_table.writing(file)

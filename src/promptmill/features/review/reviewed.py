@@ -344,7 +344,8 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
         spec.plan.check_reviewable(spec.job_id)
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
-        raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
+        remedy = "repeat the command of the job, which sends nothing" if spec.fills_input else "move it away"
+        raise input_error(f"{spec.output.path} has changed since the job wrote it; {remedy}, and take them again.")
     known = [*(labels if spec.output.answer_schema is None else ()), *labels_of_job(store, spec.output)]
     wanted, refused = _decided(store, spec, decisions, known)
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}

@@ -26,7 +26,8 @@ _WAYS = (
     Named("keep", text="{} keeps the old answers, and asks the other rows; "),
     "another output leaves this one as it is.",
 )
-_WAYS_IN_SHEET = (
+_WAYS_IN_SHEET = (*_WAYS[:3], Named("answer_column", "NAME", text="{} writes a new column."))
+_WAYS_OF_QUESTION = (
     Named("answer_column", "NAME", text="Add {} for a new column beside it, or "),
     SEND_ALL,
     ", which asks all rows again and replaces the answers.",
@@ -183,7 +184,7 @@ def _settings_conflict(
     conflict = f"Job {begun.job_id} {ran} with {', '.join(others)}{f' ({changes})' if changes else ''}."
     if fixed:
         return input_error(f"{conflict} Use the options or the configuration file of its first run.")
-    return ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+    return ChangedError(Code.INVALID_INPUT, conflict, _WAYS_IN_SHEET if wanted.fills_input else _WAYS)
 
 
 def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
@@ -195,7 +196,7 @@ def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
 def _other_question(begun: JobSpec) -> ChangedError:
     names, path = begun.output.names or {}, begun.output.path
     has = f"{path.name} has the answers to another question in the column `{names.get('answer', 'answer')}`."
-    return ChangedError(Code.INVALID_INPUT, has, _WAYS_IN_SHEET)
+    return ChangedError(Code.INVALID_INPUT, has, _WAYS_OF_QUESTION)
 
 
 def _shown(value: Any) -> str:

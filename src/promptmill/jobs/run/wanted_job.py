@@ -164,6 +164,11 @@ def check_output(order: JobOrder, target: Path) -> None:
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
     formats.format_of_output(order.whole_output, "")
+    if (column := members.column_of(target)) and column != order.form.column:
+        name = Named("answer_column", column)
+        raise input_error(
+            "The output names the column ", repr(column), "; name its sheet, and the column by ", name, "."
+        )
     own = [path for path in order.inputs if real_path(members.file_of(path)) == members.file_of(target)]
     if not all(_may_hold_both(path, target) for path in own):
         raise input_error("Input and output are the same file; name another output.")

@@ -65,8 +65,7 @@ class JobFolders:
     def of_sheet(self, target: Path) -> Iterator[Folder]:
         """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Of jobs that
         are not next to their outputs, only the one with the usual column."""
-        file, sheet = members.split(target)
-        plain = file.with_name(f"{file.name}#{sheet}") if sheet else file
+        plain = members.without_column(target)
         columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
         yield from (self.of(each) for each in (plain, *columns) if each != target)
 

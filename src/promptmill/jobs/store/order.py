@@ -257,11 +257,12 @@ class JobOrder(Stored):
     @property
     def fills_input(self) -> bool:
         """Whether the answers become columns of the sheet that has the rows."""
+        if len(self.inputs) != 1:
+            return False
         (file, sheet), (source, member) = map(members.split, (self.output, self.inputs[0]))
         written = format_table.writing(file)
         is_workbook = written is not None and written.has_sheets
-        is_same = is_workbook and not self.inputs[1:] and real_path(source) == real_path(file)
-        return is_same and sheet in {"", member}
+        return is_workbook and real_path(source) == real_path(file) and sheet in {"", member}
 
     @property
     def whole_output(self) -> Path:
