@@ -79,7 +79,7 @@ def add_options(bulk: Parser) -> None:
         "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",
         "promptmill bulk in.csv out.csv --again failed  # without it: the other rows",
     )
-    bulk.set_defaults(command=_run)
+    bulk.set_defaults(command=_run, precheck=_precheck, is_step=False)
 
 
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
@@ -138,8 +138,19 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
                 its_command = command_of(begun)
                 say(f"  `{its_command} --follow` shows it, `{its_command} --cancel` ends it", sys.stderr)
             return OK
-        code = run(arguments, configuration, job)
+        code = run(arguments, configuration, job, is_step=arguments.is_step)
         return code if job.remote is None else _delivered(job.remote, code, folders, tell)
+
+
+def _precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
+    """Check a command without running it. `has_rows`: its input is there, and is checked too. Raises as `_run`."""
+    _check(arguments)
+    registry.check_key(configuration.plan)
+    values = _read_options(arguments)
+    if has_rows:
+        folders = JobFolders.from_environ()
+        with open_job(Rows(arguments.input), arguments.output, values, decided(configuration), folders) as job:
+            job.check()
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:

@@ -59,6 +59,8 @@ class EndedJob:
     """Whether stdout is reserved for answers or for another command."""
     code: int | None
     """The exit code; None after an error or an interruption."""
+    requests: int | None
+    """The number of requests of this run; None if the job was finished before."""
 
 
 def run(
@@ -118,13 +120,13 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
+def _with_command(error: ChangedError, arguments: argparse.Namespace) -> ChangedError:
     """Return the error with the command that sends every row again, if such a command exists."""
     send_all, _, *others = error.remedy
     if arguments.given[:1] != ["bulk"] or arguments.json or send_all != SEND_ALL:
         return error
     command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
-    return PromptmillError(error.code, [*error.parts, f" `{command}` asks all rows again."], others)
+    return type(error)(error.code, [*error.parts, f" `{command}` asks all rows again."], others)
 
 
 def _chosen(error: ChangedError, opened: OpenJob) -> JobOrder:
@@ -185,7 +187,7 @@ def _run(
     """Run a job like `run`. Raises `ChangedError`."""
     configuration = door.decided(configuration)
     as_json, on_stderr = arguments.json, live is not None or is_step
-    job = replace(opened, models=configuration).admit()
+    job = replace(_before_job(arguments, opened), models=configuration).admit()
     quiet = getattr(arguments, "quiet", False)
     if not quiet:
         note_once(configuration.plan)
@@ -197,6 +199,7 @@ def _run(
         print_status(now, job.folder, opened.order, as_json=as_json, on_stderr=on_stderr, again=again, quiet=quiet)
 
     code: int | None = None
+    requests: int | None = 0
     try:
         about = status.read(job.folder)
         warn_of_input(job)
@@ -204,17 +207,19 @@ def _run(
             if not as_json and not is_step:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
             tell(about)
-            code = SOME_FAILED if about.get("failed") else OK
+            code, requests = SOME_FAILED if about.get("failed") else OK, None
             return code
         try:
             ended, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             now = status.read(job.folder)
+            requests = _requests(about, now)
             tell(now)
             if job.folder.awaited:  # the job does not fail: the provider continues
                 code = TRY_AGAIN
                 return code
             raise
+        requests = _requests(about, ended)
         if isinstance(error, ChangedError) and not as_json:
             raise error
         if error is not None:
@@ -229,8 +234,13 @@ def _run(
         return code
     finally:
         if job.folder.database.exists():
-            _call_features(EndedJob(arguments, job.folder, on_stderr, code))
+            _call_features(EndedJob(arguments, job.folder, on_stderr, code, requests))
         job.close()
+
+
+def _requests(before: Status, now: RunStatus) -> int:
+    """Return the number of requests of the last run."""
+    return now.get("run_requests", now.get("requests", 0) - before.get("requests", 0))
 
 
 def _joined(before: Status, ended: RunStatus) -> Status:
@@ -319,6 +329,14 @@ def _kept(job: Job) -> str:
         return ""
     rows = "all rows" if result.limit is None else counted(result.limit, "row")
     return f" Its output already holds {rows}, and is left unchanged."
+
+
+def _before_job(arguments: argparse.Namespace, opened: OpenJob) -> OpenJob:
+    for feature in features().values():
+        for attribute, function in feature.before_job.items():
+            if getattr(arguments, attribute, None) is not None:
+                opened = part(function)(arguments, opened)
+    return opened
 
 
 def _call_features(ended: EndedJob) -> None:

@@ -30,6 +30,7 @@ COMMANDS = (
         "bulk",
         "answer each row of a file, write another file; resumes after a crash",
         "promptmill.cli.bulk:add_options",
+        writes=("output",),
     ),
     Command(
         "jobs",
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ["PROMPTMILL_STATE"] = str(arguments.state)
         for note in _misspelled(os.environ):
             say(f"promptmill: {note}", sys.stderr)
-        code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
+        code = run_command(arguments)
         flush(sys.stdout)
         return code
     except PromptmillError as error:
@@ -133,7 +134,11 @@ def _speak_utf8() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-def _configured(arguments: argparse.Namespace) -> int:
+def run_command(arguments: argparse.Namespace) -> int:
+    """Run the command of parsed arguments, and return its exit code. Raises as the command."""
+    if "unconfigured" in arguments:
+        unconfigured: Callable[[argparse.Namespace], int] = arguments.unconfigured
+        return unconfigured(arguments)
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
     try:
         configuration = configuration_of(arguments)

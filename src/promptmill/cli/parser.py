@@ -31,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         self._given: Sequence[str] = ()
         self.replaces_first = ""
         """The option that replaces the first of two positional arguments, which then is `[]`."""
+        self.only_with: Mapping[str, Collection[str]] = {}
+        """By an argument, those that have no effect without it, as argparse stores them."""
         self._common: Mapping[str, str] = {}
         self._joined: Collection[str] = ()
         self.set_defaults(parser=self)  # the parser of a command, which replaces that of the whole command line
@@ -113,7 +115,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(error.message)
             name = error.argument_name.rpartition("/")[2]
             said = "it takes no value" if error.message.startswith("ignored explicit argument") else error.message
-            self._leave(said if name in _KINDS else f"{name}: {said}")
+            self.leave(said if name in _KINDS else f"{name}: {said}")
 
     def error(self, message: str) -> NoReturn:
         """Print `message` in one line, and exit with code 2.
@@ -126,9 +128,10 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("the following arguments are required"):
             places = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
             message = f"{message}; write `{self.prog} {' '.join(places)} …`"
-        self._leave(message)
+        self.leave(message)
 
-    def _leave(self, message: str) -> NoReturn:
+    def leave(self, message: str) -> NoReturn:
+        """Report a mistake in the arguments, and exit with code 2."""
         complain(message)
         self.exit(2, f"`{self.prog} --help` lists what there is.\n")
 
@@ -136,20 +139,20 @@ class Parser(argparse.ArgumentParser):
         """Exit because no argument takes `words`. Values of options are not shown, because one may be a key."""
         names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
         if not names:
-            self._leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
+            self.leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         if needs := table.needs_hidden(names[0], "flag"):
-            self._leave(f"{names[0]} {needs}")
+            self.leave(f"{names[0]} {needs}")
         known = self._option_string_actions
         if "--set" in known and not synonym(key, known) and (path := _path_of(key)):
-            self._leave(f"{message}; `--set {path}=…` sets it")
+            self.leave(f"{message}; `--set {path}=…` sets it")
         places = {action.dest: str(action.metavar or action.dest) for action in self._get_positional_actions()}
         if meant := synonym(key, places):
-            self._leave(f"{message}; {places[meant]} has no option: `{self.prog} {' '.join(places.values())} …`")
+            self.leave(f"{message}; {places[meant]} has no option: `{self.prog} {' '.join(places.values())} …`")
         starts = f"-{names[0]}" if len(names[0]) == 2 else None
         if starts and (long := next((name for name in known if name.startswith(starts)), "")):
-            self._leave(f"{message}; did you mean {long}?")
-        self._leave(message + _meant(names[0], self._option_string_actions, 1))
+            self.leave(f"{message}; did you mean {long}?")
+        self.leave(message + _meant(names[0], self._option_string_actions, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is not one of the action's choices, and suggest a similar choice."""

@@ -118,6 +118,19 @@ def parsed(text: str, duplicates: list[str] | None = None) -> Any:
         loader.dispose()
 
 
+def composed(file: Path) -> yaml.Node | None:
+    """Return a YAML file as nodes, whose scalars have the text as it was written; None for an empty file.
+
+    Raises `PromptmillError` (`invalid_config`) with the line.
+    """
+    try:
+        return yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise config_error("", f"{file}: {_yaml_problem(error)}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
+
+
 def line_of(file: Path, keys: Sequence[str]) -> int | None:
     """Return the line (from 1) of the key at the path `keys`, or of its nearest parent; None if both are missing."""
     try:

@@ -37,6 +37,10 @@ class Command:
     """The command's line of help."""
     options: str
     """`"module:function"`: adds the options to the command's parser, and sets the function that runs it."""
+    writes: Sequence[str] | None = None
+    """The arguments that name files which the command writes, as argparse stores them; other positional arguments name
+    files that it reads. None: the command does not make files from files and then end, so no series of commands has
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +286,9 @@ class Feature:
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
+    before_job: Mapping[str, str] = field(default_factory=dict)
+    """What precedes each job that a command runs, by the attribute of its arguments that asks for it; each function
+    takes the arguments and the `promptmill.jobs.door.OpenJob`, and returns the job to run."""
     after_job: Mapping[str, str] = field(default_factory=dict)
     """What follows after a command has run a job, by the option that asks for it, such as `{"report":
     "module:function"}`; each function takes the `promptmill.cli.job_run.EndedJob`."""

@@ -132,6 +132,10 @@ class OpenJob(WantedJob):
         raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
         return [*self.files.left_out, *self.files.forms, *raw]
 
+    def check(self) -> None:
+        """Check the order and the files, not the rows. Blocks. Raises as `admit`, and changes nothing."""
+        admission.checked(self)
+
     def admit(self, *, are_columns_checked: bool = False) -> Job:
         """Return the admitted job, which the caller closes. Blocks. Raises as `admission.admit`."""
         return admission.admit(self, are_columns_checked=are_columns_checked)

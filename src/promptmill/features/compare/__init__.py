@@ -9,6 +9,7 @@ FEATURE = Feature(
             "compare",
             "compare outputs with each other and with right answers",
             "promptmill.features.compare.command:add_options",
+            writes=("report",),
         ),
     ),
     instructions="`compare` compares outputs of the same rows.",

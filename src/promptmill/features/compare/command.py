@@ -79,6 +79,7 @@ def add_options(compare: Parser) -> None:
         "promptmill compare labels.csv --by variant --report comparison.html --open",
         "promptmill compare summaries-a.csv summaries-b.csv --judge good-1 --criterion 'is the better summary'",
     )
+    compare.only_with = {"criterion": _JUDGING}
     compare.set_defaults(unconfigured=_run)
 
 

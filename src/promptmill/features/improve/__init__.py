@@ -10,6 +10,7 @@ FEATURE = Feature(
             "improve",
             "have a strong model write a better prompt, and test it on right answers",
             "promptmill.features.improve.command:add_options",
+            writes=("output",),
         ),
     ),
     instructions="`improve` finds a better prompt from rows with right labels.",

@@ -11,6 +11,7 @@ FEATURE = Feature(
             "review",
             "list the rows to check by hand, and store the labels you give",
             "promptmill.features.review.command:add_options",
+            writes=("output",),
         ),
     ),
     instructions="`review` finds rows that the user should check, and stores the user's labels.",

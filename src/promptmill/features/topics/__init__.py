@@ -11,6 +11,7 @@ FEATURE = Feature(
             "topics",
             "find the labels of a table that nobody knows yet, and try them on other rows",
             "promptmill.features.topics.command:add_options",
+            writes=("output",),
         ),
     ),
     names={

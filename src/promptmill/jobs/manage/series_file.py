@@ -66,13 +66,16 @@ class SeriesFile:
         try:
             try:
                 yield beside
-                if self.path.exists() and not self.is_equal(beside) and not self._may_replace():
+                is_there = self.path.exists()
+                is_same = is_there and self.is_equal(beside)
+                if is_there and not is_same and not self._may_replace():
                     raise input_error(
                         f"{self.path} exists and has another content; name another file, or move it away",
                         Named("overwrite", text="; {} replaces it"),
                         ". The answers are kept: the same search pays for nothing again.",
                     )
-                disk.replace(beside, self.path)
+                if not is_same:  # an equal file keeps its time, so that nobody reads it again
+                    disk.replace(beside, self.path)
             finally:
                 beside.unlink(missing_ok=True)
             self._mark()

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from promptmill.backends import registry
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -38,22 +38,25 @@ _TRIES = 100
 _LEAVES_S = 5.0
 
 
-def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
-    """Lock and return the wanted job, new or existing. `are_columns_checked`: whether the prompt's columns are.
+@dataclass(frozen=True, slots=True)
+class CheckedOrder:
+    """An order that may be carried out, if nobody changes its files or its job meanwhile."""
 
-    Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
-    sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
-    """
-    order, plan, folders, given = wanted.order, wanted.plan, wanted.folders, wanted.source
+    files: OrderFiles
+    spec: JobSpec
+    """The description of the job."""
+
+
+def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedOrder:
+    """Check an order without the lock of its job. Raises as `admit`. Changes nothing."""
+    order, plan = wanted.order, wanted.plan
     registry.check_name(plan.backend)
     files = OrderFiles.of(wanted)
     folder = files.folder
-    if not files.is_loose:
-        files.target.parent.mkdir(parents=True, exist_ok=True)
-    if files.input is not None and given is None and plan.file_rule.is_guarded:
+    if files.input is not None and wanted.source is None and plan.file_rule.is_guarded:
         row_secrets.check_beginning(files.input, plan.file_rule)
-    with _usable(folder), contextlib.ExitStack() as opened:
-        new = spec_of(folders.id_of(folder), files, wanted, known=folder.spec)
+    with _usable(folder):
+        new = spec_of(wanted.folders.id_of(folder), files, wanted, known=folder.spec)
         is_new = folder.spec is None or not (order.question.templates or new.input.kind.rows != "objects")
         if is_new and not are_columns_checked and files.input is not None:
             check_columns(order.question, new.input.format, files.input)
@@ -63,6 +66,22 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
             raise input_error(empty, SEND_ALL, " sends all rows again.")
         if not damage:  # else its repair shows whose output it is
             _check_output(folder, new, order, members.stamp(new.output.path))
+    return CheckedOrder(files, new)
+
+
+def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
+    """Lock and return the wanted job, new or existing. `are_columns_checked`: whether the prompt's columns are.
+
+    Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
+    sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
+    """
+    order, plan, folders, given = wanted.order, wanted.plan, wanted.folders, wanted.source
+    wanted_job = checked(wanted, are_columns_checked=are_columns_checked)
+    files, new = wanted_job.files, wanted_job.spec
+    folder = files.folder
+    if not files.is_loose:
+        files.target.parent.mkdir(parents=True, exist_ok=True)
+    with _usable(folder), contextlib.ExitStack() as opened:
         if not folders.beside_outputs or files.is_loose:
             disk.make_private_folder(folders.root)  # without changes to the folders above it
         if (lock := _locked(folder)) is None:

@@ -59,6 +59,10 @@ class ChangedError(PromptmillError):
     """
 
 
+class ChangedInputError(ChangedError):
+    """The order would send most rows again, because the rows of the input changed."""
+
+
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the wanted job. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
@@ -218,11 +222,12 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     kept = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
     if asked:
         conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."
-    elif given == begun.input.path:
+        raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+    if given == begun.input.path:
         conflict = f"{given} has changed since, and {kept}."
     else:
         conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
-    raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+    raise ChangedInputError(Code.INVALID_INPUT, conflict, _WAYS)
 
 
 def check_keeps_rows(begun: JobSpec, made: OutputRecord, order: JobOrder, *, is_still: bool) -> None:

@@ -22,12 +22,19 @@ T = TypeVar("T")
 def spent(folder: Folder) -> float:
     """Return the cost of a job, including the highest possible cost of requests without a record. Blocks.
 
-    The stored status may lack the last costs of a killed runner. Raises `OSError` and `DamagedError`.
+    Raises `OSError` and `DamagedError`.
+    """
+    return recorded_cost(folder) + InFlight.most_in(InFlight.beside(folder.database))
+
+
+def recorded_cost(folder: Folder) -> float:
+    """Return the cost of a job's requests that have a record. Blocks. Raises as `spent`.
+
+    The stored status may lack the last costs of a killed runner.
     """
     last = folder.status
     with folder.reading() as store:
-        cost = max(last.get("cost") or 0.0, statistics.cost(store) + last.get("cost_forgotten", 0.0))
-    return cost + InFlight.most_in(InFlight.beside(folder.database))
+        return max(last.get("cost") or 0.0, statistics.cost(store) + last.get("cost_forgotten", 0.0))
 
 
 def write_starting(folder: Folder) -> None:

@@ -1,0 +1,300 @@
+"""`promptmill run RECIPE`: the commands of a file, in order, as one command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from promptmill.cli.main import run_command
+from promptmill.cli.parser import Parser, amount
+from promptmill.cli.terminal import OK, SOME_FAILED, complain, say
+from promptmill.core.errors import PromptmillError, config_error, redact
+from promptmill.core.values import JsonDict
+from promptmill.features.recipes import run_words
+from promptmill.features.recipes.recipe import Recipe, Step
+from promptmill.features.recipes.spending import Spending, StepFigures
+from promptmill.jobs.run.resumption import ChangedError, ChangedInputError
+from promptmill.system.safe_open import home_expanded
+
+_CHANGED = "changed"
+_PATHS = ("PROMPTMILL_CONFIG", "PROMPTMILL_STATE")
+"""Variables whose paths start at the folder of the caller, not at that of the recipe."""
+_RESUMES = " the same command goes on, and pays for no answer again. Run: "
+_ESTIMATED = ("requests", "estimated_cost", "most_cost")
+
+
+def add_options(run: Parser) -> None:
+    """Add the options of the command."""
+    run.add_argument("recipe", metavar="RECIPE", help="a YAML file with `steps`; its paths start at its folder")
+    run.add_argument("--dry-run", action="store_true", help="check all steps, and show their prices; send nothing")
+    run.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all steps may spend, in all runs")
+    run.add_argument(
+        "--again",
+        choices=("failed", _CHANGED),
+        help="failed: send failed rows again; changed: send rows again whose step has another prompt, model or input",
+    )
+    run.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument("--json", action="store_true", help="print all figures as JSON")
+    run.show_examples(
+        "promptmill run recipe.yaml",
+        "promptmill run recipe.yaml --dry-run",
+        "",
+        "max_cost: 2.50                        # of all steps",
+        "model: gpt-5-mini                     # of all steps that have no other",
+        "steps:",
+        "  - bulk: [mails/, orders.jsonl]      # as on the command line: INPUT … OUTPUT",
+        "    prompt: 'Extract the order: {{content}}'",
+        "    schema: customer,amount:number",
+        "  - bulk: [orders.jsonl, labels.csv]",
+        "    prompt: 'Is this urgent? {{customer}} {{amount}}'",
+        "    choices: [yes, no]",
+    )
+    run.set_defaults(unconfigured=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run a recipe. Return 0 if all rows are answered, 1 if some failed; if a step stopped, its exit code."""
+    file = home_expanded(arguments.recipe)
+    if not file.is_file():
+        example = "`promptmill run --help` shows an example."
+        raise config_error("", f"{file} is {'a folder' if file.is_dir() else 'missing'}; name a recipe; {example}")
+    of_run = {"max_cost": arguments.max_cost, "again": None if arguments.again == _CHANGED else arguments.again}
+    recipe = Recipe.read(file, {name: str(value) for name, value in of_run.items() if value is not None})
+    for name in _PATHS:
+        if os.environ.get(name):
+            os.environ[name] = str(home_expanded(os.environ[name]).absolute())
+    place = file.absolute()
+    with contextlib.chdir(place.parent):
+        outputs = recipe.check()
+        with Spending.opened(place, recipe.max_cost) as spending:
+            if arguments.dry_run:
+                return _Plan(arguments, recipe, outputs, spending).show()
+            return _Run(arguments, recipe, outputs, spending).run()
+
+
+@dataclass
+class _Report:
+    """A step that has begun."""
+
+    step: Step
+    title: str
+    figures: StepFigures = field(default_factory=StepFigures)
+    result: object = None
+    """What the command prints with `--json`."""
+
+    def as_dict(self) -> JsonDict:
+        figures = self.figures
+        of_rows: JsonDict = {}
+        if len(figures.jobs) == 1:
+            job = figures.jobs[0]
+            of_rows = {"rows": job.get("total"), "failed": job.get("failed", 0)}
+        return {
+            **_begin_of(self.step, self.title),
+            **of_rows,
+            "requests": figures.requests,
+            "cost": figures.cost,
+            "unchanged": figures.is_unchanged,
+            "jobs": [job["job_id"] for job in figures.jobs],
+            "result": self.result,
+        }
+
+
+@dataclass
+class _Run:
+    """A run of a recipe."""
+
+    arguments: argparse.Namespace
+    recipe: Recipe
+    outputs: Mapping[str, Step]
+    spending: Spending
+    reports: list[_Report] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def run(self) -> int:
+        """Run the steps in order, and print the summary. Return the exit code. Raises `PromptmillError`."""
+        code, ended = OK, OK
+        try:
+            for step in self.recipe.steps:
+                ended = self._step(step)
+                code = max(code, ended)
+                if ended != OK and not (ended == SOME_FAILED and self.spending.step.is_usable):
+                    break
+            else:
+                self._show("finished")
+                return code
+        except PromptmillError as error:
+            self._show("stopped")
+            place = self.reports[-1].step if self.reports else self.recipe.steps[0]
+            raise PromptmillError(
+                error.code, f"{place.located(error).message} Then{_RESUMES}{self._command}", ""
+            ) from None
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        self._stop()
+        return ended
+
+    def _stop(self) -> None:
+        self._show("stopped")
+        last, count = self.reports[-1], len(self.recipe.steps)
+        complain(f"step {last.step.number} of {count} ({last.title}) stopped;{_RESUMES}{self._command}")
+
+    @property
+    def _command(self) -> str:
+        return redact(shlex.join(["promptmill", *self.arguments.given]))
+
+    def _step(self, step: Step) -> int:
+        report = _Report(step, step.title(step.arguments()))
+        self.reports.append(report)
+        if not self.arguments.quiet:
+            say(f"[{step.number}/{len(self.recipe.steps)}] {report.title}", sys.stderr)
+        code, text = self._ended(step, report)
+        for name in step.writes(step.arguments()):
+            self.spending.keep_stamp(home_expanded(name).absolute())
+        figures = report.figures
+        if self.arguments.json:
+            report.result = orjson.loads(text) if text else figures.jobs[0] if len(figures.jobs) == 1 else None
+        elif text and not figures.is_unchanged:
+            say(text.rstrip("\n"))
+        return code
+
+    def _ended(self, step: Step, report: _Report) -> tuple[int, str]:
+        """Run a step. Return its exit code, and what it printed."""
+        changes: JsonDict = {}
+        while True:
+            self.spending.step = report.figures = StepFigures()
+            arguments = self._prepared(step, changes)
+            try:
+                return _captured(arguments)
+            except ChangedError as error:
+                change = self._change(error, step, arguments)
+                if change is None or changes.items() >= change.items():
+                    again = f"`{self._command} --again {_CHANGED}` sends the rows of such a step again; "
+                    words = [*error.parts[:1], " ", again, "`keep: true` in the step keeps its answers."]
+                    raise PromptmillError(error.code, words, "") from None
+                changes |= change
+
+    def _prepared(self, step: Step, changes: JsonDict) -> argparse.Namespace:
+        """Return the arguments of a step, as a part of this run."""
+        arguments = step.arguments()
+        is_own = any(self.spending.is_own(home_expanded(name).absolute()) for name in step.writes(arguments))
+        owns_output = "is_step" in arguments  # its job knows what it wrote
+        values = {
+            "is_step": True,
+            "overwrite": True if is_own and not owns_output else None,
+            "json": self.arguments.json and not owns_output,
+            "quiet": self.arguments.quiet,
+            **changes,
+        }
+        for name, value in values.items():
+            if name in arguments and value is not None:
+                setattr(arguments, name, value)
+        arguments.spending = self.spending
+        return arguments
+
+    def _change(self, error: ChangedError, step: Step, arguments: argparse.Namespace) -> JsonDict | None:
+        """Return the options with which a step accepts a change; None if the user has not accepted it.
+
+        An input that an earlier step wrote has changed because the user changed that step.
+        """
+        is_accepted = self.arguments.again == _CHANGED
+        if isinstance(error, ChangedInputError):
+            return {"keep": True} if is_accepted or step.makers(arguments, self.outputs) else None
+        return {"again": "all"} if is_accepted else None
+
+    def _show(self, state: str) -> None:
+        steps = [report.as_dict() for report in self.reports]
+        costs = [step["cost"] for step in steps if step["cost"] is not None]
+        found: JsonDict = {
+            "recipe": str(self.recipe.file),
+            "state": state,
+            "count": len(self.recipe.steps),
+            "steps": steps,
+            "requests": sum(step["requests"] for step in steps),
+            "cost": sum(costs) if costs else None,
+            "spent": self.spending.total,
+            "max_cost": self.recipe.max_cost,
+            "seconds": round(time.monotonic() - self.began, 2),
+        }
+        if self.arguments.json:
+            say(orjson.dumps(found).decode())
+        else:
+            say("\n".join(run_words.summary(found)), wrap=True)
+
+
+@dataclass
+class _Plan:
+    """What a run would do."""
+
+    arguments: argparse.Namespace
+    recipe: Recipe
+    outputs: Mapping[str, Step]
+    spending: Spending
+
+    def show(self) -> int:
+        """Print the steps with their prices. Return 0, or 1 if rows are invalid. Raises `PromptmillError`."""
+        steps, code = list[JsonDict](), OK
+        for step in self.recipe.steps:
+            try:
+                ended, found = self._estimate(step)
+            except PromptmillError as error:
+                raise step.located(error) from None
+            code = max(code, ended)
+            steps.append(_begin_of(step, step.title(step.arguments(step.awaited(self.outputs)))) | found)
+        costs = {name: [step[name] for step in steps if step.get(name) is not None] for name in _ESTIMATED}
+        is_priced = len(costs["most_cost"]) == len(costs["estimated_cost"])
+        found = {
+            "recipe": str(self.recipe.file),
+            "steps": steps,
+            "requests": sum(costs["requests"]),
+            "estimated_cost": sum(costs["estimated_cost"]) if costs["estimated_cost"] else None,
+            "most_cost": sum(costs["most_cost"]) if costs["most_cost"] and is_priced else None,
+            "spent": self.spending.total,
+            "max_cost": self.recipe.max_cost,
+        }
+        if self.arguments.json:
+            say(orjson.dumps(found).decode())
+        else:
+            say("\n".join(run_words.plan(found)), wrap=True)
+        return code
+
+    def _estimate(self, step: Step) -> tuple[int, JsonDict]:
+        """Return the exit code of a step's `--dry-run`, and its figures or the reason why it has none."""
+        if missing := step.missing(self.outputs):
+            maker = self.outputs[missing]
+            return OK, {"reason": f"no estimate before step {maker.number} has written {Path(missing).name}"}
+        if (attribute := step.dry_run) is None:
+            return OK, {"reason": f"{step.command.name} has no estimate"}
+        arguments = step.arguments()
+        setattr(arguments, attribute, True)
+        arguments.json = True
+        code, text = _captured(arguments)
+        found: JsonDict = orjson.loads(text)
+        rows, problems = found.get("rows"), found.get("problems")
+        of_all = found.get("all", found)  # `all` of a command whose later requests depend on earlier answers
+        figures = {name: of_all[name] for name in _ESTIMATED if name in of_all}
+        reason = {"reason": f"{found['invalid']:,} invalid rows, the first: {problems[0]}"} if problems else {}
+        return code, {**({"rows": rows} if isinstance(rows, int) else {}), **figures, **reason}
+
+
+def _begin_of(step: Step, title: str) -> JsonDict:
+    return {"step": step.number, "command": step.command.name, "title": title}
+
+
+def _captured(arguments: argparse.Namespace) -> tuple[int, str]:
+    """Run a command. Return its exit code, and what it printed to stdout."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = run_command(arguments)
+    return code, out.getvalue()

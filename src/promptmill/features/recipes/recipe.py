@@ -1,0 +1,255 @@
+"""A recipe that may be run: its steps are known commands in a possible order, with options that they have."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptmill.answering.costs import unknown_price
+from promptmill.answering.prices import price_of
+from promptmill.backends import registry
+from promptmill.cli.error_words import option_of
+from promptmill.cli.options import configuration_of
+from promptmill.core.errors import Named, PromptmillError
+from promptmill.core.feature import Command
+from promptmill.core.wording import cut, did_you_mean
+from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, Place, RecipeFile
+from promptmill.features.recipes.step_words import (
+    check_key,
+    command_of,
+    file_words,
+    parser_of,
+    step_commands,
+    texts_in,
+    words_of,
+)
+from promptmill.jobs import members
+from promptmill.jobs.door import decided
+from promptmill.jobs.inputs.formats import is_url
+from promptmill.jobs.store.index import JobFolders
+from promptmill.options.flag_values import amount
+from promptmill.system.safe_open import home_expanded
+
+_OPTION = re.compile(r"--([a-z][a-z-]*)(?: (.*))?", re.DOTALL)
+_PATTERN = re.compile(r"[*?\[]")
+
+
+def key_of(named: Named) -> str | None:
+    """Return the name of a field as a key of a recipe, with its value."""
+    words = option_of(named)
+    option = _OPTION.fullmatch(words or "")
+    if option is None or named.field == "again":
+        return words
+    key = option[1].replace("-", "_")
+    return f"`{key}: {option[2]}`" if option[2] else f"`{key}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command of a recipe."""
+
+    number: int
+    command: Command
+    words: Sequence[str]
+    """The command line, from the command's name on."""
+    entries: Mapping[str, Entry]
+    """The options, those that are shared by all steps among them."""
+    place: Place
+
+    def arguments(self, unread: Sequence[str] = ()) -> argparse.Namespace:
+        """Return the parsed command line. The options `unread` name files that do not exist yet, and are left out.
+
+        Raises `PromptmillError` (`invalid_config`).
+        """
+        parser = parser_of(self.command)
+        parser.leave_as_text(unread)
+        arguments: argparse.Namespace = parser.parse_args([*self.words[1:]])
+        for key in unread:
+            setattr(arguments, parser.sets(key), None)
+        arguments.given = [*self.words]
+        return arguments
+
+    def reads(self, arguments: argparse.Namespace) -> list[str]:
+        """Return the names of the files with the rows of the step."""
+        others = set(self.command.writes or ())
+        return [*_names(arguments, [name for name in parser_of(self.command).files() if name not in others])]
+
+    def writes(self, arguments: argparse.Namespace) -> list[str]:
+        """Return the names of the files that the step writes."""
+        return [*_names(arguments, self.command.writes or ())]
+
+    def title(self, arguments: argparse.Namespace) -> str:
+        """Return the step's outputs, or else its command and files."""
+        return " ".join(self.writes(arguments) or [self.command.name, *self.reads(arguments)])
+
+    def awaited(self, outputs: Mapping[str, Step]) -> list[str]:
+        """Return the options that name a file which an earlier step will write, and which does not exist yet."""
+        return [key for key, entry in self.entries.items() if _missing(texts_in(entry.value), outputs)]
+
+    def makers(self, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> list[Step]:
+        """Return the earlier steps that write the rows of this one."""
+        found = [outputs.get(_path(name)) or outputs.get(_file(name)) for name in self.reads(arguments)]
+        return [step for step in found if step is not None and step.number < self.number]
+
+    def missing(self, outputs: Mapping[str, Step]) -> str:
+        """Return the path of a file that an earlier step will write, and which does not exist yet; `""` if none."""
+        names = self.reads(self.arguments(self.awaited(outputs)))
+        texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
+        return next(iter(_missing([*names, *map(_file, names), *texts], outputs)), "")
+
+    @property
+    def dry_run(self) -> str | None:
+        """The attribute of parsed arguments for a dry run; None if the command has none."""
+        action = parser_of(self.command).options().get("dry_run")
+        return None if action is None else action.dest
+
+    def located(self, error: PromptmillError) -> PromptmillError:
+        """Return `error` with the line of the option that it names, or else with that of the step."""
+        named = [part.field for part in error.parts if isinstance(part, Named)]
+        named += [word.strip("`:,;.'\"").removeprefix("--").replace("-", "_") for word in error.message.split()]
+        entry = next((self.entries[name] for name in named if name in self.entries), None)
+        return (self.place if entry is None else entry.place).error(error.worded(key_of))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The commands of a file, in their order."""
+
+    file: Path
+    steps: Sequence[Step]
+    max_cost: float | None
+    """The most that all steps together may spend, in US dollars."""
+
+    @classmethod
+    def read(cls, file: Path, of_run: Mapping[str, str]) -> Recipe:
+        """Read a recipe. `of_run`: options of the run, by name. Does not look for the files of steps.
+
+        Raises `PromptmillError` (`invalid_config`) with the line.
+        """
+        content = RecipeFile.read(file)
+        options = {key for each in step_commands().values() for key in parser_of(each).options()}
+        for entry in content.shared.values():
+            check_key(entry, options, "bulk")
+        run = {key: Entry.of_run(key, text) for key, text in of_run.items()}
+        limit = run.get(MAX_COST) or content.max_cost
+        shared = {**content.shared, **run, **({} if limit is None else {MAX_COST: limit})}
+        steps = []
+        for number, entries in enumerate(content.steps, 1):
+            command = command_of(entries)
+            parser = parser_of(command)
+            known = parser.options()
+            for entry in entries.options.values():
+                check_key(entry, known, command.name)
+            excluded = parser.excluded_by(entries.options)
+            common = {key: each for key, each in shared.items() if key in known and known[key].dest not in excluded}
+            every = {**common, **entries.options}
+            words = [word for key, entry in every.items() for word in words_of(entry, known[key])]
+            words = [command.name, *file_words(entries.command), *words]
+            steps.append(Step(number, command, words, every, entries.command.place))
+        return cls(file, steps, _amount(limit))
+
+    def check(self) -> Mapping[str, Step]:
+        """Check all steps before the first one runs, as far as their files exist. Sends and stores nothing.
+
+        Return the step that writes each output, by path. Raises `PromptmillError` with the line.
+        """
+        outputs: dict[str, Step] = {}
+        parsed = []
+        for step in self.steps:
+            unread = step.awaited(outputs)
+            try:
+                arguments = step.arguments(unread)
+            except PromptmillError as error:
+                raise step.located(error) from None
+            parsed.append((step, arguments, unread))
+            for name in step.writes(arguments):
+                if (other := outputs.setdefault(_path(name), step)) is not step:
+                    raise step.place.error(f"{name} is the output of step {other.number}, too; name another file.")
+                outputs.setdefault(_file(name), step)
+        for step, arguments, _ in parsed:
+            _check_order(step, arguments, outputs)
+        for step, arguments, unread in parsed:
+            if not unread:
+                self._check_command(step, arguments, outputs)
+        return outputs
+
+    def _check_command(self, step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> None:
+        if "command" not in arguments:  # it has no configuration, or reads it later
+            return
+        reads = step.reads(arguments)
+        try:
+            configuration = configuration_of(arguments)
+            registry.check_key(configuration.plan)
+            if self.max_cost is not None and price_of(plan := decided(configuration).plan) is None:
+                raise unknown_price(plan)
+            if "precheck" in arguments:
+                has_rows = bool(reads) and all(
+                    Path(_file(name)).is_file() and _file(name) not in outputs for name in reads
+                )
+                arguments.precheck(arguments, configuration, has_rows=has_rows)
+        except PromptmillError as error:
+            raise step.located(error) from None
+
+
+def _names(arguments: argparse.Namespace, attributes: Sequence[str]) -> Iterator[str]:
+    for attribute in attributes:
+        value = getattr(arguments, attribute)
+        yield from map(str, value if isinstance(value, list) else [value] if value is not None else [])
+
+
+def _amount(entry: Entry | None) -> float | None:
+    if entry is None or entry.value.tag == NULL:
+        return None
+    try:
+        return amount(str(entry.value.value))
+    except PromptmillError as error:
+        raise entry.place.error(f"{MAX_COST}: {error.message}") from None
+
+
+def _path(name: str) -> str:
+    return os.path.normpath(home_expanded(name).absolute())
+
+
+def _file(name: str) -> str:
+    """Return the path of the file in which a table may be."""
+    return _path(str(members.file_of(home_expanded(name))))
+
+
+def _missing(texts: Sequence[str], outputs: Mapping[str, Step]) -> list[str]:
+    """Return the paths of those texts that are outputs, and do not exist yet."""
+    return [path for path in map(_path, texts) if path in outputs and not Path(path).exists()]
+
+
+def _check_order(step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if a step reads what a later one writes, or what nothing writes."""
+    for entry in step.entries.values():
+        for text in texts_in(entry.value):
+            _check_maker(entry.place, step, text, outputs.get(_path(text)))
+    for name in step.reads(arguments):
+        if is_url(name):
+            continue
+        maker = outputs.get(_path(name)) or outputs.get(_file(name))
+        _check_maker(step.place, step, name, maker)
+        folder = f"{_path(name)}{os.sep}"
+        is_inside = any(path.startswith(folder) and one.number < step.number for path, one in outputs.items())
+        if maker is None and not (is_inside or _PATTERN.search(name) or Path(_file(name)).exists() or _is_job(name)):
+            earlier = [os.path.relpath(path) for path, one in outputs.items() if one.number < step.number]
+            meant = did_you_mean(name, earlier, "no earlier step writes it; check the path.", likeness=0.7)
+            raise step.place.error(f"there is no file {cut(name, 100)}; {meant}")
+
+
+def _check_maker(place: Place, step: Step, name: str, maker: Step | None) -> None:
+    if maker is not None and maker.number > step.number:
+        raise place.error(f"{name} is the output of step {maker.number}; put that step before this one.")
+
+
+def _is_job(name: str) -> bool:
+    try:
+        JobFolders.from_environ().find(name)
+    except PromptmillError:
+        return False
+    return True

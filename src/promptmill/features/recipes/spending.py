@@ -1,0 +1,178 @@
+"""What the jobs of a recipe cost, in all runs of the recipe, and which outputs its steps wrote.
+
+A record in the hidden folder beside the recipe lists each job before its first request, so that a kill loses none. The
+cost of a job is read from the job itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import orjson
+
+from promptmill.cli.job_run import EndedJob
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict
+from promptmill.jobs import disk, members
+from promptmill.jobs.door import OpenJob
+from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.folder import HIDDEN, Folder, new_id
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.status_record import Status
+from promptmill.system.safe_open import real_path
+from promptmill.system.state import state_folder
+
+
+@dataclass
+class StepFigures:
+    """What a step of a recipe did in this run."""
+
+    requests: int = 0
+    cost: float | None = None
+    """In US dollars; None without a known price."""
+    jobs: list[Status] = field(default_factory=list)
+    """The status of each job that the step ran or found finished."""
+    has_run: bool = False
+    """Whether a job ran."""
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether all jobs were finished before."""
+        return bool(self.jobs) and not self.has_run
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether all jobs are finished, and a row is answered: later steps can use the output."""
+        finished = all(job["state"] == progress.FINISHED for job in self.jobs)
+        return finished and any(job.get("answered") for job in self.jobs)
+
+
+@dataclass
+class Spending:
+    """The costs of a recipe's jobs."""
+
+    file: Path
+    """The record."""
+    folders: JobFolders
+    max_cost: float | None
+    """The most that all jobs together may cost, in US dollars."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """The cost of each job, by its folder."""
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    """The stamp of each output after its step, by its path."""
+    step: StepFigures = field(default_factory=StepFigures)
+    """The figures of the step that runs."""
+    _before: float = 0.0
+    """The cost of its job before this run."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, recipe: Path, max_cost: float | None) -> Iterator[Spending]:
+        """Yield the costs of a recipe. Raises `PromptmillError` if it is running, or the record cannot be kept."""
+        folders, place = JobFolders.from_environ(), real_path(recipe)
+        folder = place.parent / HIDDEN if folders.beside_outputs else state_folder() / "recipes"
+        name = place.name if folders.beside_outputs else new_id(place)
+        spending = cls(folder / f"{name}.recipe", folders, max_cost)
+        try:
+            disk.make_private_folder(folder)
+            lock = Lock.take(folder / f"{name}.recipe-lock")
+            if lock is None:
+                raise PromptmillError(Code.INVALID_INPUT, f"{recipe} is running already; wait for its end.", "")
+            with contextlib.closing(_Held(lock)):
+                spending._read()
+                yield spending
+        except OSError as error:
+            why = f"The record of the recipe in {folder} cannot be written: {disk.why(error)}."
+            raise PromptmillError(Code.STORAGE, why, "") from None
+
+    @property
+    def total(self) -> float:
+        """The cost of all jobs in all runs, in US dollars."""
+        return sum(self.costs.values())
+
+    def begin(self, opened: OpenJob) -> OpenJob:
+        """Return a job that costs at most what the other jobs leave."""
+        folder = opened.loose or self.folders.of(real_path(opened.order.target))
+        self.costs[str(folder.path)] = self._cost(folder)
+        self._before = _recorded(folder)
+        self._write()
+        if self.max_cost is None:
+            return opened
+        remaining = max(0.0, self.max_cost - self.total + self.costs[str(folder.path)])
+        own = opened.order.limits.max_cost
+        return replace(
+            opened, order=opened.order.with_limits(max_cost=remaining if own is None else min(own, remaining))
+        )
+
+    def end(self, ended: EndedJob) -> None:
+        """Count a job that has ended."""
+        now, step = status.read(ended.folder), self.step
+        self.costs[str(ended.folder.path)] = self._cost(ended.folder)
+        step.jobs.append({**now, "alive": False})
+        step.requests += ended.requests or 0
+        step.has_run = step.has_run or ended.requests is not None
+        if "cost" in now:
+            step.cost = (step.cost or 0.0) + _recorded(ended.folder) - self._before
+        self._write()
+
+    def is_own(self, output: Path) -> bool:
+        """Return whether the file is as a step of this recipe left it."""
+        stamp = members.stamp(output)
+        return stamp is not None and self.outputs.get(str(output)) == [*stamp]
+
+    def keep_stamp(self, output: Path) -> None:
+        """Record how a step has left its output."""
+        if (stamp := members.stamp(output)) is not None:
+            self.outputs[str(output)] = [*stamp]
+            self._write()
+
+    def _cost(self, folder: Folder) -> float:
+        with contextlib.suppress(OSError, DamagedError):
+            if folder.database.exists():
+                return status.spent(folder)
+        return self.costs.get(str(folder.path), 0.0)  # of a job that was removed
+
+    def _read(self) -> None:
+        with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, ValueError, AttributeError, TypeError):
+            record: JsonDict = orjson.loads(self.file.read_bytes())
+            self.costs = {path: float(cost) for path, cost in record["costs"].items()}
+            self.outputs = {path: [*map(int, stamp)] for path, stamp in record["outputs"].items()}
+        self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older ones
+
+    def _write(self) -> None:
+        beside = self.file.with_name(f"{self.file.name}.new")
+        beside.write_bytes(orjson.dumps({"costs": self.costs, "outputs": self.outputs}))
+        beside.chmod(disk.PRIVATE_FILE)
+        disk.replace(beside, self.file)
+
+
+def _recorded(folder: Folder) -> float:
+    with contextlib.suppress(OSError, DamagedError):
+        if folder.database.exists():
+            return status.recorded_cost(folder)
+    return 0.0
+
+
+class _Held:
+    """A lock to be closed."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.close = lock.release
+
+
+def before_job(arguments: argparse.Namespace, opened: OpenJob) -> OpenJob:
+    """Return the job to run in place of a step's job."""
+    spending: Spending = arguments.spending
+    return spending.begin(opened)
+
+
+def after_job(ended: EndedJob) -> None:
+    """Count a job of a step."""
+    spending: Spending = ended.arguments.spending
+    spending.end(ended)
