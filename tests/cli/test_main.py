@@ -582,7 +582,7 @@ def test_a_working_folder_that_was_removed_is_the_message_and_no_other_missing_f
     def missing(*_):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    monkeypatch.setattr("promptmill.cli.main._configured", missing)
+    monkeypatch.setattr("promptmill.cli.main.run_command", missing)
     with pytest.raises(FileNotFoundError):
         promptmill("bulk", "in.csv", "out.csv")
     monkeypatch.setattr(os, "getcwd", missing)

@@ -145,7 +145,6 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 def _precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
     """Check a command without running it. `has_rows`: its input is there, and is checked too. Raises as `_run`."""
     _check(arguments)
-    registry.check_key(configuration.plan)
     values = _read_options(arguments)
     if has_rows:
         folders = JobFolders.from_environ()

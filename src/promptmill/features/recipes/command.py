@@ -15,10 +15,12 @@ from pathlib import Path
 
 import orjson
 
+from promptmill.cli.job_run import passed_on
 from promptmill.cli.main import run_command
 from promptmill.cli.parser import Parser, amount
 from promptmill.cli.terminal import OK, SOME_FAILED, complain, say
-from promptmill.core.errors import PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.features.recipes import run_words
 from promptmill.features.recipes.recipe import Recipe, Step
@@ -96,8 +98,7 @@ class _Report:
     def as_dict(self) -> JsonDict:
         figures = self.figures
         of_rows: JsonDict = {}
-        if len(figures.jobs) == 1:
-            job = figures.jobs[0]
+        if len(figures.jobs) == 1 and (job := figures.jobs[0])["output_file"]:
             of_rows = {"rows": job.get("total"), "failed": job.get("failed", 0)}
         return {
             **_begin_of(self.step, self.title),
@@ -137,7 +138,7 @@ class _Run:
             self._show("stopped")
             place = self.reports[-1].step if self.reports else self.recipe.steps[0]
             raise PromptmillError(
-                error.code, f"{place.located(error).message} Then{_RESUMES}{self._command}", ""
+                error.code, f"{place.located(error).message} Then{_RESUMES}{self._resuming()}", ""
             ) from None
         except KeyboardInterrupt:
             self._stop()
@@ -146,13 +147,20 @@ class _Run:
         return ended
 
     def _stop(self) -> None:
+        """Print the summary, and the command that resumes the recipe."""
         self._show("stopped")
-        last, count = self.reports[-1], len(self.recipe.steps)
-        complain(f"step {last.step.number} of {count} ({last.title}) stopped;{_RESUMES}{self._command}")
+        last, most = self.reports[-1], self.recipe.max_cost
+        stopped = f"step {last.step.number} of {len(self.recipe.steps)} ({last.title}) stopped"
+        if most is not None and any(job.get("code") == Code.BUDGET for job in last.figures.jobs):
+            limit = f"{dollars(self.spending.total)} of {dollars(most)} are spent; raise the limit."
+            complain(f"{stopped}: {limit} Run: {self._resuming('--max-cost', f'{2 * most:g}')}")
+        else:
+            complain(f"{stopped};{_RESUMES}{self._resuming()}")
 
-    @property
-    def _command(self) -> str:
-        return redact(shlex.join(["promptmill", *self.arguments.given]))
+    def _resuming(self, *option: str) -> str:
+        """Return the command line of this run, with another value of an option."""
+        given = passed_on(self.arguments.given, option[:1], ())
+        return redact(shlex.join(["promptmill", *given, *option]))
 
     def _step(self, step: Step) -> int:
         report = _Report(step, step.title(step.arguments()))
@@ -180,7 +188,7 @@ class _Run:
             except ChangedError as error:
                 change = self._change(error, step, arguments)
                 if change is None or changes.items() >= change.items():
-                    again = f"`{self._command} --again {_CHANGED}` sends the rows of such a step again; "
+                    again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again; "
                     words = [*error.parts[:1], " ", again, "`keep: true` in the step keeps its answers."]
                     raise PromptmillError(error.code, words, "") from None
                 changes |= change

@@ -17,8 +17,7 @@ from promptmill.cli.options import configuration_of
 from promptmill.core.errors import Named, PromptmillError
 from promptmill.core.feature import Command
 from promptmill.core.wording import cut, did_you_mean
-from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, Place, RecipeFile
-from promptmill.features.recipes.step_words import (
+from promptmill.features.recipes.command_words import (
     check_key,
     command_of,
     file_words,
@@ -27,6 +26,7 @@ from promptmill.features.recipes.step_words import (
     texts_in,
     words_of,
 )
+from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, Place, RecipeFile
 from promptmill.jobs import members
 from promptmill.jobs.door import decided
 from promptmill.jobs.inputs.formats import is_url
@@ -35,6 +35,7 @@ from promptmill.options.flag_values import amount
 from promptmill.system.safe_open import home_expanded
 
 _OPTION = re.compile(r"--([a-z][a-z-]*)(?: (.*))?", re.DOTALL)
+_FLAG = re.compile(r"^--([a-z][a-z-]*)")
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -109,10 +110,11 @@ class Step:
 
     def located(self, error: PromptmillError) -> PromptmillError:
         """Return `error` with the line of the option that it names, or else with that of the step."""
+        text = _FLAG.sub(lambda flag: flag[1].replace("-", "_"), error.worded(key_of))
         named = [part.field for part in error.parts if isinstance(part, Named)]
-        named += [word.strip("`:,;.'\"").removeprefix("--").replace("-", "_") for word in error.message.split()]
+        named += [word.strip("`:,;.'\"") for word in text.split()]
         entry = next((self.entries[name] for name in named if name in self.entries), None)
-        return (self.place if entry is None else entry.place).error(error.worded(key_of))
+        return (self.place if entry is None else entry.place).error(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +182,15 @@ class Recipe:
     def _check_command(self, step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> None:
         if "command" not in arguments:  # it has no configuration, or reads it later
             return
-        reads = step.reads(arguments)
         try:
             configuration = configuration_of(arguments)
             registry.check_key(configuration.plan)
             if self.max_cost is not None and price_of(plan := decided(configuration).plan) is None:
                 raise unknown_price(plan)
             if "precheck" in arguments:
-                has_rows = bool(reads) and all(
-                    Path(_file(name)).is_file() and _file(name) not in outputs for name in reads
-                )
+                files = [Path(_file(name)) for name in step.reads(arguments)]
+                is_there = bool(files) and all(file.is_file() for file in files)
+                has_rows = is_there and not step.makers(arguments, outputs)
                 arguments.precheck(arguments, configuration, has_rows=has_rows)
         except PromptmillError as error:
             raise step.located(error) from None
