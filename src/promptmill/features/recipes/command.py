@@ -18,7 +18,7 @@ import orjson
 from promptmill.cli.job_run import passed_on
 from promptmill.cli.main import run_command
 from promptmill.cli.parser import Parser, amount
-from promptmill.cli.terminal import OK, SOME_FAILED, complain, say
+from promptmill.cli.terminal import OK, SOME_FAILED, TRY_AGAIN, USAGE, complain, say
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
@@ -136,17 +136,21 @@ class _Run:
                 return code
         except PromptmillError as error:
             self._show("stopped")
-            place = self.reports[-1].step if self.reports else self.recipe.steps[0]
+            place = self.reports[-1].step
+            if isinstance(error, ChangedError):
+                again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again; "
+                words = [*error.parts[:1], " ", again, "`keep: true` in the step keeps its answers."]
+                raise place.located(PromptmillError(error.code, words, "")) from None
             raise PromptmillError(
                 error.code, f"{place.located(error).message} Then{_RESUMES}{self._resuming()}", ""
             ) from None
         except KeyboardInterrupt:
-            self._stop()
+            self._stop(TRY_AGAIN)
             raise
-        self._stop()
+        self._stop(ended)
         return ended
 
-    def _stop(self) -> None:
+    def _stop(self, code: int) -> None:
         """Print the summary, and the command that resumes the recipe."""
         self._show("stopped")
         last, most = self.reports[-1], self.recipe.max_cost
@@ -155,7 +159,8 @@ class _Run:
             limit = f"{dollars(self.spending.total)} of {dollars(most)} are spent; raise the limit."
             complain(f"{stopped}: {limit} Run: {self._resuming('--max-cost', f'{2 * most:g}')}")
         else:
-            complain(f"{stopped};{_RESUMES}{self._resuming()}")
+            corrected = "; correct it, then" if code == USAGE else ";"
+            complain(f"{stopped}{corrected}{_RESUMES}{self._resuming()}")
 
     def _resuming(self, *option: str) -> str:
         """Return the command line of this run, with another value of an option."""
@@ -188,9 +193,7 @@ class _Run:
             except ChangedError as error:
                 change = self._change(error, step, arguments)
                 if change is None or changes.items() >= change.items():
-                    again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again; "
-                    words = [*error.parts[:1], " ", again, "`keep: true` in the step keeps its answers."]
-                    raise PromptmillError(error.code, words, "") from None
+                    raise
                 changes |= change
 
     def _prepared(self, step: Step, changes: JsonDict) -> argparse.Namespace:

@@ -62,7 +62,7 @@ class Step:
     place: Place
 
     def arguments(self, unread: Sequence[str] = ()) -> argparse.Namespace:
-        """Return the parsed command line. The options `unread` name files that do not exist yet, and are left out.
+        """Return the parsed command line. The options `unread` name files that are not written yet, and are left out.
 
         Raises `PromptmillError` (`invalid_config`).
         """
@@ -88,8 +88,10 @@ class Step:
         return " ".join(self.writes(arguments) or [self.command.name, *self.reads(arguments)])
 
     def awaited(self, outputs: Mapping[str, Step]) -> list[str]:
-        """Return the options that name a file which an earlier step will write, and which does not exist yet."""
-        return [key for key, entry in self.entries.items() if _missing(texts_in(entry.value), outputs)]
+        """Return the options that name a file which an earlier step will write."""
+        return [
+            key for key, entry in self.entries.items() if any(_path(text) in outputs for text in texts_in(entry.value))
+        ]
 
     def makers(self, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> list[Step]:
         """Return the earlier steps that write the rows of this one."""
@@ -175,11 +177,12 @@ class Recipe:
         for step, arguments, _ in parsed:
             _check_order(step, arguments, outputs)
         for step, arguments, unread in parsed:
-            if not unread:
-                self._check_command(step, arguments, outputs)
+            self._check_command(step, arguments, outputs, is_whole=not unread)
         return outputs
 
-    def _check_command(self, step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> None:
+    def _check_command(
+        self, step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step], *, is_whole: bool
+    ) -> None:
         if "command" not in arguments:  # it has no configuration, or reads it later
             return
         try:
@@ -187,7 +190,7 @@ class Recipe:
             registry.check_key(configuration.plan)
             if self.max_cost is not None and price_of(plan := decided(configuration).plan) is None:
                 raise unknown_price(plan)
-            if "precheck" in arguments:
+            if "precheck" in arguments and is_whole:
                 files = [Path(_file(name)) for name in step.reads(arguments)]
                 is_there = bool(files) and all(file.is_file() for file in files)
                 has_rows = is_there and not step.makers(arguments, outputs)

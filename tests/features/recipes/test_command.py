@@ -1,0 +1,368 @@
+"""`promptmill run`: its steps, its money, and what is left after kills and changes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hidden_topics import PROMPT, models, table
+from promptmill.core.feature import WITHOUT
+from replies import answer, choose, late, status
+from waiting import eventually
+
+ROWS = 12
+RECIPE = """
+steps:
+  - bulk: [in.csv, facts.csv]
+    prompt: 'Extract: {{text}}'
+    schema: name,amount:number
+  - bulk: [facts.csv, labels.csv]
+    prompt: 'Urgent? {{name}} {{amount}}'
+    choices: [yes, no]
+  - bulk: [labels.csv, notes.jsonl]
+    prompt: 'Note: {{name}} {{answer}}'
+"""
+
+
+def knowing(seen: Any) -> Any:
+    """Answer each step as its model would: from the words of the row."""
+    if seen.prompt.startswith("Extract: "):
+        number = seen.prompt.rpartition(" ")[2]
+        return answer(json.dumps({"name": f"n{number}", "amount": int(number)}))
+    return answer("yes" if "1" in seen.prompt else "no") if seen.prompt.startswith("Urgent") else answer()
+
+
+class Recipes:
+    """A folder with a recipe, its input and its configuration."""
+
+    def __init__(self, bench: Any) -> None:
+        self.path, self.upstream, self._here = bench.path, bench.upstream, bench.here
+        block = {"base_url": self.upstream.url, **bench.settings, "concurrency": 4}
+        prices = {"price": {"input": 1000, "output": 1000}, "sampling_params": {"max_tokens": 20}}
+        configuration = {"backend": "openai", "backend_configs": {"openai": block}, **prices}
+        (self.path / "parameter.yaml").write_text(json.dumps(configuration))
+        self.rows([f"order {n}" for n in range(ROWS)])
+        self.write(RECIPE)
+        self.upstream.reply = choose(knowing)
+
+    def write(self, text: str) -> None:
+        (self.path / "recipe.yaml").write_text(text)
+
+    def rows(self, texts: Sequence[str]) -> None:
+        written(self.path / "in.csv", [{"id": n, "text": text} for n, text in enumerate(texts)])
+
+    def run(self, *more: str, code: int = 0, folder: Path | None = None, name: str = "recipe.yaml") -> Any:
+        """Run the recipe in this process; return what it said."""
+        done = self._here(["promptmill", "run", name, *more], folder)
+        assert done.returncode == code, done.stderr + done.stdout
+        return done
+
+    def figures(self, *more: str, code: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("--json", *more, code=code).stdout)
+        return found
+
+    def refused(self, *more: str) -> str:
+        """Run a recipe with a mistake; return the error. Nothing is sent."""
+        before = len(self.upstream.seen)
+        said = self.run(*more, code=2).stderr
+        assert len(self.upstream.seen) == before
+        return str(said)
+
+    def asked(self) -> Counter[str]:
+        """Return the prompts since the last call, by their first word."""
+        found = Counter(seen.prompt.split()[0] for seen in self.upstream.seen)
+        self.upstream.seen.clear()
+        return found
+
+    def read(self, name: str) -> list[dict[str, str]]:
+        with (self.path / name).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def recipes(bench):
+    """Return a recipe of three steps."""
+    return Recipes(bench)
+
+
+def test_each_step_answers_the_rows_of_the_step_before(recipes):
+    done = recipes.run()
+    assert recipes.asked() == {"Extract:": ROWS, "Urgent?": ROWS, "Note:": ROWS}
+    assert [row["answer"] for row in recipes.read("labels.csv")] == [
+        "yes" if "1" in str(n) else "no" for n in range(ROWS)
+    ]
+    titles = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert titles == ["[1/3] facts.csv", "[2/3] labels.csv", "[3/3] notes.jsonl"]
+    head, *steps, total = done.stdout.splitlines()
+    assert head.split() == ["step", "rows", "requests", "cost"]
+    assert [line.split()[:4] for line in steps] == [
+        ["1", "facts.csv", "12", "12"],
+        ["2", "labels.csv", "12", "12"],
+        ["3", "notes.jsonl", "12", "12"],
+    ]
+    assert total.startswith("36 requests in 0:0")
+
+
+def test_a_run_without_changes_sends_nothing_and_writes_nothing(recipes):
+    recipes.run()
+    recipes.asked()
+    before = {path.name: path.stat().st_mtime_ns for path in recipes.path.iterdir()}
+    done = recipes.run()
+    assert not recipes.asked()
+    assert done.stdout.count("unchanged") == 3
+    assert "finished already" not in done.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in recipes.path.iterdir()}
+    assert after == before | {".promptmill": after[".promptmill"]}
+
+
+def test_a_changed_row_is_one_request_in_each_step(recipes):
+    recipes.run()
+    recipes.asked()
+    recipes.rows([f"order {n if n != 5 else 77}" for n in range(ROWS)])
+    found = recipes.figures()
+    assert recipes.asked() == {"Extract:": 1, "Urgent?": 1, "Note:": 1}
+    assert [step["requests"] for step in found["steps"]] == [1, 1, 1]
+    assert recipes.read("labels.csv")[5]["name"] == "n77"
+
+
+def test_a_change_that_no_later_step_sees_ends_there(recipes):
+    recipes.run()
+    recipes.asked()
+    recipes.rows([f"{'an ' if n == 5 else ''}order {n}" for n in range(ROWS)])
+    found = recipes.figures()
+    assert recipes.asked() == {"Extract:": 1}
+    assert [step["requests"] for step in found["steps"]] == [1, 0, 0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+@pytest.mark.parametrize("number", [5, ROWS, ROWS + 5, 2 * ROWS])
+def test_a_run_that_is_killed_in_a_step_or_before_one_resumes(recipes, number):
+    recipes.upstream.reply = choose(lambda seen: knowing(seen) if seen.number <= number else late(None))
+    command = [sys.executable, "-m", "promptmill", "run", "recipe.yaml"]
+    process = subprocess.Popen(command, cwd=recipes.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: len(recipes.upstream.seen) > number)
+    finally:
+        process.kill()
+        process.wait()
+    eventually(lambda: not recipes.upstream.open)
+    first = recipes.asked().total()
+    recipes.upstream.reply = choose(knowing)
+    found = recipes.figures()
+    assert found["state"] == "finished"
+    assert [step["unchanged"] for step in found["steps"]] == [number >= ROWS, number >= 2 * ROWS, False]
+    assert first + recipes.asked().total() <= 3 * ROWS + 8, (
+        "only requests in flight, and answers that were not stored yet"
+    )
+    assert len(recipes.read("labels.csv")) == ROWS
+
+
+def test_one_budget_is_for_all_steps_and_all_runs(recipes):
+    rows, files = 30, ["in.csv", "a.csv", "b.csv", "c.csv"]
+    recipes.rows([f"{'word ' * 100}{n}" for n in range(rows)])
+    steps = [f"  - bulk: [{files[at]}, {files[at + 1]}]\n    prompt: '{at} {{{{text}}}}'\n" for at in range(3)]
+    text = "".join(["steps:\n", *steps])
+    recipes.write(text)
+    recipes.upstream.reply = answer("fine")
+    whole = recipes.figures("--state", "other")["spent"]
+    for name in files[1:]:
+        (recipes.path / name).unlink()
+    recipes.asked()
+    limit = round(0.6 * whole, 2)
+    recipes.write(f"max_cost: {limit}\n{text}")
+    done = recipes.run(code=75)
+    assert "step 2 of 3 (b.csv) stopped" in done.stderr
+    assert f"promptmill run recipe.yaml --max-cost {2 * limit:g}" in done.stderr
+    assert "1 step of 3 did not begin" in done.stdout
+    asked = recipes.asked()
+    assert (asked["0"], asked["2"]) == (rows, 0)
+    assert 0 < asked["1"] < rows
+    found = recipes.figures(code=75)
+    assert not recipes.asked()
+    assert 0.3 * whole < found["spent"] <= limit
+    found = recipes.figures("--max-cost", str(2 * whole))
+    assert found["spent"] == pytest.approx(whole)
+    assert found["max_cost"] == 2 * whole
+
+
+def test_a_budget_without_a_price_is_refused_before_the_first_step(recipes):
+    recipes.write(f"max_cost: 1\n{RECIPE}    set: ['price=null']\n")
+    assert "recipe.yaml, line 1: max_cost: the price of test-model is not known" in recipes.refused()
+
+
+def test_the_cost_of_jobs_that_are_no_longer_used_counts(recipes):
+    recipes.write(f"max_cost: 100\n{RECIPE}")
+    spent = recipes.figures()["spent"]
+    recipes.write(f"max_cost: 100\n{RECIPE.replace('notes.jsonl', 'other.jsonl')}")
+    assert recipes.figures()["spent"] > 1.2 * spent
+
+
+def test_labels_of_topics_are_choices_of_the_next_step(recipes, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "embeddings")
+    recipes.upstream.reply = models()
+    reviews = table(400)
+    written(recipes.path / "in.csv", reviews)
+    recipes.write(f"""
+steps:
+  - topics: [in.csv, topics.csv]
+    prompt: '{PROMPT}'
+    sample: 60
+    held_out: 60
+  - bulk: [in.csv, labels.csv]
+    prompt: '{PROMPT}'
+    choices: topics.csv
+    limit: 30
+  - compare: [labels.csv, labels.csv]
+""")
+    done = recipes.run()
+    assert "topics from 60, tried on 60 others" in done.stdout
+    labels = {row["label"] for row in recipes.read("topics.csv")}
+    assert {row["answer"] for row in recipes.read("labels.csv")} <= labels
+    stamp = (recipes.path / "topics.csv").stat().st_mtime_ns
+    recipes.asked()
+    done = recipes.run()
+    assert not recipes.asked()
+    assert "topics from 60" not in done.stdout, "the result of an unchanged step is not shown again"
+    assert (recipes.path / "topics.csv").stat().st_mtime_ns == stamp
+    written(recipes.path / "in.csv", table(400, seed=1))
+    (recipes.path / "labels.csv").unlink()
+    assert "topics.csv exists" not in recipes.run("--again", "changed").stderr, "it is the recipe's own"
+    (recipes.path / "topics.csv").write_text("label\nmine\n")
+    written(recipes.path / "in.csv", table(400, seed=2))
+    assert "topics.csv exists; name another file" in recipes.run(code=2).stderr
+    assert (recipes.path / "topics.csv").read_text() == "label\nmine\n"
+
+
+def test_a_dry_run_prices_what_it_can(recipes):
+    recipes.write(f"max_cost: 100\n{RECIPE}")
+    done = recipes.run("--dry-run")
+    assert "step 2: no estimate before step 1 has written facts.csv" in done.stdout
+    assert "for the steps with an estimate" in done.stdout
+    assert not recipes.asked()
+    assert not (recipes.path / "facts.csv").exists()
+    recipes.run()
+    recipes.asked()
+    found = recipes.figures("--dry-run")
+    assert [step["requests"] for step in found["steps"]] == [ROWS] * 3
+    assert found["estimated_cost"] == pytest.approx(sum(step["estimated_cost"] for step in found["steps"]))
+    assert 0 < found["spent"] < found["max_cost"] == 100
+    assert not recipes.asked()
+
+
+def test_failed_rows_do_not_stop_a_recipe_and_a_failed_step_does(recipes):
+    recipes.upstream.reply = choose(lambda seen: status(400) if seen.prompt == "Extract: order 3" else knowing(seen))
+    found = recipes.figures(code=1)
+    assert found["state"] == "finished"
+    assert found["steps"][0]["failed"] == 1
+    recipes.asked()
+    recipes.upstream.reply = choose(knowing)
+    assert [step["failed"] for step in recipes.figures("--again", "failed")["steps"]] == [0, 0, 0]
+    assert recipes.asked()["Extract:"] == 1
+    recipes.upstream.reply = choose(lambda seen: status(400) if seen.prompt.startswith("Urgent") else knowing(seen))
+    for name in ("facts.csv", "labels.csv", "notes.jsonl"):
+        (recipes.path / name).unlink()
+    done = recipes.run("--state", "new", code=1)
+    assert "step 2 of 3 (labels.csv) stopped; the same command goes on" in done.stderr
+    assert "promptmill run recipe.yaml --state new" in done.stderr
+    assert not (recipes.path / "notes.jsonl").exists()
+
+
+def test_the_file_of_something_else_is_not_replaced(recipes):
+    (recipes.path / "facts.csv").write_text("mine\n")
+    assert "recipe.yaml, line 3: " in recipes.refused()
+    assert (recipes.path / "facts.csv").read_text() == "mine\n"
+
+
+def test_another_prompt_is_refused_until_the_user_accepts_it(recipes):
+    recipes.run()
+    recipes.asked()
+    recipes.write(RECIPE.replace("Extract: {{text}}", "Extract: this {{text}}"))
+    said = recipes.refused()
+    assert "recipe.yaml, line 4: The prompt of job facts-" in said
+    assert "`promptmill run recipe.yaml --again changed` sends the rows of such a step again" in said
+    recipes.run("--again", "changed")
+    assert recipes.asked() == {"Extract:": ROWS}, "the later steps get what they got"
+
+
+def test_rows_that_an_earlier_step_changed_are_sent_whatever_their_number(recipes):
+    recipes.rows([f"order {n}" for n in range(40)])
+    recipes.run()
+    recipes.asked()
+    recipes.rows([f"order {n + 100}" for n in range(40)])
+    assert "in.csv has changed since, and keeps 0 of the 40 answers" in recipes.refused()
+    recipes.run("--again", "changed")
+    assert recipes.asked() == {"Extract:": 40, "Urgent?": 40, "Note:": 40}
+
+
+def test_paths_start_at_the_folder_of_the_recipe(recipes, tmp_path):
+    recipes.run("--state", "kept", folder=tmp_path, name=f"{recipes.path.name}/recipe.yaml")
+    assert len(recipes.read("labels.csv")) == ROWS
+    assert (tmp_path / "kept" / "recipes").is_dir()
+    assert "missing.yaml is missing; name a recipe" in recipes.run(code=2, name="missing.yaml").stderr
+
+
+def test_options_of_all_steps_go_to_those_that_take_them(recipes):
+    recipes.write(
+        f"model: one\nmax_tokens: 7\nprompt: never\n{RECIPE}    model: two\n  - compare: [labels.csv, labels.csv]\n"
+    )
+    done = recipes.run()
+    asked = Counter((seen.json["model"], seen.json["max_tokens"]) for seen in recipes.upstream.seen)
+    assert asked == {("one", 7): 2 * ROWS, ("two", 7): ROWS}
+    assert "4 compare labels.csv labels.csv" in done.stdout
+
+
+def test_a_running_recipe_does_not_run_twice(recipes):
+    def again(seen: Any) -> Any:
+        if seen.number == 0:
+            assert "is running already" in recipes.run(code=2).stderr
+        return knowing(seen)
+
+    recipes.upstream.reply = choose(again)
+    recipes.run()
+
+
+WRONG: Sequence[tuple[Callable[[str], str], str]] = [
+    (lambda _: "", ": the recipe is empty"),
+    (lambda text: text.replace("steps", "stepz"), "line 2: unknown key stepz; did you mean steps?"),
+    (lambda text: text.replace("bulk: [in", "bluk: [in"), "line 3: unknown command bluk; did you mean bulk?"),
+    (lambda text: text.replace("bulk: [in", "serve: [in"), "line 3: serve is no command for a step; the commands of"),
+    (lambda text: f"{text}  - prompt: 'x'\n", "line 11: the first key of a step is its command, not the option prompt"),
+    (lambda text: text.replace("schema", "shema"), "line 5: bulk has no option shema; did you mean schema?"),
+    (lambda text: f"modle: x\n{text}", "line 1: bulk has no option modle; did you mean model?"),
+    (lambda text: f"json: true\n{text}", "line 1: json is an option of a run, not of a step"),
+    (lambda text: f"{text}    max-tokens: many\n", "line 11: max_tokens: 'many' is not a whole number"),
+    (lambda text: f"{text}    skip_empty: perhaps\n", "line 11: skip_empty should be true or false."),
+    (lambda text: f"{text}    limit: [1]\n", "line 11: limit should be a text or a number, not a list."),
+    (lambda text: f"{text}    limit: 3\n    limit: 4\n", "line 12: the key limit occurs twice"),
+    (lambda text: text.replace("{{text}}", "{{txt}}"), "line 4: `prompt`: the input has no column 'txt'"),
+    (lambda text: text.replace("[in.csv", "[labels.csv"), "line 3: labels.csv is the output of step 2; put that step"),
+    (lambda text: text.replace("notes.jsonl", "facts.csv"), "line 9: facts.csv is the output of step 1, too"),
+    (lambda text: text.replace("[facts.csv, ", "[fact.csv, "), "there is no file fact.csv; did you mean facts.csv?"),
+    (lambda text: text.replace("[in.csv", "['-'"), "line 3: a step has no standard input and output"),
+    (lambda text: f"max_cost: much\n{text}", "line 1: max_cost: 'much' is not a number"),
+    (lambda text: f"{text}   limit: 3\n", "Line 11 does not fit the block from line 3"),
+    (lambda text: text.replace("in.csv, facts.csv", "in.csv"), "line 3: the following arguments are required: OUTPUT"),
+]
+
+
+@pytest.mark.parametrize(("changed", "expected"), WRONG)
+def test_a_mistake_is_named_with_its_line_before_anything_runs(recipes, changed, expected):
+    recipes.write(changed(RECIPE))
+    said = recipes.refused()
+    assert said.startswith("error: recipe.yaml")
+    assert expected in said
