@@ -26,6 +26,7 @@ WORDS = {
     "labels": r"\bsure\b|\bvotes?\b|\bstudents?\b|strong model|\bcheap\b|\brecall\b|[`\"]gold[`\"]",
     "openai_server": r"openai_server|OpenAIPaths",
     "ray": r"\b[Rr]ay\b|RayCluster",
+    "recipes": r"(?i)\brecipes?\b|promptmill run\b",
     "report": r"--report\b|--html\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
     "review": r"\breview(?:er|_take)?\b(?! positive)",
     "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",

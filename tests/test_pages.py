@@ -17,6 +17,7 @@ import yaml
 from pages import FENCE, PAGES, READMES, ROOT, blocks, commands
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
+from promptmill.core.feature import part
 
 
 @pytest.mark.features
@@ -37,9 +38,16 @@ def test_every_command_of_a_page_has_options_that_exist(page, capsys, monkeypatc
 
 @pytest.mark.features
 @pytest.mark.parametrize("page", PAGES)
-def test_every_configuration_of_a_page_is_valid(page):
+def test_every_configuration_and_recipe_of_a_page_is_valid(page, tmp_path):
     for text in blocks(page, "yaml"):
-        Settings.model_validate(yaml.safe_load(text))
+        content = yaml.safe_load(text)
+        if "steps" not in content:
+            Settings.model_validate(content)
+            continue
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+        for step in part("promptmill.features.recipes.recipe:Recipe").read(file, {}).steps:
+            step.arguments()
 
 
 @pytest.mark.features

@@ -150,7 +150,7 @@ def test_a_change_that_no_later_step_sees_ends_there(recipes):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("number", [5, ROWS, ROWS + 5, 2 * ROWS])
+@pytest.mark.parametrize("number", [ROWS, ROWS + 5])
 def test_a_run_that_is_killed_in_a_step_or_before_one_resumes(recipes, number):
     recipes.upstream.reply = choose(lambda seen: knowing(seen) if seen.number <= number else late(None))
     command = [sys.executable, "-m", "promptmill", "run", "recipe.yaml"]
@@ -254,7 +254,7 @@ def test_a_dry_run_prices_what_it_can(recipes):
     assert "step 2: no estimate before step 1 has written facts.csv" in done.stdout
     assert "for the steps with an estimate" in done.stdout
     assert not recipes.asked()
-    assert not (recipes.path / "facts.csv").exists()
+    assert {path.name for path in recipes.path.iterdir()} == {"in.csv", "parameter.yaml", "recipe.yaml"}
     recipes.run()
     recipes.asked()
     found = recipes.figures("--dry-run")

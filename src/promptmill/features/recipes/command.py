@@ -55,10 +55,10 @@ def add_options(run: Parser) -> None:
         "max_cost: 2.50                        # of all steps",
         "model: gpt-5-mini                     # of all steps that have no other",
         "steps:",
-        "  - bulk: [mails/, orders.jsonl]      # as on the command line: INPUT … OUTPUT",
+        "  - bulk: [mails/, orders.csv]        # as on the command line: INPUT … OUTPUT",
         "    prompt: 'Extract the order: {{content}}'",
         "    schema: customer,amount:number",
-        "  - bulk: [orders.jsonl, labels.csv]",
+        "  - bulk: [orders.csv, labels.csv]",
         "    prompt: 'Is this urgent? {{customer}} {{amount}}'",
         "    choices: [yes, no]",
     )
@@ -79,9 +79,9 @@ def _run(arguments: argparse.Namespace) -> int:
     place = file.absolute()
     with contextlib.chdir(place.parent):
         outputs = recipe.check()
-        with Spending.opened(place, recipe.max_cost) as spending:
-            if arguments.dry_run:
-                return _Plan(arguments, recipe, outputs, spending).show()
+        if arguments.dry_run:
+            return _Plan(arguments, recipe, outputs, Spending.of(place, recipe.max_cost)).show()
+        with Spending.locked(place, recipe.max_cost) as spending:
             return _Run(arguments, recipe, outputs, spending).run()
 
 
@@ -141,11 +141,12 @@ class _Run:
                 again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again; "
                 words = [*error.parts[:1], " ", again, "`keep: true` in the step keeps its answers."]
                 raise place.located(PromptmillError(error.code, words, "")) from None
-            raise PromptmillError(
-                error.code, f"{place.located(error).message} Then{_RESUMES}{self._resuming()}", ""
-            ) from None
+            problem = place.located(error).message
+            end = "" if problem.endswith((".", "?")) else "."
+            raise PromptmillError(error.code, f"{problem}{end} Then{_RESUMES}{self._resuming()}", "") from None
         except KeyboardInterrupt:
-            self._stop(TRY_AGAIN)
+            if self.reports:
+                self._stop(TRY_AGAIN)
             raise
         self._stop(ended)
         return ended
@@ -168,8 +169,9 @@ class _Run:
         return redact(shlex.join(["promptmill", *given, *option]))
 
     def _step(self, step: Step) -> int:
-        report = _Report(step, step.title(step.arguments()))
+        report = _Report(step, step.words[0])
         self.reports.append(report)
+        report.title = step.title(step.arguments())
         if not self.arguments.quiet:
             say(f"[{step.number}/{len(self.recipe.steps)}] {report.title}", sys.stderr)
         code, text = self._ended(step, report)

@@ -72,24 +72,30 @@ class Spending:
     """The cost of its job before this run."""
 
     @classmethod
-    @contextlib.contextmanager
-    def opened(cls, recipe: Path, max_cost: float | None) -> Iterator[Spending]:
-        """Yield the costs of a recipe. Raises `PromptmillError` if it is running, or the record cannot be kept."""
+    def of(cls, recipe: Path, max_cost: float | None) -> Spending:
+        """Return the costs of a recipe, and write nothing. Raises `PromptmillError` (`storage`)."""
         folders, place = JobFolders.from_environ(), real_path(recipe)
         folder = place.parent / HIDDEN if folders.beside_outputs else state_folder() / "recipes"
         name = place.name if folders.beside_outputs else new_id(place)
         spending = cls(folder / f"{name}.recipe", folders, max_cost)
+        with spending._errors_in_words():
+            spending._read()
+        return spending
+
+    @classmethod
+    @contextlib.contextmanager
+    def locked(cls, recipe: Path, max_cost: float | None) -> Iterator[Spending]:
+        """Yield the costs of a recipe, which no other process runs meanwhile. Raises as `of`, and if one does."""
+        spending = cls.of(recipe, max_cost)
+        with spending._errors_in_words():
+            disk.make_private_folder(spending.file.parent)
+            lock = Lock.take(spending.file.with_name(f"{spending.file.name}-lock"))
+        if lock is None:
+            raise PromptmillError(Code.INVALID_INPUT, f"{recipe} is running already; wait for its end.", "")
         try:
-            disk.make_private_folder(folder)
-            lock = Lock.take(folder / f"{name}.recipe-lock")
-            if lock is None:
-                raise PromptmillError(Code.INVALID_INPUT, f"{recipe} is running already; wait for its end.", "")
-            with contextlib.closing(_Held(lock)):
-                spending._read()
-                yield spending
-        except OSError as error:
-            why = f"The record of the recipe in {folder} cannot be written: {disk.why(error)}."
-            raise PromptmillError(Code.STORAGE, why, "") from None
+            yield spending
+        finally:
+            lock.release()
 
     @property
     def total(self) -> float:
@@ -147,9 +153,18 @@ class Spending:
 
     def _write(self) -> None:
         beside = self.file.with_name(f"{self.file.name}.new")
-        beside.write_bytes(orjson.dumps({"costs": self.costs, "outputs": self.outputs}))
-        beside.chmod(disk.PRIVATE_FILE)
-        disk.replace(beside, self.file)
+        with self._errors_in_words():
+            beside.write_bytes(orjson.dumps({"costs": self.costs, "outputs": self.outputs}))
+            beside.chmod(disk.PRIVATE_FILE)
+            disk.replace(beside, self.file)
+
+    @contextlib.contextmanager
+    def _errors_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = f"The record of the recipe, {self.file}, cannot be used: {disk.why(error)}."
+            raise PromptmillError(Code.STORAGE, why, "") from None
 
 
 def _recorded(folder: Folder) -> float:
@@ -157,13 +172,6 @@ def _recorded(folder: Folder) -> float:
         if folder.database.exists():
             return status.recorded_cost(folder)
     return 0.0
-
-
-class _Held:
-    """A lock to be closed."""
-
-    def __init__(self, lock: Lock) -> None:
-        self.close = lock.release
 
 
 def before_job(arguments: argparse.Namespace, opened: OpenJob) -> OpenJob:
