@@ -587,7 +587,7 @@ def test_a_call_begins_with_no_cost_and_a_batch_needs_a_price_of_batches():
 def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
     plan = openai_plan("https://host.test/v1", model_name="m")
     assert "the price of m is not known" in unknown_price(plan).message
-    assert 'price: {"input": 1, "output": 2}' in unknown_price(plan).message
+    assert 'price: "IN/OUT"' in unknown_price(plan).message
     assert 'price: {"input": 1, "output": 2, "batch": 0.5}' in unknown_batch_price(plan).message
     nameless = openai_plan("https://host.test/v1", model_name="")
     for error in (unknown_price(nameless), unknown_batch_price(nameless)):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from promptmill.answering.likely import ASSUMED, LikelyLengths
+from promptmill.answering.likely import ASSUMED, LikelyLengths, longest_of
 from promptmill.answers.response_format import asking_for
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 
@@ -116,3 +117,39 @@ def test_each_form_of_a_job_has_its_own_length():
 )
 def test_a_text_has_an_assumed_length_within_its_limits(given, tokens):
     assert likely(**given) == (tokens, ASSUMED)
+
+
+CLOSED = {"mood": {"enum": ["good", "bad", None]}, "urgent": {"type": ["boolean", "null"]}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_bounded"),
+    [
+        (CLOSED, True),
+        (CLOSED | {"stars": {"type": "integer", "minimum": 1, "maximum": 5}}, True),
+        (CLOSED | {"share": {"type": "number", "minimum": 0, "maximum": 1}}, True),
+        (CLOSED | {"labels": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}}, True),
+        (CLOSED | {"labels": {"type": "array", "items": {"enum": ["a", "b"]}}}, False),
+        (CLOSED | {"count": {"type": "integer", "minimum": 0}}, False),
+        (CLOSED | {"name": {"type": "string", "maxLength": 9}}, False),
+        (CLOSED | {"any": {"anyOf": [{"type": "null"}, {"type": "string"}]}}, False),
+        ({"one": {"$ref": "#/$defs/one"}}, False),
+    ],
+)
+def test_a_closed_form_bounds_an_answer_and_an_open_one_does_not(fields, is_bounded):
+    own = {"$defs": {"one": {"type": "object", "properties": {"next": {"$ref": "#/$defs/one"}}}}}
+    schema = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False} | own
+    longest = longest_of(Sampling(response_format=asking_for(schema)))
+    assert (longest is not None) == is_bounded
+
+
+def test_the_bound_of_a_form_has_room_for_indented_json():
+    values = {"mood": "good", "urgent": False, "labels": ["a", "b"]}
+    schema = {"mood": {"enum": ["good", "bad"]}, "urgent": {"type": "boolean"}}
+    schema["labels"] = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}
+    wanted = asking_for({"type": "object", "properties": schema})
+    longest = longest_of(Sampling(response_format=wanted))
+    assert longest is not None
+    assert len(json.dumps(values, indent=2)) <= longest < 3 * len(json.dumps(values))
+    assert longest_of(Sampling(choices=("yes", "no"))) == longest_of(Sampling(choices=("no", "yes")))
+    assert longest_of(Sampling()) is None

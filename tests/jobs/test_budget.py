@@ -265,7 +265,7 @@ def test_a_budget_with_a_model_of_unknown_price_pays_for_no_row(bench):
     bench.prompts(2)
     priced = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
     ended = bench.fail(*priced, "--model", "test-model", "--model", "other")
-    assert "--max-cost: the price of other is not known; `models` of the configuration gives each" in ended
+    assert "--max-cost: the price of other is not known; add --price other=IN/OUT." in ended
     assert not bench.upstream.seen
 
 
@@ -325,3 +325,67 @@ def test_a_budget_that_is_too_small_for_the_prompt_names_no_length_of_answers(be
     bench.prompts(3)
     options = ("--set", "price={input: 1, output: 10}", "--max-cost", "0.000001", "--max-tokens", "100")
     assert "fits" not in bench.fail(*options, code=75)
+
+
+CLOSED = ("--prompt", "Good? {{prompt}}", "--choices", "good,bad", "--price", "1000/1000")
+"""A prompt of 64 + 16 + 14 bytes or so, and answers whose form has less than 50 tokens."""
+
+
+def test_all_that_a_budget_lacks_is_asked_for_at_once(bench):
+    bench.prompts(2)
+    prompt = ("--prompt", "Say: {{prompt}}", "--max-cost", "1")
+    of_one = "--max-cost: the price of test-model is not known, and nothing limits the answers of test-model; add "
+    assert f"{of_one}--price IN/OUT --max-tokens 800. " in bench.fail(*prompt)
+    several = (*prompt, "--model", "a", "--model", "b", "--price", "a=1/2")
+    assert "the price of b is not known, and nothing limits the answers of a, b; add --price b=IN/OUT" in bench.fail(
+        *several, "--again", "all"
+    )
+    assert "with several models; give each its own, MODEL=IN/OUT" in bench.fail(
+        *prompt[:2], *several[4:8], *CLOSED[-2:]
+    )
+    assert not bench.upstream.seen
+    bench.succeed(*prompt, "--price", "0.25/2", "--max-tokens", "800")
+
+
+def test_an_answer_of_a_closed_form_needs_no_limit_and_keeps_the_budget(bench):
+    bench.upstream.reply = answer('{"answer": "good"}')
+    bench.prompts(60)
+    found = bench.succeed(*CLOSED, "--max-cost", "100")
+    assert found["cost"] == pytest.approx(sum(row["cost"] for row in bench.answers()))
+    dry = json.loads(bench.run(*CLOSED, "--dry-run", "--json").stdout)
+    assert dry["estimated_cost"] < dry["most_cost_once"] < dry["most_cost"] < 150 * dry["estimated_cost"]
+    stopped = bench.run(*CLOSED, "--max-cost", str(found["cost"] * 1.1), "--again", "all")
+    assert stopped.returncode == 75
+    assert bench.status()["cost"] <= found["cost"] * 1.1
+
+
+def test_an_answer_longer_than_its_form_ends_a_job_after_one_request(bench):
+    """The model thinks, and its name does not show it."""
+    bench.upstream.reply = answer('{"answer": "good"}' + " thought" * 90)
+    bench.prompts(40)
+    ended = bench.fail(*CLOSED, "--max-cost", "100", code=75)
+    assert "as if the model thinks: no form bounds what it costs. Limit the answers: --max-tokens 4096" in ended
+    assert len(bench.upstream.seen) == 1
+    assert bench.status()["cost"] > 0.09
+
+
+def test_a_model_that_is_known_to_think_needs_a_limit(bench):
+    bench.prompts(2)
+    ended = bench.fail(*CLOSED, "--max-cost", "100", "--model", "deepseek-r1")
+    assert "nothing limits the answers of deepseek-r1, which thinks before it answers; add --max-tokens 4096." in ended
+    assert not bench.upstream.seen
+
+
+def test_a_dry_run_names_the_columns_of_the_output_and_what_limits_the_cost(bench):
+    bench.prompts(3)
+    columns = json.loads(bench.run(*CLOSED, "--dry-run", "--json").stdout)["columns"]
+    bench.upstream.reply = answer('{"answer": "good"}')
+    bench.succeed(*CLOSED)
+    assert [*columns["input"], *columns["added"]] == list(bench.answers()[0])
+    said = bench.run("--prompt", "Say: {{prompt}}", "--price", "1/2", "--dry-run").stdout
+    assert "nothing limits longer answers; --max-tokens 800 limits it to $0.0" in said
+    said = bench.run(*CLOSED, "--max-tokens", "9000", "--dry-run").stdout
+    assert re.search(
+        r"at most \S+ if each answer is as long as it may be, or \S+ if each answer is refused once; ", said
+    )
+    assert "; --max-tokens 50 limits it to $" in said

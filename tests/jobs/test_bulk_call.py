@@ -45,7 +45,7 @@ def test_a_model_of_the_settings_is_chosen_by_its_name(options, upstream):
     options["settings"] = {"models": models}
     with pytest.raises(PromptmillError, match="there is no model 'm'; models here: default, small, strong"):
         promptmill.bulk(["a"], **options)
-    with pytest.raises(PromptmillError, match=r"price of strong-1 is not known; .*settings={'models.strong.price': "):
+    with pytest.raises(PromptmillError, match=r"of strong is not known, .* add `price='IN/OUT'` `max_tokens"):
         promptmill.bulk(["a"], max_cost=1, **options | {"model": "strong"})
     promptmill.bulk(["a"], **options | {"model": "strong"})
     assert [seen.json["model"] for seen in upstream.seen] == ["strong-1"]
@@ -385,7 +385,11 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters():
         pytest.param(["a"], {"split": 0}, "`split` is 0; write tokens, 50 to", marks=pytest.mark.features("documents")),
         pytest.param(["a"], {"split": 10**30}, "write tokens, 50 to 16777216", marks=pytest.mark.features("documents")),
         (["a"], {"provider": "opnai", "base_url": None}, "`provider`: unknown provider; did you mean openai?"),
-        (["a"], {"max_cost": 1}, "`max_cost`: the price of m is not known; give it"),
+        (
+            ["a"],
+            {"max_cost": 1},
+            "not known, and nothing limits the answers of m; add `price='IN/OUT'`",
+        ),
         (["a"], {"prompt": []}, "`prompt` is a list; send texts in it."),
         (["a"], {"prompt": ["a", 1]}, "`prompt` is a list; send texts in it."),
         (["a"], {"prompt": 5}, "`prompt` is a number"),

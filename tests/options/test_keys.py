@@ -12,6 +12,7 @@ from promptmill.options import table
 from promptmill.options.option import Option
 
 _VALUES = {"choices": "a,b", "schema": "name,age:number", "provider": "openai", "backend": "openai", "match": "a+"}
+_VALUES |= {"price": "1/2"}
 _ENDPOINT = ("--base-url", "localhost:1", "--model", "m")
 _SETTING = [each for each in table.options().values() if each.keys and each.flag is not None]
 _SHARED = {each.name for each in (*table.CONFIGURATION, *table.MODEL, *table.SAMPLING)}
@@ -35,7 +36,7 @@ def test_a_flag_reaches_its_key(name, monkeypatch):
     values = [] if option.type is bool else [value]
     arguments = parser.parse_args([*given, str(option.name_on("flag")), *values])
     changed = options._overrides(arguments, {}) | options._schema(arguments)
-    assert {path[-1] for path in changed} & {key.rpartition(".")[2] for key in option.keys}
+    assert {part for path in changed for part in path} & {key.rpartition(".")[2] for key in option.keys}
 
 
 @pytest.mark.parametrize(("given", "expected"), [([], None), (["--no-links"], True)])

@@ -3,6 +3,11 @@
 Before an item is sent, the highest possible cost of one request is reserved. If a failed attempt may be billed, it uses
 this reservation, so the sender reserves the amount again before a retry (`Account.reserve_again`). If a budget does not
 allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
+
+An answer without a limit may be bounded by its form (`Prices.longest`), unless the model thinks. The name of a model
+does not show this for certain. So the first such request is sent alone, and each answer lets one more be in flight: of
+a model that breaks one form in `n`, two answers are expected to be longer than what was reserved for them. The first
+one ends it: no form bounds a request to this model any more, and the next one fails because it has no limit.
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ import orjson
 
 from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
 from promptmill.answering.decided import bytes_of, parts_of
-from promptmill.answering.likely import LikelyLengths
+from promptmill.answering.likely import LikelyLengths, longest_of
 from promptmill.answering.prices import (
     BATCH,
+    FlatPrice,
     Price,
     Prices,
     Tiers,
@@ -33,14 +39,15 @@ from promptmill.answering.prices import (
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Failure, Outcome, Totals, Usage, billed
+from promptmill.backends.protocol import Call, Failure, Outcome, Spent, Totals, Usage, billed
 from promptmill.backends.searches import may_search
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.request import Account, Request, TextPart, nested
+from promptmill.core.request import Account, Conversation, Request, TextPart, nested
 from promptmill.core.values import JsonObject
+from promptmill.core.wording import listed
 
 _UNKNOWN_MODEL = "The cost leaves out answers of models whose price is not known; `models` gives each a `price`."
 _UNKNOWN_SEARCHES = (
@@ -69,6 +76,10 @@ _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the p
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
 _BATCH = Tiers(BATCH)
+_FREE = FlatPrice(0.0, 0.0, 0.0)
+_THINKS = ", which thinks before it answers"
+_TRIED = 256  # answers to requests without a limit, after which any number of them may be in flight
+_FOR_THINKING = 4096
 
 
 class BudgetedAnswers(Step):
@@ -93,6 +104,8 @@ class BudgetedAnswers(Step):
         self._usual_tiers = Tiers("", self._tier)
         self._line = asyncio.Lock()
         """First come, first served: otherwise small requests could overtake a large one forever."""
+        self._trial, self._tried = asyncio.Semaphore(1), 0
+        """The room for requests whose form alone bounds the answer, and the number of such answers."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
@@ -110,7 +123,23 @@ class BudgetedAnswers(Step):
         budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
         if call.ledger.deferred is not None:
             return self._charged(request, call, budgets, call.ledger.deferred)
-        return self._within_budget(request, call, budgets) if budgets else self._priced(request, call)
+        if not budgets:
+            return self._priced(request, call)
+        if self._tried >= _TRIED or not self._is_bounded_by_form(request):
+            return self._within_budget(request, call, budgets)
+        return self._on_trial(request, call, budgets)
+
+    def _is_bounded_by_form(self, request: Request) -> bool:
+        return not self._prices.decides and not _limits(request) and self._prices.longest(request) is not None
+
+    async def _on_trial(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
+        """Answer a request whose form bounds its answer, as far as the answers so far show that forms are kept."""
+        with call.hold():
+            await self._trial.acquire()
+        try:
+            return await self._within_budget(request, call, budgets)
+        finally:
+            self._trial.release()
 
     async def _charged(
         self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[Request], float]
@@ -159,9 +188,15 @@ class BudgetedAnswers(Step):
 
     def _worst(self, request: Request, call: Call, price: Price) -> tuple[Usage, float]:
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
-        tier = self._tiers(request, call).charged()
-        most = worst_case(request, self._model, decides=self._prices.decides)
-        tiers, by_batch = self._prices.served_at(tier), call.exchange is not None
+        tier, by_batch = self._tiers(request, call).charged(), call.exchange is not None
+        most = worst_case(
+            request,
+            self._model,
+            decides=self._prices.decides,
+            by_form=partial(self._prices.longest, by_batch=by_batch),
+            why=self._prices.why,
+        )
+        tiers = self._prices.served_at(tier)
         return most, _highest(price, most, request, tiers, by_batch=by_batch, writes=self._prices.writes)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
@@ -173,12 +208,12 @@ class BudgetedAnswers(Step):
             most, worst = self._worst(request, call, price)
         except PromptmillError as error:
             return Failure(error, request.attempts)
-        totals = Totals()
+        totals, has_limit = Totals(), not self._is_bounded_by_form(request)
         while True:
             account = _BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
-                advise = partial(_advise, call, most, worst, price.cost)
+                advise = partial(_advise, call, most, worst, price.cost) if has_limit else _nothing
                 fitting = partial(self._fitting, request, call, price)
                 if full is None:
                     no_room = await self._wait_for_room(account, call, advise, fitting)
@@ -203,6 +238,7 @@ class BudgetedAnswers(Step):
             if known is None:  # an endpoint that searches unasked
                 call.warn(_UNKNOWN_SEARCHES)
                 known = len(spent) * worst
+            self._learn(spent, most, is_by_form=not has_limit)
             charged = known + unmetered * worst
             account.charge(charged)
             call.charge(request, charged)
@@ -210,6 +246,13 @@ class BudgetedAnswers(Step):
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return totals.on(outcome)
             request = replace(request, attempts=outcome.attempts)
+
+    def _learn(self, spent: Sequence[Spent], most: Usage, *, is_by_form: bool) -> None:
+        """Learn whether the model keeps to forms, from the answers to a request whose form bounds them to `most`."""
+        if spent and is_by_form:
+            self._prices.compare(max(usage.completion_tokens for usage, _ in spent), most.completion_tokens)
+            self._tried += 1
+            self._trial.release()
 
     def _tiers(self, request: Request, call: Call) -> Tiers:
         if call.exchange is not None:
@@ -288,6 +331,10 @@ def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float
         )
 
 
+def _nothing() -> None:
+    pass
+
+
 class _BudgetAccount(Account):
     """The reservation for one item: the highest possible cost of one request at a time."""
 
@@ -347,10 +394,64 @@ def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
     """Return the error for a budget on a model whose price is unknown."""
     return config_error(
         "max_cost",
-        f"the price of {plan.model or 'this model'} is not known; give it per million tokens, such as ",
-        Named(plan.key("price"), {"input": 1, "output": 2}),
+        f"the price of {plan.model or 'this model'} is not known; give it per million tokens of prompts and of "
+        "answers, in US dollars: ",
+        Named(plan.key("price"), "IN/OUT"),
         f"{list_of_prices(plan)}.",
     )
+
+
+def lacking(plans: Iterable[resolved_config.ResolvedConfig], *, rows_set: bool = False) -> PromptmillError | None:
+    """Return the error for a budget on models, with all that it lacks: prices, and a limit of the answers. None if it
+    lacks nothing. `rows_set`: rows may have limits of their own. Blocks."""
+    by_name = {_named(plan): plan for plan in plans}
+    unpriced = {name: plan for name, plan in by_name.items() if price_of(plan) is None}
+    unlimited = {name: plan for name, plan in by_name.items() if _lacks_limit(plan)}
+    if not unpriced and (rows_set or not unlimited):
+        return None
+    add = [Named("max_tokens", max(map(advised_limit, unlimited.values())))] if unlimited else []
+    are_thinking = any(map(_thinks, unlimited.values()))
+    limit = f"nothing limits the answers of {listed([*unlimited])}{_THINKS if are_thinking else ''}"
+    if not unpriced:
+        return config_error("max_cost", f"{limit}; add ", *add, ".")
+    own = next(iter(by_name.values())) if len(by_name) == 1 else None
+    names = [f"prices.{name}" for name in unpriced] if own is None else [own.key("price")]
+    prices = [Named(name, "IN/OUT", "{} ") for name in names]
+    add = [*prices, *add] if add else [*prices[:-1], prices[-1]._replace(text="{}")]
+    more = "".join({list_of_prices(plan) for plan in unpriced.values()})
+    return config_error(
+        "max_cost",
+        f"the price of {listed([*unpriced])} is not known{f', and {limit}' if unlimited else ''}; add ",
+        *add,
+        f". IN/OUT are the US dollars for a million tokens of prompts and of answers{more}.",
+    )
+
+
+def _named(plan: resolved_config.ResolvedConfig) -> str:
+    is_named = plan.file is not None and plan.model == plan.operator_model
+    return plan.name if is_named else plan.model or "this model"
+
+
+def _lacks_limit(plan: resolved_config.ResolvedConfig) -> bool:
+    return not _limits(request := _empty(plan)) and Prices(plan, _FREE).longest(request) is None
+
+
+def _thinks(plan: resolved_config.ResolvedConfig) -> bool:
+    return registry.may_think(plan, plan.model, plan.settings.sampling_params)
+
+
+def _empty(plan: resolved_config.ResolvedConfig) -> Request:
+    return Request(0, Conversation(()), plan.settings.sampling_params, plan.settings.extra_params)
+
+
+def advised_limit(plan: resolved_config.ResolvedConfig) -> int:
+    """Return a `max_tokens` that is enough for most answers: what the form needs at most, else four times the likely
+    length. Thinking needs more."""
+    if _thinks(plan):
+        return _FOR_THINKING
+    sampling = plan.settings.sampling_params
+    longest = longest_of(sampling) or _TIMES_AVERAGE * LikelyLengths().of(Request(0, Conversation(()), sampling)).tokens
+    return 10 * math.ceil(longest / 10)
 
 
 def unbounded_search() -> PromptmillError:
@@ -395,9 +496,11 @@ def most_of(
     *,
     by_batch: bool = False,
     has_check: bool = False,
+    asks_again: bool = True,
 ) -> float:
-    """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and for second
-    attempts after a check; infinite without a limit or a price. Failed attempts are not included.
+    """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and, if it
+    `asks_again`, for second attempts after a check; infinite without a limit or a price. Failed attempts are not
+    included.
 
     `has_check`: a function of the program checks the answers, too.
     """
@@ -407,7 +510,13 @@ def most_of(
         form = choices_of(tuple(sampling.choices)).response_format
         request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
     try:
-        first = worst_case(request, plan.model, decides=prices.decides, questions=prices.questions)
+        first = worst_case(
+            request,
+            plan.model,
+            decides=prices.decides,
+            questions=prices.questions,
+            by_form=partial(prices.longest, by_batch=by_batch),
+        )
     except PromptmillError:
         return math.inf
     if price is None:
@@ -416,7 +525,7 @@ def most_of(
     again = replace(first, prompt_tokens=first.prompt_tokens + invalid + _PER_COMPLAINT)
     tiers = {BATCH} if by_batch else live
     cost = _highest(price, first, request, tiers, by_batch=by_batch, writes=prices.writes)
-    if (has_check or is_checked(sampling)) and not prices.decides:
+    if asks_again and (has_check or is_checked(sampling)) and not prices.decides:
         cost += plan.settings.check_retries * _highest(price, again, request, live, writes=prices.writes)
     return (sampling.n or 1) * cost
 
@@ -444,15 +553,37 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     return estimated, None if math.isinf(most) else most
 
 
-def worst_case(request: Request, model: str = "", *, decides: bool = False, questions: int = 0) -> Usage:
+def _limits(request: Request) -> list[int]:
+    """Return the limits of the answer to a request."""
+    sampling, extra = request.sampling, request.extra
+    limits = [resolved_config.whole_number(extra[name]) for name in _BOUNDS if name in extra]
+    if "max_tokens" not in extra or extra["max_tokens"] is not None:
+        limits.append(sampling.max_tokens)
+    return [limit for limit in limits if limit is not None]
+
+
+def _unbounded(_: Request) -> int | None:
+    return None
+
+
+def worst_case(
+    request: Request,
+    model: str = "",
+    *,
+    decides: bool = False,
+    questions: int = 0,
+    by_form: Callable[[Request], int | None] = _unbounded,
+    why: str = "",
+) -> Usage:
     """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others. `decides`:
-    the model writes no text. `questions`: see `bytes_of`.
+    the model writes no text. `questions`: see `bytes_of`. `by_form`: see `Prices.longest`. `why`: why no form bounds
+    an answer.
 
     The longest answer is the largest of the request's limits, because it is unknown which limit an endpoint uses.
-    Raises `PromptmillError` for a request without a limit (`invalid_config`), or with a prompt of unlimited length or
-    unknown price (`invalid_input`).
+    Without a limit, the form of the answer may bound it. Raises `PromptmillError` for a request without either
+    (`invalid_config`), or with a prompt of unlimited length or unknown price (`invalid_input`).
     """
-    sampling, extra = request.sampling, request.extra
+    extra = request.extra
     if may_search(extra, model):
         raise unbounded_search()
     if decides:
@@ -469,10 +600,9 @@ def worst_case(request: Request, model: str = "", *, decides: bool = False, ques
             "The item has audio, whose price is not known to `max_cost`: it costs many times as much as text. Send its "
             "transcript, or leave `max_cost` out."
         )
-    limits = [resolved_config.whole_number(extra[name]) for name in _BOUNDS if name in extra]
-    if "max_tokens" not in extra or extra["max_tokens"] is not None:
-        limits.append(sampling.max_tokens)
-    bounds = [limit for limit in limits if limit is not None]
+    bounds = _limits(request)
+    if not bounds and (by_its_form := by_form(request)) is not None:
+        bounds = [by_its_form]
     answers, models = 1, [model]
     if extra:  # skipped for most requests, which have no own parameters
         bounds += [_largest(extra, resolved_config.OTHER_LIMIT)] if bounds else []
@@ -480,8 +610,10 @@ def worst_case(request: Request, model: str = "", *, decides: bool = False, ques
         models += resolved_config.named_models(extra)
     longest = 0 if request.texts else max(bounds, default=MOST_TOKENS + 1)
     if longest > MOST_TOKENS:
-        needs = "needs ", Named("max_tokens"), ", such as 4096: it bounds what a request can cost."
-        raise config_error("max_cost", *needs)
+        limit = Named("max_tokens", _FOR_THINKING)
+        if why:  # the requests in flight are paid, and the job waits for them
+            raise PromptmillError(Code.BUDGET, why, ("Limit the answers: ", limit, "."))
+        raise config_error("max_cost", "needs ", limit, ", which bounds what a request can cost.")
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 

@@ -1,9 +1,9 @@
-"""The likely length of an answer that does not exist yet, from the form that its request asks for."""
+"""The likely and the highest length of an answer that does not exist yet, from the form that its request asks for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from promptmill.answers.choices import choices_of
@@ -22,6 +22,11 @@ _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
 _ITEMS = 3
 _DEEPEST = 50
+_DEEPEST_CLOSED = 8  # of a form that bounds an answer; one that refers to itself is deeper
+_AROUND = 16  # tokens: a fence, and the marks of the turn, which some endpoints count
+_INDENTED = 8  # bytes around a field or an item: the end of a line, spaces, a colon, a comma
+_LONGEST_FLOAT = 24  # -2.2250738585072014e-308
+_FIXED, _NUMBERS = frozenset({"boolean", "null"}), frozenset({"integer", "number", "null"})
 
 
 class Likely(NamedTuple):
@@ -50,28 +55,78 @@ class LikelyLengths:
 
 
 def _by_form(sampling: Sampling) -> Likely:
-    form, source = sampling.response_format, _FIELDS
-    if sampling.choices is not None:
-        form, source = choices_of(tuple(sampling.choices)).response_format, _CHOICE
-    try:
-        schema = schema_of(form) if form is not None and form.get("type") == "json_schema" else None
-    except PromptmillError:  # the answer's check reports it
-        schema = None
-    if schema is None:
+    if (schema := _schema(sampling)) is None:
         return Likely(_TEXT, ASSUMED)
+    source = _FIELDS if sampling.choices is None else _CHOICE
     return Likely(-(-_Sizes(schema).of(schema) // _BYTES_PER_TOKEN), source)
+
+
+def _schema(sampling: Sampling) -> JsonObject | None:
+    """Return the schema of the JSON that is requested; None for texts, and for JSON without a schema."""
+    form = sampling.response_format
+    if sampling.choices is not None:
+        form = choices_of(tuple(sampling.choices)).response_format
+    try:
+        return schema_of(form) if form is not None and form.get("type") == "json_schema" else None
+    except PromptmillError:  # the answer's check reports it
+        return None
+
+
+def longest_of(sampling: Sampling) -> int | None:
+    """Return the most tokens of an answer by its form: a token has at least a byte. None if the form bounds nothing."""
+    if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema))) is None:
+        return None
+    return size + _AROUND
+
+
+def _most_bytes(schema: Any, definitions: JsonObject, depth: int = 0) -> int | None:
+    """Return the most bytes of a value with a schema, indented, without escapes; None without a bound."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST_CLOSED:
+        return None
+
+    def of(part: Any) -> int | None:
+        return _most_bytes(part, definitions, depth + 1)
+
+    options = [schema["const"]] if "const" in schema else schema.get("enum")
+    kinds = schema.get("type")
+    kinds = {*kinds} if isinstance(kinds, list) else {kinds}
+    match schema:
+        case {"$ref": str(name)} if name in definitions:
+            return of(definitions[name])
+        case _ if isinstance(options, list) and options:
+            return max(map(_bytes, options))
+        case {"anyOf": [_, *_] as parts} | {"oneOf": [_, *_] as parts}:
+            return _joined(map(of, parts), max)
+        case {"properties": Mapping() as fields}:
+            around = sum(_bytes(name) + _INDENTED + 2 * depth for name in fields)
+            return _joined(map(of, fields.values()), lambda sizes: _INDENTED + around + sum(sizes))
+        case {"type": "array", "items": items, "maxItems": int(most)}:
+            return None if (size := of(items)) is None else _INDENTED + most * (size + _INDENTED + 2 * depth)
+        case {"minimum": int() | float() as least, "maximum": int() | float() as most} if kinds <= _NUMBERS:
+            return max(_LONGEST_FLOAT if "number" in kinds else 4, _bytes(least), _bytes(most))
+    return max(_BYTES_OF[str(kind)] for kind in kinds) if kinds <= _FIXED else None
+
+
+def _joined(sizes: Iterable[int | None], join: Callable[[list[int]], int]) -> int | None:
+    """Return the joined sizes; None if one of them has no bound."""
+    known = [*sizes]
+    return None if None in known else join([size for size in known if size is not None])
+
+
+def _definitions(schema: JsonObject) -> dict[str, Any]:
+    return {
+        f"#/{place}/{name}": value
+        for place in ("$defs", "definitions")
+        if isinstance(named := schema.get(place), Mapping)
+        for name, value in named.items()
+    }
 
 
 class _Sizes:
     """The likely bytes of JSON values, by the definitions of one schema."""
 
     def __init__(self, schema: JsonObject) -> None:
-        self._definitions = {
-            f"#/{place}/{name}": value
-            for place in ("$defs", "definitions")
-            if isinstance(named := schema.get(place), Mapping)
-            for name, value in named.items()
-        }
+        self._definitions = _definitions(schema)
         self._known: dict[str, int] = {}
 
     def of(self, schema: Any, depth: int = 0) -> int:

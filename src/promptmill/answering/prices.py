@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from promptmill.answering.likely import longest_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
 from promptmill.config import resolved_config
+from promptmill.config.settings import PriceSettings
 from promptmill.core.errors import Named, Words
-from promptmill.core.request import Request
+from promptmill.core.request import Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.system.installation import command_for
 
@@ -41,6 +43,10 @@ _SEARCHES: Mapping[str, Mapping[str, float]] = {
 _A_THOUSAND = 1_000
 DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 _MILLION = 1_000_000
+_AROUND_MEMBER = 24
+"""The most tokens of an id and the JSON around an answer, in a reply to several rows."""
+_UNBOUNDED = frozenset({"tools", "functions", "reasoning", "thinking", "thinking_config", "chat_template_kwargs"})
+"""Parameters in `extra_params` with which an answer may be longer than its form."""
 _OF_THIS_MACHINE = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONG_CONTEXT = 100_000  # tokens; providers that charge more for long prompts do so from a larger length on
 # The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
@@ -204,15 +210,23 @@ class _ListedPrice:
 
 def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     """Return the price of the plan's model; None if unknown. The first call is slow."""
-    settings = plan.settings
-    if (said := settings.price) is not None:
-        cached = said.input if said.cached_input is None else said.cached_input
-        tiers = _tiers_at(plan, plan.model)
-        if said.batch is not None:
-            tiers[BATCH] = even(said.batch)
-        search = _search_price(plan, plan.model) if said.search is None else said.search
-        return FlatPrice(said.input, said.output, cached, tiers=tiers, search=search)
-    return _listed(plan.model, plan)
+    said = _said(plan, plan.model) or plan.settings.price
+    return _listed(plan.model, plan) if said is None else _flat(said, plan.model, plan)
+
+
+def _said(plan: resolved_config.ResolvedConfig, model: str) -> PriceSettings | None:
+    """Return the operator's price of a model by its name."""
+    prices = plan.settings.prices
+    return (prices.get(plan.name) if model == plan.operator_model else None) or prices.get(model)
+
+
+def _flat(said: PriceSettings, model: str, plan: resolved_config.ResolvedConfig) -> FlatPrice:
+    cached = said.input if said.cached_input is None else said.cached_input
+    tiers = _tiers_at(plan, model)
+    if said.batch is not None:
+        tiers[BATCH] = even(said.batch)
+    search = _search_price(plan, model) if said.search is None else said.search
+    return FlatPrice(said.input, said.output, cached, tiers=tiers, search=search)
 
 
 def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
@@ -254,6 +268,10 @@ class Prices:
         self._plan, self._own = plan, own
         self._ours = {plan.model, plan.name, *resolved_config.named_models(plan.settings.extra_params)}
         self._others: dict[str, Price | None] = {}
+        self.why = ""
+        """Why no form bounds an answer of this model any more; `""`: it may."""
+        self._last: tuple[Sampling, int | None] | None = None
+        """The last sampling parameters, and the most tokens of an answer by its form: many requests have the same."""
 
     def of(self, request: Request) -> Price | None:
         """Return the price of the model in `request`, None if unknown. Of several models, the most expensive counts.
@@ -274,7 +292,7 @@ class Prices:
 
     def _is_preview(self, extra: JsonObject) -> bool:
         """Return whether a request has a search whose price only the operator may give."""
-        said = self._plan.settings.price
+        said = _said(self._plan, self._plan.model) or self._plan.settings.price
         return (said is None or said.search is None) and _has_preview(extra)
 
     @functools.cached_property
@@ -287,6 +305,44 @@ class Prices:
         """The most questions of a request to models that decide; 0 for others."""
         limits = registry.decisions_of(self._plan) if self.decides else None
         return 0 if limits is None else limits.questions
+
+    def longest(self, request: Request, *, by_batch: bool = False) -> int | None:
+        """Return the most tokens of an answer by the form that `request` asks for; None without one: the endpoint
+        must take schemas, and the model may not be known to think. `by_batch`: answers come too late to learn from
+        them, so the endpoint must promise that it keeps to schemas."""
+        if request.members:
+            sizes = [self.longest(one, by_batch=by_batch) for one in request.members]
+            known = [size + _AROUND_MEMBER for size in sizes if size is not None]
+            return sum(known) + _AROUND_MEMBER if len(known) == len(sizes) else None
+        sampling, extra = request.sampling, request.extra
+        if (
+            self.why
+            or request.path
+            or not (self._keeps_schemas if by_batch else self._takes_schemas)
+            or not _UNBOUNDED.isdisjoint(extra)
+        ):
+            return None
+        if self._last is None or self._last[0] is not sampling:
+            is_certain = not registry.may_think(self._plan, self._plan.model, sampling)
+            self._last = sampling, longest_of(sampling) if is_certain else None
+        others = self._others_in(extra) if extra else ()
+        return None if any(registry.may_think(self._plan, model, sampling) for model in others) else self._last[1]
+
+    def compare(self, tokens: int, most: int) -> None:
+        """Learn the length of an answer, whose form has `most` tokens at most: if it is longer, no form is certain."""
+        if tokens > most:
+            self.why = (
+                f"An answer of {self._plan.model} had {tokens:,} tokens where its form has {most:,} at most, as if the "
+                "model thinks: no form bounds what it costs."
+            )
+
+    @functools.cached_property
+    def _keeps_schemas(self) -> bool:
+        return registry.keeps_schemas(self._plan)
+
+    @functools.cached_property
+    def _takes_schemas(self) -> bool:
+        return registry.takes_schemas(self._plan)
 
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""
@@ -313,7 +369,8 @@ class Prices:
 
     def _of_other(self, model: str) -> Price | None:
         if model not in self._others:
-            self._others[model] = _listed(model, self._plan)
+            said = _said(self._plan, model)
+            self._others[model] = _listed(model, self._plan) if said is None else _flat(said, model, self._plan)
         return self._others[model]
 
 

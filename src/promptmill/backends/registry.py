@@ -208,11 +208,19 @@ def keeps_schemas(plan: ResolvedConfig) -> bool:
     """Return whether every answer follows the schema of its request: engines, and providers that promise it."""
     if not plan.record.needs_endpoint:
         return plan.record.keeps_schemas
-    try:
-        profiles = _answering(plan)
-    except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
-        return False
+    profiles = _working(plan)
     return bool(profiles) and all(profile.json.form in {"strict", "grammar"} for profile in profiles)
+
+
+def takes_schemas(plan: ResolvedConfig) -> bool:
+    """Return whether the plan's endpoints get the schema of a request as such, not only in words."""
+    return bool(profiles := _working(plan)) and all(not profile.json.is_in_words for profile in profiles)
+
+
+def may_think(plan: ResolvedConfig, model: str, sampling: Sampling) -> bool:
+    """Return whether a model at the plan's endpoints is known to think before it answers, with these parameters."""
+    wanted, effort = sampling.enable_thinking, sampling.reasoning_effort
+    return any(profile.may_think(model, wanted=wanted, effort=effort) for profile in _working(plan))
 
 
 def shows_forms(plan: ResolvedConfig) -> bool:
@@ -251,6 +259,15 @@ def _answering(plan: ResolvedConfig) -> list[ProviderProfile]:
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(plan.block, "provider", None)
     return [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
+
+
+def _working(plan: ResolvedConfig) -> list[ProviderProfile]:
+    """Return the profiles as `_answering` does; none for an unknown provider or a missing URL, which making the
+    endpoint reports."""
+    try:
+        return _answering(plan)
+    except PromptmillError:
+        return []
 
 
 def known_provider(plan: ResolvedConfig) -> str:

@@ -255,7 +255,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         if (names := found.get("columns")) is not None:
             say(f"columns: {', '.join([listed(names['input']), *names['added']])}", wrap=True)
         if found.get("estimated_cost") is not None:
-            say(_price_words(found))
+            say(f"{_price_words(found)}{_alone_words(found)}", wrap=True)
             if found.get("batch_estimated_cost") is not None:
                 say(f"by batch {_price_words(found, 'batch_')}")
         elif found["unpriced"]:
@@ -268,10 +268,25 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     each, source = found["estimated_completion_tokens"] / max(1, found["answers"]), found["estimated_completion_from"]
     length = counted(round(each), "token")
     answers = f" if an answer has {length}" if source == ASSUMED else f" with answers of {length}, {source}"
-    most = found[f"{way}most_cost"]
-    more = "searches of the web" if found.get("may_search") else "longer answers, which --max-tokens would limit"
-    highest = f"more with {more}" if most is None else f"at most {dollars(most)}"
-    return f"about {dollars(found[f'{way}estimated_cost'])}{answers if each else ''}; {highest}"
+    return f"about {dollars(found[f'{way}estimated_cost'])}{answers if each else ''}; {_highest_words(found, way)}"
+
+
+def _alone_words(found: Mapping[str, Any]) -> str:
+    alone = found.get("estimated_cost_alone")
+    return "" if alone is None else f"; each row alone: about {dollars(alone)}"
+
+
+def _highest_words(found: Mapping[str, Any], way: str) -> str:
+    most, limit = found[f"{way}most_cost"], found.get("advised_max_tokens")
+    if found.get("may_search"):
+        return "more with searches of the web"
+    limits = "" if limit is None or way else f"; --max-tokens {limit} limits it to {dollars(found['limited_cost'])}"
+    if most is None:
+        return f"nothing limits longer answers{limits}"
+    once = most if way else found["most_cost_once"]
+    longest = " if each answer is as long as it may be" if limits else ""
+    refused = f", or {dollars(most)} if each answer is refused once" if once < most else ""
+    return f"at most {dollars(once)}{longest}{refused}{limits}"
 
 
 def _divided(prompts: Sequence[str], templates: Sequence[str]) -> tuple[str, list[str], str]:

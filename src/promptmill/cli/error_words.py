@@ -27,6 +27,8 @@ def option_of(named: Named) -> str | None:
         return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
     from promptmill.config.settings import Settings  # imported on use, as above
 
+    if named.field.startswith("prices."):
+        return f"--price {shlex.quote(f'{named.field[7:]}={named.value}')}"
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
     key = named.field.rpartition(".")[2]
     if key not in ARGUMENTS and named.field.partition(".")[0] in Settings.model_fields:
@@ -45,15 +47,6 @@ def explained(error: PromptmillError, arguments: argparse.Namespace, configurati
     If an engine cannot be loaded, the error names the source of this choice and other ways to get answers.
     """
     return _with_other_ways(_placed(error, arguments, configuration), arguments, configuration)
-
-
-def of_option(error: PromptmillError, arguments: argparse.Namespace) -> PromptmillError:
-    """Return an error about a key of the configuration with the option that set the key."""
-    for key, argument in ARGUMENTS.items():
-        named = re.match(rf"(?:.*?: )?(?:\w+\.)+{key}: ", error.message)
-        if named is not None and getattr(arguments, argument, None) is not None:
-            return config_error(f"--{argument.replace('_', '-')}", error.message.removeprefix(named[0]))
-    return error
 
 
 def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:

@@ -140,12 +140,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         unconfigured: Callable[[argparse.Namespace], int] = arguments.unconfigured
         return unconfigured(arguments)
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
-    try:
-        configuration = configuration_of(arguments)
-    except PromptmillError as error:
-        from promptmill.cli.error_words import of_option
-
-        raise of_option(error, arguments) from None
+    configuration = configuration_of(arguments)
     try:
         return command(arguments, configuration)
     except PromptmillError as error:

@@ -79,7 +79,7 @@ def naming_option(error: PromptmillError, arguments: argparse.Namespace) -> Prom
     first, *others = error.parts
     path, colon, said = first.partition(": ") if isinstance(first, str) else ("", "", "")
     argument = ARGUMENTS.get(path.rpartition(".")[2], "")
-    if error.code is not Code.INVALID_CONFIG or not colon or getattr(arguments, argument, None) is None:
+    if error.code is not Code.INVALID_CONFIG or not colon or getattr(arguments, argument, None) in (None, []):
         return error
     return config_error(f"--{argument.replace('_', '-')}", said, *others)
 
@@ -154,6 +154,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         model=model,
         sampling={key: given[key] for key in table.keys_of(table.SAMPLING_KEYS) & given.keys()},
         tier=getattr(arguments, "tier", None),
+        price=getattr(arguments, "price", None),
     )
 
 

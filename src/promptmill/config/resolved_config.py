@@ -18,6 +18,7 @@ from promptmill.config.explain import explain
 from promptmill.config.settings import KEY_SOURCE, OF_ENDPOINT, Block, ModelSettings, OpenAISettings, Settings
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
+from promptmill.core.money import prices_in
 from promptmill.core.request import BESIDE, OF_OPERATOR_NAMES, Sampling, nested, replacing_choices
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches
@@ -253,11 +254,13 @@ def settings_of(
     model: str | None,
     sampling: JsonObject,
     tier: str | None = None,
+    price: object = None,
 ) -> dict[tuple[str, ...], Any]:
     """Return the settings for the command line's choices, by path.
 
-    `raw`: the file's content. `endpoint`: keys of `openai`. `tier`: a service tier. `model`: a name in the file's
-    `models`; with `backend` or `endpoint`, or without `models` in the file, a model of that backend.
+    `raw`: the file's content. `endpoint`: keys of `openai`. `tier`: a service tier. `price`: see `prices_in`. `model`:
+    a name in the file's `models`; with `backend` or `endpoint`, or without `models` in the file, a model of that
+    backend.
 
     Raises `PromptmillError`: `invalid_config` for a key that the backend lacks, `invalid_input` for an unknown model.
     """
@@ -295,12 +298,21 @@ def settings_of(
         values[*(("models", name) if is_named else ()), "extra_params", "service_tier"] = tier
     if tier == "flex":
         values.update({(*block, key): value for key, value in _FLEX.items() if key not in (own_block or {})})
+    for priced, value in prices_in(price).items():
+        of_model = priced or (name if is_named else model or given.get(record.model_key) or _own(own_block, record))
+        values[("prices", of_model) if of_model else ("price",)] = value
     for key, value in replacing_choices(sampling).items():
         if key not in BESIDE:
             values["sampling_params", key] = value
         else:  # stored with a named model, which inherits none of these from the file
             values[*(("models", name) if is_named else ()), "extra_params", key] = value
     return values
+
+
+def _own(block: Any, record: BackendRecord) -> str:
+    """Return the model that a block of the file names, `""` without one."""
+    named_model = block.get(record.model_key) if isinstance(block, Mapping) else None
+    return named_model if isinstance(named_model, str) and "$" not in named_model else ""
 
 
 def leave_to_all(raw: JsonDict, parameter: str) -> None:

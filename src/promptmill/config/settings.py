@@ -386,8 +386,11 @@ class ClientLimits(Block):
     )
 
 
+_IN_OUT = ("input", "output")
+
+
 class PriceSettings(Block):
-    """Prices per million tokens."""
+    """Prices per million tokens; `IN/OUT` is short for those of prompts and of answers."""
 
     input: float = Field(ge=0, description="For prompts.")
     output: float = Field(ge=0, description="For answers, including reasoning.")
@@ -403,6 +406,17 @@ class PriceSettings(Block):
     search: float | None = Field(
         None, ge=0, description="For 1,000 searches of the web by the provider; default: the provider's, if known."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, data: Any) -> Any:
+        """Read `IN/OUT`."""
+        parts = data.split("/") if isinstance(data, str) else data if isinstance(data, list | tuple) else None
+        if parts is None:
+            return data
+        if len(parts) != len(_IN_OUT):
+            raise PydanticCustomError("price", "should be {form}, US dollars per million tokens", {"form": "IN/OUT"})
+        return dict(zip(_IN_OUT, parts, strict=True))
 
 
 class OtherSettings(Block):
@@ -566,18 +580,19 @@ class _Money(Block):
     """Prices, and limits of cost."""
 
     price: PriceSettings | None = Field(
-        None, description="US dollars per million tokens of the model; default: the prices of `genai-prices`."
+        None, description="US dollars per million tokens; default: the prices of `genai-prices`."
     )
+    prices: dict[str, PriceSettings] = Field({}, description="The same by model, before `price`.")
     max_cost: float | None = Field(
         None,
         ge=0,
-        description="Spending limit in US dollars, per process or per job (resumes included). Requires `max_tokens`.",
+        description="Spending limit in US dollars of a process or a job (all runs).",
     )
     ask_above_cost: float | None = Field(
         None,
         ge=0,
-        description="Ask the user before a call or job if that and all that was started without a question may cost "
-        "more US dollars, if the MCP client can ask (elicitation). Requires a known price.",
+        description="Ask the user (MCP elicitation) before a call or job if that and all that was started without a "
+        "question may cost more US dollars. Requires a known price.",
     )
 
 

@@ -1,11 +1,17 @@
-"""Budgets: an amount is reserved before a request is sent, and charged afterwards. Also amounts as text."""
+"""Budgets: an amount is reserved before a request is sent, and charged afterwards. Also amounts and prices as text."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import re
+from collections.abc import Mapping
+
+from promptmill.core.errors import input_error
+from promptmill.core.values import JsonDict
 
 _DIGITS = 2
+_IN_OUT = re.compile(r"\d*\.?\d+/\d*\.?\d+")
 _CLOSE = 1e-9  # the largest rounding error of a sum of amounts
 
 
@@ -82,3 +88,31 @@ def dollars(amount: float) -> str:
     """
     places = _DIGITS if amount <= 0 else max(_DIGITS, _DIGITS - 1 - math.floor(math.log10(amount)))
     return f"${amount:,.{places}f}"
+
+
+def prices_in(given: object) -> JsonDict:
+    """Return the prices in a value of the option `price` by model; `""`: that of the job's model.
+
+    The value is `IN/OUT`, `MODEL=IN/OUT`, a list of these, the two numbers, or a mapping from models to them. Raises
+    `PromptmillError` (`invalid_input`).
+
+    >>> prices_in("1/2"), prices_in(["small=0.1/0.4", "good=2/8"]), prices_in({"small": (0.1, 0.4)})
+    ({'': '1/2'}, {'small': '0.1/0.4', 'good': '2/8'}, {'small': (0.1, 0.4)})
+    """
+    match given:
+        case None:
+            return {}
+        case str():
+            name, _, price = given.rpartition("=")
+            if not _IN_OUT.fullmatch(price):
+                raise input_error(f"{given[:60]!r} is no price; write IN/OUT or MODEL=IN/OUT, such as 0.25/2.")
+            return {name: price}
+        case {"input": _, "output": _}:
+            return {"": given}
+        case Mapping():
+            return {str(name): price for name, price in given.items()}
+        case [float() | int(), *_]:
+            return {"": given}
+        case [*entries]:
+            return {name: price for entry in entries for name, price in prices_in(entry).items()}
+    raise input_error(f"{str(given)[:60]} is no price; write IN/OUT or MODEL=IN/OUT, such as 0.25/2.")

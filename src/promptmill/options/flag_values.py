@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from promptmill.core.errors import input_error, looks_like_key
+from promptmill.core.money import prices_in
 
 
 def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") -> float:
@@ -19,6 +20,12 @@ def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") 
 def amount(text: str) -> float:
     """Parse an amount of money."""
     return number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
+
+
+def price(text: str) -> str:
+    """Check a price, such as `0.25/2` or `small=0.25/2`."""
+    prices_in(text)
+    return text
 
 
 def names(text: str) -> list[str]:

@@ -38,7 +38,7 @@ class FileOptions(TypedDict, total=False):
     encoding: str | None
     """Encoding of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"""
     header_row: int | None
-    """The line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it."""
+    """The line or row of a sheet with the column names, if titles are above it."""
     overwrite: bool
     """Replace the output even if another program wrote it."""
     state: str | Path | None
@@ -100,6 +100,8 @@ class ModelOptions(TypedDict, total=False):
     """Most requests in flight."""
     tier: Literal["default", "flex", "priority"] | None
     """Service tier; flex: half the price, slower, waits for capacity."""
+    price: str | tuple[float, float] | Sequence[str] | Mapping[str, str | tuple[float, float]] | None
+    """US dollars a million tokens in and out: \"0.25/2\"; by model: {\"small\": \"0.1/0.4\"}."""
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -165,7 +167,8 @@ class JobOptions(TypedDict, total=False):
     again: Literal["failed", "truncated", "all"] | None
     """Send these rows again; old answers stay until then."""
     keep: bool
-    """Keep answers made with other settings; later rows name the difference in `changed`."""
+    """Keep answers of an earlier prompt or model and send the others, where `again` sends old ones anew; `changed`
+    names the difference."""
     from_job: str | Path | Sequence[str | Path] | None
     """Use the answers of another job, too: its id or output."""
     progress: bool | Callable[[Mapping[str, Any]], object] | None
@@ -249,8 +252,8 @@ class LabelsOptions(TypedDict, total=False):
     sure: str | None
     """A strong model, which answers the rows where `model` may not agree with it; see docs/sure-labels.md."""
     agree: float | str | None
-    """At least this share of labels must agree with the strong model; default: 95%; without `sure`: with `model`
-    itself, asked about each row alone."""
+    """At least this share of labels must agree with the strong model; default: 95%; without `sure`: for rows
+    together, with `model` on each row alone."""
     gold: str | None
     """A column with right labels of random rows: `agree` is then the share of right labels."""
     certainty: float | str | None

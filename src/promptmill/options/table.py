@@ -49,6 +49,13 @@ def _are_several(value: Any) -> bool:
     return not isinstance(value, str) and len({*value}) > 1
 
 
+def _is_bare(price: object) -> bool:
+    """Return whether a price is for no named model."""
+    from promptmill.core.money import prices_in  # imported on use, because it imports asyncio
+
+    return "" in prices_in(price)
+
+
 def _sampling(name: str, kind: object, words: str, keyword: str = "") -> Option:
     """Return the option of a sampling parameter, which the command line sets as a configuration key."""
     within, keys = Argument(within="sampling_params"), [f"{SAMPLING_KEYS}{name}"]
@@ -147,7 +154,7 @@ FILES = (
     Option(
         "header_row",
         int,
-        "the line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it",
+        "the line or row of a sheet with the column names, if titles are above it",
         flag=Flag(metavar="N"),
         argument=Argument(least=1),
         rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS],
@@ -392,6 +399,30 @@ MODEL = (
         "service tier; flex: half the price, slower, waits for capacity",
         argument=None,
     ),
+    Option(
+        "price",
+        dict[str, str],
+        'US dollars a million tokens in and out: "0.25/2"; by model: {"small": "0.1/0.4"}',
+        flag=Flag(
+            metavar="[MODEL=]IN/OUT",
+            words="US dollars for a million tokens of prompts and of answers: 0.25/2; by model small=0.1/0.4, repeated",
+            read="promptmill.options.flag_values:price",
+            action="append",
+        ),
+        argument=None,
+        keyword=Keyword(
+            type="str | tuple[float, float] | Sequence[str] | Mapping[str, str | tuple[float, float]] | None"
+        ),
+        keys=["price", "prices"],
+        excludes=[
+            Excluded(
+                "model",
+                "; give each its own, MODEL=IN/OUT",
+                words="several models",
+                when=lambda present: _are_several(present["model"]) and _is_bare(present["price"]),
+            )
+        ],
+    ),
 )
 SAMPLING = (
     Option(
@@ -413,8 +444,8 @@ SAMPLING = (
     Option(
         "sampling_params",
         dict[str, Any],
-        "parameters in place of the configured ones: temperature, max_tokens, top_p, stop, seed and the like, "
-        "and OpenAI's tools, tool_choice, logprobs; top_choices: 3 gives probabilities of `choices`",
+        "parameters in place of the configured ones: temperature, max_tokens, stop, …, and OpenAI's tools, tool_choice, "
+        "logprobs; top_choices: 3 gives probabilities of `choices`",
         flag=None,
         keyword=None,
     ),
@@ -517,7 +548,14 @@ RUN = (
             words="send these rows of an earlier job again; old answers stay until new ones arrive", is_common=True
         ),
     ),
-    Option("keep", bool, "keep answers made with other settings; later rows name the difference in `changed`", False),
+    Option(
+        "keep",
+        bool,
+        "keep answers of an earlier prompt or model and send the others, where {again} sends old ones anew; "
+        "`changed` names the difference",
+        False,
+        argument=Argument(words="keep answers made with other settings; later rows name the difference in `changed`"),
+    ),
     Option(
         "from_job",
         str,

@@ -126,9 +126,14 @@ class JsonSupport:
     """Whether the provider is known to show a schema to the model, and not only to constrain the answer by it."""
 
     @property
+    def is_in_words(self) -> bool:
+        """Whether only the prompt has the schema."""
+        return self.form in {"object", "words"}
+
+    @property
     def is_shown(self) -> bool:
         """Whether the model sees a schema: the provider shows it, or the prompt has it."""
-        return self.shows or self.form in {"object", "words"}
+        return self.shows or self.is_in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +207,14 @@ class ProviderProfile:
     """The provider's Batch API; None: unknown."""
     decisions: DecisionProfile | None = None
     """Set if the row is about the provider's models that decide; its dialect is then that of their API."""
+
+    def may_think(self, model: str, *, wanted: bool | None, effort: str | None) -> bool:
+        """Return whether `model` is known to think. `wanted`, `effort`: the parameters for its thinking."""
+        if self.thinking.is_fixed(model):
+            return True
+        if wanted is False or effort == "none":
+            return False
+        return wanted is True or effort is not None or self.parameters.are_for_reasoning(model)
 
 
 def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

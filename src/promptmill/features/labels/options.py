@@ -103,8 +103,8 @@ OPTIONS = (
     ),
     _of_sure(
         "agree",
-        "at least this share of labels must agree with the strong model; default: 95%; without {sure}: with {model} "
-        "itself, asked about each row alone",
+        "at least this share of labels must agree with the strong model; default: 95%; without {sure}: for rows "
+        "together, with {model} on each row alone",
         Flag(metavar="P%"),
         keyword="float | str | None",
         needs=(),  # `Sure.check` also knows the rows together of the configuration

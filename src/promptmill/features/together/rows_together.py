@@ -23,6 +23,8 @@ _LONGEST_ROW = 8_000
 """Characters of a row's fields; a longer row gains nothing by sharing its instructions."""
 _LONGEST = 32_000
 """Characters of all records of a request: about 8,000 tokens, a quarter of the windows of most models."""
+_SIGNS = 16
+"""The characters of words that have as many tokens as the signs of JSON around a field."""
 _CHARACTERS = 3
 """The fewest characters of a token, for texts that are not mostly of rare signs."""
 _CHANCES = frozenset({"logprobs", "top_logprobs", TOP_CHOICES})
@@ -152,15 +154,18 @@ class RowsTogether(Gathering):
         rest, last = request.conversation.messages[:-1], request.conversation.messages[-1]
         fields = _fields(request)
         whole = form.text([fields], ["r1"])
-        record = len("".join(fields.texts)) + 8 * (1 + len(fields.texts))
+        names = 1 + len(fields.texts)
+        record = len("".join(fields.texts)) + 8 * names
         common = len(whole) - record + sum(len(str(one.content)) for one in rest)
-        text = " " * (common // count) + "".join(fields.texts) + " " * (8 * (1 + len(fields.texts)))
+        text = " " * (common // count) + "".join(fields.texts) + " " * (_SIGNS * names)
         most = form.sampling_for(count).max_tokens
         sampling = request.sampling.model_copy(
             # a refused answer is requested again alone, not with the others
             update={"max_tokens": None if most is None else -(-most // count), "choices": None, "response_format": None}
         )
-        part = request.changed(conversation=Conversation((Message(last.role, text),)), sampling=sampling, shared=None)
+        part = request.changed(
+            conversation=Conversation((Message(last.role, text),)), sampling=sampling, shared=None, members=(request,)
+        )
         return Sent(part, 1 / count, alone=request, around=form.around)
 
     def _form(self, sampling: Sampling) -> RecordForm | str:

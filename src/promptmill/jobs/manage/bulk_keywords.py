@@ -214,7 +214,13 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         return resolved_config.settings_of(
-            raw, backend=backend, endpoint=endpoint, model=model, sampling=sampling, tier=given.get("tier")
+            raw,
+            backend=backend,
+            endpoint=endpoint,
+            model=model,
+            sampling=sampling,
+            tier=given.get("tier"),
+            price=given.get("price"),
         )
 
     path = None if config is None else Path(config)

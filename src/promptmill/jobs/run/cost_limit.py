@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from promptmill.answering.costs import unknown_price
-from promptmill.answering.prices import price_of
+from promptmill.answering.costs import lacking
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.store import progress as states
@@ -30,25 +28,17 @@ class CostLimit:
         """Limit the round's budget to the unspent part of the job's budget.
 
         `configs` returns the configuration of the model of each slot. Blocks. Raises `PromptmillError`
-        (`invalid_config`) if a model has no known price.
+        (`invalid_config`) if a price or a limit of the answers is missing.
         """
         self.awaits_budget = False
         ledger, folder = self._progress.stats.ledger, self._job.folder
         limit = self._most(folder.control)
         if limit is None or ledger.budget is not None:
             return
-        for config in configs():
-            if price_of(config) is None:
-                raise self._unknown_price(config)
+        if (error := lacking(configs(), rows_set=self._job.spec.question.rows_set)) is not None:
+            raise error
         awaited = sum(way.most_cost(folder.store) for way in rounds.awaited(folder.store).values())
         ledger.budget = Budget(limit, self._progress.cost or 0.0, folder.store.in_flight.most + awaited)
-
-    def _unknown_price(self, config: ResolvedConfig) -> PromptmillError:
-        """Return the error for a model without a price: a configured one, or one that the order names beside it."""
-        if config.file or config.model == self._job.plan.model:
-            return unknown_price(config)
-        known = f"the price of {config.model} is not known; `models` of the configuration gives each model a `price`."
-        return config_error("max_cost", known)
 
     def follow(self, control: Control) -> None:
         """Apply a limit that has changed."""
@@ -58,7 +48,7 @@ class CostLimit:
         if (budget := progress.stats.ledger.budget) is not None:
             budget.limit = limit
         elif progress.state == states.RUNNING and progress.stats.in_flight:
-            if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
+            if progress.cost is not None and lacking([self._job.plan]) is None:
                 self.awaits_budget = True  # the requests in flight have no reserved budget
             elif _NO_BUDGET not in progress.notes:
                 progress.notes.append(_NO_BUDGET)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.chain import sending
-from promptmill.answering.costs import most_of
+from promptmill.answering.costs import advised_limit, most_of
 from promptmill.answering.decided import check_plan, tokens_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
@@ -69,6 +69,8 @@ _LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the sam
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
 """Characters of a shown prompt, of which instructions may be the most. A call gets a tenth: its model pays for them."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
+_THOUGHTS = ", without the thinking, which only answers show: run the first 20 rows"
+_WORTH_A_WORD = 2  # times that a lower `max_tokens` must lower the highest cost
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 
 
@@ -107,7 +109,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             check_target([store], spec, files.target)
             form = Form([store], spec, spec.output.kind)
-            result["columns"] = _columns_of(form, plan)
+            named = [name for name, is_sure in _OF_MODELS.items() if is_sure(wanted, sums)]
+            result["columns"] = _columns_of(form, plan, named)
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
@@ -122,6 +125,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         alone = sum(one.completion_tokens - one.around for one in sums) // max(1, len(sums))
         result["alone"] = Usage(result.pop("prompt_tokens_alone"), alone)
         cost = _costs(sums, may_batch=tier_of_way(order.way) == BATCH)
+        result |= _once(sums, cost) | _limited(sums, cost) | _cost_alone(sums, cost)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
         result["notes"] += filter(None, (of_plan.words, _search_words(sums), decided))
@@ -135,20 +139,6 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
-
-
-def _columns_of(form: Form, plan: ResolvedConfig) -> dict[str, list[str]]:
-    """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
-    those that the job adds."""
-    sampling, renamed = plan.settings.sampling_params, form.spec.output.names or {}
-    reported = _reported(plan)
-    further = [renamed.get(columns.SOURCES, columns.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
-    if form.format.is_table:
-        answers = AnswerValues(form.spec, reported, form.spec.output.form.columns)
-        return {"input": form.names, "added": [*dict.fromkeys((*answers.names.values(), *further))]}
-    names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
-    added = (*form.answers.names_in_json, *(renamed.get(name, name) for name in reported), *further)
-    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys(added)]}
 
 
 def _reported(plan: ResolvedConfig) -> Sequence[str]:
@@ -174,13 +164,21 @@ class _Sums:
         self.plan, self.price, self._has_check = plan, price, has_check
         self.cache = registry.prompt_cache_of(plan)
         self.decides = registry.decides(plan)
+        self._thinks = registry.may_think(plan, plan.model, plan.settings.sampling_params)
         self.size_of = _size_for(plan)
         self.cached_tokens = self.written_tokens = 0.0
         """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
         self._prices = None if price is None else Prices(plan, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
+        self.once = 0.0
+        """The highest cost of the rows, live, if no answer is refused."""
+        self.advised = advised_limit(plan)
+        self.limited = 0.0
+        """The highest cost of the rows, live, with the `max_tokens` that is `advised`, if their own are not lower."""
         self.prompt_tokens = 0
+        self.prompt_tokens_alone = self.answers = 0
+        """The tokens of prompts if no rows share requests, and the number of answers."""
         self._requests = 0.0
         self.completion_tokens = self.around = 0
         """The tokens of all replies; the tokens around answers in replies to several rows, included in them."""
@@ -204,18 +202,32 @@ class _Sums:
         request = sent.alone or sent.request
         likely, answers = self._lengths.of(request), request.sampling.n or 1
         self.prompt_tokens += answers * prompt_tokens
+        alone = prompt_tokens if sent.alone is None else self.size_of(Sent(sent.alone), sent.alone)
+        self.prompt_tokens_alone += answers * alone
+        self.answers += answers
         self._requests += answers * sent.part
         self.completion_tokens += 0 if self.decides else answers * (likely.tokens + sent.around)
         self.around += answers * sent.around
-        self.source = likely.source
+        self.source = f"{likely.source}{_THOUGHTS if self._thinks else ''}"
         self.may_search = self.may_search or may_search(sent.request.extra, self.plan.model)
         if self._prices is None or self.price is None:
             return
         for request in filter(None, (sent.request, sent.alone)):
             one = request if self.cache is None else _sharing(request, self.cache)
-            self.live += most_of(one, self.plan, self._prices, has_check=self._has_check)
+            most = most_of(one, self.plan, self._prices, has_check=self._has_check)
+            self.live += most
+            self.once += most_of(one, self.plan, self._prices, asks_again=False)
+            self.limited += self._limited(one, most)
             if self.price.batch is not None:
                 self.by_batch += most_of(one, self.plan, self._prices, by_batch=True, has_check=self._has_check)
+
+    def _limited(self, request: Request, most: float) -> float:
+        assert self._prices is not None
+        limit = request.sampling.max_tokens
+        if self.decides or (most != math.inf and (limit is None or limit <= self.advised)):
+            return most
+        lower = request.changed(sampling=request.sampling.model_copy(update={"max_tokens": self.advised}))
+        return most_of(lower, self.plan, self._prices, has_check=self._has_check)
 
     def expect_beginnings(self, requested: Mapping[Shared, float]) -> None:
         """Expect beginnings of prompts in as many requests: the first writes each to the provider's cache, the others
@@ -232,8 +244,29 @@ class _Sums:
         """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
         if answered is not None and rows:
             count, tokens = answered
-            self.completion_tokens, self.around = round(tokens / count * rows), 0
+            self.completion_tokens = max(self.around, round(tokens / count * rows))
             self.source = f"as in the {counted(count, 'answer')} so far"
+
+
+_OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
+    "cost": lambda _, sums: any(one.price is not None for one in sums),
+    "answered_by": lambda wanted, _: len(wanted.models.names) > 1,
+}
+"""The columns that follow from the models, in their order; each with the function that tells whether a job has it."""
+
+
+def _columns_of(form: Form, plan: ResolvedConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
+    """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
+    those that the job adds. `of_models`: columns of `_OF_MODELS`."""
+    sampling, renamed = plan.settings.sampling_params, form.spec.output.names or {}
+    reported = [*_reported(plan), *of_models]
+    further = [renamed.get(columns.SOURCES, columns.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
+    if form.format.is_table:
+        answers = AnswerValues(form.spec, reported, form.spec.output.form.columns)
+        return {"input": form.names, "added": [*dict.fromkeys((*answers.names.values(), *further))]}
+    names = (name for row in itertools.islice(form.stored(), _LOOKED_AT) for name in form.own.of(row))
+    added = (*form.answers.names_in_json, *(renamed.get(name, name) for name in reported), *further)
+    return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys(added)]}
 
 
 def _answered(folder: Folder, spec: JobSpec) -> dict[str, tuple[int, int]]:
@@ -428,6 +461,38 @@ def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float |
     )
     most = sum(one.by_batch if by_batch else one.live for one in sums)
     return {"estimated_cost": estimated, "most_cost": None if most == math.inf else most}
+
+
+def _cost_alone(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the likely cost if no rows share requests; `{}` if none would, or without prices."""
+    if not cost or all(one.prompt_tokens_alone == one.prompt_tokens for one in sums):
+        return {}
+    costs = (
+        cost_of_many(
+            one.price,
+            Usage(one.prompt_tokens_alone, one.completion_tokens - one.around),
+            one.answers,
+            tier_of(one.plan.settings.extra_params),
+        )
+        for one in sums
+        if one.price is not None
+    )
+    return {"estimated_cost_alone": sum(costs)}
+
+
+def _once(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the highest cost if no answer is refused; `{}` if it is unknown."""
+    return {"most_cost_once": sum(one.once for one in sums)} if cost.get("most_cost") is not None else {}
+
+
+def _limited(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the `max_tokens` that limits the highest cost, and the highest cost with it; `{}` if none limits it."""
+    if not cost:
+        return {}
+    limited, most = sum(one.limited for one in sums), cost["most_cost"]
+    if limited == math.inf or (most is not None and limited * _WORTH_A_WORD > most):
+        return {}
+    return {"advised_max_tokens": max(one.advised for one in sums), "limited_cost": limited}
 
 
 def _search_words(sums: Sequence[_Sums]) -> str:
