@@ -227,8 +227,9 @@ class Figure:
     """`"module:function"`: returns the field's section of a report or None. It also takes the `JobDatabase` and the
     `JobSpec`."""
     count: str = ""
-    """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`.
-    Without a function, a plan or a way sets the field."""
+    """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`,
+    and the configuration of the model of each slot; `()` after the run. Without a function, a plan or a way sets the
+    field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from embedding import embeddings, vector
 from packs import LABELS, Packs, cut, faults, label, records, right
 from promptmill.answers.response_format import asking_for, schema_of
 from promptmill.core.bounds import MOST_HELD
+from promptmill.core.money import dollars
 from promptmill.core.request import Fields, Sampling
 from promptmill.features.together.record_form import RecordForm
 from replies import answer, choose, raw, status
@@ -37,8 +38,8 @@ def test_rows_share_requests_and_each_gets_its_own_answer(bench, upstream, packs
     usage = sum(len(seen.prompt.split()) for seen in upstream.seen)
     assert found["prompt_tokens"] == usage
     assert "repaired" not in found
-    saved = found["together"]["saved"]
-    assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "unread": False, "saved": saved}
+    saved, added = found["together"]["saved"], found["together"]["added"]
+    assert found["together"] == {"rows": 45, "requests": 3, "alone": 0, "unread": False, "saved": saved, "added": added}
     assert "together  45 rows in 3 requests, 0 sent alone" in bench.jobs(str(bench.output)).stdout
     assert upstream.seen[0].prompt.count("What is this about?") == 1
 
@@ -309,7 +310,32 @@ def test_a_refused_key_ends_the_run_as_it_does_for_rows_alone(bench, upstream, p
 def test_the_system_prompt_is_saved_too(bench, packs):
     packs(40)
     found = bench.succeed(*PROMPT, "--together", "20", "--system", "Words that all rows share. " * 30)
-    assert found["together"]["saved"] > 38 * 200
+    assert found["together"]["saved"] > 1_000
+
+
+def test_the_summary_says_what_the_job_cost_and_would_have_cost_alone(bench, packs):
+    packs(400)
+    long = ("--prompt", f"{'Some words that all rows share. ' * 40} What is this about? {{{{text}}}}", *PROMPT[2:])
+    alone = bench.succeed(*long, "--price", "1/4")
+    found = bench.succeed(*long, "--price", "1/4", "--together", "20", "--again", "all")
+    its, spent = found["together"], found["cost"] - alone["cost"]
+    assert its["cost"] == pytest.approx(spent, rel=1e-3)
+    assert its["cost_alone"] == pytest.approx(alone["cost"], rel=0.1)
+    assert its["saved"] == pytest.approx(2 * alone["prompt_tokens"] - found["prompt_tokens"], rel=0.1)
+    said = bench.jobs(str(bench.output)).stdout
+    assert f"instead of about {dollars(its['cost_alone'])} alone: " in said
+    assert "% less" in said
+
+
+@pytest.mark.features("labels")
+def test_a_check_that_costs_more_than_rows_alone_is_said(bench, packs):
+    packs(300)
+    found = bench.succeed(*PROMPT, "--price", "1/4", "--together", "20", "--agree", "95%")
+    its = found["together"]
+    assert its["checked"]
+    assert its["cost"] == pytest.approx(found["cost"], rel=1e-3)
+    assert its["cost"] > its["cost_alone"]
+    assert "more; `together` does not pay here, leave it out" in bench.jobs(str(bench.output)).stdout
 
 
 def test_a_number_that_is_cut_off_is_no_answer(bench, packs):

@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.wording import counted
 from promptmill.features.items.item_counts import items_in
 from promptmill.features.items.items import Items
@@ -23,9 +24,11 @@ class ItemStatus(TypedDict):
     """Answered rows without items: each is a row of the output with empty cells."""
 
 
-def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int) -> Mapping[str, object]:
+def count(
+    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ResolvedConfig]
+) -> Mapping[str, object]:
     """Return the figures of the rows below `before`; none for a job of another shape. Blocks."""
-    del labels
+    del labels, configs
     if not isinstance(shape := spec.output_shape, Items):
         return {}
     counts = items_in(store, shape.rows_from, before)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
@@ -21,8 +22,11 @@ Shares: TypeAlias = dict[str, dict[str, LabelShare]]
 """By field and label: the share that the label would have if the person labelled every row."""
 
 
-def figures(store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int) -> Mapping[str, object]:
+def figures(
+    store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int, configs: Sequence[ResolvedConfig]
+) -> Mapping[str, object]:
     """Return `person`, the number of a person's delivered labels, and `shares`, if their rows were drawn at random."""
+    del configs
     persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
     if not persons:
         return {}

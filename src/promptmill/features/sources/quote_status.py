@@ -7,6 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.sources import leaves
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.store.database import JobDatabase
@@ -38,9 +39,11 @@ class QuoteStatus(TypedDict):
     """Rows with missing quotes."""
 
 
-def count(store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int) -> Mapping[str, object]:
+def count(
+    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ResolvedConfig]
+) -> Mapping[str, object]:
     """Return the counts of the rows below `before`; none without quotes. Blocks."""
-    del spec, labels
+    del spec, labels, configs
     ((quotes, missing, rows),) = store.read(_COUNTS, before)
     return {"quotes": QuoteStatus(quotes=int(quotes), missing=int(missing), rows=int(rows))} if quotes else {}
 

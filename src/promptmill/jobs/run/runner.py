@@ -291,8 +291,9 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._run.store, self._run.job.spec
-        own = {"columns": spec.output.names or {}} | ways.figures(store, configs_of(self._run))
-        self._run.progress.figures = status.figures_of(store, spec, self._run.end) | own
+        configs = configs_of(self._run)
+        own = {"columns": spec.output.names or {}} | ways.figures(store, configs)
+        self._run.progress.figures = status.figures_of(store, spec, self._run.end, configs) | own
 
     async def _look_after(self) -> None:
         """Show the progress, and obey commands of other processes, until cancelled."""

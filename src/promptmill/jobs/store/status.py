@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.feature import figures, part
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -99,16 +100,18 @@ def asked(folder: Folder) -> Status:
     return fields
 
 
-def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]:
+def figures_of(
+    store: JobDatabase, spec: JobSpec, before: int, configs: Sequence[ResolvedConfig] = ()
+) -> dict[str, Any]:
     """Return the figures of the answers to the rows below `before`: `results`, and the figures of the plan and
-    features. Blocks.
+    features. `configs`: the configuration of the model of each slot, during a run. Blocks.
 
     Raises the errors of `JobDatabase`.
     """
     results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
     labels, counted = _labelled_fields(results), {"results": results}
     for figure in figures().values():
-        counted |= part(figure.count)(store, spec, labels, before) if figure.count else {}
+        counted |= part(figure.count)(store, spec, labels, before, configs) if figure.count else {}
     return {**counted, **spec.plan.figures(store, spec, labels, before)}
 
 
