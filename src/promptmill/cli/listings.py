@@ -39,7 +39,7 @@ _WAYS = MappingProxyType(
         "variables": "variables {}",
     }
 )
-"""What a user may type for a feature, by kind."""
+"""Words around the names that a user types for a feature, by kind."""
 
 
 def add_features_options(parser: Parser) -> None:
@@ -49,7 +49,7 @@ def add_features_options(parser: Parser) -> None:
 
 
 def _show_features(arguments: argparse.Namespace) -> int:
-    """Print each feature with what a user may type, and how to hide a feature. Return 0."""
+    """Print each feature with the names that a user types for it, and how to hide a feature. Return 0."""
     from promptmill.answering.chain import steps_of_features  # imported on use: it takes a tenth of a second
 
     steps_of_features()
@@ -73,7 +73,7 @@ def _show_features(arguments: argparse.Namespace) -> int:
 
 
 def uses_of(feature: Feature) -> dict[str, list[str]]:
-    """Return what a user may type for a feature, by kind (the keys of `_WAYS`)."""
+    """Return the names that a user types for a feature, by kind (the keys of `_WAYS`)."""
     options = [option.name_on("flag") for option in (part(feature.options) if feature.options else ())]
     functions = [f"promptmill.{name}" for name in feature.names if name.islower() or name.startswith("api.")]
     uses = {

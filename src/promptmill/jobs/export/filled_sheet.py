@@ -1,9 +1,9 @@
 """Columns of answers in an existing sheet, behind all its own columns.
 
-    id | text        the header gives its format to new headers; a filter or table
-    1  | My parcel   that ends at the last column is extended over the new ones
+    id │ text │ answer │ Topic    a new header has the format of the header left of it; a table or filter that ends
+    1  │ …    │ yes    │ price    beside the new columns is extended over them
 
-All other bytes of the sheet stay. The job may have written some of the columns before: it fills these again.
+All other bytes of the sheet stay. Columns that the job has written before are filled again.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class _Added:
         return re.sub(name, extended, book) if self.names else book
 
     def in_widths(self, known: Sequence[Mapping[str, str]], widths: Sequence[int]) -> Iterator[dict[str, object]]:
-        """Yield the attributes of a sheet's `col` elements in their order, `known` with those of the columns."""
+        """Yield the attributes of a sheet's `col` elements in their order: `known`, and the columns' own."""
         least, most = self.first + 1, self.first + len(widths)
         of_new: Mapping[str, str] = {}
         ranges: list[dict[str, object]] = []
@@ -308,7 +308,7 @@ class _Answers(_Walk):
     """Adds up the values in some columns below the header."""
 
     def __init__(self, data: bytes, header: int, names: Mapping[int, str]) -> None:
-        """`names`: those of the columns."""
+        """`names`: the names of the columns, by index."""
         super().__init__(data)
         self.count = self.checksum = 0
         self.shared = Counter[tuple[str, int]]()
