@@ -18,6 +18,7 @@ from bulk_calls import ran
 from fakes import KEY
 from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs import members
 from promptmill.jobs.store.index import JobFolders
 from replies import answer, by_prompt, status
 from workbook_files import parts_in, sheet_xml, text_cell, write_parts
@@ -97,6 +98,13 @@ def test_another_question_without_a_column_is_refused_and_says_how_to_add_one(be
     assert "sampling" not in said
     assert "has the answers to another question" in bench.fail("--prompt", "Topic of {{text}}")
     assert len(bench.upstream.seen) == 2
+
+
+@pytest.mark.parametrize("column", ["Größe 50 % [a/b]", "c:\\d|e*?", '"<#>"', "主题"])
+def test_any_name_of_a_column_is_the_name_of_a_file(column):
+    path = members.with_column(Path("book.xlsx#Reviews"), column)
+    assert not {*path.name.removeprefix("book.xlsx#Reviews[").removesuffix("]")} & {*'/\\:*?"<>|#[]'}
+    assert (members.column_of(path), members.split(path)) == (column, (Path("book.xlsx"), "Reviews"))
 
 
 def test_an_output_that_names_a_column_needs_the_option(bench, sheet):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from promptmill.jobs import format_table
 from promptmill.jobs.databases import Stamp, database_of
@@ -18,7 +18,7 @@ PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 """The end of a shard file's name; a shard file is no table, whatever the output is."""
 _MARK = "#"
 _COLUMN = re.compile(r"\[([^][]+)\]$")  # Excel permits brackets in no name of a sheet
-_PLAIN = " !$&'()+,;=@{}~^`"  # signs of a column that a file's name may have on every system
+_SPECIAL = re.compile(r'[%/\\:*?"<>|#\[\]]')  # signs that no file's name may have on every system, and ours
 
 
 def split(path: Path) -> tuple[Path, str]:
@@ -58,7 +58,8 @@ def with_column(path: Path, column: str) -> Path:
     'labels.xlsx#[Topic]'
     """
     mark = "" if split(path)[1] else _MARK
-    return path.with_name(f"{path.name}{mark}[{quote(column, _PLAIN)}]")
+    safe = _SPECIAL.sub(lambda sign: f"%{ord(sign[0]):02X}", column)
+    return path.with_name(f"{path.name}{mark}[{safe}]")
 
 
 def without_column(path: Path) -> Path:
