@@ -264,6 +264,23 @@ def test_a_dry_run_prices_what_it_can(recipes):
     assert not recipes.asked()
 
 
+def test_the_output_of_a_step_may_be_an_option(recipes):
+    recipes.write("""
+steps:
+  - improve: in.csv
+    gold: text
+    prompt: 'Good? {{text}}'
+    choices: [yes, no]
+    strong: better
+    output: best.txt
+  - bulk: [in.csv, labels.csv]
+    prompt_file: best.txt
+""")
+    done = recipes.run("--dry-run")
+    assert "step 1: improve has no estimate\n  step 2: no estimate before step 1 has written best.txt" in done.stdout
+    assert "1 best.txt" in done.stdout
+
+
 def test_failed_rows_do_not_stop_a_recipe_and_a_failed_step_does(recipes):
     recipes.upstream.reply = choose(lambda seen: status(400) if seen.prompt == "Extract: order 3" else knowing(seen))
     found = recipes.figures(code=1)

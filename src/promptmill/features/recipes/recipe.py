@@ -89,20 +89,29 @@ class Step:
 
     def awaited(self, outputs: Mapping[str, Step]) -> list[str]:
         """Return the options that name a file which an earlier step will write."""
+        earlier = self._earlier(outputs)
         return [
-            key for key, entry in self.entries.items() if any(_path(text) in outputs for text in texts_in(entry.value))
+            key
+            for key, entry in self.entries.items()
+            if not earlier.keys().isdisjoint(map(_path, texts_in(entry.value)))
         ]
 
     def makers(self, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> list[Step]:
         """Return the earlier steps that write the rows of this one."""
-        found = [outputs.get(_path(name)) or outputs.get(_file(name)) for name in self.reads(arguments)]
-        return [step for step in found if step is not None and step.number < self.number]
+        earlier = self._earlier(outputs)
+        found = [earlier.get(_path(name)) or earlier.get(_file(name)) for name in self.reads(arguments)]
+        return [step for step in found if step is not None]
 
     def missing(self, outputs: Mapping[str, Step]) -> str:
         """Return the path of a file that an earlier step will write, and which does not exist yet; `""` if none."""
         names = self.reads(self.arguments(self.awaited(outputs)))
         texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
-        return next(iter(_missing([*names, *map(_file, names), *texts], outputs)), "")
+        paths = map(_path, [*names, *map(_file, names), *texts])
+        earlier = self._earlier(outputs)
+        return next((path for path in paths if path in earlier and not Path(path).exists()), "")
+
+    def _earlier(self, outputs: Mapping[str, Step]) -> dict[str, Step]:
+        return {path: step for path, step in outputs.items() if step.number < self.number}
 
     @property
     def dry_run(self) -> str | None:
@@ -221,11 +230,6 @@ def _path(name: str) -> str:
 def _file(name: str) -> str:
     """Return the path of the file in which a table may be."""
     return _path(str(members.file_of(home_expanded(name))))
-
-
-def _missing(texts: Sequence[str], outputs: Mapping[str, Step]) -> list[str]:
-    """Return the paths of those texts that are outputs, and do not exist yet."""
-    return [path for path in map(_path, texts) if path in outputs and not Path(path).exists()]
 
 
 def _check_order(step: Step, arguments: argparse.Namespace, outputs: Mapping[str, Step]) -> None:

@@ -105,12 +105,12 @@ class Spending:
     def begin(self, opened: OpenJob) -> OpenJob:
         """Return a job that costs at most what the other jobs leave."""
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
-        self.costs[str(folder.path)] = self._cost(folder)
+        self.costs[_key(folder)] = self._cost(folder)
         self._before = _recorded(folder)
         self._write()
         if self.max_cost is None:
             return opened
-        remaining = max(0.0, self.max_cost - self.total + self.costs[str(folder.path)])
+        remaining = max(0.0, self.max_cost - self.total + self.costs[_key(folder)])
         own = opened.order.limits.max_cost
         return replace(
             opened, order=opened.order.with_limits(max_cost=remaining if own is None else min(own, remaining))
@@ -119,7 +119,7 @@ class Spending:
     def end(self, ended: EndedJob) -> None:
         """Count a job that has ended."""
         now, step = status.read(ended.folder), self.step
-        self.costs[str(ended.folder.path)] = self._cost(ended.folder)
+        self.costs[_key(ended.folder)] = self._cost(ended.folder)
         step.jobs.append({**now, "alive": False})
         step.requests += ended.requests or 0
         step.has_run = step.has_run or ended.requests is not None
@@ -142,7 +142,7 @@ class Spending:
         with contextlib.suppress(OSError, DamagedError):
             if folder.database.exists():
                 return status.spent(folder)
-        return self.costs.get(str(folder.path), 0.0)  # of a job that was removed
+        return self.costs.get(_key(folder), 0.0)  # of a job that was removed
 
     def _read(self) -> None:
         with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, ValueError, AttributeError, TypeError):
@@ -165,6 +165,10 @@ class Spending:
         except OSError as error:
             why = f"The record of the recipe, {self.file}, cannot be used: {disk.why(error)}."
             raise PromptmillError(Code.STORAGE, why, "") from None
+
+
+def _key(folder: Folder) -> str:
+    return str(real_path(folder.path))
 
 
 def _recorded(folder: Folder) -> float:
