@@ -31,7 +31,7 @@ from promptmill.system.safe_open import home_expanded
 _CHANGED = "changed"
 _PATHS = ("PROMPTMILL_CONFIG", "PROMPTMILL_STATE")
 """Variables whose paths start at the folder of the caller, not at that of the recipe."""
-_RESUMES = " the same command goes on, and pays for no answer again. Run: "
+_RESUMES = " the same command resumes the recipe, and pays for no answer again. Run: "
 _ESTIMATED = ("requests", "estimated_cost", "most_cost")
 
 
@@ -93,7 +93,7 @@ class _Report:
     title: str
     figures: StepFigures = field(default_factory=StepFigures)
     result: object = None
-    """What the command prints with `--json`."""
+    """The result that the command prints with `--json`."""
 
     def as_dict(self) -> JsonDict:
         figures = self.figures

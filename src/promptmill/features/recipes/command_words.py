@@ -48,7 +48,7 @@ class StepParser(Parser):
         return [action.dest for action in self._get_positional_actions()]
 
     def excluded_by(self, own: Collection[str]) -> set[str]:
-        """Return what would set options that have no effect, or cannot be set, next to the options `own`."""
+        """Return the attributes of options that have no effect, or cannot be set, with the options `own`."""
         given = {self.sets(key) for key in own}
         groups = [{action.dest for action in group._group_actions} for group in self._mutually_exclusive_groups]
         without = (set(names) for needed, names in self.only_with.items() if needed not in given)

@@ -1,4 +1,4 @@
-"""What the jobs of a recipe cost, in all runs of the recipe, and which outputs its steps wrote.
+"""The cost of a recipe's jobs in all its runs, and the outputs that its steps wrote.
 
 A record in the hidden folder beside the recipe lists each job before its first request, so that a kill loses none. The
 cost of a job is read from the job itself.
@@ -31,7 +31,7 @@ from promptmill.system.state import state_folder
 
 @dataclass
 class StepFigures:
-    """What a step of a recipe did in this run."""
+    """The figures of a step in this run of its recipe."""
 
     requests: int = 0
     cost: float | None = None
