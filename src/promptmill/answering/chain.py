@@ -34,7 +34,7 @@ from promptmill.answering.decided import DecidedRequests
 from promptmill.answering.flights import SameRequests
 from promptmill.answering.screened import ScreenedRequests
 from promptmill.answering.several import SeveralAnswers
-from promptmill.answering.step import Loading, Place, Sent, Step
+from promptmill.answering.step import Loading, Place, Sent, Step, steps_for
 from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.check import Check
 from promptmill.backends import protocol
@@ -152,7 +152,7 @@ def sending(plan: ResolvedConfig, *, by_batch: bool = False) -> Callable[[Reques
 
     def sent(request: Request) -> Sent:
         found = Sent(request)
-        for kind in sorted(_steps_for(request.sampling), key=lambda kind: kind.place):
+        for kind in sorted(steps_for(request.sampling), key=lambda kind: kind.place):
             if kind not in made:
                 made[kind] = kind.sending(plan, by_batch=by_batch)
             inside = made[kind](found.request)
@@ -161,16 +161,6 @@ def sending(plan: ResolvedConfig, *, by_batch: bool = False) -> Callable[[Reques
         return found
 
     return sent
-
-
-def path_of(sampling: Sampling) -> str:
-    """Return the path of the requests that are sent for requests with these parameters, see `Request.path`."""
-    return next((kind.path for kind in _steps_for(sampling) if kind.path), "")
-
-
-def _steps_for(sampling: Sampling) -> list[type[Step]]:
-    steps = (kind for kind in feature.answers() if issubclass(kind, Step))
-    return [kind for kind in steps if kind.wanted_by and sampling.sets(kind.wanted_by)]
 
 
 def around(steps: Iterable[Step], answer: protocol.Answer) -> protocol.Answer:

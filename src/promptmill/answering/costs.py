@@ -36,7 +36,7 @@ from promptmill.answering.prices import (
     price_of,
     tier_of,
 )
-from promptmill.answering.step import Loading, Place, Step
+from promptmill.answering.step import Loading, Place, Step, path_of
 from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome, Spent, Totals, Usage, billed
@@ -130,7 +130,9 @@ class BudgetedAnswers(Step):
         return self._on_trial(request, call, budgets)
 
     def _is_bounded_by_form(self, request: Request) -> bool:
-        return not self._prices.decides and not _limits(request) and self._prices.longest(request) is not None
+        if request.sampling.max_tokens is not None or self._prices.decides or _limits(request):
+            return False
+        return self._prices.longest(request) is not None
 
     async def _on_trial(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         """Answer a request whose form bounds its answer, as far as the answers so far show that forms are kept."""
@@ -433,15 +435,13 @@ def _named(plan: resolved_config.ResolvedConfig) -> str:
 
 
 def _lacks_limit(plan: resolved_config.ResolvedConfig) -> bool:
-    return not _limits(request := _empty(plan)) and Prices(plan, _FREE).longest(request) is None
+    sampling = plan.settings.sampling_params
+    request = Request(0, Conversation(()), sampling, plan.settings.extra_params, path=path_of(sampling))
+    return not request.texts and not _limits(request) and Prices(plan, _FREE).longest(request) is None
 
 
 def _thinks(plan: resolved_config.ResolvedConfig) -> bool:
     return registry.may_think(plan, plan.model, plan.settings.sampling_params)
-
-
-def _empty(plan: resolved_config.ResolvedConfig) -> Request:
-    return Request(0, Conversation(()), plan.settings.sampling_params, plan.settings.extra_params)
 
 
 def advised_limit(plan: resolved_config.ResolvedConfig) -> int:

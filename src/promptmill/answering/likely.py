@@ -97,7 +97,7 @@ def _most_bytes(schema: Any, definitions: JsonObject, depth: int = 0) -> int | N
             return max(map(_bytes, options))
         case {"anyOf": [_, *_] as parts} | {"oneOf": [_, *_] as parts}:
             return _joined(map(of, parts), max)
-        case {"properties": Mapping() as fields}:
+        case {"properties": Mapping() as fields} if not schema.get("additionalProperties"):
             around = sum(_bytes(name) + _INDENTED + 2 * depth for name in fields)
             return _joined(map(of, fields.values()), lambda sizes: _INDENTED + around + sum(sizes))
         case {"type": "array", "items": items, "maxItems": int(most)}:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core import feature
 from promptmill.core.money import Budget
-from promptmill.core.request import Request
+from promptmill.core.request import Request, Sampling
 
 
 class Place(IntEnum):
@@ -110,3 +111,14 @@ class Step:
 
     async def aclose(self) -> None:
         """Free all resources."""
+
+
+def steps_for(sampling: Sampling) -> list[type[Step]]:
+    """Return the steps of features that requests with these parameters want."""
+    steps = (kind for kind in feature.answers() if issubclass(kind, Step))
+    return [kind for kind in steps if kind.wanted_by and sampling.sets(kind.wanted_by)]
+
+
+def path_of(sampling: Sampling) -> str:
+    """Return the path of the requests that are sent for requests with these parameters, see `Request.path`."""
+    return next((kind.path for kind in steps_for(sampling) if kind.path), "")

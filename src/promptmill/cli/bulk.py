@@ -280,7 +280,9 @@ def _highest_words(found: Mapping[str, Any], way: str) -> str:
     most, limit = found[f"{way}most_cost"], found.get("advised_max_tokens")
     if found.get("may_search"):
         return "more with searches of the web"
-    limits = "" if limit is None or way else f"; --max-tokens {limit} limits it to {dollars(found['limited_cost'])}"
+    limits = (
+        "" if limit is None or way else f"; --max-tokens {limit} limits the cost to {dollars(found['limited_cost'])}"
+    )
     if most is None:
         return f"nothing limits longer answers{limits}"
     once = most if way else found["most_cost_once"]

@@ -28,7 +28,8 @@ def option_of(named: Named) -> str | None:
     from promptmill.config.settings import Settings  # imported on use, as above
 
     if named.field.startswith("prices."):
-        return f"--price {shlex.quote(f'{named.field[7:]}={named.value}')}"
+        model = named.field.removeprefix("prices.")
+        return f"--price {shlex.quote(f'{model}={named.value}')}"
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
     key = named.field.rpartition(".")[2]
     if key not in ARGUMENTS and named.field.partition(".")[0] in Settings.model_fields:

@@ -104,15 +104,14 @@ def prices_in(given: object) -> JsonDict:
             return {}
         case str():
             name, _, price = given.rpartition("=")
-            if not _IN_OUT.fullmatch(price):
-                raise input_error(f"{given[:60]!r} is no price; write IN/OUT or MODEL=IN/OUT, such as 0.25/2.")
-            return {name: price}
+            if _IN_OUT.fullmatch(price):
+                return {name: price}
         case {"input": _, "output": _}:
             return {"": given}
-        case Mapping():
-            return {str(name): price for name, price in given.items()}
-        case [float() | int(), *_]:
+        case Mapping() if all([*prices_in(price)] == [""] for price in given.values()):
+            return {str(name): prices_in(price)[""] for name, price in given.items()}
+        case [float() | int(), float() | int()]:
             return {"": given}
         case [*entries]:
             return {name: price for entry in entries for name, price in prices_in(entry).items()}
-    raise input_error(f"{str(given)[:60]} is no price; write IN/OUT or MODEL=IN/OUT, such as 0.25/2.")
+    raise input_error(f"{str(given)[:60]!r} is no price; write IN/OUT or MODEL=IN/OUT, such as 0.25/2.")

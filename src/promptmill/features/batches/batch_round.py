@@ -27,8 +27,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from promptmill.answering.chain import path_of
 from promptmill.answering.prices import cost_of_many, price_of
+from promptmill.answering.step import path_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
     LIST_LAG_S,

@@ -7,9 +7,8 @@ from typing import Self
 
 import orjson
 
-from promptmill.answering.chain import path_of
 from promptmill.answering.gathered import Bounds, Gathering, Part
-from promptmill.answering.step import Loading, Sent
+from promptmill.answering.step import Loading, Sent, path_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, ResolvedConfig, numbers_of

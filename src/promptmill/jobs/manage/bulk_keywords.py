@@ -115,6 +115,9 @@ def argument_of(named: Named) -> str:
         return f"`{named.value}`"
     if named.field in {"status", "command"}:
         return f"`promptmill {'jobs ' if named.field == 'status' else ''}{named.value}".rstrip() + "`"
+    if named.field.startswith("prices."):
+        by_model = {named.field.removeprefix("prices."): named.value}
+        return f"`price={by_model!r}`"
     key = named.field.rpartition(".")[2]
     name = _ARGUMENTS.get(key, key)
     option = table.options().get(name)

@@ -69,7 +69,7 @@ _LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the sam
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
 """Characters of a shown prompt, of which instructions may be the most. A call gets a tenth: its model pays for them."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
-_THOUGHTS = ", without the thinking, which only answers show: run the first 20 rows"
+_THOUGHTS = ", without thinking: the first 20 rows show how long it is"
 _WORTH_A_WORD = 2  # times that a lower `max_tokens` must lower the highest cost
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from promptmill.answering.chain import path_of
+from promptmill.answering.step import path_of
 from promptmill.answers.response_format import schema_of
 from promptmill.backends import registry
 from promptmill.config.loading import Configuration
