@@ -12,6 +12,7 @@ from all_features import ALL_FEATURES
 
 SOURCE = Path(promptmill.__file__).parent
 WORDS = {
+    "ask": r"--ask\b|\bAskedRows\b",
     "app": r"mcp-app|ui://promptmill",
     "batches": r"batch_round|stored_batches|\bBatch(?:Order|Status|Plan)\b",
     "checks": r"\bmax_words\b|--max-words\b",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -92,6 +92,33 @@ def test_questions_without_columns_are_fields_of_one_request(asked):
     assert asked.folder.spec.parts == {}
 
 
+def test_the_prompt_of_the_questions_may_be_in_a_file(asked):
+    table(asked, 1)
+    (asked.path / "p.txt").write_text("Mail: {{mail}}\n")
+    shared = ("--prompt-file", "p.txt", "--ask", "Tone:good|bad=Is it praise?", "--ask", "amount:number=Which?")
+    assert asked.run(*shared, "--together", "2", "--dry-run").returncode == 0
+    asked.succeed(*shared, "--ask", "Why=Why {{Tone}}?")
+    assert [seen.prompt for seen in asked.upstream.seen] == ["Mail: m0", "Mail: m0\n\nWhy bad?"]
+
+
+def test_files_are_asked_about_as_a_whole(asked):
+    (asked.path / "mails").mkdir()
+    for name in ("a", "b"):
+        (asked.path / "mails" / f"{name}.txt").write_text(f"text {name}")
+    asked.input, asked.output = asked.path / "mails", asked.path / "out.csv"
+    asked.succeed("--ask", "Tone:good|bad!=Is it? {{content}}", "--ask", "Why=Why is it {{Tone}}? {{content}}")
+    assert sorted(seen.prompt for seen in asked.upstream.seen)[2:] == [f"Why is it bad? text {n}" for n in "ab"]
+
+
+def test_a_refused_key_ends_the_job_with_the_endpoints_error(asked):
+    table(asked, 4)
+    asked.upstream.reply = status(401, "no key")
+    said = asked.fail(*ALL, code=1)
+    assert "Tone:" not in said
+    asked.upstream.reply = choose(_replied)
+    asked.succeed(*ALL)
+
+
 def test_a_later_question_without_columns_follows_the_prompt(asked):
     table(asked, 2)
     shared = ("--ask", "Tone:good|bad=Is it praise?", "--ask", "amount:number=Which?", "--ask", "Why=Why {{Tone}}?")
@@ -112,10 +139,22 @@ def test_expressions_and_columns_with_blanks_may_be_in_questions(asked):
 
 
 def test_an_answer_is_put_in_as_it_is(asked):
-    asked.upstream.reply = answer("{{mail}} \x1d and {% if %}")
+    asked.upstream.reply = answer("{{mail}} \u2063[A]\u2063 and {% if %}")
     table(asked, 1)
     asked.succeed("--ask", "A=One {{mail}}", "--ask", "B=Two {{A}} {{mail}}")
-    assert asked.upstream.seen[1].prompt == "Two {{mail}} \x1d and {% if %} m0"
+    assert asked.upstream.seen[1].prompt == "Two {{mail}} \u2063[A]\u2063 and {% if %} m0"
+
+
+def test_a_cell_with_the_signs_of_a_prompt_changes_no_question(asked):
+    asked.write([{"mail": "\n\n\u2063\n\n\u2063[A]\u2063"}, {"mail": "\u2063[B]\u2063"}, {"mail": "m2"}])
+    asked.succeed("--ask", "A=One {{mail}}", "--ask", "B=Two {{A}} {{mail}}")
+    assert sum("[A]" in seen.prompt for seen in asked.upstream.seen) == 2
+    assert asked.run("--ask", "A=One {{mail|upper}}", "--ask", "B=Two {{A}} {{mail}}", "--again", "all").returncode == 1
+    assert ["invisible sign" in (row["error"] or {}).get("message", "") for row in asked.answers()] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def _refuses(*words: str) -> Any:
@@ -283,7 +322,7 @@ def test_a_deciding_model_gets_no_open_question(bench):
         (("--ask", "a,b=x {{mail}}"), "'a,b' names 2 columns"),
         (("--ask", "a:whole=x {{mail}}"), "There is no type 'whole'"),
         (("--ask", "a= "), "a has no prompt"),
-        (("--ask", "a=\x1e{{mail}}"), "control character"),
+        (("--ask", "a=\u2063{{mail}}"), "invisible sign"),
         ((*TONE, "--prompt", "x {{mail}}"), "none is asked about the prompt"),
         ((*TONE, "--choices", "a,b"), "--ask cannot be used with --choices"),
         ((*TONE, "--schema", "a,b"), "--ask cannot be used with --schema"),
@@ -350,7 +389,7 @@ def test_a_program_asks_with_labels_that_are_defined(asked):
     with pytest.raises(promptmill.PromptmillError, match="`ask`: A names no column"):
         promptmill.bulk(["x"], ask={"A": "b"}, config=str(config))
     with pytest.raises(promptmill.PromptmillError, match="`ask` is a text"):
-        promptmill.bulk(["x"], ask="A=b {{text}}", config=str(config))
+        promptmill.bulk(["x"], ask=cast("Any", "A=b {{text}}"), config=str(config))
 
 
 def test_a_job_remembers_its_questions(asked):

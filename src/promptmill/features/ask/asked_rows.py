@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -68,8 +69,8 @@ class AskedRows(PlanWork, Step):
         return await row.answered()
 
     def earlier(self, request: Request) -> tuple[JsonDict, dict[str, Any]]:
-        """Return the answers in a row's failure that the order sends again, and their probabilities."""
-        if self._renews or not request.attempts:
+        """Return the answers in the failure of a row that is sent again, and their probabilities. Blocks."""
+        if self._renews:
             return {}, {}
         record, target = self.job.store.record(request.key), self.job.spec.targets[request.key // SLOT]
         if record is None or (record.asked, record.settings) != (request.question, target.settings):
@@ -97,21 +98,20 @@ class _Row:
 
     async def answered(self) -> Outcome:
         """Return the outcome of the row."""
-        self.values, self.probabilities = self.rows.earlier(self.request)
+        if self.request.attempts:
+            self.values, self.probabilities = await asyncio.to_thread(self.rows.earlier, self.request)
         kept = await self.rows.kept.of(self.request)
         for level in self.parted.levels:
             for part in level:
-                if (known := kept.get(part.names)) is not None:
-                    self._take(part, known)
-            waiting = [one for one in level if not self.values.keys() >= {*one.names} and self._may_be_asked(one)]
+                if part.names in kept:
+                    self._take(part, kept[part.names])
+            known = self.values.keys()
+            waiting = [one for one in level if not known >= {*one.names} and known >= one.needs]
             if waiting:
                 await together([functools.partial(self._ask, one) for one in waiting], self.call)
-            if any(failure.concerns_all or failure.error.code is Code.BUDGET for _, failure in self.failed):
+            if any(_ends(failure) for _, failure in self.failed):
                 break
         return self._joined()
-
-    def _may_be_asked(self, part: RowPart) -> bool:
-        return self.values.keys() >= part.needs
 
     async def _ask(self, part: RowPart) -> None:
         """Send a request, and keep its answer while the row waits for others."""
@@ -138,18 +138,18 @@ class _Row:
     def _joined(self) -> Outcome:
         """Return the outcome of the row: an answer with all fields, or a failure with the others' answers."""
         text = json_text({name: self.values[name] for name in self.rows.names if name in self.values})
-        changes: dict[str, Any] = {**sums_of(self.outcomes), "probabilities": self.probabilities or None}
-        changes["attempts"] += self.request.attempts
-        if (failure := failure_in(self.outcomes)) is not None:
-            wanted = sum(map(len, self.parted.levels))
-            part = text if self.values else ""
-            return replace(failure, error=self._error(failure), part=part, wanted=wanted, **changes)
-        return self._whole(text, changes)
+        earlier, sums = self.request.attempts, sums_of(self.outcomes)
+        requests = max(1, earlier + sum(one.attempts > 0 for one in self.outcomes))
+        changes: dict[str, Any] = {**sums, "probabilities": self.probabilities or None}
+        changes["attempts"] = earlier + sums["attempts"]
+        if (failure := failure_in(self.outcomes)) is None:
+            return replace(self._whole(text), made_of=requests, **changes)
+        is_of_run = _ends(failure) or not sums["attempts"]
+        error = failure.error if is_of_run else self._error(failure)
+        return replace(failure, error=error, part=text if self.values else "", wanted=requests, **changes)
 
-    def _whole(self, text: str, changes: dict[str, Any]) -> Outcome:
+    def _whole(self, text: str) -> Completion:
         answers = [one for one in self.outcomes if isinstance(one, Completion)]
-        if not answers:  # all were known from a failure
-            return Completion(text, "stop", **changes)
         is_cut = any(one.finish_reason == "length" for one in answers)
         came = {one.came for one in answers}
         return replace(
@@ -158,9 +158,7 @@ class _Row:
             finish_reason="length" if is_cut else answers[0].finish_reason,
             reasoning="\n\n".join(one.reasoning for one in answers if one.reasoning) or None,
             warnings=tuple(dict.fromkeys(warning for one in answers for warning in one.warnings)),
-            made_of=sum(map(len, self.parted.levels)),
             came=came.pop() if len(came) == 1 else "",
-            **changes,
         )
 
     def _error(self, failure: Failure) -> PromptmillError:
@@ -171,6 +169,11 @@ class _Row:
         joined = PromptmillError(error.code, " ".join(words[:_SHOWN]) + more, error.remedy)
         joined.said = error.said
         return joined
+
+
+def _ends(failure: Failure) -> bool:
+    """Return whether a failure ends the row, because further requests would fail in the same way."""
+    return failure.concerns_all or failure.error.code is Code.BUDGET
 
 
 def _values(text: str) -> JsonDict:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import Fields
 from promptmill.core.wording import listed
-from promptmill.features.ask.questions import ASK, AskedQuestion
+from promptmill.features.ask.questions import ASK, SIGN, AskedQuestion
 from promptmill.jobs.rows.template import places_in
 
-SECTION, MARK = "\n\n\x1e\n\n", "\x1d"
-"""The separator of sections in a row's prompt, and the sign on both sides of `[NAME]`, the place of an answer."""
+_SECTION, _MARK = f"\n\n{SIGN}\n\n", re.compile(rf"{SIGN}\[([^{SIGN}]+)\]{SIGN}")
 _PLACE = re.compile(r"\{\{-?\s*([^{}]+?)\s*-?\}\}")
 
 
@@ -98,14 +97,14 @@ def template_of(levels: Sequence[Sequence[Inquiry]]) -> str:
     >>> from promptmill.features.ask.questions import questions_of
     >>> asked = questions_of(["Tone=Which tone? {{text}}", "Why=Why {{Tone}}? {{text}}"])
     >>> template_of(inquiries_of(asked, ""))
-    'Which tone? {{text}}\\n\\n\\x1e\\n\\nWhy \\x1d[Tone]\\x1d? {{text}}'
+    'Which tone? {{text}}\\n\\n\\u2063\\n\\nWhy \\u2063[Tone]\\u2063? {{text}}'
     """
-    return SECTION.join(_marked(one) for level in levels for one in level)
+    return _SECTION.join(_marked(one) for level in levels for one in level)
 
 
 def _marked(inquiry: Inquiry) -> str:
     def mark(place: re.Match[str]) -> str:
-        return f"{MARK}[{place[1]}]{MARK}" if place[1] in inquiry.needs else place[0]
+        return f"{SIGN}[{place[1]}]{SIGN}" if place[1] in inquiry.needs else place[0]
 
     return _PLACE.sub(mark, inquiry.template)
 
@@ -126,7 +125,7 @@ class Section(NamedTuple):
 def sections_of(parts: Sequence[str]) -> list[Section]:
     """Return the sections of a row's prompt with these parts: a text, the name of a column, a text, ….
 
-    >>> sections_of(("Which tone? ", "text", "\\n\\n\\x1e\\n\\nWhy \\x1d[Tone]\\x1d?"))[1]
+    >>> sections_of(("Which tone? ", "text", "\\n\\n\\u2063\\n\\nWhy \\u2063[Tone]\\u2063?"))[1]
     Section(parts=('Why ', 'Tone', '?'), sources=('Tone',))
     """
     sections: list[tuple[list[str], list[int | str]]] = [([""], [])]
@@ -135,15 +134,14 @@ def sections_of(parts: Sequence[str]) -> list[Section]:
             sections[-1][0].extend((part, ""))
             sections[-1][1].append(at // 2)
             continue
-        for number, piece in enumerate(part.split(SECTION)):
+        for number, piece in enumerate(part.split(_SECTION)):
             if number:
                 sections.append(([""], []))
             own, sources = sections[-1]
-            first, *others = piece.split(MARK)
+            first, *others = _MARK.split(piece)
             own[-1] += first
-            for mark, text in zip(others[::2], others[1::2], strict=True):
-                sources.append(mark[1:-1])
-                own.extend((mark[1:-1], text))
+            own.extend(others)
+            sources.extend(others[::2])
     return [Section(tuple(own), tuple(sources)) for own, sources in sections]
 
 

@@ -36,8 +36,8 @@ class Ask(Plan):
         del models
         if not options.get("ask"):
             return None
-        prompt = options.get("prompt")
-        plan = cls(questions=questions_of(options["ask"]), prompt=prompt if isinstance(prompt, str) else "")
+        prompt = options.get("prompt") or options.get("prompt_file") or ""  # a file is read after the options' check
+        plan = cls(questions=questions_of(options["ask"]), prompt=str(prompt))
         ((first, *others), *later) = plan.levels
         return None if not others and not later and first.template == plan.prompt else plan
 

@@ -5,7 +5,6 @@ Tone:positive|negative=Is it praise? {{text}} ─▶ name, field (a JSON Schema)
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,10 @@ from promptmill.jobs.rows.template import places_in
 from promptmill.jobs.store.stored import Stored
 
 ASK = Named("ask")
+SIGN = "\u2063"
+"""An invisible sign that no prompt has: it marks places in the prompt of a row."""
 EXAMPLE = "'Tone:positive|negative=Is it praise or a complaint? {{text}}'"
 _TEXT = ({"type": "string"}, {"type": ["string", "null"]})
-_UNPRINTABLE = re.compile(r"[\x1c-\x1f]")
 _SHOWN = 40
 
 
@@ -83,8 +83,8 @@ def _question(name: object, asked: object) -> AskedQuestion:
     if not isinstance(name, str) or not isinstance(prompt, str):
         wrong = shape(prompt) if isinstance(name, str) else f"named by {shape(name)}"
         raise input_error(ASK, f": a question is {wrong}; write its prompt, or (prompt, labels).")
-    if not prompt.strip() or _UNPRINTABLE.search(prompt):
-        wrong = "has a control character in its prompt; remove it" if prompt.strip() else "has no prompt"
+    if not prompt.strip() or SIGN in prompt:
+        wrong = "has the invisible sign U+2063 in its prompt; remove it" if prompt.strip() else "has no prompt"
         raise input_error(ASK, f": {cut(name, _SHOWN)} {wrong}; write NAME=PROMPT, such as {EXAMPLE}.")
     name, field = _field(name)
     if labels is None:

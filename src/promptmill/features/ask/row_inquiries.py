@@ -65,7 +65,7 @@ class RowInquiries:
     def __init__(self, config: ResolvedConfig, levels: Sequence[Sequence[Inquiry]]) -> None:
         self._config, self._inquiries = config, levels
         self._decides = registry.decides(config)
-        self._number = sum(map(len, levels))
+        self._needs = [one.needs for level in levels for one in level]
         self._levels = self._parts([])
         self._parted: Made[Parted] = {}
         self._samplings: Made[Sampling] = {}
@@ -75,8 +75,9 @@ class RowInquiries:
         if (fields := request.fields) is not None:
             return once(self._parted, lambda: self._plain(fields.parts), fields.parts)
         sections = sections_of(["\n".join(Conversation(request.conversation.messages[-1:]).texts)])
-        if len(sections) != self._number:
-            raise input_error(ASK, ": a cell has control characters of promptmill; remove U+001D and U+001E from it.")
+        places = [{*section.sources} for section in sections]
+        if len(places) != len(self._needs) or not all(map(frozenset.issuperset, self._needs, places)):
+            raise input_error(ASK, ": a cell has the invisible sign U+2063 where promptmill has its own; remove it.")
         return Parted(sections, self._levels)
 
     def _plain(self, parts: Sequence[str]) -> Parted:
