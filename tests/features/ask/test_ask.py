@@ -386,6 +386,14 @@ def test_a_program_asks_with_labels_that_are_defined(asked):
     first, second = (json.dumps(seen.json["messages"]) for seen in asked.upstream.seen)
     assert "- bad: a complaint" in first
     assert "complaint" not in second
+    fair = ("Fair? {{mail}}", {"good": "it is fair", "bad": "it is unfair"})
+    promptmill.bulk([{"mail": "m1"}], ask={"Tone!": tone, "Stars!": fair}, config=str(config))
+    of_stars = [said for seen in asked.upstream.seen if "Fair?" in (said := json.dumps(seen.json))]
+    assert all("it is unfair" in said and "complaint" not in said for said in of_stars)
+    assert of_stars
+    both = {"Tone": ("Praise?", tone[1]), "Stars": ("Fair?", fair[1])}
+    with pytest.raises(promptmill.PromptmillError, match="defines good in two ways in one request"):
+        promptmill.bulk([{"mail": "m1"}], prompt="{{mail}}", ask=both, config=str(config))
     with pytest.raises(promptmill.PromptmillError, match="`ask`: A names no column"):
         promptmill.bulk(["x"], ask={"A": "b"}, config=str(config))
     with pytest.raises(promptmill.PromptmillError, match="`ask` is a text"):

@@ -7,6 +7,7 @@ paid. After the row is recorded, they are deleted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.core.request import Request
 from promptmill.core.wording import mended
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import SLOT
 
@@ -60,7 +61,7 @@ class KeptAnswers:
 
     def _read(self, request: Request) -> dict[tuple[str, ...], Completion]:
         found: dict[tuple[str, ...], Completion] = {}
-        for name in self._names[request.key]:
+        for name in self._names.get(request.key, ()):
             kept = self._store.get(name)
             if kept is None or kept["of"] != self._identity(request):
                 continue
@@ -90,11 +91,12 @@ class KeptAnswers:
         value = orjson.dumps(mended(kept)).decode()
         unneeded, self._unneeded = self._unneeded, []
         self._names.setdefault(request.key, []).append(name)
-        await asyncio.to_thread(
-            self._store.change,
-            ("INSERT OR REPLACE INTO job VALUES (?, ?)", [(name, value)]),
-            ("DELETE FROM job WHERE name = ?", [(one,) for one in unneeded]),
-        )
+        with contextlib.suppress(OSError, DamagedError):  # the commit of the row meets the same, and reports it
+            await asyncio.to_thread(
+                self._store.change,
+                ("INSERT OR REPLACE INTO job VALUES (?, ?)", [(name, value)]),
+                ("DELETE FROM job WHERE name = ?", [(one,) for one in unneeded]),
+            )
 
     def recorded(self, keys: Sequence[int]) -> None:
         """Note that rows are recorded, so that their answers are not needed."""

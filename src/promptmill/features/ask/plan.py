@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import Request
 from promptmill.core.wording import counted
 from promptmill.features.ask.inquiries import Inquiry, inquiries_of, template_of
-from promptmill.features.ask.questions import ASK, AskedQuestion, questions_of
+from promptmill.features.ask.questions import ASK, AskedQuestion, definitions_of, questions_of
 from promptmill.features.ask.row_inquiries import RowInquiries
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
@@ -39,7 +40,10 @@ class Ask(Plan):
         prompt = options.get("prompt") or options.get("prompt_file") or ""  # a file is read after the options' check
         plan = cls(questions=questions_of(options["ask"]), prompt=str(prompt))
         ((first, *others), *later) = plan.levels
-        return None if not others and not later and first.template == plan.prompt else plan
+        if others or later or first.template != plan.prompt:
+            return plan
+        definitions_of(plan.questions)
+        return None
 
     @property
     def levels(self) -> list[list[Inquiry]]:
@@ -52,7 +56,10 @@ class Ask(Plan):
         return (template_of(self.levels),)
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for several answers to a request, or a tag of images."""
+        """Raise `PromptmillError` (`invalid_input`) for several answers to a request, a tag of images, or labels that a
+        model that decides would get in one request, defined in two ways."""
+        if registry.decides(config):
+            definitions_of(self.questions)
         if (answers := config.settings.sampling_params.n or 1) > 1:
             raise input_error(ASK, f" needs one answer to a question, but `sampling_params.n` is {answers}.")
         tag = config.settings.image_tag

@@ -122,10 +122,22 @@ def schema_of(questions: Iterable[AskedQuestion]) -> JsonDict:
 
 
 def definitions_of(questions: Iterable[AskedQuestion]) -> dict[str, str]:
-    """Return the definitions of all labels. Raises `PromptmillError` (`invalid_input`) for a label with two."""
-    known: dict[str, str] = {}
+    """Return the definitions of the labels of one request. Raises `PromptmillError` (`invalid_input`) for a label that
+    has two."""
+    known = all_definitions(questions)
+    if twice := next((label for label, definitions in known.items() if definitions[1:]), None):
+        raise input_error(
+            ASK,
+            f" defines {cut(twice, _SHOWN)} in two ways in one request; use two labels, or a column in each prompt.",
+        )
+    return {label: definition for label, (definition,) in known.items()}
+
+
+def all_definitions(questions: Iterable[AskedQuestion]) -> dict[str, list[str]]:
+    """Return the definitions of each label, of which several requests may have different ones."""
+    known: dict[str, list[str]] = {}
     for question in questions:
         for label, definition in question.definitions.items():
-            if known.setdefault(label, definition) != definition:
-                raise input_error(ASK, f" defines the label {label[:_SHOWN]} in two ways; give each its own label.")
+            if definition not in known.setdefault(label, []):
+                known[label].append(definition)
     return known
