@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptmill.answering.decided import check_plan
 from promptmill.answering.several import failure_in, sums_of, together
@@ -16,15 +16,13 @@ from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict, json_text, read_json
+from promptmill.features.ask.inquiries import Inquiry, check_columns
 from promptmill.features.ask.kept import KeptAnswers
 from promptmill.features.ask.row_inquiries import Parted, RowInquiries, RowPart
 from promptmill.jobs.rows.plain_template import cell_text
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
-
-if TYPE_CHECKING:
-    from promptmill.features.ask.plan import Ask
 
 _SHOWN = 3  # failed requests in the error of a row
 
@@ -34,9 +32,9 @@ class AskedRows(PlanWork, Step):
 
     place = Place.PIECES
 
-    def __init__(self, job: RunningJob, plan: Ask) -> None:
-        self.job, self._plan = job, plan
-        self.names = [question.name for question in plan.questions]
+    def __init__(self, job: RunningJob, names: Sequence[str], levels: Sequence[Sequence[Inquiry]]) -> None:
+        """`names`: the names of the questions, in order. `levels`: see `inquiries_of`."""
+        self.job, self.names, self._levels = job, names, levels
         self.steps = [self]
         self.kept = KeptAnswers(job)
         self._renews = False
@@ -45,9 +43,9 @@ class AskedRows(PlanWork, Step):
     def begin(self, round_: int) -> None:
         """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that no request can ask."""
         del round_
-        self._plan.check_names(self.job.spec)
+        check_columns(self._levels, self.job.spec.input)
         check_plan(self.job.config)
-        self.inquiries = RowInquiries(self.job.config, self._plan.levels)
+        self.inquiries = RowInquiries(self.job.config, self._levels)
         self.kept.begin()
 
     def prepare(self, round_: Round) -> None:

@@ -15,6 +15,7 @@ from promptmill.core.request import Fields
 from promptmill.core.wording import listed
 from promptmill.features.ask.questions import ASK, SIGN, AskedQuestion
 from promptmill.jobs.rows.template import places_in
+from promptmill.jobs.store.spec import InputSpec
 
 _SECTION, _MARK = f"\n\n{SIGN}\n\n", re.compile(rf"{SIGN}\[([^{SIGN}]+)\]{SIGN}")
 _PLACE = re.compile(r"\{\{-?\s*([^{}]+?)\s*-?\}\}")
@@ -89,6 +90,15 @@ def _circle(names: Sequence[str]) -> PromptmillError:
     if len(names) == 1:
         return input_error(ASK, f": {names[0]} uses its own answer; give the question another name than the column.")
     return input_error(ASK, f": {listed(names)} wait for each other's answers; leave one of these out of a prompt.")
+
+
+def check_columns(levels: Sequence[Sequence[Inquiry]], source: InputSpec) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a name in a prompt may be an answer or a column of the input."""
+    used = {name for level in levels for one in level for name in one.needs}
+    if both := sorted(used & {*source.header, *source.taken}):
+        raise input_error(
+            ASK, f": {both[0]} in a prompt may be the column or the answer; give the question another name."
+        )
 
 
 def template_of(levels: Sequence[Sequence[Inquiry]]) -> str:

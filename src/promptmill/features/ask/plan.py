@@ -13,7 +13,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import Request
 from promptmill.core.wording import counted
-from promptmill.features.ask.inquiries import Inquiry, inquiries_of, template_of
+from promptmill.features.ask.inquiries import Inquiry, check_columns, inquiries_of, template_of
 from promptmill.features.ask.questions import ASK, AskedQuestion, definitions_of, questions_of
 from promptmill.features.ask.row_inquiries import RowInquiries
 from promptmill.jobs.store.database import JobDatabase
@@ -66,14 +66,6 @@ class Ask(Plan):
         if tag and any(tag in text for text in question.templates):
             raise input_error(ASK, f" sends a row's images with each question; leave the tag {tag} out of the prompts.")
 
-    def check_names(self, spec: JobSpec) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a name in a prompt may be an answer or a column of the input."""
-        used = {name for level in self.levels for one in level for name in one.needs}
-        if both := sorted(used & {*spec.input.header, *spec.input.taken}):
-            raise input_error(
-                ASK, f": {both[0]} in a prompt may be the column or the answer; give the question another name."
-            )
-
     def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterable[Request]]:
         """Return the function from a row's request to all requests about it, with names in place of answers."""
         made, answers = RowInquiries(config, self.levels), _Names()
@@ -94,9 +86,9 @@ class Ask(Plan):
         *,
         end: int,
     ) -> Estimate:
-        """Return the number of answers, and a note on the requests. Raises as `check_names`."""
+        """Return the number of answers, and a note on the requests. Raises as `check_columns`."""
         del store, configs, end
-        self.check_names(spec)
+        check_columns(self.levels, spec.input)
         answers = checked["rows"] - checked["invalid"] - checked.get("skipped", 0)
         later = [question.name for level in self.levels[1:] for one in level for question in one.questions]
         waits = f"; {', '.join(later)} after the answers in the prompt" if later else ""
@@ -106,7 +98,7 @@ class Ask(Plan):
         """Return the requests about each row for one run."""
         from promptmill.features.ask.asked_rows import AskedRows
 
-        return AskedRows(job, self)
+        return AskedRows(job, [question.name for question in self.questions], self.levels)
 
 
 class _Names(dict[str, str]):
