@@ -285,6 +285,11 @@ class Feature:
     query: str = ""
     """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """What replaces the rows of an input, by the option that asks for it, such as `{"group_by": "module:function"}`.
+    Each function takes the `promptmill.jobs.inputs.row.Input`, the `promptmill.jobs.store.stored.Question`, the
+    option's value and an empty folder for temporary files. It returns the question about the new rows, and an iterator
+    of these as lines of JSON."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     before_job: Mapping[str, str] = field(default_factory=dict)
@@ -351,6 +356,12 @@ def query() -> Any:
         if each.query:
             return part(each.query)
     raise config_error("", f"Queries over files need a feature that is not installed or hidden by {WITHOUT}.")
+
+
+def replacement(options: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Return the option that replaces the rows of an input, and its function; None if no such option is set."""
+    added = (item for each in features().values() for item in each.replaced.items())
+    return next(((name, part(function)) for name, function in added if options.get(name)), None)
 
 
 def client_command() -> str:

@@ -14,7 +14,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,15 @@ from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
-from promptmill.core.feature import query
+from promptmill.core.feature import query, replacement
 from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.format_table import of_input
 from promptmill.jobs.inputs import remote_files
-from promptmill.jobs.inputs.files import holds_output
+from promptmill.jobs.inputs.any_format import format_of_input, input_of
+from promptmill.jobs.inputs.files import InputFiles, find, holds_output
+from promptmill.jobs.inputs.files import opened as opened_files
 from promptmill.jobs.inputs.formats import is_url
-from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
+from promptmill.jobs.inputs.input_rows import InputRows, loose_id, temporary_folder, written
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
@@ -44,12 +47,12 @@ from promptmill.jobs.inputs.whole_files import (
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
-from promptmill.jobs.run.wanted_job import WantedJob, check_output
+from promptmill.jobs.run.wanted_job import WantedJob, check_output, with_query
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Shown, as_written
+from promptmill.jobs.store.order import JobOrder, Reading, Shown, as_written
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options.table import errors_about
@@ -267,6 +270,7 @@ def open_job(
             lines = files.lines() if output is None else _lines_with_output(files, order)
             source = opened.enter_context(written(folders, lines, ".jsonl", files.name))
             order = files.asked(order)
+        source, order = opened.enter_context(_replaced(folders, options, order, source, files))
         if source is not None:
             order = order.model_copy(update={"inputs": (Path(source.name),)})
         if source is not None and rows.owned_by is not None:
@@ -298,6 +302,49 @@ def _lines_with_output(files: WholeFiles, order: JobOrder) -> Iterator[bytes]:
     """Check the output before the files are read, which may take long. Raises `PromptmillError`."""
     check_output(order, real_path(order.target))
     return files.lines()
+
+
+@contextlib.contextmanager
+def _replaced(
+    folders: JobFolders,
+    options: Mapping[str, Any],
+    order: JobOrder,
+    source: InputRows | None,
+    files: WholeFiles | None,
+) -> Iterator[tuple[InputRows | None, JobOrder]]:
+    """Yield the rows of an order and the order, or those that a feature puts in their place, see `Feature.replaced`.
+
+    Raises `PromptmillError`.
+    """
+    if (found := replacement(options)) is None:
+        yield source, order
+        return
+    option, replace_rows = found
+    if files is not None:
+        raise input_error(Named(option), " works only for rows of tables, not for whole files.")
+    inputs = _all_files(order, source)
+    if of_input(input_format := format_of_input(inputs)).rows == "requests":
+        raise input_error(Named(option), " works only for rows of values; this input holds complete requests.")
+    name, shown = inputs.parts[0].path.name if source is None and not inputs.parts[1:] else "rows", order.shown
+    if shown.input:
+        shown = shown.model_copy(update={"urls": {"input_file": shown.input, **shown.urls}})
+    with contextlib.ExitStack() as opened:
+        with temporary_folder(folders) as place:
+            rows = input_of(inputs, input_format)
+            question, lines = replace_rows(rows, order.question, options[option], place)
+            replaced = opened.enter_context(written(folders, lines, ".jsonl", name, has_lines=False))
+        yield replaced, order.model_copy(update={"question": question, "reading": Reading(), "shown": shown})
+
+
+def _all_files(order: JobOrder, source: InputRows | None) -> InputFiles:
+    """Return the files with the rows of an order, of a query without the order's limit. Raises `PromptmillError`."""
+    if source is not None:
+        return opened_files(source.parts, reading=order.reading)
+    target = real_path(order.target)
+    if order.output.is_absolute():  # a job without an output has only a name
+        check_output(order, target)
+    parts = with_query(find(order.inputs, target), order)
+    return opened_files([replace(part, most_rows=None) for part in parts], reading=order.reading)
 
 
 def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: Say) -> tuple[list[str], str]:

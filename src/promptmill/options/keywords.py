@@ -239,6 +239,13 @@ class EmbeddingsOptions(TypedDict, total=False):
     """The numbers of each vector, for models that shorten theirs."""
 
 
+class GroupsOptions(TypedDict, total=False):
+    """Options: groups."""
+
+    group_by: str | Sequence[str] | None
+    """One row for each group of rows with equal values in these columns; {{rows}} in `prompt` are its rows."""
+
+
 class ItemsOptions(TypedDict, total=False):
     """Options: items."""
 
@@ -315,6 +322,7 @@ class BulkOptions(
     DecideOptions,
     DocumentsOptions,
     EmbeddingsOptions,
+    GroupsOptions,
     ItemsOptions,
     LabelsOptions,
     RayOptions,

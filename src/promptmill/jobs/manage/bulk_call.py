@@ -26,6 +26,8 @@ from typing import Any, Unpack
 from promptmill.answers.response_format import AnswerType
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error, worded
+from promptmill.core.feature import replacement
+from promptmill.core.values import JsonObject
 from promptmill.jobs import door
 from promptmill.jobs.door import SILENT, OpenJob, Rows, Telling, decided, open_job
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
@@ -41,7 +43,7 @@ from promptmill.jobs.manage.bulk_keywords import (
     option_forms,
     takes_options,
 )
-from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of, refusal_of
+from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, like, lines_of, refusal_of
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.run.row_check import Complain
@@ -289,20 +291,25 @@ class _Call:
         """Return the result. If the job has no output file, remove it."""
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
-        numbers: list[int] = []
-        form = _Form(spec, self.given.get("schema"))
+        numbers, replaced, is_replaced = list[int](), list[JsonObject](), replacement(self.given) is not None
+        form, own = _Form(spec, self.given.get("schema")), OwnValues(spec)
         if self.job.loose is not None or self.job.source is not None:
             with self.folder.reading() as store:
                 end = end_of(store, self.job.order.limits.limit)
                 for each in answered_rows(store, spec, outcomes_so_far, 0, end):
                     numbers.append(each.row.n)
                     shown.append(form.values(each))
+                    if is_replaced:
+                        replaced.append(own.of(each.row))
+        given = self.rows
+        if is_replaced:
+            given, numbers = like(self.rows, replaced), list(range(len(replaced)))
         self.forget()
         output = None if self.job.loose is not None else spec.output.path
         names = spec.output.names or {}
         schema = self.given.get("schema")
         variants = [target.name for target in spec.targets] if spec.is_grid else []
-        return BulkResult(form.with_refused(self.status), shown, names, output, self.rows, schema, numbers, variants)
+        return BulkResult(form.with_refused(self.status), shown, names, output, given, schema, numbers, variants)
 
     def forget(self) -> None:
         if self.job.loose is not None and self.folder is not None:

@@ -297,6 +297,16 @@ class _Column(NamedTuple):
     arrow_type: Callable[[], Any] | None = None
 
 
+def like(table: Any, rows: Sequence[JsonObject]) -> Any:
+    """Return rows as a table of the kind of `table`; as they are if it is no table."""
+    if _is_column(table):
+        table = table.to_frame()
+    for function in ("from_pylist", "from_list"):  # of pyarrow and of `datasets`
+        if hasattr(table, function):
+            return getattr(type(table), function)(rows)
+    return type(table)(rows) if hasattr(table, "columns") else rows
+
+
 def _joined(
     rows: Any,
     columns: Mapping[str, _Column],

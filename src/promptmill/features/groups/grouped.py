@@ -1,0 +1,259 @@
+"""One row for each group of rows with equal values in some columns, in the order in which the groups begin.
+
+    rows ─▶ groups.db: the group of each row, the row's cells ─▶ {"hotel": …, "row_count": 40, "rows": "- …\\n- …"}
+
+The rows are in a database on disk, so the memory depends on the largest group, not on the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject, dumps, loads
+from promptmill.features.groups.group_text import entry_of_cell, entry_of_cells, joined
+from promptmill.jobs.inputs.question_columns import distinct
+from promptmill.jobs.inputs.row import Input
+from promptmill.jobs.rows import row_lines
+from promptmill.jobs.rows.plain_template import PROMPT
+from promptmill.jobs.rows.template import (
+    ROW,
+    check_names,
+    mistyped_names_named,
+    places_in,
+    special_columns,
+    template_of,
+)
+from promptmill.jobs.store.stored import Question
+
+ROWS, COUNT = "rows", "row_count"
+_OPTION = Named("group_by")
+_OF_ROWS = f"{ROWS}."
+_LOOP = re.compile(r"\{%-?\s*for\b[^%]*\bin\s+rows\b")
+_BEFORE_LIST = re.compile(r"(?<=\S)[ \t]*(?=\{\{-?\s*rows\b)")
+_AFTER_LIST = re.compile(r"(\{\{-?\s*rows\b[^{}]*\}\})[ \t]*(?=\S)")
+_LOOKED_AT = 100  # first rows, whose fields are the columns, as for a job
+_AT_ONCE = 1_000  # rows of a statement
+_TABLES = """
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    PRAGMA cache_size = -16384;
+    CREATE TABLE known (id INTEGER PRIMARY KEY, key BLOB UNIQUE);
+    CREATE TABLE member (known INTEGER, line BLOB);
+"""
+"""The groups, numbered in the order in which they begin, and their rows. There is no journal, because a kill leaves
+nothing to resume; at most 16 MB of pages are in memory."""
+_BEGIN_GROUP = "INSERT OR IGNORE INTO known (key) VALUES (?)"
+_ADD = "INSERT INTO member SELECT id, ? FROM known WHERE key = ?"
+_MEMBERS = "SELECT rowid, line FROM member WHERE known = ? ORDER BY rowid"
+
+
+class _Row(NamedTuple):
+    """A row of the input."""
+
+    line: bytes
+    """The row as JSON: its cells, or an object."""
+    cells: JsonObject
+
+
+def grouped(
+    source: Input, question: Question, by: str | Sequence[str], folder: Path
+) -> tuple[Question, Iterator[bytes]]:
+    """Return the question about the groups of rows with equal values in the columns `by`, and a line of JSON for each.
+
+    All rows are read now, into a database in `folder`; the lines are made later. Raises `PromptmillError`
+    (`invalid_input`, `storage`), `OSError`.
+    """
+    header = distinct(source.header)
+    rows = _rows_of(source, header)
+    first = list(itertools.islice(rows, _LOOKED_AT))
+    columns: Sequence[str] = header or list(dict.fromkeys(name for row in first for name in row.cells))
+    wanted = _Wanted.of(question, [by] if isinstance(by, str) else list(dict.fromkeys(by)), columns)
+    with _storage():
+        groups = _Groups(folder / "groups.db", wanted)
+        columns = groups.read(itertools.chain(first, rows))
+    lines = groups.lines(partial(_cells_of, header=header), columns)
+    templates = tuple(map(_with_lines, question.templates))
+    return question.model_copy(update={"templates": templates, "prompt_only": wanted.prompt_only}), lines
+
+
+def _with_lines(prompt: str) -> str:
+    """Return a prompt whose lists of rows have lines of their own.
+
+    >>> _with_lines("Guests say: {{rows}} Summarise it.")
+    'Guests say:\\n{{rows}}\\nSummarise it.'
+    """
+    return _AFTER_LIST.sub(r"\1\n", _BEFORE_LIST.sub("\n", prompt))
+
+
+def _rows_of(source: Input, header: Sequence[str]) -> Iterator[_Row]:
+    """Yield the rows of an input. Raises `PromptmillError` (`invalid_input`) if one is unreadable: after the last row,
+    where the input may have a better error of its own."""
+    problem = ""
+    for stretch in source.stretches(list(enumerate(header))):
+        for row in stretch.rows:
+            where = f"{'Row' if header else 'Line'} {row.n + 1:,}"
+            if row.problem:
+                problem = problem or f"{where} cannot be read: {row.problem}"
+                continue
+            cells = row.fields if header else row_lines.load(row.cells, where)
+            if not isinstance(cells, Mapping):
+                raise input_error(f"{where} is no object, so it has no column to group by.")
+            yield _Row(row.cells, cells)
+    if problem:
+        raise input_error(problem)
+
+
+def _cells_of(line: bytes, header: Sequence[str]) -> JsonDict:
+    """Return the cells of a stored row by column."""
+    cells: JsonDict = dict(zip(header, loads(line), strict=False)) if header else row_lines.load(line, "")
+    return cells
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What prompts have of each group."""
+
+    by: Sequence[str]
+    equal: Sequence[str]
+    listed: Sequence[str]
+    """The fields with the rows of a group: `rows`, or `rows.text` with one of its columns."""
+
+    @classmethod
+    def of(cls, question: Question, by: Sequence[str], columns: Sequence[str]) -> _Wanted:
+        """Return what the prompts name. Raises `PromptmillError` (`invalid_input`) for unknown columns, and for a
+        prompt without the rows."""
+        if columns:
+            check_names(by, columns, _OPTION)
+        for name in (ROWS, COUNT):
+            if name in by:
+                raise input_error(_OPTION, f": {name} is the name of a column of the groups; rename this one.")
+        lists = [ROWS, *(f"{_OF_ROWS}{name}" for name in columns)]
+        known, used = [*columns, COUNT, *lists], set[str]()
+        for text in question.templates:
+            of_text = _names_in(text, known)
+            if not of_text & {*lists}:
+                raise input_error(
+                    PROMPT,
+                    " has no {{rows}}, the rows of a group; {{rows.NAME}} has one of their columns alone, such as "
+                    f"{{{{rows.{_example(columns, by)}}}}}.",
+                )
+            used |= of_text
+        if not question.templates:
+            raise input_error(_OPTION, " needs ", PROMPT, " with {{rows}}.")
+        equal = [name for name in columns if name in used and name not in {*by, *lists, COUNT}]
+        return cls(by, equal, [name for name in lists if name in used])
+
+    @property
+    def prompt_only(self) -> tuple[str, ...]:
+        """The fields that the output leaves out."""
+        return (*self.equal, *self.listed)
+
+    def fields(self, columns: Sequence[str]) -> dict[str, list[str]]:
+        """Return the columns in each list. `columns`: those of all rows."""
+        others = [name for name in columns if name not in {*self.by, *self.equal}]
+        return {name: others if name == ROWS else [name.removeprefix(_OF_ROWS)] for name in self.listed}
+
+
+def _names_in(text: str, known: Sequence[str]) -> set[str]:
+    """Return the names that a prompt uses. Raises `PromptmillError` (`invalid_input`) for an unknown one."""
+    if _LOOP.search(text):
+        raise input_error(PROMPT, ": {{rows}} is a text, not a list; {{rows.NAME}} has one column of all rows.")
+    with mistyped_names_named(text, known):
+        names = {*template_of(text, known).names} | {*special_columns(text, known)}
+    parts = (place.partition("|")[0].strip() for place in places_in(text))
+    names |= {place for place in parts if place.startswith(_OF_ROWS)}
+    check_names(names, known)
+    return names - {ROW}
+
+
+def _example(columns: Sequence[str], by: Sequence[str]) -> str:
+    return next((name for name in columns if name not in by), "text")
+
+
+class _Groups:
+    """The rows of an input in a database, by group."""
+
+    def __init__(self, file: Path, wanted: _Wanted) -> None:
+        self._wanted = wanted
+        self._store = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        self._store.executescript(_TABLES)
+
+    def read(self, rows: Iterable[_Row]) -> Sequence[str]:
+        """Store all rows; return the columns that they have."""
+        columns, rows = dict[str, None](), iter(rows)
+        self._store.execute("BEGIN")
+        while some := list(itertools.islice(rows, _AT_ONCE)):
+            keys = [dumps([_value(row.cells, name) for name in self._wanted.by]) for row in some]
+            for row in some:
+                columns |= dict.fromkeys(row.cells)
+            self._store.executemany(_BEGIN_GROUP, ((key,) for key in dict.fromkeys(keys)))
+            self._store.executemany(_ADD, zip((row.line for row in some), keys, strict=True))
+        self._store.execute("CREATE INDEX by_group ON member (known)")
+        self._store.execute("COMMIT")
+        return list(columns)
+
+    def lines(self, cells_of: Callable[[bytes], JsonObject], columns: Sequence[str]) -> Iterator[bytes]:
+        """Yield a line of JSON for each group, and close the database. `cells_of` reads a stored row."""
+        fields = self._wanted.fields(columns)
+        with _storage(), contextlib.closing(self._store):
+            for group, key in self._store.execute("SELECT id, key FROM known ORDER BY id"):
+                members = self._store.execute(_MEMBERS, (group,))
+                rows = ((number, cells_of(line)) for number, line in members)
+                own = dict(zip(self._wanted.by, loads(key), strict=True))
+                yield row_lines.json_line(own | _fields_of(rows, self._wanted.equal, fields))
+
+
+def _fields_of(
+    rows: Iterable[tuple[int, JsonObject]], equal: Sequence[str], fields: Mapping[str, Sequence[str]]
+) -> JsonDict:
+    """Return the fields of a group from its rows, each with its number."""
+    rows = iter(rows)
+    number, first = next(rows)
+    same = {name: _value(first, name) for name in equal}
+    entries, count, size = {name: list[str]() for name in fields}, 0, 0
+    group = f"the group that begins with row {number:,}"
+    for _, cells in itertools.chain([(number, first)], rows):
+        count += 1
+        for name in equal:
+            if _value(cells, name) != same[name]:
+                problem = f": {{{{{name}}}}} has several values in {group}; write {{{{rows.{name}}}}}, or name it in "
+                raise input_error(PROMPT, problem, _OPTION, ".")
+        for field, columns in fields.items():
+            if entry := _entry(cells, columns):
+                entries[field].append(entry)
+                size += len(entry)
+        if size > LONGEST_ROW:
+            remedy = "; {{rows.NAME}} has one column alone, and a further column makes smaller groups."
+            raise input_error(_OPTION, f": {group} {TOO_LONG}{remedy}")
+    return {COUNT: count, **same, **{field: joined(of_rows) for field, of_rows in entries.items()}}
+
+
+def _entry(cells: JsonObject, columns: Sequence[str]) -> str:
+    if len(columns) == 1:
+        return entry_of_cell(cells.get(columns[0]))
+    return entry_of_cells({name: cells.get(name) for name in columns})
+
+
+def _value(cells: JsonObject, name: str) -> Any:
+    """Return the value of a cell; None for an empty one."""
+    value = cells.get(name)
+    return None if row_lines.emptiness(value) else value
+
+
+@contextlib.contextmanager
+def _storage() -> Iterator[None]:
+    """Convert the errors of the database, such as a full disk, to `PromptmillError` (`storage`)."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise PromptmillError(Code.STORAGE, f"The groups of rows cannot be stored: {error}.") from None
