@@ -20,7 +20,7 @@ from replies import answer, choose, late, status
 
 BY_HOTEL = "--group-by", "hotel"
 PROMPT = "Summarise {{hotel}}: {{rows.text}} Be brief."
-REVIEWS = [
+REVIEWS: list[dict[str, Any]] = [
     {"hotel": "Astoria", "city": "Berlin", "stars": 2, "text": "Loud at night."},
     {"hotel": "Bellevue", "city": "Bonn", "stars": 5, "text": "Good.\n\nI would come again."},
     {"hotel": "Astoria", "city": "Berlin", "stars": 4, "text": "Good breakfast."},

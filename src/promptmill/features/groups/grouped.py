@@ -78,9 +78,8 @@ def grouped(
     first = list(itertools.islice(rows, _LOOKED_AT))
     columns: Sequence[str] = header or list(dict.fromkeys(name for row in first for name in row.cells))
     wanted = _Wanted.of(question, [by] if isinstance(by, str) else list(dict.fromkeys(by)), columns)
-    with _storage():
-        groups = _Groups(folder / "groups.db", wanted)
-        columns = groups.read(itertools.chain(first, rows))
+    groups = _Groups(folder / "groups.db", wanted)
+    columns = groups.read(itertools.chain(first, rows))
     lines = groups.lines(partial(_cells_of, header=header), columns)
     templates = tuple(map(_with_lines, question.templates))
     return question.model_copy(update={"templates": templates, "prompt_only": wanted.prompt_only}), lines
@@ -121,7 +120,7 @@ def _cells_of(line: bytes, header: Sequence[str]) -> JsonDict:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What prompts have of each group."""
+    """The columns and lists in the prompts."""
 
     by: Sequence[str]
     equal: Sequence[str]
@@ -130,8 +129,8 @@ class _Wanted:
 
     @classmethod
     def of(cls, question: Question, by: Sequence[str], columns: Sequence[str]) -> _Wanted:
-        """Return what the prompts name. Raises `PromptmillError` (`invalid_input`) for unknown columns, and for a
-        prompt without the rows."""
+        """Return the columns and lists in the prompts. Raises `PromptmillError` (`invalid_input`) for an unknown
+        column, and for a prompt without the rows."""
         if columns:
             check_names(by, columns, _OPTION)
         for name in (ROWS, COUNT):
@@ -159,7 +158,7 @@ class _Wanted:
         return (*self.equal, *self.listed)
 
     def fields(self, columns: Sequence[str]) -> dict[str, list[str]]:
-        """Return the columns in each list. `columns`: those of all rows."""
+        """Return the columns in each list. `columns`: the columns of all rows."""
         others = [name for name in columns if name not in {*self.by, *self.equal}]
         return {name: others if name == ROWS else [name.removeprefix(_OF_ROWS)] for name in self.listed}
 
@@ -190,7 +189,14 @@ class _Groups:
 
     def read(self, rows: Iterable[_Row]) -> Sequence[str]:
         """Store all rows; return the columns that they have."""
-        columns, rows = dict[str, None](), iter(rows)
+        with _storage(), contextlib.ExitStack() as opened:
+            opened.callback(self._store.close)
+            columns = self._read(iter(rows))
+            opened.pop_all()
+        return columns
+
+    def _read(self, rows: Iterator[_Row]) -> Sequence[str]:
+        columns = dict[str, None]()
         self._store.execute("BEGIN")
         while some := list(itertools.islice(rows, _AT_ONCE)):
             keys = [dumps([_value(row.cells, name) for name in self._wanted.by]) for row in some]
