@@ -91,7 +91,8 @@ def test_the_likely_price_has_answers_as_long_as_those_of_the_first_rows(bench):
         "as in the 20 answers so far",
     )
     assert found["estimated_cost"] == pytest.approx(200 * 100 / 1_000_000)
-    other = json.loads(bench.run("--dry-run", "--json", *price, "--prompt", "Say {{prompt}}").stdout)
+    again = ("--prompt", "Say {{prompt}}", "--again", "all")
+    other = json.loads(bench.run("--dry-run", "--json", *price, *again).stdout)
     assert other["estimated_completion_from"] == "an assumption", "answers to another question"
 
 

@@ -826,9 +826,9 @@ async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
     asked = {"files": ["*.mail"], "prompt": "{{content}}"}
     warning = "1 mail is sent raw, with MIME, base64 and tags"
     async with tools() as call:
-        assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]
-        with pytest.raises(ToolError, match=f"Nothing was sent yet; tell the user: {warning}.*`each: "):
-            await call("bulk_generate", **asked)
+        for validate in (True, False):
+            with pytest.raises(ToolError, match=f"Nothing was sent yet; tell the user: {warning}.*`each: "):
+                await call("bulk_generate", **asked, validate=validate)
         assert not bench.upstream.seen
         job = await call("bulk_generate", **asked, each="file")
         assert warning in job["raw"]

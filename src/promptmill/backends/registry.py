@@ -54,9 +54,10 @@ def check_name(name: str) -> None:
 async def create(plan: ResolvedConfig) -> Backend:
     """Return the backend that `plan` names, not yet loaded. Its module is imported outside of the event loop.
 
-    Raises `PromptmillError` (`invalid_config`) for an unknown name or settings that cannot work.
+    Raises `PromptmillError` (`invalid_config`) for an unknown name, a missing key, or settings that cannot work.
     """
     check_name(plan.backend)
+    check_key(plan)
     module = await asyncio.to_thread(importlib.import_module, plan.record.module)
     return cast("Backend", module.create(plan))
 
@@ -170,16 +171,21 @@ def provider_named(name: str) -> str | None:
         return None
 
 
+def check_batches(plan: ResolvedConfig) -> None:
+    """Raise `PromptmillError` (`unsupported`) if the plan's backend has no Batch API. That of `auto` is unknown."""
+    if plan.backend != AUTO and not plan.record.needs_endpoint:
+        raise PromptmillError(
+            Code.UNSUPPORTED, f"The {plan.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
+        )
+
+
 @contextlib.asynccontextmanager
 async def batches(plan: ResolvedConfig, path: str) -> AsyncIterator[BatchApi]:
     """Open the Batch API of the first endpoint of `plan`, for requests with this `Request.path`.
 
     Raises `PromptmillError` (`unsupported`) for an engine, and for an endpoint without such batches.
     """
-    if not plan.record.needs_endpoint:
-        raise PromptmillError(
-            Code.UNSUPPORTED, f"The {plan.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
-        )
+    check_batches(plan)
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     connect = importlib.import_module("promptmill.backends.openai.batches.connect")
     endpoint = module.endpoints(plan, os.environ)[0]

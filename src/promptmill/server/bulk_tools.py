@@ -277,18 +277,18 @@ def add_bulk_tools(socket: ToolSocket) -> None:
 
         try:
             _check_source(input_file, output_file, prompts, files, values)
-            if values["overwrite"] and output_file and not validate:
+            if values["overwrite"] and output_file:
                 foreign = await asyncio.to_thread(running.visible.foreign_output, output_file)
                 if foreign is not None:
-                    await questions.check_replacing(ctx, *foreign)
+                    await questions.check_replacing(ctx, *foreign, asks=not validate)
             form = {"schema": None, "choices": None, **answer_forms(values)}
             defined = {"definitions": form["definitions"]} if "definitions" in form else {}
             sampling = {**table.sampling_in(values), **(values.get("sampling_params") or {}), **defined}
             asked = form["schema"], sampling, form["choices"]
             others = plan_of(values, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
-            if (input_file or files is not None) and not validate:
-                await questions.check_endpoint(ctx, models.plan)
+            if input_file or files is not None:
+                await questions.check_endpoint(ctx, models.plan, asks=not validate)
             cost = None if validate else questions.cost(ctx, models.plan, values.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
@@ -303,7 +303,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             output = running.paths.allowed(output_file, "output_file") if output_file else None
             async with running.opened(rows, output, values, models, caller) as job:
                 about = {"files": len(rows.names)} if values.get("each") == "line" else _about_files(job)
-                if "raw" in about and values.get("each") is None and not validate:  # refused before anything is sent
+                if "raw" in about and values.get("each") is None:  # refused before anything is sent
                     anyway = Named("each", "file", "; {} sends them all the same")
                     raise input_error(f"Nothing was sent yet; tell the user: {about['raw']}", anyway, ".")
                 approve = None if cost is None else cost.approve

@@ -73,10 +73,11 @@ class Questions:
         self._agreed: list[tuple[object, ...]] = []
         """Accepted endpoints (with key and headers) that may get file texts; accepted files that may be replaced."""
 
-    async def check_endpoint(self, ctx: Context, plan: ResolvedConfig) -> None:
+    async def check_endpoint(self, ctx: Context, plan: ResolvedConfig, *, asks: bool = True) -> None:
         """Ask the user before the text of local files is sent to an endpoint that a call chose.
 
         Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs.
+        Without `asks`, raises only if the client cannot ask.
         """
         chosen, block = registry.endpoints_of_call(plan), plan.block
         account = () if block is None else tuple(getattr(block, name) for name in sorted(block.marked(OF_ACCOUNT)))
@@ -93,6 +94,8 @@ class Questions:
                 f"The endpoint {where}, or the key or headers for it, came with a call of generation_init, and it gets "
                 f"no text of local files. {remedy}; `prompts` sends texts of the call."
             )
+        if not asks:
+            return
         question = (
             f"A call chose the endpoint {where}, or the key or headers for it; the configuration does not name them. "
             "Send the text of files of this machine there, now and until the server ends?"
@@ -101,16 +104,19 @@ class Questions:
             raise input_error(f"The user did not agree to send the text of files to {where}. {remedy}.")
         self._agreed.append(agreement)
 
-    async def check_replacing(self, ctx: Context, output: Path, there: Stamp) -> None:
+    async def check_replacing(self, ctx: Context, output: Path, there: Stamp, *, asks: bool = True) -> None:
         """Ask the user before a job replaces a file that it did not make. `there`: the file's stamp.
 
-        Raises `PromptmillError` (`invalid_input`) unless the user agrees.
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees. Without `asks`, raises only if the client
+        cannot ask.
         """
         if (agreement := (output, there)) in self._agreed:
             return
         exists = f"{output} exists and is not this job's own output"
         if not is_able_to_ask(ctx):
             raise input_error(f"{exists}. This client cannot ask its user about `overwrite`; name another file.")
+        if not asks:
+            return
         question = f"{exists}. Replace it with the answers?"
         if not await is_agreed(ctx, _REPLACES, question, "Replace the file"):
             raise input_error(f"{exists}, and the user did not agree to `overwrite`; name another file.")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.store.order_part import OrderPart
@@ -49,8 +50,9 @@ class BatchOrder(OrderPart):
         return cls(**given | ({"poll": poll} if "poll" in given else {}))
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for several answers to each prompt."""
+        """Raise `PromptmillError`: `unsupported` for an engine, `invalid_input` for several answers to each prompt."""
         del question
+        registry.check_batches(config)
         if config.settings.sampling_params.n is not None:
             raise input_error(
                 Named("batch"),

@@ -22,7 +22,7 @@ from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import progress, rounds
-from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
@@ -110,6 +110,23 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
             job.plan, job.order = replace(plan, settings=settings), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
+
+
+def check(wanted: WantedJob) -> None:
+    """Raise the errors of `admit`, and of reading the input of an existing job again. Change nothing. Blocks."""
+    folder = checked(wanted).files.folder
+    with _usable(folder):
+        is_repaired = bool(folder.damage())  # by an order that is not only checked
+    if is_repaired or not folder.database.exists():
+        return
+    with contextlib.closing(admit(wanted, are_columns_checked=True)) as job:
+        before = job.folder.store.get("before")
+        try:
+            if not job.finished and (unread := job.unread()) is not None:
+                job.trial(unread)(Work(), job.folder)
+        finally:  # also if nothing was unread, for which the order would stay
+            if before is not None:
+                job.folder.put(before=None, **before)
 
 
 @contextlib.contextmanager

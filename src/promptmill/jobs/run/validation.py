@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.chain import sending
-from promptmill.answering.costs import advised_limit, most_of
+from promptmill.answering.costs import advised_limit, lacking, most_of
 from promptmill.answering.decided import check_plan, tokens_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
@@ -51,6 +51,7 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
@@ -62,6 +63,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SCORES
 from promptmill.jobs.store.spec import Origin
+from promptmill.system import runtime
 
 _SHOWN = 20
 _PROMPTS_SHOWN = 3  # enough to see how the template is filled
@@ -88,6 +90,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     if not plan.is_open:
         registry.check_name(plan.backend)
     decided = check_plan(plan)
+    admission.check(wanted)
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
@@ -104,6 +107,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             for name in models
         }
         every = [answering[name] for name in models]
+        _check_start(every, spec, wanted)
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
@@ -139,6 +143,18 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
+
+
+def _check_start(every: Sequence[ResolvedConfig], spec: JobSpec, wanted: WantedJob) -> None:
+    """Raise the errors that end a job before its first request: its models (`every`) lack what its budget needs, or, of
+    a call, cannot be used. (A user without a key sees the price.)"""
+    for one in every if wanted.is_of_call else ():
+        if not one.is_open:
+            runtime.run_anywhere(registry.create(one))
+    limits = (wanted.order.limits.max_cost, wanted.plan.operator.max_cost)
+    error = None if limits == (None, None) else lacking(every, rows_set=spec.question.rows_set)
+    if error is not None:
+        raise error
 
 
 def _reported(plan: ResolvedConfig) -> Sequence[str]:
