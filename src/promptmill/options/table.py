@@ -444,8 +444,8 @@ SAMPLING = (
     Option(
         "sampling_params",
         dict[str, Any],
-        "parameters in place of the configured ones: temperature, max_tokens, stop, …, and OpenAI's tools, tool_choice, "
-        "logprobs; top_choices: 3 gives probabilities of `choices`",
+        "parameters in place of the configured ones: temperature, max_tokens, stop, …, and OpenAI's tools, "
+        "tool_choice, logprobs; top_choices: 3 gives probabilities of `choices`",
         flag=None,
         keyword=None,
     ),

@@ -85,12 +85,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
-    if order.parsed_shard is not None:
-        raise input_error("Validate the whole input, without ", Named("shard"), ".")
-    if not plan.is_open:
-        registry.check_name(plan.backend)
-    decided = check_plan(plan)
-    admission.check(wanted)
+    decided = _check_order(wanted)
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
@@ -143,6 +138,17 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
         return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
+
+
+def _check_order(wanted: WantedJob) -> str:
+    """Raise the errors of the order before its rows are read. Return the note on a model that decides."""
+    if wanted.order.parsed_shard is not None:
+        raise input_error("Validate the whole input, without ", Named("shard"), ".")
+    if not wanted.plan.is_open:
+        registry.check_name(wanted.plan.backend)
+    decided = check_plan(wanted.plan)
+    admission.check(wanted)
+    return decided
 
 
 def _check_start(every: Sequence[ResolvedConfig], spec: JobSpec, wanted: WantedJob) -> None:
