@@ -19,7 +19,7 @@ _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding=
 _HELP = {"-h", "--help"}
 _MODEL = {  # options of each command that may ask a model; the table of `bulk` has them
     *("--config", "--backend", "--set", "--model", "-m", "--base-url", "--provider", "--key-env"),
-    *("--temperature", "--max-tokens", "--concurrency"),
+    *("--temperature", "--max-tokens", "--concurrency", "--price"),
     *(str(option.name_on("flag")) for option in of_answers()),
 }
 

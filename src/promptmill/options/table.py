@@ -490,7 +490,7 @@ LIMITS = (
         "stop before the job costs more, in US dollars",
         flag=Flag(metavar="AMOUNT", read="promptmill.options.flag_values:amount", is_common=True),
         argument=Argument(
-            words="most US dollars for the job; needs a known price, and `max_tokens` for texts",
+            words="most US dollars for the job; needs a known price and `max_tokens`",
             is_common=True,
             least=0,
         ),
