@@ -68,7 +68,7 @@ def called(bench, tools):
         ({"model": "gone"}, {"models": {"a": {"openai": {"base_url": "h", "model_name": "m"}}}}, "no model 'gone'"),
         ({"max_cost": 1}, {}, "the price of test-model is not known"),
         ({}, {"max_cost": 1}, "the price of test-model is not known"),
-        ({"max_cost": 1}, PRICE, "needs `max_tokens`"),
+        ({"max_cost": 1}, PRICE, "nothing limits the answers"),
     ],
 )
 async def test_a_refused_call_is_refused_alike_when_it_is_validated(called, change, top, said):

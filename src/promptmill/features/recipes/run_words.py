@@ -41,7 +41,7 @@ def plan(found: JsonObject) -> Iterator[str]:
 
 def _figures(step: JsonObject) -> list[str]:
     requests = "unchanged" if step["unchanged"] else f"{step['requests']:,}" if step["jobs"] else ""
-    cost = "" if step["cost"] is None or step["unchanged"] else dollars(step["cost"])
+    cost = dollars(step["cost"]) if step["cost"] else ""
     return [_name(step), _number(step.get("rows")), _number(step.get("failed") or None), requests, cost]
 
 
