@@ -451,3 +451,14 @@ def test_the_list_of_prices_is_offered_for_a_provider_if_it_is_not_installed(mon
     assert not list_of_prices(plan)
     monkeypatch.setattr("promptmill.answering.prices.importlib.util.find_spec", lambda _: None)
     assert list_of_prices(plan).startswith("; the list of prices may know it: ") == offered
+
+
+def test_a_price_by_name_comes_before_the_price_of_the_file_and_follows_the_model():
+    prices = {"m": "1/2", "other": {"input": 3, "output": 4}}
+    block = {"openai": {"base_url": "https://host.test/v1", "model_name": "m"}}
+    raw = {"backend": "openai", "backend_configs": block, "price": "9/9", "prices": prices}
+    plan = Configuration(raw).plan
+    million = Usage(1_000_000, 1_000_000)
+    assert sure(price_of(plan)).cost(million) == 3.0
+    assert sure(price_of(plan.with_model("other"))).cost(million) == 7.0
+    assert price_of(plan.with_model("unknown")) is None
