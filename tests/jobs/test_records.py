@@ -50,9 +50,10 @@ def test_a_failure_comes_back_with_its_costs(store):
 
 
 def test_a_failure_comes_back_with_the_part_of_an_answer_that_there_is(store):
-    found = stored(store, replace(FAILURE, part="a", sources=["page 1"])).outcome()
+    shares = {"a": {"yes": 0.75}}
+    found = stored(store, replace(FAILURE, part="a", sources=["page 1"], probabilities=shares)).outcome()
     assert isinstance(found, Failure)
-    assert (found.part, found.sources) == ("a", ["page 1"])
+    assert (found.part, found.sources, found.probabilities) == ("a", ["page 1"], shares)
 
 
 def test_half_a_surrogate_pair_becomes_the_replacement_character(store):

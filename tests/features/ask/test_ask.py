@@ -391,6 +391,10 @@ def test_a_program_asks_with_labels_that_are_defined(asked):
     of_stars = [said for seen in asked.upstream.seen if "Fair?" in (said := json.dumps(seen.json))]
     assert all("it is unfair" in said and "complaint" not in said for said in of_stars)
     assert of_stars
+    named = promptmill.bulk(
+        [{"mail": "m1"}], prompt={"a": "M: {{mail}}"}, ask={"Tone!": tone, "A": "Why?"}, config=str(config)
+    )
+    assert named.answers[0]["Tone"] == "bad"
     both = {"Tone": ("Praise?", tone[1]), "Stars": ("Fair?", fair[1])}
     with pytest.raises(promptmill.PromptmillError, match="defines good in two ways in one request"):
         promptmill.bulk([{"mail": "m1"}], prompt="{{mail}}", ask=both, config=str(config))

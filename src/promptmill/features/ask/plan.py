@@ -38,6 +38,8 @@ class Ask(Plan):
         if not options.get("ask"):
             return None
         prompt = options.get("prompt") or options.get("prompt_file") or ""  # a file is read after the options' check
+        if isinstance(prompt, Mapping):  # one prompt with a name: options exclude several
+            prompt = next(iter(prompt.values()))
         plan = cls(questions=questions_of(options["ask"]), prompt=str(prompt))
         ((first, *others), *later) = plan.levels
         if others or later or first.template != plan.prompt:
