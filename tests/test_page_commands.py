@@ -106,6 +106,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = topic_models()
     elif "--gold label" in command:
         (tmp_path / "reviews.csv").write_text("text,label\n" + "good,positive\n" * 240)  # upstream's only answer
+    elif "--group-by hotel" in command:
+        (tmp_path / "reviews.csv").write_text("hotel,text\nAstoria,good\nBellevue,bad\nAstoria,loud\n")
     if "--choices topics.csv" in command:
         (tmp_path / "topics.csv").write_text("label,definition,share\nnoise,it was loud,0.6\nother,,0.4\n")
     if not command.startswith("improve"):
