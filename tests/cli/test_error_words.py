@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, Named, PromptmillError
         (Named("backend_configs.openai.model_name", "NAME"), "--model NAME"),
         (Named("sampling_params.top_p", 0.5), "--set sampling_params.top_p=0.5"),
         (Named("sampling_params.top_p", None), "--set sampling_params.top_p=null"),
-        (Named("client_limits", {"calls": 1}), """--set 'client_limits={"calls": 1}'"""),
+        (Named("price", {"input": 1}), """--set 'price={"input": 1}'"""),
         (Named("unsupported"), "`unsupported`"),
     ],
 )

@@ -68,10 +68,10 @@ def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "$0.060 if an answer has 200 tokens; more with longer answers, which --max-tokens would limit"),
+        ([], "$0.060 if an answer has 200 tokens; nothing limits longer answers; --max-tokens 800 limits"),
         (["--max-tokens", "50"], "$0.015 if an answer has 50 tokens; at most $0.015"),
-        (["--choices", "good,bad"], "$0.0021 with answers of 7 tokens, as the longest choice has; more"),
-        (["--schema", "good:boolean"], "$0.0018 with answers of 6 tokens, by the names and types of the fields; more"),
+        (["--choices", "good,bad"], "$0.0021 with answers of 7 tokens, as the longest choice has; at most $0.014, or"),
+        (["--schema", "good:boolean"], "$0.0018 with answers of 6 tokens, by the names and types of the fields; at most"),
     ],
 )
 def test_the_likely_price_has_answers_of_the_form_that_the_job_asks_for(bench, options, words):
@@ -135,11 +135,11 @@ def test_the_folder_of_an_output_is_made(bench):
     [
         (
             ["--model", "nobody-lists-this"],
-            """no price is known for nobody-lists-this: --set 'price={"input": 1, "output": 2}' says what""",
+            "no price is known for nobody-lists-this; --price IN/OUT gives it, in US dollars for a million tokens",
         ),
         (
             ["--set", "price={input: 1, output: 2}", "--max-tokens", "100"],
-            "about $0.00060 if an answer has 100 tokens; at most",
+            "about $0.00060 with answers of 100 tokens, an assumption, without thinking: the first 20 rows",
         ),
     ],
 )

@@ -68,8 +68,8 @@ def no_price_known(plan: resolved_config.ResolvedConfig, names: Sequence[str]) -
     unknown = f"no price is known for {', '.join(names)}"
     if is_here(plan):
         return unknown
-    price = Named(plan.key("price"), {"input": 1, "output": 2})
-    return unknown, ": ", price, " says what a million tokens cost in US dollars", list_of_prices(plan)
+    price = Named(plan.key("price") if len(names) == 1 else f"prices.{names[0]}", "IN/OUT")
+    return unknown, "; ", price, " gives it, in US dollars for a million tokens in and out", list_of_prices(plan)
 
 
 def list_of_prices(plan: resolved_config.ResolvedConfig) -> str:

@@ -31,7 +31,8 @@ def option_of(named: Named) -> str | None:
         return f"--price {shlex.quote(f'{model}={named.value}')}"
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
     key = named.field.rpartition(".")[2]
-    if key not in ARGUMENTS and named.field.partition(".")[0] in Settings.model_fields:
+    has_option = key in ARGUMENTS and not isinstance(named.value, dict)  # options take texts
+    if not has_option and named.field.partition(".")[0] in Settings.model_fields:
         return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
     option = table.options().get(key)
     name = None if option is None or key in ARGUMENTS else option.name_on("flag")
