@@ -15,7 +15,7 @@ from promptmill.core.money import dollars
 from promptmill.core.request import Fields, Sampling
 from promptmill.features.together.record_form import RecordForm
 from promptmill.features.together.together_status import facts
-from replies import answer, choose, raw, status
+from replies import answer, choose, completion, raw, status
 
 PROMPT = ("--prompt", "What is this about? {{text}}", "--choices", ",".join(LABELS))
 
@@ -326,6 +326,26 @@ def test_the_summary_says_what_the_job_cost_and_would_have_cost_alone(bench, pac
     said = bench.jobs(str(bench.output)).stdout
     assert f"instead of about {dollars(its['cost_alone'])} alone: " in said
     assert "% less" in said
+
+
+@pytest.mark.parametrize("words", [1, 40])
+def test_the_cost_alone_is_that_of_an_endpoint_that_writes_labels_as_json(bench, upstream, packs, words):
+    asked = packs(200)
+
+    async def reply(exchange: Any) -> None:
+        messages = [each["content"] for each in exchange.seen.json["messages"]]
+        text, _ = asked.said(messages[-1])
+        text = text if records(messages[-1]) else json.dumps({"answer": text})
+        body = completion(exchange.seen, text, {}, {})
+        body["usage"] = {"prompt_tokens": sum(map(len, messages)) // 4, "completion_tokens": len(text) // 4}
+        await exchange.respond(200, {}, json.dumps(body).encode())
+
+    upstream.reply = reply
+    long = ("--prompt", f"{'Some words that rows share. ' * words} What is this about? {{{{text}}}}", *PROMPT[2:])
+    alone = bench.succeed(*long, "--price", "1/8")
+    its = bench.succeed(*long, "--price", "1/8", "--together", "20", "--again", "all")["together"]
+    assert its["cost_alone"] == pytest.approx(alone["cost"], rel=0.15)
+    assert (its["cost"] < its["cost_alone"]) == (words == 40)
 
 
 @pytest.mark.features("labels")

@@ -93,6 +93,11 @@ class RecordForm:
         """About how many tokens an answer has around it, in addition to those of an answer alone."""
         return 2 if self.is_object else 8
 
+    @property
+    def bytes_around(self) -> int:
+        """The bytes around an answer in a reply."""
+        return len('"r100":"",' if self.is_object else '{"id":"k7mz","answer":""},')
+
     def sampling_for(self, count: int) -> Sampling:
         """Return the parameters of a request for `count` rows."""
         if (known := self._of_counts.get(count)) is None:

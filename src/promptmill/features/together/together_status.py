@@ -5,7 +5,7 @@ estimated from the requests that rows shared:
 
     in     by the bytes of all requests: with the words of the prompt and the system prompt for each row; without the
            words about records in each request, and the JSON around each row
-    out    without the id and the JSON around each answer
+    out    by the bytes of the answers: without the id and the JSON around each
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from promptmill.answering.prices import cost_of_many, price_of
 from promptmill.answers.choices import choices_of
 from promptmill.answers.response_format import schema_of
+from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
@@ -45,6 +46,11 @@ _LOOKED_AT = 200
 """Rows whose fields are measured: their mean is within a few percent of that of all rows."""
 _FEWEST_MEASURED = 20
 """Rows alone whose mean is closer to the others' than an estimate."""
+_AROUND_CHOICE = len('{"answer":""}')
+"""Bytes around a choice in an answer alone, which an endpoint writes as an object."""
+_MEAN_ANSWER = f"""
+    SELECT total(length(text)) / max(1, count(*)) FROM answer WHERE key BETWEEN ? AND ? AND {ANSWERED}
+"""  # noqa: S608 (fixed names of columns)
 _COUNTS = f"""
     SELECT total({CAME} = 'shared'), total({CAME} = 'shared' AND attempts > {SHARED}),
         total({CAME} = '' AND attempts > 0), total({CAME} = '' AND {SHARED} > 0)
@@ -194,25 +200,34 @@ class _Slot:
     def _estimated(self, together: _Paid, requests: int) -> _Paid:
         """Return about how many tokens the rows of `requests` requests have alone, without their cost."""
         rows, sampling = together.rows, self.config.settings.sampling_params
-        system = len(str((self.store.get("order") or {}).get("system_prompt") or "").encode("utf-8", "replace"))
+        system = _bytes(str((self.store.get("order") or {}).get("system_prompt") or ""))
         prompts = self.spec.question.templates
         template = PlainTemplate.of(prompts[self.spec.targets[self.slot].prompt]) if prompts else None
         parts = ("", "prompt", "") if template is None else template.parts
-        own = system + sum(len(part.encode("utf-8", "replace")) for part in parts[::2])
+        shows = not self.spec.names_form or registry.shows_forms(self.config)
+        own = system + _bytes(shown_of(sampling, shows=shows).beside(parts[::2])) + sum(map(_bytes, parts[::2]))
         texts = rows * self._bytes_of_fields(template)
-        sent, alone, around_answers = requests * own + texts, rows * own + texts, 0
+        sent, alone, written = requests * own + texts, rows * own + texts, together.written
         form = RecordForm.of(sampling, is_object=registry.keeps_schemas(self.config))
         if registry.decides(self.config) or isinstance(form, str):
             sent += rows * _AROUND_QUESTION
         else:
             record = json_text({"id": "r100", **dict.fromkeys(parts[1::2], "")})
-            around_answers = rows * form.around
+            written *= self._answers_alone(form)
             sent += requests * len(form.text([_NO_FIELDS], [""])) + rows * _DENSER * len(record)
             if registry.shows_forms(self.config):
                 sent += requests * _size(form.sampling_for(round(rows / requests)))
                 alone += rows * _size(sampling)
         read = together.read * alone / sent if texts else together.read + (alone - sent) / _BYTES_PER_TOKEN
-        return _Paid(rows, max(0.0, read), max(rows, together.written - around_answers), 0.0)
+        return _Paid(rows, max(0.0, read), max(rows, written), 0.0)
+
+    def _answers_alone(self, form: RecordForm) -> float:
+        """Return the share of a reply to several rows that its answers take alone."""
+        first, sampling = self.slot * SLOT, self.config.settings.sampling_params
+        ((length,),) = self.store.read(_MEAN_ANSWER, first, first + self.before - 1)
+        is_written = sampling.choices is not None and not self.config.record.is_engine
+        around = _AROUND_CHOICE if is_written else 0
+        return float((length + _DENSER * around) / (length + _DENSER * form.bytes_around))
 
     def _bytes_of_fields(self, template: PlainTemplate | None) -> float:
         """Return the mean bytes of the fields in the prompts of some rows; 0 if they are unknown."""
@@ -226,8 +241,12 @@ class _Slot:
             values = loads(cells or b"{}")
             row = dict(zip(names, values, strict=False)) if isinstance(values, list) else values
             fields = (cell_text(row[name]) for name in template.names & row.keys())
-            sizes.append(sum(len(text.encode("utf-8", "replace")) for text in fields))
+            sizes.append(sum(map(_bytes, fields)))
         return sum(sizes) / len(sizes) if sizes else 0.0
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _size(sampling: Sampling) -> int:
