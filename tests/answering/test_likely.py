@@ -153,3 +153,10 @@ def test_the_bound_of_a_form_has_room_for_indented_json():
     assert len(json.dumps(values, indent=2)) <= longest < 3 * len(json.dumps(values))
     assert longest_of(Sampling(choices=("yes", "no"))) == longest_of(Sampling(choices=("no", "yes")))
     assert longest_of(Sampling()) is None
+
+
+def test_a_form_whose_definitions_name_each_other_is_measured_once():
+    """Otherwise a call with such a schema would stop the server for minutes."""
+    levels = {f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 500} for at in range(3)}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**levels, "d3": {"enum": ["x"]}}}
+    assert longest_of(Sampling(response_format=asking_for(schema))) is not None

@@ -74,25 +74,32 @@ def _schema(sampling: Sampling) -> JsonObject | None:
 
 def longest_of(sampling: Sampling) -> int | None:
     """Return the most tokens of an answer by its form: a token has at least a byte. None if the form bounds nothing."""
-    if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema))) is None:
+    if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema), {})) is None:
         return None
     return size + _AROUND
 
 
-def _most_bytes(schema: Any, definitions: JsonObject, depth: int = 0) -> int | None:
-    """Return the most bytes of a value with a schema, indented, without escapes; None without a bound."""
+def _most_bytes(
+    schema: Any, definitions: JsonObject, known: dict[tuple[str, int], int | None], depth: int = 0
+) -> int | None:
+    """Return the most bytes of a value with a schema, indented, without escapes; None without a bound.
+
+    `known`: those of definitions, each at its depth; schemas that name each other would take exponential time.
+    """
     if not isinstance(schema, Mapping) or depth > _DEEPEST_CLOSED:
         return None
 
     def of(part: Any) -> int | None:
-        return _most_bytes(part, definitions, depth + 1)
+        return _most_bytes(part, definitions, known, depth + 1)
 
     options = [schema["const"]] if "const" in schema else schema.get("enum")
     kinds = schema.get("type")
     kinds = {*kinds} if isinstance(kinds, list) else {kinds}
     match schema:
         case {"$ref": str(name)} if name in definitions:
-            return of(definitions[name])
+            if (name, depth) not in known:
+                known[name, depth] = of(definitions[name])
+            return known[name, depth]
         case _ if isinstance(options, list) and options:
             return max(map(_bytes, options))
         case {"anyOf": [_, *_] as parts} | {"oneOf": [_, *_] as parts}:

@@ -322,6 +322,8 @@ def _replaced(
     option, replace_rows = found
     if files is not None:
         raise input_error(Named(option), " works only for rows of tables, not for whole files.")
+    if order.fills_input:
+        raise input_error(Named(option), " makes other rows than those of the sheet; name another sheet or file.")
     inputs = _all_files(order, source)
     if of_input(input_format := format_of_input(inputs)).rows == "requests":
         raise input_error(Named(option), " works only for rows of values; this input holds complete requests.")

@@ -285,3 +285,15 @@ def test_in_python_the_table_has_the_groups(reviews, monkeypatch):
     assert list(table["answer"]) == found.answers[:2]
     with pytest.raises(PromptmillError, match="`group_by` cannot be used with `prompt_column`"):
         promptmill.bulk(REVIEWS, prompt_column="text", group_by="hotel", **given)
+
+
+def test_the_sheet_that_has_the_rows_is_not_replaced_by_groups(bench):
+    book = bench.path / "book.xlsx"
+    with book.open("wb") as file:
+        write_sheet(file, "S", [[*REVIEWS[0]], *([*row.values()] for row in REVIEWS)])
+    before = book.read_bytes()
+    bench.input, bench.output = book.with_name("book.xlsx#S"), book
+    said = bench.fail(*BY_HOTEL, "--prompt", PROMPT, "--overwrite", code=2)
+    assert "--group-by makes other rows than those of the sheet; name another sheet or file." in said
+    assert book.read_bytes() == before
+    assert not bench.upstream.seen

@@ -332,10 +332,12 @@ class _Answers(_Walk):
         self._text += text
 
     def end(self, word: str) -> None:
-        if word not in {"v", "is"} or not self._text:
+        if word not in {"v", "is"}:
             return
-        name, text = self._columns[self.column], self._text
-        self.parser.CharacterDataHandler, self._text = None, ""
+        text, self.parser.CharacterDataHandler, self._text = self._text, None, ""
+        if not text:
+            return
+        name = self._columns[self.column]
         if self._kind == "s":
             self.shared[name, int(text)] += 1
         else:  # programs write one number in several ways

@@ -117,7 +117,7 @@ class RunningJobs:
         if opened.loose is not None:
             self.visible.add(opened.loose.job_id, caller)
         running = await asyncio.to_thread(self._running, order)
-        if running is not None and not validate:
+        if running is not None:
             return dict(running)
         if validate or approve is not None:
             async with self._validating:

@@ -220,12 +220,13 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
 def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folder: Folder) -> JobOrder:
     """Return the order; that of a new column with the answers of another column of its sheet, if this has the same
     question and settings: nothing is paid twice. `folder`: that of the job."""
-    if not new.fills_input or folder.spec is not None or new.parts or order.earlier != Earlier():
+    is_read = folder.spec is not None and folder.spec.is_read
+    if not new.fills_input or is_read or new.parts or order.earlier != Earlier():
         return order
     for other in folders.of_sheet(new.output.path):
         spec = other.spec
         if spec is not None and _identity(spec) == _identity(new):
-            return order.with_earlier(from_job=other.database)
+            return order.with_earlier(from_jobs=(other.database,))
     return order
 
 

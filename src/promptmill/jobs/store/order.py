@@ -257,7 +257,7 @@ class JobOrder(Stored):
     @property
     def fills_input(self) -> bool:
         """Whether the answers become columns of the sheet that has the rows."""
-        if len(self.inputs) != 1:
+        if len(self.inputs) != 1 or not self.inputs[0].is_absolute():  # else it only names rows
             return False
         (file, sheet), (source, member) = map(members.split, (self.output, self.inputs[0]))
         written = format_table.writing(file)
@@ -280,7 +280,8 @@ class JobOrder(Stored):
 
     def with_earlier(self, **changes: Any) -> JobOrder:
         """Return the order with other values of `earlier`."""
-        return self.model_copy(update={"earlier": self.earlier.model_copy(update=changes)})
+        earlier = Earlier.model_validate({**dict(self.earlier), **changes}, extra="forbid")
+        return self.model_copy(update={"earlier": earlier})
 
 
 def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, ...]:
