@@ -374,34 +374,51 @@ def test_images_go_with_each_question(asked, tmp_path):
     assert [content[0]["text"] for content in contents] == ["Is it praise? m0", "Why is it bad? m0"]
 
 
+def _config(bench: Any) -> str:
+    """Return the path of a configuration file for programs."""
+    path = bench.path / "config.yaml"
+    own = {"base_url": bench.upstream.url, **bench.settings}
+    path.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": own}}))
+    return str(path)
+
+
+@pytest.mark.parametrize(("prompt", "place"), [(None, " {{mail}}"), ("{{mail}}", "")])
+def test_a_table_of_a_program_has_a_column_for_each_question(asked, prompt, place):
+    pa = pytest.importorskip("pyarrow")
+    asks = {"Tone:good|bad!": f"Is it praise?{place}", "amount:integer!": f"How much?{place}"}
+    found = promptmill.bulk(pa.table({"mail": ["m1", "m2"]}), prompt=prompt, ask=asks, config=_config(asked))
+    table = found.table()
+    assert table.column_names[:3] == ["mail", "Tone", "amount"]
+    assert (table["Tone"].to_pylist(), table["amount"].to_pylist()) == (["bad", "bad"], [5, 5])
+    assert table.schema.field("amount").type == pa.int64()
+
+
 def test_a_program_asks_with_labels_that_are_defined(asked):
-    config = asked.path / "config.yaml"
-    own = {"base_url": asked.upstream.url, **asked.settings}
-    config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": own}}))
+    config = _config(asked)
     tone = ("Is it praise? {{mail}}", {"good": "a praise", "bad": "a complaint"})
     found = promptmill.bulk(
-        [{"mail": "m1"}], ask={"Tone!": tone, "Why": "Why is it {{Tone}}? {{mail}}"}, config=str(config)
+        [{"mail": "m1"}], ask={"Tone!": tone, "Why": "Why is it {{Tone}}? {{mail}}"}, config=config
     )
     assert found.answers == [{"Tone": "bad", "Why": "because m1"}]
     first, second = (json.dumps(seen.json["messages"]) for seen in asked.upstream.seen)
     assert "- bad: a complaint" in first
     assert "complaint" not in second
     fair = ("Fair? {{mail}}", {"good": "it is fair", "bad": "it is unfair"})
-    promptmill.bulk([{"mail": "m1"}], ask={"Tone!": tone, "Stars!": fair}, config=str(config))
+    promptmill.bulk([{"mail": "m1"}], ask={"Tone!": tone, "Stars!": fair}, config=config)
     of_stars = [said for seen in asked.upstream.seen if "Fair?" in (said := json.dumps(seen.json))]
     assert all("it is unfair" in said and "complaint" not in said for said in of_stars)
     assert of_stars
     named = promptmill.bulk(
-        [{"mail": "m1"}], prompt={"a": "M: {{mail}}"}, ask={"Tone!": tone, "A": "Why?"}, config=str(config)
+        [{"mail": "m1"}], prompt={"a": "M: {{mail}}"}, ask={"Tone!": tone, "A": "Why?"}, config=config
     )
     assert named.answers[0]["Tone"] == "bad"
     both = {"Tone": ("Praise?", tone[1]), "Stars": ("Fair?", fair[1])}
     with pytest.raises(promptmill.PromptmillError, match="defines good in two ways in one request"):
-        promptmill.bulk([{"mail": "m1"}], prompt="{{mail}}", ask=both, config=str(config))
+        promptmill.bulk([{"mail": "m1"}], prompt="{{mail}}", ask=both, config=config)
     with pytest.raises(promptmill.PromptmillError, match="`ask`: A names no column"):
-        promptmill.bulk(["x"], ask={"A": "b"}, config=str(config))
+        promptmill.bulk(["x"], ask={"A": "b"}, config=config)
     with pytest.raises(promptmill.PromptmillError, match="`ask` is a text"):
-        promptmill.bulk(["x"], ask=cast("Any", "A=b {{text}}"), config=str(config))
+        promptmill.bulk(["x"], ask=cast("Any", "A=b {{text}}"), config=config)
 
 
 def test_a_job_remembers_its_questions(asked):

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -56,6 +57,7 @@ from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
 from promptmill.options.check import check
 from promptmill.options.keywords import BulkOptions
+from promptmill.options.table import with_implied
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -198,6 +200,12 @@ class _Call:
             watch = watch_of(show=given.get("progress"))
             return cls(job, configuration, watch, rows, given, written.pop_all(), warn=warn)
 
+    @cached_property
+    def schema(self) -> AnswerType | None:
+        """The schema or the class of the answers, also that of the questions of `ask`; None without one."""
+        schema: AnswerType | None = with_implied(self.given).get("schema")
+        return schema
+
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
         # open during the run, which reads the rows from a temporary file
@@ -226,7 +234,7 @@ class _Call:
 
     def _check_of(self, job: Job) -> Complain | None:
         """Return the check of each answer by the program's `check` and the validators of its class, or None."""
-        complain, schema = self.given.get("check"), self.given.get("schema")
+        complain, schema = self.given.get("check"), self.schema
         if complain is None and not isinstance(schema, type):
             return None
 
@@ -272,13 +280,13 @@ class _Call:
 
     def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
         """Return the rows of records, each with its number, without rows that the output omits."""
-        form, shown = _Form(job.spec, self.given.get("schema")), []
+        form, shown = _Form(job.spec, self.schema), []
         for record in records:
             if job.spec.leaves_out(record.code) or record.slot >= job.spec.delivered:
                 continue
             (row,) = job.folder.store.row_page(record.row, record.row)
             values = form.values(AnsweredRow.of(job.folder.store, job.spec, row, record))
-            values[form.answer] = answer_of(values[form.answer], self.given.get("schema"))
+            values[form.answer] = answer_of(values[form.answer], self.schema)
             shown.append({form.row: record.row + 1, **values})
         return shown
 
@@ -292,7 +300,7 @@ class _Call:
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
         numbers, replaced, is_replaced = list[int](), list[JsonObject](), replacement(self.given) is not None
-        form, own = _Form(spec, self.given.get("schema")), OwnValues(spec)
+        form, own = _Form(spec, self.schema), OwnValues(spec)
         if self.job.loose is not None or self.job.source is not None:
             with self.folder.reading() as store:
                 end = end_of(store, self.job.order.limits.limit)
@@ -307,9 +315,8 @@ class _Call:
         self.forget()
         output = None if self.job.loose is not None else spec.output.path
         names = spec.output.names or {}
-        schema = self.given.get("schema")
         variants = [target.name for target in spec.targets] if spec.is_grid else []
-        return BulkResult(form.with_refused(self.status), shown, names, output, given, schema, numbers, variants)
+        return BulkResult(form.with_refused(self.status), shown, names, output, given, self.schema, numbers, variants)
 
     def forget(self) -> None:
         if self.job.loose is not None and self.folder is not None:
