@@ -13,6 +13,7 @@ import pytest
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS, Bound
 from promptmill.jobs.store.database import HaltedError, JobDatabase
@@ -44,13 +45,14 @@ def bind(
     replaced: range = binding.ALL_ROWS,
     by_row: bool = False,
     choices: Sequence[str] = (),
+    schema: JsonDict | None = None,
     **options: Any,
 ) -> Bound:
     """Bind the answers to rows that ask this, in place of those with the numbers `replaced`."""
     binding.begin(store)
     rows = [(n, asked(one), None, one.encode()) for n, one in enumerate(questions, replaced.start)]
     store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
-    spec = spec_of("jsonl").with_output(choices=tuple(choices))
+    spec = spec_of("jsonl").with_output(choices=tuple(choices), answer_schema=schema)
     spec = spec.model_copy(update={"targets": tuple(targets), "to_bind": "rows" if by_row else None})
     return binding.bind(store, spec, replaced=replaced, **options)
 
@@ -260,10 +262,11 @@ def test_the_blocks_of_the_output_with_a_changed_row_are_written_again(store):
     assert edited() == []
 
 
-def borrowed(tmp_path: Path, *records: Record) -> JobDatabase:
+def borrowed(tmp_path: Path, *records: Record, schema: JsonDict | None = None) -> JobDatabase:
     """Return another job's database with these records."""
     (tmp_path / "other").mkdir()
     other = JobDatabase(tmp_path / "other" / "job.db", write=True)
+    other.put(spec=spec_of("jsonl").with_output(answer_schema=schema).model_dump(mode="json"))
     other.write([*records])
     return other
 
@@ -306,6 +309,24 @@ def test_answers_of_several_jobs_are_taken_if_they_are_among_the_choices(store, 
     assert answers(store) == {0: "yes", 1: "<think>Hm.</think>no", 2: "maybe"}
     first.close()
     second.close()
+
+
+def test_answers_of_another_form_are_not_taken(store, tmp_path):
+    texts = {"a": '{"x": "1"}', "b": '{"x": "1", "y": "2"}', "c": '{"x": "3", "y": "2"}', "d": "free"}
+    records = [record(n, one, text) for n, (one, text) in enumerate(texts.items())]
+    x, y = {"x": {"enum": ["1", None]}}, {"y": {"type": "string"}}
+    other = borrowed(tmp_path, *records, schema={"properties": {"x": {}}})
+    now = {"type": "object", "properties": x | y}
+    assert bind(store, "abcd", others=[other], schema=now).kept == 1
+    assert answers(store) == {1: texts["b"]}
+    other.close()
+
+
+def test_answers_of_the_same_form_are_taken_as_they_are(store, tmp_path):
+    schema = {"type": "object", "properties": {"x": {}, "y": {}}}
+    other = borrowed(tmp_path, record(0, "a", '{"x": 1}'), record(1, "b", "a tool's"), schema=schema)
+    assert bind(store, "ab", others=[other], schema=schema).kept == 2
+    other.close()
 
 
 def test_models_that_are_compared_get_answers_of_models_alone_from_another_job(store, tmp_path):

@@ -119,6 +119,20 @@ def test_another_output_and_format_reuse_the_answers_of_a_job(bench):
     assert len(bench.upstream.seen) == 2
 
 
+def test_answers_without_a_new_field_are_asked_and_not_taken_from_another_job(bench):
+    bench.upstream.reply = answer('{"mood": "good"}')
+    bench.prompts(2)
+    bench.succeed("--schema", "mood:good|bad")
+    first, bench.output = bench.output, bench.path / "other.jsonl"
+    bench.upstream.reply = answer('{"mood": "bad", "place": "sea"}')
+    bench.succeed("--schema", "mood:good|bad,place", "--from", str(first))
+    assert [row["answer"] for row in bench.answers()] == [{"mood": "bad", "place": "sea"}] * 2
+    other, bench.output = bench.output, bench.path / "third.jsonl"
+    bench.succeed("--schema", "mood:good|bad|so,place", "--from", str(first), "--from", str(other))
+    assert [row["answer"] for row in bench.answers()] == [{"mood": "bad", "place": "sea"}] * 2
+    assert len(bench.upstream.seen) == 4
+
+
 def test_another_jobs_answers_take_the_place_of_failures_of_an_unchanged_input(bench):
     rows = bench.prompts(3)
     own, bench.output = bench.output, bench.path / "other.jsonl"

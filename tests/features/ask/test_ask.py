@@ -396,9 +396,7 @@ def test_a_table_of_a_program_has_a_column_for_each_question(asked, prompt, plac
 def test_a_program_asks_with_labels_that_are_defined(asked):
     config = _config(asked)
     tone = ("Is it praise? {{mail}}", {"good": "a praise", "bad": "a complaint"})
-    found = promptmill.bulk(
-        [{"mail": "m1"}], ask={"Tone!": tone, "Why": "Why is it {{Tone}}? {{mail}}"}, config=config
-    )
+    found = promptmill.bulk([{"mail": "m1"}], ask={"Tone!": tone, "Why": "Why is it {{Tone}}? {{mail}}"}, config=config)
     assert found.answers == [{"Tone": "bad", "Why": "because m1"}]
     first, second = (json.dumps(seen.json["messages"]) for seen in asked.upstream.seen)
     assert "- bad: a complaint" in first

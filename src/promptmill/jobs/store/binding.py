@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 
-from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import copied
+from promptmill.jobs.store.changed_form import ChangedForm
 from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
@@ -187,25 +187,30 @@ def _borrow(connection: Connection, others: Sequence[JobDatabase], spec: JobSpec
     """Add other jobs' answers to wanted questions to `spare`, after all others. The copies have no cost."""
     connection.execute("CREATE INDEX temp.by_question ON wanted (asked)")
     places = itertools.count(-1, -1)
-    for record in itertools.chain.from_iterable(other.records(where=_ANSWERS) for other in others):
+    for form, record in _answers_of(others, spec):
         is_wanted = "SELECT 1 FROM temp.wanted WHERE asked = ?"
         if (
             record.is_sound
             and record.slot < len(spec.targets)
             and connection.execute(is_wanted, (record.asked,)).fetchone()
-            and _may_answer(record, spec)
+            and _may_answer(record, spec, form)
         ):
             made = Provenance(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)
             connection.execute(PUT_SPARE, (next(places), *bound(own)))
 
 
-def _may_answer(record: Record, spec: JobSpec) -> bool:
-    """Return whether another job's answer is one of the choices. In a grid, only the grid's models answer."""
-    if record.settings == PERSON:
-        return not spec.is_grid
-    choices = spec.output.choices
-    return not choices or record.text in choices or split_marked(record.text)[1] in choices
+def _answers_of(others: Iterable[JobDatabase], spec: JobSpec) -> Iterator[tuple[ChangedForm, Record]]:
+    """Yield the answers of other jobs, each with the form of this job's answers beside that of the other's."""
+    for other in others:
+        form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
+        for record in other.records(where=_ANSWERS):
+            yield form, record
+
+
+def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
+    """Return whether another job's answer has this job's form. In a grid, only the grid's models answer."""
+    return not spec.is_grid if record.settings == PERSON else form.has(record.text)
 
 
 def _counts(connection: Connection, rows: int) -> Bound:
