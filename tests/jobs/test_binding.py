@@ -276,7 +276,7 @@ def test_rows_without_an_answer_get_those_of_another_job_which_cost_nothing(stor
     other = borrowed(tmp_path, paid, record(8, "c", "c"), record(9, "-", "-"), record_of(10, FAILURE, asked("d")))
     store.write([record(0, "a", "own"), record_of(1, FAILURE, asked("b"))])
     targets = [Target(settings=5, kept=(0,))]
-    assert bind(store, "abde", targets, others=[other], since=6) == Bound(4, 1, 2)
+    assert bind(store, "abde", targets, others=[other], since=6) == Bound(4, 1, 2, (1,))
     own, copy = [one for one in store.sound_records() if one.code is None]
     assert (own.text, copy.text, copy.row) == ("own", "b", 1)
     assert (copy.settings, copy.round, copy.outcome().cost, copy.attempts) == (5, 6, 0.0, 0)
@@ -305,7 +305,7 @@ def test_answers_of_several_jobs_are_taken_if_they_are_among_the_choices(store, 
     (tmp_path / "first").mkdir()
     first = borrowed(tmp_path / "first", record(0, "a", "yes"), record(1, "b", "gone"))
     second = borrowed(tmp_path, record(0, "b", "<think>Hm.</think>no"), record(1, "c", "maybe", PERSON))
-    assert bind(store, "abc", choices=("yes", "no"), others=[first, second]).kept == 3
+    assert bind(store, "abc", choices=("yes", "no"), others=[first, second]) == Bound(3, 0, 3, (1, 2))
     assert answers(store) == {0: "yes", 1: "<think>Hm.</think>no", 2: "maybe"}
     first.close()
     second.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from typing import Any
 
@@ -125,10 +126,12 @@ def test_answers_without_a_new_field_are_asked_and_not_taken_from_another_job(be
     bench.succeed("--schema", "mood:good|bad")
     first, bench.output = bench.output, bench.path / "other.jsonl"
     bench.upstream.reply = answer('{"mood": "bad", "place": "sea"}')
-    bench.succeed("--schema", "mood:good|bad,place", "--from", str(first))
+    said = bench.run("--schema", "mood:good|bad,place", "--from", str(first))
+    assert (said.returncode, "which are used" in said.stdout) == (0, False), said.stderr
     assert [row["answer"] for row in bench.answers()] == [{"mood": "bad", "place": "sea"}] * 2
     other, bench.output = bench.output, bench.path / "third.jsonl"
-    bench.succeed("--schema", "mood:good|bad|so,place", "--from", str(first), "--from", str(other))
+    said = bench.run("--schema", "mood:good|bad|so,place", "--from", str(first), "--from", str(other))
+    assert re.findall("of job ([a-z]+)-.*, which are used, were made with another sampling", said.stdout) == ["other"]
     assert [row["answer"] for row in bench.answers()] == [{"mood": "bad", "place": "sea"}] * 2
     assert len(bench.upstream.seen) == 4
 

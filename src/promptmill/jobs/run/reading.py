@@ -27,7 +27,7 @@ async def read_input(run: Run) -> None:
     files = await run.in_thread(lambda: job.unread(run.work.halt))
     store = run.store
     if files is None and job.order.earlier.from_jobs:
-        _note_kept(run, await run.in_thread(lambda: job.change.rebind(store, job.spec, run.work)))
+        await _note_bound(run, await run.in_thread(lambda: job.change.rebind(store, job.spec, run.work)))
     if files is not None:
         if lost := store.in_flight.most:  # paid requests whose rows may have changed since
             progress.earlier.charge(lost)
@@ -42,8 +42,7 @@ async def read_input(run: Run) -> None:
             raise
         job.spec = job.folder.known_spec()
         await run.in_thread(lambda: _rebind_awaited(run))
-        _note_kept(run, bound)
-    progress.notes += await run.in_thread(lambda: job.change.notes(job.spec))
+        await _note_bound(run, bound)
     await _check_secrets(run)
     if job.spec.output.kind.has_tables:
         await run.do(functools.partial(steps.check_output))
@@ -76,6 +75,12 @@ def _note_persons(run: Run) -> None:
     """Count the labels of a person, because an order `again` does not replace them."""
     if run.job.order.earlier.again is not None and (kept := run.store.count(f"settings = {PERSON}")):
         run.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
+
+
+async def _note_bound(run: Run, bound: Bound) -> None:
+    """Note which earlier answers count, and which of other jobs do although their settings differ."""
+    _note_kept(run, bound)
+    run.progress.notes += await run.in_thread(lambda: run.job.change.notes(run.job.spec, bound))
 
 
 def _note_kept(run: Run, bound: Bound) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,11 +77,12 @@ class Change:
         with self._others() as others:
             return binding.bind(store, spec, replaced=range(0), others=others, since=self.since, halt=work.halt)
 
-    def notes(self, spec: JobSpec) -> list[str]:
-        """Return a note for each other job whose answers were made with other settings. Blocks."""
+    def notes(self, spec: JobSpec, bound: Bound) -> list[str]:
+        """Return a note for each other job with answers that rows have got and that were made with other settings.
+        Blocks."""
         notes = []
         with self._others() as others:
-            for other in others:
+            for other in itertools.compress(others, bound.taken):
                 known = JobSpec.model_validate(other.get("spec"))
                 changed = changed_names(known.targets[0], spec.targets[0])
                 if changed:

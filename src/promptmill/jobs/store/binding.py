@@ -105,6 +105,8 @@ class Bound:
     """The number of answers that the rows had before the binding."""
     kept: int
     """The number of questions that have an answer after the binding."""
+    taken: tuple[int, ...] = ()
+    """For each other job, the number of its answers that rows have got."""
 
     @property
     def new(self) -> int:
@@ -149,12 +151,14 @@ def bind(
             run(_WANTED, values)
             known = [*target.counted, *([] if slot else [PERSON])]  # in slot 0, a person's label counts too
             slots.append((_MATCHED.format(settings=", ".join(map(str, known))), values))
+        places_of_copies = itertools.count(-1, -1)
         if others:
-            _borrow(connection, others, spec, since)
+            run("CREATE INDEX temp.by_question ON wanted (asked)")
+        borrowed = [_borrow(connection, other, spec, since, places_of_copies) for other in others]
         for statement, values in slots:
             run(statement, values)
         ((rows,),) = run("SELECT count(*) FROM row")
-        counts = _counts(connection, rows * len(slots))
+        counts = _counts(connection, rows * len(slots), borrowed)
         check(counts)
         for statement in _MOVE.split(";"):
             run(statement, {"base": base})
@@ -183,11 +187,14 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
         run("ALTER TABLE row_next RENAME TO row")
 
 
-def _borrow(connection: Connection, others: Sequence[JobDatabase], spec: JobSpec, since: int) -> None:
-    """Add other jobs' answers to wanted questions to `spare`, after all others. The copies have no cost."""
-    connection.execute("CREATE INDEX temp.by_question ON wanted (asked)")
-    places = itertools.count(-1, -1)
-    for form, record in _answers_of(others, spec):
+def _borrow(
+    connection: Connection, other: JobDatabase, spec: JobSpec, since: int, places: Iterator[int]
+) -> tuple[int, int]:
+    """Add another job's answers to wanted questions to `spare`, after all others, at the next of the descending
+    `places`. The copies have no cost. Return the place before the first and the one after the last."""
+    form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
+    first = next(places)
+    for record in other.records(where=_ANSWERS):
         is_wanted = "SELECT 1 FROM temp.wanted WHERE asked = ?"
         if (
             record.is_sound
@@ -198,14 +205,7 @@ def _borrow(connection: Connection, others: Sequence[JobDatabase], spec: JobSpec
             made = Provenance(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)
             connection.execute(PUT_SPARE, (next(places), *bound(own)))
-
-
-def _answers_of(others: Iterable[JobDatabase], spec: JobSpec) -> Iterator[tuple[ChangedForm, Record]]:
-    """Yield the answers of other jobs, each with the form of this job's answers beside that of the other's."""
-    for other in others:
-        form = ChangedForm(JobSpec.model_validate(other.get("spec")).output, spec.output)
-        for record in other.records(where=_ANSWERS):
-            yield form, record
+    return first, next(places)
 
 
 def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
@@ -213,8 +213,11 @@ def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
     return not spec.is_grid if record.settings == PERSON else form.has(record.text)
 
 
-def _counts(connection: Connection, rows: int) -> Bound:
+def _counts(connection: Connection, rows: int, borrowed: Iterable[tuple[int, int]]) -> Bound:
+    """Count what is matched. `borrowed`: the places of the answers of each other job, see `_borrow`."""
     ((answers,),) = connection.execute("SELECT count(*) FROM answer WHERE code IS NULL")
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")
     ((matched,),) = connection.execute("SELECT count(*) FROM temp.matched")
-    return Bound(rows, answers, answers - loose + matched)
+    of_place = "SELECT count(*) FROM temp.matched WHERE place < ? AND place > ?"
+    taken = [connection.execute(of_place, places).fetchone()[0] for places in borrowed]
+    return Bound(rows, answers, answers - loose + matched, tuple(taken))
