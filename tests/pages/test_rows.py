@@ -70,6 +70,32 @@ async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
         assert "more" not in paper
 
 
+SLOW = """
+const json = Response.prototype.json;
+Response.prototype.json = async function () { await new Promise(act => setTimeout(act, 300)); return json.call(this); };
+addEventListener("load", () => { window.atLoad = document.querySelectorAll("#table tbody tr[tabindex]").length; });
+"""
+BROKEN = "Response.prototype.json = async () => { throw new Error('too large'); };"
+
+
+async def test_a_page_is_loaded_when_its_rows_are_shown(tmp_path):
+    async with browser.opened() as shown:
+        await shown.send("Page.addScriptToEvaluateOnNewDocument", source=SLOW)
+        await shown.open(written(tmp_path, 3))
+        assert await shown.run("window.atLoad") == 3
+        assert "what guest 2 says" in " ".join(await shown.printed())
+        assert not shown.complaints
+
+
+async def test_a_page_without_its_rows_does_not_say_that_it_has_them(tmp_path):
+    async with browser.opened() as shown:
+        await shown.send("Page.addScriptToEvaluateOnNewDocument", source=BROKEN)
+        await shown.open(written(tmp_path, 3))
+        text = " ".join(" ".join(await shown.printed()).split())
+        assert "This browser cannot unpack the rows: too large" in text
+        assert "All 3 rows" not in text
+
+
 @pytest.mark.parametrize(
     ("rows", "differ", "said"),
     [

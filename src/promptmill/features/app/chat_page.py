@@ -15,8 +15,8 @@ from promptmill.features.app import LONGEST, MOST_IN_WINDOW, MOST_PICTURES, SHOR
 from promptmill.pages.page import HEAD, TEMPLATE, html_of
 
 _APP = Path(__file__).with_name("app.html")
-_CHARTS = "// --- the course over time"
-"""With this line of the script begin the charts of a report, which the page has not."""
+_FILE = "// --- the rows in this file"
+"""With this line of the script begin the rows and the charts of a report's file, which the page has not."""
 _COLOURS = re.compile(r":root \{([^{}]*)\}")
 
 
@@ -28,7 +28,7 @@ def html() -> str:
     parts = {
         "styles": _between(rows, "<style>", "</style>"),
         "themes": f':root[data-theme="light"] {{{light}}}\n:root[data-theme="dark"] {{{dark}}}',
-        "table": _between(rows, "<script>", _CHARTS),
+        "table": _between(rows, "<script>", _FILE),
         "most_pictures": str(MOST_PICTURES),
         "most_in_window": str(MOST_IN_WINDOW),
         "short": str(SHORT),
