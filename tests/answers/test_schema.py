@@ -115,6 +115,35 @@ def test_a_schema_may_refer_to_itself_and_often_to_the_same():
     assert compile_schema(many).check('{"p7": {"x": "1"}}').problem == 'at $.p7.x: it is not of type "number"'
 
 
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (
+            "date",
+            ["2026-02-28", "2024-02-29"],
+            ["2026-02-30", "2026-13-45", "2026-02-30-", "2026-2-3", "20260203", "2026-02-28T00:00:00Z", "2026-02-28\n"],
+        ),
+        (
+            "date-time",
+            ["2026-02-28T12:00:00Z", "2026-02-28t12:00:00.123456789+05:30", "2026-02-28 12:00"],
+            ["2026-02-30T12:00:00Z", "2026-02-28T25:00:00Z", "2026-02-28", "20260228T120000Z"],
+        ),
+        ("time", ["12:00", "12:00:00Z"], ["24:30", "noon", "1200"]),
+        ("email", ["anything"], []),
+    ],
+)
+def test_a_date_must_be_one_of_the_calendar_and_the_problem_names_it(kind, good, bad):
+    schema = compile_schema({"type": "object", "properties": {"due": {"type": ["string", "null"], "format": kind}}})
+    for value in (*good, None):
+        answer = json.dumps({"due": value})
+        assert schema.is_soon_valid(answer)
+        assert not schema.check(answer).problem
+    for value in bad:
+        answer = json.dumps({"due": value})
+        assert not schema.is_soon_valid(answer)
+        assert schema.check(answer).problem.startswith(f"at $.due: {value!r} is not a {kind.replace('-', ' and ')} (")
+
+
 def test_an_answer_that_is_wrong_in_many_ways_has_a_problem_with_a_few_places():
     problem = compile_schema({"items": {"type": "integer"}}).check(json.dumps(["x"] * 500)).problem
     assert problem.count("it is not of type") == 3

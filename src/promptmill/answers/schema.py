@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from promptmill.answers.json_in_text import DoubtError, candidates, is_denied, read_json, with_latex, written
 from promptmill.answers.schema_mistakes import why_not_usable
+from promptmill.answers.text_formats import CHECKS, NAMES
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT
 from promptmill.core.errors import input_error
 from promptmill.core.request import is_longer
@@ -129,7 +130,7 @@ class AnswerSchema:
         problems = []
         for error in itertools.islice(self._validator.iter_errors(value), 3):
             place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
-            problems.append(f"at ${place}: {error.message}"[:300])
+            problems.append(f"at ${place}: {_complaint(error)}"[:300])
         return "; ".join(problems)
 
     def _without_nulls(self, value: Any) -> Iterator[Any]:
@@ -142,6 +143,15 @@ class AnswerSchema:
         if pruned == value:
             pruned = _pruned(value, None, ())
         yield pruned
+
+
+def _complaint(error: Any) -> str:
+    """Return what is wrong with a value; of a date or a time, with the value."""
+    from jsonschema_rs import ValidationErrorKind  # imported on use: it takes 20 ms
+
+    if isinstance(error.kind, ValidationErrorKind.Format):
+        return f"{error.instance!r:.60} is not {NAMES[error.kind.format]}"
+    return str(error.message)
 
 
 def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:
@@ -183,7 +193,9 @@ def _validator_of(schema: Any) -> Any:
     import jsonschema_rs  # imported on use: it takes 20 ms
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS)
-    return jsonschema_rs.validator_for(schema, offline=True, mask="it", pattern_options=options)
+    return jsonschema_rs.validator_for(
+        schema, formats=dict(CHECKS), validate_formats=True, offline=True, mask="it", pattern_options=options
+    )
 
 
 def _without_patterns(schema: Any, patterns: list[str]) -> Any:

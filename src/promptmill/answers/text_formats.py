@@ -1,0 +1,45 @@
+"""The formats of texts in a schema that are checked: dates and times (RFC 3339).
+
+A time may lack its seconds and its offset: a text that says "3 March, 12:00" has none, and a model must not invent any.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+_TIME = r"\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?"
+_DATE = r"\d{4}-\d\d-\d\d"
+
+
+def _reads(pattern: str, read: Callable[[str], object]) -> Callable[[str], bool]:
+    matches = re.compile(pattern, re.ASCII | re.IGNORECASE).fullmatch
+
+    def is_valid(text: str) -> bool:
+        try:
+            return matches(text) is not None and read(text.upper()) is not None
+        except ValueError:
+            return False
+
+    return is_valid
+
+
+NAMES: Mapping[str, str] = MappingProxyType(
+    {"date": "a date (YYYY-MM-DD)", "date-time": "a date and time (YYYY-MM-DDThh:mm:ss)", "time": "a time (hh:mm:ss)"}
+)
+"""The formats that are checked, in words."""
+_UNCHECKED = (
+    *("email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri", "uri-reference", "iri", "iri-reference"),
+    *("uuid", "uri-template", "json-pointer", "relative-json-pointer", "regex", "duration"),
+)
+CHECKS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
+    {
+        **dict.fromkeys(_UNCHECKED, lambda _: True),
+        "date": _reads(_DATE, dt.date.fromisoformat),
+        "date-time": _reads(f"{_DATE}[T ]{_TIME}", dt.datetime.fromisoformat),
+        "time": _reads(_TIME, dt.time.fromisoformat),
+    }
+)
+"""A function for each format that the validator knows, which says whether a text has it."""
