@@ -382,7 +382,7 @@ def test_a_dry_run_names_the_columns_of_the_output_and_what_limits_the_cost(benc
     bench.upstream.reply = answer('{"answer": "good"}')
     bench.succeed(*CLOSED)
     assert [*columns["input"], *columns["added"]] == list(bench.answers()[0])
-    said = bench.run("--prompt", "Say: {{prompt}}", "--price", "1/2", "--dry-run").stdout
+    said = bench.run("--prompt", "Say: {{prompt}}", "--price", "1/2", "--again", "all", "--dry-run").stdout
     assert "nothing limits longer answers; --max-tokens 800 limits the cost to $0.0" in said
     said = bench.run(*CLOSED, "--max-tokens", "9000", "--dry-run").stdout
     assert re.search(

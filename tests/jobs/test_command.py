@@ -99,6 +99,24 @@ def test_the_likely_price_has_answers_as_long_as_those_of_the_first_rows(bench):
     assert other["estimated_completion_from"] == "an assumption", "answers to another question"
 
 
+def test_a_dry_run_says_how_many_rows_are_answered_and_what_the_others_cost(bench):
+    bench.prompts(40)
+    price = ("--set", "price={input: 0, output: 100}", "--max-tokens", "100")
+    bench.run(*price, "--limit", "30")
+    found = json.loads(bench.run("--dry-run", "--json", *price).stdout)
+    assert (found["answered"], found["rows_left"]) == (30, 10)
+    assert found["estimated_cost_left"] == pytest.approx(found["estimated_cost"] / 4)
+    said = bench.run("--dry-run", *price).stdout
+    assert f"30 of 40 rows answered; the 10 left cost about ${found['estimated_cost_left']:.4f}\n" in said
+    assert "all rows together: about $" in said
+    assert "30 of 40 rows answered; the 10 left are sent\n" in bench.run("--dry-run").stdout
+    assert "answered" not in bench.run("--dry-run", "--again", "all", "--set", "price=").stdout
+    bench.run(*price)
+    assert "40 of 40 rows answered, and no other is left to send\n" in bench.run("--dry-run", *price).stdout
+    bench.prompts(41)
+    assert "40 rows answered before: unchanged ones are not sent again\n" in bench.run("--dry-run", *price).stdout
+
+
 def test_several_answers_to_a_prompt_are_several_requests_of_an_estimate(bench):
     bench.prompts(3)
     price = ("--set", 'price={"input": 1000000, "output": 0}', "--max-tokens", "5")

@@ -30,6 +30,7 @@ from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
@@ -248,19 +249,41 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         if found["requests"] < found["answers"]:
             without = f" in {counted(found['requests'], 'request')}"
         say(
-            f"{found['rows']} rows, {found['invalid']} of them invalid{skipped}, {found['images']} images, "
+            f"{counted(found['rows'], 'row')}, {found['invalid']:,} of them invalid{skipped}, "
+            f"{counted(found['images'], 'image')}, "
             f"about {found['estimated_prompt_tokens']:,} prompt tokens{without}",
             wrap=True,
         )
         if (names := found.get("columns")) is not None:
             say(f"columns: {', '.join([listed(names['input']), *names['added']])}", wrap=True)
-        if found.get("estimated_cost") is not None:
-            say(f"{_price_words(found)}{_alone_words(found)}", wrap=True)
-            if found.get("batch_estimated_cost") is not None:
-                say(f"by batch {_price_words(found, 'batch_')}")
-        elif found["unpriced"]:
-            say(worded(no_price_known(plan, found["unpriced"]), option_of), wrap=True)
+        for line in _cost_lines(found, plan):
+            say(line, wrap=True)
     return int(found["invalid"] > 0)
+
+
+def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig) -> Iterator[str]:
+    if answered := _answered_words(found):
+        yield answered
+    if found.get("estimated_cost") is not None:
+        every = "all rows together: " if answered else ""
+        yield f"{every}{_price_words(found)}{_alone_words(found)}"
+        if found.get("batch_estimated_cost") is not None:
+            yield f"by batch {_price_words(found, 'batch_')}"
+    elif found["unpriced"]:
+        yield worded(no_price_known(plan, found["unpriced"]), option_of)
+
+
+def _answered_words(found: Mapping[str, Any]) -> str:
+    """Return how many rows the job has answered, and what the others cost; `""` if it has answered none."""
+    answered, left, cost = (found.get(name) for name in ("answered", "rows_left", "estimated_cost_left"))
+    if answered is None:
+        return ""
+    if left is None:
+        return f"{counted(answered, 'row')} answered before: unchanged ones are not sent again"
+    of = f"{answered:,} of {counted(found['rows'], 'row')} answered"
+    if not left:
+        return f"{of}, and no other is left to send"
+    return f"{of}; the {left:,} left" + (" are sent" if cost is None else f" cost about {dollars(cost)}")
 
 
 def _price_words(found: Mapping[str, Any], way: str = "") -> str:

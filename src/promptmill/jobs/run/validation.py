@@ -137,7 +137,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
-        return {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
+        found = {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
+        return found | _kept(files, spec, wanted, rows_sent, found.get("estimated_cost"))
 
 
 def _check_order(wanted: WantedJob) -> str:
@@ -303,6 +304,33 @@ def _answered(folder: Folder, spec: JobSpec) -> dict[str, tuple[int, int]]:
             count, tokens = found.get(target.model, (0, 0))
             found[target.model] = count + paid[slot].rows, tokens + paid[slot].usage.completion_tokens
     return found
+
+
+def _kept(files: OrderFiles, spec: JobSpec, wanted: WantedJob, rows_sent: int, cost: float | None) -> dict[str, float]:
+    """Return how many rows are `answered`, and, if the input is unchanged, `rows_left`: how many of the `rows_sent` are
+    not, and the likely cost of these. `{}` if none is answered, or if the answers do not count."""
+    known, earlier = files.folder.spec, wanted.order.earlier
+    if known is None or earlier.again not in {None, "failed"} or not (earlier.keep or known.question == spec.question):
+        return {}
+    with files.folder.reading() as store:
+        end = end_of(store, wanted.order.limits.limit)
+        done = statistics.counts(store, before=end, skips_empty=spec.question.skip_empty)
+    answered = done.answered // max(1, known.delivered)
+    if not answered or not _is_read(known, files, wanted):
+        return {"answered": answered} if answered else {}
+    left = max(0, rows_sent - answered)
+    return {
+        "answered": answered,
+        "rows_left": left,
+        **({} if cost is None else {"estimated_cost_left": cost * left / max(1, rows_sent)}),
+    }
+
+
+def _is_read(known: JobSpec, files: OrderFiles, wanted: WantedJob) -> bool:
+    """Return whether the job has read the same input."""
+    if wanted.source is not None:
+        return wanted.source.key == known.input.sha256
+    return files.input is not None and files.input.stamp() == (known.input.size, known.input.version)
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
