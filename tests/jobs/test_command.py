@@ -109,6 +109,8 @@ def test_a_dry_run_says_how_many_rows_are_answered_and_what_the_others_cost(benc
     said = bench.run("--dry-run", *price).stdout
     assert f"30 of 40 rows answered; the 10 left cost about ${found['estimated_cost_left']:.4f}\n" in said
     assert "all rows together: about $" in said
+    assert "the job stops" not in said
+    assert "; the job stops at $0.50\n" in bench.run("--dry-run", "--max-cost", "0.5", *price).stdout
     assert "30 of 40 rows answered; the 10 left are sent\n" in bench.run("--dry-run").stdout
     assert "answered" not in bench.run("--dry-run", "--again", "all", "--set", "price=").stdout
     bench.run(*price)

@@ -256,17 +256,18 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         )
         if (names := found.get("columns")) is not None:
             say(f"columns: {', '.join([listed(names['input']), *names['added']])}", wrap=True)
-        for line in _cost_lines(found, plan):
+        for line in _cost_lines(found, plan, job.order.limits.max_cost):
             say(line, wrap=True)
     return int(found["invalid"] > 0)
 
 
-def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig) -> Iterator[str]:
+def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig, max_cost: float | None) -> Iterator[str]:
     if answered := _answered_words(found):
         yield answered
     if found.get("estimated_cost") is not None:
         every = "all rows together: " if answered else ""
-        yield f"{every}{_price_words(found)}{_alone_words(found)}"
+        stops = "" if max_cost is None else f"; the job stops at {dollars(max_cost)}"
+        yield f"{every}{_price_words(found)}{_alone_words(found)}{stops}"
         if found.get("batch_estimated_cost") is not None:
             yield f"by batch {_price_words(found, 'batch_')}"
     elif found["unpriced"]:
