@@ -51,13 +51,21 @@ def test_a_job_that_ends_while_its_status_is_read_is_not_called_interrupted(benc
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_pause_survives_a_kill(bench):
     process = running(bench, rows=600)
-    assert "follows within two seconds." in bench.jobs(bench.folder.job_id, "--pause").stderr
+    assert "pauses within two seconds." in bench.jobs(bench.folder.job_id, "--pause").stderr
     eventually(lambda: is_paused(bench))
     process.kill()
     process.communicate()
     sent = len(bench.upstream.seen)
+    shown = bench.jobs(bench.folder.job_id).stdout
+    assert f"promptmill jobs {bench.folder.job_id}" in shown
+    assert "--unpause" in shown
+    assert "--resume" not in shown
     again = bench.start(concurrency=8)
-    eventually(lambda: bench.folder.status.get("alive", True) and is_paused(bench))
+    assert again.stderr is not None
+    assert f"promptmill jobs {bench.folder.job_id}" in (said := again.stderr.readline())
+    assert said.endswith(" --unpause` lets it go on.\n")
+    while ": running, paused" not in again.stderr.readline():
+        pass
     assert len(bench.upstream.seen) == sent
     steer(bench, "--unpause")
     again.communicate(timeout=PATIENCE_S)

@@ -77,8 +77,10 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
     job = f"    {command_of(found)}"
+    if found.get("paused"):
+        return ["  it is paused, also when it is resumed; let it go on with", f"{job} --unpause"]
     return [
-        "  answers are kept; resume with the same command, or with",
+        f"  {'answers are kept; ' if found.get('answered') else ''}resume with the same command, or with",
         f"{job} --resume",
         "  write the answers so far with",
         f"{job} --export FILE",

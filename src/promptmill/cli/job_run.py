@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_display import print_status, progress_display
+from promptmill.cli.job_display import command_of, print_status, progress_display
 from promptmill.cli.options import note_once
 from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
 from promptmill.config.loading import Configuration
@@ -209,6 +209,7 @@ def _run(
             tell(about)
             code, requests = SOME_FAILED if about.get("failed") else OK, None
             return code
+        _note_pause(job.folder, about)
         try:
             ended, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
@@ -236,6 +237,12 @@ def _run(
         if job.folder.database.exists():
             _call_features(EndedJob(arguments, job.folder, on_stderr, code, requests))
         job.close()
+
+
+def _note_pause(folder: Folder, about: Status) -> None:
+    if folder.control.paused:
+        note = f"job {folder.job_id} is paused; `{command_of(about)} --unpause` lets it go on."
+        print(f"promptmill: {note}", file=sys.stderr, flush=True)
 
 
 def _requests(before: Status, now: RunStatus) -> int:

@@ -247,7 +247,8 @@ def _control(job: Folder, arguments: argparse.Namespace) -> int:
         changes[name] = value
     job.change_control(**changes)
     now = status.read(job)
-    held = "follows within two seconds" if now["alive"] else "is not running; this holds when it is resumed"
+    does = "pauses" if arguments.pause else "goes on" if arguments.unpause else "follows"
+    held = f"{does} within two seconds" if now["alive"] else "is not running; this holds when it is resumed"
     print(f"promptmill: job {job.job_id} {held}.", file=sys.stderr)  # the status below may be older than the change
     print_status(now, job, as_json=arguments.json)
     return OK

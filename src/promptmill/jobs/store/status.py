@@ -14,7 +14,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, STARTING
+from promptmill.jobs.store.progress import ALIVE, FINISHED, INTERRUPTED, STARTING
 from promptmill.jobs.store.status_record import Results, RunStatus, Status
 
 T = TypeVar("T")
@@ -64,6 +64,8 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
         now.pop("waiting", None)
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
         now |= _stored_counts(folder, spec, now)
+    if not alive and now["state"] != FINISHED:
+        now["paused"] = folder.control.paused  # the next run's: no run follows it now
     output = str(spec.output.path) if spec.output.format else None
     job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
     job |= {"variants": [target.name for target in spec.targets]} if spec.is_grid else {}
