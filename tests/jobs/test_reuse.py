@@ -200,7 +200,30 @@ def test_other_choices_are_named_before_the_command_that_sends_all(bench):
     bench.prompts(2)
     bench.succeed("--choices", "good,bad")
     said = " ".join(bench.fail("--choices", "good,bad,new").split())
-    assert "with other settings (choices, a schema or another list differs). `promptmill bulk" in said
+    assert "with other settings (the choices are others). `promptmill bulk" in said
+    assert "--keep keeps the old answers" in said
+    for options in [(), ("--keep",)]:
+        said = " ".join(bench.fail("--choices", "bad,new", *options).split())
+        assert "(the choices are others). Not all of its answers have the new form, so none can be kept." in said
+    bench.succeed("--choices", "good,bad,new", "--keep")
+    assert len(bench.upstream.seen) == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--keep",)])
+def test_answers_without_a_new_column_are_not_kept_and_a_command_adds_the_column(bench, options):
+    bench.upstream.reply = answer('{"mood": "good"}')
+    bench.prompts(2)
+    bench.output = bench.path / "out.csv"
+    bench.succeed("--schema", "mood:good|bad")
+    said = " ".join(bench.fail("--schema", "mood:good|bad,place", *options).split())
+    assert "(the column place is new). Not all of its answers have the new form, so none can be kept." in said
+    assert "--keep" not in said
+    assert "--again all` asks all rows again. Another output leaves this one as it is." in said
+    assert f"out.csv {bench.path}/new.csv --prompt '… {{{{mood}}}} …' --answer-column place`." in said
+    said = " ".join(bench.fail("--schema", "mood:good|so,place").split())
+    assert "(the column place is new, the column mood has another form)" in said
+    assert "--answer-column" not in said
+    assert len(bench.upstream.seen) == 2
 
 
 def test_rows_that_are_asked_with_another_prompt_beside_kept_answers_note_it(bench):

@@ -125,7 +125,8 @@ def _with_command(error: ChangedError, arguments: argparse.Namespace) -> Changed
     send_all, _, *others = error.remedy
     if arguments.given[:1] != ["bulk"] or arguments.json or send_all != SEND_ALL:
         return error
-    command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
+    given = [word for word in arguments.given if word != "--keep"]
+    command = f"promptmill {redact(shlex.join(given))} --again all"
     return type(error)(error.code, [*error.parts, f" `{command}` asks all rows again."], others)
 
 
@@ -137,13 +138,15 @@ def _chosen(error: ChangedError, opened: OpenJob) -> JobOrder:
     other = _free_name(order.output)
     say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
     say("  a  ask all rows again", sys.stderr, wrap=True)
-    say("  k  keep the old answers, and ask the other rows", sys.stderr, wrap=True)
+    if error.may_keep:
+        say("  k  keep the old answers, and ask the other rows", sys.stderr, wrap=True)
     say(f"  o  write another output: {other.name}", sys.stderr, wrap=True)
-    print("a, k or o (Enter ends the command): ", end="", file=sys.stderr, flush=True)
+    letters = "a, k or o" if error.may_keep else "a or o"
+    print(f"{letters} (Enter ends the command): ", end="", file=sys.stderr, flush=True)
     match input().strip().lower()[:1]:
         case "a":
             return order.with_earlier(again="all")
-        case "k":
+        case "k" if error.may_keep:
             return order.with_earlier(keep=True)
         case "o":
             return order.model_copy(update={"output": other})

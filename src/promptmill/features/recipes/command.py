@@ -138,8 +138,9 @@ class _Run:
             self._show("stopped")
             place = self.reports[-1].step
             if isinstance(error, ChangedError):
-                again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again; "
-                words = [*error.parts[:1], " ", again, "`keep: true` in the step keeps its answers."]
+                again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again"
+                keep = "; `keep: true` in the step keeps its answers." if error.may_keep else "."
+                words = [*error.parts[:1], " ", again, keep]
                 raise place.located(PromptmillError(error.code, words, "")) from None
             problem = place.located(error).message
             end = "" if problem.endswith((".", "?")) else "."

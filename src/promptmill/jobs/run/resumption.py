@@ -5,6 +5,7 @@ An answer counts if it was made with the order's settings, or if the user keeps 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -12,21 +13,20 @@ from typing import Any
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.changed_form import ChangedForm
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, option_of
+from promptmill.jobs.store.records import PERSON
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target
 
 SEND_ALL = Named("again", "all")
-_WAYS = (
-    SEND_ALL,
-    " asks all rows again; ",
-    Named("keep", text="{} keeps the old answers, and asks the other rows; "),
-    "another output leaves this one as it is.",
-)
-_WAYS_IN_SHEET = (*_WAYS[:3], Named("answer_column", "NAME", text="{} writes a new column."))
+_KEEP = Named("keep", text="{} keeps the old answers, and asks the other rows; ")
+_OTHER_OUTPUT = "another output leaves this one as it is."
+_NEW_COLUMN = Named("answer_column", "NAME", text="{} writes a new column.")
+_WAYS = (SEND_ALL, " asks all rows again; ", _KEEP, _OTHER_OUTPUT)
 _WAYS_OF_QUESTION = (
     Named("answer_column", "NAME", text="Add {} for a new column beside it, or "),
     SEND_ALL,
@@ -58,6 +58,11 @@ class ChangedError(PromptmillError):
     The remedy begins with `SEND_ALL`, unless the answers to another question are in the sheet that the job fills.
     """
 
+    @property
+    def may_keep(self) -> bool:
+        """Whether the order may keep the answers."""
+        return _KEEP in self.remedy
+
 
 class ChangedInputError(ChangedError):
     """The order would send most rows again, because the rows of the input changed."""
@@ -74,6 +79,8 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
         )
     plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)
     by_name = {target.name: target for target in begun.targets}
+    may_keep = sends_all or _have_form(folder, begun, wanted)
+    keeps = order.earlier.keep and may_keep
     targets = []
     for at, target in enumerate(wanted.targets):
         before = by_name.get(target.name)
@@ -81,8 +88,8 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
             targets.append(folder.numbered(target))
             continue
         changed = _changed_settings(before, target, folder, begun.plan.named_models)
-        if changed and (fixed or not (order.earlier.keep or sends_all)):
-            raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
+        if changed and (fixed or not (keeps or sends_all)):
+            raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed, may_keep=may_keep)
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
     for way in rounds.awaited(folder.store).values():
         way.check(folder.store, begun.job_id, targets)
@@ -151,6 +158,14 @@ def _has_nothing(folder: Folder) -> bool:
     return not paid and last.get("state") not in progress.ALIVE and not has_answers
 
 
+def _have_form(folder: Folder, begun: JobSpec, wanted: JobSpec) -> bool:
+    """Return whether all answers of models have the form of the wanted job's."""
+    form = ChangedForm(begun.output, wanted.output)
+    if not form.is_changed:
+        return True
+    return all(form.has(record.text) for record in folder.store.records(where=f"{ANSWERED} AND settings != {PERSON}"))
+
+
 def changed_names(before: Target, now: Target) -> list[str]:
     """Return the names of the settings that differ, apart from those of further models."""
     known = before.fingerprint
@@ -169,7 +184,7 @@ def _changed_settings(before: Target, now: Target, folder: Folder, named: Abstra
 
 
 def _settings_conflict(
-    begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool
+    begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool, may_keep: bool
 ) -> PromptmillError:
     if _has_other_question(begun, wanted):
         return _other_question(begun)
@@ -180,15 +195,32 @@ def _settings_conflict(
     if "sampling" in changed and before.sampling is not None and now.sampling is not None:
         names = dict.fromkeys([*before.sampling, *now.sampling])
         pairs += [(name, before.sampling.get(name), now.sampling.get(name)) for name in names]
-    changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
-    if "sampling" in changed and before.sampling is not None and before.sampling == now.sampling:
-        changes = ", ".join(filter(None, (changes, "choices, a schema or another list differs")))
+    form = ChangedForm(begun.output, wanted.output)
+    differs = [f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_]
+    differs += form.differences if "sampling" in changed else []
+    if "sampling" in changed and before.sampling == now.sampling and not form.differences:
+        differs.append("the definitions of labels or another list differ")
+    changes = ", ".join(differs)
     others = ["other settings" if name == "sampling" else f"another {name}".replace("_", " ") for name in changed]
     ran = "last ran" if before.changed else "was begun"
     conflict = f"Job {begun.job_id} {ran} with {', '.join(others)}{f' ({changes})' if changes else ''}."
     if fixed:
         return input_error(f"{conflict} Use the options or the configuration file of its first run.")
-    return ChangedError(Code.INVALID_INPUT, conflict, _WAYS_IN_SHEET if wanted.fills_input else _WAYS)
+    lack = "" if may_keep else " Not all of its answers have the new form, so none can be kept."
+    return ChangedError(Code.INVALID_INPUT, conflict + lack, _ways(begun, wanted, form, may_keep=may_keep))
+
+
+def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool) -> Sequence[str | Named]:
+    """Return what the user may do about other settings."""
+    other_output = _NEW_COLUMN if wanted.fills_input else _OTHER_OUTPUT if may_keep else _OTHER_OUTPUT.capitalize()
+    ways = [SEND_ALL, *([_WAYS[1], _KEEP] if may_keep else [" asks all rows again. "]), other_output]
+    output = begun.output
+    if not form.only_adds or wanted.fills_input or not output.format or not output.form.fields:
+        return ways
+    known, (new, *_) = next(iter((output.answer_schema or {})["properties"])), form.new_columns
+    other = output.path.with_name(f"new{output.path.suffix}")
+    words = ["bulk", str(output.path), str(other), "--prompt", f"… {{{{{known}}}}} …", "--answer-column", new]
+    return [*ways, Named("command", shlex.join(words), f" To ask only for {new}: {{}}.")]
 
 
 def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:

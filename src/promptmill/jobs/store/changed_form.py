@@ -6,7 +6,10 @@ from functools import cached_property
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, compile_schema
+from promptmill.core.values import JsonDict
 from promptmill.jobs.store.spec import OutputSpec
+
+_SHOWN = 3  # names in a sentence
 
 
 class ChangedForm:
@@ -14,7 +17,38 @@ class ChangedForm:
 
     def __init__(self, before: OutputSpec, wanted: OutputSpec) -> None:
         self._before, self._wanted = before.answer_schema or {}, wanted.answer_schema or {}
-        self._choices = wanted.choices
+        self._choices, self._old_choices = wanted.choices, before.choices
+        self._fields: JsonDict = self._wanted.get("properties", {})
+        self._old_fields: JsonDict = self._before.get("properties", {})
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether answers that exist may lack the form."""
+        other_choices = bool(self._choices) and self._choices != self._old_choices
+        return other_choices or (bool(self._wanted) and self._wanted != self._before)
+
+    @property
+    def new_columns(self) -> list[str]:
+        """The names of the fields that no answer was asked for."""
+        return [name for name in self._fields if name not in self._old_fields]
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether the form has new fields beside all earlier ones."""
+        return bool(self.new_columns and self._old_fields) and self._fields.items() >= self._old_fields.items()
+
+    @property
+    def differences(self) -> list[str]:
+        """The differences of the two forms, in words."""
+        changed = [name for name, field in self._fields.items() if self._old_fields.get(name, field) != field]
+        found = {
+            "is new": self.new_columns,
+            "is gone": [name for name in self._old_fields if name not in self._fields],
+            "has another form": changed,
+        }
+        words = [f"the column {name} {what}" for what, names in found.items() for name in names[:_SHOWN]]
+        other = [] if words or self._wanted == self._before else ["the schema is another one"]
+        return [*words, *other, *(["the choices are others"] if self._choices != self._old_choices else [])]
 
     def has(self, text: str) -> bool:
         """Return whether an answer has the form: it is one of the choices, or satisfies the schema and has each field
@@ -27,6 +61,5 @@ class ChangedForm:
 
     @cached_property
     def _schema(self) -> AnswerSchema:
-        fields = self._wanted.get("properties", {}).keys() - self._before.get("properties", {}).keys()
-        required = {*self._wanted.get("required", ()), *fields}
+        required = {*self._wanted.get("required", ()), *self.new_columns}
         return compile_schema({**self._wanted, "required": sorted(required)} if required else self._wanted)
