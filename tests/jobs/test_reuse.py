@@ -219,7 +219,8 @@ def test_answers_without_a_new_column_are_not_kept_and_a_command_adds_the_column
     assert "(the column place is new). Not all of its answers have the new form, so none can be kept." in said
     assert "--keep" not in said
     assert "--again all` asks all rows again. Another output leaves this one as it is." in said
-    assert f"out.csv {bench.path}/new.csv --prompt '… {{{{mood}}}} …' --answer-column place`." in said
+    assert "out.csv as input, another output, --prompt" in said
+    assert "--answer-column place" in said
     said = " ".join(bench.fail("--schema", "mood:good|so,place").split())
     assert "(the column place is new, the column mood has another form)" in said
     assert "--answer-column" not in said

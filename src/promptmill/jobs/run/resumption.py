@@ -5,7 +5,6 @@ An answer counts if it was made with the order's settings, or if the user keeps 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -218,9 +217,8 @@ def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool)
     if not form.only_adds or wanted.fills_input or not output.format or not output.form.fields:
         return ways
     known, (new, *_) = next(iter((output.answer_schema or {})["properties"])), form.new_columns
-    other = output.path.with_name(f"new{output.path.suffix}")
-    words = ["bulk", str(output.path), str(other), "--prompt", f"… {{{{{known}}}}} …", "--answer-column", new]
-    return [*ways, Named("command", shlex.join(words), f" To ask only for {new}: {{}}.")]
+    prompt, column = Named("prompt", f"… {{{{{known}}}}} …"), Named("answer_column", new)
+    return [*ways, f" To ask only for {new}: {output.path} as input, another output, ", prompt, " and ", column, "."]
 
 
 def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
