@@ -260,6 +260,27 @@ async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(
     assert list_call.columns([outcome])["costs"] == [pytest.approx(stats.counts.cost)]
 
 
+@pytest.mark.parametrize("short", [30, 300])
+async def test_a_model_that_begins_to_think_costs_one_answer_more_than_the_budget_at_most(opened, upstream, short):
+    ledger = list[float]()
+
+    async def reply(exchange):
+        written = 20 if len(ledger) < short else 5000
+        ledger.append((3 * PRICE["input"] + written * PRICE["output"]) / 1_000_000)
+        await asyncio.sleep(0.01)
+        status, body = _form('{"answer": "good"}', answered=written)
+        await exchange.respond(status, {}, json.dumps(body).encode())
+
+    upstream.reply = reply
+    choices = {"sampling_params": {"choices": ["good", "bad"]}}
+    budget = Budget(sum([0.003] * short) + 2)
+    _, stats = await _ask(opened(choices, concurrency=32), 600, Call(Facts(total=600), ledger=Ledger(budget)))
+    assert len(ledger) > short
+    assert sum(ledger) == pytest.approx(budget.spent) == pytest.approx(stats.counts.cost)
+    assert budget.spent < budget.limit + ledger[-1]
+    assert budget.nothing_reserved
+
+
 async def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_budget(opened, upstream):
     upstream.reply = hang()
     service, budget = opened({"sampling_params": {"max_tokens": 20}}, concurrency=1), Budget(1.0)

@@ -50,6 +50,18 @@ def test_a_charge_releases_what_was_reserved_and_keeps_what_was_spent():
     assert not budget.reserve(0.125)
 
 
+def test_requests_that_may_cost_more_are_open_together_while_the_limit_allows_the_most():
+    budget = Budget(1.0, spent=0.5)
+    assert budget.reserve(0.0625, 0.125)
+    assert budget.reserve(0.0625, 0.125)
+    assert not budget.reserve(0.0625, 0.125), "the limit allows 0.5 and three times 0.0625, not 0.375 more"
+    budget.set_reserved_aside(0.0625, 0.125)
+    budget.charge(0.0625, 0.25, 0.125)
+    assert budget.reserve(0.0625, 0.125), "the only one, whatever it may cost"
+    assert not budget.reserve(0.0625, 0.125)
+    assert budget.reserve(0.0625), "one whose cost is certain"
+
+
 def test_rounding_errors_of_charges_are_no_reservation():
     budget = Budget(1.0)
     for amount in (0.1, 0.2, 0.3):

@@ -300,9 +300,9 @@ def test_the_highest_price_of_a_dry_run_is_never_below_what_the_budget_reserves(
     options = [*options, "--max-tokens", "400", "--set", "price={input: 100, output: 200}", "--max-cost", "1000"]
     found = json.loads(bench.run(*options, "--dry-run", "--json", **block).stdout)
 
-    def noted(budget: Budget, amount: float) -> bool:
+    def noted(budget: Budget, amount: float, excess: float = 0.0) -> bool:
         reserved.append(amount)
-        return reserve(budget, amount)
+        return reserve(budget, amount, excess)
 
     monkeypatch.setattr(Budget, "reserve", noted)
     bench.run(*options, **block)

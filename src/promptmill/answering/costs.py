@@ -5,9 +5,10 @@ this reservation, so the sender reserves the amount again before a retry (`Accou
 allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
 
 An answer without a limit may be bounded by its form (`Prices.longest`), unless the model thinks. The name of a model
-does not show this for certain. So the first such request is sent alone, and each answer lets one more be in flight: of
-a model that breaks one form in `n`, two answers are expected to be longer than what was reserved for them. The first
-one ends it: no form bounds a request to this model any more, and the next one fails because it has no limit.
+does not show this for certain. So the first such request is sent alone, each answer lets one more be in flight, and the
+rest of the budget must allow `_UNLIMITED` tokens for each of them, or only one is in flight. The first answer that is
+longer than its form ends it: no form bounds a request to this model any more, and the next one fails because it has no
+limit.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised 
 _BATCH = Tiers(BATCH)
 _FREE = FlatPrice(0.0, 0.0, 0.0)
 _THINKS = ", which thinks before it answers"
-_TRIED = 256  # answers to requests without a limit, after which any number of them may be in flight
+_UNLIMITED = 16_384  # tokens of the longest answer that endpoints usually give to a request without a limit
 _FOR_THINKING = 4096
+_ENOUGH_FOR_THINKING = Named("max_tokens", _FOR_THINKING)
 
 
 class BudgetedAnswers(Step):
@@ -104,8 +106,8 @@ class BudgetedAnswers(Step):
         self._usual_tiers = Tiers("", self._tier)
         self._line = asyncio.Lock()
         """First come, first served: otherwise small requests could overtake a large one forever."""
-        self._trial, self._tried = asyncio.Semaphore(1), 0
-        """The room for requests whose form alone bounds the answer, and the number of such answers."""
+        self._trial = asyncio.Semaphore(1)
+        """The room for requests whose form alone bounds the answer."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
@@ -125,7 +127,7 @@ class BudgetedAnswers(Step):
             return self._charged(request, call, budgets, call.ledger.deferred)
         if not budgets:
             return self._priced(request, call)
-        if self._tried >= _TRIED or not self._is_bounded_by_form(request):
+        if not self._is_bounded_by_form(request):
             return self._within_budget(request, call, budgets)
         return self._on_trial(request, call, budgets)
 
@@ -190,7 +192,7 @@ class BudgetedAnswers(Step):
 
     def _worst(self, request: Request, call: Call, price: Price) -> tuple[Usage, float]:
         """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
-        tier, by_batch = self._tiers(request, call).charged(), call.exchange is not None
+        by_batch = call.exchange is not None
         most = worst_case(
             request,
             self._model,
@@ -198,7 +200,7 @@ class BudgetedAnswers(Step):
             by_form=partial(self._prices.longest, by_batch=by_batch),
             why=self._prices.why,
         )
-        tiers = self._prices.served_at(tier)
+        tiers = self._served(self._tiers(request, call))
         return most, _highest(price, most, request, tiers, by_batch=by_batch, writes=self._prices.writes)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
@@ -211,8 +213,9 @@ class BudgetedAnswers(Step):
         except PromptmillError as error:
             return Failure(error, request.attempts)
         totals, has_limit = Totals(), not self._is_bounded_by_form(request)
+        excess = 0.0 if has_limit else max(price.cost(Usage(0, _UNLIMITED), tier) for tier in self._served(tiers))
         while True:
-            account = _BudgetAccount(budgets, worst)
+            account = _BudgetAccount(budgets, worst, excess)
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
                 advise = partial(_advise, call, most, worst, price.cost) if has_limit else _nothing
@@ -253,8 +256,10 @@ class BudgetedAnswers(Step):
         """Learn whether the model keeps to forms, from the answers to a request whose form bounds them to `most`."""
         if spent and is_by_form:
             self._prices.compare(max(usage.completion_tokens for usage, _ in spent), most.completion_tokens)
-            self._tried += 1
             self._trial.release()
+
+    def _served(self, tiers: Tiers) -> set[str]:
+        return self._prices.served_at(tiers.charged())
 
     def _tiers(self, request: Request, call: Call) -> Tiers:
         if call.exchange is not None:
@@ -278,6 +283,9 @@ class BudgetedAnswers(Step):
                         return self._failure(full, account.worst, fitting)
                     advise()
                     await account.changed()
+        if account.excess and self._prices.why:  # learned meanwhile
+            account.charge(0.0)
+            return Failure(_breaks_form(self._prices.why))
         return None
 
     def _fitting(self, request: Request, call: Call, price: Price, room: float) -> int:
@@ -340,22 +348,24 @@ def _nothing() -> None:
 class _BudgetAccount(Account):
     """The reservation for one item: the highest possible cost of one request at a time."""
 
-    __slots__ = ("_budgets", "open", "reserved", "worst")
+    __slots__ = ("_budgets", "_excesses", "excess", "open", "reserved", "worst")
 
-    def __init__(self, budgets: Sequence[Budget], worst: float) -> None:
-        self._budgets, self.worst = budgets, worst
-        self.reserved = 0.0
+    def __init__(self, budgets: Sequence[Budget], worst: float, excess: float = 0.0) -> None:
+        """`excess`: see `Budget.reserve`."""
+        self._budgets, self.worst, self.excess = budgets, worst, excess
+        self.reserved = self._excesses = 0.0
         self.open = 0
         """The number of sent requests that may be billed even if the call is cancelled."""
 
     def reserve(self) -> bool:
         """Reserve the cost of one request. Return False if a budget does not allow it."""
         for place, budget in enumerate(self._budgets):
-            if not budget.reserve(self.worst):
+            if not budget.reserve(self.worst, self.excess):
                 for before in self._budgets[:place]:
-                    before.charge(self.worst, 0.0)
+                    before.charge(self.worst, 0.0, self.excess)
                 return False
         self.reserved += self.worst
+        self._excesses += self.excess
         return True
 
     def sent(self) -> float:
@@ -374,13 +384,13 @@ class _BudgetAccount(Account):
     def charge(self, cost: float) -> None:
         """Charge `cost`, and release the rest of the reservation."""
         for budget in self._budgets:
-            budget.charge(self.reserved, cost)
-        self.reserved = 0.0
+            budget.charge(self.reserved, cost, self._excesses)
+        self.reserved = self._excesses = 0.0
 
     def defer(self) -> None:
         """Keep the reservation for the reply of a batch."""
         for budget in self._budgets:
-            budget.set_reserved_aside(self.reserved)
+            budget.set_reserved_aside(self.reserved, self._excesses)
 
     def never_fits(self) -> Budget | None:
         """Return a budget that would not allow the request even without other reservations; None if all would."""
@@ -610,12 +620,16 @@ def worst_case(
         models += resolved_config.named_models(extra)
     longest = 0 if request.texts else max(bounds, default=MOST_TOKENS + 1)
     if longest > MOST_TOKENS:
-        limit = Named("max_tokens", _FOR_THINKING)
-        if why:  # the requests in flight are paid, and the job waits for them
-            raise PromptmillError(Code.BUDGET, why, ("Limit the answers: ", limit, "."))
-        raise config_error("max_cost", "needs ", limit, ", which bounds what a request can cost.")
+        if why:
+            raise _breaks_form(why)
+        raise config_error("max_cost", "needs ", _ENOUGH_FOR_THINKING, ", which bounds what a request can cost.")
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
+
+
+def _breaks_form(why: str) -> PromptmillError:
+    """Return the error for a request that no form bounds any more. Those in flight are paid; the job waits for them."""
+    return PromptmillError(Code.BUDGET, why, ("Limit the answers: ", _ENOUGH_FOR_THINKING, "."))
 
 
 def _wants_audio(extra: JsonObject) -> bool:

@@ -23,25 +23,34 @@ class Budget:
         self.limit = limit
         self.spent = spent
         self.set_aside = set_aside
-        self._reserved = 0.0
+        self._reserved = self._excess = 0.0
         self._waiting: list[asyncio.Future[None]] = []
 
-    def reserve(self, amount: float) -> bool:
-        """Reserve `amount`; return False if the limit does not allow it."""
-        if self.spent + self.set_aside + self._reserved + amount > self.limit + _CLOSE:
+    def reserve(self, amount: float, excess: float = 0.0) -> bool:
+        """Reserve `amount`; return False if the limit does not allow it.
+
+        `excess`: what the request costs beyond `amount` if its model does not keep to the form. The limit must allow
+        the excesses of all open requests together, or only one such request is open.
+        """
+        room = self.limit + _CLOSE - self.spent - self.set_aside - self._reserved - amount
+        if room < 0 or (excess and self._excess and self._excess + excess > room):
             return False
         self._reserved += amount
+        self._excess += excess
         return True
 
-    def charge(self, reserved: float, spent: float) -> None:
-        """Release the reserved amount `reserved`, and charge the amount `spent`."""
+    def charge(self, reserved: float, spent: float, excess: float = 0.0) -> None:
+        """Release the reserved amount `reserved` and its `excess`, and charge the amount `spent`."""
         self._reserved = max(0.0, self._reserved - reserved)
+        self._release(excess)
         self.spent += spent
         self._changed()
 
-    def set_reserved_aside(self, amount: float) -> None:
-        """Set aside an `amount` that was reserved, because its cost will be known only hours later."""
+    def set_reserved_aside(self, amount: float, excess: float = 0.0) -> None:
+        """Set aside an `amount` that was reserved, because its cost will be known only hours later. Release its
+        `excess`."""
         self._reserved = max(0.0, self._reserved - amount)
+        self._release(excess)
         self.set_aside += amount
         self._changed()
 
@@ -58,6 +67,10 @@ class Budget:
         self.spent += spent
         self._changed()
 
+    def _release(self, excess: float) -> None:
+        rest = self._excess - excess
+        self._excess = rest if rest > _CLOSE else 0.0
+
     def _changed(self) -> None:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
@@ -71,7 +84,7 @@ class Budget:
     @property
     def nothing_reserved(self) -> bool:
         """Whether no amount is reserved."""
-        return self._reserved <= _CLOSE
+        return self._reserved <= _CLOSE and not self._excess
 
     async def changed(self) -> None:
         """Wait until an amount is charged or released."""
