@@ -15,6 +15,7 @@ import pytest
 
 from forked import ran
 from half_done import answers
+from promptmill.jobs.run.job import Job
 from replies import answer, choose, late, raw, status
 from waiting import PATIENCE_S, eventually
 
@@ -40,6 +41,21 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
     assert not bench.upstream.seen
     assert not bench.output.exists()
     assert not bench.folder.path.exists()
+
+
+def test_a_dry_run_stores_no_order_which_a_kill_would_leave(bench, monkeypatch):
+    bench.prompts(10)
+    bench.succeed("--limit", "5")
+    stored, trial = [], Job.trial
+
+    def noted(job, files):
+        stored.append((job.folder.order.limits.limit, job.folder.store.get("before")))
+        return trial(job, files)
+
+    monkeypatch.setattr(Job, "trial", noted)
+    bench.prompts(12)
+    bench.run("--limit", "9", "--dry-run")
+    assert stored == [(5, None)]
 
 
 @pytest.mark.parametrize(

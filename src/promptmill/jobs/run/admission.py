@@ -69,8 +69,9 @@ def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedO
     return CheckedOrder(files, new)
 
 
-def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
+def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: bool = False) -> Job:
     """Lock and return the wanted job, new or existing. `are_columns_checked`: whether the prompt's columns are.
+    `is_trial`: the order is not stored, because the job will not run.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
     sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
@@ -93,16 +94,17 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
         if begun is not None and order.shown.command == begun.shown.command and not is_finished:
             order = order.repeated(begun)  # the same command keeps the decisions of its unfinished job
         order = _with_same_answers(order, new, folders, folder)
-        spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted))
-        folder.control.changed(cancel=False, at_once=False).write(folder.path)
+        spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted, is_trial=is_trial))
         job = Job(folder, spec, order, plan, lock, change)
         if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
             job.spec, job.input = spec.with_input(sha256=given.key), files.input
         elif spec.is_read:
             job.input = job.changed_files()
-        if job.input is not None and (made := folder.result) is not None:
-            folder.put(output=made.model_copy(update={"finished": False}))
-        folders.register(folder)
+        if not is_trial:
+            folder.control.changed(cancel=False, at_once=False).write(folder.path)
+            if job.input is not None and (made := folder.result) is not None:
+                folder.put(output=made.model_copy(update={"finished": False}))
+            folders.register(folder)
         if getattr(plan.block, "dedupe", False):
             dedupe = not order.plan.chooses  # never, if the plan needs a separate answer for each slot and row
             # the backend's own `dedupe` keeps answers in memory, whereas a job handles duplicates on disk
@@ -119,14 +121,9 @@ def check(wanted: WantedJob) -> None:
         is_repaired = bool(folder.damage())  # by an order that is not only checked
     if is_repaired or not folder.database.exists():
         return
-    with contextlib.closing(admit(wanted, are_columns_checked=True)) as job:
-        before = job.folder.store.get("before")
-        try:
-            if not job.finished and (unread := job.unread()) is not None:
-                job.trial(unread)(Work(), job.folder)
-        finally:  # also if nothing was unread, for which the order would stay
-            if before is not None:
-                job.folder.put(before=None, **before)
+    with contextlib.closing(admit(wanted, are_columns_checked=True, is_trial=True)) as job:
+        if (unread := job.unread()) is not None:
+            job.trial(unread)(Work(), job.folder)
 
 
 @contextlib.contextmanager
@@ -242,8 +239,11 @@ def _with_copies(targets: Sequence[Target]) -> tuple[Target, ...]:
     return delivered.model_copy(update={"kept": kept}), *others
 
 
-def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> tuple[JobSpec, Change]:
-    """Start or resume the job with this order. The caller holds the lock and has opened the database."""
+def _begun(
+    folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob, *, is_trial: bool
+) -> tuple[JobSpec, Change]:
+    """Start or resume the job with this order, which is stored unless `is_trial`. The caller holds the lock and has
+    opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
     begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
@@ -265,8 +265,9 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, wanted: WantedJob) -> 
         is_same = begun.shape == spec.shape and begun.targets == spec.targets and begun.plan == spec.plan
         if earlier.again is not None or earlier.from_jobs or not spec.is_read or not is_same:
             made = made.model_copy(update={"finished": False})  # the output lacks the new answers
-    stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
-    values = {"spec": spec, "order": stored, "output": made}
-    before = None if begun is None else {name: folder.store.get(name) for name in values}
-    folder.put(before=before, **values)
+    if not is_trial:
+        stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
+        values = {"spec": spec, "order": stored, "output": made}
+        before = None if begun is None else {name: folder.store.get(name) for name in values}
+        folder.put(before=before, **values)
     return spec, Change(begun, order.earlier, since, CALL_DISK_SHARE if wanted.is_of_call else 1.0)
