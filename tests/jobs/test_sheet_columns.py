@@ -219,6 +219,17 @@ def test_a_question_may_use_the_answers_of_another(bench, sheet):
     assert bench.jobs("book.xlsx#Reviews[again%2F2]").returncode == 0
 
 
+def test_the_whole_row_has_no_answers_of_other_questions_unless_it_names_them(bench, sheet):
+    mood = "--prompt", "Mood? {{row}}", "--answer-column", "Mood"
+    bench.succeed(*mood)
+    bench.succeed("--prompt", "Topic? {{row}}", "--answer-column", "Topic")
+    bench.succeed(*mood)
+    assert len(bench.upstream.seen) == 4
+    assert not any("Mood? {" in seen.prompt for seen in bench.upstream.seen[2:])
+    bench.succeed("--prompt", "Again: {{row}} {{Mood}}", "--answer-column", "Again")
+    assert all(seen.prompt.count("Mood? {") > 0 for seen in bench.upstream.seen[4:])
+
+
 @pytest.mark.features("compare")
 def test_the_answers_of_two_columns_are_compared(bench, sheet, monkeypatch):
     monkeypatch.chdir(bench.path)

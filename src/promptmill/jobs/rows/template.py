@@ -47,6 +47,7 @@ _CELL, _TEXT = "promptmill_cell", "promptmill_text"  # the names of our filters
 _PLACES = "promptmill places"  # a variable's name that no template can contain
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
+_MARKUP = re.compile(r"(?s)\{[{%].*?[%}]\}")
 _WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such as `mail body` or `mail-body`
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
@@ -92,6 +93,12 @@ def check_names_some(text: str, image_column: Callable[[], str]) -> None:
 def places_in(text: str) -> list[str]:
     """Return the texts between double braces. They may be names of columns."""
     return [place.strip() for _, place, _ in _PLACE.findall(text) if place[0] not in "%#"]
+
+
+def hides(prompt: str, column: str) -> bool:
+    """Return whether a prompt has the whole row, and does not name `column`."""
+    named = re.compile(rf"(?<!\w){re.escape(column)}(?!\w)")
+    return bool(_WHOLE_ROW.search(prompt)) and not any(map(named.search, _MARKUP.findall(prompt)))
 
 
 def special_columns(text: str, columns: Iterable[str]) -> list[str]:

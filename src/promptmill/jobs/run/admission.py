@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from promptmill.backends import registry
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk, members
+from promptmill.jobs import columns, disk, members
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.export.output import changed_answers, is_own
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
 from promptmill.jobs.inputs.xlsx import sheet_names
+from promptmill.jobs.rows.template import hides
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed
 from promptmill.jobs.run.steps import Change
@@ -270,4 +271,14 @@ def _begun(
         values = {"spec": spec, "order": stored, "output": made}
         before = None if begun is None else {name: folder.store.get(name) for name in values}
         folder.put(before=before, **values)
-    return spec, Change(begun, order.earlier, since, CALL_DISK_SHARE if wanted.is_of_call else 1.0)
+    share = CALL_DISK_SHARE if wanted.is_of_call else 1.0
+    return spec, Change(begun, order.earlier, since, share, _foreign_columns(spec, wanted.folders))
+
+
+def _foreign_columns(spec: JobSpec, folders: JobFolders) -> frozenset[str]:
+    """Return the columns of other jobs in the sheet that the job fills, if its prompts have whole rows and do not name
+    the columns: with each answer of another job, all rows would be paid again."""
+    prompts = [text for text in spec.question.templates if spec.fills_input]
+    others = [other.spec for other in folders.of_sheet(spec.output.path)] if prompts else []
+    names = {name for other in others if other is not None and other.output.names for name in columns.own_names(other)}
+    return frozenset(name for name in names if all(hides(text, name) for text in prompts))

@@ -48,6 +48,8 @@ class Change:
     """The id of the last round before the order."""
     disk_share: float = 1.0
     """The part of the free disk space that the rows may take."""
+    foreign: frozenset[str] = frozenset()
+    """The columns of other jobs in the sheet, which are no part of the rows."""
 
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
@@ -66,7 +68,7 @@ class Change:
         with self._others() as others:
             bind = functools.partial(binding.bind, check=check, others=others, since=self.since)
             own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
-            files.without = own
+            files.without = {*own, *self.foreign}
             source = input_of(files, spec.input.format)
             return ingest(store, spec, source, work, files, bind=bind, disk_share=self.disk_share)
 
