@@ -9,6 +9,7 @@ from typing import Any
 
 import openpyxl
 import pytest
+from fastmcp.exceptions import ToolError
 from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
 from openpyxl.worksheet.table import Table
 from openpyxl.worksheet.worksheet import Worksheet
@@ -256,6 +257,18 @@ async def test_a_tool_adds_a_column_too(bench, sheet, tools):
             await ran(call, prompt=f"{column} of {{{{text}}}}", **options)
     assert _column(sheet, "answer") == ["echo: answer of tea", "echo: answer of milk"]
     assert _column(sheet, "Topic") == ["echo: Topic of tea", "echo: Topic of milk"]
+
+
+async def test_a_tool_replaces_its_own_columns_without_a_question(bench, sheet, tools):
+    options = {"input_file": "book.xlsx#Reviews", "output_file": "book.xlsx#Reviews", "answer_column": "Topic"}
+    async with tools() as call:
+        await ran(call, prompt="Topic of {{text}}", **options)
+        await ran(call, prompt="Topic of {{text}}", **options, overwrite=True)
+        _save(sheet, lambda found: found.cell(1, 20, "note"))
+        await ran(call, prompt="Topic of {{text}}", **options, overwrite=True)
+        _save(sheet, lambda found: found.cell(2, 3, "by hand"))
+        with pytest.raises(ToolError, match="cannot ask its user about `overwrite`"):
+            await ran(call, prompt="Topic of {{text}}", **options, overwrite=True)
 
 
 # ---- what Excel shows

@@ -278,7 +278,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         try:
             _check_source(input_file, output_file, prompts, files, values)
             if values["overwrite"] and output_file:
-                foreign = await asyncio.to_thread(running.visible.foreign_output, output_file)
+                target = output_file, input_file, values.get("answer_column")
+                foreign = await asyncio.to_thread(running.visible.foreign_output, *target)
                 if foreign is not None:
                     await questions.check_replacing(ctx, *foreign, asks=not validate)
             form = {"schema": None, "choices": None, **answer_forms(values)}

@@ -11,14 +11,17 @@ from promptmill.core.errors import input_error
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.databases import Stamp
+from promptmill.jobs.export.output import is_own
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import ID, Folder
 from promptmill.jobs.store.index import JobFolders, no_job
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.status_record import Status
-from promptmill.system.safe_open import home_expanded
+from promptmill.jobs.store.stored import AnswerForm
+from promptmill.system.safe_open import home_expanded, real_path
 
 
 class VisibleJobs:
@@ -110,11 +113,15 @@ class VisibleJobs:
         """Return whether the answers of a job are only in its database, because its rows came in a call."""
         return self.folders.owner(spec.output.path) is not None
 
-    def foreign_output(self, text: str) -> tuple[Path, Stamp] | None:
+    def foreign_output(self, text: str, source: object, column: object) -> tuple[Path, Stamp] | None:
         """Return the file at a job's output, and its stamp, if the job did not make the file; else None. Blocks.
 
-        Raises as `CallPaths.allowed` does.
+        `source`, `column`: `input_file` and `answer_column` of the call. Raises as `CallPaths.allowed` does.
         """
         output = self.paths.allowed(text, "output_file")
-        there, made = members.stamp(output), self.folders.of(output).result
-        return None if there is None or (made is not None and made.is_own(there)) else (output, there)
+        there = members.stamp(output)
+        inputs = (real_path(self.paths.rule.placed(home_expanded(source))),) if isinstance(source, str) else ()
+        form = AnswerForm(column=column) if isinstance(column, str) else AnswerForm()
+        folder = self.folders.of(JobOrder(inputs=inputs, output=output, form=form).target)
+        is_its_own = (spec := folder.spec) is not None and is_own(spec, folder.result, there)
+        return None if there is None or is_its_own else (output, there)
