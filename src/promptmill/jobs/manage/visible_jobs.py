@@ -122,6 +122,6 @@ class VisibleJobs:
         there = members.stamp(output)
         inputs = (real_path(self.paths.rule.placed(home_expanded(source))),) if isinstance(source, str) else ()
         form = AnswerForm(column=column) if isinstance(column, str) else AnswerForm()
-        folder = self.folders.of(JobOrder(inputs=inputs, output=output, form=form).target)
+        folder = self.folders.of(JobOrder.target_of(inputs, output, form))
         is_its_own = (spec := folder.spec) is not None and is_own(spec, folder.result, there)
         return None if there is None or is_its_own else (output, there)

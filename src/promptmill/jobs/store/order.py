@@ -244,6 +244,11 @@ class JobOrder(Stored):
         """The shard in `shard`, parsed. Raises `PromptmillError` (`invalid_input`)."""
         return None if self.limits.shard is None else Shard.parse(self.limits.shard)
 
+    @classmethod
+    def target_of(cls, inputs: tuple[Path, ...], output: Path, form: AnswerForm) -> Path:
+        """Return the `target` of an order with these values."""
+        return cls(inputs=inputs, output=output, form=form).target
+
     @property
     def target(self) -> Path:
         """The output of the job: `output`, its shard file, or a column of the sheet that has the rows."""
