@@ -20,6 +20,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.answering.costs import lacking
 from promptmill.answering.likely import ASSUMED
 from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
@@ -45,7 +46,8 @@ from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Shown
+from promptmill.jobs.store.order import JobOrder, Shown
+from promptmill.jobs.store.stored import Target
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.table import groups
@@ -146,11 +148,23 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 def _precheck(arguments: argparse.Namespace, configuration: Configuration, *, has_rows: bool) -> None:
     """Check a command without running it. `has_rows`: its input is there, and is checked too. Raises as `_run`."""
     _check(arguments)
-    values = _read_options(arguments)
+    values, configuration = _read_options(arguments), decided(configuration)
+    if arguments.max_cost is not None:
+        _check_budget(JobOrder.of((), Path(arguments.output), {**values, "from_job": None}), configuration)
     if has_rows:
         folders = JobFolders.from_environ()
-        with open_job(Rows(arguments.input), arguments.output, values, decided(configuration), folders) as job:
+        with open_job(Rows(arguments.input), arguments.output, values, configuration, folders) as job:
             job.check()
+
+
+def _check_budget(order: JobOrder, configuration: Configuration) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if a model of an order lacks what a budget needs."""
+    first, named = configuration.plan, configuration.names
+    models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
+    own = {name: configuration.plan_of(name) if name in named else first.with_model(name) for name in models if name}
+    asked = [order.plan.answering(name, own.get(name, first)) for name in models]
+    if (error := lacking(asked, rows_set=order.question.rows_set)) is not None:
+        raise error
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:

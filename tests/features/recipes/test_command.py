@@ -205,6 +205,11 @@ def test_a_budget_without_a_price_is_refused_before_the_first_step(recipes):
     assert "recipe.yaml, line 1: max_cost: the price of test-model is not known" in recipes.refused()
 
 
+def test_a_budget_without_a_limit_of_the_answers_is_refused_before_the_first_step(recipes):
+    recipes.write(f"max_cost: 100\n{RECIPE}    set: ['sampling_params.max_tokens=null']\n")
+    assert "line 1: max_cost: nothing limits the answers of test-model; add `max_tokens: " in recipes.refused()
+
+
 def test_the_cost_of_jobs_that_are_no_longer_used_counts(recipes):
     recipes.write(f"max_cost: 100\n{RECIPE}")
     spent = recipes.figures()["spent"]

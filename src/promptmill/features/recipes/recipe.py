@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill.answering.costs import unknown_price
-from promptmill.answering.prices import price_of
+from promptmill.answering.costs import lacking
 from promptmill.backends import registry
 from promptmill.cli.error_words import option_of
 from promptmill.cli.options import configuration_of
@@ -197,8 +196,8 @@ class Recipe:
         try:
             configuration = configuration_of(arguments)
             registry.check_key(configuration.plan)
-            if self.max_cost is not None and price_of(plan := decided(configuration).plan) is None:
-                raise unknown_price(plan)
+            if self.max_cost is not None and (error := lacking([decided(configuration).plan], rows_set=True)):
+                raise error
             if "precheck" in arguments and is_whole:
                 files = [Path(_file(name)) for name in step.reads(arguments)]
                 is_there = bool(files) and all(file.is_file() for file in files)
