@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -215,6 +216,17 @@ def test_the_cost_of_jobs_that_are_no_longer_used_counts(recipes):
     spent = recipes.figures()["spent"]
     recipes.write(f"max_cost: 100\n{RECIPE.replace('notes.jsonl', 'other.jsonl')}")
     assert recipes.figures()["spent"] > 1.2 * spent
+
+
+def test_the_cost_of_a_removed_job_counts_beside_that_of_its_successor(recipes):
+    recipes.write(f"max_cost: 100\n{RECIPE}")
+    spent = recipes.figures()["spent"]
+    for number in (2, 3):
+        shutil.rmtree(recipes.path / ".promptmill" / "facts.csv.job")
+        (recipes.path / "facts.csv").unlink()
+        found = recipes.figures()
+        spent += found["cost"]
+        assert found["spent"] == pytest.approx(spent), number
 
 
 def test_labels_of_topics_are_choices_of_the_next_step(recipes, monkeypatch):

@@ -105,6 +105,8 @@ class Spending:
     def begin(self, opened: OpenJob) -> OpenJob:
         """Return a job that costs at most what the other jobs leave."""
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
+        if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
+            self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # its place is that of a new job
         self.costs[_key(folder)] = self._cost(folder)
         self._before = _recorded(folder)
         self._write()
