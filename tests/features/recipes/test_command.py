@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 
 from hidden_topics import PROMPT, models, table
@@ -296,6 +297,27 @@ steps:
     done = recipes.run("--dry-run")
     assert "step 1: improve has no estimate\n  step 2: no estimate before step 1 has written best.txt" in done.stdout
     assert "1 best.txt" in done.stdout
+
+
+def test_steps_fill_columns_of_one_sheet(recipes):
+    book = openpyxl.Workbook()
+    for row in (["text"], *([f"order {n}"] for n in range(ROWS))):
+        book.active.append(row)
+    book.save(recipes.path / "b.xlsx")
+    steps = [
+        f"  - bulk: [b.xlsx, b.xlsx]\n    prompt: '{name}? {asked}'\n    answer_column: {name}\n"
+        for name, asked in (("Mood", "{{text}}"), ("Topic", "{{Mood}} {{text}}"))
+    ]
+    recipes.write("".join(["steps:\n", *steps]))
+    recipes.upstream.reply = answer("fine")
+    recipes.run()
+    assert recipes.asked() == {"Mood?": ROWS, "Topic?": ROWS}
+    head, first, *_ = openpyxl.load_workbook(recipes.path / "b.xlsx").active.values
+    assert {"text": "order 0", "Mood": "fine", "Topic": "fine"}.items() <= dict(zip(head, first, strict=True)).items()
+    recipes.run()
+    assert not recipes.asked()
+    recipes.write("".join(["steps:\n", steps[0], steps[0]]))
+    assert "b.xlsx is the output of step 1, too; name another" in recipes.refused()
 
 
 def test_failed_rows_do_not_stop_a_recipe_and_a_failed_step_does(recipes):

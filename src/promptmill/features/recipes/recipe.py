@@ -179,7 +179,7 @@ class Recipe:
                 raise step.located(error) from None
             parsed.append((step, arguments, unread))
             for name in step.writes(arguments):
-                if (other := outputs.setdefault(_path(name), step)) is not step:
+                if (other := outputs.setdefault(_filled(name, step, arguments), step)) is not step:
                     raise step.place.error(f"{name} is the output of step {other.number}, too; name another file.")
                 outputs.setdefault(_file(name), step)
         for step, arguments, _ in parsed:
@@ -224,6 +224,14 @@ def _amount(entry: Entry | None) -> float | None:
 
 def _path(name: str) -> str:
     return os.path.normpath(home_expanded(name).absolute())
+
+
+def _filled(name: str, step: Step, arguments: argparse.Namespace) -> str:
+    """Return the path of an output; if it is a sheet that the step reads and fills, that of the column."""
+    column = getattr(arguments, "answer_column", None)
+    if not column or _file(name) not in map(_file, step.reads(arguments)):
+        return _path(name)
+    return _path(str(members.with_column(home_expanded(name), column)))
 
 
 def _file(name: str) -> str:
