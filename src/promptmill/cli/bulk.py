@@ -20,7 +20,6 @@ from typing import Any
 
 import orjson
 
-from promptmill.answering.costs import lacking
 from promptmill.answering.likely import ASSUMED
 from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
@@ -36,7 +35,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error, redact, 
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
 from promptmill.jobs import members
-from promptmill.jobs.door import OpenJob, Rows, Telling, decided, open_job
+from promptmill.jobs.door import OpenJob, Rows, Telling, check_budget, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
@@ -46,8 +45,7 @@ from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Shown
-from promptmill.jobs.store.stored import Target
+from promptmill.jobs.store.order import Shown
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.table import groups
@@ -150,21 +148,11 @@ def _precheck(arguments: argparse.Namespace, configuration: Configuration, *, ha
     _check(arguments)
     values, configuration = _read_options(arguments), decided(configuration)
     if arguments.max_cost is not None:
-        _check_budget(JobOrder.of((), Path(arguments.output), {**values, "from_job": None}), configuration)
+        check_budget(values, configuration)
     if has_rows:
         folders = JobFolders.from_environ()
         with open_job(Rows(arguments.input), arguments.output, values, configuration, folders) as job:
             job.check()
-
-
-def _check_budget(order: JobOrder, configuration: Configuration) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if a model of an order lacks what a budget needs."""
-    first, named = configuration.plan, configuration.names
-    models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
-    own = {name: configuration.plan_of(name) if name in named else first.with_model(name) for name in models if name}
-    asked = [order.plan.answering(name, own.get(name, first)) for name in models]
-    if (error := lacking(asked, rows_set=order.question.rows_set)) is not None:
-        raise error
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:

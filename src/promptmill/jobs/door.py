@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from promptmill.answering.costs import lacking
 from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -55,6 +56,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Reading, Shown, as_written
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import RunStatus, Status
+from promptmill.jobs.store.stored import Target
 from promptmill.options.table import errors_about
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -194,6 +196,18 @@ async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunSta
 def decided(configuration: Configuration) -> Configuration:
     """Return the configuration with its backend and model resolved, because both are part of a job. Blocks."""
     return runtime.run_anywhere(choosing.decided(configuration)) if configuration.plan.is_open else configuration
+
+
+def check_budget(options: Mapping[str, Any], configuration: Configuration) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if a model of a job, whose rows may be missing yet, lacks what a
+    budget needs."""
+    order = JobOrder.of((), Path("-"), {**options, "from_job": None})
+    first, named = configuration.plan, configuration.names
+    models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
+    own = {name: configuration.plan_of(name) if name in named else first.with_model(name) for name in models if name}
+    asked = [order.plan.answering(name, own.get(name, first)) for name in models]
+    if (error := lacking(asked, rows_set=order.question.rows_set)) is not None:
+        raise error
 
 
 def reopened(
