@@ -220,7 +220,7 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md does not exist"),
     ({"files": ["gone/*.md"], "prompt": "{{content}}"}, "no file matches gone/*.md; check the folder"),
-    ({"files": ["/*.md"], "prompt": "{{content}}"}, "or an invalid path; name files inside"),
+    ({"files": ["/*.md"], "prompt": "{{content}}"}, "or an invalid path; name other files"),
     ({"files": ["*" + "?" * 5000], "prompt": "{{content}}"}, "no path is that long"),
 ]
 

@@ -436,6 +436,7 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
         ):
             said = await talk.error("bulk_generate", **asked, prompt="{{text}}")
             assert f"no `allowed_roots` is set, and {place}, where the server started, is too much" in said
+            assert "inside" not in said
         result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(home / "a.png")]])
         assert "no `allowed_roots` is set" in result.structured_content["errors"][0]["message"]
         assert (await talk.answers("no file")) == ["echo: no file"]

@@ -48,7 +48,11 @@ async def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(talk, u
     upstream.reply = status(404, "The model `test-model` does not exist")
     result = await _generate(talk, "a")
     assert text(result).endswith(
-        "The endpoint has qwen3-8b: name one with `model`, or with `model_name` in the configuration."
+        "The endpoint has qwen3-8b: name one with `model` (or `model_name` in `generation_init` or the configuration)."
+    )
+    upstream.models = ["test-model-2"]
+    assert text(await _generate(talk, "b")).endswith(
+        "Did you mean test-model-2? `model` (or `model_name` in `generation_init` or the configuration) chooses it."
     )
     assert "promptmill models --check" not in text(result)
     assert codes(result) == {0: "not_found"}

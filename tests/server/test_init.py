@@ -67,6 +67,8 @@ OPENAI = "backend_configs.openai"
 
 
 async def test_another_program_in_the_place_of_a_backend_is_told_before_what_else_is_missing(talk):
+    said = await talk.error("generation_init", backend_configs={"openai": {"model_name": "x"}})
+    assert said == "sampling_params is missing; send an object; {} keeps what is set."
     said = await talk.error("generation_init", backend="ollama")
     assert said.startswith("backend: ollama is not a backend but a server")
 

@@ -379,7 +379,8 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     for name in schema.get("required", ()):
         if name not in arguments:
             kinds = _kinds(properties[name])
-            lines.append(f"{name} is missing; send {_WORDS.get(kinds[0], 'it') if kinds else 'it'}.")
+            kept = "; {} keeps what is set" if "object" in kinds else ""
+            lines.append(f"{name} is missing; send {_WORDS.get(kinds[0], 'it') if kinds else 'it'}{kept}.")
     for name, value in arguments.items():
         kinds, given = _kinds(properties.get(name, {})), _json_types(value)
         wanted = [kind for kind in kinds if kind != "null"]

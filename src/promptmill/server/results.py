@@ -147,7 +147,7 @@ async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Seq
     lacking = next((one for one in outcomes if _lacks_model(one)), None)
     if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
         return outcomes
-    how = "`model`, or with `model_name` in the configuration"
+    how = "`model` (or `model_name` in `generation_init` or the configuration)"
     if not (meant := await choosing.meant_model(plan, lacking.error, how)):
         return outcomes
     hint = f"{meant[0].upper()}{meant[1:]}"

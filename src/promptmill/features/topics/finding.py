@@ -137,6 +137,8 @@ class Finding:
         if split is not None:
             topics, rows = split, drawn.fresh
             labels = self._labelled(topics, rows, is_certain=False)
+        if without := [topic.label for topic in topics if not topic.definition]:
+            self.notes.append(f"without a definition: {listed(without, 5)}")
         again = self._labelled(topics, rows, in_other_order=True)
         every = list(zip(rows, labels, strict=True))
         if drawn.is_all:
@@ -213,10 +215,7 @@ class Finding:
     def _defined(self, topics: Sequence[Topic], *, is_certain: bool = True) -> list[Topic]:
         asked = definitions(self.prompt, topics)
         step = Step("defined", f"definitions of {counted(len(topics), 'topic')}", is_certain)
-        found = defined(topics, [reply for reply in self._replies(step, asked) if reply is not None])
-        if without := [topic.label for topic in found if not topic.definition]:
-            self.notes.append(f"without a definition: {listed(without, 5)}")
-        return found
+        return defined(topics, [reply for reply in self._replies(step, asked) if reply is not None])
 
     def _replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
         self.tell(step.words)

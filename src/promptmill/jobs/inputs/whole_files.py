@@ -246,7 +246,7 @@ class FoundFiles:
         except FileNotFoundError:  # below a folder that is allowed
             raise input_error(f"`files`: no file matches {name:.200}; check the folder and the pattern.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
-            outside = f"is outside {self._rule.words}, or an invalid path; name files inside."
+            outside = f"is outside {self._rule.words}, or an invalid path; name other files."
             raise input_error(f"`files`: {name:.200} {outside}") from None
 
     def _matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:

@@ -85,8 +85,9 @@ class CallPaths:
             if rule.roots and not rule.is_shared:
                 whole = f"its whole path, such as {rule.roots[0] / path.name}"
             use, folder = ("Use a file inside", path.parent) if path.anchor else (f"Name {whole}", "/the/whole/path")
+            who = f"{use}, or whoever" if rule.roots else "Whoever"
             raise input_error(
-                f"{name} is outside {rule.words}. {use}, or whoever runs the server allows its folder: "
+                f"{name} is outside {rule.words}. {who} runs the server allows its folder: "
                 f"`allowed_roots: [{json.dumps(str(folder))}]` in parameter.yaml."
             ) from None
         except RefusedError as error:
