@@ -38,7 +38,6 @@ _SEARCHES: Mapping[str, Mapping[str, float]] = {
     "anthropic": {"": 10.0},
     "google": {"gemini-1": 35.0, "gemini-2": 35.0, "": 14.0},
     "perplexity": {"": 2.5},
-    "xai": {"": 5.0},
 }
 _A_THOUSAND = 1_000
 DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")

@@ -231,14 +231,14 @@ def test_an_invalid_option_is_named_and_not_the_file_without_it(monkeypatch, tmp
     file = tmp_path / "own.yaml"
     file.write_text("sampling_params: {temperature: 0}\n")
     for option, value, said in (
-        ("--language", "de", "error: --language: needs py3langid. Run:"),
+        ("--language", "de", "error: --language: needs py3langid; `"),
         ("--match", "(", "error: --match: is no regular expression"),
     ):
         assert cli.main(["generate", "Hi", "--config", str(file), option, value]) == 2
         assert capsys.readouterr().err.startswith(said)
     file.write_text("sampling_params: {language: de}\n")
     assert cli.main(["generate", "Hi", "--config", str(file)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {file}: sampling_params.language: needs py3langid.")
+    assert capsys.readouterr().err.startswith(f"error: {file}: sampling_params.language: needs py3langid; `")
 
 
 def test_a_language_is_known_without_loading_what_tells_languages_apart(monkeypatch):
