@@ -18,6 +18,7 @@ OF_A_PERSON = {
     "options/table.py": "one line of help for all faces, whose own texts are in `Argument`",
     "config/settings.py": "the documentation of the configuration",
     "features/report": "a page for a person",
+    "features/openai_server/endpoints.py": "an error of HTTP that names the command for the server's operator",
     "server/stdio.py": "a person who starts the server in a terminal",
     "jobs/inputs/row_secrets.py": "a file that tools do not read: only a person can answer it",
 }

@@ -174,7 +174,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 def _backend_of(service: Service, backend_configs: JsonObject) -> str:
     """Return the backend of a call that names none: that of its only block, or without a block the configured one.
 
-    (A trusted client gets the tool's default instead, as from UltraRAG's server.) Raises `PromptmillError`
+    (A trusted client gets the tool's default instead, as from its own server.) Raises `PromptmillError`
     (`invalid_config`) for several blocks, and without a block if an earlier call chose another backend.
     """
     blocks, running, configured = _blocks(backend_configs), service.plan.backend, service.configured_backend
