@@ -212,13 +212,24 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
                 reviewed.save(tmp_path / name)
         (tmp_path / "JOB.decisions.csv").write_text(f"row,label,key,text\n1,positive,{key},good\n")
     if command.startswith("jobs"):
-        part = ["--shard", "1/1"] if "--join" in command else ["--limit", "5"]
-        output, form = (
-            ("out.csv", ["--fields", "items:rows(item)"]) if "--rows-from" in command else ("answers.jsonl", [])
-        )
+        part = ["--shard", "1/1"] if "--join" in command else [] if "--forget" in command else ["--limit", "5"]
+        output, form = ("labels.csv" if "labels.csv" in command else "answers.jsonl", [])
+        if "--rows-from" in command:
+            output, form = "out.csv", ["--fields", "items:rows(item)"]
         done = run("bulk", "prompts.jsonl", output, *part, *form, "--json")
         assert done.returncode == 0, done.stderr
         job = json.loads(done.stdout)["job_id"]
+    if "book.xlsx" in command:
+        book = openpyxl.Workbook()
+        for row in (["id", "text"], [1, "Where is my parcel?"], [2, "You are too dear."]):
+            book.active.append(row)
+        book.save(tmp_path / "book.xlsx")
+        if command.startswith("jobs"):
+            done = run("bulk", "book.xlsx", "book.xlsx", "--prompt", "Topic? {{text}}", "--answer-column", "Topic")
+            assert done.returncode == 0, done.stderr
+    if command.startswith("run"):
+        step = {"bulk": ["reviews.csv", "labels.csv"], "prompt": "Is it good? {{text}}"}
+        (tmp_path / "recipe.yaml").write_text(json.dumps({"steps": [step]}))
     fill = {
         "JOB": job,
         "ID": job,

@@ -11,7 +11,8 @@ from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict
 
 _DIGITS = 2
-_IN_OUT = re.compile(r"\d*\.?\d+/\d*\.?\d+")
+_AMOUNT = r"(?:\d+(?:\.\d+)?|\.\d+)"
+_IN_OUT = re.compile(rf"{_AMOUNT}/{_AMOUNT}")
 _CLOSE = 1e-9  # the largest rounding error of a sum of amounts
 
 

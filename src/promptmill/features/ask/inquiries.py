@@ -18,7 +18,7 @@ from promptmill.jobs.rows.template import places_in
 from promptmill.jobs.store.spec import InputSpec
 
 _SECTION, _MARK = f"\n\n{SIGN}\n\n", re.compile(rf"{SIGN}\[([^{SIGN}]+)\]{SIGN}")
-_PLACE = re.compile(r"\{\{-?\s*([^{}]+?)\s*-?\}\}")
+_PLACE = re.compile(r"\{\{-?([^{}]*)\}\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,8 @@ def template_of(levels: Sequence[Sequence[Inquiry]]) -> str:
 
 def _marked(inquiry: Inquiry) -> str:
     def mark(place: re.Match[str]) -> str:
-        return f"{SIGN}[{place[1]}]{SIGN}" if place[1] in inquiry.needs else place[0]
+        name = place[1].removesuffix("-").strip()
+        return f"{SIGN}[{name}]{SIGN}" if name in inquiry.needs else place[0]
 
     return _PLACE.sub(mark, inquiry.template)
 

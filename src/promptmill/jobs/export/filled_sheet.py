@@ -148,7 +148,7 @@ class _Added:
             if of_sheet is None or int(of_sheet[1]) != sheet:
                 return found[0]
             ref = self.extended(found[3].replace(b"$", b"").decode())
-            return found[1] + found[2] + re.sub("([A-Z]+)([0-9]+)", r"$\1$\2", ref).encode()
+            return found[1] + found[2] + re.sub("(?<![A-Z])([A-Z]+)([0-9]+)", r"$\1$\2", ref).encode()
 
         name = (
             rb"(<(?:[\w.-]+:)?definedName\b[^<>]*_xlnm\._FilterDatabase[^<>]*>)([^<>]*!)(\$[A-Z]+\$\d+:\$[A-Z]+\$\d+)"
