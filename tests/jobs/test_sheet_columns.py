@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,23 @@ def test_python_adds_a_column_too(bench, sheet):
     assert _column(sheet, "Topic") == ["echo: Topic of tea", "echo: Topic of milk"]
     with pytest.raises(PromptmillError, match="another question in the column `answer`"):
         promptmill.bulk(name, name, prompt="Mood of {{text}}", **options)
+
+
+@pytest.mark.features("review")
+def test_a_label_of_one_column_is_taken_beside_another(bench, sheet):
+    bench.upstream.reply = answer("good")
+    bench.succeed(*_TONE, "--choices", "good,bad")
+    bench.succeed(*_TOPIC)
+    command = [sys.executable, "-m", "promptmill", "review", str(bench.output), "--sample", "2", "-o", "review.xlsx"]
+    assert not bench.here(command, bench.path).returncode
+    _save(bench.path / "review.xlsx", lambda rows: _label(rows, "bad"))
+    taken = bench.here([*command[:-4], "--take", "review.xlsx"], bench.path)
+    assert "2 labels taken" in taken.stdout, taken.stderr
+    assert _column(sheet, "answer") == ["bad", "bad"]
+    assert _column(sheet, "Topic") == ["good", "good"]
+
+
+def _label(rows: Worksheet, label: str) -> None:
+    column = [cell.value for cell in rows[1]].index("label") + 1
+    for at in range(2, rows.max_row + 1):
+        rows.cell(at, column, label)

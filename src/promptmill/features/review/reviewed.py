@@ -343,7 +343,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     if isinstance(spec.plan, Decides):
         spec.plan.check_reviewable(spec.job_id)
     there = members.stamp(spec.output.path) if spec.output.format else None
-    if there is not None and (made is None or not made.is_own(there)):
+    if there is not None and not output.is_own(spec, made, there):
         remedy = "repeat the command of the job, which sends nothing" if spec.fills_input else "move it away"
         raise input_error(f"{spec.output.path} has changed since the job wrote it; {remedy}, and take them again.")
     known = [*(labels if spec.output.answer_schema is None else ()), *labels_of_job(store, spec.output)]
