@@ -24,6 +24,7 @@ from promptmill.jobs.store.stored import Question
 class Ask(Plan):
     """Asks the questions of each row in several requests, and joins the answers."""
 
+    has_own_forms: ClassVar[bool] = True
     shows_sent: ClassVar[bool] = True
 
     questions: tuple[AskedQuestion, ...]

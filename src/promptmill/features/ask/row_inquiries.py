@@ -16,7 +16,6 @@ from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import (
-    SYSTEM_ROLES,
     Conversation,
     Fields,
     Made,
@@ -106,7 +105,7 @@ class RowInquiries:
         fields = _evidence(filled) if part.is_evidence else filled[0]
         own = request.sampling
         sampling = once(self._samplings, lambda: own.model_copy(update=part.changes), own, part)
-        *before, last = self._without_words(request.conversation, own).messages
+        *before, last = request.conversation.messages
         conversation = Conversation((*before, _with_text(last, text_of(fields))))
         return request.changed(
             conversation=conversation.composed("", registry.shown_by(self._config, sampling)),
@@ -117,17 +116,6 @@ class RowInquiries:
             attempts=0,
             choice=part.sections[0],
         )
-
-    def _without_words(self, conversation: Conversation, sampling: Sampling) -> Conversation:
-        """Return the conversation without the words about the form of the whole answer."""
-        words = registry.shown_by(self._config, sampling).words
-        first, *others = conversation.messages
-        if not words or first.role not in SYSTEM_ROLES or not isinstance(first.content, str):
-            return conversation
-        own = first.content.removesuffix(words)
-        if own == first.content:
-            return conversation
-        return Conversation((*([replace(first, content=own.removesuffix("\n\n"))] if own else []), *others))
 
 
 def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[Section]) -> RowPart:

@@ -252,7 +252,7 @@ def reader_of(
         plan.record.other_paths,
     )
     has_form = spec.input.kind.rows != "requests" and settings.sampling_params.sets(OF_FORM)
-    has_form = has_form and not registry.decides(plan)
+    has_form = has_form and not registry.decides(plan) and not spec.plan.has_own_forms
     shows = not spec.names_form or registry.shows_forms(plan)
     return RowReader(
         row_kind(input_format),

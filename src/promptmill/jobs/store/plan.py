@@ -137,6 +137,8 @@ class Plan(OrderPart):
     """The columns that `marks` fills."""
     follows: ClassVar[bool] = True
     """Whether an answer is final when it is recorded, so that a live output may include it."""
+    has_own_forms: ClassVar[bool] = False
+    """Whether the requests that replace a row's have forms of their own, so that its prompt has no words about one."""
     shows_sent: ClassVar[bool] = False
     """Whether a validation shows the prompts of the requests of `sending`, in place of the prompts of rows."""
     all_may_fail: ClassVar[bool] = True
