@@ -32,7 +32,7 @@ TIERS = ("batches", "flex", "priority")
 # US dollars for 1,000 searches of the web, by provider and beginnings of models; the first that fits counts. As others
 # quoted the providers' pages by November 2026: developers.openai.com/api/docs/pricing, "Web search tool" of
 # platform.claude.com, ai.google.dev/gemini-api/docs/pricing (without the free allowance),
-# docs.perplexity.ai/docs/getting-started/pricing, docs.x.ai/developers/pricing. `search` in `price` overrides them.
+# docs.perplexity.ai/docs/getting-started/pricing. `search` in `price` overrides them.
 _SEARCHES: Mapping[str, Mapping[str, float]] = {
     "openai": {"gpt-4o-search": 25.0, "gpt-4o-mini-search": 25.0, "": 10.0},
     "anthropic": {"": 10.0},
