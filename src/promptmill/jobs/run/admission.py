@@ -260,7 +260,7 @@ def _begun(
     if spec.chooses:
         spec = spec.model_copy(update={"targets": _with_copies(spec.targets)})
     if begun is not None and made is not None:
-        if made.is_own(there):
+        if is_own(begun, made, there):
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))
         earlier = order.earlier
         is_same = begun.shape == spec.shape and begun.targets == spec.targets and begun.plan == spec.plan
