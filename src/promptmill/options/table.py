@@ -490,9 +490,7 @@ LIMITS = (
         "stop before the job costs more, in US dollars",
         flag=Flag(metavar="AMOUNT", read="promptmill.options.flag_values:amount", is_common=True),
         argument=Argument(
-            words="most US dollars for the job; needs a known price and `max_tokens`",
-            is_common=True,
-            least=0,
+            words="most US dollars for the job; needs a known price, and of texts `max_tokens`", is_common=True, least=0
         ),
         keys=["max_cost"],
     ),
