@@ -156,7 +156,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     (tmp_path / "gold.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     job = ""
     for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
-        if command.startswith("compare") or "--rows" in command:
+        if command.startswith("compare"):
             (tmp_path / name.replace("labels", "summaries")).write_text(f"text,answer\ngood,{name}\n")
             (tmp_path / name).write_text("text,label,answer\ngood,positive,positive\nbad,negative,positive\n")
             (tmp_path / "labels.csv").write_text("text,variant,answer\ngood,a,positive\ngood,b,positive\n")

@@ -173,7 +173,7 @@ def test_a_model_that_follows_the_instructions_labels_a_file(run, tmp_path):
     assert model.closing in run("pydantic-ai", model)
     assert model.results[0]["rows"] == 2
     assert [row["answer"] for row in model.results[-1]["rows"]] == [
-        "echo: Is this review positive? Good",
-        "echo: Is this review positive? Bad",
+        "echo: Is this review positive or negative? Good",
+        "echo: Is this review positive or negative? Bad",
     ]
     assert (tmp_path / "labels.csv").exists()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from docx import Document
+from fsspec.registry import _registry
 
 from pdf_files import pdf_of_texts
 from promptmill.core.errors import Code, PromptmillError
@@ -71,6 +72,7 @@ def _make(path: Any) -> None:
     ],
 )
 def test_a_url_names_the_package_of_its_store(without, monkeypatch, url, hidden, said, command):
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)  # another test may have used the store
     without(hidden)
     if hidden == "fsspec":
         for name in [name for name in sys.modules if name.startswith("fsspec.")]:
