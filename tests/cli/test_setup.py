@@ -31,7 +31,7 @@ def test_a_server_with_one_model_needs_no_name_for_it(init, tmp_path, upstream):
     code, out, _ = init(said=f"1\n{upstream.url}\n\n")
     assert code == 0
     assert "ok    models: test-model" in out
-    assert "model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+    assert "    model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
 
 
 def test_of_several_models_one_is_chosen(init, tmp_path, upstream):
@@ -53,7 +53,7 @@ def test_where_nobody_can_choose_a_model_the_models_are_told(init, tmp_path, ups
 def test_the_only_model_of_a_server_needs_nobody_who_chooses_it(init, tmp_path, upstream):
     code, _, _ = init("--base-url", upstream.url)
     assert code == 0
-    assert "model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+    assert "    model_name" not in (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
 
 
 def test_an_address_that_cannot_be_is_told_before_a_file_is_written(init, tmp_path):
@@ -87,6 +87,28 @@ def test_an_option_answers_its_question(init, upstream):
     code, out, _ = init("--base-url", upstream.url, "--model", "m")
     assert code == 0
     assert "Where" not in out
+
+
+def test_other_options_are_written_too(init, tmp_path, upstream):
+    given = ("--price", "0.1/0.4", "--temperature", "0", "--concurrency", "7", "--set", "max_cost=2")
+    strong = ("--set", "models.strong.openai.model_name=large", "--set", "models.strong.price={input: 2, output: 8}")
+    code, out, _ = init(upstream.url, "-m", "qwen3:8b", *given, *strong)
+    assert code == 0, out
+    text = (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+    assert "# max_tokens" in text
+    assert "# max_cost" not in text
+    settings = Configuration.load(tmp_path / "parameter.yaml").plan.settings
+    assert settings.prices["qwen3:8b"].input == 0.1
+    assert settings.models["strong"].openai.model_name == "large"
+    assert (settings.max_cost, settings.sampling_params.temperature) == (2, 0)
+    assert settings.backend_configs.openai.concurrency == 7
+
+
+def test_an_option_that_is_wrong_is_told_before_the_file_is_written(init, tmp_path, upstream):
+    code, _, err = init(upstream.url, "-m", "qwen3:8b", "--set", "openai.timeout=3")
+    assert code == 2
+    assert "backend_configs: {openai: …}" in err
+    assert not (tmp_path / "parameter.yaml").exists()
 
 
 def test_a_providers_key_is_named_and_never_written(init, tmp_path, monkeypatch):

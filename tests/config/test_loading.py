@@ -564,7 +564,7 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
         ("backend: vllm\nmodel: x", "for hf, vllm and openvino it is `model_name_or_path`."),
         (
             "backend: openai\nopenai: {model_name: x}",
-            "openai: unknown key; it belongs below backend_configs; indent it",
+            "openai: unknown key; it belongs below backend_configs: `backend_configs: {openai: …}`",
         ),
         (
             "model_list: [{model_name: x}]",

@@ -74,6 +74,20 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
         raise naming_option(error, arguments) from None
 
 
+def settings_given(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return the settings from options and `--set`, by path. `raw`: the file's content.
+
+    Raises `PromptmillError` (`invalid_config`).
+    """
+    from promptmill.config.loading import assigned
+
+    try:
+        given = _overrides(arguments, raw) | _schema(arguments)
+    except PromptmillError as error:
+        raise naming_option(error, arguments) from None
+    return given | {tuple(path.split(".")): value for path, value in assigned(arguments.set).items()}
+
+
 def naming_option(error: PromptmillError, arguments: argparse.Namespace) -> PromptmillError:
     """Return an error about a configuration key with the option that set the key in place of the key's path."""
     first, *others = error.parts

@@ -8,9 +8,11 @@ import hashlib
 import os
 import re
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import orjson
@@ -18,16 +20,17 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.options import add_shared, configuration_of
+from promptmill.cli.options import add_shared, configuration_of, settings_given
 from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.backends import AUTO, EMBEDDED
 from promptmill.config.loading import Configuration
-from promptmill.config.parameter_file import FILE_NAME
+from promptmill.config.parameter_file import FILE_NAME, parsed
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import client_command
 from promptmill.core.request import conversation_from_prompt
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import counted, listed
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -44,14 +47,31 @@ _ONLY = "the only one it has"
 _OF_THIS_MACHINE = "http://127.0.0.1"
 _ADDRESS = re.compile(r"https?:/|[\w.-]+:\d")
 _LOOK_S = 0.2
+_OF_ENDPOINT = """\
+    # concurrency: 64  # most requests in flight; a server of your own gets more for as long as it answers more
+    # rpm: 500         # most requests a minute, if the provider has such a limit
+"""
+_OF_SAMPLING = """\
+  # temperature: 0   # always the likeliest answer; left out, the model's own default counts
+  # max_tokens: 4096 # longest answer, thinking included; left out, the endpoint's own limit counts
+"""
+_OF_ALL = """\
+# system_prompt: You are brief.
+# max_cost: 5.00     # most that a job, or a server, may spend (US dollars, where the price is known)
+# cache: true        # keep answers at temperature 0 and never pay for them twice
+# models:            # more models, each for `--model` by its name
+#   strong: {openai: {provider: openai, model_name: gpt-5}, price: {input: 1.25, output: 10}}
+"""
 
 
 class SetupAnswers(NamedTuple):
-    """The content of the new file. `block`: the keys of the backend's block, as `(key, value, comment)`."""
+    """The content of the new file. `block`: the keys of the backend's block, as `(key, value, comment)`; `more`: the
+    file's other keys that options set."""
 
     backend: str
-    block: list[tuple[str, str, str]]
+    block: list[tuple[str, object, str]]
     notes: tuple[str, ...] = ()
+    more: JsonObject = MappingProxyType({})
 
 
 def add_options(parser: Parser) -> None:
@@ -77,15 +97,16 @@ def _init(arguments: argparse.Namespace) -> int:
     if file.exists() and not arguments.force and not _is_unchecked(file):
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
     arguments.base_url = arguments.base_url or arguments.url
-    answers = _answers_from(arguments)
+    answers = _with_settings(_answers_from(arguments), arguments)
     text = written(answers)
+    Configuration.load(file, content=parsed(text))
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
     say(f"{file} is written; `promptmill models --check` tries it:\n", wrap=True)
     sys.stdout.flush()
-    checked = argparse.Namespace(config=file, backend=None, set=arguments.set, json=False)
+    checked = argparse.Namespace(config=file, backend=None, set=[], json=False)
     code = check(checked, configuration_of(checked))
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
     if code == 0:
@@ -139,6 +160,23 @@ def _answers_from(arguments: argparse.Namespace) -> SetupAnswers:
     backend = arguments.backend or choosing.local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", EMBEDDED, "--model")
     return SetupAnswers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the small model")])
+
+
+def _with_settings(answers: SetupAnswers, arguments: argparse.Namespace) -> SetupAnswers:
+    """Return the answers with the settings of other options (`--price`, `--temperature`, `--set`, …)."""
+    block = {key: value for key, value, _ in answers.block}
+    raw = {"backend": answers.backend, "backend_configs": {answers.backend: block}}
+    values = settings_given(argparse.Namespace(**{**vars(arguments), "model": None, "backend": None}), raw)
+    content: JsonDict = {}
+    for path, value in values.items():
+        *above, key = path
+        inner = content
+        for name in above:
+            inner = inner.setdefault(name, {})
+        inner[key] = value
+    own = content.get("backend_configs", {}).pop(answers.backend, {})
+    added = [(key, value, "") for key, value in own.items() if key not in block]
+    return answers._replace(block=answers.block + added, more={key: value for key, value in content.items() if value})
 
 
 def _model_at(url: str) -> str:
@@ -229,33 +267,35 @@ def _line_for(asked: str) -> str:
 
 def written(answers: SetupAnswers) -> str:
     """Return the text of the configuration file."""
-    import yaml
-
-    def quoted(value: str) -> str:
-        return yaml.safe_dump(value, allow_unicode=True, width=1000).removesuffix("...\n").rstrip("\n")
-
-    rows = [f"    {key}: {quoted(value)}{f'  # {note}' if note else ''}" for key, value, note in answers.block]
-    more = ""
-    if backends.record(answers.backend).needs_endpoint:
-        more = """
-    # concurrency: 64  # most requests in flight; a server of your own gets more for as long as it answers more
-    # rpm: 500         # most requests a minute, if the provider has such a limit"""
+    block = {key: value for key, value, _ in answers.block}
+    sampling = answers.more.get("sampling_params", {})
+    others = {key: value for key, value in answers.more.items() if key != "sampling_params"}
+    of_endpoint = _OF_ENDPOINT if backends.record(answers.backend).needs_endpoint else ""
     return f"""\
 # The configuration of promptmill. docs/configuration.md lists every key. `${{VAR}}` reads the environment.
 
 backend: {answers.backend}
 backend_configs:
   {answers.backend}:
-{chr(10).join(rows)}{more}
-
+{_lines(block, 2, {key: note for key, _, note in answers.block})}{_unset(of_endpoint, block)}
 sampling_params:
-  # temperature: 0   # always the likeliest answer; left out, the model's own default counts
-  # max_tokens: 4096 # longest answer, thinking included; left out, the endpoint's own limit counts
+{_lines(sampling, 1)}{_unset(_OF_SAMPLING, sampling)}
+{_lines(others, 0)}{_unset(_OF_ALL, others)}"""
 
-# system_prompt: You are brief.
-# max_cost: 5.00     # most that a job, or a server, may spend (US dollars, where the price is known)
-# cache: true        # keep answers at temperature 0 and never pay for them twice
-"""
+
+def _lines(content: JsonObject, depth: int, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return keys and values as YAML, `depth` steps to the right. `notes`: comments behind them."""
+    import yaml
+
+    shown = {key: yaml.safe_dump({key: value}, allow_unicode=True, width=1000) for key, value in content.items()}
+    noted = (text.rstrip("\n") + (f"  # {notes[key]}" if notes.get(key) else "") for key, text in shown.items())
+    return "".join(textwrap.indent(text + "\n", "  " * depth) for text in noted)
+
+
+def _unset(comments: str, content: JsonObject) -> str:
+    """Return the comments that show keys, without those of keys that the file has."""
+    shown = (part for part in re.split(r"(?m)^(?= *# \w+:)", comments) if part)
+    return "".join(part for part in shown if part.split(":")[0].strip("# ") not in content)
 
 
 def check(arguments: argparse.Namespace, configuration: Configuration) -> int:

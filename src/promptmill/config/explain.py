@@ -131,7 +131,7 @@ def _elsewhere(key: str, known: list[str]) -> str:
     if key in Settings.model_fields and key not in known:
         return "it belongs at the top level of the file."
     if key in BackendConfigs.model_fields and key not in known:
-        return "it belongs below backend_configs; indent it there."
+        return f"it belongs below backend_configs: `backend_configs: {{{key}: …}}`, or `backend_configs.{key}.…=…`."
     blocks = [
         name
         for name, field in BackendConfigs.model_fields.items()
