@@ -100,6 +100,15 @@ def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     assert progress.as_dict()["state"] == "merging", "the name for programs"
 
 
+def test_a_pause_is_no_part_of_the_rate(timed, clock):
+    clock.run(timed, 60, rows=10)
+    timed.stats.waits.most = 0
+    clock.run(timed, 20)
+    timed.stats.waits.most = None
+    clock.run(timed, 1, rows=10)
+    assert timed.as_dict()["rows_per_second"] == 10
+
+
 class Clock:
     """A clock that a test moves; each second, the job answers `rows` and the runner notes it."""
 

@@ -79,9 +79,13 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     job = f"    {command_of(found)}"
     if found.get("paused"):
         return ["  it is paused, also when it is resumed; let it go on with", f"{job} --unpause"]
+    kept = "answers are kept; " if found.get("answered") else ""
+    limit = found.get("max_cost")
+    resume = [f"  {kept}resume with the same command, or with", f"{job} --resume"]
+    if limit and found.get("code") == Code.BUDGET:
+        resume = [f"  {kept}resume with the same command and a --max-cost above {dollars(limit).lstrip('$')}"]
     return [
-        f"  {'answers are kept; ' if found.get('answered') else ''}resume with the same command, or with",
-        f"{job} --resume",
+        *resume,
         "  write the answers so far with",
         f"{job} --export FILE",
     ]

@@ -111,9 +111,8 @@ class Progress:
         """Take a sample of the counts for the rates. Call it about once a second."""
         left = None if self.total is None else self.total - self.counts.done
         is_last = left is not None and 0 < left <= self.stats.in_flight
-        self._times.sample(
-            self.counts.done, self.stats.counts.completion_tokens, waits=bool(self.stats.waiting), is_last=is_last
-        )
+        waits = self.is_paused or bool(self.stats.waiting)
+        self._times.sample(self.counts.done, self.stats.counts.completion_tokens, waits=waits, is_last=is_last)
 
     def rates(self) -> tuple[float, float]:
         """Return rows and completion tokens per second, over about the last 30 seconds."""
