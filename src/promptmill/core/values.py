@@ -38,7 +38,8 @@ _NUMBERS = bytes(sign if sign in b"0123456789.eE+-" else 32 for sign in range(25
 
 
 class SheetDate(str):
-    """The ISO text of a workbook's cell with a date or a time. A cell with a text may have the same text."""
+    """The ISO text of a date or a time, in a workbook's cell or in a field of an answer. Another value may have the
+    same text."""
 
     __slots__ = ()
 

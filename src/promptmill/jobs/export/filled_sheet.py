@@ -28,6 +28,7 @@ from promptmill.jobs.export.workbook_xml import (
     MEASURED,
     Cells,
     Changed,
+    Dates,
     literal,
     recalculated,
     widths_of,
@@ -73,9 +74,11 @@ class FilledSheet:
                 yield self._header + 1 + n, dict(zip(of_answers, answers, strict=True))
 
         widths = dict(zip(of_answers, widths_of([self._names, *(answers for _, answers in first)]), strict=True))
-        filling = _Filling(data, rows(), added, [widths[places[name]] for name in added.names], head.style)
+        dates = Dates(packed, parts)
+        new = [widths[places[name]] for name in added.names]
+        filling = _Filling(data, rows(), added, new, style=head.style, dates=dates)
         book = recalculated(added.in_names(packed.read(parts.book), place))
-        return {part: filling.blocks(), parts.book: [book], **added.in_tables(packed, part)}
+        return {part: filling.blocks(), parts.book: [book], **added.in_tables(packed, part), **dates.changed()}
 
 
 def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
@@ -353,10 +356,12 @@ class _Filling(_Walk):
         rows: Iterator[tuple[int, dict[int, Any]]],
         added: _Added,
         widths: Sequence[int],
+        *,
         style: str,
+        dates: Dates,
     ) -> None:
         """`rows`: the indices of rows, ascending, each with its new values by column. `widths`: those of the columns
-        `added`. `style`: the number of the format of their header.
+        `added`. `style`: the number of the format of their header. `dates`: those of the workbook.
         """
         super().__init__(data)
         self._added, self._widths, self._style = added, widths, style
@@ -366,7 +371,7 @@ class _Filling(_Walk):
         self._replaced: tuple[Any, str] | None = None
         self._done = self._left_out = 0
         self._blocks: list[bytes] = []
-        self._cells = Cells()
+        self._dates, self._cells = dates, Cells(dates)
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the XML."""
@@ -386,7 +391,7 @@ class _Filling(_Walk):
                 tag = self.data[at : self._end_of_tag(at)]
                 if tag.endswith(b"/>"):
                     raise ValueError  # a row without cells, which no job reads
-                self._cells = Cells(_prefix(tag))
+                self._cells = Cells(self._dates, _prefix(tag))
                 self._copy(at)
                 self._blocks.append(re.sub(rb'\sspans="[^"]*"', b"", tag))  # `spans` lists the columns, which change
                 self._done = at + len(tag)

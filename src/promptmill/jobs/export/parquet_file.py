@@ -75,7 +75,7 @@ def _tables(form: Form, answered: Iterable[AnsweredRow], *, is_for_database: boo
 
     answers = form.answers
     if answers.schema is not None:
-        for values_ in form.fields_with_long_numbers():
+        for values_ in form.fields_to_measure():
             answers.schema.widen(answers.schema.in_table(values_))
     kinds = _arrow_types(answers)
     if form.dimensions is not None and "answer" in kinds:

@@ -6,15 +6,17 @@ white space, so equal answers become equal texts.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from promptmill.answers.form import form_of_schema
 from promptmill.answers.reasoning import split_marked
+from promptmill.answers.text_formats import NAMES, date_of
 from promptmill.core.bounds import DEEPEST, LONGEST_PATH
 from promptmill.core.form import Scale
-from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json, text_of
+from promptmill.core.values import INT64, JsonDict, JsonObject, SheetDate, json_text, read_json, text_of
 from promptmill.core.wording import mended
 from promptmill.jobs.store.records import SCORES
 
@@ -56,8 +58,21 @@ class SchemaColumns:
         self._scales = {one.name: one.kind for one in form.questions if isinstance(one.kind, Scale)} if form else {}
         self.score_names = {f"{SCORE_OF}{name}": f"{name}_score" for name in self._scales}
         """The usual names of the columns for the expected levels of the fields that are scales, by their keys."""
+        self._formats = {key: self._format_of(self._fields[name]) for key, name in self.names.items()}
+        """The format of the dates or times in a column, by its key; `""` for a column of other values."""
         self._as_texts = set[str]()
-        """The keys of columns of numbers that become columns of texts in Arrow."""
+        """The keys of columns of numbers, dates and times that become columns of texts in Arrow."""
+        self._zones: dict[str, dt.tzinfo | None] = {}
+        """The time zone of the values in a column of dates with times, by its key."""
+
+    def _format_of(self, field: JsonObject) -> str:
+        name = field.get("format", "")
+        return name if name in NAMES and kind_of(field, self._schema) == "string" else ""
+
+    @property
+    def has_dates(self) -> bool:
+        """Whether a field has dates or times."""
+        return any(self._formats.values())
 
     def columns(self, *, has_scores: bool) -> dict[str, str]:
         """Return the usual names of the columns of fields, each with its probability and its expected level, if any."""
@@ -98,7 +113,7 @@ class SchemaColumns:
             return changed
         del changed["answer"]
         if isinstance(value, Mapping):
-            changed |= {key: self._field(name, value.get(name)) for key, name in self.names.items()}
+            changed |= {key: self.typed(key, value.get(name)) for key, name in self.names.items()}
             changed |= self.beside(value, fields.get("probabilities"), changed.pop(SCORES, {}))
         elif value is not None:
             problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
@@ -121,22 +136,46 @@ class SchemaColumns:
         given = {name for name in found if value.get(name) is not None}
         return {name: round(score, _DIGITS) for name, score in found.items() if score is not None and name in given}
 
-    def _field(self, name: str, value: Any) -> Any:
-        """Return the value of a field. A list of choices becomes `Labels`, unless a choice contains the separator."""
-        choices = resolved(self._fields[name].get("items"), self._schema).get("enum")
+    def typed(self, key: str, value: Any) -> Any:
+        """Return the value of a field for the cell of a table. The text of a date or a time becomes a `SheetDate`; a
+        list of choices becomes `Labels`, unless a choice contains the separator."""
+        if isinstance(value, str):
+            return value if self._date(key, value) is None else SheetDate(value)
+        choices = resolved(self._fields[self.names[key]].get("items"), self._schema).get("enum")
         if not isinstance(choices, list) or not isinstance(value, list) or not all(each in choices for each in value):
             return value
         is_clear = all(isinstance(each, str) and ";" not in each for each in choices)
         return Labels(value) if is_clear else value
 
+    def _date(self, key: str, value: Any) -> dt.date | dt.time | None:
+        """Return the date or the time in a column; None for any other value."""
+        name = self._formats[key]
+        return date_of(value, name) if name and isinstance(value, str) else None
+
     def widen(self, fields: JsonObject) -> None:
-        """Make columns of numbers columns of texts if the row `fields`, from `in_table`, has a number for which 64 bits
-        are too few. Called for all such rows before the first use of a type."""
+        """Make columns columns of texts if their Arrow type cannot hold the value in the row `fields`, from `in_table`:
+        a number for which 64 bits are too few, or a time in another zone than that of other rows.
+
+        Called for all rows that may have such values before the first use of a type."""
         for key in self.names.keys() - self._as_texts:
-            kind, inner = self._kinds_of(key)
-            numbers = fields.get(key) if inner else [fields.get(key)]
-            if isinstance(numbers, list) and any(_is_too_long(inner or kind, each) for each in numbers):
+            value = fields.get(key)
+            if self._formats[key]:
+                fits = value is None or self._holds(key, self._date(key, value))
+            else:
+                kind, inner = self._kinds_of(key)
+                numbers = value if inner else [value]
+                fits = not isinstance(numbers, list) or not any(_is_too_long(inner or kind, one) for one in numbers)
+            if not fits:
                 self._as_texts.add(key)
+
+    def _holds(self, key: str, date: dt.date | dt.time | None) -> bool:
+        """Return whether the Arrow type of a column can hold a date or a time, besides those that it holds."""
+        match date:
+            case dt.datetime(tzinfo=zone):
+                return zone in {None, dt.UTC} and self._zones.setdefault(key, zone) == zone
+            case dt.time():
+                return date.tzinfo is None
+        return date is not None
 
     def _kinds_of(self, key: str) -> tuple[str, str]:
         """Return the JSON type of a column's values, and the type of the items of lists; `""` for several types."""
@@ -152,10 +191,15 @@ class SchemaColumns:
         kind, inner = self._kinds_of(key)
         if key in self._as_texts:
             return pa.string()
+        if name := self._formats[key]:
+            zone = "UTC" if self._zones.get(key) else None
+            return {"date": pa.date32(), "date-time": pa.timestamp("us", zone), "time": pa.time64("us")}[name]
         return pa.list_(types[inner]) if inner in types else types.get(kind, pa.string())
 
     def arrow_value(self, key: str, value: Any) -> Any:
         """Return a value in the Arrow type of the column `key`; None if the type cannot hold it."""
+        if self._formats[key] and key not in self._as_texts:
+            return self._date(key, value)
         kind, inner = ("", "") if key in self._as_texts else self._kinds_of(key)
         if inner in _KINDS and isinstance(value, list):
             return [_scalar(inner, one) for one in value]

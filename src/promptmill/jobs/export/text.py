@@ -220,10 +220,13 @@ class Form:
         """The columns of the input. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         return self.own.names_in(self.stored())
 
-    def fields_with_long_numbers(self) -> Iterator[JsonDict]:
-        """Yield the `answer_fields` of all rows of the output in whose answers a number may need more than 64 bits."""
+    def fields_to_measure(self) -> Iterator[JsonDict]:
+        """Yield the `answer_fields` of all rows of the output whose answers may not fit into the usual types: those
+        with a number that may need more than 64 bits; all of a job with dates."""
+        schema = self.answers.schema
+        where = statistics.DELIVERED if schema is not None and schema.has_dates else _HAS_LONG_NUMBER
         for store in self._stores:
-            for record in store.records(where=_HAS_LONG_NUMBER):
+            for record in store.records(where=where):
                 row = AnsweredRow(Row(record.key % SLOT, None, None, None), record.slot, record)
                 yield from (answer_fields(each.record) for each in self.divided(row) if record.is_sound)
 

@@ -26,12 +26,11 @@ from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.filled_sheet import FilledSheet
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.export.workbook_xml import (
-    FIRST_DAY,
-    FIRST_DAY_OF_1904,
     LONGEST_CELL,
     MEASURED,
     Cells,
     Changed,
+    Dates,
     cut_text,
     length_of,
     recalculated,
@@ -49,8 +48,6 @@ _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
 _NO_NAME = re.compile("[\\[\\]:*?/\\\\\0-\x1f\x7f\ud800-\udfff\ufffe\uffff]|^'|'$")
 """Finds what Excel permits in no name of a sheet, and what XML cannot hold."""
 _CUT = "… [cut]"
-_DATE_FORMATS = tuple(b'<%%bxf numFmtId="%d" applyNumberFormat="1"/>' % number for number in (14, 22, 21))
-"""Excel's own formats of a date, a date with a time, and a time."""
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _PACKAGE = "http://schemas.openxmlformats.org/package/2006"
@@ -216,15 +213,11 @@ class _NewSheet:
         removed = [xlsx.rels_of(part)] if part else []  # with its pictures and tables
         if not part:
             part, texts = _with_sheet(packed, parts, self._name)
-        dates: list[int] = []
-        if parts.styles:
-            styles, dates = _with_dates(packed.read(parts.styles))
-            texts[parts.styles] = styles
         texts[parts.book] = recalculated(texts.get(parts.book) or packed.read(parts.book))
-        is_1904 = any(one.get("date1904") in {"1", "true"} for one in parts.tree.iter())
-        cells = Cells(dates=dates, first_day=FIRST_DAY_OF_1904 if is_1904 else FIRST_DAY)
+        dates = Dates(packed, parts)
         changed: Changed = {name: [text] for name, text in texts.items()}
-        return changed | dict.fromkeys(removed) | {part: self._xml(cells, parts.tree.tag)}
+        sheet = self._xml(Cells(dates), parts.tree.tag)
+        return changed | dict.fromkeys(removed) | {part: sheet} | dates.changed()
 
     def _xml(self, cells: Cells, book: str) -> Iterator[bytes]:
         space = book.partition("}")[0].lstrip("{")
@@ -288,20 +281,3 @@ def _with_sheet(packed: zipfile.ZipFile, parts: xlsx.Parts, name: str) -> tuple[
         xlsx.rels_of(parts.book): with_last(rels, "Relationships", related),
         "[Content_Types].xml": with_last(types, "Types", override),
     }
-
-
-def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
-    """Add `_DATE_FORMATS` to the styles; return their indexes, `[]` if the styles have no list of cell formats."""
-    opening = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
-    end = -1 if opening is None else data.find(b"</%bcellXfs" % opening[1], opening.end())
-    if opening is None or end < 0:
-        return data, []
-    prefix, inner = opening[1], data[opening.end() : end]
-    numbers = []
-    for form in _DATE_FORMATS:
-        style = form % prefix
-        if style not in inner:
-            inner += style
-        numbers.append(len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner[: inner.index(style)])))
-    count = len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner))
-    return b'%b<%bcellXfs count="%d">%b%b' % (data[: opening.start()], prefix, count, inner, data[end:]), numbers

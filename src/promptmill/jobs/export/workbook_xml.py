@@ -6,7 +6,8 @@ import datetime as dt
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -25,9 +26,14 @@ _EXACT = 1 << 53  # the largest exact whole number: Excel stores each number as 
 _DIGITS = 15  # max digits of a decimal that Excel stores exactly
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # needs an escape, because Excel reads _x0041_ as an A
-FIRST_DAY, FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
+_FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
 _EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
 _DAY = dt.timedelta(days=1)
+_PLACES = 10  # of a number of days: LibreOffice writes 15 digits
+_DATE, _TIME, _DATE_WITH_TIME = 14, 21, 22  # numbers of Excel's own formats
+_OF_DATES = frozenset({*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)})
+_XF = re.compile(rb"<(?:[\w.-]+:)?xf\b(?:[^<>]*/>|.*?</(?:[\w.-]+:)?xf\s*>)", re.DOTALL)
+_LITERAL = re.compile(rb"&quot;.*?&quot;|\\.|_.|\[[$A-Z][^\]]*\]", re.IGNORECASE)  # in the code of a number format
 Changed: TypeAlias = dict[str, Iterable[bytes] | None]
 """The content of each part that changes, in blocks; None for a part that is removed."""
 
@@ -43,18 +49,21 @@ def sheet_value(value: Any) -> Any:
         case SheetDate():
             with suppress(ValueError):
                 kind = dt.time if value[2] == ":" else dt.datetime if value[10:] else dt.date
-                return kind.fromisoformat(value)
+                return _without_zone(kind.fromisoformat(value), value)
         case int() if abs(value) <= _EXACT:
             return value
         case float() if math.isfinite(value):
             return value
         case Decimal() if len(value.as_tuple().digits) <= _DIGITS:
             return value
-        case dt.datetime() | dt.time() if value.tzinfo is not None:  # a date in a cell has no time zone
-            return str(value)
         case dt.date() | dt.time():
-            return value
+            return _without_zone(value, str(value))
     return clean_text(cell(value))
+
+
+def _without_zone(value: dt.date | dt.time, text: str) -> dt.date | dt.time | str:
+    """Return a date or a time; its text if it has a time zone, because a cell's date has none."""
+    return text if isinstance(value, dt.datetime | dt.time) and value.tzinfo is not None else value
 
 
 def clean_text(text: str) -> str:
@@ -82,13 +91,78 @@ def length_of(text: str) -> int:
     return len(text) if len(text) <= LONGEST_CELL // 2 or text.isascii() else len(text.encode("utf-16-le")) // 2
 
 
+class Dates:
+    """The dates of a workbook: a cell has the number of days since a first day, and the format of a date."""
+
+    def __init__(self, packed: zipfile.ZipFile, parts: xlsx.Parts) -> None:
+        self._part, self._data = parts.styles, packed.read(parts.styles) if parts.styles else b""
+        is_1904 = any(one.get("date1904") in {"1", "true"} for one in parts.tree.iter())
+        self._first = _FIRST_DAY_OF_1904 if is_1904 else _FIRST_DAY
+        opening = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", self._data)
+        end = -1 if opening is None else self._data.find(b"</%bcellXfs" % opening[1], opening.end())
+        self._place = (0, 0) if opening is None or end < 0 else (opening.start(), end)
+        self._prefix = b"" if opening is None else opening[1]
+        inner = b"" if opening is None or end < 0 else self._data[opening.end() : end]
+        self._formats = _XF.findall(inner)
+        self._known = len(self._formats)
+        self._numbers: dict[tuple[int, str], str] = {}
+
+    def cell(self, value: dt.date | dt.time, style: str) -> tuple[str, Any]:
+        """Return the style and the number of days of a cell that has the style `style`, `""` for the usual one; a text
+        if Excel has no number for the date, or the workbook no formats."""
+        match value:
+            case dt.time():
+                form, time, least = _TIME, dt.datetime.combine(self._first, value), self._first
+            case dt.datetime():
+                form, time, least = _DATE_WITH_TIME, value, max(self._first, _EXACT_DAY)
+            case _:
+                form, time, least = _DATE, dt.datetime.combine(value, dt.time()), max(self._first, _EXACT_DAY)
+        if time < least or int(style or 0) >= len(self._formats):
+            return style, value.isoformat()
+        days = round((time - self._first) / _DAY, _PLACES)
+        return self._style(form, style), int(days) if days.is_integer() else days
+
+    def _style(self, form: int, style: str) -> str:
+        """Return the number of a style like `style` that shows dates; `style` itself if it does."""
+        if (form, style) not in self._numbers:
+            like = self._formats[int(style or 0)]
+            known = re.search(rb'\snumFmtId="(\d+)"', like)
+            if style and known is not None and self._shows_dates(int(known[1])):
+                number = int(style)
+            else:
+                bare = re.sub(rb'\s(?:numFmtId|applyNumberFormat)="[^"]*"', b"", like)
+                own = re.sub(rb"xf\b", b'xf numFmtId="%d" applyNumberFormat="1"' % form, bare, count=1)
+                if own not in self._formats:
+                    self._formats.append(own)
+                number = self._formats.index(own)
+            self._numbers[form, style] = str(number)
+        return self._numbers[form, style]
+
+    def _shows_dates(self, number: int) -> bool:
+        """Return whether a number format is one of dates: one of Excel's own, or with a letter of dates in its code."""
+        found = re.search(rb'<(?:[\w.-]+:)?numFmt\b[^<>]*\snumFmtId="%d"[^<>]*>' % number, self._data)
+        code = b"" if found is None else re.sub(rb'.*\sformatCode="([^"]*)".*', rb"\1", found[0])
+        return number in _OF_DATES or re.search(rb"[dmyhs]", _LITERAL.sub(b"", code), re.IGNORECASE) is not None
+
+    def changed(self) -> Changed:
+        """Return the part of the styles, which is written behind all cells: these add styles."""
+        return {self._part: self._styles()} if self._part else {}
+
+    def _styles(self) -> Iterator[bytes]:
+        start, end = self._place
+        if len(self._formats) == self._known:
+            yield self._data
+        else:
+            begin = b'<%bcellXfs count="%d">' % (self._prefix, len(self._formats))
+            yield b"%b%b%b%b" % (self._data[:start], begin, b"".join(self._formats), self._data[end:])
+
+
 class Cells:
     """Writes cells as XML."""
 
-    def __init__(self, prefix: str = "", dates: Sequence[int] = (), first_day: dt.datetime = FIRST_DAY) -> None:
-        """`prefix`: the prefix of element names. `dates`: the style numbers of `_DATE_FORMATS`; without them, dates
-        become texts."""
-        self._prefix, self._dates, self._first_day = prefix, dates, first_day
+    def __init__(self, dates: Dates, prefix: str = "") -> None:
+        """`prefix`: the prefix of element names."""
+        self._dates, self._prefix = dates, prefix
 
     def row(self, number: int, values: Sequence[Any]) -> str:
         """Return a row. `number`: from 1."""
@@ -101,7 +175,7 @@ class Cells:
         """Return a cell. `row`: from 1. `style`: the number of the cell's format."""
         p, kind = self._prefix, ""
         if isinstance(value, dt.date | dt.time):
-            style, value = self._date(value)
+            style, value = self._dates.cell(value, style)
         match value:
             case None | "":
                 inner = ""
@@ -115,21 +189,6 @@ class Cells:
                 inner = f"<{p}v>{value!r}</{p}v>"
         of_style = f' s="{style}"' if style else ""
         return f'<{p}c r="{xlsx.letters_of(column)}{row}"{of_style}{kind}>{inner}</{p}c>'
-
-    def _date(self, value: dt.date | dt.time) -> tuple[str, Any]:
-        """Return a date as its style and Excel's number of days; as a text if Excel has no number for the date."""
-        first = self._first_day
-        match value:
-            case dt.time():
-                form, time, least = 2, dt.datetime.combine(first, value), first
-            case dt.datetime():
-                form, time, least = 1, value, max(first, _EXACT_DAY)
-            case _:
-                form, time, least = 0, dt.datetime.combine(value, dt.time()), max(first, _EXACT_DAY)
-        if not self._dates or time < least:
-            return "", str(value)
-        days = (time - first) / _DAY
-        return str(self._dates[form]), int(days) if days.is_integer() else days
 
 
 def escaped(text: str) -> str:

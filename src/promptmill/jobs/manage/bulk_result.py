@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime as dt
 import functools
 import html
 import io
@@ -121,6 +122,8 @@ class BulkResult:
 
             of_schema = SchemaColumns(json_schema_of(self.answer_schema), by_field=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
+            for one in objects:
+                of_schema.widen({key: one.get(name) for key, name in of_schema.names.items()})
             for key, name in of_schema.names.items():
                 values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
                 columns[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
@@ -333,8 +336,21 @@ def _joined(
 
         return rows.with_columns(*(pl.Series(name, column.values) for name, column in columns.items()))
     if hasattr(rows, "assign"):
-        return rows.assign(**{name: column.values for name, column in columns.items()})
+        return rows.assign(**{name: _of_pandas(column.values) for name, column in columns.items()})
     raise input_error("The rows are not a table; `rows` of the result has them with their answers.")
+
+
+def _of_pandas(values: list[Any]) -> Any:
+    """Return the values of a column for pandas. Dates become those of numpy: pandas compares no others with texts, and
+    has no `.dt` for them."""
+    dates = [value for value in values if value is not None]
+    if not dates or not all(isinstance(value, dt.date) for value in dates):
+        return values
+    import numpy as np
+
+    if isinstance(dates[0], dt.datetime) and dates[0].tzinfo is not None:
+        return values  # times in UTC, of which pandas knows the zone
+    return np.array(values, "datetime64[us]")
 
 
 def _taken(rows: Any, numbers: Sequence[int]) -> Any:
