@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -168,6 +169,57 @@ def test_an_answer_that_a_user_edited_is_not_replaced(bench, sheet):
     bench.succeed(*_TONE, "--overwrite")
     assert _column(sheet, "answer") == ["echo: Tone of tea", "echo: Tone of milk"]
     assert len(bench.upstream.seen) == 4
+
+
+@pytest.mark.parametrize("question", [_TONE, _TOPIC, (*_TONE, "--fields", "day:date!,at:time!,n:number!,s!")])
+def test_a_row_that_a_user_deletes_is_gone_and_the_others_keep_their_answers(bench, sheet, question):
+    _save(sheet, lambda found: [found.append(row) for row in ([3, "wine"], [4, "tea"], [5, None])])
+    values = {"day": "2026-03-04", "at": "2026-03-04T10:31:07.123", "n": 0.1, "s": "_x0041_ \n=1"}
+    bench.upstream.reply = answer(json.dumps(values)) if "--fields" in question else answer()
+    bench.succeed(*question, "--skip-empty")
+    before = _rows(sheet)
+    _save(sheet, lambda found: found.delete_rows(3))
+    assert bench.run(*question, "--skip-empty", "--dry-run").returncode == 0
+    bench.succeed(*question, "--skip-empty")
+    assert _rows(sheet) == [row for row in before if row["text"] != "milk"]
+    assert len(bench.upstream.seen) == 4
+    _save(sheet, lambda found: (found.delete_rows(2), found.append([6, "beer"])))
+    bench.succeed(*question, "--skip-empty")
+    assert [row["text"] for row in _rows(sheet)] == ["wine", "tea", None, "beer"]
+    assert len(bench.upstream.seen) == 5
+
+
+@pytest.mark.parametrize("column", ["A", "C"])
+def test_a_row_is_not_deleted_beside_an_edited_one(bench, sheet, column):
+    """Nobody knows whose answer stands beside an edited row, or what an edited answer was."""
+    _save(sheet, lambda found: found.append([3, "wine"]))
+    bench.upstream.reply = by_prompt({"Tone of tea": answer("good")}, otherwise=answer("bad"))
+    bench.succeed(*_TONE)
+
+    def change(found: Worksheet) -> None:
+        found.delete_rows(2)
+        found[f"{column}2"] = "good"
+
+    _save(sheet, change)
+    assert "has changed since the job wrote its answers into it" in bench.fail(*_TONE)
+    bench.succeed(*_TONE, "--overwrite")
+    assert _column(sheet, "answer") == ["bad", "bad"]
+    assert len(bench.upstream.seen) == 3
+
+
+def test_an_answer_that_is_edited_after_a_deleted_row_was_seen_is_kept(bench, sheet):
+    """The stamp of the answers is that of the sheet without the row, not of any sheet."""
+    _save(sheet, lambda found: found.append([3, "wine"]))
+    bench.succeed(*_TONE)
+    _save(sheet, lambda found: (found.delete_rows(2), found.append([4, "beer"])))
+
+    def save(request: Any) -> Any:
+        _save(sheet, lambda found: found.cell(2, 3, "mine"))
+        return answer()(request)
+
+    bench.upstream.reply = save
+    assert "has changed since the job wrote its answers into it" in bench.fail(*_TONE)
+    assert _column(sheet, "answer")[:2] == ["mine", "echo: Tone of wine"]
 
 
 def test_a_user_may_save_the_workbook_during_the_run(bench, sheet):

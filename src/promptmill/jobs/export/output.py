@@ -15,21 +15,25 @@ import hashlib
 import io
 import os
 import sqlite3
+import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
+from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.columns import EXTRA_FIELDS
 from promptmill.jobs.databases import Stamp, database_of, quoted, taken
-from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer, outcomes_so_far
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
 from promptmill.jobs.format_table import of_output
@@ -40,6 +44,9 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import OutputRecord
+
+if TYPE_CHECKING:
+    from promptmill.jobs.inputs.sheet_reader import Sheet
 
 _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports of progress
@@ -116,6 +123,50 @@ def is_own(spec: JobSpec, made: OutputRecord | None, there: Stamp | None) -> boo
     if made is None or made.is_own(there):
         return made is not None
     return bool(made.answers) and stamp_of_answers(members.file_of(spec.output.path), spec) in made.answers
+
+
+def has_own_rows(store: JobDatabase, spec: JobSpec) -> bool:
+    """Return whether each row with an answer in the sheet that the job fills is one that the job wrote, with the same
+    values in all columns that both have: then rows were deleted, moved or added, and no answer was edited. Blocks.
+
+    Raises as `JobDatabase` does.
+    """
+    form, name = Form([store], spec, spec.output.kind), spec.input.style.sheet
+    with tempfile.TemporaryFile(dir=store.path.parent) as written:
+        write_rows(written, form, answered_rows(store, spec, outcomes_so_far))
+        known, (file, _) = _read_sheet(written, ""), members.split(spec.output.path)
+    try:
+        with file.open("rb") as content:
+            there = _read_sheet(content, name, spec.input.header_row)
+    except (OSError, PromptmillError):
+        return False
+    own = set(form.answers.names.values())
+    shared = [each for each in known.header if each in there.header]
+    return own <= set(shared) and _valued(there, shared, own) <= _valued(known, shared, own)
+
+
+def with_answers_of(spec: JobSpec, made: OutputRecord) -> OutputRecord:
+    """Return the record of a sheet that the job fills, with the answers that it has now. Blocks."""
+    now = stamp_of_answers(members.file_of(spec.output.path), spec)
+    answers = made.answers if now is None else (now, *made.answers[:1])
+    return made.model_copy(update={"answers": answers, "finished": False})
+
+
+def _read_sheet(content: IO[bytes], name: str, header_row: int | None = None) -> Sheet:
+    from promptmill.jobs.inputs.sheet_reader import READER  # imported on use: few jobs fill a sheet
+
+    return READER.read(content, "the workbook", name, header_row)
+
+
+def _valued(sheet: Sheet, names: Sequence[str], own: AbstractSet[str]) -> Counter[bytes]:
+    """Return how often a sheet has each row with a value in a column of `own`, as the digest of its columns `names`."""
+    places, counts = [(sheet.header.index(name), name in own) for name in names], Counter[bytes]()
+    for line in filter(None, sheet.rows):
+        row = dict(enumerate(values.loads(line.encode())))
+        if any(is_own and row.get(place) is not None for place, is_own in places):
+            text = values.dumps([row.get(place) for place, _ in places])
+            counts[hashlib.blake2b(text, digest_size=16).digest()] += 1
+    return counts
 
 
 def changed_answers(target: Path) -> PromptmillError:

@@ -12,7 +12,7 @@ from promptmill.backends import registry
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.databases import Stamp
-from promptmill.jobs.export.output import changed_answers, is_own
+from promptmill.jobs.export.output import changed_answers, has_own_rows, is_own, with_answers_of
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
@@ -202,6 +202,8 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
     if not is_own(begun or new, made, there):
         overwrite = Named("overwrite", text="; {} replaces it")
         if new.keeps_sheets and has_written:  # kept: the job itself has written a sheet of this workbook
+            if begun is not None and _has_own_rows(folder, begun):
+                return
             raise changed_answers(output)
         if member and not has_written and new.output.kind.has_sheets and member not in sheet_names(file):
             return  # kept: only one sheet is replaced
@@ -213,6 +215,14 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
         why = "was changed after the job wrote it" if has_written else "exists and is not this job's own output"
         raise input_error(f"{output} {why}; {away}", overwrite, ".")
+
+
+def _has_own_rows(folder: Folder, begun: JobSpec) -> bool:
+    """Return whether the sheet that the job fills has no answers but its own, though it lacks rows."""
+    if not begun.fills_input:
+        return False
+    with folder.reading() as store:
+        return has_own_rows(store, begun)
 
 
 def _with_same_answers(order: JobOrder, new: JobSpec, folders: JobFolders, folder: Folder) -> JobOrder:
@@ -250,7 +260,10 @@ def _begun(
     begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
     _check_output(folder, new, order, there)  # the output as it is now
     if new.output.format and there is not None and not is_own(begun or new, made, there):  # a foreign file
-        made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
+        if begun is not None and begun.fills_input and made and made.limit != 0 and not order.earlier.overwrite:
+            made = with_answers_of(begun, made)  # the sheet lacks rows, see `_has_own_rows`
+        else:
+            made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
         is_new = rounds.is_empty(folder.store)  # False: it has answers, and its description was damaged
         targets = map(folder.numbered, new.targets)
