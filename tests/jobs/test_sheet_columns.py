@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +363,18 @@ def test_new_columns_are_in_the_table_of_the_sheet(bench, sheet):
 def test_a_name_that_differs_from_a_column_in_capitals_alone_gets_a_number(bench, sheet):
     bench.succeed("--prompt", "T of {{text}}", "--answer-column", "TEXT")
     assert "TEXT_1" in _rows(sheet)[0]
+
+
+def test_a_column_whose_name_differs_from_anothers_in_capitals_alone_is_refused(bench, sheet):
+    """macOS and Windows would take their folders for one, and pay for the answers of one in place of the other's."""
+    bench.succeed(*_TOPIC)
+    said = bench.fail(*_TONE, "--answer-column", "TOPIC")
+    assert "book.xlsx#Reviews[Topic] is a job, and macOS and Windows do not tell its name" in said
+    assert "--answer-column Topic continues it, or name another column." in said
+    known = sheet.parent / ".promptmill"
+    shutil.copytree(known / "book.xlsx#Reviews[Topic].job", known / "book.xlsx#Reviews[TOPIC].job")
+    bench.succeed(*_TOPIC)
+    assert len(bench.upstream.seen) == 2
 
 
 def test_new_columns_are_in_the_filter_of_the_sheet(bench, sheet):

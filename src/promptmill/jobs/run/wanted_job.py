@@ -106,6 +106,7 @@ class OrderFiles:
             _check_is_text(part.path)
         if not is_loose:
             check_output(order, target)
+            _check_alike(folders.alike(target), target)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         for part in parts:  # each is there
             formats.format_of_input(part.path)
@@ -178,6 +179,16 @@ def check_output(order: JobOrder, target: Path) -> None:
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
     formats.check_installed(order.whole_output)
+
+
+def _check_alike(other: Path | None, target: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a job has the name `other`, which differs in capitals alone."""
+    if other is None:
+        return
+    same = f"{other.name} is a job, and macOS and Windows do not tell its name from {target.name}; "
+    if column := members.column_of(other):
+        raise input_error(same, Named("answer_column", column, text="{} continues it, or name another column."))
+    raise input_error(f"{same}write it so, or choose another name.")
 
 
 def _may_hold_both(path: Path, target: Path) -> bool:

@@ -69,6 +69,15 @@ class JobFolders:
         columns = map(Path, _parts(str(plain))) if self.beside_outputs else ()
         yield from (self.of(each) for each in (plain, *columns) if each != target)
 
+    def alike(self, target: Path) -> Path | None:
+        """Return the column, sheet or table of a job whose name differs in capitals alone from the resolved output
+        `target`, which has no job; else None. macOS and Windows take the folders of both for one."""
+        file, _ = members.split(target)
+        others = _parts(str(file)) if self.beside_outputs and file != target else ()
+        if str(target) in others:
+            return None
+        return next((Path(one) for one in others if one.casefold() == str(target).casefold()), None)
+
     def owner(self, path: Path) -> Folder | None:
         """Return the folder of the job that keeps its rows itself and reports `path` as input or output; else None."""
         folder = Folder(self.root / path.parent.name)
