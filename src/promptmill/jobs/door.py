@@ -131,9 +131,9 @@ class OpenJob(WantedJob):
         """Remarks about the rows for the user."""
         if self.files is None:
             given = self.order.inputs if self.source is None else ()
-            return (
-                [omitted(IS_OUTPUT, [Path(self.order.output.name)])] if holds_output(given, self.order.target) else []
-            )
+            left_out = [omitted(IS_OUTPUT, [Path(self.order.output.name)])]
+            hints = [hint for each in self.order.parts.values() for hint in each.hints(given)]
+            return [*(left_out if holds_output(given, self.order.target) else []), *hints]
         raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
         return [*self.files.left_out, *self.files.forms, *raw]
 

@@ -86,6 +86,25 @@ def test_a_row_that_is_too_long_names_the_option_that_reads_it(bench):
     assert all("Party X pays" not in seen.prompt for seen in bench.upstream.seen[sent:]), "its answer is paid"
 
 
+@pytest.mark.parametrize("name", ["doc.txt", "doc.md", "doc.jsonl"])
+def test_a_text_file_whose_lines_are_rows_is_named_with_the_option_that_makes_it_a_document(bench, name):
+    bench.input, bench.output = bench.path / name, bench.path / "out.csv"
+    line = json.dumps({"text": "A pays B."}) if name == "doc.jsonl" else "A pays B."
+    bench.input.write_text(f"{line}\n{line}\n")
+    fields = ("--fields", "party:list", *(("--prompt", "{{text}}") if name == "doc.jsonl" else ()))
+    hint = f"Each line of {name} is a row. --each file makes it one document, which a prompt names {{{{content}}}}."
+    for more in (("--split", "700"), ("--split", "700", "--each", "file"), ()):
+        is_named = name == "doc.txt" and "--split" in more and "--each" not in more
+        if "--each" not in more or name != "doc.jsonl":
+            assert (hint in bench.run(*fields, *more, "--dry-run").stderr) == is_named
+    if name == "doc.txt":
+        bench.upstream.reply = answer('{"party": ["A"]}')
+        assert hint in bench.run(*fields, "--split", "700").stderr
+        bench.output = bench.path / "whole.csv"
+        bench.succeed(*fields, "--split", "700", "--each", "file")
+        assert [row["path"] for row in out(bench)] == ["doc.txt"]
+
+
 def test_the_system_prompt_counts_as_part_of_a_piece(bench):
     text, places = document(12, 4)
     bench.upstream.reply = reader()

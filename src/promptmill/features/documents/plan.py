@@ -12,17 +12,19 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_TOKENS
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Named, Words, input_error
 from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
 from promptmill.features.documents.differences import status_of
 from promptmill.features.documents.document import FIELDS, Document, text_before
 from promptmill.jobs.columns import SOURCES
+from promptmill.jobs.format_table import whole
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record
@@ -61,6 +63,14 @@ class Split(Plan):
         del question
         if (answers := config.settings.sampling_params.n or 1) > 1:
             raise input_error(Named("split"), f" needs one answer to a request, but `sampling_params.n` is {answers}.")
+
+    def hints(self, inputs: Sequence[Path]) -> Sequence[Words]:
+        """Say of a text file whose lines are rows how it is one document."""
+        text = next((path.name for path in inputs if (found := whole(path)) is not None and found.whole == "text"), "")
+        if not text:
+            return ()
+        rest = " makes it one document, which a prompt names {{content}}."
+        return ((f"Each line of {text} is a row. ", Named("each", "file"), rest),)
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""

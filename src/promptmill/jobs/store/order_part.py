@@ -9,6 +9,7 @@ A part may name the way or the backend that answers the rows. A part that decide
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -16,7 +17,7 @@ from pydantic import BeforeValidator, PlainSerializer
 
 from promptmill.backends.protocol import Backend
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Named, Words, input_error
 from promptmill.core.feature import order_parts, part
 from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.stored import Question, Stored
@@ -52,6 +53,11 @@ class OrderPart(Stored):
     @property
     def notes(self) -> Sequence[str]:
         """Remarks for the user."""
+        return ()
+
+    def hints(self, inputs: Sequence[Path]) -> Sequence[Words]:
+        """Return hints for the user about files of rows. `inputs`: as the user named them."""
+        del inputs
         return ()
 
     def repeated(self, begun: OrderPart) -> OrderPart:
