@@ -227,6 +227,27 @@ def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
     assert not bench.output.exists()
 
 
+@pytest.mark.parametrize(
+    ("texts", "options", "different"),
+    [
+        ([f"kind {at % 4}" for at in range(40)], (), 4),
+        ([f"kind {at % 19}" for at in range(40)], (), 19),
+        ([f"kind {at % 20}" for at in range(40)], (), 0),
+        (["kind"] * 19, (), 0),
+        (["kind"] * 30, ("--limit", "19"), 0),
+        (["kind"] * 30, ("--dedupe",), 0),
+        (["kind"] * 30, ("--split", "600"), 0),
+    ],
+)
+def test_a_dry_run_says_that_few_prompts_are_different(bench, texts, options, different):
+    bench.write([{"id": at, "text": text} for at, text in enumerate(texts)])
+    asked = ("--prompt", "Is it good? {{text}}", "--dry-run", *options)
+    said = f"{different} different prompts: --dedupe asks each once, at temperature 0\n"
+    shown = bench.run(*asked).stdout
+    assert said in shown if different else "different prompt" not in shown
+    assert json.loads(bench.run(*asked, "--json").stdout).get("different_prompts", 0) == different
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_a_dry_run_of_json_names_the_fields_that_are_written(bench, suffix):
     bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"

@@ -246,6 +246,8 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
             say(f"… and {found['invalid'] - len(found['problems'])} more")
         for note in found["notes"]:
             say(note, wrap=True)
+        if different := found.get("different_prompts"):
+            say(f"{counted(different, 'different prompt')}: --dedupe asks each once, at temperature 0", wrap=True)
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
         without = f" without {'images and ' if found['images'] else ''}what the chat template adds"
         if found["requests"] < found["answers"]:

@@ -71,6 +71,7 @@ _LOOKED_AT = 100  # rows of JSON whose fields are named: most files have the sam
 _LONGEST_PROMPT = 10 * LONGEST_SHOWN
 """Characters of a shown prompt, of which instructions may be the most. A call gets a tenth: its model pays for them."""
 _CACHED_STEP = 128  # tokens; OpenAI's models without breakpoints cache a beginning in steps of this length
+_MANY_ROWS = 20  # equal ones among fewer are not worth an option
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
 _WORTH_A_WORD = 2  # times that a lower `max_tokens` must lower the highest cost
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
@@ -113,6 +114,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
+        if different := _different(store, wanted, sums):
+            result["different_prompts"] = different
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
         answered = _answered(files.folder, spec)
@@ -139,6 +142,20 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["unpriced"] = list(dict.fromkeys(unpriced))
         found = {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
         return found | _kept(files, spec, wanted, rows_sent, found.get("estimated_cost"))
+
+
+def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> int:
+    """Return the number of different prompts of a job that `dedupe` would make cheaper: of its rows, at least
+    `_MANY_ROWS`, fewer than half have another prompt than the others. 0 for any other job."""
+    order, plan = wanted.order, wanted.plan
+    takes_it = plan.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
+    if not takes_it or order.limits.dedupe or getattr(plan.block, "dedupe", False):
+        return 0
+    prompts, end = "FROM row WHERE n < ? AND asked != zeroblob(length(asked))", end_of(store, order.limits.limit)
+    ((rows,),) = store.read(f"SELECT count(*) {prompts}", end)
+    half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # fewer are counted in half of the time
+    ((different,),) = store.read(half, end, rows // 2)
+    return int(different) if rows >= _MANY_ROWS and different < rows // 2 else 0
 
 
 def _check_order(wanted: WantedJob) -> str:
