@@ -118,6 +118,9 @@ def test_another_output_and_format_reuse_the_answers_of_a_job(bench):
     bench.succeed("--from", str(first))
     assert [row["answer"] for row in bench.answers()] == ["echo: a", "echo: b"]
     assert len(bench.upstream.seen) == 2
+    stamp = bench.output.stat().st_mtime_ns
+    bench.succeed("--from", str(first))
+    assert bench.output.stat().st_mtime_ns == stamp, "no row lacks an answer"
 
 
 def test_answers_without_a_new_field_are_asked_and_not_taken_from_another_job(bench):

@@ -190,7 +190,7 @@ def _run(
     """Run a job like `run`. Raises `ChangedError`."""
     configuration = door.decided(configuration)
     as_json, on_stderr = arguments.json, live is not None or is_step
-    job = replace(_before_job(arguments, opened), models=configuration).admit()
+    job = _before_job(arguments, replace(opened, models=configuration)).admit()
     quiet = getattr(arguments, "quiet", False)
     if not quiet:
         note_once(configuration.plan)

@@ -266,6 +266,31 @@ steps:
     assert (recipes.path / "topics.csv").read_text() == "label\nmine\n"
 
 
+def test_the_labels_of_a_search_are_not_paid_again_by_the_step_that_uses_its_topics(recipes, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "embeddings")
+    recipes.upstream.reply = models()
+    written(recipes.path / "in.csv", table(400))
+    steps = f"""
+steps:
+  - topics: [in.csv, topics.csv]
+    prompt: '{PROMPT}'
+    sample: 60
+    held_out: 60
+  - bulk: [in.csv, labels.csv]
+    prompt: '{PROMPT}'
+    choices: topics.csv
+"""
+    recipes.write(steps)
+    _, labels = recipes.figures()["steps"]
+    assert (labels["rows"], labels["requests"]) == (400, 340)
+    assert all(row["answer"] for row in recipes.read("labels.csv"))
+    stamp = (recipes.path / "labels.csv").stat().st_mtime_ns
+    assert all(step["unchanged"] for step in recipes.figures()["steps"])
+    assert (recipes.path / "labels.csv").stat().st_mtime_ns == stamp
+    recipes.write(steps.replace("labels.csv", "other.csv") + "    temperature: 0.5\n")
+    assert recipes.figures()["steps"][1]["requests"] == 400, "another setting may give other labels"
+
+
 def test_a_dry_run_prices_what_it_can(recipes):
     recipes.write(f"max_cost: 100\n{RECIPE}")
     done = recipes.run("--dry-run")

@@ -173,6 +173,8 @@ class _Run:
         report = _Report(step, step.words[0])
         self.reports.append(report)
         report.title = step.title(step.arguments())
+        named = step.named(self.outputs)
+        self.spending.earlier = [one for each in self.reports if each.step in named for one in each.figures.folders]
         if not self.arguments.quiet:
             say(f"[{step.number}/{len(self.recipe.steps)}] {report.title}", sys.stderr)
         code, text = self._ended(step, report)

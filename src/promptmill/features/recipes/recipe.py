@@ -101,6 +101,12 @@ class Step:
         found = [earlier.get(_path(name)) or earlier.get(_file(name)) for name in self.reads(arguments)]
         return [step for step in found if step is not None]
 
+    def named(self, outputs: Mapping[str, Step]) -> list[Step]:
+        """Return the earlier steps whose outputs options name."""
+        earlier = self._earlier(outputs)
+        texts = [text for entry in self.entries.values() for text in texts_in(entry.value)]
+        return [step for text in texts if (step := earlier.get(_path(text))) is not None]
+
     def missing(self, outputs: Mapping[str, Step]) -> str:
         """Return the path of a file that an earlier step will write, and which does not exist yet; `""` if none."""
         names = self.reads(self.arguments(self.awaited(outputs)))

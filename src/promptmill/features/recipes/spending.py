@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import HIDDEN, Folder, new_id
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.status_record import Status
 from promptmill.system.safe_open import real_path
 from promptmill.system.state import state_folder
@@ -38,6 +40,8 @@ class StepFigures:
     """In US dollars; None without a known price."""
     jobs: list[Status] = field(default_factory=list)
     """The status of each job that the step ran or found finished."""
+    folders: list[Folder] = field(default_factory=list)
+    """The folder of each of these jobs."""
     has_run: bool = False
     """Whether a job ran."""
 
@@ -68,6 +72,8 @@ class Spending:
     """The stamp of each output after its step, by its path."""
     step: StepFigures = field(default_factory=StepFigures)
     """The figures of the step that runs."""
+    earlier: Sequence[Folder] = ()
+    """The folders of the jobs of the earlier steps whose outputs the options of this step name."""
     _before: float = 0.0
     """The cost of its job before this run."""
 
@@ -103,13 +109,16 @@ class Spending:
         return sum(self.costs.values())
 
     def begin(self, opened: OpenJob) -> OpenJob:
-        """Return a job that costs at most what the other jobs leave."""
+        """Return a job that costs at most what the other jobs leave, and takes the answers of `earlier`, if they were
+        made with its settings."""
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
         if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
             self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # its place is that of a new job
         self.costs[_key(folder)] = self._cost(folder)
         self._before = _recorded(folder)
         self._write()
+        if found := [each.database for each in self.earlier if _has_settings_of(each, opened)]:
+            opened = replace(opened, order=opened.order.with_earlier(from_jobs=(*opened.order.earlier.from_jobs, *found)))
         if self.max_cost is None:
             return opened
         remaining = max(0.0, self.max_cost - self.total + self.costs[_key(folder)])
@@ -123,6 +132,7 @@ class Spending:
         now, step = status.read(ended.folder), self.step
         self.costs[_key(ended.folder)] = self._cost(ended.folder)
         step.jobs.append({**now, "alive": False})
+        step.folders.append(ended.folder)
         step.requests += ended.requests or 0
         step.has_run = step.has_run or ended.requests is not None
         if "cost" in now:
@@ -171,6 +181,15 @@ class Spending:
 
 def _key(folder: Folder) -> str:
     return str(real_path(folder.path))
+
+
+def _has_settings_of(folder: Folder, opened: OpenJob) -> bool:
+    """Return whether a job was run with the model and the settings of an order for one answer to each row."""
+    spec, order = folder.spec, opened.order
+    if spec is None or spec.parts or order.variants or plans_in(order.parts):
+        return False
+    settings = fingerprint(opened.plan, order.system_prompt, "jsonl", has_check=order.has_check)
+    return [target.fingerprint for target in spec.targets] == [settings]
 
 
 def _recorded(folder: Folder) -> float:

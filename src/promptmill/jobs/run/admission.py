@@ -275,9 +275,8 @@ def _begun(
     if begun is not None and made is not None:
         if is_own(begun, made, there):
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))
-        earlier = order.earlier
         is_same = begun.shape == spec.shape and begun.targets == spec.targets and begun.plan == spec.plan
-        if earlier.again is not None or earlier.from_jobs or not spec.is_read or not is_same:
+        if order.earlier.may_change(folder.status) or not spec.is_read or not is_same:
             made = made.model_copy(update={"finished": False})  # the output lacks the new answers
     if not is_trial:
         stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})

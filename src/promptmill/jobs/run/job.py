@@ -55,7 +55,7 @@ class Job:
     def has_output(self) -> bool:
         """Whether the output exists, was made by this job, and has all rows of the order."""
         result, spec, earlier = self.folder.result, self.spec, self.order.earlier
-        if result is None or earlier.again is not None or not spec.is_read or earlier.from_jobs:
+        if result is None or not spec.is_read or earlier.may_change(self.folder.status):
             return False
         is_there = not spec.output.format or result.is_still(members.stamp(spec.output.path))
         return result.finished and result.holds(self.order.limits.limit) and is_there

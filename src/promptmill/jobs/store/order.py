@@ -112,6 +112,11 @@ class Earlier(Stored):
     overwrite: bool = False
     """Whether the job may replace a file at `output` that it did not make."""
 
+    def may_change(self, status: Mapping[str, Any]) -> bool:
+        """Return whether rows of a finished job with this status may get other answers: those sent again, and failed
+        rows, whose answers another job may have."""
+        return self.again is not None or bool(self.from_jobs and status.get("failed", True))
+
 
 class Reading(Stored):
     """Options for reading the input."""
