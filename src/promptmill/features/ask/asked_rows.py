@@ -15,15 +15,17 @@ from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
-from promptmill.core.values import JsonDict, json_text, read_json
+from promptmill.core.values import JsonDict, json_text
 from promptmill.features.ask.inquiries import Inquiry, check_columns
 from promptmill.features.ask.kept import KeptAnswers
+from promptmill.features.ask.questions import values_of
 from promptmill.features.ask.row_inquiries import Parted, RowInquiries, RowPart
 from promptmill.jobs.rows.plain_template import cell_text
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
 
+_WAITS = f"code IS '{Code.BATCHED}'"
 _SHOWN = 3  # failed requests in the error of a row
 
 
@@ -39,6 +41,8 @@ class AskedRows(PlanWork, Step):
         self.kept = KeptAnswers(job)
         self._renews = False
         """Whether the round sends all requests again, also those that were answered in failed rows."""
+        self.has_parts = False
+        """Whether rows have a part of their answers from before their first request."""
 
     def begin(self, round_: int) -> None:
         """Prepare the requests. Raises `PromptmillError` (`invalid_input`) for questions that no request can ask."""
@@ -51,6 +55,7 @@ class AskedRows(PlanWork, Step):
     def prepare(self, round_: Round) -> None:
         """Note whether the round sends all rows again."""
         self._renews, self.kept.round = round_.rows == "again all", round_.id
+        self.has_parts = bool(self.job.store.page(0, _WAITS, size=1))
 
     def recorded(self, keys: Sequence[int]) -> None:
         """Note that rows are recorded."""
@@ -76,7 +81,7 @@ class AskedRows(PlanWork, Step):
         outcome = record.outcome()
         if not isinstance(outcome, Failure) or not outcome.part:
             return {}, {}
-        return _values(outcome.part), dict(outcome.probabilities or {})
+        return values_of(outcome.part), dict(outcome.probabilities or {})
 
 
 @dataclass(slots=True)
@@ -96,7 +101,7 @@ class _Row:
 
     async def answered(self) -> Outcome:
         """Return the outcome of the row."""
-        if self.request.attempts:
+        if self.request.attempts or self.rows.has_parts:
             self.values, self.probabilities = await asyncio.to_thread(self.rows.earlier, self.request)
         kept = await self.rows.kept.of(self.request)
         for level in self.parted.levels:
@@ -128,10 +133,10 @@ class _Row:
         if isinstance(outcome, Completion) and self.request.sampling.reasoning == "inline":
             text = split_marked(text)[1]
         if not part.is_text:
-            self.values |= _values(text)
+            self.values = values_of(text) | self.values
         elif isinstance(outcome, Completion):
             self.values[part.names[0]] = text
-        self.probabilities |= outcome.probabilities or {}
+        self.probabilities = {**(outcome.probabilities or {}), **self.probabilities}
 
     def _joined(self) -> Outcome:
         """Return the outcome of the row: an answer with all fields, or a failure with the others' answers."""
@@ -172,9 +177,3 @@ class _Row:
 def _ends(failure: Failure) -> bool:
     """Return whether a failure ends the row, because further requests would fail in the same way."""
     return failure.concerns_all or failure.error.code is Code.BUDGET
-
-
-def _values(text: str) -> JsonDict:
-    """Return the fields of an answer; `{}` without any."""
-    values = read_json(text) if text else {}
-    return values if isinstance(values, dict) else {}

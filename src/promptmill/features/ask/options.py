@@ -21,10 +21,10 @@ _NOT_APART = (
 
 def implied(value: object) -> dict[str, Any]:
     """Return the options that `ask` implies: a schema, and no prompt, so that errors about the prompt name `ask`."""
-    from promptmill.features.ask.questions import all_definitions, questions_of, schema_of
+    from promptmill.features.ask.questions import joined_definitions, questions_of, schema_of
 
     questions = questions_of(value)
-    definitions = {label: "; ".join(each) for label, each in all_definitions(questions).items()}
+    definitions = joined_definitions(questions)
     return {"prompt": None, "schema": schema_of(questions), **({"definitions": definitions} if definitions else {})}
 
 

@@ -5,19 +5,33 @@ row ─▶ requests without answers in them ─▶ requests with these answers �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from promptmill.answers import response_format
 from promptmill.backends import registry
+from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Request
+from promptmill.core.values import json_text
 from promptmill.core.wording import counted
 from promptmill.features.ask.inquiries import Inquiry, check_columns, inquiries_of, template_of
-from promptmill.features.ask.questions import ASK, AskedQuestion, definitions_of, questions_of
+from promptmill.features.ask.questions import (
+    ASK,
+    AskedQuestion,
+    definitions_of,
+    joined_definitions,
+    questions_of,
+    schema_of,
+    values_of,
+)
 from promptmill.features.ask.row_inquiries import RowInquiries
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob, Taking
+from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.stored import Question
 
 
@@ -96,6 +110,51 @@ class Ask(Plan):
         later = [question.name for level in self.levels[1:] for one in level for question in one.questions]
         waits = f"; {', '.join(later)} after the answers in the prompt" if later else ""
         return Estimate({"answers": answers}, f"{counted(checked['requests'], 'request')} in all{waits}")
+
+    def taking(self, other: JobSpec) -> Taking | None:
+        """Return how a row takes the answers to questions that both jobs ask, from another job with this plan."""
+        plan = other.plan
+        if not isinstance(plan, Ask) or not (known := self._known(plan)):
+            return None
+        asked = {question.name for question in plan.questions}
+        definitions = joined_definitions(plan.questions) or None
+        sampling = {
+            "response_format": response_format.asking_for(schema_of(plan.questions)),
+            "definitions": definitions,
+        }
+        return Taking(functools.partial(self._taken, known), sampling, is_whole=known >= asked)
+
+    def _known(self, other: Ask) -> set[str]:
+        """Return the names of the questions that another plan asks in the same requests."""
+        earlier, known = [one for level in other.levels for one in level], set[str]()
+        for level in self.levels:
+            known.update(name for one in level if one in earlier and one.needs <= known for name in one.names)
+        return known
+
+    def _taken(self, known: Collection[str], record: Record) -> Outcome | None:
+        """Return the outcome of a row whose record has answers to the `known` questions."""
+        outcome, names = record.outcome(), [question.name for question in self.questions]
+        if record.finish_reason == "length":  # the record does not say which answer was cut
+            return None
+        found = values_of(outcome.text if isinstance(outcome, Completion) else outcome.part)
+        values = {name: found[name] for name in names if name in found and name in known}
+        probabilities = {name: one for name, one in (outcome.probabilities or {}).items() if name in values} or None
+        if not values or len(values) < len(names):
+            error = PromptmillError(Code.BATCHED, "The row waits for the answers to other questions.")
+            return Failure(error, part=json_text(values), probabilities=probabilities) if values else None
+        whole = outcome if isinstance(outcome, Completion) else Completion("", "stop")
+        return replace(whole, text=json_text(values), probabilities=probabilities)
+
+    def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return the requests that ask more than the record of their row answers."""
+        outcome = record.outcome()
+        known = values_of(outcome.part if isinstance(outcome, Failure) else outcome.text).keys()
+        texts = [one.names for level in self.levels for one in level]
+        forms = (response_format.schema_of(one.sampling.response_format) for one in requests)
+        names = (
+            {*(form["properties"] if form else texts[one.choice])} for form, one in zip(forms, requests, strict=True)
+        )
+        return [one for one, asked in zip(requests, names, strict=True) if not known >= asked]
 
     def work(self, job: RunningJob) -> PlanWork:
         """Return the requests about each row for one run."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.values import JsonDict
+from promptmill.core.values import JsonDict, read_json
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.inputs.short_forms import labels_of, schema_of_fields
 from promptmill.jobs.rows.template import places_in
@@ -133,6 +133,11 @@ def definitions_of(questions: Iterable[AskedQuestion]) -> dict[str, str]:
     return {label: definition for label, (definition,) in known.items()}
 
 
+def joined_definitions(questions: Iterable[AskedQuestion]) -> dict[str, str]:
+    """Return all definitions of each label as one text."""
+    return {label: "; ".join(each) for label, each in all_definitions(questions).items()}
+
+
 def all_definitions(questions: Iterable[AskedQuestion]) -> dict[str, list[str]]:
     """Return the definitions of each label, of which several requests may have different ones."""
     known: dict[str, list[str]] = {}
@@ -141,3 +146,9 @@ def all_definitions(questions: Iterable[AskedQuestion]) -> dict[str, list[str]]:
             if definition not in known.setdefault(label, []):
                 known[label].append(definition)
     return known
+
+
+def values_of(text: str) -> JsonDict:
+    """Return the fields of an answer; `{}` without any."""
+    values = read_json(text) if text else {}
+    return values if isinstance(values, dict) else {}

@@ -118,7 +118,9 @@ class Spending:
         self._before = _recorded(folder)
         self._write()
         if found := [each.database for each in self.earlier if _has_settings_of(each, opened)]:
-            opened = replace(opened, order=opened.order.with_earlier(from_jobs=(*opened.order.earlier.from_jobs, *found)))
+            opened = replace(
+                opened, order=opened.order.with_earlier(from_jobs=(*opened.order.earlier.from_jobs, *found))
+            )
         if self.max_cost is None:
             return opened
         remaining = max(0.0, self.max_cost - self.total + self.costs[_key(folder)])

@@ -72,6 +72,18 @@ class Questions:
             question = row_lines.load(question_json(question), where)
         return question, fields
 
+    def digest(self, line: bytes | None, cells: bytes, *, rows_set: bool) -> bytes | None:
+        """Return the digest of the question of a stored row, see `row_lines.digest`; None if it has none. `line`: the
+        row's, perhaps for another prompt. `rows_set`: see `Question`."""
+        lacking = line[1:] if line is not None and line.startswith(_CELLS) else b""
+        try:
+            question, _ = self.asked(cells, "", lacking)
+            if self.columns is not None:
+                return row_lines.digest("table", question_json(question))
+            return row_lines.digest("jsonl", row_lines.json_line(question)[:-1], row_settings=rows_set)
+        except (PromptmillError, TypeError):  # such as a column that only the other input has
+            return None
+
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
         """Return the question of a row with these fields. `blank` gets the fields whose placeholders stay blank.
 

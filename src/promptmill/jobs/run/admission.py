@@ -24,6 +24,7 @@ from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
@@ -257,7 +258,7 @@ def _begun(
     opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
-    begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
+    begun, made, there, adds = folder.spec, folder.result, members.stamp(new.output.path), False
     _check_output(folder, new, order, there)  # the output as it is now
     if new.output.format and there is not None and not is_own(begun or new, made, there):  # a foreign file
         if begun is not None and begun.fills_input and made and made.limit != 0 and not order.earlier.overwrite:
@@ -269,7 +270,8 @@ def _begun(
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
-        spec = resumed(folder, begun, new, order, fixed=wanted.is_fixed)
+        adds = _adds(begun, new, wanted)
+        spec = resumed(folder, begun, new, order, fixed=wanted.is_fixed, adds=adds)
     if spec.chooses:
         spec = spec.model_copy(update={"targets": _with_copies(spec.targets)})
     if begun is not None and made is not None:
@@ -284,7 +286,16 @@ def _begun(
         before = None if begun is None else {name: folder.store.get(name) for name in values}
         folder.put(before=before, **values)
     share = CALL_DISK_SHARE if wanted.is_of_call else 1.0
-    return spec, Change(begun, order.earlier, since, share, _foreign_columns(spec, wanted.folders))
+    return spec, Change(begun, order.earlier, since, share, _foreign_columns(spec, wanted.folders), adds)
+
+
+def _adds(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
+    """Return whether an order asks what the job has asked before, and more, with the same settings."""
+    if (taking := new.plan.taking(begun)) is None or not taking.is_whole:
+        return False
+    order, plan = wanted.order, wanted.plan.with_sampling(taking.sampling)
+    known = fingerprint(plan, order.system_prompt, new.input.format, has_check=order.has_check)
+    return [target.fingerprint for target in begun.targets] == [known]
 
 
 def _foreign_columns(spec: JobSpec, folders: JobFolders) -> frozenset[str]:

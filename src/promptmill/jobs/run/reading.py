@@ -84,12 +84,17 @@ async def _note_bound(run: Run, bound: Bound) -> None:
 
 
 def _note_kept(run: Run, bound: Bound) -> None:
-    if (bound.answers or bound.kept) and run.job.order.earlier.again != "all":
+    if run.job.order.earlier.again == "all":
+        return
+    if bound.kept or (bound.answers and not bound.partly):
         kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
         are = "is" if bound.new == 1 else "are"
         # not with a limit, which does not send all new rows
         new = f", {bound.new:,} {are} new" if run.job.order.limits.limit is None else ""
         run.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
+    if bound.partly:
+        are = "keeps" if bound.partly == 1 else "keep"
+        run.progress.notes.append(f"{counted(bound.partly, 'row')} {are} some answers; only new questions are asked.")
 
 
 async def _check_secrets(run: Run) -> None:

@@ -67,8 +67,11 @@ class ChangedInputError(ChangedError):
     """The order would send most rows again, because the rows of the input changed."""
 
 
-def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
-    """Combine the stored job `begun` with the wanted job. Raises `PromptmillError` (`invalid_input`)."""
+def resumed(
+    folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool, adds: bool = False
+) -> JobSpec:
+    """Combine the stored job `begun` with the wanted job. `adds`: whether this asks the same and more, with the same
+    settings. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
     if begun.chooses and begun.parts.keys() != wanted.parts.keys() and not _has_nothing(folder):
         raise input_error(
@@ -87,9 +90,9 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
             targets.append(folder.numbered(target))
             continue
         changed = _changed_settings(before, target, folder, begun.plan.named_models)
-        if changed and (fixed or not (keeps or sends_all)):
+        if changed and (fixed or not (keeps or sends_all or adds)):
             raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed, may_keep=may_keep)
-        targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
+        targets.append(_target_now(folder, before, target, changed, sends_all=sends_all, adds=adds))
     for way in rounds.awaited(folder.store).values():
         way.check(folder.store, begun.job_id, targets)
     if (begun.is_grid or wanted.is_grid) and not sends_all:
@@ -111,7 +114,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     if is_same_reading:
         names = begun.output.names if begun.shape == wanted.shape else None
         return spec.with_output(names=names).model_copy(update={"to_bind": begun.to_bind})
-    by_row = order.earlier.keep and known.format == now.format and begun.to_bind is None
+    by_row = order.earlier.keep and not adds and known.format == now.format and begun.to_bind is None
     if by_row and any(getattr(begun.question, name) != getattr(wanted.question, name) for name in _ASKED):
         targets = [_with_other_prompt(target) if target.name in by_name else target for target in targets]
         spec = spec.model_copy(update={"targets": tuple(targets)})
@@ -132,7 +135,9 @@ def _check_places(folder: Folder, begun: JobSpec, targets: Sequence[Target]) -> 
         )
 
 
-def _target_now(folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool) -> Target:
+def _target_now(
+    folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool, adds: bool
+) -> Target:
     if not changed:
         kept = ("fingerprint", "sampling", "settings", "kept", "changed", "extra")
         return target.model_copy(update={name: getattr(before, name) for name in kept})
@@ -140,7 +145,8 @@ def _target_now(folder: Folder, before: Target, target: Target, changed: Sequenc
     if sends_all:
         return numbered
     ids = tuple(sorted({*before.kept, before.settings} - {numbered.settings}))
-    return numbered.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
+    marked = before.changed if adds else sorted({*before.changed, *changed})
+    return numbered.model_copy(update={"kept": ids, "changed": tuple(marked)})
 
 
 def _with_other_prompt(target: Target) -> Target:
@@ -245,18 +251,19 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     """
     given, asked = spec.input.path, begun.question != spec.question
     fewest = _FEWEST if given == begun.input.path and not asked else 1
-    if bound.answers < fewest or 2 * bound.kept >= bound.answers or 2 * bound.kept >= bound.rows:
+    kept = bound.kept + bound.partly
+    if bound.answers < fewest or 2 * kept >= bound.answers or 2 * kept >= bound.rows:
         return
     if _has_other_question(begun, spec):
         raise _other_question(begun)
-    kept = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
+    keeps = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
     if asked:
-        conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."
+        conflict = f"The prompt of job {begun.job_id} was another one, and the new one {keeps}."
         raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
     if given == begun.input.path:
-        conflict = f"{given} has changed since, and {kept}."
+        conflict = f"{given} has changed since, and {keeps}."
     else:
-        conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
+        conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {keeps}."
     raise ChangedInputError(Code.INVALID_INPUT, conflict, _WAYS)
 
 

@@ -22,9 +22,10 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.run.resumption import changed_names, check_bound
 from promptmill.jobs.store import binding
-from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.binding import Bound, Former
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import Earlier
@@ -50,6 +51,8 @@ class Change:
     """The part of the free disk space that the rows may take."""
     foreign: frozenset[str] = frozenset()
     """The columns of other jobs in the sheet, which are no part of the rows."""
+    adds: bool = False
+    """Whether the order asks what the job asked before, and more."""
 
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
@@ -66,7 +69,8 @@ class Change:
                 raise _TriedError
 
         with self._others() as others:
-            bind = functools.partial(binding.bind, check=check, others=others, since=self.since)
+            former = functools.partial(self._former, others)
+            bind = functools.partial(binding.bind, check=check, others=others, former=former, since=self.since)
             own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
             files.without = {*own, *self.foreign}
             source = input_of(files, spec.input.format)
@@ -77,7 +81,10 @@ class Change:
         binding.begin(store)
         store.put(stretches_next=store.get("stretches"))
         with self._others() as others:
-            return binding.bind(store, spec, replaced=range(0), others=others, since=self.since, halt=work.halt)
+            former = functools.partial(self._former, others)
+            return binding.bind(
+                store, spec, replaced=range(0), others=others, former=former, since=self.since, halt=work.halt
+            )
 
     def notes(self, spec: JobSpec, bound: Bound) -> list[str]:
         """Return a note for each other job with answers that rows have got and that were made with other settings.
@@ -92,11 +99,30 @@ class Change:
                     notes.append(f"The answers of job {known.job_id}, which are used, were made with another {names}.")
         return notes
 
+    def _former(self, others: Sequence[JobDatabase], spec: JobSpec) -> list[Former | None]:
+        """Return the questions of which rows take a part: of the other jobs and, if none of its answers gets lost, of
+        this one before the order."""
+        found = [former(spec, JobSpec.model_validate(other.get("spec"))) for other in others]
+        return [*found, former(spec, self.before) if self.adds and self.before is not None else None]
+
     @contextlib.contextmanager
     def _others(self) -> Iterator[list[JobDatabase]]:
         """Open the databases of the other jobs whose answers are used."""
         with contextlib.ExitStack() as opened:
             yield [opened.enter_context(contextlib.closing(JobDatabase(path))) for path in self.earlier.from_jobs]
+
+
+def former(spec: JobSpec, other: JobSpec) -> Former | None:
+    """Return the question of another job, if a job takes a part of its answers."""
+    if (taking := spec.plan.taking(other)) is None:
+        return None
+    names = (spec if spec.input.kind.is_table else other).input.names
+    try:
+        (asked,) = questions_of(other.question, spec.input.format, names)
+    except PromptmillError:  # it names a column that the input has not
+        return None
+    rows_set = other.question.rows_set
+    return Former(lambda row: asked.digest(row.line, row.cells or b"", rows_set=rows_set), taking.outcome)
 
 
 def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:

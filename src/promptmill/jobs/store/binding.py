@@ -11,8 +11,9 @@ identified by its digest, which an answer stores in `asked`:
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question get its answers in row order. Loose answers without a matched row become spare. All this is
-one transaction: if the process is killed, the job is unchanged.
+Rows with the same question get its answers in row order. Loose answers without a matched row become spare. A row that
+has none may take a part of what it was answered before, see `Former`. All this is one transaction: if the process is
+killed, the job is unchanged.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
+from typing import NamedTuple
 
-from promptmill.backends.protocol import copied
+from promptmill.backends.protocol import Completion, Outcome, copied
 from promptmill.jobs.store.changed_form import ChangedForm
-from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
+from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT, PUT_SPARE, ROW_NEXT, JobDatabase, Row, bound
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 
@@ -39,6 +41,7 @@ _TABLES = {
     "wanted": "key INTEGER PRIMARY KEY, asked BLOB",
     "matched": "key INTEGER PRIMARY KEY, place INTEGER",
     "moved": f"key INTEGER PRIMARY KEY, {_OUTCOME}",
+    "former": "asked BLOB, key INTEGER, PRIMARY KEY (asked, key)",
 }
 ALL_ROWS = range(SLOT)
 _ASKED = f"nullif(substr(row.asked, :at, {_DIGEST}), zeroblob({_DIGEST}))"
@@ -84,6 +87,19 @@ _MATCHED = f"""
     USING (asked, nth)
 """
 _MOVED = f"INSERT INTO temp.moved SELECT matched.key, {_OUTCOME} FROM temp.matched JOIN"
+_UNMATCHED = """
+    SELECT row.n, wanted.asked, row.line, row.cells FROM temp.wanted JOIN row ON row.n = wanted.key
+    WHERE wanted.key NOT IN (SELECT key FROM temp.matched UNION ALL SELECT key FROM temp.moved)
+    AND (wanted.key NOT IN (SELECT key FROM answer) OR wanted.key IN (SELECT key FROM temp.loose))
+"""
+_FORMER = """
+    SELECT key, wanted.asked FROM temp.former JOIN temp.wanted USING (key) WHERE former.asked = ? ORDER BY key LIMIT 1
+"""
+_OWN = f"""
+    SELECT {COLUMNS} FROM answer WHERE key IN (SELECT key FROM temp.loose) AND settings IN ({{settings}})
+    UNION ALL SELECT {COLUMNS} FROM spare WHERE settings IN ({{settings}})
+"""
+_PUT_MOVED = PUT.replace("INTO answer", "INTO temp.moved")
 _MOVE = f"""
     {_MOVED} answer ON answer.key = place - :base;
     {_MOVED} spare USING (place);
@@ -107,11 +123,22 @@ class Bound:
     """The number of questions that have an answer after the binding."""
     taken: tuple[int, ...] = ()
     """For each other job, the number of its answers that rows have got."""
+    partly: int = 0
+    """The number of questions that have a part of an answer after the binding."""
 
     @property
     def new(self) -> int:
         """The number of questions that have no answer after the binding."""
-        return self.rows - self.kept
+        return self.rows - self.kept - self.partly
+
+
+class Former(NamedTuple):
+    """Another question about the rows, whose records rows may take in part."""
+
+    asked: Callable[[Row], bytes | None]
+    """Returns the digest of this question about a row."""
+    outcome: Callable[[Record], Outcome | None]
+    """See `plan.Taking`."""
 
 
 def bind(
@@ -121,13 +148,15 @@ def bind(
     replaced: range = ALL_ROWS,
     check: Callable[[Bound], None] = lambda _: None,
     others: Sequence[JobDatabase] = (),
+    former: Callable[[JobSpec], Sequence[Former | None]] = lambda _: (),
     since: int = 0,
     halt: threading.Event | None = None,
 ) -> Bound:
     """Bind the answers to `row_next`, which then replaces the rows with the numbers `replaced`. Blocks.
 
     `check` may raise; then nothing changes. Rows without an answer get answers of the jobs `others`; their records
-    name the round `since`. With `spec.to_bind == "rows"`, the input is unchanged but the prompt is new, and each answer
+    name the round `since`. `former`: takes the job, and returns the former question of each of `others`, and then of
+    the job itself. With `spec.to_bind == "rows"`, the input is unchanged but the prompt is new, and each answer
     stays with its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
@@ -157,8 +186,11 @@ def bind(
         borrowed = [_borrow(connection, other, spec, since, places_of_copies) for other in others]
         for statement, values in slots:
             run(statement, values)
+        sources = [*(other.records(where="asked IS NOT NULL") for other in others), _own(connection, spec)]
+        made = spec.targets[0].made(since)
+        parts = [_take_parts(connection, *each, made) for each in itertools.zip_longest(former(spec), sources)]
         ((rows,),) = run("SELECT count(*) FROM row")
-        counts = _counts(connection, rows * len(slots), borrowed)
+        counts = _counts(connection, rows * len(slots), borrowed, parts)
         check(counts)
         for statement in _MOVE.split(";"):
             run(statement, {"base": base})
@@ -213,11 +245,50 @@ def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
     return not spec.is_grid if record.settings == PERSON else form.has(record.text)
 
 
-def _counts(connection: Connection, rows: int, borrowed: Iterable[tuple[int, int]]) -> Bound:
-    """Count what is matched. `borrowed`: the places of the answers of each other job, see `_borrow`."""
+def _own(connection: Connection, spec: JobSpec) -> Iterator[Record]:
+    """Yield the job's answers without a row that count for `spec`."""
+    settings = ", ".join(map(str, spec.targets[0].counted))
+    yield from map(Record._make, connection.execute(_OWN.format(settings=settings)))
+
+
+def _take_parts(
+    connection: Connection, former: Former | None, records: Iterable[Record], made: Provenance
+) -> tuple[int, int]:
+    """Give the rows without an answer to their question what they take of the records of a former one. Return the
+    number of rows that take a whole answer, and of those that take a part."""
+    whole = partly = 0
+    if former is None:
+        return whole, partly
+    run = connection.execute
+    run("DELETE FROM temp.former")
+    for row in map(Row._make, run(_UNMATCHED)):
+        if (asked := former.asked(row)) is not None:
+            run("INSERT INTO temp.former VALUES (?, ?)", (asked, row.n))
+    for record in records:
+        found = run(_FORMER, (record.asked,)).fetchone()
+        if found is None or not record.is_sound or (outcome := former.outcome(record)) is None:
+            continue
+        key, asked = found
+        run(_PUT_MOVED, bound(record_of(key, copied(outcome), asked, made)))
+        run("DELETE FROM temp.former WHERE asked = ? AND key = ?", (record.asked, key))
+        is_whole = isinstance(outcome, Completion)
+        whole, partly = whole + is_whole, partly + (not is_whole)
+    return whole, partly
+
+
+def _counts(
+    connection: Connection,
+    rows: int,
+    borrowed: Iterable[tuple[int, int]],
+    parts: Sequence[tuple[int, int]],
+) -> Bound:
+    """Count what is matched. `borrowed`: the places of the answers of each other job, see `_borrow`. `parts`: see
+    `_take_parts`."""
     ((answers,),) = connection.execute("SELECT count(*) FROM answer WHERE code IS NULL")
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")
     ((matched,),) = connection.execute("SELECT count(*) FROM temp.matched")
     of_place = "SELECT count(*) FROM temp.matched WHERE place < ? AND place > ?"
-    taken = [connection.execute(of_place, places).fetchone()[0] for places in borrowed]
-    return Bound(rows, answers, answers - loose + matched, tuple(taken))
+    lent = [connection.execute(of_place, places).fetchone()[0] for places in borrowed]
+    taken = [one + sum(more) for one, more in zip(lent, parts, strict=False)]
+    whole, partly = (sum(one[at] for one in parts) for at in (0, 1))
+    return Bound(rows, answers, answers - loose + matched + whole, tuple(taken), partly)

@@ -17,10 +17,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from promptmill.answering.step import Step
+from promptmill.backends.protocol import Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import doubts
 from promptmill.core.request import Request
+from promptmill.core.values import JsonDict
 from promptmill.jobs import members
 from promptmill.jobs.labels import least_probable, probability
 from promptmill.jobs.rows.questions import RowRequests
@@ -115,6 +117,18 @@ class RunningJob:
         return self.described()
 
 
+class Taking(NamedTuple):
+    """What a job takes of the records of a job that asks something else about the same rows."""
+
+    outcome: Callable[[Record], Outcome | None]
+    """Returns the outcome of a row whose record in the other job is this: an answer; a `batched` failure with the
+    answers so far; None: nothing."""
+    sampling: JsonDict
+    """The sampling parameters of what the other job asks."""
+    is_whole: bool
+    """Whether nothing that the other job asks is left out."""
+
+
 class Estimate(NamedTuple):
     """What a validation says of a plan."""
 
@@ -202,6 +216,16 @@ class Plan(OrderPart):
         """
         del begun, job_id, sends_all
         return self
+
+    def taking(self, other: JobSpec) -> Taking | None:
+        """Return what the job takes of the records of another one that asks something else about the same rows; None:
+        only answers to the same question."""
+        del other
+        return None
+
+    def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
+        """Return those of the requests about a row that are left to be sent. `record`: that of the row."""
+        return () if record.code is None else requests
 
     def asked(self, targets: Sequence[Target]) -> Sequence[str]:
         """Return the models that answer each prompt of a row."""
