@@ -220,11 +220,20 @@ def _ways(begun: JobSpec, wanted: JobSpec, form: ChangedForm, *, may_keep: bool)
     other_output = _NEW_COLUMN if wanted.fills_input else _OTHER_OUTPUT if may_keep else _OTHER_OUTPUT.capitalize()
     ways = [SEND_ALL, *([_WAYS[1], _KEEP] if may_keep else [" asks all rows again. "]), other_output]
     output = begun.output
+    if only_new := _only_new(begun, wanted):
+        return [*ways, *only_new]
     if not form.only_adds or wanted.fills_input or not output.format or not output.form.fields:
         return ways
     known, (new, *_) = next(iter((output.answer_schema or {})["properties"])), form.new_columns
     prompt, column = Named("prompt", f"… {{{{{known}}}}} …"), Named("answer_column", new)
     return [*ways, f" To ask only for {new}: {output.path} as input, another output, ", prompt, " and ", column, "."]
+
+
+def _only_new(begun: JobSpec, wanted: JobSpec) -> Sequence[str | Named]:
+    """Return how another output takes what it can of the job's answers; `()` if nothing."""
+    if wanted.plan.taking(begun) is None:
+        return ()
+    return " With another output, ", Named("from_job", str(begun.output.path)), " asks only what is new."
 
 
 def _has_other_question(begun: JobSpec, wanted: JobSpec) -> bool:
@@ -259,7 +268,7 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     keeps = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
     if asked:
         conflict = f"The prompt of job {begun.job_id} was another one, and the new one {keeps}."
-        raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+        raise ChangedError(Code.INVALID_INPUT, conflict, [*_WAYS, *_only_new(begun, spec)])
     if given == begun.input.path:
         conflict = f"{given} has changed since, and {keeps}."
     else:

@@ -93,7 +93,10 @@ class Change:
         with self._others() as others:
             for other in itertools.compress(others, bound.taken):
                 known = JobSpec.model_validate(other.get("spec"))
-                changed = changed_names(known.targets[0], spec.targets[0])
+                before, now = known.targets[0], spec.targets[0]
+                changed = changed_names(before, now)
+                if before.sampling == now.sampling and spec.plan.taking(known) is not None:
+                    changed = [name for name in changed if name != "sampling"]  # only the questions differ
                 if changed:
                     names = listed([name.replace("_", " ") for name in changed])
                     notes.append(f"The answers of job {known.job_id}, which are used, were made with another {names}.")
