@@ -135,6 +135,25 @@ def test_a_dry_run_says_how_many_rows_are_answered_and_what_the_others_cost(benc
     assert "40 rows answered before: unchanged ones are not sent again\n" in bench.run("--dry-run", *price).stdout
 
 
+def test_a_dry_run_prices_only_the_rows_that_take_no_answer_of_another_job(bench):
+    bench.prompts(40)
+    price = ("--set", "price={input: 0, output: 100}", "--max-tokens", "100")
+    bench.run(*price, "--limit", "30")
+    other, bench.output = bench.output, bench.path / "other.jsonl"
+    every, left = (
+        json.loads(bench.run("--dry-run", "--json", *price, *more).stdout) for more in ((), ("--from", str(other)))
+    )
+    assert "taken" not in every
+    assert (left["rows"], left["taken"], left["requests"]) == (40, 30, 10)
+    assert left["estimated_cost"] == pytest.approx(every["estimated_cost"] / 4)
+    assert left["most_cost"] == pytest.approx(every["most_cost"] / 4)
+    said = bench.run("--dry-run", *price, "--from", str(other)).stdout
+    assert "30 of 40 rows take the answers of another job; only the others are sent and priced\n" in said
+    again = bench.run("--dry-run", "--json", *price, "--from", str(other), "--again", "all")
+    assert json.loads(again.stdout)["requests"] == 40
+    assert len(bench.upstream.seen) == 30
+
+
 def test_several_answers_to_a_prompt_are_several_requests_of_an_estimate(bench):
     bench.prompts(3)
     price = ("--set", 'price={"input": 1000000, "output": 0}', "--max-tokens", "5")

@@ -266,6 +266,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
 
 
 def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig, max_cost: float | None) -> Iterator[str]:
+    yield from _taken_words(found)
     if answered := _answered_words(found):
         yield answered
     if found.get("estimated_cost") is not None:
@@ -276,6 +277,15 @@ def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig, max_cost: float 
             yield f"by batch {_price_words(found, 'batch_')}"
     elif found["unpriced"]:
         yield worded(no_price_known(plan, found["unpriced"]), option_of)
+
+
+def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the rows take of the answers that exist, which the figures leave out."""
+    of = f"of {counted(found['rows'], 'row')}"
+    if (whole := found.get("taken")) is not None:
+        yield f"{whole:,} {of} take the answers of another job; only the others are sent and priced"
+    if (part := found.get("taken_in_part")) is not None:
+        yield f"{part:,} {of} keep some answers; only their new questions are sent and priced"
 
 
 def _answered_words(found: Mapping[str, Any]) -> str:

@@ -125,9 +125,9 @@ def test_a_later_question_without_columns_follows_the_prompt(asked):
     asked.succeed("--prompt", "Mail: {{mail}}", *shared, "--system", "Be kind.")
     assert len(asked.upstream.seen) == 4
     first, last = (next(s for s in asked.upstream.seen if ("Why" in s.prompt) == is_last) for is_last in (False, True))
-    assert first.prompt.endswith("Mail: m0")
-    assert last.prompt.endswith("Mail: m0\n\nWhy bad?")
-    assert [message["content"].split("\n")[0] for message in last.json["messages"]] == ["Be kind.", "Mail: m0"]
+    assert first.prompt.startswith("Mail: m")
+    assert last.prompt.endswith("\n\nWhy bad?")
+    assert [message["content"].split("\n")[0][:7] for message in last.json["messages"]] == ["Be kind", "Mail: m"]
     assert "amount" in first.json["messages"][0]["content"]
     assert asked.answers()[0]["answer"] == {"Tone": "bad", "amount": 5, "Why": "because bad?"}
 
@@ -213,6 +213,84 @@ def test_an_edited_question_or_row_asks_its_rows_again(asked):
     asked.upstream.seen.clear()
     asked.succeed(*edited, "--again", "all")
     assert sum(sent(asked).values()) == 20
+
+
+def answers(bench: Any) -> list[dict[str, Any]]:
+    return [row["answer"] for row in bench.answers()]
+
+
+def test_a_new_question_asks_only_itself_and_keeps_all_answers(asked):
+    table(asked, 30)
+    paid = asked.succeed(*TONE, *TOPIC, *PRICE)["cost"]
+    before = answers(asked)
+    asked.upstream.reply = choose(lambda seen: answer(json.dumps({"Stars": "low"})))
+    dry = json.loads(asked.run(*STARS, *TONE, *TOPIC, *PRICE, "--dry-run", "--json").stdout)
+    assert (dry["taken_in_part"], dry["requests"], dry["answers"]) == (30, 30, 30)
+    said, found = asked.run(*STARS, *TONE, *TOPIC, *PRICE), asked.status()
+    assert sent(asked) == {"Is": 30, "Which": 30, "How": 30}
+    assert answers(asked) == [{"Stars": "low", **row} for row in before]
+    assert "30 rows keep some answers; only new questions are asked." in said.stdout
+    assert (found["answered"], found["failed"], found["requests"]) == (30, 0, 90)
+    assert found["cost"] > paid
+    assert not any(record.extras.get("changed") for record in asked.records())
+    asked.succeed(*TOPIC, *TONE, *STARS)
+    assert len(asked.upstream.seen) == 90, "another order asks nothing"
+
+
+def test_a_new_question_may_use_answers_that_exist(asked):
+    table(asked, 3)
+    asked.succeed(*TONE, *TOPIC)
+    table(asked, 4)
+    asked.succeed(*TONE, *TOPIC, *WHY)
+    assert sent(asked) == {"Is": 4, "Which": 4, "Why": 4}
+    assert [*answers(asked)[0]] == ["Tone", "Topic", "Why"]
+
+
+@pytest.mark.parametrize("point", ["after-write:3", "before-write:5", "after-write:9", "after-put:6"])
+def test_a_kill_while_a_new_question_is_asked_loses_no_answer(asked, point):
+    table(asked, 30)
+    asked.succeed(*TONE, *TOPIC)
+    before = answers(asked)
+    asked.upstream.reply = late(0.03, choose(_replied))
+    asked.run(*TONE, *TOPIC, *STARS, killed_at=point, concurrency=4)
+    asked.succeed(*TONE, *TOPIC, *STARS)
+    assert answers(asked) == [{**row, "Stars": "high"} for row in before]
+    counts = sent(asked)
+    assert (counts["Is"], counts["Which"]) == (30, 30)
+    assert counts["How"] <= 30 + 2 * 4
+
+
+def test_a_removed_or_edited_question_is_refused_and_another_output_takes_the_others(asked):
+    table(asked, 30)
+    asked.succeed(*TONE, *TOPIC, *STARS)
+    before, own, count = answers(asked), asked.output, len(asked.upstream.seen)
+    edited = ("--ask", "Tone:good|bad!=Is it kind? {{mail}}")
+    for more in ((*TONE, *TOPIC), (*edited, *TOPIC, *STARS), (*edited, *TOPIC, *STARS, *WHY)):
+        assert f"With another output, --from {own} asks only what is new." in asked.fail(*more)
+    assert asked.run(*TONE, *TOPIC, *STARS, *WHY, "--temperature", "0.5").returncode == 2
+    assert (answers(asked), len(asked.upstream.seen)) == (before, count)
+    asked.output = asked.path / "other.jsonl"
+    asked.upstream.seen.clear()
+    dry = json.loads(asked.run(*TONE, *TOPIC, "--from", str(own), "--dry-run", "--json").stdout)
+    assert (dry["taken"], dry["requests"], dry["answers"]) == (30, 0, 0)
+    said = asked.run(*edited, *TOPIC, *STARS, *WHY, "--from", str(own))
+    assert sent(asked) == {"Is": 30, "Why": 30}, "a question that uses the edited one is asked, too"
+    assert "30 rows keep some answers" in said.stdout
+    assert "another sampling" not in said.stdout
+    asked.output, asked.upstream.seen[:] = asked.path / "fewer.jsonl", []
+    asked.succeed(*TOPIC, *TONE, "--from", str(own))
+    assert [*answers(asked)[0].items()] == [("Topic", before[0]["Topic"]), ("Tone", "bad")]
+    assert not asked.upstream.seen
+
+
+def test_a_row_that_failed_keeps_its_answers_for_new_questions(asked):
+    table(asked, 3)
+    asked.upstream.reply = _refuses("Which")
+    assert asked.run(*TONE, *TOPIC).returncode == 1
+    asked.upstream.reply = choose(_replied)
+    asked.upstream.seen.clear()
+    asked.succeed(*TONE, *TOPIC, *STARS)
+    assert sent(asked) == {"Which": 3, "How": 3}
 
 
 @pytest.mark.parametrize("point", ["after-write:3", "before-write:5", "after-write:9"])

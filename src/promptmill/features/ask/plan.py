@@ -106,7 +106,7 @@ class Ask(Plan):
         """Return the number of answers, and a note on the requests. Raises as `check_columns`."""
         del store, configs, end
         check_columns(self.levels, spec.input)
-        answers = checked["rows"] - checked["invalid"] - checked.get("skipped", 0)
+        answers = checked["rows"] - checked["invalid"] - checked.get("skipped", 0) - checked.get("taken", 0)
         later = [question.name for level in self.levels[1:] for one in level for question in one.questions]
         waits = f"; {', '.join(later)} after the answers in the prompt" if later else ""
         return Estimate({"answers": answers}, f"{counted(checked['requests'], 'request')} in all{waits}")
@@ -147,8 +147,7 @@ class Ask(Plan):
 
     def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
         """Return the requests that ask more than the record of their row answers."""
-        outcome = record.outcome()
-        known = values_of(outcome.part if isinstance(outcome, Failure) else outcome.text).keys()
+        known = values_of(record.extras.get("part", "")).keys()
         texts = [one.names for level in self.levels for one in level]
         forms = (response_format.schema_of(one.sampling.response_format) for one in requests)
         names = (

@@ -270,7 +270,7 @@ def _begun(
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
-        adds = _adds(begun, new, wanted)
+        adds = asks_more(begun, new, wanted)
         spec = resumed(folder, begun, new, order, fixed=wanted.is_fixed, adds=adds)
     if spec.chooses:
         spec = spec.model_copy(update={"targets": _with_copies(spec.targets)})
@@ -289,7 +289,7 @@ def _begun(
     return spec, Change(begun, order.earlier, since, share, _foreign_columns(spec, wanted.folders), adds)
 
 
-def _adds(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
+def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
     """Return whether an order asks what the job has asked before, and more, with the same settings."""
     if (taking := new.plan.taking(begun)) is None or not taking.is_whole:
         return False

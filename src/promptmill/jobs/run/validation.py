@@ -45,23 +45,24 @@ from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import check_target, end_of
 from promptmill.jobs.export.text import AnswerValues, Form
-from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
+from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
-from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
+from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.run.ways import tier_of_way
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.jobs.store.plan import JobSpec
-from promptmill.jobs.store.records import SCORES
+from promptmill.jobs.store.records import SCORES, SLOT
+from promptmill.jobs.store.rounds import ANSWERED, FAILED
 from promptmill.jobs.store.spec import Origin
 from promptmill.system import runtime
 
@@ -93,8 +94,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
         spec = spec_of("", files, wanted)
         assert files.input is not None
-        share = CALL_DISK_SHARE if plan.file_rule.is_guarded else 1.0
-        spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)
+        spec, bound = _change(files.folder, spec, wanted).read(store, spec, files.input, Work())
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
         models = spec.plan.asked(spec.targets)
@@ -106,6 +106,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         _check_start(every, spec, wanted)
         sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
+        if bound.partly:
+            result["taken_in_part"] = bound.partly
         if spec.output.format and (spec.output.kind.is_table or spec.input.format != "batch"):
             check_target([store], spec, files.target)
             form = Form([store], spec, spec.output.kind)
@@ -119,7 +121,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
         answered = _answered(files.folder, spec)
-        rows_sent = result["rows"] - result["invalid"] - result.get("skipped", 0)
+        rows_sent = result["rows"] - result["invalid"] - result.get("skipped", 0) - result.get("taken", 0)
         for name, one in zip(models, sums, strict=True):
             one.expect(answered.get(name), rows_sent * max(1, len(spec.question.templates)))
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))
@@ -156,6 +158,17 @@ def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> 
     half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # fewer are counted in half of the time
     ((different,),) = store.read(half, end, rows // 2)
     return int(different) if rows >= _MANY_ROWS and different < rows // 2 else 0
+
+
+def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
+    """Return the change that gives rows the answers of other jobs, and those in the job's `folder` of which they take a
+    part."""
+    earlier, known = wanted.order.earlier, folder.spec
+    databases = [*earlier.from_jobs]
+    if known is not None and admission.asks_more(known, spec, wanted) and known.question != spec.question:
+        databases.append(folder.database)
+    taken = Earlier(from_jobs=() if earlier.again == "all" else tuple(databases))
+    return Change(None, taken, 0, CALL_DISK_SHARE if wanted.plan.file_rule.is_guarded else 1.0)
 
 
 def _check_order(wanted: WantedJob) -> str:
@@ -371,13 +384,15 @@ def _check_rows(
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    count = invalid = skipped = pictures = tokens = alone = 0
+    invalid = skipped = pictures = tokens = alone = 0
+    answered, left = _answered_rows(store, spec), _left_of(store, spec)
     wanted_answers, sent = 0, 0.0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
-    by_batch = tier_of_way(order.way) == BATCH
-    as_sent, *of_others = (sending(one, by_batch=by_batch) for one in (plan, *(most.plan for most in sums)))
+    as_sent, *of_others = (
+        sending(one, by_batch=tier_of_way(order.way) == BATCH) for one in (plan, *(most.plan for most in sums))
+    )
     parts_of, *parts_of_others = (spec.plan.sending(one) for one in (plan, *(most.plan for most in sums)))
     size_of_own = _size_for(plan)
     local = spec.model_copy(update={"origin": Origin()})
@@ -385,12 +400,12 @@ def _check_rows(
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
         for one in (plan, *(most.plan for most in sums))
     )
-    for row in store.rows(last=end - 1):
-        count += 1
+    ((count,),) = store.read("SELECT count(*) FROM row WHERE n < ?", end)
+    for row in (one for one in store.rows(last=end - 1) if one.n not in answered):
         try:
             where = _place(spec, row.n)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
-            parts = _parts(spec, made, parts_of)
+            parts = left(row.n, _parts(spec, made, parts_of))
             answers = [part.sampling.n or 1 for part in parts]  # each is a request of its own
             own = [as_sent(part) for part in parts]
             wanted_answers += sum(answers)
@@ -409,8 +424,8 @@ def _check_rows(
             for most, makers, as_theirs, its_parts in zip(sums, others, of_others, parts_of_others, strict=True):
                 its, its_sizes = own, sizes
                 if most.plan is not plan:
-                    theirs = [one.request(row.n, row.line, row.cells or b"") for one in makers]
-                    theirs = _parts(spec, theirs, its_parts)
+                    made = [one.request(row.n, row.line, row.cells or b"") for one in makers]
+                    theirs = left(row.n, _parts(spec, made, its_parts))
                     its = [as_theirs(part) for part in theirs]
                     its_sizes = list(map(most.size_of, its, theirs))
                 for each, size in zip(its, its_sizes, strict=True):
@@ -422,8 +437,7 @@ def _check_rows(
             if error.code is Code.INVALID_CONFIG:  # the fault of no row
                 raise
             invalid += 1
-            if len(problems) < _SHOWN:
-                problems.append(str(error))
+            problems += [str(error)][: _SHOWN - len(problems)]
     if kind == "batch":  # OpenAI refuses a file with a repeated id
         ids = Ids.of(store, spec, end, _SHOWN - len(problems))
         invalid += ids.repeated
@@ -435,6 +449,7 @@ def _check_rows(
         "rows": count,
         "invalid": invalid,
         **({"skipped": skipped} if skipped else {}),
+        **({"taken": taken} if (taken := sum(n < end for n in answered)) else {}),
         **({"may_search": True} if any(one.may_search for one in sums) else {}),
         "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
@@ -456,6 +471,7 @@ def _expect_cache(
     reader = reader_of(
         sums.plan, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
     )
+    answered = _answered_rows(store, spec)
     last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.plan)
     parts_of = spec.plan.sending(sums.plan)
     for requests, prompt in zip(requests_of(spec, reader), spec.question.templates or ("",), strict=True):
@@ -469,7 +485,7 @@ def _expect_cache(
         for row, beginning in itertools.chain.from_iterable(
             in_groups(store.row_pages(last=last), look, _size, reorders=True)
         ):
-            if beginning is None:
+            if beginning is None or row.n in answered:
                 continue
             request = requests.request(row.n, row.line, row.cells or b"").changed(shared=beginning)
             for part in parts_of(request, prompt):
@@ -499,6 +515,24 @@ def _parts(
     see `Plan.sending`."""
     prompts = spec.question.templates or ("",)
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in parts_of(one, prompt)]
+
+
+def _answered_rows(store: JobDatabase, spec: JobSpec) -> set[int]:
+    """Return the numbers of the rows that take all of their answers of other jobs."""
+    rows = f"SELECT key % {SLOT} FROM answer WHERE {ANSWERED} GROUP BY 1 HAVING count(*) >= ?"
+    return {n for (n,) in store.read(rows, spec.delivered)}
+
+
+def _left_of(store: JobDatabase, spec: JobSpec) -> Callable[[int, Sequence[Request]], Sequence[Request]]:
+    """Return the function from the number of a row, and the requests about it, to those that are left to be sent."""
+    if not store.page(0, FAILED, size=1):
+        return lambda _, requests: requests
+
+    def left(n: int, requests: Sequence[Request]) -> Sequence[Request]:
+        record = store.record(n)
+        return requests if record is None else spec.plan.left(record, requests)
+
+    return left
 
 
 def _sharing(request: Request, cache: ModelCache) -> Request:

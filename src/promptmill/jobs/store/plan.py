@@ -224,8 +224,9 @@ class Plan(OrderPart):
         return None
 
     def left(self, record: Record, requests: Sequence[Request]) -> Sequence[Request]:
-        """Return those of the requests about a row that are left to be sent. `record`: that of the row."""
-        return () if record.code is None else requests
+        """Return those of the requests about a row that are left to be sent. `record`: what the row has taken."""
+        del record
+        return requests
 
     def asked(self, targets: Sequence[Target]) -> Sequence[str]:
         """Return the models that answer each prompt of a row."""
