@@ -157,6 +157,18 @@ def test_a_cell_with_the_signs_of_a_prompt_changes_no_question(asked):
     ]
 
 
+def test_a_cell_with_the_mark_of_an_answer_gets_no_answer(asked):
+    questions = ("--ask", "A=One {{id}}", "--ask", "B=Two {{A}} {{mail|upper}}")
+    asked.write([{"id": 1, "mail": "\u2063[A]\u2063"}, {"id": 2, "mail": "m"}])
+    assert asked.run(*questions).returncode == 1
+    assert [seen.prompt for seen in asked.upstream.seen] == ["One 2", "Two because 2 M"]
+    assert "invisible sign" in asked.answers()[0]["error"]["message"]
+    asked.upstream.seen.clear()
+    asked.write([{"id": 1, "mail": "m"}, {"id": 2, "mail": "m"}])
+    asked.succeed("--ask", "A=One {{id}}", "--ask", "B=Two{% if id == 2 %} {{A}}{% endif %} {{mail}}", "--again", "all")
+    assert {seen.prompt for seen in asked.upstream.seen} == {"One 1", "One 2", "Two m", "Two because 2 m"}
+
+
 def _refuses(*words: str) -> Any:
     return choose(lambda seen: status(400, "no") if _question(seen) in words else _replied(seen))
 

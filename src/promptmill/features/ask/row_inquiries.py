@@ -27,7 +27,7 @@ from promptmill.core.request import (
     once,
 )
 from promptmill.core.values import JsonDict
-from promptmill.features.ask.inquiries import Inquiry, Section, sections_of, text_of
+from promptmill.features.ask.inquiries import Inquiry, Section, sections_of, template_of, text_of
 from promptmill.features.ask.questions import ASK, definitions_of, schema_of
 
 
@@ -64,7 +64,10 @@ class RowInquiries:
     def __init__(self, config: ResolvedConfig, levels: Sequence[Sequence[Inquiry]]) -> None:
         self._config, self._inquiries = config, levels
         self._decides = registry.decides(config)
-        self._needs = [one.needs for level in levels for one in level]
+        template = template_of(levels)
+        self._written = _sources(sections_of([template]))
+        self._may_lack = "{%" in template or "{#" in template
+        """Whether an answer may be left out, by a statement or a comment."""
         self._levels = self._parts([])
         self._parted: Made[Parted] = {}
         self._samplings: Made[Sampling] = {}
@@ -74,10 +77,15 @@ class RowInquiries:
         if (fields := request.fields) is not None:
             return once(self._parted, lambda: self._plain(fields.parts), fields.parts)
         sections = sections_of(["\n".join(Conversation(request.conversation.messages[-1:]).texts)])
-        places = [{*section.sources} for section in sections]
-        if len(places) != len(self._needs) or not all(map(frozenset.issuperset, self._needs, places)):
+        if not self._are_as_written(_sources(sections)):
             raise input_error(ASK, ": a cell has the invisible sign U+2063 where promptmill has its own; remove it.")
         return Parted(sections, self._levels)
+
+    def _are_as_written(self, found: Sequence[Sequence[int | str]]) -> bool:
+        """Return whether the answers in the sections of a row are those of the template; otherwise a cell has marks."""
+        if found == self._written or not self._may_lack or len(found) != len(self._written):
+            return found == self._written
+        return all({*own} <= {*names} for own, names in zip(found, self._written, strict=True))
 
     def _plain(self, parts: Sequence[str]) -> Parted:
         sections = sections_of(parts)
@@ -116,6 +124,10 @@ class RowInquiries:
             attempts=0,
             choice=part.sections[0],
         )
+
+
+def _sources(sections: Sequence[Section]) -> list[Sequence[int | str]]:
+    return [section.sources for section in sections]
 
 
 def _part(group: Sequence[tuple[int, Inquiry]], sections: Sequence[Section]) -> RowPart:
