@@ -116,8 +116,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             result["notes"].append(note)
-        if different := _different(store, wanted, sums):
-            result["different_prompts"] = different
+        result |= _different(store, wanted, sums)
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
         answered = _answered(files.folder, spec)
@@ -146,18 +145,18 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         return found | _kept(files, spec, wanted, rows_sent, found.get("estimated_cost"))
 
 
-def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> int:
-    """Return the number of different prompts of a job that `dedupe` would make cheaper: of its rows, at least
-    `_MANY_ROWS`, fewer than half have another prompt than the others. 0 for any other job."""
+def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
+    """Return `different_prompts`, their number, for a job that `dedupe` would make cheaper: of its rows, at least
+    `_MANY_ROWS`, fewer than half have another prompt than the others. `{}` for any other job."""
     order, plan = wanted.order, wanted.plan
     takes_it = plan.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
     if not takes_it or order.limits.dedupe or getattr(plan.block, "dedupe", False):
-        return 0
+        return {}
     prompts, end = "FROM row WHERE n < ? AND asked != zeroblob(length(asked))", end_of(store, order.limits.limit)
     ((rows,),) = store.read(f"SELECT count(*) {prompts}", end)
     half = f"SELECT count(*) FROM (SELECT DISTINCT asked {prompts} LIMIT ?)"  # fewer are counted in half of the time
     ((different,),) = store.read(half, end, rows // 2)
-    return int(different) if rows >= _MANY_ROWS and different < rows // 2 else 0
+    return {"different_prompts": int(different)} if rows >= _MANY_ROWS and different < rows // 2 else {}
 
 
 def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
@@ -471,7 +470,7 @@ def _expect_cache(
     reader = reader_of(
         sums.plan, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
     )
-    answered = _answered_rows(store, spec)
+    answered, left = _answered_rows(store, spec), _left_of(store, spec)
     last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.plan)
     parts_of = spec.plan.sending(sums.plan)
     for requests, prompt in zip(requests_of(spec, reader), spec.question.templates or ("",), strict=True):
@@ -488,7 +487,7 @@ def _expect_cache(
             if beginning is None or row.n in answered:
                 continue
             request = requests.request(row.n, row.line, row.cells or b"").changed(shared=beginning)
-            for part in parts_of(request, prompt):
+            for part in left(row.n, [*parts_of(request, prompt)]):
                 sent = sent_for(part)
                 is_whole = sent.part == 1 and part.conversation is request.conversation
                 if shared := beginning if is_whole else request.shared_system:

@@ -246,8 +246,8 @@ def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
 
 
 def _own(connection: Connection, spec: JobSpec) -> Iterator[Record]:
-    """Yield the job's answers without a row that count for `spec`."""
-    settings = ", ".join(map(str, spec.targets[0].counted))
+    """Yield the job's records without a row that count for `spec`."""
+    settings = ", ".join(map(str, [*spec.targets[0].counted, PERSON]))
     yield from map(Record._make, connection.execute(_OWN.format(settings=settings)))
 
 
