@@ -82,7 +82,13 @@ def _sheet(style: str = "") -> str:
 
 @pytest.mark.parametrize(
     ("code", "shown"),
-    [("", "mm-dd-yy"), ("0.00", "mm-dd-yy"), ("dd\\.mm\\.yyyy", "dd\\.mm\\.yyyy"), ("&quot;day&quot; 0", "mm-dd-yy")],
+    [
+        ("", "mm-dd-yy"),
+        ("0.00", "mm-dd-yy"),
+        ("dd\\.mm\\.yyyy", "dd\\.mm\\.yyyy"),
+        ("&quot;day&quot; 0", "mm-dd-yy"),
+        ("[>9]0;[Red]0", "mm-dd-yy"),
+    ],
 )
 def test_a_filled_sheet_has_dates_in_the_format_of_their_cells_if_this_is_one_of_dates(dated, code, shown):
     formats = {1: code} if code else {}

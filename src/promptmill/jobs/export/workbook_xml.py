@@ -31,9 +31,10 @@ _EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 19
 _DAY = dt.timedelta(days=1)
 _PLACES = 10  # of a number of days: LibreOffice writes 15 digits
 _DATE, _TIME, _DATE_WITH_TIME = 14, 21, 22  # numbers of Excel's own formats
-_OF_DATES = frozenset({*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59)})
+_OF_DATES = frozenset(map(str, (*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59))))
 _XF = re.compile(rb"<(?:[\w.-]+:)?xf\b(?:[^<>]*/>|.*?</(?:[\w.-]+:)?xf\s*>)", re.DOTALL)
-_LITERAL = re.compile(rb"&quot;.*?&quot;|\\.|_.|\[[$A-Z][^\]]*\]", re.IGNORECASE)  # in the code of a number format
+_NUMBER_FORMAT = re.compile(rb"""\s(?:numFmtId|applyNumberFormat)=(?:"[^"]*"|'[^']*')""")
+_LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[[$A-Z][^\]]*\]', re.IGNORECASE)  # in the code of a number format
 Changed: TypeAlias = dict[str, Iterable[bytes] | None]
 """The content of each part that changes, in blocks; None for a part that is removed."""
 
@@ -105,6 +106,7 @@ class Dates:
         inner = b"" if opening is None or end < 0 else self._data[opening.end() : end]
         self._formats = _XF.findall(inner)
         self._known = len(self._formats)
+        self._of_dates = _styles_of_dates(packed, parts.styles) if parts.styles else frozenset[str]()
         self._numbers: dict[tuple[int, str], str] = {}
 
     def cell(self, value: dt.date | dt.time, style: str) -> tuple[str, Any]:
@@ -123,26 +125,16 @@ class Dates:
         return self._style(form, style), int(days) if days.is_integer() else days
 
     def _style(self, form: int, style: str) -> str:
-        """Return the number of a style like `style` that shows dates; `style` itself if it does."""
+        """Return the number of a style like `style` with the number format `form`; `style` itself if it shows dates."""
+        if style in self._of_dates:
+            return style
         if (form, style) not in self._numbers:
-            like = self._formats[int(style or 0)]
-            known = re.search(rb'\snumFmtId="(\d+)"', like)
-            if style and known is not None and self._shows_dates(int(known[1])):
-                number = int(style)
-            else:
-                bare = re.sub(rb'\s(?:numFmtId|applyNumberFormat)="[^"]*"', b"", like)
-                own = re.sub(rb"xf\b", b'xf numFmtId="%d" applyNumberFormat="1"' % form, bare, count=1)
-                if own not in self._formats:
-                    self._formats.append(own)
-                number = self._formats.index(own)
-            self._numbers[form, style] = str(number)
+            bare = _NUMBER_FORMAT.sub(b"", self._formats[int(style or 0)])
+            own = re.sub(rb"xf\b", b'xf numFmtId="%d" applyNumberFormat="1"' % form, bare, count=1)
+            if own not in self._formats:
+                self._formats.append(own)
+            self._numbers[form, style] = str(self._formats.index(own))
         return self._numbers[form, style]
-
-    def _shows_dates(self, number: int) -> bool:
-        """Return whether a number format is one of dates: one of Excel's own, or with a letter of dates in its code."""
-        found = re.search(rb'<(?:[\w.-]+:)?numFmt\b[^<>]*\snumFmtId="%d"[^<>]*>' % number, self._data)
-        code = b"" if found is None else re.sub(rb'.*\sformatCode="([^"]*)".*', rb"\1", found[0])
-        return number in _OF_DATES or re.search(rb"[dmyhs]", _LITERAL.sub(b"", code), re.IGNORECASE) is not None
 
     def changed(self) -> Changed:
         """Return the part of the styles, which is written behind all cells: these add styles."""
@@ -155,6 +147,15 @@ class Dates:
         else:
             begin = b'<%bcellXfs count="%d">' % (self._prefix, len(self._formats))
             yield b"%b%b%b%b" % (self._data[:start], begin, b"".join(self._formats), self._data[end:])
+
+
+def _styles_of_dates(packed: zipfile.ZipFile, part: str) -> frozenset[str]:
+    """Return the numbers of the styles that show dates: in a format of Excel's own, or one with letters of dates."""
+    tree = xlsx.tree_of(packed, part)
+    codes = {one.get("numFmtId"): one.get("formatCode", "") for one in xlsx.children(tree, "numFmts")}
+    own = {number for number, code in codes.items() if re.search("[dmyhs]", _LITERAL.sub("", code), re.IGNORECASE)}
+    styles = enumerate(one.get("numFmtId") for one in xlsx.children(tree, "cellXfs"))
+    return frozenset(str(at) for at, number in styles if number in own or number in _OF_DATES)
 
 
 class Cells:
