@@ -306,7 +306,9 @@ def _price_words(found: Mapping[str, Any], way: str = "") -> str:
     each, source = found["estimated_completion_tokens"] / max(1, found["answers"]), found["estimated_completion_from"]
     length = counted(round(each), "token")
     answers = f" if an answer has {length}" if source == ASSUMED else f" with answers of {length}, {source}"
-    return f"about {dollars(found[f'{way}estimated_cost'])}{answers if each else ''}; {_highest_words(found, way)}"
+    range_ = [found.get(f"{way}least_estimated_cost"), found[f"{way}estimated_cost"]]
+    likely = " to ".join(dict.fromkeys(dollars(cost) for cost in range_ if cost is not None))
+    return f"about {likely}{answers if each else ''}; {_highest_words(found, way)}"
 
 
 def _alone_words(found: Mapping[str, Any]) -> str:

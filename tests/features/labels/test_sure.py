@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import sqlite3
 from collections import Counter
 from typing import Any
@@ -26,6 +27,7 @@ from waiting import eventually
 ROWS = 600
 MOST_WRONG = 0.12
 """Far above the promised 5 %, which a draw in twenty may exceed."""
+GIVERS = {("cheap", "small"), ("sample", "strong"), ("strong", "strong")}
 SURE = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--sure", "strong", "--model", "small")
 POINTS = [
     f"{'before' if n % 2 else 'after'}-write:{n}" for n in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 14, 17, 20, 22, 25, 28)
@@ -65,7 +67,9 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     assert all(row["answer"] == label("strong", row["text"])[0] for row in rows if row["sure"] != "cheap")
     assert found["done"] == found["total"] == ROWS
     assert found["requests"] == len(sure.upstream.seen)
-    assert found["sure"]["expected"]["cost"] < found["sure"]["expected"]["cost_alone"]
+    expected = found["sure"]["expected"]
+    assert expected["cost_between"][0] < expected["cost"] < expected["cost_between"][1] < expected["cost_alone"]
+    assert {(row["sure"], row["answered_by"]) for row in rows} == GIVERS
     sure.upstream.seen.clear()
     run(sure)
     assert not sure.upstream.seen, "a job that is done asks nothing"
@@ -315,7 +319,27 @@ def test_another_promise_needs_another_output(sure):
 def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
     done = sure.run(*SURE, *named(sure), "--dry-run")
     assert "sample: 83 rows at both models, about $" in done.stdout
+    assert re.search(r"\nabout \$\S+ to \$\S+ with answers of", done.stdout)
     assert not sure.upstream.seen
+
+
+@pytest.mark.parametrize("more", [(), ("--votes", "3"), ("--second", "small-2")])
+def test_the_cost_is_within_the_range_that_a_validation_tells(sure, more):
+    def said(*words: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(sure.run(*words, *named(sure), "--dry-run", "--json").stdout)
+        return told
+
+    found, alone = said(*SURE, *more), {}
+    for model in ("small", "small-2", "strong"):
+        alone[model] = said(*SURE[:4], "--model", model)["estimated_cost"] / ROWS
+    run(sure, *more)
+    cost = sum(requests * alone[model] for model, requests in sent(sure).items())
+    assert found["least_estimated_cost"] < cost < found["estimated_cost"]
+
+
+def test_models_of_one_endpoint_are_named_in_each_row(sure):
+    sure.succeed(*SURE, base_url=sure.upstream.url)
+    assert {(row["sure"], row["answered_by"]) for row in sure.answers()} == GIVERS
 
 
 def test_the_price_of_all_rows_does_not_depend_on_rows_that_are_left_out(sure):
@@ -353,7 +377,8 @@ def test_a_promise_is_named_with_all_its_digits():
 
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
     done = sure.run(*SURE, *named(sure))
-    assert "of the rows will be answered by strong: $" in done.stderr
+    said = r"of the rows will be answered by strong \(95 %: \d+ to \d+ %\): \$\S+ to \$\S+ instead"
+    assert re.search(said, done.stderr)
     assert "not promised: that the labels are true; 95 % of each class, or of rows added later" in done.stdout
 
 

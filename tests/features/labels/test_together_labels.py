@@ -110,7 +110,8 @@ def test_labels_of_neighbours_keep_the_promise_and_come_before_the_sample(bench,
     asked = packs(answers=alternating, neighbours=0.4, change=spoil)
     found = bench.succeed(*PROMPT, "--together", str(SIZE), "--agree", "90%", concurrency=8)
     drawn = found["sure"]["sample"]["drawn"]
-    firsts = asked.sizes[: len(asked.sizes) - found["sure"]["strong"]]
+    alone = found["sure"]["sample"]["alone"]
+    firsts = asked.sizes[: len(asked.sizes) - found["sure"]["strong"] + alone]
     assert asked.sizes.count(SIZE) == firsts.count(SIZE) >= ROWS // SIZE
     assert set(asked.sizes[len(firsts) :]) == {1}, "the sample and the unsure rows are asked alone"
     rounds = {record.row: record.round for record in bench.records() if not record.slot}
@@ -156,7 +157,9 @@ def test_a_validation_states_the_price_of_rows_alone(bench, packs):
     assert sure["cost_alone"] == pytest.approx(prices[PROMPT]["estimated_cost"])
     assert sure["sample_cost"] == pytest.approx(sure["cost_alone"] * SAMPLE / ROWS)
     packs_alone = prices[TOGETHER]["estimated_cost"]
-    assert prices[ALONE]["estimated_cost"] == pytest.approx(packs_alone + sure["sample_cost"])
+    least, most = (prices[ALONE][name] for name in ("least_estimated_cost", "estimated_cost"))
+    assert least == pytest.approx(packs_alone + sure["sample_cost"])
+    assert most == pytest.approx(packs_alone + sure["cost_alone"])
     assert "alone" not in prices[ALONE]
     said = bench.run(*ALONE, *PRICE, "--dry-run").stdout
     assert f"sample: {SAMPLE} rows alone, about $" in said
@@ -168,9 +171,40 @@ def test_a_validation_by_batch_has_the_price_of_the_live_sample(bench, packs):
     for rows in (ROWS, 100):
         packs(rows)
         prices = {way: json.loads(bench.run(*way, *half, "--json").stdout) for way in (ALONE, TOGETHER, PROMPT)}
-        sample, found = prices[ALONE]["sure"], prices[ALONE]["batch_estimated_cost"]
+        sample, found = prices[ALONE]["sure"], prices[ALONE]["batch_least_estimated_cost"]
         together, alone = (prices[way]["batch_estimated_cost"] for way in (TOGETHER, PROMPT))
         assert found == pytest.approx(together + sample["sample_cost"] if sample["sampled"] else alone)
+
+
+def test_only_rows_with_a_label_together_are_compared_and_no_row_is_asked_alone_twice(bench, packs):
+    def unread(text: str, number: int) -> tuple[str, str]:
+        return ("I cannot do that.", "stop") if number % 4 == 0 else (text, "stop")
+
+    asked = packs(around=unread)
+    found = bench.succeed(*ALONE)
+    sample, alone = found["sure"]["sample"], found["sure"]["sample"]["alone"]
+    assert alone == asked.sizes.count(1) - sample["drawn"] > ROWS / 10
+    assert sample["drawn"] == sample["agreed"] < SAMPLE
+    givers = Counter((row["sure"], row.get("answered_by")) for row in bench.answers())
+    assert givers == {
+        ("cheap", None): ROWS - alone - sample["drawn"],
+        ("sample", None): sample["drawn"],
+        ("strong", None): alone,
+    }
+    assert agreement(bench) == 1
+    assert f"{alone} rows answered only alone: no label was read" in bench.jobs(str(bench.output)).stdout
+    bench.upstream.seen.clear()
+    bench.succeed(*ALONE)
+    assert not bench.upstream.seen
+
+
+def test_no_agreement_is_told_if_no_reply_to_several_rows_is_read(bench, packs):
+    asked = packs(400, around=lambda _text, _number: ("I cannot do that.", "stop"))
+    done = bench.run(*ALONE)
+    assert done.returncode == 0, done.stderr
+    assert "the model alone answers all 400 rows: no label was read in a reply to several rows" in done.stderr
+    assert " agree (" not in done.stdout
+    assert asked.sizes.count(1) == 400
 
 
 @pytest.mark.parametrize("is_of_model", [True, False])

@@ -30,6 +30,8 @@ class SureSample(TypedDict, total=False):
     """Sampled rows on which the strong model is right; only with the option `gold`."""
     whole: bool
     """True if the cheap model answered all rows before the sample, as its requests had several rows."""
+    alone: int
+    """Rows without a label from a reply to several rows, if the model is compared with itself. They are not sampled."""
     score: str
     """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
@@ -45,11 +47,15 @@ class SureExpected(TypedDict, total=False):
     """Whether the cheap model answers rows outside the samples."""
     share: float
     """The share of rows that the strong model answers, or would answer if the cheap model paid."""
+    share_between: list[float]
+    """The ends of the 95 % interval of `share`."""
     agree: float
     """The estimated share of delivered labels that agree with the strong model or, with right labels, are right."""
     alone: float
     """A lower bound of the share of the strong model's labels that are right; only with right labels."""
     cost: float
+    cost_between: list[float]
+    """The cost with the ends of `share_between`."""
     cost_alone: float
     """The cost of all rows with the strong model alone."""
 
@@ -96,8 +102,10 @@ class VoteStatus(TypedDict, total=False):
 def sample_lines(sure: SureStatus) -> list[str]:
     """Return the figures of a job's sample as text, with the expected cost."""
     model, rows, sample, expected = strong_model(sure), sure["rows"], sure["sample"], sure["expected"]
+    rows_alone = sample.get("alone", 0)
     if not sample["drawn"]:
-        return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
+        why = "no label was read in a reply to several rows" if rows_alone else "a sample does not pay for so few"
+        return [f"{model} answers all {counted(rows, 'row')}: {why}"]
     agreed = f"{sample['agreed']:,} agree ({in_percent(sample['agreed'] / sample['drawn'], 0)} %)"
     way = "at both models" if sure["model"] else "together and alone"
     asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked {way}"
@@ -114,19 +122,29 @@ def sample_lines(sure: SureStatus) -> list[str]:
             f"a student of {sample['student']} learned from {counted(sample['taught'], 'answer')} of {model}",
             f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
         ]
-    elif sample["score"] == "equal" and not (sample.get("whole") and expected["pays"]):
+    if rows_alone:
+        lines.append(f"{counted(rows_alone, 'row')} answered only alone: no label was read in a reply to several rows")
+    if "taught" not in sample and sample["score"] == "equal" and not (sample.get("whole") and expected["pays"]):
         why = "the replies to several rows have" if sample.get("whole") else "the cheap model reports"
         lines.append(f"all rows have the same score, as {why} no probabilities; a second model helps")
     if labels := ", ".join(sample["unguarded"]):
         lines.append(f"the sample has too few rows of {labels} for a promise about them")
-    alone = expected.get("cost_alone")
-    costs = "" if alone is None else f": {dollars(expected['cost'])} instead of {dollars(alone)}"
     share = f"{in_percent(expected['share'], 0)} % of the rows"
     if "gold" in sure and expected["alone"] < sure["agree"]:
         return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
     if expected["pays"]:
-        return [*lines, f"about {share} will be answered by {model}{costs}"]
+        return [*lines, f"about {share} will be answered by {model}{_expected_words(expected)}"]
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
+
+
+def _expected_words(expected: SureExpected) -> str:
+    """Return the interval of the strong model's share, and the expected cost, as text."""
+    ends = dict.fromkeys(in_percent(share, 0) for share in expected.get("share_between", ()))
+    between = f" (95 %: {' to '.join(ends)} %)" if len(ends) > 1 else ""
+    if "cost_alone" not in expected:
+        return between
+    costs = dict.fromkeys(map(dollars, expected.get("cost_between", [expected["cost"]])))
+    return f"{between}: {' to '.join(costs)} instead of {dollars(expected['cost_alone'])}"
 
 
 def strong_model(sure: Mapping[str, Any]) -> str:
@@ -195,6 +213,7 @@ def estimate_words(sure: Mapping[str, Any]) -> str:
     if not sure["sampled"]:
         return f"{rows}{alone}; so few need no sample"
     cost = f", about {dollars(sure['sample_cost'])}{at}" if "sample_cost" in sure else ""
+    rows = f"then up to {rows}"
     if "taught" in sure:
         vectors = f", vectors of all rows: about {dollars(sure['vectors_cost'])}" if "vectors_cost" in sure else ""
         drawn = f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}"

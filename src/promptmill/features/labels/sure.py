@@ -106,7 +106,7 @@ class Sure(SureRule):
         end: int,
     ) -> Estimate:
         """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
-        model."""
+        model, and the range of the cost: the sample decides how many rows the strong model answers."""
         strong = configs[self.model]
         rows, price = checked["rows"] - checked["invalid"] - checked.get("skipped", 0), price_of(strong)
         taught = taught_of(rows) if self.student else 0
@@ -119,20 +119,43 @@ class Sure(SureRule):
         sure: dict[str, Any] = {"model": self.model, "rows": rows, "sampled": size}
         if self.student:
             sure["taught"] = taught
+        live = tier_of(strong.settings.extra_params)
         if price is not None:
-            alone = cost_of_many(price, checked["alone"], rows, tier_of(strong.settings.extra_params))
+            alone = cost_of_many(price, checked["alone"], rows, live)
             sure |= {"sample_cost": alone * (size + taught) / max(1, rows), "cost_alone": alone}
         if self.embed_model:
             embedding = configs.get(self.embed_model) or strong.with_model(self.embed_model)
             if (of_vectors := price_of(embedding)) is not None:
                 sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
         figures: dict[str, Any] = {"sure": sure}
-        live = tier_of(strong.settings.extra_params)
-        for name, tier in (("estimated_cost", live), ("batch_estimated_cost", BATCH)):
-            if not self.model and price is not None and name in checked:  # all rows together, and the sample alone
-                alone = cost_of_many(price, checked["alone"], rows, tier)
-                figures[name] = checked[name] + sure["sample_cost"] if size else alone
+        for way, tier in (("", live), ("batch_", BATCH)):
+            if price is not None and checked.get(f"{way}estimated_cost") is not None:
+                every = cost_of_many(price, checked["alone"], rows, tier)
+                is_whole = not self.student and _has_rows_together(configs[""])
+                least, most = self._range(sure, every, checked["of_models"], way, is_whole=is_whole)
+                figures |= {f"{way}estimated_cost": most, f"{way}least_estimated_cost": least}
         return Estimate(figures, estimate_words(sure), sure.get("sample_cost") or None)
+
+    def _range(
+        self, sure: Mapping[str, Any], alone: float, of_models: Mapping[str, Any], way: str, *, is_whole: bool
+    ) -> tuple[float, float]:
+        """Return the cost if the strong model answers no further row than the sample, and if it answers all.
+
+        `alone`: the cost of all rows with the strong model. `is_whole`: see `SurePart.is_whole`.
+        """
+        share = (sure["sampled"] + sure.get("taught", 0)) / max(1, sure["rows"])
+        if not share:
+            return alone, alone
+        first, rest = sure["sample_cost"] + sure.get("vectors_cost", 0.0), alone * (1 - share)
+        if self.student:
+            return first, first + rest
+        name = f"{way if is_whole else ''}estimated_cost"
+        once = sum(one[name] for model, one in of_models.items() if model != self.model or not model)
+        least = once * (self.votes or 1) + first
+        if is_whole:
+            return least, least + rest
+        panel = 1 if self.second else len(self.panel("repeats"))  # a second model is counted in `once`
+        return least, max(least, once * panel * share + first + rest)
 
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
         """Return the settings of a model in a validation: the strong model answers each row alone, unless it is also

@@ -54,14 +54,20 @@ def sample_status(rule: SureRule) -> SureStatus:
     }
     if any(part.is_whole for part, _ in decided):
         sample["whole"] = True
+    if alone := sum(part.alone for part, _ in decided):
+        sample["alone"] = alone
     if rule.student:
         sample["taught"] = sum(part.taught for part, _ in decided)
         sample["student"] = rule.student
     pays = any(cut.pays for _, cut in decided)
-    strong = sum(part.strong if cut.pays or not pays else part.every for part, cut in decided)
+    lefts = [
+        (part.strong, *part.strong_between) if cut.pays or not pays else (part.every,) * 3 for part, cut in decided
+    ]
+    share, low, high = (sum(each) / max(1, rows) for each in zip(*lefts, strict=True))
     expected: SureExpected = {
         "pays": pays,
-        "share": strong / max(1, rows),
+        "share": share,
+        "share_between": [low, high],
         "agree": 1 - sum(_errors_of(part, cut) for part, cut in decided) / max(1, rows),
     }
     if rule.gold:
@@ -70,6 +76,10 @@ def sample_status(rule: SureRule) -> SureStatus:
         expected["alone"] = 1 - most_bad(newest.rows, newest.drawn, its_cut.bad, rule.certainty) / newest.rows
     if costs := [part.costs for part, _ in decided if part.costs is not None]:
         expected["cost"], expected["cost_alone"] = map(sum, zip(*costs, strict=True))
+        ends = zip(*(part.strong_between for part, _ in decided), strict=True)
+        expected["cost_between"] = [
+            sum(part.cost_with(strong) for (part, _), strong in zip(decided, end, strict=True)) for end in ends
+        ]
     return found | {"rows": rows, "sample": sample, "expected": expected}
 
 

@@ -45,6 +45,7 @@ from promptmill.jobs.store.plan import Delivered, JobSpec, PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import digest
+from promptmill.jobs.store.statistics import CAME
 
 FEWEST_ROWS = 200
 """In a table with fewer rows, the strong model answers every row, because almost nothing is saved."""
@@ -63,6 +64,10 @@ _IS_ANSWERED = f"""
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
 """
 """The condition for rows that a cheap model has answered and that have no label yet."""
+_IS_TOGETHER = f"""
+    EXISTS (SELECT 1 FROM answer WHERE key = {{row}} + {SLOT} AND code IS NULL AND {CAME} != '')
+"""
+"""The condition for rows whose label was read in a reply to several rows."""
 _WITHOUT_LABEL = f"""
     key BETWEEN {SLOT} AND {2 * SLOT - 1} AND code IS NULL
     AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = answer.key - {SLOT})
@@ -166,6 +171,12 @@ class SureWork(PlanWork):
             update = {"is_whole": part.cut is None and self._is_whole(), "earlier": part.earlier + max(0, labelled)}
             parts.append(part.model_copy(update=update))
         self._job.put(rule.with_parts(parts))
+
+    @property
+    def _compares_itself(self) -> bool:
+        """Whether the labels of rows together are compared with those that the same model gives to rows alone."""
+        rule = self._rule
+        return not rule.model and not rule.gold and rule.part is not None and rule.part.is_whole
 
     def _is_whole(self) -> bool:
         """Return whether the cheap model must answer all rows before the sample: its requests have several rows."""
@@ -296,6 +307,8 @@ class SureWork(PlanWork):
             return False
         learned = "" if self._student is None else self._student.answer_sample(part.round)
         sample = list(self._sample(self._rule.panel(part.score)))
+        if self._compares_itself:
+            part = self._without_alone(part, len(sample))
         if len(sample) > part.drawn:  # the job was killed after the larger draw, before its part was stored
             part = part.model_copy(update=_larger(part, len(sample)))
         rule = self._rule
@@ -314,6 +327,19 @@ class SureWork(PlanWork):
             self._replace_part(part)
             self._check_strong(part)
         return True
+
+    def _without_alone(self, part: SurePart, drawn: int) -> SurePart:
+        """Return a part without the rows that have no label together with others, and store it. `drawn`: the sampled
+        rows of the others."""
+        asked = f"EXISTS (SELECT 1 FROM answer WHERE key = row.n + {SLOT} AND round >= ?)"
+        without = f"{HAS_QUESTION} AND row.n < ? AND {asked} AND NOT {_IS_TOGETHER.format(row='row.n')}"
+        ((alone,),) = self._store.read(f"SELECT count(*) FROM row WHERE {without}", self._end, part.round)
+        more, drawn = alone - part.alone, min(part.drawn, drawn)
+        if more or drawn != part.drawn:
+            counts = {"rows": part.rows - more, "earlier": part.earlier + more, "alone": alone, "drawn": drawn}
+            part = part.model_copy(update=counts)
+            self._replace_part(part)
+        return part
 
     def _replace_part(self, part: SurePart) -> None:
         self._job.put(self._rule.with_parts([*self._rule.parts[:-1], part]))
@@ -365,7 +391,7 @@ class SureWork(PlanWork):
         )
         part = part.model_copy(update={"cut": decided})
         # the cheap answers to all rows are already paid
-        cost, alone = (None if part.is_whole else part.costs) or (part.strong, part.every)
+        cost, alone = (None if part.is_whole else part.costs) or (part.strong - part.alone, part.every - part.alone)
         pays = cost <= (1 - _LEAST_SAVED) * alone
         return part.model_copy(update={"cut": decided.model_copy(update={"pays": pays})})
 
@@ -388,9 +414,11 @@ class SureWork(PlanWork):
 
     def prepare(self, round_: Round) -> None:
         """Fill the temporary table `sure`, which the rule of the round `sure` uses. Check the vectors that a round of
-        the student needs."""
+        the student needs. Leave rows out of the sample that have no label together with others."""
         if self._student is not None and round_.rows in {"taught", "cheap"}:
             self._student.check_vectors()
+        if round_.rows == "chosen" and round_.slots == (0,) and self._compares_itself:
+            self._store.change((f"DELETE FROM chosen WHERE NOT {_IS_TOGETHER.format(row='n')}", [()]))
         if round_.rows != "sure":
             return
         self._store.change(
@@ -437,8 +465,17 @@ class SureWork(PlanWork):
     def _deliver(self, round_: Round, cheap: Iterable[Record]) -> list[Record]:
         target, of_cheap = self._spec.targets[:2]
         model = STUDENT if self._rule.student else of_cheap.model or self._spec.model
-        made = Provenance(of_cheap.settings, round_.id, target.changed, model)
-        return [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
+        made = Provenance(of_cheap.settings, round_.id, target.changed, model if self._rule.model else "")
+        alone = target.made(round_.id)
+        return [
+            record_of(record.row, _delivered(record), record.asked, alone if self._is_alone(record) else made)
+            for record in cheap
+        ]
+
+    def _is_alone(self, first: Record) -> bool:
+        """Return whether an answer of the first slot is one to its row alone, so that it is the label to compare with:
+        no label was read in the reply to several rows."""
+        return self._compares_itself and not self._rule.votes and "came" not in first.extras
 
     def _is_complete(self, cheap: Record) -> bool:
         part = self._rule.part_of(cheap)
@@ -448,7 +485,11 @@ class SureWork(PlanWork):
     def _sure_answer(self, first: Record) -> Record | None:
         """Return the answer to deliver to a row whose first cheap answer is `first`; None if the row is not sure."""
         part = self._rule.part_of(first)
-        if part is None or part.cut is None or not part.pays or not first.is_sound:
+        if part is None or part.cut is None or not first.is_sound:
+            return None
+        if self._is_alone(first):
+            return first
+        if not part.pays:
             return None
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}

@@ -148,7 +148,7 @@ class RoundRunner:
             failure_limit=run.job.order.limits.failures if is_live else None,
             delivered=spec.delivered,
             failing=len(spec.targets) if spec.plan.all_may_fail else spec.delivered,
-            made=[target.made(round_.id, round_.model) for target in targets],
+            made=[target.made(round_.id, round_.model or (target.model if spec.chooses else "")) for target in targets],
             recorded=recorded,
         )
 

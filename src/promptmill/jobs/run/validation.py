@@ -127,7 +127,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
         alone = sum(one.completion_tokens - one.around for one in sums) // max(1, len(sums))
         result["alone"] = Usage(result.pop("prompt_tokens_alone"), alone)
-        cost = _costs(sums, may_batch=tier_of_way(order.way) == BATCH)
+        cost, result["of_models"] = _costs_of_each(models, sums, may_batch=tier_of_way(order.way) == BATCH)
         result |= _once(sums, cost) | _limited(sums, cost) | _cost_alone(sums, cost)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
@@ -141,7 +141,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
-        found = {**{name: value for name, value in result.items() if name != "alone"}, **cost, **of_plan.figures}
+        of_plans = {"alone", "of_models"}
+        found = {**{name: value for name, value in result.items() if name not in of_plans}, **cost, **of_plan.figures}
         return found | _kept(files, spec, wanted, rows_sent, found.get("estimated_cost"))
 
 
@@ -302,7 +303,9 @@ class _Sums:
 
 _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
     "cost": lambda _, sums: any(one.price is not None for one in sums),
-    "answered_by": lambda wanted, _: len(wanted.models.names) > 1,
+    "answered_by": lambda wanted, sums: (
+        len(wanted.models.names) > 1 or (wanted.order.plan.chooses and len({one.plan.model for one in sums}) > 1)
+    ),
 }
 """The columns that follow from the models, in their order; each with the function that tells whether a job has it."""
 
@@ -549,6 +552,14 @@ def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]
     has_batch = may_batch and all(price.batch is not None for price in prices)
     by_batch = _cost(sums, by_batch=True) if has_batch else {}
     return _cost(sums) | {f"batch_{name}": amount for name, amount in by_batch.items()}
+
+
+def _costs_of_each(
+    models: Sequence[str], sums: Sequence[_Sums], *, may_batch: bool
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
+    """Return the `_costs` of all models, and those of each."""
+    each = {name: _costs([one], may_batch=may_batch) for name, one in zip(models, sums, strict=True)}
+    return _costs(sums, may_batch=may_batch), each
 
 
 def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float | None]:

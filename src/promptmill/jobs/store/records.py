@@ -32,7 +32,8 @@ class Provenance(NamedTuple):
     changed: Sequence[str] = ()
     """The settings that have changed since the job's first run."""
     model: str = ""
-    """The model that answered instead of the target's model; `""` if the target's model answered."""
+    """The model to name in each record: one that answered instead of the target's model, or the target's model if rows
+    get answers of several models; `""`: none."""
 
 
 FIRST = Provenance()

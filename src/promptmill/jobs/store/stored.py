@@ -115,5 +115,5 @@ class Target(Stored):
         return counted, self.model_copy(update=own)
 
     def made(self, round_: int, model: str = "") -> Provenance:
-        """Return the provenance for the records of a round. `model`: see `Round.model`."""
+        """Return the provenance for the records of a round. `model`: see `Provenance.model`."""
         return Provenance(self.settings, round_, self.changed, model)
