@@ -26,6 +26,7 @@ from promptmill.answering.step import Loading
 from promptmill.answers.check import Check
 from promptmill.answers.choices import choices_of
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Ledger, Outcome, Usage
+from promptmill.cli.error_words import option_of
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
@@ -587,8 +588,11 @@ def test_a_call_begins_with_no_cost_and_a_batch_needs_a_price_of_batches():
 def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
     plan = openai_plan("https://host.test/v1", model_name="m")
     assert "the price of m is not known" in unknown_price(plan).message
-    assert 'price: "IN/OUT"' in unknown_price(plan).message
-    assert 'price: {"input": 1, "output": 2, "batch": 0.5}' in unknown_batch_price(plan).message
+    assert "add `price: IN/OUT` to the server's configuration, as only its operator can." in unknown_price(plan).message
+    assert "add --price IN/OUT." in unknown_price(plan).worded(option_of)
+    batch = unknown_batch_price(plan)
+    assert '`price: {"input": 1, "output": 2, "batch": 0.5}` in the server\'s configuration' in batch.message
+    assert 'price={"input": 1, "output": 2, "batch": 0.5}' in batch.worded(option_of)
     nameless = openai_plan("https://host.test/v1", model_name="")
     for error in (unknown_price(nameless), unknown_batch_price(nameless)):
         assert "the price of this model" in error.message

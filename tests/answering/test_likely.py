@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.answering.likely import ASSUMED, LikelyLengths, longest_of
+from promptmill.answering.likely import ASSUMED, LikelyLengths, most_tokens_of
 from promptmill.answers.response_format import asking_for
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 
@@ -139,7 +139,7 @@ CLOSED = {"mood": {"enum": ["good", "bad", None]}, "urgent": {"type": ["boolean"
 def test_a_closed_form_bounds_an_answer_and_an_open_one_does_not(fields, is_bounded):
     own = {"$defs": {"one": {"type": "object", "properties": {"next": {"$ref": "#/$defs/one"}}}}}
     schema = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False} | own
-    longest = longest_of(Sampling(response_format=asking_for(schema)))
+    longest = most_tokens_of(Sampling(response_format=asking_for(schema)))
     assert (longest is not None) == is_bounded
 
 
@@ -148,15 +148,15 @@ def test_the_bound_of_a_form_has_room_for_indented_json():
     schema = {"mood": {"enum": ["good", "bad"]}, "urgent": {"type": "boolean"}}
     schema["labels"] = {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}
     wanted = asking_for({"type": "object", "properties": schema})
-    longest = longest_of(Sampling(response_format=wanted))
+    longest = most_tokens_of(Sampling(response_format=wanted))
     assert longest is not None
     assert len(json.dumps(values, indent=2)) <= longest < 3 * len(json.dumps(values))
-    assert longest_of(Sampling(choices=("yes", "no"))) == longest_of(Sampling(choices=("no", "yes")))
-    assert longest_of(Sampling()) is None
+    assert most_tokens_of(Sampling(choices=("yes", "no"))) == most_tokens_of(Sampling(choices=("no", "yes")))
+    assert most_tokens_of(Sampling()) is None
 
 
 def test_a_form_whose_definitions_name_each_other_is_measured_once():
     """Otherwise a call with such a schema would stop the server for minutes."""
     levels = {f"d{at}": {"anyOf": [{"$ref": f"#/$defs/d{at + 1}"}] * 500} for at in range(3)}
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**levels, "d3": {"enum": ["x"]}}}
-    assert longest_of(Sampling(response_format=asking_for(schema))) is not None
+    assert most_tokens_of(Sampling(response_format=asking_for(schema))) is not None

@@ -400,7 +400,7 @@ def test_the_most_expensive_of_several_models_has_the_highest_batch_price_if_all
 def test_an_unknown_price_is_asked_for_unless_all_endpoints_are_on_this_machine(url, says):
     message = PromptmillError(Code.INVALID_CONFIG, no_price_known(openai_plan(url, model_name="m"), ["a", "b"])).message
     assert message.startswith("no price is known for a, b")
-    assert ('`prices.a: "IN/OUT"` gives it' in message) == says
+    assert ("`prices.a: IN/OUT` in the server's configuration gives it" in message) == says
 
 
 def priced_plan(**keys):

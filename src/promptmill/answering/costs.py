@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ import orjson
 
 from promptmill.answering.checked import LONGEST_COMPLAINT, is_checked
 from promptmill.answering.decided import bytes_of, parts_of
-from promptmill.answering.likely import LikelyLengths, longest_of
+from promptmill.answering.likely import LikelyLengths, most_tokens_of
 from promptmill.answering.prices import (
     BATCH,
     FlatPrice,
@@ -107,7 +108,8 @@ class BudgetedAnswers(Step):
         self._line = asyncio.Lock()
         """First come, first served: otherwise small requests could overtake a large one forever."""
         self._trial = asyncio.Semaphore(1)
-        """The room for requests whose form alone bounds the answer."""
+        """The room for requests whose form alone bounds the answer: it grows with each answer, so that a model that
+        thinks is found before many are paid. What they may cost is bounded by `Budget.reserve`."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
@@ -402,17 +404,6 @@ class _BudgetAccount(Account):
         await full.changed()
 
 
-def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
-    """Return the error for a budget on a model whose price is unknown."""
-    return config_error(
-        "max_cost",
-        f"the price of {plan.model or 'this model'} is not known; give it per million tokens of prompts and of "
-        "answers, in US dollars: ",
-        Named(plan.key("price"), "IN/OUT"),
-        f"{list_of_prices(plan)}.",
-    )
-
-
 def lacking(plans: Iterable[resolved_config.ResolvedConfig], *, rows_set: bool = False) -> PromptmillError | None:
     """Return the error for a budget on models, with all that it lacks: prices, and a limit of the answers. None if it
     lacks nothing. `rows_set`: rows may have limits of their own. Blocks."""
@@ -426,14 +417,32 @@ def lacking(plans: Iterable[resolved_config.ResolvedConfig], *, rows_set: bool =
     limit = f"nothing limits the answers of {listed([*unlimited])}{_THINKS if are_thinking else ''}"
     if not unpriced:
         return config_error("max_cost", f"{limit}; add ", *add, ".")
-    own = next(iter(by_name.values())) if len(by_name) == 1 else None
-    names = [f"prices.{name}" for name in unpriced] if own is None else [own.key("price")]
-    prices = [Named(name, "IN/OUT", "{} ") for name in names]
-    add = [*prices, *add] if add else [*prices[:-1], prices[-1]._replace(text="{}")]
+    is_only = len(by_name) == 1
+    keys = [plan.key("price") if is_only else f"prices.{name}" for name, plan in unpriced.items()]
+    return _unpriced(unpriced, keys, f", and {limit}" if unlimited else "", add)
+
+
+def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
+    """Return the error for a budget on a model whose price is unknown."""
+    return _unpriced({_named(plan): plan}, [plan.key("price")])
+
+
+def _unpriced(
+    unpriced: Mapping[str, resolved_config.ResolvedConfig],
+    keys: Sequence[str],
+    limit: str = "",
+    add: Sequence[Named] = (),
+) -> PromptmillError:
+    """Return the error for a budget on models without a price. `keys`: of their prices in the configuration. `limit`,
+    `add`: what else the budget lacks, in words, and the names of what adds it."""
+    prices = [Named(key, "IN/OUT", "{} ", f"`{key}: IN/OUT` ") for key in keys]
+    its = f"`{keys[-1]}: IN/OUT` to the server's configuration, as only its operator can{', and ' if add else ''}"
+    prices[-1] = Named(keys[-1], "IN/OUT", "{} " if add else "{}", its)
     more = "".join({list_of_prices(plan) for plan in unpriced.values()})
     return config_error(
         "max_cost",
-        f"the price of {listed([*unpriced])} is not known{f', and {limit}' if unlimited else ''}; add ",
+        f"the price of {listed([*unpriced])} is not known{limit}; add ",
+        *prices,
         *add,
         f". IN/OUT are the US dollars for a million tokens of prompts and of answers{more}.",
     )
@@ -460,7 +469,9 @@ def advised_limit(plan: resolved_config.ResolvedConfig) -> int:
     if _thinks(plan):
         return _FOR_THINKING
     sampling = plan.settings.sampling_params
-    longest = longest_of(sampling) or _TIMES_AVERAGE * LikelyLengths().of(Request(0, Conversation(()), sampling)).tokens
+    longest = (
+        most_tokens_of(sampling) or _TIMES_AVERAGE * LikelyLengths().of(Request(0, Conversation(()), sampling)).tokens
+    )
     return 10 * math.ceil(longest / 10)
 
 
@@ -477,10 +488,11 @@ def unbounded_search() -> PromptmillError:
 
 def unknown_batch_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
     """Return the error for a batch whose price is unknown."""
+    batch = {"input": 1, "output": 2, "batch": 0.5}
     return config_error(
         plan.key("price"),
         f"the price of {plan.model or 'this model'} in a batch is not known; give it as a part of the live price: ",
-        Named(plan.key("price"), {"input": 1, "output": 2, "batch": 0.5}),
+        Named(key := plan.key("price"), batch, otherwise=f"`{key}: {json.dumps(batch)}` in the server's configuration"),
         ".",
     )
 

@@ -72,7 +72,7 @@ def _schema(sampling: Sampling) -> JsonObject | None:
         return None
 
 
-def longest_of(sampling: Sampling) -> int | None:
+def most_tokens_of(sampling: Sampling) -> int | None:
     """Return the most tokens of an answer by its form: a token has at least a byte. None if the form bounds nothing."""
     if (schema := _schema(sampling)) is None or (size := _most_bytes(schema, _definitions(schema), {})) is None:
         return None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from promptmill.answering.likely import longest_of
+from promptmill.answering.likely import most_tokens_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
@@ -67,7 +67,8 @@ def no_price_known(plan: resolved_config.ResolvedConfig, names: Sequence[str]) -
     unknown = f"no price is known for {', '.join(names)}"
     if is_here(plan):
         return unknown
-    price = Named(plan.key("price") if len(names) == 1 else f"prices.{names[0]}", "IN/OUT")
+    key = plan.key("price") if len(names) == 1 else f"prices.{names[0]}"
+    price = Named(key, "IN/OUT", otherwise=f"`{key}: IN/OUT` in the server's configuration")
     return unknown, "; ", price, " gives it, in US dollars for a million tokens in and out", list_of_prices(plan)
 
 
@@ -323,7 +324,7 @@ class Prices:
             return None
         if self._last is None or self._last[0] is not sampling:
             is_certain = not registry.may_think(self._plan, self._plan.model, sampling)
-            self._last = sampling, longest_of(sampling) if is_certain else None
+            self._last = sampling, most_tokens_of(sampling) if is_certain else None
         others = self._others_in(extra) if extra else ()
         return None if any(registry.may_think(self._plan, model, sampling) for model in others) else self._last[1]
 

@@ -71,11 +71,13 @@ class Named(NamedTuple):
     """The name of an argument, or the path of a configuration key, in the text of an error.
 
     `text`: the text around the name, such as "; {} replaces it". `value`: a value after the name: `again: "all"`.
+    `otherwise`: the text where the surface lacks the name.
     """
 
     field: str
     value: object = ""
     text: str = "{}"
+    otherwise: str = ""
 
 
 Words: TypeAlias = str | Sequence[str | Named]
@@ -188,11 +190,11 @@ def argument_name(named: Named) -> str | None:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value.
 
     `status` is the tool for the status of jobs. `command`, a command of promptmill, and `shell`, another one, have no
-    argument, because a text that is stored, or shown over MCP, names none.
+    argument, because a text that is stored, or shown over MCP, names none; nor has a name with `otherwise`.
     """
     if named.field == "status":
         return "bulk_status"
-    if named.field in {"command", "shell"}:
+    if named.field in {"command", "shell"} or named.otherwise:
         return None
     value = "" if named.value == "" else f": {json.dumps(named.value, ensure_ascii=False)}"
     return f"`{named.field}{value}`"
@@ -213,8 +215,9 @@ def worded(words: Words, name: Callable[[Named], str | None]) -> str:
     for part in parts_of(words):
         if isinstance(part, str):
             texts.append(part)
-        elif (called := name(part)) is not None:
-            texts.append(part.text.format(called))
+        else:
+            called = name(part)
+            texts.append(part.otherwise if called is None else part.text.format(called))
     return "".join(texts)
 
 

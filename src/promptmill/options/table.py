@@ -22,6 +22,8 @@ Again: TypeAlias = Literal["failed", "truncated", "all"]
 
 ENDPOINT, SAMPLING_KEYS = "backend_configs.openai.", "sampling_params."
 """The beginnings of the configuration keys of endpoints, and of sampling parameters."""
+NEEDS_OF_A_BUDGET = "needs a known price, and of texts `max_tokens`"
+"""What `max_cost` needs, in words: a closed form bounds its answers by itself."""
 _PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY = "paths", "file", "files", "stdin", "urls", "query"
 ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
     {
@@ -489,9 +491,7 @@ LIMITS = (
         float,
         "stop before the job costs more, in US dollars",
         flag=Flag(metavar="AMOUNT", read="promptmill.options.flag_values:amount", is_common=True),
-        argument=Argument(
-            words="most US dollars for the job; needs a known price, and of texts `max_tokens`", is_common=True, least=0
-        ),
+        argument=Argument(words=f"most US dollars for the job; {NEEDS_OF_A_BUDGET}", is_common=True, least=0),
         keys=["max_cost"],
     ),
     Option(

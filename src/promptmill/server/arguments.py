@@ -88,7 +88,7 @@ SystemPrompt = Annotated[str, Field(description="System prompt of every prompt."
 ModelName = Annotated[str | None, Field(description="A name from promptmill://models, or any model of the endpoint.")]
 MaxCost = Annotated[
     float | None,
-    Field(ge=0, description="Most US dollars; needs a known price and `max_tokens`."),
+    Field(ge=0, description=f"Most US dollars; {table.NEEDS_OF_A_BUDGET}."),
 ]
 CallSampling = Annotated[
     dict[str, Any] | None,

@@ -13,7 +13,7 @@ from promptmill.jobs.store import rounds
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.progress import Progress
 
-_NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
+_NO_BUDGET = "`max_cost` has no effect on this run: "
 
 
 class CostLimit:
@@ -48,10 +48,18 @@ class CostLimit:
         if (budget := progress.stats.ledger.budget) is not None:
             budget.limit = limit
         elif progress.state == states.RUNNING and progress.stats.in_flight:
-            if progress.cost is not None and lacking([self._job.plan]) is None:
-                self.awaits_budget = True  # the requests in flight have no reserved budget
-            elif _NO_BUDGET not in progress.notes:
-                progress.notes.append(_NO_BUDGET)
+            self._follow_later()
+
+    def _follow_later(self) -> None:
+        """Have the next round begin with a budget, as the requests in flight have none, or note why it cannot."""
+        notes = self._progress.notes
+        if self.awaits_budget or any(note.startswith(_NO_BUDGET) for note in notes):
+            return
+        error = lacking([self._job.plan], rows_set=self._job.spec.question.rows_set)
+        self.awaits_budget = error is None and self._progress.cost is not None
+        if not self.awaits_budget:
+            why = "what it has cost so far is not known." if error is None else error.message
+            notes.append(f"{_NO_BUDGET}{why.removeprefix('max_cost: ')}")
 
     def _most(self, control: Control) -> float | None:
         job = self._job

@@ -187,11 +187,16 @@ def _check_start(every: Sequence[ResolvedConfig], spec: JobSpec, wanted: WantedJ
     a call, cannot be used. (A user without a key sees the price.)"""
     for one in every if wanted.is_of_call else ():
         if not one.is_open:
-            runtime.run_anywhere(registry.create(one))
+            runtime.run_anywhere(_try(one))
     limits = (wanted.order.limits.max_cost, wanted.plan.operator.max_cost)
     error = None if limits == (None, None) else lacking(every, rows_set=spec.question.rows_set)
     if error is not None:
         raise error
+
+
+async def _try(plan: ResolvedConfig) -> None:
+    """Raise the errors of a backend that cannot be made, and close it."""
+    await (await registry.create(plan)).aclose()
 
 
 def _reported(plan: ResolvedConfig) -> Sequence[str]:
