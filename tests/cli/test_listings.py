@@ -56,3 +56,12 @@ def test_the_uses_of_a_feature_are_those_of_all_its_parts():
         "python": ["promptmill.fish", "promptmill.api.Boat"],
         "variables": ["LAKE_…"],
     }
+
+
+def test_models_name_a_next_step_where_only_the_embedded_model_is_known(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["models"]) == 0
+    assert capsys.readouterr().err.endswith("promptmill init\n")
+    assert cli.main(["models", "--model", "m", "--base-url", "http://127.0.0.1:1/v1", "--backend", "openai"]) != 0
+    assert "promptmill init" not in capsys.readouterr().err

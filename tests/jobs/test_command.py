@@ -501,7 +501,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench):
 
 
 def test_jobs_lists_shows_and_cancels(bench):
-    assert "there are no jobs" in bench.jobs().stderr
+    assert "there are no jobs. The first: promptmill bulk TABLE.csv LABELS.csv --prompt '" in bench.jobs().stderr
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(1000)
     process = bench.start()

@@ -54,7 +54,7 @@ def test_a_backend_that_a_validation_tries_is_closed(monkeypatch):
     async def create(_: Any) -> Tried:
         return Tried()
 
-    monkeypatch.setattr(validation.registry, "create", create)
+    monkeypatch.setattr("promptmill.backends.registry.create", create)
     limits = SimpleNamespace(max_cost=None)
     wanted: Any = SimpleNamespace(is_of_call=True, order=SimpleNamespace(limits=limits), plan=planned())
     validation._check_start([planned()], SimpleNamespace(), wanted)  # type: ignore[arg-type]

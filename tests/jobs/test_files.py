@@ -340,6 +340,20 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(be
     assert not list(bench.path.glob(".promptmill"))
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_a_forgotten_prompt_is_about_the_column_with_the_longest_texts(bench, name):
+    rows = [
+        {"id": 1, "when": "2024-01-01", "review_text": "A long and lovely film"},
+        {"id": 2, "when": "2024-01-02", "review_text": "Bad"},
+    ]
+    bench.write(rows, name)
+    if name == "in.csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+        bench.input.write_text("\n".join(lines) + "\n")
+    assert "Ask about each row with --prompt '… {{review_text}}'" in bench.fail()
+    assert not bench.upstream.seen
+
+
 @pytest.mark.parametrize("options", [(), ("--prompt-column", "data")])
 def test_an_object_around_the_list_of_rows_is_told_before_a_job_begins(bench, options):
     bench.input = bench.path / "in.json"

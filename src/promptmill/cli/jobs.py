@@ -45,6 +45,7 @@ _ACTIONS = (
 )
 """The actions; a command has at most one of them."""
 _LIVE = ("concurrency", "max_cost")
+_FIRST = "The first: promptmill bulk TABLE.csv LABELS.csv --prompt 'Is this positive? {{text}}' --choices yes,no"
 _NEWEST = 20  # jobs that the list shows
 _WATCH_S = 2.0  # seconds between polls: a poll takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # polls between two checks for new jobs
@@ -216,7 +217,7 @@ def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
         if len(found) > _NEWEST and not is_all:
             say(f"and {len(found) - _NEWEST:,} older ones: promptmill jobs --all")
     elif not damaged:
-        print("promptmill: there are no jobs.", file=sys.stderr)
+        print(f"promptmill: there are no jobs. {_FIRST}", file=sys.stderr)
     for database in damaged:
         remedy = "Repeat the command of the job: it keeps the readable answers; with --again all, it begins anew."
         print(f"promptmill: {database} is damaged or missing, so its job is not listed. {remedy}", file=sys.stderr)

@@ -21,6 +21,7 @@ from promptmill.core.errors import config_error
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
+from promptmill.service.model import is_embedded
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -146,6 +147,11 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
             continue
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
         say(f"{name:{width}} {model['backend']:9} {model['model'] or 'no model named'}{fallback}", wrap=True)
+    if is_embedded(configuration.plan):
+        another = (
+            "a toy, to try promptmill with. Choose another, with a provider's key or a server of yours: promptmill init"
+        )
+        say(f"promptmill: {configuration.plan.model} is {another}", sys.stderr, wrap=True)
     return 0
 
 

@@ -55,12 +55,22 @@ def questions_in(question: Question, input_format: str, source: Input, fields: S
     except PromptmillError as error:
         if not isinstance(source, Headed):
             raise
-        below = ((row, source.header_at(row)) for row in range(source.header_row + 1, source.header_row + _LOOKED_AT))
+        first = source.header_row + 1
+        below = [(row, source.header_at(row)) for row in range(first, first + _LOOKED_AT - 1)]
         fitting = next((row for row in below if _fits(question, input_format, row[1])), None)
         if fitting is None:
+            if _lacks_prompts(question, source.header):
+                rows = [dict(zip(source.header, cells, strict=False)) for _, cells in below if cells]
+                raise _no_prompts(source.header, rows) from None
             raise
         shown = f" ({listed([readable(name)[:40] for name in fitting[1] if name])})."
         raise input_error(*error.parts, f" Row {fitting[0]} has it: ", Named("header_row", fitting[0]), shown) from None
+
+
+def _lacks_prompts(question: Question, header: Sequence[str]) -> bool:
+    """Return whether no prompt is given, and a table with this readable header has no column of prompts."""
+    is_given = question.templates or question.column is not None
+    return not is_given and not _PROMPTS & {*header} and all(map(is_utf8, header))
 
 
 def named_columns(question: Question) -> set[str]:
@@ -184,14 +194,17 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject], path:
         return
     if column is not None:
         check_names([column], names, Named("prompt_column"))
-    raise _no_prompts(names)
+    raise _no_prompts(names, read)
 
 
-def _no_prompts(columns: Collection[str]) -> PromptmillError:
+def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> PromptmillError:
+    """Return the error for an input without prompts. It suggests a column: the one with the longest texts in the first
+    `rows`; without rows, by its name."""
     lacks = no_column("prompt", "messages", columns=columns, file="The input")
     named = [name for name in columns if _NAMED.fullmatch(name)]
     texts = [name for name in named if not _IDENTIFIES.search(name)]
     column = next((name for name in (*_USUAL, *texts, *named) if name in columns), "column")
+    column = max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # of equal ones the first
     return input_error(
         f"{lacks} Ask about each row with ",
         Named("prompt", f"… {{{{{column}}}}}"),
@@ -199,6 +212,11 @@ def _no_prompts(columns: Collection[str]) -> PromptmillError:
         Named("prompt_column", column),
         ".",
     )
+
+
+def _length_of(column: str, rows: Sequence[JsonObject]) -> int:
+    """Return the length of the texts in a column of some rows."""
+    return sum(len(text) for row in rows if isinstance(text := row.get(column), str))
 
 
 def distinct(names: Sequence[str]) -> list[str]:
