@@ -42,6 +42,17 @@ def test_the_error_of_an_engine_names_other_ways_to_get_answers():
         assert shown.endswith(end)
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("gpt5", "--provider openai, with your key in OPENAI_API_KEY"), ("Qwen/Qwen3-8B", "--base-url URL or --provider")],
+)
+def test_a_model_that_is_named_alone_names_its_provider(model, said):
+    configuration = Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": model}}})
+    error = PromptmillError(Code.ENGINE_LOAD_FAILED, "It is not here.", "")
+    shown = explained(error, argparse.Namespace(backend="hf", set=[]), configuration).worded(option_of)
+    assert f"instead: {said}" in shown
+
+
 def test_without_a_configuration_file_no_error_names_the_shipped_one():
     shipped = next(place for place in parameter_file._shipped() if place.is_file())
     configuration = Configuration.load(shipped, backend="openai")

@@ -83,6 +83,10 @@ def test_the_value_of_an_unknown_option_is_not_shown(refused):
         (["bulk", "--file", "a.csv"], "INPUT has no option: `promptmill bulk INPUT OUTPUT …`"),
         (["bulk", "--", "--prompt-colum"], "the following arguments are required: OUTPUT"),
         (["jobs", "a", "b"], "'b' is an argument too many"),
+        (
+            ["bulk", "a.csv", "b.csv", "--prompt", "Is", "this", "good?"],
+            "'this' is an argument too many; a value of several words needs quotes: --prompt '…'",
+        ),
         pytest.param(
             ["install"], "the following arguments are required: CLIENT", marks=pytest.mark.features("install")
         ),

@@ -16,6 +16,15 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
 _NO_FILE = "There is no configuration file"
+_PROVIDERS = {
+    "gpt": "openai",
+    "claude": "anthropic",
+    "gemini": "google",
+    "mistral": "mistral",
+    "deepseek": "deepseek",
+    "grok": "xai",
+}
+"""The provider of the models whose names begin so, for a user who names a model alone."""
 
 
 def option_of(named: Named) -> str | None:
@@ -91,9 +100,18 @@ def _with_other_ways(
         if here != plan.backend and choosing.is_installed(here)
         else ""
     )
-    chosen += f"; instead: --base-url URL or --provider NAME{engine}."
+    chosen += f"; instead: {_endpoint_of(plan.model)}{engine}."
     _, run, command = error.hint.rpartition("Run: ")
     if run:  # the last line shows a command
         return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")
     end = "" if error.hint.endswith(".") else "."
     return PromptmillError(error.code, error.parts, (*error.remedy, f"{end} {chosen}"))
+
+
+def _endpoint_of(model: str) -> str:
+    """Return the options for the endpoint of a model, whose name may tell the provider."""
+    from promptmill.backends import registry
+
+    known = next((provider for start, provider in _PROVIDERS.items() if model.lower().startswith(start)), "")
+    key = next((row.key_env for row in registry.providers() if row.provider == known), None)
+    return f"--provider {known}, with your key in {key}" if key else "--base-url URL or --provider NAME"

@@ -135,11 +135,19 @@ class Parser(argparse.ArgumentParser):
         complain(message)
         self.exit(2, f"`{self.prog} --help` lists what there is.\n")
 
+    def _needs_quotes(self, word: str) -> str:
+        """Return, for an argument that follows the value of an option, that the value needs quotes; else `""`."""
+        before = self._given[: self._given.index(word)] if word in self._given else []
+        at = max((at for at, given in enumerate(before) if given.startswith("-")), default=-1)
+        action = self._option_string_actions.get(before[at]) if at >= 0 else None
+        has_value = action is not None and action.nargs != 0 and len(before) > at + 1
+        return f"; a value of several words needs quotes: {before[at]} '…'" if has_value else ""
+
     def _refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """Exit because no argument takes `words`. Values of options are not shown, because one may be a key."""
         names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
         if not names:
-            self.leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
+            self.leave(f"{cut(redact(words[0]), 20)!r} is an argument too many{self._needs_quotes(words[0])}")
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         if needs := table.needs_hidden(names[0], "flag"):
             self.leave(f"{names[0]} {needs}")
