@@ -128,12 +128,16 @@ class Sure(SureRule):
             if (of_vectors := price_of(embedding)) is not None:
                 sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
         figures: dict[str, Any] = {"sure": sure}
+        is_whole = not self.student and _has_rows_together(configs[""])
         for way, tier in (("", live), ("batch_", BATCH)):
             if price is not None and checked.get(f"{way}estimated_cost") is not None:
                 every = cost_of_many(price, checked["alone"], rows, tier)
-                is_whole = not self.student and _has_rows_together(configs[""])
                 least, most = self._range(sure, every, checked["of_models"], way, is_whole=is_whole)
                 figures |= {f"{way}estimated_cost": most, f"{way}least_estimated_cost": least}
+        if self.model and not self.student:
+            panel = self.panel("repeats") if not (self.second or is_whole) else ()
+            times = (self.votes or len(panel) or 1) if size else 0
+            figures |= self._highest(checked["of_models"], times)
         return Estimate(figures, estimate_words(sure), sure.get("sample_cost") or None)
 
     def _range(
@@ -156,6 +160,15 @@ class Sure(SureRule):
             return least, least + rest
         panel = 1 if self.second else len(self.panel("repeats"))  # a second model is counted in `once`
         return least, max(least, once * panel * share + first + rest)
+
+    def _highest(self, of_models: Mapping[str, Any], times: int) -> dict[str, float]:
+        """Return the highest costs, if the cheap models answer each row `times` times."""
+        found = {}
+        for name in ("most_cost", "most_cost_once", "batch_most_cost"):
+            known = [(one.get(name), 1 if model == self.model else times) for model, one in of_models.items()]
+            if all(cost is not None for cost, _ in known):
+                found[name] = sum(cost * each for cost, each in known)
+        return found
 
     def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
         """Return the settings of a model in a validation: the strong model answers each row alone, unless it is also

@@ -562,8 +562,11 @@ def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]
 def _costs_of_each(
     models: Sequence[str], sums: Sequence[_Sums], *, may_batch: bool
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
-    """Return the `_costs` of all models, and those of each."""
-    each = {name: _costs([one], may_batch=may_batch) for name, one in zip(models, sums, strict=True)}
+    """Return the `_costs` of all models, and the costs of each, with `most_cost_once`."""
+    each = dict[str, dict[str, float | None]]()
+    for name, one in zip(models, sums, strict=True):
+        cost = _costs([one], may_batch=may_batch)
+        each[name] = {**cost, **_once([one], cost)}
     return _costs(sums, may_batch=may_batch), each
 
 
