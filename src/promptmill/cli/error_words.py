@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from promptmill.cli.options import ARGUMENTS, naming_option
@@ -16,14 +17,16 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
 _NO_FILE = "There is no configuration file"
-_PROVIDERS = {
-    "gpt": "openai",
-    "claude": "anthropic",
-    "gemini": "google",
-    "mistral": "mistral",
-    "deepseek": "deepseek",
-    "grok": "xai",
-}
+_PROVIDERS = MappingProxyType(
+    {
+        "gpt": "openai",
+        "claude": "anthropic",
+        "gemini": "google",
+        "mistral": "mistral",
+        "deepseek": "deepseek",
+        "grok": "xai",
+    }
+)
 """The provider of the models whose names begin so, for a user who names a model alone."""
 
 

@@ -192,7 +192,7 @@ def test_only_rows_with_a_label_together_are_compared_and_no_row_is_asked_alone_
         ("strong", None): alone,
     }
     assert agreement(bench) == 1
-    assert f"{alone} rows answered only alone: no label was read" in bench.jobs(str(bench.output)).stdout
+    assert f"{alone} rows answered only alone, without a label from" in bench.jobs(str(bench.output)).stdout
     bench.upstream.seen.clear()
     bench.succeed(*ALONE)
     assert not bench.upstream.seen
@@ -202,7 +202,7 @@ def test_no_agreement_is_told_if_no_reply_to_several_rows_is_read(bench, packs):
     asked = packs(400, around=lambda _text, _number: ("I cannot do that.", "stop"))
     done = bench.run(*ALONE)
     assert done.returncode == 0, done.stderr
-    assert "the model alone answers all 400 rows: no label was read in a reply to several rows" in done.stderr
+    assert "the model alone answers all 400 rows: none has a label from a reply to several rows" in done.stderr
     assert " agree (" not in done.stdout
     assert asked.sizes.count(1) == 400
 

@@ -104,7 +104,7 @@ def sample_lines(sure: SureStatus) -> list[str]:
     model, rows, sample, expected = strong_model(sure), sure["rows"], sure["sample"], sure["expected"]
     rows_alone = sample.get("alone", 0)
     if not sample["drawn"]:
-        why = "no label was read in a reply to several rows" if rows_alone else "a sample does not pay for so few"
+        why = "none has a label from a reply to several rows" if rows_alone else "a sample does not pay for so few"
         return [f"{model} answers all {counted(rows, 'row')}: {why}"]
     agreed = f"{sample['agreed']:,} agree ({in_percent(sample['agreed'] / sample['drawn'], 0)} %)"
     way = "at both models" if sure["model"] else "together and alone"
@@ -123,7 +123,7 @@ def sample_lines(sure: SureStatus) -> list[str]:
             f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
         ]
     if rows_alone:
-        lines.append(f"{counted(rows_alone, 'row')} answered only alone: no label was read in a reply to several rows")
+        lines.append(f"{counted(rows_alone, 'row')} answered only alone, without a label from a reply to several rows")
     if "taught" not in sample and sample["score"] == "equal" and not (sample.get("whole") and expected["pays"]):
         why = "the replies to several rows have" if sample.get("whole") else "the cheap model reports"
         lines.append(f"all rows have the same score, as {why} no probabilities; a second model helps")
