@@ -167,6 +167,82 @@ async def test_at_360_pixels_a_text_stands_with_whole_labels(tmp_path, answers):
         assert not shown.complaints
 
 
+BROKEN_WORDS = """
+(() => {
+  const broken = [], range = document.createRange();
+  for (const box of document.querySelectorAll("#table th, #table td div, .bars .name, .scroll th, .scroll td")) {
+    const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+    const words = box.matches("th, .scroll td") ? /[^\\s_]+_?/g : /\\S+/g;
+    while (walker.nextNode())
+      for (const {0: word, index} of walker.currentNode.data.matchAll(words)) {
+        if (word.length > 40 || /[\\u2e80-\\uffff]/.test(word)) continue;
+        range.setStart(walker.currentNode, index);
+        range.setEnd(walker.currentNode, index + word.length);
+        if (new Set([...range.getClientRects()].map(one => one.top)).size > 1) broken.push(word);
+      }
+  }
+  return broken;
+})()
+"""
+CUT_HEADS = "[...document.querySelectorAll('#table th')].filter(th => th.scrollWidth > th.clientWidth).length"
+WORDS = {
+    "mood": "negative",
+    "level_of_satisfaction": "very unsatisfied",
+    "Zufriedenheitsangabe": "Kundenzufriedenheitsbefragung",
+    "due": "2026-09-02",
+    "amount": 123456.75,
+    "id": "B-17",
+    "urgent": "true",
+    "topic": "delivery",
+}
+
+
+@pytest.mark.parametrize("width", [1280, 1024, 390])
+@pytest.mark.parametrize("columns", [2, 8])
+async def test_no_word_is_broken_and_a_table_that_is_too_wide_scrolls(tmp_path, width, columns):
+    labels = dict(list(WORDS.items())[:columns])
+    recall = "80.4 % (78.5\N{EN DASH}91.0)"
+    table = {"head": ["class", "", "recall"], "rows": [[WORDS["Zufriedenheitsangabe"], "A", recall]]}
+    counts = [["", "", [[str(value), 7, ""] for value in labels.values()], ""]]
+    file = written(
+        tmp_path, 40, labels, counts=counts, answers="-", sections=[{**CROSSED, "folded": False, "tables": [table]}]
+    )
+    async with browser.opened() as shown:
+        await shown.look(width, 900, "light")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === '40 rows'")
+        for wanted in ("null", json.dumps(["text", *labels])):
+            await shown.run(f"change({{columns: {wanted}}})")
+            assert await shown.run(BROKEN_WORDS) == []
+            assert await shown.run(CUT_HEADS) == 0
+            assert await shown.run("document.documentElement.scrollWidth") <= width
+            is_chosen = wanted != "null" and columns == 8
+            assert await shown.run("tableBox.scrollWidth > tableBox.clientWidth") == is_chosen
+        text = " ".join(await shown.printed())
+        assert all(str(value) in text for value in labels.values())
+        assert not shown.complaints
+
+
+async def test_a_word_of_a_late_row_and_an_address_do_not_break_a_table(tmp_path):
+    shown = PageRows()
+    shown.filters = []
+    for at, name in enumerate(("text", "answer", "link")):
+        shown.add_column(Column(name, name, "own" if name == "text" else "answer"), at)
+    for at in range(900):
+        late = "Rückerstattungsanforderung" if at == 890 else "no"
+        texts = {"text": "fine 天気がとてもよいので散歩に行きます", "link": f"https://example.org/{'x' * 90}"}
+        shown.add(at + 1, 0, texts | {"answer": late})
+    page.put(tmp_path / "page.html", page.filled("in.csv", DATA, shown, 900))
+    async with browser.opened() as opened:
+        await opened.look(390, 844, "light")
+        await opened.open(tmp_path / "page.html")
+        await opened.until("document.getElementById('count').textContent === '900 rows'")
+        await opened.run("mark(890)")
+        await opened.until("!!document.querySelector('tr.here')")
+        assert await opened.run(BROKEN_WORDS) == []
+        assert await opened.run("tableBox.scrollWidth") < 700
+
+
 CELLS = "[...document.querySelectorAll('#table tbody tr:not(.space) td')].map(td => td.textContent)"
 
 
