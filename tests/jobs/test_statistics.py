@@ -5,16 +5,29 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage, copied
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import statistics, status_words
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import record_of
+from promptmill.jobs.store.spec import OutputSpec
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
 FINAL = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
+
+
+def output(*choices: str, **fields: object) -> OutputSpec:
+    """Return an output of labels, or of objects with these fields."""
+    schema = None if choices else {"type": "object", "properties": fields}
+    return OutputSpec(path=Path("out.csv"), format="csv", choices=choices, answer_schema=schema)
+
+
+FIELDS = output()
 
 
 def fill(store: JobDatabase, *outcomes: Outcome) -> None:
@@ -86,23 +99,70 @@ def test_a_field_with_many_values_after_few_is_not_counted(store):
     texts = [json.dumps({"a": "same", "b": at % 3}) for at in range(300)]
     texts += [json.dumps({"a": f"other {at}", "b": 1}) for at in range(20)]
     fill(store, *map(Completion, texts))
-    assert statistics.results(store, by_field=True)["fields"] == {"b": {"min": 0, "max": 2, "mean": 1.0}}
+    assert statistics.results(store, output=FIELDS)["fields"] == {"b": {"min": 0, "max": 2, "mean": 1.0}}
 
 
 def test_a_value_that_a_list_repeats_counts_once_for_its_row(store):
     fill(store, *(Completion(json.dumps({"tags": tags})) for tags in (["a", "a", "b"], ["a"], [])))
-    found = statistics.results(store, by_field=True)["fields"]
+    found = statistics.results(store, output=FIELDS)["fields"]
     assert found == {"tags": {"values": {"a": 2, "b": 1}, "is_list": True}}
 
 
 def test_the_mean_of_large_numbers_lies_between_the_least_and_the_largest(store):
     fill(store, *(Completion(json.dumps({"amount": amount})) for amount in (10252, 10254, 10256)))
-    found = statistics.results(store, by_field=True)["fields"]["amount"]
+    found = statistics.results(store, output=FIELDS)["fields"]["amount"]
     assert found == {"min": 10252, "max": 10256, "mean": 10254.0}
     assert status_words.span(found) == "10,252\N{EN DASH}10,256, mean 10,254"
     assert status_words.span({"min": 1234567, "max": 1234569, "mean": 1234568.0}) == (
         "1,234,567\N{EN DASH}1,234,569, mean 1,234,568"
     )
+
+
+NAMED = {"enum": ["bad", "fair", "good", None], "$comment": "from the lowest to the highest"}
+STARS = {"type": ["integer", "null"], "minimum": 1, "maximum": 5}
+
+
+def test_the_levels_of_a_scale_are_counted_in_their_order_and_none_is_left_out(store):
+    answers = [("good", 4), ("good", 2), (None, 2), ("bad", None), ("good", 2)]
+    fill(store, *(Completion(json.dumps({"mood": mood, "stars": stars})) for mood, stars in answers))
+    found = statistics.results(store, output=output(mood=NAMED, stars=STARS))
+    mood, stars = found["fields"].values()
+    assert [*mood["values"].items()] == [("bad", 1), ("fair", 0), ("good", 3), ("null", 1)]
+    assert [*stars["values"].items()] == [("1", 0), ("2", 3), ("3", 0), ("4", 1), ("5", 0), ("null", 1)]
+    assert (stars["min"], stars["max"], stars["mean"]) == (2, 4, 2.5)
+    line = "mood: bad 1, fair 0, good 3, null 1; stars: 1 (0), 2 (3), 3 (0), 4 (1), 5 (0), null (1), mean 2.5"
+    assert status_words._answers({"results": found}) == line
+
+
+def test_a_scale_of_11_numbers_is_counted_whole(store):
+    scale = {"enum": [*map(str, range(11))], "$comment": NAMED["$comment"]}
+    fill(store, *(Completion(json.dumps({"recommends": str(at % 11)})) for at in range(15)))
+    (field,) = statistics.results(store, output=output(recommends=scale))["fields"].values()
+    assert [*field["values"].items()] == [(str(at), 1 + (at < 4)) for at in range(11)]
+
+
+def test_choices_that_are_numbers_are_counted_in_their_order_and_other_choices_by_number(store):
+    fill(store, *map(Completion, ["10", "9", "10", "-1"]))
+    found = statistics.results(store, output=output("10", "9", "-1", "8"))
+    assert [*found["values"].items()] == [("-1", 1), ("8", 0), ("9", 1), ("10", 2)]
+    assert status_words._answers({"results": found}) == "-1 (1), 8 (0), 9 (1), 10 (2)"
+    assert status_words.not_shown(found) == 0
+    assert [*statistics.results(store, output=output("ten", "9"))["values"]] == ["10", "-1", "9"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("very\n good", "very good"),
+        ("Q1", "Q1"),
+        ("5", "5"),
+        ("a, b", '"a, b"'),
+        ('say "hi"', r'"say \"hi\""'),
+        ("", '""'),
+    ],
+)
+def test_an_answer_has_quotes_only_if_its_end_is_unclear(value, shown):
+    assert status_words.one_line(value) == shown
 
 
 def test_an_answer_of_line_breaks_is_empty_before_and_after_a_restart(store):

@@ -212,6 +212,25 @@ def test_the_values_of_the_fields_of_a_schema(bench):
     assert sorted(column(data, rows, "stars")) == list(range(1, 11))
 
 
+def test_the_levels_of_a_scale_have_bars_in_their_order_and_fields_no_line_about_lengths(bench):
+    levels = "very unsatisfied<unsatisfied<satisfied"
+    bench.upstream.reply = choose(
+        lambda seen: answer(json.dumps({"mood": "satisfied" if seen.number % 3 else "very unsatisfied"}))
+    )
+    bench.prompts(9)
+    bench.succeed("--fields", f"mood:{levels}", "--model", "a", "--report", "r.html")
+    listed = bench.jobs(bench.folder.job_id).stdout
+    assert "answers   mood: very unsatisfied 3, unsatisfied 0, satisfied 6\n" in listed
+    data, _ = written(bench.path / "r.html")
+    assert [*counts_of(data, "mood").items()] == [("very unsatisfied", 3), ("unsatisfied", 0), ("satisfied", 6)]
+    assert data["answers"] == ""
+    bench.output = bench.path / "two.jsonl"
+    bench.succeed("--fields", f"mood:{levels}", "--model", "a", "--model", "b", "--report", "s.html")
+    data, _ = written(bench.path / "s.html")
+    assert [title for title, *_ in data["counts"]][1:] == [f"mood: {level}" for level in levels.split("<")]
+    assert set(counts_of(data, "mood: unsatisfied").values()) == {0}
+
+
 def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench):
     bench.upstream.reply = answer(r'{"name":"Ren\u00e9","tags":["\u00e9"]}')
     bench.write([r'{"id": 1, "tags": ["\u00e9t\u00e9"], "prompt": "Qui?"}'])

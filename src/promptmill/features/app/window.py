@@ -46,7 +46,7 @@ from promptmill.system.call_files import FileRule
 _MODULE = "promptmill.features.app.window"
 _COMPUTING_S = 60  # bound of processor time; a search of 1,000,000 rows
 _MOST_ORDERED = 500_000  # rows of the table: browsers show no higher page
-_KEPT, _MOST_BARS = 8, 8  # orders; values of a column
+_KEPT = 8  # orders
 _ANSWER, _ERROR, _SECONDS, _TOKENS = "answer", "error", "seconds", "tokens"
 _FAILED, _TRUNCATED = 1, 2  # the bits that describe a row's state
 _PICTURE = re.compile(r'data:image/[\w.+-]{1,20};base64,[^"\s]{0,50000000}')
@@ -213,11 +213,11 @@ class _Table:
             by_slot = statistics.values_by_slot(store, name) if self.spec.is_grid else {}
             for slot in range(len(self._variants)):
                 column = columns.get(f"{slot}.{key}", "")
-                counts = {value: rows[slot] for value, rows in by_slot.items() if slot in rows} or values
-                most = sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_BARS]
-                shown = [
-                    pair for pair in most if pair[0] != WITHHELD and self._shown.may_show(pair[0], name or _ANSWER)
+                counts = {value: by_slot.get(value, {}).get(slot, 0) for value in values} if by_slot else values
+                may_show = [
+                    value for value in values if value != WITHHELD and self._shown.may_show(value, name or _ANSWER)
                 ]
+                shown = [(value, counts[value]) for value in may_show]
                 yield column if self.spec.is_grid else name, column, shown, has_texts and bool(column)
 
     def keys(self, view: View) -> dict[str, str]:

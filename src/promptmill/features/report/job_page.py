@@ -91,9 +91,9 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
     """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     pictures, skips_empty = _Thumbnails(spec.image_folders, rules), spec.question.skip_empty
-    rule, by_field = rules.files, spec.output.answer_schema is not None
+    rule = rules.files
     with folder.reading() as store:
-        results = cast("Results", shown_results(statistics.results(store, by_field=by_field), rule))
+        results = cast("Results", shown_results(statistics.results(store, output=spec.output), rule))
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty)
         made_in, by_slot = _rounds(store), statistics.slots(store, skips_empty=skips_empty) if spec.is_grid else {}
@@ -120,7 +120,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         **_heading(found),
         "notes": list(found.get("warnings", ())),
         "tiles": _tiles(found),
-        "answers": _of_answers(results),
+        "answers": "" if results and spec.output.answer_schema is not None else _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
             *_of_right(spec, table),
@@ -252,9 +252,7 @@ def _of_answers(results: Results) -> str:
         return "There are no answers yet."
     if "vectors" in results:
         return f"{status_words.vectors(results)}."
-    different = results["different"]
-    others = different - len(results.get("values", {}))
-    kinds = counted(different, "different answer")
+    others, kinds = status_words.not_shown(results), counted(results["different"], "different answer")
     more = f", {others:,} of them not shown here" if "values" in results and others else ""
     return f"{kinds}{more}; {status_words.lengths(results)}."
 
@@ -286,7 +284,8 @@ def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[s
     if "values" in field:
         bars: list[Bar] = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
         searched = "" if field.get("is_list") else column  # no cell of lists is one of their items
-        return name, searched, bars, _SHARES.format(giver) if shares else ""
+        words = _SHARES.format(giver) if shares else ""
+        return name, searched, bars, status_words.mean(field) if "mean" in field else words
     return name, column, [], status_words.span(field)
 
 

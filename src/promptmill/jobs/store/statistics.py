@@ -11,18 +11,22 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
+from promptmill.answers.form import form_of_schema
 from promptmill.backends.protocol import Counts, Failure, Outcome, Usage
 from promptmill.core.errors import Code
+from promptmill.core.form import Scale
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import SCORES, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
+from promptmill.jobs.store.spec import OutputSpec
 from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus
 
 LATENCIES = 4096
 """The number of latencies to keep: enough for quantiles, and sorted within a millisecond."""
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
+_SHOWN_LEVELS = 20
 _SHORT_VALUE = 40  # max characters of a shown value
 _LONG_VALUE = 1000  # characters; longer answers are grouped by their digests
 _SAMPLES = 65_536  # max answers in the histograms of a report
@@ -77,7 +81,8 @@ _KINDS = MappingProxyType(
     }
 )
 # The limit has room for null and for one value more than is shown, which reveals that there are too many.
-_VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
+_GROUPS = "SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {0})"
+_VALUES = _GROUPS.format(_SHOWN_VALUES + 2)
 _ITEMS = f"""
     SELECT * FROM (
         SELECT {{0}}, value, count(DISTINCT answers.key), 0
@@ -86,7 +91,15 @@ _ITEMS = f"""
     )
 """
 _NUMBERS = "SELECT {0}, min(f{0}), max(f{0}), avg(f{0}) FROM answers WHERE typeof(f{0}) IN ('integer', 'real')"
-_COUNTED = MappingProxyType({"number": _NUMBERS, "text": _VALUES, "boolean": _VALUES, "list": _ITEMS})
+_COUNTED = MappingProxyType(
+    {
+        "number": _NUMBERS,
+        "text": _VALUES,
+        "boolean": _VALUES,
+        "list": _ITEMS,
+        "scale": _GROUPS.format(_SHOWN_LEVELS + 2),
+    }
+)
 ALL_ROWS = SLOT
 
 
@@ -213,10 +226,11 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     return job_counts
 
 
-def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> Results:
+def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | None = None) -> Results:
     """Count the vectors, or the distinct answers. Return `different` (their number), `shortest` and `longest` (in
-    characters), and, if short answers repeat, `values`: the number of rows for each of the most frequent answers.
-    Return `{}` without answers. White space around an answer is ignored. `by_field`, for answers with a schema: also
+    characters), and, if short answers repeat, `values`: the number of rows for each of the most frequent answers, or,
+    if the choices of `output` are numbers, for each of them in their order.
+    Return `{}` without answers. White space around an answer is ignored. For an `output` with a schema: also
     `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
     """
     if lengths := vector_lengths(store, before):
@@ -236,20 +250,42 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     if not different:
         return {}
     row_results: Results = {"different": different, "shortest": shortest, "longest": longest}
-    if by_field and (fields := _fields(store, before)):
+    schema = None if output is None else output.answer_schema
+    if schema is not None and (fields := _fields(store, before, _scales(schema))):
         row_results["fields"] = fields
     repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
     if longest > _SHORT_VALUE or not (repeats or rows == 1):
         return row_results
-    commonest = f"{grouped} SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {_SHOWN_VALUES}"
-    return row_results | {"values": dict(store.read(commonest, before))}
+    levels = _numbers_in_order(output.choices if output else ())
+    shown = max(_SHOWN_VALUES, len(levels))
+    commonest = f"{grouped} SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {shown}"
+    return row_results | {"values": _by_level(levels, dict(store.read(commonest, before)))}
 
 
-def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
+def _numbers_in_order(choices: Sequence[str]) -> Sequence[str]:
+    """Return choices that are whole numbers, the lowest first; none if a choice is no number, or if there are many."""
+    are_numbers = all(choice.removeprefix("-").isdecimal() for choice in choices) and len(choices) <= _SHOWN_LEVELS
+    return sorted(choices, key=int) if are_numbers else ()
+
+
+def _scales(schema: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Return the levels of each field that is a scale, from the lowest to the highest."""
+    form = form_of_schema(schema, {})
+    scales = {each.name: each.kind.levels for each in form.questions if isinstance(each.kind, Scale)} if form else {}
+    return {name: [*map(str, levels)] for name, levels in scales.items() if len(levels) <= _SHOWN_LEVELS}
+
+
+def _by_level(levels: Sequence[str], values: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of rows by value: first those of all levels in their order, then those of other values."""
+    return {**dict.fromkeys(levels, 0), **values}
+
+
+def _fields(store: JobDatabase, before: int, scales: Mapping[str, Sequence[str]]) -> dict[str, FieldResults]:
     """Count the values of each field, for answers that are JSON objects.
 
-    A field with few short values, or lists of them, gets `values`: the number of rows by value. A field of numbers gets
-    `min`, `max` and `mean`. Other fields are left out; for most of them, the first answers suffice to decide.
+    A field with few short values, or lists of them, gets `values`: the number of rows by value, the most frequent
+    first. A field of numbers gets `min`, `max` and `mean`. A field of `scales` has all of its levels in `values`, in
+    their order. Other fields are left out; for most of them, the first answers suffice to decide.
     """
     every = f"FROM answer WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED} AND {_IS_OBJECT}"
     first = f"SELECT text {every} LIMIT {_FIRST_ANSWERS}"
@@ -259,8 +295,9 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     """
     kinds: dict[str, str] = {}
     for name, types, different in store.read(grouped, before):
-        kind = _KINDS.get(frozenset(types.split(",")) - {"null"}, "")
-        if kind and '"' not in name and (kind in {"number", "list"} or different <= _SHOWN_VALUES):
+        kind = "scale" if name in scales else _KINDS.get(frozenset(types.split(",")) - {"null"}, "")
+        is_counted = kind in {"number", "list", "scale"} or different <= _SHOWN_VALUES
+        if kind and is_counted and '"' not in name:
             kinds[name] = kind
     kinds = dict(list(kinds.items())[:20])
     if not kinds:
@@ -272,8 +309,23 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     groups: dict[int, list[tuple[Any, ...]]] = {}
     for at, *group in store.read(f"WITH answers AS MATERIALIZED ({answers}) {counted}", *paths, before):
         groups.setdefault(at, []).append(tuple(group))
-    all_fields = {name: _field(kind, groups.get(at, [])) for at, (name, kind) in enumerate(kinds.items())}
+    all_fields = {
+        name: _scale(scales[name], groups.get(at, [])) if kind == "scale" else _field(kind, groups.get(at, []))
+        for at, (name, kind) in enumerate(kinds.items())
+    }
     return {name: field for name, field in all_fields.items() if field}
+
+
+def _scale(levels: Sequence[str], groups: Sequence[tuple[Any, ...]]) -> FieldResults:
+    given: dict[Any, int] = {value: rows for value, rows, _ in groups}
+    missing = {"null": given.pop(None)} if None in given else {}
+    if not given or len(given) > _SHOWN_LEVELS:
+        return {}
+    values = _by_level(levels, {str(value): rows for value, rows in given.items()}) | missing
+    if any(isinstance(value, str) for value in given):
+        return {"values": values}
+    mean = sum(map(math.prod, given.items())) / sum(given.values())
+    return {"values": values, "min": min(given), "max": max(given), "mean": float(f"{mean:.12g}")}
 
 
 def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:

@@ -110,7 +110,7 @@ def figures_of(
 
     Raises the errors of `JobDatabase`.
     """
-    results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
+    results = statistics.results(store, before, spec.output)
     labels, counted = _labelled_fields(results), {"results": results}
     for figure in figures().values():
         counted |= part(figure.count)(store, spec, labels, before, configs) if figure.count else {}
@@ -120,7 +120,7 @@ def figures_of(
 def _labelled_fields(results: Results) -> list[str]:
     """Return the fields whose values are labels; `[""]` if whole answers are labels."""
     if fields := results.get("fields"):
-        return [name for name, field in fields.items() if field.get("values") and not field.get("is_list")]
+        return [name for name, field in fields.items() if field.get("values") and not {"is_list", "mean"} & {*field}]
     return [""] if results.get("values") else []
 
 
@@ -150,8 +150,7 @@ def examples(folder: Folder) -> dict[str, str]:
 def results(folder: Folder) -> Results:
     """Return the counts of the answers so far, see `statistics.results`; `{}` if the database is unreadable."""
     spec = folder.spec
-    by_field = spec is not None and spec.output.answer_schema is not None
-    return _read(folder, lambda store: statistics.results(store, by_field=by_field)) or {}
+    return _read(folder, lambda store: statistics.results(store, output=spec.output if spec else None)) or {}
 
 
 def _read(folder: Folder, query: Callable[[JobDatabase], T]) -> T | None:

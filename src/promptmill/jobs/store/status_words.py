@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,23 +158,34 @@ def _answers(status: Status) -> str:
     if fields := what.get("fields"):
         return "; ".join(f"{one_line(name)}: {_field(field)}" for name, field in fields.items()) + truncated
     if values := what.get("values"):
-        named = [f"{one_line(value)} {count:,}" for value, count in values.items()]
-        others = what["different"] - len(values)
-        return ", ".join([*named, *([counted(others, "other answer")] if others else [])]) + truncated
+        more = counted(others, "other answer") if (others := not_shown(what)) else ""
+        return ", ".join(filter(None, (_by_value(values), more))) + truncated
     return f"{what['different']:,} different, {lengths(what)}{truncated}"
 
 
 def _field(field: status_record.FieldResults) -> str:
     """Return the values of a field as text: `positive 12, negative 8`, or the range and mean of its numbers."""
     if values := field.get("values"):
-        return ", ".join(f"{one_line(value)} {count:,}" for value, count in values.items())
+        return _by_value(values) + (f", {mean(field)}" if "mean" in field else "")
     return span(field)
+
+
+def _by_value(values: Mapping[str, int]) -> str:
+    """Return `positive 12, negative 8`; `1 (12), 2 (8)` if a value ends with a digit."""
+    named = [(one_line(value), f"{count:,}") for value, count in values.items()]
+    form = "{} ({})" if any(value[-1].isdigit() for value, _ in named) else "{} {}"
+    return ", ".join(form.format(*pair) for pair in named)
+
+
+def not_shown(results: Results) -> int:
+    """Return the number of different answers that are not among the `values`."""
+    return results["different"] - sum(rows > 0 for rows in results.get("values", {}).values())
 
 
 def one_line(value: str) -> str:
     """Return a short answer in one line; in quotes if its end would otherwise be unclear."""
     value = " ".join(value.split())
-    return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
+    return json.dumps(value, ensure_ascii=False) if not value or {*',;"'} & {*value} else value
 
 
 def _without_rows(status: Status) -> str:
@@ -313,8 +325,13 @@ def lengths(results: Results) -> str:
 
 def span(field: status_record.FieldResults) -> str:
     """Return a text with the range and the mean of a field's numbers."""
-    low, high, mean = map(_number, (field["min"], field["max"], field["mean"]))
-    return low if field["min"] == field["max"] else f"{low}\N{EN DASH}{high}, mean {mean}"
+    low, high = map(_number, (field["min"], field["max"]))
+    return low if field["min"] == field["max"] else f"{low}\N{EN DASH}{high}, {mean(field)}"
+
+
+def mean(field: status_record.FieldResults) -> str:
+    """Return a text with the mean of a field's numbers."""
+    return f"mean {_number(field['mean'])}"
 
 
 def _number(value: float) -> str:
