@@ -70,6 +70,20 @@ async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
         assert "more" not in paper
 
 
+async def test_printed_answers_of_many_fields_begin_on_the_first_page(tmp_path):
+    bars = [[f"level {at}", 7, ""] for at in range(8)]
+    file = written(
+        tmp_path, 3, counts=[[f"field {at}", "", bars, ""] for at in range(8)], tiles=[("Answered", "3", "")]
+    )
+    async with browser.opened() as shown:
+        await shown.open(file)
+        papers = await shown.printed()
+        assert "field 0" in papers[0]
+        assert "level 7" in papers[0]
+        assert not any(text.rstrip().endswith("field 3") for text in papers)
+        assert not shown.complaints
+
+
 SLOW = """
 const json = Response.prototype.json;
 Response.prototype.json = async function () { await new Promise(act => setTimeout(act, 300)); return json.call(this); };
@@ -333,14 +347,17 @@ async def test_photos_have_80_pixels_and_no_row_is_lost_between_them(tmp_path, w
 
 
 async def test_bars_have_one_scale_and_an_edge_reports_the_width_that_keys_give_it(tmp_path):
-    counts = [["", "answer", [["a", 200, "20 failed"], ["b", 100, ""]], ""]]
+    counts = [["a", "answer", [["a", 200, "20 failed"], ["b", 100, ""]], ""]]
+    counts += [["b", "answer", [["a", 20, ""], ["b", 0, ""]], ""]]
     async with browser.opened() as shown:
         await shown.look(390, 844, "light")
         await shown.open(written(tmp_path, 3, counts=counts, answers="2 different answers."))
         await shown.until("document.getElementById('count').textContent === '3 rows'")
         wide = "[...document.querySelectorAll('.bar rect')].map(bar => bar.getBoundingClientRect().width)"
-        one, other = await shown.run(wide)
+        one, other, *_ = await shown.run(wide)
         assert one == pytest.approx(2 * other, rel=0.01)
+        assert await shown.run(f"{wide}.length") == 4
+        assert (await shown.run(wide))[2] == pytest.approx(one / 10, rel=0.01)
         now = "Number(document.querySelector('.edge').getAttribute('aria-valuenow'))"
         before = await shown.run(now)
         key = "new KeyboardEvent('keydown', {key: 'ArrowRight'})"
