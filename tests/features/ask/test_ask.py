@@ -249,6 +249,17 @@ def test_a_new_question_asks_only_itself_and_keeps_all_answers(asked):
     assert len(asked.upstream.seen) == 90, "another order asks nothing"
 
 
+def test_equal_rows_keep_an_answer_each_for_a_new_question(asked):
+    asked.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}"))
+    asked.write([{"mail": "same"}] * 4)
+    asked.succeed(*TOPIC)
+    before = answers(asked)
+    asked.write([{"mail": "other"}, *[{"mail": "same"}] * 4])
+    asked.succeed(*TOPIC, "--ask", "Why=Why? {{mail}}")
+    assert [{"Topic": row["Topic"]} for row in answers(asked)[1:]] == before
+    assert sent(asked) == {"Which": 5, "Why?": 5}
+
+
 def test_a_new_question_may_use_answers_that_exist(asked):
     table(asked, 3)
     asked.succeed(*TONE, *TOPIC)
@@ -388,6 +399,23 @@ def test_a_declined_question_of_a_deciding_model_keeps_the_others_with_their_pro
     assert [*row["answer"]] == ["Tone"]
     assert [*row["probabilities"]] == ["Tone"]
     assert "`Stars`" in row["error"]["message"]
+
+
+def test_a_new_question_of_a_deciding_model_keeps_the_answers_with_their_probabilities(bench):
+    deciding(bench)
+    table(bench, 3)
+    bench.succeed(*TONE)
+    before = bench.answers()
+    other = {"type": "choice", "choice": "good", "probabilities": {"good": 1.0, "bad": 0.0}}
+    bench.upstream.reply = decides(lambda body: body | {"answers": body["answers"] | {"Tone": other}})
+    dry = json.loads(bench.run(*TONE, *STARS, "--dry-run", "--json").stdout)
+    assert (dry["taken_in_part"], dry["requests"]) == (3, 3)
+    bench.succeed(*TONE, *STARS)
+    assert len(bench.upstream.seen) == 6
+    for old, new in zip(before, bench.answers(), strict=True):
+        assert new["answer"].keys() == {"Tone", "Stars"}
+        assert new["answer"]["Tone"] == old["answer"]["Tone"]
+        assert new["probabilities"]["Tone"] == old["probabilities"]["Tone"]
 
 
 def test_a_deciding_model_gets_no_open_question(bench):
