@@ -17,7 +17,6 @@ from promptmill.answering.costs import (
     BudgetedAnswers,
     cost_of,
     most_of,
-    unknown_batch_price,
     unknown_price,
     worst_case,
 )
@@ -569,7 +568,7 @@ async def test_answers_have_a_cost_if_their_price_is_known_and_a_budget_of_the_p
     assert isinstance(await BudgetedAnswers.of(Loading(plan_of(), Budget(1), is_shared=False)), BudgetedAnswers)
 
 
-def test_a_call_begins_with_no_cost_and_a_batch_needs_a_price_of_batches():
+def test_a_call_begins_with_no_cost_and_a_batch_of_unknown_price_counts_as_live():
     plan = plan_of()
     step, call = BudgetedAnswers(plan, sure(price_of(plan)), None), Call()
     step.enter(call)
@@ -578,11 +577,12 @@ def test_a_call_begins_with_no_cost_and_a_batch_needs_a_price_of_batches():
     step.enter(call)
     assert call.counts.cost == 2.0
     batch = Call(exchange=object())  # type: ignore[arg-type]
-    with pytest.raises(PromptmillError, match="in a batch is not known"):
-        step.enter(batch)
-    plan = plan_of(price=DOLLAR | {"batch": 0.5})
-    BudgetedAnswers(plan, sure(price_of(plan)), None).enter(batch)
+    step.enter(batch)
     assert batch.counts.cost == 0.0
+    assert any("counted at the live price" in warning for warning in batch.warnings)
+    plan, known = plan_of(price=DOLLAR | {"batch": 0.5}), Call(exchange=object())  # type: ignore[arg-type]
+    BudgetedAnswers(plan, sure(price_of(plan)), None).enter(known)
+    assert not known.warnings
 
 
 def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
@@ -590,12 +590,8 @@ def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
     assert "the price of m is not known" in unknown_price(plan).message
     assert "add `price: IN/OUT` to the server's configuration, as only its operator can." in unknown_price(plan).message
     assert "add --price IN/OUT." in unknown_price(plan).worded(option_of)
-    batch = unknown_batch_price(plan)
-    assert '`price: {"input": 1, "output": 2, "batch": 0.5}` in the server\'s configuration' in batch.message
-    assert 'price={"input": 1, "output": 2, "batch": 0.5}' in batch.worded(option_of)
     nameless = openai_plan("https://host.test/v1", model_name="")
-    for error in (unknown_price(nameless), unknown_batch_price(nameless)):
-        assert "the price of this model" in error.message
+    assert "the price of this model" in unknown_price(nameless).message
 
 
 def _request(most: int | None = 20, extra: Mapping[str, Any] | None = None, **sampling: Any) -> Request:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -78,6 +77,11 @@ _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the p
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
 _BATCH = Tiers(BATCH)
+AS_LIVE = (
+    "What a batch costs is not known, so it is counted at the live price; `batch: 0.5`, beside `input` and `output` in "
+    "`price`, says that it costs half."
+)
+"""A warning about the cost of a batch."""
 _FREE = FlatPrice(0.0, 0.0, 0.0)
 _THINKS = ", which thinks before it answers"
 _UNLIMITED = 16_384  # tokens of the longest answer that endpoints usually give to a request without a limit
@@ -113,10 +117,10 @@ class BudgetedAnswers(Step):
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
-        """Start the cost of a call. Raises `PromptmillError` (`invalid_config`) for a batch whose price is unknown, and
-        for a budget if all requests may search the web."""
+        """Start the cost of a call. Raises `PromptmillError` (`invalid_config`) for a budget if all requests may search
+        the web."""
         if call.exchange is not None and self._price.batch is None:
-            raise unknown_batch_price(self._plan)
+            call.warn(AS_LIVE)
         is_limited = self._budget is not None or call.ledger.budget is not None
         if is_limited and may_search(self._plan.settings.extra_params, self._model):
             raise unbounded_search()
@@ -488,17 +492,6 @@ def unbounded_search() -> PromptmillError:
         "no amount bounds a search of the web, which the model repeats as it wants and whose pages have any length. "
         "Leave it out, and see the cost of a few rows first: ",
         Named("limit", 20),
-        ".",
-    )
-
-
-def unknown_batch_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
-    """Return the error for a batch whose price is unknown."""
-    batch = {"input": 1, "output": 2, "batch": 0.5}
-    return config_error(
-        plan.key("price"),
-        f"the price of {plan.model or 'this model'} in a batch is not known; give it as a part of the live price: ",
-        Named(key := plan.key("price"), batch, otherwise=f"`{key}: {json.dumps(batch)}` in the server's configuration"),
         ".",
     )
 

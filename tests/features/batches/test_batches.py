@@ -261,10 +261,12 @@ def test_no_budget_is_exceeded_in_fifty_random_runs(tmp_path):
             assert dollars_billed(server) <= limit, seed
 
 
-def test_an_unknown_price_of_batches_is_an_error(tmp_path, server):
-    with pytest.raises(PromptmillError, match="in a batch is not known"):
-        bulk(tmp_path, server, settings={"price": {"input": 1.0, "output": 10.0}})
-    assert not server.uploads
+def test_a_batch_of_unknown_price_counts_as_live(tmp_path, server):
+    settings = {"price": {"input": 1.0, "output": 10.0}}
+    with pytest.warns(UserWarning, match="counted at the live price"):
+        found = bulk(tmp_path, server, settings=settings)
+    usage = found.usage
+    assert found.cost == pytest.approx((usage["prompt_tokens"] + 10 * usage["completion_tokens"]) / 1e6)
 
 
 class Simulated:

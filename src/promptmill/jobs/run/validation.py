@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptmill.answering.chain import sending
-from promptmill.answering.costs import advised_limit, lacking, most_of
+from promptmill.answering.costs import AS_LIVE, advised_limit, lacking, most_of
 from promptmill.answering.decided import check_plan, tokens_of
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
@@ -113,9 +113,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             form = Form([store], spec, spec.output.kind)
             named = [name for name, is_sure in _OF_MODELS.items() if is_sure(wanted, sums)]
             result["columns"] = _columns_of(form, plan, named)
-        result["notes"] = list(columns.notes(spec))
-        if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
-            result["notes"].append(note)
+        notes = [*columns.notes(spec), _repeated_ids(store, spec, order)]
         result |= _different(store, wanted, sums)
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
@@ -131,7 +129,8 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result |= _once(sums, cost) | _limited(sums, cost) | _cost_alone(sums, cost)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
         of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
-        result["notes"] += filter(None, (of_plan.words, _search_words(sums), decided))
+        notes += [of_plan.words, _search_words(sums), decided, _batch_words(sums, order)]
+        result["notes"] = list(filter(None, notes))
         result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
         result["estimated_prompt_tokens"] = sum(one.prompt_tokens for one in sums)
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums)
@@ -371,7 +370,10 @@ def _is_read(known: JobSpec, files: OrderFiles, wanted: WantedJob) -> bool:
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
-    """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none. Raises `OSError`."""
+    """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none, and for lines of a Batch
+    file. Raises `OSError`."""
+    if spec.input.format == "batch":
+        return ""
     ids = Ids.of(store, spec, end_of(store, order.limits.limit))
     if not ids.repeated:
         return ""
@@ -546,6 +548,12 @@ def _sharing(request: Request, cache: ModelCache) -> Request:
     """Return a request that is long enough for the provider's cache as one that shares its prompt, which costs most."""
     size = _bytes(request.conversation)
     return request.changed(shared=Shared(size, "", size) if size >= cache.least else NOTHING_SHARED)
+
+
+def _batch_words(sums: Sequence[_Sums], order: JobOrder) -> str:
+    """Return a warning if a batch of a model has an unknown price; `""` otherwise."""
+    is_unknown = any(one.price is not None and one.price.batch is None for one in sums)
+    return AS_LIVE if is_unknown and tier_of_way(order.way) == BATCH else ""
 
 
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
