@@ -219,7 +219,7 @@ class BudgetedAnswers(Step):
         except PromptmillError as error:
             return Failure(error, request.attempts)
         totals, has_limit = Totals(), not self._is_bounded_by_form(request)
-        excess = 0.0 if has_limit else self._excess(price, tiers)
+        excess = 0.0 if has_limit else max(price.cost(Usage(0, _UNLIMITED), tier) for tier in self._served(tiers))
         while True:
             account = _BudgetAccount(budgets, worst, excess)
             if not account.reserve() or self._line.locked():
@@ -257,12 +257,6 @@ class BudgetedAnswers(Step):
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return totals.on(outcome)
             request = replace(request, attempts=outcome.attempts)
-
-    def _excess(self, price: Price, tiers: Tiers) -> float:
-        """Return what an answer that breaks its form is likely to cost: that of the longest, divided by the number of
-        answers that kept to theirs."""
-        longest = max(price.cost(Usage(0, _UNLIMITED), tier) for tier in self._served(tiers))
-        return longest / (1 + self._prices.kept)
 
     def _learn(self, spent: Sequence[Spent], most: Usage, *, is_by_form: bool) -> None:
         """Learn whether the model keeps to forms, from the answers to a request whose form bounds them to `most`."""

@@ -270,8 +270,6 @@ class Prices:
         self._others: dict[str, Price | None] = {}
         self.why = ""
         """Why no form bounds an answer of this model any more; `""`: it may."""
-        self.kept = 0
-        """The number of answers that kept to their form."""
         self._last: tuple[Sampling, int | None] | None = None
         """The last sampling parameters, and the most tokens of an answer by its form: many requests have the same."""
 
@@ -332,7 +330,6 @@ class Prices:
 
     def compare(self, tokens: int, most: int) -> None:
         """Learn the length of an answer, whose form has `most` tokens at most: if it is longer, no form is certain."""
-        self.kept += tokens <= most
         if tokens > most:
             self.why = (
                 f"An answer of {self._plan.model} had {tokens:,} tokens where its form has {most:,} at most, as if the "
