@@ -359,6 +359,15 @@ def test_an_answer_of_a_closed_form_needs_no_limit_and_keeps_the_budget(bench):
     assert bench.status()["cost"] <= found["cost"] * 1.1
 
 
+def test_a_small_budget_without_a_limit_names_the_one_that_lets_more_requests_run(bench):
+    """One answer that breaks its form costs $16: a budget of $40 allows two at a time."""
+    bench.upstream.reply = late(0.01, answer('{"answer": "good"}'))
+    bench.prompts(60)
+    said = bench.run(*CLOSED, "--max-cost", "40").stdout
+    assert "few requests at a time: each reserves $16" in said
+    assert "for an answer not of its form; a `max_tokens` of " in said
+
+
 def test_an_answer_longer_than_its_form_ends_a_job_after_one_request(bench):
     """The model thinks, and its name does not show it."""
     bench.upstream.reply = answer('{"answer": "good"}' + " thought" * 90)

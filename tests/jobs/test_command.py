@@ -455,7 +455,7 @@ def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(
         (["positive"] * 5 + ["negative"] * 3 + ["neutral "] + ["\nneutral"], "positive 5, negative 3, neutral 2"),
         ([f"{'y' * (12 + 4 * at)}{at}" for at in range(10)], "10 different, 13\N{EN DASH}49 characters"),
         (["abcdefghij"[at % 10] for at in range(60)], "a 6, b 6, c 6, d 6, e 6, f 6, g 6, h 6, 2 other answers"),
-        (["yes, both", "7", "", "two\nwords"] * 2, '"" 2, "7" 2, two words 2, "yes, both" 2'),
+        (["yes, both", "7", "", "two\nwords"] * 2, '"" (2), 7 (2), two words (2), "yes, both" (2)'),
         (["Paris"], "Paris 1"),
     ],
 )

@@ -224,7 +224,9 @@ class BudgetedAnswers(Step):
             account = _BudgetAccount(budgets, worst, excess)
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
-                advise = partial(_advise, call, most, worst, price.cost) if has_limit else _nothing
+                longest = most if has_limit else replace(most, completion_tokens=_UNLIMITED)
+                why = f"its `max_tokens` of {longest.completion_tokens:,}" if has_limit else "an answer not of its form"
+                advise = partial(_advise, call, longest, why, price.cost)
                 fitting = partial(self._fitting, request, call, price)
                 if full is None:
                     no_room = await self._wait_for_room(account, call, advise, fitting)
@@ -330,10 +332,10 @@ class BudgetedAnswers(Step):
         return self._no_room[1]
 
 
-def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float]) -> None:
+def _advise(call: Call, most: Usage, why: str, cost: Callable[[Usage], float]) -> None:
     """Warn once that reservations for long answers keep a budget full although answers are short.
 
-    `most`, `worst`: the highest usage and cost of a request. `cost` returns the cost of a usage.
+    `most`: the highest usage of a request, and `why` it may be that. `cost` returns the cost of a usage.
     """
     answered = call.counts.done - call.counts.failed
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
@@ -342,13 +344,9 @@ def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float
     times = int(cost(most) / cost(Usage(most.prompt_tokens, enough)))  # an answer that costs nothing has room
     if times > 1:
         call.warn(
-            f"{_RESERVES}: each reserves {dollars(worst)} for its `max_tokens` of {most.completion_tokens:,}; "
-            f"a `max_tokens` of {enough:,} lets {times:,} times as many run."
+            f"{_RESERVES}: each reserves {dollars(cost(most))} for {why}; a `max_tokens` of {enough:,} lets {times:,} "
+            "times as many run."
         )
-
-
-def _nothing() -> None:
-    pass
 
 
 class _BudgetAccount(Account):
