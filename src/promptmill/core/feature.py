@@ -41,6 +41,9 @@ class Command:
     """The arguments that name files which the command writes, as argparse stores them; other positional arguments name
     files that it reads. None: the command does not make files from files and then end, so no series of commands has
     it."""
+    is_search: bool = False
+    """Whether its output is what later commands ask with, such as labels or a prompt. A series of commands searches
+    once: as long as the output is there, changed rows begin no other search."""
 
 
 @dataclass(frozen=True, slots=True)

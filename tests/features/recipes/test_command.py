@@ -230,47 +230,7 @@ def test_the_cost_of_a_removed_job_counts_beside_that_of_its_successor(recipes):
         assert found["spent"] == pytest.approx(spent), number
 
 
-def test_labels_of_topics_are_choices_of_the_next_step(recipes, monkeypatch):
-    monkeypatch.setenv(WITHOUT, "embeddings")
-    recipes.upstream.reply = models()
-    reviews = table(400)
-    written(recipes.path / "in.csv", reviews)
-    recipes.write(f"""
-steps:
-  - topics: [in.csv, topics.csv]
-    prompt: '{PROMPT}'
-    sample: 60
-    held_out: 60
-  - bulk: [in.csv, labels.csv]
-    prompt: '{PROMPT}'
-    choices: topics.csv
-    limit: 30
-  - compare: [labels.csv, labels.csv]
-""")
-    done = recipes.run()
-    assert "topics from 60, tried on 60 others" in done.stdout
-    labels = {row["label"] for row in recipes.read("topics.csv")}
-    assert {row["answer"] for row in recipes.read("labels.csv")} <= labels
-    stamp = (recipes.path / "topics.csv").stat().st_mtime_ns
-    recipes.asked()
-    done = recipes.run()
-    assert not recipes.asked()
-    assert "topics from 60" not in done.stdout, "the result of an unchanged step is not shown again"
-    assert (recipes.path / "topics.csv").stat().st_mtime_ns == stamp
-    written(recipes.path / "in.csv", table(400, seed=1))
-    (recipes.path / "labels.csv").unlink()
-    assert "topics.csv exists" not in recipes.run("--again", "changed").stderr, "it is the recipe's own"
-    (recipes.path / "topics.csv").write_text("label\nmine\n")
-    written(recipes.path / "in.csv", table(400, seed=2))
-    assert "topics.csv exists; name another file" in recipes.run(code=2).stderr
-    assert (recipes.path / "topics.csv").read_text() == "label\nmine\n"
-
-
-def test_the_labels_of_a_search_are_not_paid_again_by_the_step_that_uses_its_topics(recipes, monkeypatch):
-    monkeypatch.setenv(WITHOUT, "embeddings")
-    recipes.upstream.reply = models()
-    written(recipes.path / "in.csv", table(400))
-    steps = f"""
+SEARCH = f"""
 steps:
   - topics: [in.csv, topics.csv]
     prompt: '{PROMPT}'
@@ -280,15 +240,103 @@ steps:
     prompt: '{PROMPT}'
     choices: topics.csv
 """
-    recipes.write(steps)
-    _, labels = recipes.figures()["steps"]
+
+
+@pytest.fixture
+def searching(recipes, monkeypatch):
+    """Return a recipe that finds topics, and labels rows with them."""
+    monkeypatch.setenv(WITHOUT, "embeddings")
+    recipes.upstream.reply = models()
+    written(recipes.path / "in.csv", table(400))
+    recipes.write(SEARCH)
+    return recipes
+
+
+def test_labels_of_topics_are_choices_of_the_next_step(searching):
+    searching.write(f"{SEARCH}    limit: 30\n  - compare: [labels.csv, labels.csv]\n")
+    done = searching.run()
+    assert "topics from 60, tried on 60 others" in done.stdout
+    labels = {row["label"] for row in searching.read("topics.csv")}
+    assert {row["answer"] for row in searching.read("labels.csv")} <= labels
+    stamp = (searching.path / "topics.csv").stat().st_mtime_ns
+    searching.asked()
+    done = searching.run()
+    assert not searching.asked()
+    assert "topics from 60" not in done.stdout, "the result of an unchanged step is not shown again"
+    assert (searching.path / "topics.csv").stat().st_mtime_ns == stamp
+
+
+def test_a_changed_row_begins_no_other_search(searching):
+    searching.run()
+    content = (searching.path / "topics.csv").read_bytes()
+    searching.asked()
+    written(
+        searching.path / "in.csv",
+        [{**row, "text": f"{row['text']}!"} if at == 7 else row for at, row in enumerate(table(400))],
+    )
+    assert searching.figures("--dry-run")["steps"][0]["requests"] == 0
+    found = searching.figures()
+    assert searching.asked().total() == 1
+    assert [(step["requests"], step["unchanged"]) for step in found["steps"]] == [(0, True), (1, False)]
+    assert (searching.path / "topics.csv").read_bytes() == content
+
+
+def test_other_options_of_a_search_are_refused_until_the_user_accepts_them(searching):
+    searching.run()
+    searching.asked()
+    searching.write(SEARCH.replace("held_out: 60", "held_out: 70\n    concurrency: 3"))
+    said = searching.refused()
+    assert "line 3: topics.csv was found with other options. `promptmill run recipe.yaml --again changed`" in said
+    searching.run("--again", "changed")
+    assert searching.asked()
+    assert not searching.run() or not searching.asked()
+    searching.write(SEARCH.replace("held_out: 60", "held_out: 70\n    concurrency: 9"))
+    searching.run()
+    assert not searching.asked(), "an option that changes no answer"
+
+
+def test_a_list_that_the_user_has_edited_is_used_and_stays(searching):
+    searching.run()
+    file, label = searching.path / "topics.csv", searching.read("topics.csv")[0]["label"]
+    content = file.read_text().replace(label, f"my {label}")
+    file.write_text(content)
+    assert "`promptmill run recipe.yaml --again changed` sends the rows of such a step again" in searching.refused()
+    searching.run("--again", "changed")
+    assert f"my {label}" in {row["answer"] for row in searching.read("labels.csv")}
+    assert file.read_text() == content
+    file.unlink()
+    searching.run("--again", "changed")
+    assert f"my {label}" not in file.read_text()
+
+
+def test_a_list_that_no_search_of_the_recipe_found_is_not_replaced(searching):
+    (searching.path / "topics.csv").write_text("label\nmine\nother\n")
+    assert "topics.csv exists; name another file" in searching.refused()
+
+
+def test_the_labels_of_a_search_are_not_paid_again_by_the_step_that_uses_its_topics(searching):
+    _, labels = searching.figures()["steps"]
     assert (labels["rows"], labels["requests"]) == (400, 340)
-    assert all(row["answer"] for row in recipes.read("labels.csv"))
-    stamp = (recipes.path / "labels.csv").stat().st_mtime_ns
-    assert all(step["unchanged"] for step in recipes.figures()["steps"])
-    assert (recipes.path / "labels.csv").stat().st_mtime_ns == stamp
-    recipes.write(steps.replace("labels.csv", "other.csv") + "    temperature: 0.5\n")
-    assert recipes.figures()["steps"][1]["requests"] == 400, "another setting may give other labels"
+    assert all(row["answer"] for row in searching.read("labels.csv"))
+    stamp = (searching.path / "labels.csv").stat().st_mtime_ns
+    assert all(step["unchanged"] for step in searching.figures()["steps"])
+    assert (searching.path / "labels.csv").stat().st_mtime_ns == stamp
+    searching.write(SEARCH.replace("labels.csv", "other.csv"))
+    assert searching.figures()["steps"][1]["requests"] == 340, "of the search of an earlier run"
+    searching.write(SEARCH.replace("labels.csv", "third.csv") + "    temperature: 0.5\n")
+    assert searching.figures()["steps"][1]["requests"] == 400, "another setting may give other labels"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("    from: topics.csv\n", "line 10: topics.csv has no job whose answers could be used: step 1 is `topics`"),
+        ("    columns: topic\n    answer_column: topic\n", "line 10: `columns`: the output has no column 'topic'"),
+    ],
+)
+def test_a_step_is_checked_before_the_file_of_its_choices_is_written(searching, more, expected):
+    searching.write(SEARCH + more)
+    assert expected in searching.refused()
 
 
 def test_a_dry_run_prices_what_it_can(recipes):

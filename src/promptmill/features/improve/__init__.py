@@ -11,6 +11,7 @@ FEATURE = Feature(
             "have a strong model write a better prompt, and test it on right answers",
             "promptmill.features.improve.command:add_options",
             writes=("output",),
+            is_search=True,
         ),
     ),
     instructions="`improve` finds a better prompt from rows with right labels.",

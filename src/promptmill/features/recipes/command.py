@@ -24,8 +24,9 @@ from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.features.recipes import run_words
 from promptmill.features.recipes.recipe import Recipe, Step
-from promptmill.features.recipes.spending import Spending, StepFigures
+from promptmill.features.recipes.spending import Search, Spending, StepFigures
 from promptmill.jobs.run.resumption import ChangedError, ChangedInputError
+from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
 
 _CHANGED = "changed"
@@ -173,13 +174,16 @@ class _Run:
         report = _Report(step, step.words[0])
         self.reports.append(report)
         report.title = step.title(step.arguments())
+        if (search := _found(step, self.spending, is_accepted=self.arguments.again == _CHANGED)) is not None:
+            report.figures = StepFigures(folders=[Folder(Path(path)) for path in search.jobs], is_found=True)
+            return OK
         named = step.named(self.outputs)
         self.spending.earlier = [one for each in self.reports if each.step in named for one in each.figures.folders]
         if not self.arguments.quiet:
             say(f"[{step.number}/{len(self.recipe.steps)}] {report.title}", sys.stderr)
         code, text = self._ended(step, report)
-        for name in step.writes(step.arguments()):
-            self.spending.keep_stamp(home_expanded(name).absolute())
+        for path in _outputs(step):
+            self.spending.keep_stamp(path, step.digest if step.command.is_search and code == OK else "")
         figures = report.figures
         if self.arguments.json:
             report.result = orjson.loads(text) if text else figures.jobs[0] if len(figures.jobs) == 1 else None
@@ -204,7 +208,7 @@ class _Run:
     def _prepared(self, step: Step, changes: JsonDict) -> argparse.Namespace:
         """Return the arguments of a step, as a part of this run."""
         arguments = step.arguments()
-        is_own = any(self.spending.is_own(home_expanded(name).absolute()) for name in step.writes(arguments))
+        is_own = any(map(self.spending.is_own, _outputs(step)))
         owns_output = "is_step" in arguments  # its job knows what it wrote
         values = {
             "is_step": True,
@@ -292,6 +296,9 @@ class _Plan:
             return OK, {"reason": f"no estimate before step {maker.number} has written {Path(missing).name}"}
         if (attribute := step.dry_run) is None:
             return OK, {"reason": f"{step.command.name} has no estimate"}
+        if _found(step, self.spending, is_accepted=self.arguments.again == _CHANGED) is not None:
+            nothing = dict.fromkeys(_ESTIMATED, 0)
+            return OK, {**nothing, "reason": f"{step.title(step.arguments())} is there; delete it to search again"}
         arguments = step.arguments()
         setattr(arguments, attribute, True)
         arguments.json = True
@@ -302,6 +309,26 @@ class _Plan:
         figures = {name: of_all[name] for name in _ESTIMATED if name in of_all}
         reason = {"reason": f"{found['invalid']:,} invalid rows, the first: {problems[0]}"} if problems else {}
         return code, {**({"rows": rows} if isinstance(rows, int) else {}), **figures, **reason}
+
+
+def _outputs(step: Step) -> list[Path]:
+    return [home_expanded(name).absolute() for name in step.writes(step.arguments())]
+
+
+def _found(step: Step, spending: Spending, *, is_accepted: bool) -> Search | None:
+    """Return the search of an earlier run, with whose output the later steps go on; None: the step runs.
+
+    The output is a file of the user, who may have edited it. Raises `ChangedError` if the step's options have changed,
+    unless this `is_accepted`.
+    """
+    output = next(iter(_outputs(step)), None) if step.command.is_search else None
+    search = None if output is None else spending.found(output)
+    if output is None or search is None or search.digest == step.digest or not spending.is_own(output):
+        return search
+    if is_accepted:
+        return None
+    changed = [f"{output.name} was found with other options.", " `--again changed` searches again."]
+    raise ChangedError(Code.INVALID_INPUT, changed, "")
 
 
 def _begin_of(step: Step, title: str) -> JsonDict:

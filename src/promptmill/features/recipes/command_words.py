@@ -25,9 +25,13 @@ from promptmill.options import table
 
 OF_RUN = frozenset({"help", "detach", "dry_run", "json", "quiet", "state", "again"})
 """The options of a run, which no step has."""
+LIKE_RUN = OF_RUN | {"max_cost", "concurrency", "tier", "price", "overwrite", "api_key", "api_key_env"}
+"""The options that change no answer."""
 _REPEATED = (argparse._AppendAction, Several, Pairs)
 """Options that are given once for each of their values."""
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
+STAND_IN = "one,two"
+"""The choices in place of those in a file that is not written yet."""
 _NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
@@ -58,10 +62,17 @@ class StepParser(Parser):
         """Return the attribute of parsed arguments that an option sets."""
         return self.options()[key].dest
 
-    def leave_as_text(self, keys: Sequence[str]) -> None:
-        """Do not parse the values of these options, whose files do not exist yet."""
+    def parse_without(self, words: Sequence[str], keys: Sequence[str]) -> argparse.Namespace:
+        """Return the parsed command line. The options `keys` name files that do not exist yet: `choices` are
+        `STAND_IN`, and the others are left out."""
+        readers = {key: self.options()[key].type for key in keys}
         for key in keys:
             self.options()[key].type = None
+        arguments: argparse.Namespace = self.parse_args([*words])
+        for key, read in readers.items():
+            stand_in = read(STAND_IN) if key == "choices" and callable(read) else None
+            setattr(arguments, self.sets(key), stand_in)
+        return arguments
 
 
 def step_commands() -> dict[str, Command]:

@@ -17,6 +17,7 @@ from promptmill.core.errors import Named, PromptmillError
 from promptmill.core.feature import Command
 from promptmill.core.wording import cut, did_you_mean
 from promptmill.features.recipes.command_words import (
+    LIKE_RUN,
     check_key,
     command_of,
     file_words,
@@ -30,6 +31,7 @@ from promptmill.jobs import members
 from promptmill.jobs.door import decided
 from promptmill.jobs.inputs.formats import is_url
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.spec import digest
 from promptmill.options.flag_values import amount
 from promptmill.system.safe_open import home_expanded
 
@@ -59,17 +61,16 @@ class Step:
     entries: Mapping[str, Entry]
     """The options, those that are shared by all steps among them."""
     place: Place
+    digest: str
+    """Of the files and the options that affect answers."""
 
     def arguments(self, unread: Sequence[str] = ()) -> argparse.Namespace:
-        """Return the parsed command line. The options `unread` name files that are not written yet, and are left out.
+        """Return the parsed command line. The options `unread` name files that are not written yet, see
+        `StepParser.parse_without`.
 
         Raises `PromptmillError` (`invalid_config`).
         """
-        parser = parser_of(self.command)
-        parser.leave_as_text(unread)
-        arguments: argparse.Namespace = parser.parse_args([*self.words[1:]])
-        for key in unread:
-            setattr(arguments, parser.sets(key), None)
+        arguments = parser_of(self.command).parse_without(self.words[1:], unread)
         arguments.given = [*self.words]
         return arguments
 
@@ -165,9 +166,11 @@ class Recipe:
             excluded = parser.excluded_by(entries.options)
             common = {key: each for key, each in shared.items() if key in known and known[key].dest not in excluded}
             every = {**common, **entries.options}
-            words = [word for key, entry in every.items() for word in words_of(entry, known[key])]
-            words = [command.name, *file_words(entries.command), *words]
-            steps.append(Step(number, command, words, every, entries.command.place))
+            words = {key: words_of(entry, known[key]) for key, entry in every.items()}
+            files = file_words(entries.command)
+            asked = digest(files, {key: its for key, its in words.items() if key not in LIKE_RUN})
+            line = [command.name, *files, *(word for its in words.values() for word in its)]
+            steps.append(Step(number, command, line, every, entries.command.place, asked))
         return cls(file, steps, _amount(limit))
 
     def check(self) -> Mapping[str, Step]:
@@ -191,7 +194,8 @@ class Recipe:
         for step, arguments, _ in parsed:
             _check_order(step, arguments, outputs)
         for step, arguments, unread in parsed:
-            self._check_command(step, arguments, outputs, is_whole=not unread)
+            _check_jobs(step, outputs)
+            self._check_command(step, arguments, outputs, is_whole={*unread} <= {"choices"})
         return outputs
 
     def _check_command(
@@ -261,6 +265,19 @@ def _check_order(step: Step, arguments: argparse.Namespace, outputs: Mapping[str
             earlier = [os.path.relpath(path) for path, one in outputs.items() if one.number < step.number]
             meant = did_you_mean(name, earlier, "no earlier step writes it; check the path.", likeness=0.7)
             raise step.place.error(f"there is no file {cut(name, 100)}; {meant}")
+
+
+def _check_jobs(step: Step, outputs: Mapping[str, Step]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if answers are wanted from the file of a step that has no job."""
+    entry = step.entries.get("from")
+    for text in [] if entry is None else texts_in(entry.value):
+        maker = outputs.get(_path(text))
+        if entry is not None and maker is not None and "is_step" not in maker.arguments(maker.awaited(outputs)):
+            of_search = "; a step with its `choices` takes the labels of the search without `from`"
+            raise entry.place.error(
+                f"{text} has no job whose answers could be used: step {maker.number} is `{maker.command.name}`"
+                f"{of_search if maker.command.is_search else ''}; leave `from` out."
+            )
 
 
 def _check_maker(place: Place, step: Step, name: str, maker: Step | None) -> None:

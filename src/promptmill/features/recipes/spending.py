@@ -31,6 +31,16 @@ from promptmill.system.safe_open import real_path
 from promptmill.system.state import state_folder
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search that a step has finished."""
+
+    digest: str
+    """Of the step, see `Step.digest`."""
+    jobs: Sequence[str]
+    """The folders of its jobs."""
+
+
 @dataclass
 class StepFigures:
     """The figures of a step in this run of its recipe."""
@@ -44,11 +54,13 @@ class StepFigures:
     """The folder of each of these jobs."""
     has_run: bool = False
     """Whether a job ran."""
+    is_found: bool = False
+    """Whether an earlier run has found what the step searches."""
 
     @property
     def is_unchanged(self) -> bool:
         """Whether all jobs were finished before."""
-        return bool(self.jobs) and not self.has_run
+        return self.is_found or (bool(self.jobs) and not self.has_run)
 
     @property
     def is_usable(self) -> bool:
@@ -70,6 +82,8 @@ class Spending:
     """The cost of each job, by its folder."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
     """The stamp of each output after its step, by its path."""
+    searches: dict[str, Search] = field(default_factory=dict)
+    """The last search for each output that is the result of one, by its path."""
     step: StepFigures = field(default_factory=StepFigures)
     """The figures of the step that runs."""
     earlier: Sequence[Folder] = ()
@@ -146,11 +160,17 @@ class Spending:
         stamp = members.stamp(output)
         return stamp is not None and self.outputs.get(str(output)) == [*stamp]
 
-    def keep_stamp(self, output: Path) -> None:
-        """Record how a step has left its output."""
+    def keep_stamp(self, output: Path, digest: str = "") -> None:
+        """Record how a step has left its output. `digest`: of a step that has finished a search for it."""
         if (stamp := members.stamp(output)) is not None:
             self.outputs[str(output)] = [*stamp]
+            if digest:
+                self.searches[str(output)] = Search(digest, [_key(folder) for folder in self.step.folders])
             self._write()
+
+    def found(self, output: Path) -> Search | None:
+        """Return the search for an output that is still there, edited or not; None without one."""
+        return self.searches.get(str(output)) if output.exists() else None
 
     def _cost(self, folder: Folder) -> float:
         with contextlib.suppress(OSError, DamagedError):
@@ -163,12 +183,14 @@ class Spending:
             record: JsonDict = orjson.loads(self.file.read_bytes())
             self.costs = {path: float(cost) for path, cost in record["costs"].items()}
             self.outputs = {path: [*map(int, stamp)] for path, stamp in record["outputs"].items()}
+            self.searches = {path: Search(**search) for path, search in record["searches"].items()}
         self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older ones
 
     def _write(self) -> None:
         beside = self.file.with_name(f"{self.file.name}.new")
         with self._errors_in_words():
-            beside.write_bytes(orjson.dumps({"costs": self.costs, "outputs": self.outputs}))
+            record = {"costs": self.costs, "outputs": self.outputs, "searches": self.searches}
+            beside.write_bytes(orjson.dumps(record))
             beside.chmod(disk.PRIVATE_FILE)
             disk.replace(beside, self.file)
 

@@ -12,6 +12,7 @@ FEATURE = Feature(
             "find the labels of a table that nobody knows yet, and try them on other rows",
             "promptmill.features.topics.command:add_options",
             writes=("output",),
+            is_search=True,
         ),
     ),
     names={
