@@ -135,7 +135,7 @@ def _chosen(error: ChangedError, opened: OpenJob) -> JobOrder:
     order = opened.order
     if error.remedy[0] != SEND_ALL:
         return _chosen_column(error, opened)
-    other = _free_name(order.output)
+    other = free_name(order.output)
     say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
     say("  a  ask all rows again", sys.stderr, wrap=True)
     if error.may_keep:
@@ -171,7 +171,7 @@ def _chosen_column(error: ChangedError, opened: OpenJob) -> JobOrder:
     raise error
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """Return the first of `labels-2.csv`, `labels-3.csv`, … that does not exist."""
     stem, dot, suffixes = path.name.partition(".")
     names = (path.with_name(f"{stem}-{number}{dot}{suffixes}") for number in itertools.count(2))

@@ -219,6 +219,17 @@ def test_the_cost_of_jobs_that_are_no_longer_used_counts(recipes):
     assert recipes.figures()["spent"] > 1.2 * spent
 
 
+def test_what_a_job_has_cost_before_its_first_run_in_a_recipe_is_not_of_the_recipe(recipes):
+    recipes.write(f"max_cost: 100\n{RECIPE}")
+    whole = recipes.figures()
+    (recipes.path / ".promptmill" / "recipe.yaml.recipe").unlink()
+    assert recipes.figures()["spent"] == 0
+    recipes.rows([f"order {n + (n == 5)}" for n in range(ROWS)])
+    found = recipes.figures()
+    assert 0 < found["spent"] < whole["spent"]
+    assert found["spent"] == pytest.approx(sum(step["cost"] for step in found["steps"]))
+
+
 def test_the_cost_of_a_removed_job_counts_beside_that_of_its_successor(recipes):
     recipes.write(f"max_cost: 100\n{RECIPE}")
     spent = recipes.figures()["spent"]

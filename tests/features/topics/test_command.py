@@ -127,6 +127,9 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(reviews):
     assert (reviews.path / "topics.csv").read_bytes() == content
     assert not reviews.upstream.seen
     assert figures(reviews, "--set", "sampling_params.n=1") == first
+    assert f"\n0 requests now; the search took {first['requests']} in 0:0" in topics(reviews).stdout
+    estimate = topics(reviews, "--dry-run").stdout
+    assert "\n0 requests" in estimate, "the answers of a finished search are known"
     assert first["requests"] == 3 + 1 + 1 + 60 + 60 + (5 + 60 if first["is_split"] else 0)
 
 
@@ -149,7 +152,7 @@ def test_a_dry_run_sends_nothing_and_names_each_step(reviews):
     assert "topics of 60 rows" in text
     assert "labels of 60 held-out rows *" in text
     assert "* only if more than 5 % of the held-out rows fit no topic\n125 requests, about $" in text
-    assert "with all steps 190 requests, about $" in text
+    assert "with the steps * 190 requests, about $" in text
     limited = figures(reviews, *price, "--max-tokens", "20")
     assert 0 < limited["certain"]["estimated_cost"] < limited["certain"]["most_cost"] < limited["all"]["most_cost"]
     assert not reviews.upstream.seen
@@ -158,6 +161,46 @@ def test_a_dry_run_sends_nothing_and_names_each_step(reviews):
     estimate = figures(reviews, *price)
     found = figures(reviews, *price[:-1])
     assert found["requests"] in {estimate["certain"]["requests"], estimate["all"]["requests"]}
+
+
+def test_a_dry_run_counts_what_is_sent_if_no_step_is_repeated(reviews):
+    written(reviews.input, table(150))
+    estimate = figures(reviews, "--dry-run")
+    assert estimate["certain"]["requests"] == 3 + 1 + 1 + 60 + 60
+    assert estimate["all"]["requests"] == 3 + 1 + 1 + 60 + 3 + 1 + 1 + 30 + 30 or len(estimate["steps"]) == 5
+    found = figures(reviews)
+    assert found["requests"] in {estimate["certain"]["requests"], estimate["all"]["requests"]}
+
+
+def test_a_search_of_changed_rows_sends_what_has_changed(reviews):
+    rows = table(ROWS)
+    written(reviews.input, rows)
+    first = figures(reviews)
+    before = Counter(seen.prompt for seen in reviews.upstream.seen)
+    reviews.upstream.seen.clear()
+    labelled = [row for row in rows if before[PROMPT.replace("{{text}}", row["text"])] == 2]
+    labelled[0]["text"] += "!"
+    written(reviews.input, rows)
+    found = figures(reviews, output="other.csv")
+    assert found["stability"]["rows"] == first["stability"]["rows"]
+    prompts = Counter(seen.prompt for seen in reviews.upstream.seen)
+    assert prompts == {PROMPT.replace("{{text}}", labelled[0]["text"]): 2}, "a label in each order"
+
+
+def test_the_proposed_output_is_free_or_has_labels_by_the_same_prompt(reviews):
+    written(reviews.input, table(150))
+    (reviews.path / "labels.csv").write_text("mine\n")
+    text = topics(reviews).stdout
+    assert f"bulk {reviews.input} labels-2.csv " in text
+    (reviews.path / "labels.csv").unlink()
+    use = ["promptmill", *shlex.split(topics(reviews).stdout.rpartition("\n  promptmill ")[2])]
+    assert reviews.here(use).returncode == 0
+    text = topics(reviews).stdout
+    assert "; this command labels the rows that labels.csv lacks:\n" in text
+    assert f"bulk {reviews.input} labels.csv " in text
+    sent = len(reviews.upstream.seen)
+    assert reviews.here(["promptmill", *shlex.split(text.rpartition("\n  promptmill ")[2])]).returncode == 0
+    assert len(reviews.upstream.seen) == sent
 
 
 def test_the_file_of_something_else_is_not_replaced(reviews):

@@ -22,6 +22,7 @@ from promptmill.cli.terminal import OK, SOME_FAILED, TRY_AGAIN, USAGE, complain,
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
+from promptmill.core.wording import counted
 from promptmill.features.recipes import run_words
 from promptmill.features.recipes.recipe import Recipe, Step
 from promptmill.features.recipes.spending import Search, Spending, StepFigures
@@ -305,9 +306,14 @@ class _Plan:
         code, text = _captured(arguments)
         found: JsonDict = orjson.loads(text)
         rows, problems = found.get("rows"), found.get("problems")
-        of_all = found.get("all", found)  # `all` of a command whose later requests depend on earlier answers
-        figures = {name: of_all[name] for name in _ESTIMATED if name in of_all}
-        reason = {"reason": f"{found['invalid']:,} invalid rows, the first: {problems[0]}"} if problems else {}
+        certain, every = (found.get(name, found) for name in ("certain", "all"))  # later requests depend on answers
+        figures = {
+            name: its[name] for name, its in zip(_ESTIMATED, (certain, certain, every), strict=True) if name in its
+        }
+        more = every["requests"] if every != certain else 0
+        reason = {"reason": f"{counted(more, 'request')} if it repeats steps"} if more else {}
+        if problems:
+            reason = {"reason": f"{found['invalid']:,} invalid rows, the first: {problems[0]}"}
         return code, {**({"rows": rows} if isinstance(rows, int) else {}), **figures, **reason}
 
 

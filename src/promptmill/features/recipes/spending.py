@@ -19,13 +19,12 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.jobs import disk, members
 from promptmill.jobs.door import OpenJob
+from promptmill.jobs.manage.job_series import has_settings_of
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
-from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import HIDDEN, Folder, new_id
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.status_record import Status
 from promptmill.system.safe_open import real_path
 from promptmill.system.state import state_folder
@@ -80,6 +79,8 @@ class Spending:
     """The most that all jobs together may cost, in US dollars."""
     costs: dict[str, float] = field(default_factory=dict)
     """The cost of each job, by its folder."""
+    elsewhere: dict[str, float] = field(default_factory=dict)
+    """The part of each of these costs that was spent before the recipe first ran the job, by its folder."""
     outputs: dict[str, list[int]] = field(default_factory=dict)
     """The stamp of each output after its step, by its path."""
     searches: dict[str, Search] = field(default_factory=dict)
@@ -119,19 +120,22 @@ class Spending:
 
     @property
     def total(self) -> float:
-        """The cost of all jobs in all runs, in US dollars."""
-        return sum(self.costs.values())
+        """The cost of all jobs in all runs of the recipe, in US dollars."""
+        return sum(self.costs.values()) - sum(self.elsewhere.values())
 
     def begin(self, opened: OpenJob) -> OpenJob:
         """Return a job that costs at most what the other jobs leave, and takes the answers of `earlier`, if they were
         made with its settings."""
         folder = opened.loose or self.folders.of(real_path(opened.order.target))
         if not folder.database.exists() and (cost := self.costs.pop(_key(folder), 0.0)):
+            cost -= self.elsewhere.pop(_key(folder), 0.0)
             self.costs[f"{_key(folder)}.removed-{len(self.costs)}"] = cost  # its place is that of a new job
+        if _key(folder) not in self.costs and (cost := self._cost(folder)):
+            self.elsewhere[_key(folder)] = cost
         self.costs[_key(folder)] = self._cost(folder)
         self._before = _recorded(folder)
         self._write()
-        if found := [each.database for each in self.earlier if _has_settings_of(each, opened)]:
+        if found := [each.database for each in self.earlier if has_settings_of(each, opened)]:
             opened = replace(
                 opened, order=opened.order.with_earlier(from_jobs=(*opened.order.earlier.from_jobs, *found))
             )
@@ -182,6 +186,7 @@ class Spending:
         with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, ValueError, AttributeError, TypeError):
             record: JsonDict = orjson.loads(self.file.read_bytes())
             self.costs = {path: float(cost) for path, cost in record["costs"].items()}
+            self.elsewhere = {path: float(cost) for path, cost in record["elsewhere"].items()}
             self.outputs = {path: [*map(int, stamp)] for path, stamp in record["outputs"].items()}
             self.searches = {path: Search(**search) for path, search in record["searches"].items()}
         self.costs = {path: self._cost(Folder(Path(path))) for path in self.costs}  # a kill may have left older ones
@@ -189,7 +194,8 @@ class Spending:
     def _write(self) -> None:
         beside = self.file.with_name(f"{self.file.name}.new")
         with self._errors_in_words():
-            record = {"costs": self.costs, "outputs": self.outputs, "searches": self.searches}
+            costs = {"costs": self.costs, "elsewhere": self.elsewhere}
+            record = {**costs, "outputs": self.outputs, "searches": self.searches}
             beside.write_bytes(orjson.dumps(record))
             beside.chmod(disk.PRIVATE_FILE)
             disk.replace(beside, self.file)
@@ -205,15 +211,6 @@ class Spending:
 
 def _key(folder: Folder) -> str:
     return str(real_path(folder.path))
-
-
-def _has_settings_of(folder: Folder, opened: OpenJob) -> bool:
-    """Return whether a job was run with the model and the settings of an order for one answer to each row."""
-    spec, order = folder.spec, opened.order
-    if spec is None or spec.parts or order.variants or plans_in(order.parts):
-        return False
-    settings = fingerprint(opened.plan, order.system_prompt, "jsonl", has_check=order.has_check)
-    return [target.fingerprint for target in spec.targets] == [settings]
 
 
 def _recorded(folder: Folder) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import orjson
 from promptmill.answering.prices import no_price_known
 from promptmill.backends import registry
 from promptmill.cli.error_words import explained, option_of
-from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run_step, stopped
+from promptmill.cli.job_run import StoppedError, free_name, passed_on, remembered_step, run_step, stopped
 from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, amount, at_least_one, refuse
 from promptmill.cli.terminal import OK, columns, say
@@ -30,7 +30,15 @@ from promptmill.features.topics.covering import Covering, chosen_rows, with_chos
 from promptmill.features.topics.drawn import Drawn
 from promptmill.features.topics.finding import LARGE, Finding
 from promptmill.features.topics.topic_file import TopicFile
-from promptmill.features.topics.topic_jobs import Form, Questions, TopicEstimate, TopicJobs, check_form, longest_of
+from promptmill.features.topics.topic_jobs import (
+    Form,
+    Questions,
+    TopicEstimate,
+    TopicJobs,
+    check_form,
+    figures_of,
+    longest_of,
+)
 from promptmill.features.topics.topic_rows import TopicRows
 from promptmill.features.topics.topics import HELD_OUT, MOST, SAMPLE, check_number
 from promptmill.jobs.door import OpenJob, decided
@@ -38,10 +46,12 @@ from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage.job_series import JobSeries, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.status_words import progress_lines
-from promptmill.system.safe_open import home_expanded
+from promptmill.system.safe_open import home_expanded, real_path
 
 _OWN = {"--prompt", "--prompt-file", "--most", "--sample", "--held-out", "--max-cost", "--again"}
 """The options with a value that are not passed to the command `bulk`."""
+_LABELS = Path("labels.csv")
+"""The output that the command for all rows proposes."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
@@ -118,10 +128,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     tell = partial(_tell, quiet=arguments.quiet)
     questions = Questions(prompt, arguments.system, arguments.again)
     if arguments.dry_run:
-        estimate = TopicEstimate(series, model, questions)
-        likely = with_chosen(drawn, range(chosen_rows(drawn)))  # other rows, of the same number
-        Finding(likely, prompt, arguments.most, estimate, is_estimate=True).figures()
-        return _show_estimate(estimate, configuration, as_json=arguments.json)
+        estimates = [TopicEstimate(series, model, questions, fits) for fits in (True, False)]
+        return _show_estimate(_estimated(drawn, arguments.most, estimates), configuration, as_json=arguments.json)
     registry.check_key(configuration.plan)
     try:
         jobs = TopicJobs(series, model, questions)
@@ -143,10 +151,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if arguments.json:
         say(orjson.dumps(found).decode())
     else:
-        say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
+        say("\n".join(words.lines(found, columns(sys.stdout), series.sent)), wrap=True)
         if refusal is None:
-            say(f"\n{target.path} has the topics; {_labelled_words(found)}:")
-            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt, found)))}")
+            labels, does = _labels_of(series.folders, prompt, found)
+            say(f"\n{target.path} has the topics; {does}:")
+            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt, found, labels)))}")
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
@@ -179,8 +188,14 @@ def _of_form(arguments: argparse.Namespace, form: Form, limit: int | None) -> tu
     return configuration, remembered_step(["rows", "answers", *sets], its, configuration)
 
 
-def _show_estimate(estimate: TopicEstimate, configuration: Configuration, *, as_json: bool) -> int:
-    found = estimate.figures()
+def _estimated(drawn: Drawn, most: int, estimates: Sequence[TopicEstimate]) -> JsonDict:
+    likely = with_chosen(drawn, range(chosen_rows(drawn)))  # other rows, of the same number
+    for estimate in estimates:
+        Finding(likely, estimate.questions.prompt, most, estimate, is_estimate=True).figures()
+    return figures_of(*estimates)
+
+
+def _show_estimate(found: JsonObject, configuration: Configuration, *, as_json: bool) -> int:
     if as_json:
         say(orjson.dumps(found).decode())
         return OK
@@ -198,12 +213,12 @@ def _estimate_lines(found: JsonObject, width: int) -> Iterator[str]:
     ]
     yield from Table(["step", "requests", "about"], rows).lines(width)
     certain, every = found["certain"], found["all"]
-    if every["requests"] > certain["requests"]:
+    if every != certain:
         yield f"* only if more than {100 * LARGE:.0f} % of the held-out rows fit no topic"
     costs = _costs(certain)
     yield f"{counted(certain['requests'], 'request')}{costs}"
-    if every["requests"] > certain["requests"]:
-        yield f"with all steps {counted(every['requests'], 'request')}{_costs(every)}"
+    if every != certain:
+        yield f"with the steps * {counted(every['requests'], 'request')}{_costs(every)}"
 
 
 def _dollars(amount: float | None) -> str:
@@ -218,15 +233,22 @@ def _costs(found: JsonObject) -> str:
     return f", about {dollars(found['estimated_cost'])}; {highest}"
 
 
-def _labelled_words(found: JsonObject) -> str:
-    """Return what the command for all rows does."""
+def _labels_of(folders: JobFolders, prompt: str, found: JsonObject) -> tuple[Path, str]:
+    """Return the output of the command for all rows, and what the command does. A file that is there is the output if
+    its job has the same prompt."""
     labelled = found["topics"][0]["rows"]
+    if _LABELS.exists():
+        spec = folders.of(real_path(_LABELS)).spec
+        if spec is not None and spec.question.templates == (prompt,):
+            return _LABELS, f"this command labels the rows that {_LABELS} lacks"
     if found["is_exact"]:
-        return f"all {counted(labelled, 'row')} with text are labelled, and this command writes the labels"
-    return f"this command labels all rows, of which {labelled:,} are labelled already"
+        does = f"all {counted(labelled, 'row')} with text are labelled, and this command writes the labels"
+    else:
+        does = f"this command labels all rows, of which {labelled:,} are labelled already"
+    return free_name(_LABELS) if _LABELS.exists() else _LABELS, does
 
 
-def _bulk_command(arguments: argparse.Namespace, prompt: str, found: JsonObject) -> list[str]:
+def _bulk_command(arguments: argparse.Namespace, prompt: str, found: JsonObject, labels: Path) -> list[str]:
     """Return a command that labels all rows with the topics, and takes the labels that the search has paid."""
     kept = passed_on(arguments.given[1:], _OWN, _OWN_FLAGS)
     for name in (*arguments.input, arguments.output):
@@ -234,4 +256,4 @@ def _bulk_command(arguments: argparse.Namespace, prompt: str, found: JsonObject)
     asked = ["--prompt", prompt] if arguments.prompt else ["--prompt-file", str(arguments.prompt_file)]
     paid = [word for job_id in found["jobs"] for word in ("--from", job_id)]
     skips = ["--skip-empty"] if found["rows"]["empty"] else []
-    return ["bulk", *arguments.input, "labels.csv", *asked, "--choices", arguments.output, *paid, *skips, *kept]
+    return ["bulk", *arguments.input, str(labels), *asked, "--choices", arguments.output, *paid, *skips, *kept]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import orjson
 
@@ -28,6 +29,9 @@ Form: TypeAlias = JsonDict | Labels
 _LONGEST_LIST, _LONGEST_ENTRY = 4096, 64  # tokens of a list, and of each topic in it
 _BYTES_PER_TOKEN = 3  # of JSON, as for likely lengths
 _REFUSED = sorted({*APPLIED_NAMES, "response_format"} - {"choices", "definitions", "reasoning"})  # of the answers' form
+_COSTS = ("estimated_cost", "most_cost")
+_NOTHING: JsonObject = MappingProxyType({"requests": 0, **dict.fromkeys(_COSTS, 0.0), "unpriced": ()})
+"""The estimate of a finished job."""
 _ALONE = {"n": 1, "together": 1}  # values that change nothing
 
 
@@ -94,7 +98,7 @@ class TopicJobs:
         replies = self._answers(folder, len(asked))
         if problem := problem_of_form(self.error):
             self.error = f"the reply is no list of topics: {problem}; use a stronger model"
-        return [orjson.loads(text) if text else None for text in replies]
+        return _parsed(replies)
 
     def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
         """Return the labels, see `Asker.labels`."""
@@ -109,20 +113,24 @@ class TopicJobs:
         return answers_in(folder, rows)[0]
 
 
+def _parsed(replies: Sequence[str]) -> list[JsonDict | None]:
+    return [orjson.loads(text) if text else None for text in replies]
+
+
 def _job_of(step: Step) -> str:
     return f"topics-{step.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class TopicEstimate:
-    """An `Asker` that sends nothing. It estimates the cost of each step, with replies of the likely length.
-
-    No row has a topic, so all steps are taken.
-    """
+    """An `Asker` that sends nothing. It takes the answers of finished jobs, and estimates the cost of the other steps,
+    with replies of the likely length."""
 
     series: JobSeries
     model: Callable[[Form], StepModel]
     questions: Questions
+    fits: bool
+    """Whether each row has a topic; if not, topics are searched once more."""
     steps: list[JsonDict] = field(default_factory=list)
     """For each step its words, whether it is certain, its requests, and its likely and highest cost; None without."""
     unpriced: list[str] = field(default_factory=list)
@@ -133,7 +141,11 @@ class TopicEstimate:
     def replies(self, step: Step, asked: Sequence[Asked]) -> list[JsonDict | None]:
         """Return likely replies."""
         model, likely = self.model(asked[0].schema), [each.likely for each in asked]
-        found = self.series.validate(_job_of(step), _rows_of(asked), self.questions.of_lists(), model)
+        job = _job_of(step), _rows_of(asked), self.questions.of_lists(), model
+        if (folder := self.series.finished(*job)) is not None:
+            self._add(step, _NOTHING)
+            return _parsed(answers_in(folder, len(asked))[0])
+        found = self.series.validate(*job)
         tokens = sum(-(-len(orjson.dumps(each)) // _BYTES_PER_TOKEN) for each in likely)
         plan = model.models.plan
         if (price := price_of(plan)) is not None:  # an estimate by the schema assumes lists of three topics
@@ -144,27 +156,33 @@ class TopicEstimate:
         return [*likely]
 
     def labels(self, step: Step, rows: Sequence[Row], labels: Labels) -> list[str]:
-        """Return `OTHER` for each row."""
+        """Return the first label for each row; `OTHER` if no row has a topic."""
         options, cells = self.questions.of_labels(), [row.cells for row in rows]
-        self._add(step, self.series.validate(_job_of(step), cells, options, self.model(labels)))
-        return [OTHER] * len(rows)
+        job = _job_of(step), cells, options, self.model(labels)
+        if (folder := self.series.finished(*job)) is not None:
+            self._add(step, _NOTHING)
+            return answers_in(folder, len(rows))[0]
+        self._add(step, self.series.validate(*job))
+        label = next(each for each in labels.texts if (each == OTHER) != self.fits)
+        return [label] * len(rows)
 
-    def _add(self, step: Step, found: JsonDict) -> None:
-        costs = {name: found.get(name) for name in ("estimated_cost", "most_cost")}
+    def _add(self, step: Step, found: JsonObject) -> None:
+        costs = {name: found.get(name) for name in _COSTS}
         self.steps.append({"step": step.words, "is_certain": step.is_certain, "requests": found["requests"], **costs})
         self.unpriced[:] = dict.fromkeys([*self.unpriced, *found["unpriced"]])
 
-    def figures(self) -> JsonDict:
-        """Return the steps, and the sums of their requests and costs, of certain steps and of all."""
+    def sums(self) -> JsonDict:
+        """Return the sums of the steps' requests and costs."""
+        values = {name: [step[name] for step in self.steps] for name in ("requests", *_COSTS)}
+        return {name: None if None in its else sum(its) for name, its in values.items()}
 
-        def total(name: str, *, is_all: bool) -> Any:
-            values = [step[name] for step in self.steps if is_all or step["is_certain"]]
-            return None if None in values else sum(values)
 
-        names = ("requests", "estimated_cost", "most_cost")
-        return {
-            "steps": self.steps,
-            "certain": {name: total(name, is_all=False) for name in names},
-            "all": {name: total(name, is_all=True) for name in names},
-            "unpriced": self.unpriced,
-        }
+def figures_of(once: TopicEstimate, twice: TopicEstimate) -> JsonDict:
+    """Return the steps of a search and their sums. `once`: its estimate if the topics fit. `twice`: its estimate if
+    topics are searched once more; its last trial has other rows."""
+    return {
+        "steps": [*once.steps, *(step for step in twice.steps if not step["is_certain"])],
+        "certain": once.sums(),
+        "all": twice.sums(),
+        "unpriced": once.unpriced,
+    }

@@ -11,8 +11,9 @@ from promptmill.features.compare.paired_proportions import EXACT_INTERVAL
 from promptmill.features.compare.words import Table, percent
 
 
-def lines(found: JsonObject, width: int) -> Iterator[str]:
-    """Yield lines about the topics and their figures. The table is `width` characters wide."""
+def lines(found: JsonObject, width: int, sent: int | None = None) -> Iterator[str]:
+    """Yield lines about the topics and their figures. The table is `width` characters wide. `sent`: the number of
+    requests of this run, if it is known."""
     rows = found["rows"]
     empty = f", {rows['empty']:,} of them empty" if rows["empty"] else ""
     chosen = f" random ones and {rows['chosen']:,} chosen to cover {rows['covered']:,}" if rows["chosen"] else ""
@@ -38,8 +39,11 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     if found["is_split"]:
         yield "  topics of rows without one were added, and tried on rows that no step had seen"
     yield from found["notes"]
-    effort = f"{counted(found['requests'], 'request')} in {duration(found['seconds'])}"
-    yield effort + (f", {dollars(found['cost'])}" if "cost" in found else "")
+    effort = counted(found["requests"], "request")
+    if sent not in {None, found["requests"]}:
+        effort = f"{counted(sent or 0, 'request')} now; the search took {found['requests']:,}"
+    cost = f", {dollars(found['cost'])}" if "cost" in found else ""
+    yield f"{effort} in {duration(found['seconds'])}{cost}"
 
 
 def by_share(topics: Sequence[JsonObject]) -> list[JsonObject]:

@@ -2,14 +2,14 @@
 
 The id of a step depends on its rows, prompts and settings; its rows may depend on answers of earlier steps. So a
 repeated series starts or resumes the same jobs in the same order: after a kill, finished steps and their answers are
-reused.
+reused. If rows have changed, a new job takes the answers of earlier ones to equal requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,16 @@ from promptmill.config.loading import Configuration
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job
-from promptmill.jobs.store import status
+from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
+from promptmill.jobs.store.plan import plans_in
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.options.keywords import ModelOptions
+
+_EARLIER = 20  # jobs of a step, the newest ones, whose answers are looked through
 
 
 class SeriesOptions(ModelOptions, total=False):
@@ -64,21 +68,32 @@ class JobSeries:
     """The caller of the series. Another owner's equal series has separate jobs."""
     spent: JsonDict = field(default_factory=dict)
     """The summed counts and costs of the jobs so far."""
+    sent: int = 0
+    """The number of requests that this series has sent. Those of finished jobs were sent before."""
 
     def run(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> Folder:
         """Run the job `name` for rows and options of `JobOrder.of`, and return its folder. Raises `PromptmillError`."""
         with self._opened(name, rows, options, model) as job:
             assert job.loose is not None
+            before = job.loose.status.get("requests", 0)
             try:
-                model.run(job)
+                model.run(self._with_earlier(job, job.loose))
             finally:
-                self._count(job.loose)
+                self._count(job.loose, before)
             return job.loose
 
     def validate(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> JsonDict:
         """Check a job that `run` would run, and return the estimate of its cost. Sends nothing. Raises as `run`."""
         with self._opened(name, rows, options, model) as job:
             return job.validate()
+
+    def finished(
+        self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel
+    ) -> Folder | None:
+        """Return the folder of a job that `run` would run, if it is finished; else None. Raises as `run`."""
+        with self._opened(name, rows, options, model) as job:
+            assert job.loose is not None
+            return job.loose if job.loose.status.get("state") == progress.FINISHED else None
 
     def _opened(
         self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel
@@ -91,14 +106,43 @@ class JobSeries:
         options = {**options, "max_cost": left}
         return open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
 
-    def _count(self, folder: Folder) -> None:
+    def _with_earlier(self, job: OpenJob, folder: Folder) -> OpenJob:
+        """Return a new job with the answers that earlier jobs of its step have to equal requests: if rows have changed,
+        only theirs are sent."""
+        if self.caller is not None or folder.path.exists() or job.order.earlier.again == "all":
+            return job
+        step = folder.path.name.rpartition("-")[0]
+        others = [other for other in self.folders.all() if other.path.name.rpartition("-")[0] == step]
+        newest = sorted(others, key=_changed, reverse=True)[:_EARLIER]
+        found = [other.database for other in newest if has_settings_of(other, job)]
+        return replace(job, order=job.order.with_earlier(from_jobs=tuple(found))) if found else job
+
+    def _count(self, folder: Folder, before: int) -> None:
+        """Add the figures of a job. `before`: the number of its requests before it ran."""
         if folder.spec is None:
             return
         now: JsonObject = status.read(folder)
         if "cost" in now:  # without a price, there is no cost
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
+        self.sent += max(0, now.get("requests", 0) - before)
         for name in ("requests", "seconds"):
             self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)
+
+
+def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
+    """Return whether a job was run with the model and the settings of an order for one answer to each row."""
+    spec, order = folder.spec, opened.order
+    if spec is None or spec.parts or order.variants or plans_in(order.parts):
+        return False
+    settings = fingerprint(opened.plan, order.system_prompt, "jsonl", has_check=order.has_check)
+    return [target.fingerprint for target in spec.targets] == [settings]
+
+
+def _changed(folder: Folder) -> float:
+    """Return when the job has changed last; 0.0 if it was removed meanwhile."""
+    with suppress(OSError):
+        return folder.database.stat().st_mtime
+    return 0.0
 
 
 def answers_in(folder: Folder, rows: int, slots: int = 1) -> list[list[str]]:
