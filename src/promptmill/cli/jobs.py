@@ -138,7 +138,8 @@ def _run(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(JobFolders.from_environ())
         return OK
-    return _of_one_job(arguments)
+    steps = [] if job_id is None else JobFolders.from_environ().steps_of(job_id)
+    return _of_series(arguments, steps) if steps else _of_one_job(arguments)
 
 
 def _of_one_job(arguments: argparse.Namespace) -> int:
@@ -169,6 +170,25 @@ def _of_one_job(arguments: argparse.Namespace) -> int:
     if arguments.failed:
         return _failures(job, as_json=arguments.json)
     print_status(status.read(job) | status.asked(job), job, as_json=arguments.json)
+    return OK
+
+
+def _of_series(arguments: argparse.Namespace, steps: Sequence[Folder]) -> int:
+    """Show or forget the jobs of a series."""
+    if arguments.forget:
+        folders = JobFolders.from_environ()
+        for job in steps:
+            prune.forget_ended(job, folders, unfinished=arguments.unfinished)
+        return _report_removed([job.job_id for job in steps], as_json=arguments.json)
+    actions = [*_ACTIONS, *(name for action in _added() for name in action.names)]
+    if _is_asked(arguments, actions) or arguments.set:
+        several = f"{arguments.job_id} has {counted(len(steps), 'job')}"
+        raise config_error("", f"{several}; name one: `promptmill jobs {arguments.job_id}` lists them.")
+    found = status.read_all(steps)
+    if arguments.json:
+        say(orjson.dumps({"jobs": found}).decode())
+    else:
+        print_jobs(found)
     return OK
 
 

@@ -187,6 +187,37 @@ def test_a_search_of_changed_rows_sends_what_has_changed(reviews):
     assert prompts == {PROMPT.replace("{{text}}", labelled[0]["text"]): 2}, "a label in each order"
 
 
+def test_the_jobs_of_a_search_lie_beside_its_output(reviews):
+    first = figures(reviews)
+    hidden = reviews.path / ".promptmill"
+    jobs = {path.name for path in (hidden / "topics.csv.jobs").iterdir()}
+    assert {*first["jobs"]} < jobs
+    assert (hidden / ".gitignore").read_text() == "*\n"
+
+    def of_search(*more: str, code: int = 0) -> Any:
+        done = reviews.here(["promptmill", "jobs", "topics.csv", *more])
+        assert done.returncode == code, done.stderr
+        return done
+
+    listed = json.loads(of_search("--json").stdout)["jobs"]
+    assert {job["job_id"] for job in listed} == jobs
+    assert first["jobs"][0] in of_search().stdout
+    assert f"topics.csv has {len(jobs)} jobs; name one: " in of_search("--resume", code=2).stderr
+    done = reviews.here(["promptmill", "jobs", first["jobs"][0], "--rows", "1"])
+    assert "What do guests" in done.stdout, done.stderr
+    reviews.upstream.seen.clear()
+    moved = reviews.path / "moved"
+    moved.mkdir()
+    for name in ("topics.csv", ".promptmill"):
+        (reviews.path / name).rename(moved / name)
+    assert figures(reviews, output="moved/topics.csv") | {"output_file": ""} == first | {"output_file": ""}
+    assert not reviews.upstream.seen, "jobs move with their output"
+    assert reviews.here(["promptmill", "jobs", "moved/topics.csv", "--forget"]).returncode == 0
+    assert not (moved / ".promptmill").exists()
+    figures(reviews, "--overwrite", output="moved/topics.csv")
+    assert len(reviews.upstream.seen) == first["requests"]
+
+
 def test_the_proposed_output_is_free_or_has_labels_by_the_same_prompt(reviews):
     written(reviews.input, table(150))
     (reviews.path / "labels.csv").write_text("mine\n")
@@ -208,7 +239,10 @@ def test_the_file_of_something_else_is_not_replaced(reviews):
     file.write_text("mine\n")
     assert "topics.csv exists; name another file; --overwrite replaces it." in topics(reviews, code=2).stderr
     assert not reviews.upstream.seen
-    topics(reviews, output="other.csv")
+    file.unlink()
+    topics(reviews)
+    found = file.read_bytes()
+    file.write_text("mine\n")
     done = topics(reviews, code=2)
     assert "exists and has another content" in done.stderr
     assert "on 60 held-out rows" in done.stdout, "what was paid for is shown"
@@ -219,7 +253,7 @@ def test_the_file_of_something_else_is_not_replaced(reviews):
     assert len(reviews.upstream.seen) == sent, "a step that is not paid yet is not begun"
     (reviews.path / "topics.csv.new").write_text("mine, too\n")
     topics(reviews, "--overwrite")
-    assert file.read_bytes() == (reviews.path / "other.csv").read_bytes()
+    assert file.read_bytes() == found
     assert len(reviews.upstream.seen) == sent
     assert (reviews.path / "topics.csv.new").read_text() == "mine, too\n"
     assert not [*reviews.path.glob(".promptmill-*")]

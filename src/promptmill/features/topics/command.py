@@ -114,7 +114,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     drawn = _drawn(arguments, TopicRows(sources, prompt, arguments.encoding, target.path))
     configuration = decided(configuration)
     check_form(configuration.plan)
-    series = JobSeries(JobFolders.from_environ(), "topics", arguments.max_cost)
+    folders = JobFolders.from_environ()
+    series = JobSeries(folders.of_series(real_path(target.path.absolute())), "topics", arguments.max_cost)
     limit = longest_of(configuration.plan, arguments.max_cost, arguments.most)
 
     def step(its: Configuration, job: OpenJob) -> None:
@@ -153,7 +154,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     else:
         say("\n".join(words.lines(found, columns(sys.stdout), series.sent)), wrap=True)
         if refusal is None:
-            labels, does = _labels_of(series.folders, prompt, found)
+            labels, does = _labels_of(folders, prompt, found)
             say(f"\n{target.path} has the topics; {does}:")
             say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt, found, labels)))}")
     if refusal is not None:  # shown first, because the result was paid

@@ -25,7 +25,7 @@ from promptmill.jobs.manage.bulk_result import file_of
 from promptmill.jobs.manage.job_series import JobSeries, SeriesOptions, StepModel
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system import runtime
-from promptmill.system.safe_open import home_expanded
+from promptmill.system.safe_open import home_expanded, real_path
 
 MOST, SAMPLE, HELD_OUT = 12, 300, 200
 """The numbers of topics at most, of rows in which they are found, and of rows on which they are tried, by default. 300
@@ -161,6 +161,8 @@ def topics(
         configuration = decided(configuration_of(given))
         check_form(configuration.plan)
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
+        if target is not None:
+            folders = folders.of_series(real_path(target.path.absolute()))
         watch = watch_of(show=options.get("progress"))
         limit = longest_of(configuration.plan, max_cost, most)
 

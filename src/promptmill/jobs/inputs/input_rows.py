@@ -86,7 +86,7 @@ def _errors(folder: Path) -> Iterator[None]:
 
 def root_of(folders: JobFolders) -> Path:
     """Return the folder of temporary files."""
-    return folders.root.parent / GIVEN
+    return (folders.every or folders).root.parent / GIVEN
 
 
 def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:

@@ -112,7 +112,8 @@ class JobSeries:
         if self.caller is not None or folder.path.exists() or job.order.earlier.again == "all":
             return job
         step = folder.path.name.rpartition("-")[0]
-        others = [other for other in self.folders.all() if other.path.name.rpartition("-")[0] == step]
+        every = {other.path: other for at in (self.folders, self.folders.every) if at is not None for other in at.all()}
+        others = [other for path, other in every.items() if path.name.rpartition("-")[0] == step]
         newest = sorted(others, key=_changed, reverse=True)[:_EARLIER]
         found = [other.database for other in newest if has_settings_of(other, job)]
         return replace(job, order=job.order.with_earlier(from_jobs=tuple(found))) if found else job

@@ -86,7 +86,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
         files.target.parent.mkdir(parents=True, exist_ok=True)
     with _usable(folder), contextlib.ExitStack() as opened:
         if not folders.beside_outputs or files.is_loose:
-            disk.make_private_folder(folders.root)  # without changes to the folders above it
+            folders.make_root()
         if (lock := _locked(folder)) is None:
             status_of = Named("status", folder.job_id, "{} shows its progress.")
             raise input_error(f"Job {folder.job_id} is running already; ", status_of)

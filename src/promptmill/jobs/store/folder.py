@@ -1,4 +1,5 @@
-"""The folder of a job: next to its output (`.promptmill/answers.jsonl.job/`), or in a folder of all jobs.
+"""The folder of a job: next to its output (`.promptmill/answers.jsonl.job/`), in the folder of a series next to the
+series' output (`.promptmill/topics.csv.jobs/topics-lists-1a2b/`), or in a folder of all jobs.
 
 | file | content |
 |---|---|
@@ -45,9 +46,27 @@ from promptmill.jobs.store.stored import Target
 Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
 SUFFIX = ".job"
+SERIES = ".jobs"
+"""The end of the name of a folder with the jobs of a series."""
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 _IGNORED = ".gitignore"  # keeps prompts and answers out of a git repository
 _PAUSE_S = 0.02
+
+
+def make_hidden(hidden: Path) -> None:
+    """Make the hidden folder of jobs beside their outputs, if it is missing. Raises `OSError`."""
+    with contextlib.suppress(FileExistsError):
+        hidden.mkdir()
+        with contextlib.suppress(OSError):  # a file system without permissions
+            hidden.chmod(stat.S_IMODE(hidden.parent.stat().st_mode))
+    _check_hidden(hidden)
+    with contextlib.suppress(OSError), (hidden / _IGNORED).open("x", encoding="ascii") as file:
+        file.write("*\n")
+
+
+def _check_hidden(hidden: Path) -> None:
+    if hidden.is_symlink():
+        raise disk.ForeignError(hidden)
 
 
 class Folder:
@@ -74,6 +93,13 @@ class Folder:
         return self.path.parent.with_name(self.path.stem)
 
     @property
+    def series_beside(self) -> Path | None:
+        """The output of the series that the job is a step of; None for another job, and in a folder of all jobs."""
+        root = self.path.parent
+        is_beside = root.suffix == SERIES and root.parent.name == HIDDEN
+        return root.parent.with_name(root.stem) if is_beside else None
+
+    @property
     def job_id(self) -> str:
         """The job's id, which exists before the job begins."""
         if self.output_beside is None:
@@ -90,31 +116,27 @@ class Folder:
     def make(self) -> None:
         """Create the folder, readable by this user only, if it is missing. Raises `OSError`, and as `check` does."""
         if self.output_beside is not None:
-            hidden = self.path.parent
-            with contextlib.suppress(FileExistsError):
-                hidden.mkdir()
-                with contextlib.suppress(OSError):  # a file system without permissions
-                    hidden.chmod(stat.S_IMODE(hidden.parent.stat().st_mode))
-            self._check_hidden()
-            with contextlib.suppress(OSError), (hidden / _IGNORED).open("x", encoding="ascii") as file:
-                file.write("*\n")
+            make_hidden(self.path.parent)
         disk.make_private_folder(self.path)
         self.check()
 
     def check(self) -> None:
         """Raise `ForeignError` if the folder, its parent or a file in it is a link or belongs to another user."""
-        self._check_hidden()
+        if self.output_beside is not None:
+            _check_hidden(self.path.parent)
+        if self.series_beside is not None:
+            _check_hidden(self.path.parent)
+            _check_hidden(self.path.parent.parent)
         disk.check_private_folder(self.path)
-
-    def _check_hidden(self) -> None:
-        if self.output_beside is not None and self.path.parent.is_symlink():
-            raise disk.ForeignError(self.path.parent)
 
     def remove(self) -> None:
         """Remove the empty folder, and its hidden parent if this was the last job. Raises `OSError`."""
         self.path.rmdir()
         hidden = self.path.parent
-        if self.output_beside is not None and [path.name for path in hidden.iterdir()] == [_IGNORED]:
+        if self.series_beside is not None and not any(hidden.iterdir()):
+            hidden.rmdir()
+            hidden = hidden.parent
+        if hidden.name == HIDDEN and [path.name for path in hidden.iterdir()] == [_IGNORED]:
             (hidden / _IGNORED).unlink()
             hidden.rmdir()
 
@@ -252,7 +274,7 @@ class Folder:
 
     def _moved(self, spec: JobSpec) -> JobSpec:
         """Return the description with present paths, because the folder and the input may have moved together."""
-        target = self.output_beside
+        target = self.output_beside if self.series_beside is None else self.answers
         if target is None or spec.output.path == target:
             return spec
         before = spec.output.path.parent

@@ -13,7 +13,7 @@ from pathlib import Path
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import listed
 from promptmill.jobs import disk, members
-from promptmill.jobs.store.folder import HIDDEN, ID, SUFFIX, Folder, new_id
+from promptmill.jobs.store.folder import HIDDEN, ID, SERIES, SUFFIX, Folder, make_hidden, new_id
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder
 
@@ -43,6 +43,8 @@ class JobFolders:
 
     root: Path
     beside_outputs: bool = field(default=False, kw_only=True)
+    every: JobFolders | None = field(default=None, kw_only=True)
+    """All jobs of this user, if these are only the jobs of a series."""
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
@@ -62,6 +64,24 @@ class JobFolders:
             return Folder(target.parent / HIDDEN / (target.name + SUFFIX))
         return Folder(self.root / new_id(target))
 
+    def of_series(self, target: Path) -> JobFolders:
+        """Return the jobs of the series with the resolved output `target`."""
+        if not self.beside_outputs:
+            return self
+        return JobFolders(target.parent / HIDDEN / (target.name + SERIES), every=self)
+
+    def steps_of(self, text: str) -> list[Folder]:
+        """Return the jobs of the series with this output, which are next to it."""
+        if not self.beside_outputs or "\0" in text:
+            return []
+        return [folder for folder in self.of_series(real_path(home_expanded(text))).all() if folder.spec is not None]
+
+    def make_root(self) -> None:
+        """Make the folder of all jobs, or of those of a series. Raises `OSError`."""
+        if self.every is not None:
+            make_hidden(self.root.parent)
+        disk.make_private_folder(self.root)  # without changes to the folders above it
+
     def of_sheet(self, target: Path) -> Iterator[Folder]:
         """Yield the folders of the other jobs that may fill the sheet with the resolved output `target`. Of jobs that
         are not next to their outputs, only the one with the usual column."""
@@ -80,9 +100,10 @@ class JobFolders:
 
     def owner(self, path: Path) -> Folder | None:
         """Return the folder of the job that keeps its rows itself and reports `path` as input or output; else None."""
-        folder = Folder(self.root / path.parent.name)
-        is_own = path.parent.parent == self.root.resolve() and path.name in {folder.prompts.name, folder.answers.name}
-        return folder if is_own else None
+        folder = Folder(path.parent)
+        is_step = folder.series_beside is not None and folder.database.exists()
+        is_loose = is_step or path.parent.parent == self.root.resolve()
+        return folder if is_loose and path.name in {folder.prompts.name, folder.answers.name} else None
 
     def loose(self, job_id: str) -> Folder:
         """Return the folder of a job without user files, such as a call that becomes a job."""
@@ -97,7 +118,10 @@ class JobFolders:
 
     def register(self, folder: Folder) -> None:
         """Register the id of a job next to its output; only in this process if the user's folder is read-only."""
-        if folder.output_beside is None:
+        if self.every is not None:
+            self.every.register(folder)
+            return
+        if folder.output_beside is None and folder.series_beside is None:
             return
         try:
             disk.make_private_folder(self.root)
@@ -111,7 +135,7 @@ class JobFolders:
 
     def unregister(self, folder: Folder) -> None:
         """Undo `register` for a job that is about to be removed."""
-        if folder.output_beside is not None:
+        if folder.output_beside is not None or folder.series_beside is not None:
             with contextlib.suppress(OSError):
                 (self.root / f"{folder.job_id}{_POINTER}").unlink(missing_ok=True)
 
@@ -210,4 +234,5 @@ class JobFolders:
         except (OSError, ValueError):
             return None
         folder = Folder(path)
-        return folder if path.is_absolute() and folder.output_beside is not None and path.is_dir() else None
+        is_beside = folder.output_beside is not None or folder.series_beside is not None
+        return folder if path.is_absolute() and is_beside and path.is_dir() else None
