@@ -175,13 +175,13 @@ class _Run:
         report = _Report(step, step.words[0])
         self.reports.append(report)
         report.title = step.title(step.arguments())
-        if (search := _found(step, self.spending, is_accepted=self.arguments.again == _CHANGED)) is not None:
-            report.figures = StepFigures(folders=[Folder(Path(path)) for path in search.jobs], is_found=True)
-            return OK
         named = step.named(self.outputs)
         self.spending.earlier = [one for each in self.reports if each.step in named for one in each.figures.folders]
         if not self.arguments.quiet:
             say(f"[{step.number}/{len(self.recipe.steps)}] {report.title}", sys.stderr)
+        if (search := _found(step, self.spending, is_accepted=self.arguments.again == _CHANGED)) is not None:
+            report.figures = StepFigures(folders=[Folder(Path(path)) for path in search.jobs], is_found=True)
+            return OK
         code, text = self._ended(step, report)
         for path in _outputs(step):
             self.spending.keep_stamp(path, step.digest if step.command.is_search and code == OK else "")

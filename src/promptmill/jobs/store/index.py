@@ -72,9 +72,11 @@ class JobFolders:
 
     def steps_of(self, text: str) -> list[Folder]:
         """Return the jobs of the series with this output, which are next to it."""
-        if not self.beside_outputs or "\0" in text:
-            return []
-        return [folder for folder in self.of_series(real_path(home_expanded(text))).all() if folder.spec is not None]
+        if self.beside_outputs and "\0" not in text:
+            with contextlib.suppress(UnicodeEncodeError, PromptmillError):  # a lone surrogate; no such folder
+                steps = self.of_series(real_path(home_expanded(text))).all()
+                return [folder for folder in steps if folder.spec is not None]
+        return []
 
     def make_root(self) -> None:
         """Make the folder of all jobs, or of those of a series. Raises `OSError`."""
