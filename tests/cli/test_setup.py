@@ -11,6 +11,7 @@ from promptmill.backends.openai import discovery
 from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
 from replies import html
+from sure import sure
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_other_options_are_written_too(init, tmp_path, upstream):
     assert "# max_cost" not in text
     settings = Configuration.load(tmp_path / "parameter.yaml").plan.settings
     assert settings.prices["qwen3:8b"].input == 0.1
-    assert settings.models["strong"].openai.model_name == "large"
+    assert sure(settings.models["strong"].openai).model_name == "large"
     assert (settings.max_cost, settings.sampling_params.temperature) == (2, 0)
     assert settings.backend_configs.openai.concurrency == 7
 
