@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import promptmill
-from promptmill.core.wording import close_matches, did_you_mean, synonym
+from promptmill.core.wording import close_matches, did_you_mean, no_column, synonym
 
 
 def test_a_name_that_is_written_wrongly_finds_the_nearest_ones():
@@ -42,3 +42,22 @@ def test_a_name_of_megabytes_and_a_list_of_millions_are_not_compared():
 def test_names_are_compared_nowhere_else():
     found = [path for path in Path(promptmill.__file__).parent.rglob("*.py") if "difflib" in path.read_text("utf-8")]
     assert [path.name for path in found] == ["wording.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Guest-Review", "guest_review"),
+        ("gest_revieww", "guest_review"),
+        ("guest", "guest_review"),
+        ("sites", "site"),
+        ("stie", "site"),
+        ("sitename", "site"),
+        ("text", ""),
+        ("vote", ""),
+        ("review", ""),
+    ],
+)
+def test_only_a_near_name_of_a_column_is_suggested(name, meant):
+    said = f"did you mean {meant}?" if meant else "its columns: id, site, guest_review."
+    assert no_column(name, columns=["id", "site", "guest_review"]) == f"the input has no column {name!r}; {said}"

@@ -351,6 +351,7 @@ def test_a_forgotten_prompt_is_about_the_column_with_the_longest_texts(bench, na
         lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
         bench.input.write_text("\n".join(lines) + "\n")
     assert "Ask about each row with --prompt '… {{review_text}}'" in bench.fail()
+    assert "write it in double braces, such as {{review_text}}." in bench.fail("--prompt", "Is it good?")
     assert not bench.upstream.seen
 
 

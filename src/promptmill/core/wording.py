@@ -12,6 +12,7 @@ from typing import Any
 _NO_SHARE = 1e-9  # smaller shares, and smaller differences from 1, are rounding errors
 _SHOWN = 60  # characters of an answer in a message
 _ALIKE = 0.5  # min share of letters in common (difflib's ratio); a lower one would make any two short names similar
+_SHORTEST_BEGINNING = 3  # characters that two names of columns have in common at their beginning
 _SYNONYMS = (
     ("prompts", "rows items texts"),
     ("input_file files input rows", "file path filename csv data dataset infile"),
@@ -218,7 +219,7 @@ def did_you_mean(
 
 
 def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> str:
-    """Return the problem of missing columns, with the column that is most similar to an only name, else with all.
+    """Return the problem of missing columns, with the columns that are near to an only name, else with all.
 
     >>> no_column("txt", columns=["id", "text"])
     "the input has no column 'txt'; did you mean text?"
@@ -227,8 +228,23 @@ def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> s
     """
     known = [mended(column) for column in columns if column]
     others = f"its columns: {listed([column[:40] for column in known]) or 'none'}."
-    meant = did_you_mean(names[0], known, others) if len(names) == 1 else others
+    near = [column for column in close_matches(names[0], known, 5, _ALIKE) if _is_near(names[0], column)]
+    near = near or [column for column in known if _begins_alike(names[0], column)]
+    meant = f"did you mean {' or '.join(near[:2])}?" if near and len(names) == 1 else others
     return f"{file} has no column {' or '.join(repr(name[:60]) for name in names)}; {meant}"
+
+
+def _is_near(name: str, column: str) -> bool:
+    """Return whether a name is a column's but for its case, the order of its letters, or one letter; two of five."""
+    one, other = name.lower(), column.lower()
+    pieces = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    changed = sum(max(end - start, end_2 - start_2) for tag, start, end, start_2, end_2 in pieces if tag != "equal")
+    return changed <= (2 if len(one) > 4 or sorted(one) == sorted(other) else 1)
+
+
+def _begins_alike(name: str, column: str) -> bool:
+    short, long = sorted((name.lower(), column.lower()), key=len)
+    return len(short) >= _SHORTEST_BEGINNING and long.startswith(short)
 
 
 def synonym(name: str, known: Iterable[str]) -> str:

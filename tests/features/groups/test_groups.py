@@ -225,6 +225,8 @@ def test_labels_and_models_that_are_compared_work_as_for_other_rows(reviews):
     [
         (["hotl", "{{rows}}"], "--group-by: the input has no column 'hotl'; did you mean hotel?"),
         (["hotel", "About {{text}}"], "--prompt has no {{rows}}, the rows of a group; {{rows.NAME}} has one"),
+        (["hotel", "About {{stars}}"], "such as {{rows.stars}}."),
+        (["hotel", "About guests"], "such as {{rows.text}}."),
         (["hotel", "{{rows}} {{txt}}"], "--prompt: the input has no column 'txt'; did you mean text?"),
         (["hotel", "{{rows.txt}}"], "--prompt: the input has no column 'rows.txt'; did you mean rows.text?"),
         (["hotel", "{{stars}} {{rows}}"], "{{stars}} has several values in the group that begins with row 1; write"),

@@ -21,7 +21,7 @@ from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject, dumps, loads
 from promptmill.features.groups.group_text import entry_of_cell, entry_of_cells, joined
-from promptmill.jobs.inputs.question_columns import distinct
+from promptmill.jobs.inputs.question_columns import distinct, text_column
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PROMPT
@@ -77,7 +77,7 @@ def grouped(
     rows = _rows_of(source, header)
     first = list(itertools.islice(rows, _LOOKED_AT))
     columns: Sequence[str] = header or list(dict.fromkeys(name for row in first for name in row.cells))
-    wanted = _Wanted.of(question, [by] if isinstance(by, str) else list(dict.fromkeys(by)), columns)
+    wanted = _Wanted.of(question, [by] if isinstance(by, str) else list(dict.fromkeys(by)), columns, first)
     groups = _Groups(folder / "groups.db", wanted)
     columns = groups.read(itertools.chain(first, rows))
     lines = groups.lines(partial(_cells_of, header=header), columns)
@@ -128,9 +128,10 @@ class _Wanted:
     """The fields with the rows of a group: `rows`, or `rows.text` with one of its columns."""
 
     @classmethod
-    def of(cls, question: Question, by: Sequence[str], columns: Sequence[str]) -> _Wanted:
+    def of(cls, question: Question, by: Sequence[str], columns: Sequence[str], first: Sequence[_Row]) -> _Wanted:
         """Return the columns and lists in the prompts. Raises `PromptmillError` (`invalid_input`) for an unknown
-        column, and for a prompt without the rows."""
+        column, and for a prompt without the rows; it suggests a column that the prompt names, or that has the longest
+        texts in the `first` rows."""
         if columns:
             check_names(by, columns, _OPTION)
         for name in (ROWS, COUNT):
@@ -141,10 +142,12 @@ class _Wanted:
         for text in question.templates:
             of_text = _names_in(text, known)
             if not of_text & {*lists}:
+                others = [name for name in columns if name not in by]
+                meant = [name for name in others if name in of_text] or others
                 raise input_error(
                     PROMPT,
                     " has no {{rows}}, the rows of a group; {{rows.NAME}} has one of their columns alone, such as "
-                    f"{{{{rows.{_example(columns, by)}}}}}.",
+                    f"{{{{rows.{text_column(meant, [row.cells for row in first], 'text')}}}}}.",
                 )
             used |= of_text
         if not question.templates:
@@ -173,10 +176,6 @@ def _names_in(text: str, known: Sequence[str]) -> set[str]:
     names |= {place for place in parts if place.startswith(_OF_ROWS)}
     check_names(names, known)
     return names - {ROW}
-
-
-def _example(columns: Sequence[str], by: Sequence[str]) -> str:
-    return next((name for name in columns if name not in by), "text")
 
 
 class _Groups:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonObject, text_of
 from promptmill.core.wording import counted
+from promptmill.jobs.inputs.question_columns import text_column
 from promptmill.jobs.labels import other_labels, right_label
 from promptmill.jobs.rows.template import check_names, check_names_some, columns_of, special_columns, template_of
 from promptmill.jobs.store.spec import digest
@@ -49,9 +50,10 @@ class Gold:
 
         Raises `PromptmillError` (`invalid_input`) for unusable columns or labels, and for fewer than `FEWEST` rows.
         """
-        check_names_some(prompt, lambda: "")
         every = list(rows)
         header = list(dict.fromkeys(name for row in every for name in row))
+        others = [name for name in header if name != column]
+        check_names_some(prompt, lambda: "", lambda: text_column(others, every[:FEWEST], "text"))
         check_names([column], header, Named("gold"))
         header.remove(column)
         if column in template_of(prompt, [*header, column]).names or special_columns(prompt, [column]):

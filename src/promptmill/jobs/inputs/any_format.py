@@ -20,7 +20,13 @@ from promptmill.jobs.inputs.cells import is_utf8
 from promptmill.jobs.inputs.files import InputFiles, find, opened
 from promptmill.jobs.inputs.formats import compression_of
 from promptmill.jobs.inputs.json_lines import first_objects, is_array
-from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, named_columns, questions_in
+from promptmill.jobs.inputs.question_columns import (
+    check_first_objects,
+    distinct,
+    named_columns,
+    questions_in,
+    text_column,
+)
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.batch_lines import is_batch
@@ -211,6 +217,15 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
                 if not only_existing or any(is_file(folder / cell) for folder in folders):
                     return name
     return ""
+
+
+def suggested_column(files: InputFiles, input_format: str) -> str:
+    """Return the column of the first rows to suggest for a prompt, see `text_column`; `text` for rows without names."""
+    if input_format != "txt":
+        with contextlib.suppress(PromptmillError, OSError):
+            rows = list(itertools.islice(first_rows(files, input_format), _FIRST_ROWS))
+            return text_column(list(dict.fromkeys(name for row in rows for name in row)), rows, "text")
+    return "text"
 
 
 def _has_tabs(files: InputFiles) -> bool:

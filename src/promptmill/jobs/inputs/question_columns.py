@@ -198,13 +198,9 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject], path:
 
 
 def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> PromptmillError:
-    """Return the error for an input without prompts. It suggests a column: the one with the longest texts in the first
-    `rows`; without rows, by its name."""
+    """Return the error for an input without prompts. It suggests the `text_column`."""
     lacks = no_column("prompt", "messages", columns=columns, file="The input")
-    named = [name for name in columns if _NAMED.fullmatch(name)]
-    texts = [name for name in named if not _IDENTIFIES.search(name)]
-    column = next((name for name in (*_USUAL, *texts, *named) if name in columns), "column")
-    column = max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # of equal ones the first
+    column = text_column(columns, rows)
     return input_error(
         f"{lacks} Ask about each row with ",
         Named("prompt", f"… {{{{{column}}}}}"),
@@ -212,6 +208,15 @@ def _no_prompts(columns: Collection[str], rows: Sequence[JsonObject] = ()) -> Pr
         Named("prompt_column", column),
         ".",
     )
+
+
+def text_column(columns: Collection[str], rows: Sequence[JsonObject] = (), otherwise: str = "column") -> str:
+    """Return the column to suggest for a prompt: the one with the longest texts in the first `rows`; without rows, by
+    its name. `otherwise`: no column has a name that a prompt can have in braces."""
+    named = [name for name in columns if _NAMED.fullmatch(name)]
+    texts = [name for name in named if not _IDENTIFIES.search(name)]
+    column = next((name for name in (*_USUAL, *texts, *named) if name in columns), otherwise)
+    return max((column, *(texts or named)), key=lambda name: _length_of(name, rows))  # of equal ones the first
 
 
 def _length_of(column: str, rows: Sequence[JsonObject]) -> int:

@@ -72,20 +72,23 @@ def template_of(text: str, columns: Iterable[str] = ()) -> Template:
     return PlainTemplate.of(text) or ExpressionTemplate(text)
 
 
-def check_names_some(text: str, image_column: Callable[[], str]) -> None:
+def check_names_some(
+    text: str, image_column: Callable[[], str], text_column: Callable[[], str] = lambda: "text"
+) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a prompt without placeholders, which is equal for all rows.
 
-    `image_column` returns the column of the input that may hold paths of images, or `""`.
+    `image_column` returns the column of the input that may hold paths of images, or `""`; `text_column` the one to
+    suggest.
     """
     if not template_of(text, places_in(text)).names:
         single = re.search(r"\{(\w+)\}", text)
-        name = single[1][:40] if single else "text"
         column = image_column()
         images = Named("image_column", column, f"; to ask about the images in {column}: {{}}")
         if text.startswith("@"):
             raise input_error(
                 PROMPT, " names no column", Named("prompt_file", text[1:], "; {} reads a prompt from a file"), "."
             )
+        name = single[1][:40] if single else text_column()
         problem = f" names no column; write it in double braces, such as {{{{{name}}}}}"
         raise input_error(PROMPT, problem, *([images] if column else []), ".")
 

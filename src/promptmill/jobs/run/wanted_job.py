@@ -24,7 +24,7 @@ from promptmill.jobs.columns import IN_ORDER, OURS
 from promptmill.jobs.format_table import database, of_input, writing
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
-from promptmill.jobs.inputs.any_format import format_of_input, image_column
+from promptmill.jobs.inputs.any_format import format_of_input, image_column, suggested_column
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.rows.template import check_names_some, places_in, template_of
@@ -272,7 +272,11 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     _check_fields(order, input_format)
     if order.question.image_column is None:
         for text in order.question.templates:
-            check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
+            check_names_some(
+                text,
+                lambda: "" if source is None else image_column(source, input_format),
+                lambda: "text" if source is None else suggested_column(source, input_format),
+            )
     for part in order.parts.values():
         part.check(plan, order.question)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
