@@ -114,6 +114,38 @@ def test_the_fields_of_an_answer_are_chosen_as_the_answer(bench):
     assert list(next(iter(objects_in(bench.output)))) == ["prompt", "name", "n"]
 
 
+@pytest.mark.parametrize(
+    ("options", "chosen", "names"),
+    [
+        (["--schema", "name,n:int"], "n", ["prompt", "n"]),
+        (["--schema", "name,n:int"], "error,name", ["prompt", "name", "error"]),
+        (["--answer-column", "Urgent"], "Urgent", ["prompt", "Urgent"]),
+        (["--answer-column", "Urgent"], "answer", ["prompt", "Urgent"]),
+    ],
+)
+def test_a_column_is_chosen_by_its_name_in_the_output_or_its_usual_name(bench, options, chosen, names):
+    bench.output = bench.path / "out.csv"
+    bench.upstream.reply = answer('{"name": "Ann", "n": 1}')
+    bench.write([{"prompt": "a"}])
+    assert not bench.succeed(*options, "--columns", chosen)["warnings"]
+    assert list(next(iter(objects_in(bench.output)))) == names
+
+
+def test_a_row_of_json_has_one_column_for_all_fields(bench):
+    bench.write([{"prompt": "a"}])
+    said = "--columns: the output has no column 'name'; its columns: Urgent, probability, error,"
+    assert said in bench.fail("--schema", "name,n:int", "--answer-column", "Urgent", "--columns", "name")
+
+
+def test_a_note_says_that_the_output_has_no_answers_and_how_it_gets_them(bench):
+    bench.output = bench.path / "out.csv"
+    bench.upstream.reply = answer('{"name": "Ann", "n": 1}')
+    bench.write([{"prompt": "a"}])
+    (said,) = bench.succeed("--schema", "name,n:int", "--columns", "error")["warnings"]
+    assert said.startswith("The output has no answers: name `answer` among its columns")
+    assert list(next(iter(objects_in(bench.output)))) == ["prompt", "error"]
+
+
 def test_a_chosen_column_that_no_output_has_is_refused_at_once(bench):
     bench.prompts(1)
     assert "--columns: the output has no column 'anser'; did you mean answer?" in bench.fail("--columns", "anser")

@@ -228,9 +228,9 @@ def no_column(*names: str, columns: Iterable[str], file: str = "the input") -> s
     """
     known = [mended(column) for column in columns if column]
     others = f"its columns: {listed([column[:40] for column in known]) or 'none'}."
-    near = [column for column in close_matches(names[0], known, 5, _ALIKE) if _is_near(names[0], column)]
-    near = near or [column for column in known if _begins_alike(names[0], column)]
-    meant = f"did you mean {' or '.join(near[:2])}?" if near and len(names) == 1 else others
+    near = [column for column in close_matches(names[0], known, 5) if _is_near(names[0], column)][:1]
+    near = near or [column for column in known if _begins_alike(names[0], column)][:2]
+    meant = f"did you mean {' or '.join(near)}?" if near and len(names) == 1 else others
     return f"{file} has no column {' or '.join(repr(name[:60]) for name in names)}; {meant}"
 
 

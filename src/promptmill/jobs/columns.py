@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 from promptmill.backends.vectors import floats_of, words_of
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.core.feature import Format
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, no_column
 from promptmill.jobs import members
 from promptmill.jobs.databases import alike
 from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, SchemaColumns
@@ -160,6 +160,20 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     return wanted | schema.every
 
 
+def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
+    """Return the keys of the columns that the output keeps, each given by its usual name or by that in the output.
+
+    Raises `PromptmillError` (`invalid_input`) for a name of no column.
+    """
+    usual, wanted = (*IN_ORDER, *spec.plan.fields), wanted_names(spec)
+    fields = [key for key in wanted if key not in (*OURS, *_own_of(spec))] if spec.output.kind.is_table else []
+    named = {wanted.get(key, key): key for key in (*fields, *usual)} | {key: key for key in usual}
+    for name in spec.output.form.columns:
+        if name not in named:
+            raise input_error(Named("columns"), f": {no_column(name, columns=named, file='the output')}")
+    return tuple(dict.fromkeys(named[name] for name in spec.output.form.columns))
+
+
 def unusual_names(
     wanted: Mapping[str, str], taken: Iterable[str], compared: Callable[[str], str] = str
 ) -> dict[str, str]:
@@ -231,6 +245,8 @@ def notes(spec: JobSpec) -> Iterator[str]:
         )
     if (shape := spec.output_shape) is not None and spec.output.answer_schema is not None:
         yield from shape.remarks(spec.output.answer_schema)
+    if (chosen := spec.output.form.columns) and not any(key.startswith("answer") for key in chosen):
+        yield "The output has no answers: name `answer` among its columns, and the same call adds the paid answers."
     yield from _style_notes(spec.input.style)
 
 

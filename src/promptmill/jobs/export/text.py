@@ -135,11 +135,12 @@ class AnswerValues:
         """Return whether the output has a column. Columns that distinguish several answers to a row are always kept."""
         if not self._chosen or key in self._variants:
             return True
+        usual = key
         if self.schema is not None:
-            key = "answer" if key in self.schema.names else key
-            key = PROBABILITY if key in self.schema.probability_names else key
-            key = SCORES if key in self.schema.score_names else key
-        return key in self._chosen
+            usual = "answer" if key in self.schema.names else usual
+            usual = PROBABILITY if key in self.schema.probability_names else usual
+            usual = SCORES if key in self.schema.score_names else usual
+        return not self._chosen.isdisjoint((key, usual))
 
     @property
     def names_in_json(self) -> list[str]:

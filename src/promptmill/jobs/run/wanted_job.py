@@ -17,10 +17,9 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.wording import no_column
 from promptmill.jobs import disk, members
 from promptmill.jobs.caller import CallModels
-from promptmill.jobs.columns import IN_ORDER, OURS
+from promptmill.jobs.columns import OURS, chosen_keys
 from promptmill.jobs.format_table import database, of_input, writing
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
@@ -238,10 +237,6 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     if is_request and (shapes := shape_in(order.parts)):
         raise input_error(*map(Named, shapes), _OF_ROWS)
     _check_answer_column(order.form.column)
-    known = (*IN_ORDER, *order.plan.fields)
-    for name in order.form.columns:
-        if name not in known:
-            raise input_error(Named("columns"), f": {no_column(name, columns=known, file='the output')}")
 
 
 def _check_answer_column(name: str) -> None:
@@ -283,7 +278,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
     has_form = not path_of(plan.settings.sampling_params)  # a vector has none
-    return JobSpec(
+    spec = JobSpec(
         job_id=job_id,
         created=int(time.time()),
         input=InputSpec(
@@ -308,6 +303,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
         names_form=known is None or known.names_form or order.earlier.again == "all",
         origin=Origin(owner=order.owner, working_folder=Path.cwd()),
     )
+    return spec.with_output(form=order.form.model_copy(update={"columns": chosen_keys(spec)}))
 
 
 def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
