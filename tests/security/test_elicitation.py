@@ -86,6 +86,7 @@ async def test_an_endpoint_that_a_call_chose_gets_no_text_of_files(folder, upstr
             said = await talk.error("bulk_generate", **asked)
             assert "came with a call of generation_init, and it gets no text of local files" in said
             assert "`allowed_endpoints`" in said
+            assert "`promptmill serve --base-url URL -m MODEL`" in said
         assert not upstream.seen + theirs.seen
         job = await talk("bulk_generate", prompts=["the call's own text"])
         await talk.ended(job.structured_content["job_id"])

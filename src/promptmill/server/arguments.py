@@ -120,20 +120,20 @@ Messages = Annotated[
 BackendConfigs = Annotated[
     dict[str, Any],
     Field(
-        description="Settings by backend, over the configured ones; {} changes none. `openai`: model_name, base_url, "
-        "api_key_env (the variable with the key), concurrency, rpm, tpm, …; `hf`, `openvino`, `vllm`: "
-        "model_name_or_path and the engine's arguments."
+        description="Settings by backend, over the configured ones; {} changes none. `openai`: model_name, base_url "
+        "(gets no text of files unless configured), api_key_env (the key's variable), concurrency, rpm, tpm, "
+        "…; `hf`, `openvino`, `vllm`: model_name_or_path and engine arguments."
     ),
 ]
 SamplingParams = Annotated[
     dict[str, Any],
     Field(
-        description="{} keeps the configured parameters, any other object replaces all: temperature, top_p, seed, "
+        description="{} keeps the configured ones, any other object replaces all: temperature, top_p, seed, "
         "max_tokens, stop, n, choices, response_format, reasoning_effort, …; see skill://promptmill/SKILL.md."
     ),
 ]
 ExtraParams = Annotated[
-    dict[str, Any] | None, Field(description="Passed unchanged to the engine or into the request's body.")
+    dict[str, Any] | None, Field(description="Passed unchanged to the engine or endpoint.")
 ]
 
 
@@ -148,8 +148,8 @@ BackendName = Annotated[
     str,
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="Default: the one whose block `backend_configs` has; without a block, the configured one. "
-        "`openai`: an endpoint; the others run on the server's machine.",
+        description="Default: that of the block in `backend_configs`, else the configured one. "
+        "`openai`: an endpoint; others run on the server's machine.",
         json_schema_extra={"enum": sorted(BACKENDS)},
     ),
 ]

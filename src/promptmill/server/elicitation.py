@@ -86,8 +86,8 @@ class Questions:
             return
         where = ", ".join(chosen)
         remedy = (
-            "The operator may list it in `allowed_endpoints` of the configuration, or name it there as `base_url` with "
-            "its key and headers"
+            "The operator may start the server with `promptmill serve --base-url URL -m MODEL`, list it in "
+            "`allowed_endpoints` of the configuration, or name it there as `base_url` with its key and headers"
         )
         if not is_able_to_ask(ctx):
             raise input_error(
