@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -10,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from promptmill.backends.protocol import Completion
+from promptmill.cli.job_display import print_status
 from promptmill.jobs.store import status
+from promptmill.jobs.store.lock import Lock
 from replies import answer, late
+from sure import sure
 from waiting import PATIENCE_S, eventually
 
 PRICE = ("--set", "price={input: 0, output: 1000000}", "--max-tokens", "10")
@@ -37,6 +42,30 @@ def steer(bench: Any, *arguments: str) -> dict[str, Any]:
 def is_paused(bench: Any) -> bool:
     status = bench.folder.status
     return bool(status.get("paused")) and not status["in_flight"]
+
+
+def test_the_counts_of_a_running_job_are_those_of_its_answers(bench):
+    """The stored status, which says 0 answers, is older than the answers."""
+    bench.prompts(3)
+    bench.half_done({0: Completion("yes"), 1: Completion("yes")})
+    lock = sure(Lock.take(bench.folder.lock))
+    try:
+        found = status.with_results(bench.folder, status.read(bench.folder))
+    finally:
+        lock.release()
+    assert (found["state"], found["alive"], found["done"], found["answered"]) == ("running", True, 2, 2)
+    assert found["results"]["values"] == {"yes": 2}
+
+
+def test_a_paused_job_says_so_and_how_it_goes_on(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stdout", screen)
+    found: Any = {"state": "running", "paused": True, "alive": True, "job_id": "out-1", "output_file": "out.csv"}
+    found |= {"input_file": "in.csv", "waiting": "paused", "seconds": 38}
+    print_status(found, as_json=False)
+    first, *_, told, command = screen.getvalue().splitlines()
+    assert first.startswith("in.csv → out.csv: paused after 38 s")
+    assert (told, command.split()) == ("  let it go on with", ["promptmill", "jobs", "out-1", "--unpause"])
 
 
 def test_a_job_that_ends_while_its_status_is_read_is_not_called_interrupted(bench):

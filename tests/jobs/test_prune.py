@@ -102,13 +102,17 @@ def test_one_job_is_forgotten_and_its_output_stays(bench):
     job = bench.folder.job_id
     refused = bench.jobs(job, "--forget")
     assert f"Job {job} could be resumed, and its answers are paid; --unfinished forgets it." in refused.stderr
-    bench.succeed()
     lock = sure(Lock.take(bench.folder.lock))
     try:
-        assert f"Job {job} runs; cancel it first." in bench.jobs(job, "--forget", "--unfinished").stderr
+        for options in ((), ("--unfinished",)):
+            said = bench.jobs(job, "--forget", *options).stderr
+            assert f"Job {job} runs; end it first: `promptmill jobs {job} --cancel`" in said
     finally:
         lock.release()
-    assert bench.jobs(str(bench.output), "--forget").stdout == f"{job}\n"
+    bench.succeed()
+    forgotten = bench.jobs(str(bench.output), "--forget")
+    assert forgotten.stdout == f"{job}\n"
+    assert "1 job removed; its output stays." in forgotten.stderr
     assert len(bench.answers()) == 3
     assert not bench.folder.path.exists()
 

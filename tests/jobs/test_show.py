@@ -131,7 +131,19 @@ def test_a_list_in_a_file_is_shown_as_people_write_it(bench):
 
 def test_what_is_neither_file_nor_job(bench):
     assert "There is no file nix.csv, and no job with this output: check the path." in shown(bench, "nix.csv", code=2)
-    assert "There is no job 'nix'" in shown(bench, "nix", code=2)
+    assert "There is no job 'nix'; there are no jobs." in shown(bench, "nix", code=2)
+
+
+def test_a_misspelt_job_is_suggested_and_else_those_of_the_folder_are_named(bench):
+    bench.prompts(1)
+    bench.output = bench.path / "labels.csv"
+    bench.succeed()
+    assert "There is no job 'lables.csv'; did you mean labels.csv?" in bench.jobs("lables.csv").stderr
+    assert "There is no job 'nix'; jobs of this folder: labels.csv." in bench.jobs("nix").stderr
+    other = bench.path / "other"
+    other.mkdir()
+    said = bench.here(bench.command("nix", command="jobs"), other).stderr
+    assert "There is no job 'nix'; `promptmill jobs` lists the jobs of other folders." in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")

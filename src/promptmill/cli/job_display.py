@@ -63,7 +63,7 @@ def print_status(
         return
     examples = {} if folder is None else status.examples(folder)
     if folder is not None and "results" not in found:  # counted with the output
-        found["results"] = status.results(folder)
+        found = status.with_results(folder, found)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     go_on = _go_on(found, output=not on_stderr) if again else []
@@ -74,9 +74,11 @@ def print_status(
 
 
 def _go_on(found: Status, *, output: bool) -> list[str]:
+    job = f"    {command_of(found)}"
+    if found.get("alive"):  # and paused
+        return ["  let it go on with", f"{job} --unpause"]
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
-    job = f"    {command_of(found)}"
     if found.get("paused"):
         return ["  it is paused, also when it is resumed; let it go on with", f"{job} --unpause"]
     kept = "answers are kept; " if found.get("answered") else ""
@@ -250,7 +252,7 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
         rows = f"{done:,}/" * (done != total) + f"{asked:,} \N{MULTIPLICATION SIGN} {len(one['variants'])}"
     cells = {
         "job": (one["job_id"], ""),
-        "state": (status_words.in_words(one["state"]), _STYLES.get(one["state"], "")),
+        "state": (status_words.state_in_words(one), _STYLES.get(one["state"], "")),
         "rows": (rows, ""),
         "failed": (f"{failed:,}", "red" if failed else "dim"),
         "cost": ("" if cost is None else dollars(cost), ""),

@@ -378,7 +378,8 @@ def _report_removed(removed: Sequence[str], *, as_json: bool) -> int:
     else:
         for job_id in removed:
             say(job_id)
-        print(f"promptmill: {counted(len(removed), 'job')} removed.", file=sys.stderr)
+        stays = "its output stays" if len(removed) == 1 else "their outputs stay"
+        print(f"promptmill: {counted(len(removed), 'job')} removed{f'; {stays}' if removed else ''}.", file=sys.stderr)
     return OK
 
 

@@ -166,8 +166,8 @@ def forget_ended(folder: Folder, folders: JobFolders, *, unfinished: bool) -> No
     """Remove a job that has ended. Raises `PromptmillError` (`invalid_input`) for a running or an unfinished job."""
     name = folder.job_id
     if not _removed(folder, lambda: unfinished or _is_done(folder)):
-        if unfinished or _is_done(folder):
-            raise input_error(f"Job {name} runs; cancel it first.")
+        if folder.alive or unfinished or _is_done(folder):
+            raise input_error(f"Job {name} runs; end it first: ", Named("status", f"{name} --cancel"))
         raise input_error(
             f"Job {name} could be resumed, and its answers are paid; ", Named("unfinished"), " forgets it."
         )

@@ -218,6 +218,14 @@ class Folder:
         with contextlib.closing(JobDatabase(self.database)) as store:
             yield store
 
+    @contextlib.contextmanager
+    def one_moment(self) -> Iterator[JobDatabase]:
+        """Yield the database for reading, as it is now, even while another process writes. Raises as `reading`."""
+        self.check()
+        with contextlib.closing(JobDatabase(self.database)) as store:
+            store.read("BEGIN")  # its end is that of the connection
+            yield store
+
     def _get(self, *names: str) -> list[dict[str, Any] | None]:
         try:
             with self.reading() as store:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.wording import listed
+from promptmill.core.wording import close_matches, listed
 from promptmill.jobs import disk, members
 from promptmill.jobs.store.folder import HIDDEN, ID, SERIES, SUFFIX, Folder, make_hidden, new_id
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder
 
 _POINTER = ".path"
+_ALIKE = 0.7  # min similarity of a misspelt id or output
 
 
 def no_job(job_id: str) -> PromptmillError:
@@ -180,8 +181,8 @@ class JobFolders:
             ]
             if len(near) == 1:
                 return self.find(near[0])
-            meant = f"did you mean {' or '.join(near[:3])}?" if near else self._names()
-            raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
+            meant = [f"did you mean {' or '.join(near[:3])}?"] if near else self._names(text)
+            raise PromptmillError(error.code, [f"There is no job {text[:60]!r}; ", *meant], "") from None
 
     def maker(self, what: str) -> Folder | None:
         """Return the folder of the job with this id or output; None for a file that no job made. Raises the errors of
@@ -204,9 +205,22 @@ class JobFolders:
             return self.of(real_path(home_expanded(text))).is_unreadable
         return False
 
-    def _names(self) -> str:
-        names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
-        return f"jobs here: {listed(names, 5)}." if names else "there are no jobs here."
+    def _names(self, text: str) -> Sequence[str | Named]:
+        """Return which jobs there are: those whose names are similar to `text`, else those of the folder, else how to
+        list them."""
+        here, names = self._outputs_beside(text), [path.stem for path in self.paths()]
+        if near := close_matches(Path(text).name, [*here, *names], 3, _ALIKE):
+            return [f"did you mean {' or '.join(near)}?"]
+        if here:
+            return [f"jobs of this folder: {listed(here, 5)}."]
+        return [Named("status", text="{} lists the jobs of other folders.")] if names else ["there are no jobs."]
+
+    def _outputs_beside(self, text: str) -> list[str]:
+        """Return the outputs of the jobs in the folder of the file `text`, the newest first."""
+        if not self.beside_outputs or "\0" in text:
+            return []
+        found = [path for path in (home_expanded(text).parent / HIDDEN).glob(f"*{SUFFIX}") if path.is_dir()]
+        return [path.name.removesuffix(SUFFIX) for path in sorted(found, key=lambda path: -path.stat().st_mtime)]
 
     def all(self) -> Iterator[Folder]:
         """Yield the folders of all jobs, by name. Some may vanish meanwhile. Raises `PromptmillError` (`storage`)."""

@@ -63,7 +63,7 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
     if not alive and now["state"] in ALIVE:
         now.pop("waiting", None)
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
-        now |= _stored_counts(folder, spec, now)
+        now |= _read(folder, lambda store: _stored_counts(store, spec, now)) or {}
     if not alive and now["state"] != FINISHED:
         now["paused"] = folder.control.paused  # the next run's: no run follows it now
     output = str(spec.output.path) if spec.output.format else None
@@ -73,16 +73,13 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
     return {**job, **now, "alive": alive}
 
 
-def _stored_counts(folder: Folder, spec: JobSpec, last: RunStatus) -> RunStatus:
-    """Return the counts from the database after a kill, because the last status may be a second older than the last
-    answers.
+def _stored_counts(store: JobDatabase, spec: JobSpec, last: RunStatus) -> RunStatus:
+    """Return the counts from the database, because the last status may be a second older than the last answers.
 
     Requests that were in flight at the kill have no record, so counters of `last` may be higher; the higher number
     counts. 100,000 rows take 0.06 s.
     """
-    counts = _read(folder, lambda store: statistics.counts(store, skips_empty=spec.question.skip_empty))
-    if counts is None:
-        return {}
+    counts = statistics.counts(store, skips_empty=spec.question.skip_empty)
     stored = dict[str, Any](counts.as_dict())
     return cast("RunStatus", stored | {name: max(stored[name], last.get(name, 0)) for name in statistics.RECORDED})
 
@@ -147,10 +144,21 @@ def examples(folder: Folder) -> dict[str, str]:
     return _read(folder, statistics.examples) or {}
 
 
-def results(folder: Folder) -> Results:
-    """Return the counts of the answers so far, see `statistics.results`; `{}` if the database is unreadable."""
-    spec = folder.spec
-    return _read(folder, lambda store: statistics.results(store, output=spec.output if spec else None)) or {}
+def with_results(folder: Folder, found: Status) -> Status:
+    """Return a status with `results`, the counts of the answers so far, see `statistics.results`; unchanged if the
+    database is unreadable. The counts of the rows of a running job are those of the same moment."""
+    if (spec := folder.spec) is None:
+        return found
+    if not found["alive"]:
+        counted = _read(folder, lambda store: statistics.results(store, output=spec.output))
+        return {**found, "results": counted or {}}
+    try:
+        with folder.one_moment() as store:
+            counted = statistics.results(store, output=spec.output)
+            rows = _stored_counts(store, spec, found)
+    except (OSError, DamagedError):
+        return found
+    return cast("Status", {**found, **rows, "results": counted})
 
 
 def _read(folder: Folder, query: Callable[[JobDatabase], T]) -> T | None:

@@ -55,7 +55,7 @@ def summary(
     else:
         why = f": {reason}" if reason else ""
         rows = f"  rows      {times(status)}{line(status)}"
-        lines = [f"{files}: {in_words(state)} after {effort(status)}{why}", rows]
+        lines = [f"{files}: {state_in_words(status)} after {effort(status)}{why}", rows]
     errors = status.get("errors", {})
     lines += _labelled(
         *_figures(status),
@@ -86,7 +86,7 @@ def summary(
     )
     if state == FINISHED and output and status["output_file"]:
         lines.append(f"  output    {status['output_file']}")
-    elif state != FINISHED and not status.get("alive"):
+    elif state != FINISHED and (status.get("paused") or not status.get("alive")):
         lines += go_on or ["  what is answered is kept"]
     return "\n".join(lines)
 
@@ -94,6 +94,12 @@ def summary(
 def in_words(name: str) -> str:
     """Return the state of a job in words."""
     return "writing the output" if name == MERGING else name
+
+
+def state_in_words(status: RunStatus) -> str:
+    """Return the state of a job in words: `paused` if the user has paused its run."""
+    state = status["state"]
+    return "paused" if status.get("paused") and state == RUNNING else in_words(state)
 
 
 def counts(status: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
