@@ -132,6 +132,11 @@ def test_without_a_command_the_help_is_printed(promptmill):
     assert "generate" in out
 
 
+def test_help_may_be_a_word(promptmill):
+    assert promptmill("help", config=None) == promptmill("--help", config=None)
+    assert promptmill("help", "bulk", config=None) == promptmill("bulk", "--help", config=None)
+
+
 def test_help_shows_a_commands_own_options(promptmill):
     code, out, _ = promptmill("bulk", "--help", "all", config=None)
     assert code == 0

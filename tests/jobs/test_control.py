@@ -181,3 +181,12 @@ def test_the_board_shows_running_jobs_until_ctrl_c(bench):
     assert board.returncode == 0
     assert not said
     assert process.poll() is None, "the job runs on"
+
+
+def test_a_stored_reason_and_the_end_of_a_run_name_the_same_option(bench):
+    bench.prompts(3)
+    said = bench.fail(*PRICE, "--max-cost", "15", code=75)
+    assert "Raise --max-cost and send the rest again." in " ".join(said.split())
+    shown = " ".join(bench.jobs(bench.folder.job_id).stdout.split())
+    assert "Raise --max-cost and send the rest again." in shown
+    assert "`max_cost`" not in shown

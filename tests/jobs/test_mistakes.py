@@ -132,6 +132,7 @@ def test_mistakes_at_the_prompt_name_the_option_that_was_meant(bench):
     assert "--prompt names no column; --prompt-file ask.txt reads a prompt from a file" in bench.fail(
         "--prompt", "@ask.txt"
     )
+    assert "unknown option --sheet; the sheet follows its workbook: book.xlsx#NAME" in bench.fail("--sheet", "Notes")
     assert "unknown option -p; did you mean --prompt?" in bench.fail("-p", "{{text}}")
     assert "unknown option --retry; did you mean --again?" in bench.fail("--retry")
     braces = " ".join(bench.fail("--schema", "{name, amount}").split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from promptmill.options import table
 if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
+_NAME = re.compile(r"`(\w+)`")
 _NO_FILE = "There is no configuration file"
 _PROVIDERS = MappingProxyType(
     {
@@ -52,6 +54,19 @@ def option_of(named: Named) -> str | None:
     if isinstance(named.value, list):  # an option that is repeated
         return " ".join(f"{name} {shlex.quote(each)}" for each in named.value)
     return f"{name} {shlex.quote(value)}" if value else name
+
+
+def in_options(text: str) -> str:
+    """Return a stored text, which names arguments, with the names of options.
+
+    >>> in_options("Raise `max_cost`, or leave `text` out.")
+    'Raise --max-cost, or leave `text` out.'
+    """
+    return _NAME.sub(lambda name: str(option_of(Named(name[1]))) if name[1] in _stored_names() else name[0], text)
+
+
+def _stored_names() -> set[str]:
+    return {*ARGUMENTS, *(name for name, option in table.options().items() if option.flag is not None)}
 
 
 def explained(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:

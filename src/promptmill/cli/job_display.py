@@ -14,7 +14,7 @@ from typing import TextIO, cast
 
 import orjson
 
-from promptmill.cli.error_words import option_of
+from promptmill.cli.error_words import in_options, option_of
 from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
 from promptmill.core.errors import READS_IMAGES, Code, without_controls, worded
 from promptmill.core.feature import remedies
@@ -65,6 +65,7 @@ def print_status(
     if folder is not None and "results" not in found:  # counted with the output
         found = status.with_results(folder, found)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
+    found["reason"] = in_options(found.get("reason", ""))
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     go_on = _go_on(found, output=not on_stderr) if again else []
     text = status_words.summary(

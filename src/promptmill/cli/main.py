@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:
         given[0] = "models"
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     try:
         parser = parser_of(given)  # imports features of other packages
         arguments = parser.parse_args(given)

@@ -151,6 +151,8 @@ class Parser(argparse.ArgumentParser):
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         if needs := table.needs_hidden(names[0], "flag"):
             self.leave(f"{names[0]} {needs}")
+        if key == "sheet":
+            self.leave(f"{message}; the sheet follows its workbook: book.xlsx#NAME")
         known = self._option_string_actions
         if "--set" in known and not synonym(key, known) and (path := _path_of(key)):
             self.leave(f"{message}; `--set {path}=…` sets it")

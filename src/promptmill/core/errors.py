@@ -103,11 +103,11 @@ _TRAITS: dict[Code, _Trait] = {
     Code.UNSUPPORTED: _Trait(False, "Leave it out, or choose another model."),
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
-    Code.BUDGET: _Trait(True, ("Raise ", Named("max_cost"), " and send these items again, or resume the job.")),
+    Code.BUDGET: _Trait(True, ("Raise ", Named("max_cost"), " and send the rest again.")),
     Code.NOT_FOUND: _Trait(
         False,
         (
-            "Check `base_url` and `model_name`",
+            *("Check ", Named("base_url"), " and ", Named("model_name")),
             Named("command", "models --check", "; {} lists the available models"),
             ".",
         ),
@@ -119,7 +119,9 @@ _TRAITS: dict[Code, _Trait] = {
     ),
     Code.RATE_LIMITED: _Trait(True, "Try again later, or lower `concurrency`, or set `rpm` / `tpm`."),
     Code.SERVER_ERROR: _Trait(True, "The endpoint itself has a problem; try again later."),
-    Code.BAD_RESPONSE: _Trait(True, "Check that `base_url` is an OpenAI-compatible chat completions endpoint."),
+    Code.BAD_RESPONSE: _Trait(
+        True, ("Check that ", Named("base_url"), " is an OpenAI-compatible chat completions endpoint.")
+    ),
     Code.EMPTY_ANSWER: _Trait(True, "The model returned an empty answer; try again or change the prompt."),
     Code.OPEN_REASONING: _Trait(
         False, "Change `stop` or the prompt, or set `reasoning: inline` to get the exact text of the model."
@@ -131,10 +133,14 @@ _TRAITS: dict[Code, _Trait] = {
         "Simplify the schema, describe its fields, loosen the check, raise `check_retries`, or use a stronger model.",
     ),
     Code.TIMEOUT: _Trait(True, "Raise `timeout`, lower `max_tokens`, or set `stream: true`."),
-    Code.UNREACHABLE: _Trait(True, "Start the endpoint or correct `base_url`."),
+    Code.UNREACHABLE: _Trait(True, ("Start the endpoint or correct ", Named("base_url"), ".")),
     Code.CONNECTION_LOST: _Trait(True, "The endpoint or a proxy in between closed the connection; try again."),
-    Code.TLS: _Trait(False, "Check the certificate of the host, or whether `base_url` should begin with http://."),
-    Code.NAME_RESOLUTION: _Trait(True, "Check the host in `base_url` and this machine's name resolution."),
+    Code.TLS: _Trait(
+        False, ("Check the certificate of the host, or whether ", Named("base_url"), " should begin with http://.")
+    ),
+    Code.NAME_RESOLUTION: _Trait(
+        True, ("Check the host in ", Named("base_url"), " and this machine's name resolution.")
+    ),
     Code.NO_FILE_DESCRIPTORS: _Trait(True, "Raise this process's limit of open files or lower `concurrency`."),
     Code.STORAGE: _Trait(True, "Free space there or make it writable, and run the job again; its answers are kept."),
     Code.ITEM_TIMEOUT: _Trait(True, "Raise `item_timeout`."),

@@ -132,9 +132,7 @@ SamplingParams = Annotated[
         "max_tokens, stop, n, choices, response_format, reasoning_effort, …; see skill://promptmill/SKILL.md."
     ),
 ]
-ExtraParams = Annotated[
-    dict[str, Any] | None, Field(description="Passed unchanged to the engine or endpoint.")
-]
+ExtraParams = Annotated[dict[str, Any] | None, Field(description="Passed unchanged to the engine or endpoint.")]
 
 
 class Sent(str):

@@ -109,7 +109,7 @@ async def test_a_model_may_be_listed_by_its_name_alone_or_for_each_replica(upstr
 
 async def test_one_of_several_models_must_be_named(upstream):
     upstream.models = ["small", "large"]
-    with pytest.raises(PromptmillError, match=r"model_name: is missing; .* has small, large: name one") as caught:
+    with pytest.raises(PromptmillError, match=r"model_name: none is named; .* has small, large: name one") as caught:
         await with_model(openai_plan(upstream.url, model_name=None))
     assert caught.value.code is Code.INVALID_CONFIG
 
@@ -134,7 +134,7 @@ async def test_a_server_without_models_is_reported(upstream):
 async def test_an_endpoint_without_a_list_requires_a_model_name(upstream):
     upstream.gets = {"/v1/models": None}
     with pytest.raises(
-        PromptmillError, match=r"model_name: is missing; name one \(`model_name`\)\. .* answered 404 for /v1/models"
+        PromptmillError, match=r"model_name: none is named; name one \(`model_name`\)\. .* answered 404 for /v1/models"
     ):
         await with_model(openai_plan(upstream.url, model_name=None))
 

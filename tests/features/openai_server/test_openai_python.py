@@ -41,7 +41,7 @@ def test_an_unknown_model_is_refused_with_the_names_and_their_source(server, pat
     response = _post(server, {"model": "gone", "messages": HI, "input": "hi"}, path)
     assert response.status == 404
     assert json.loads(response.body)["error"]["message"] == (
-        "There is no model 'gone'; models here: default, org/name. "
+        "There is no model 'gone'; models here: default, org/name, m, small. "
         "On the server, `models:` in parameter.yaml names them, and `promptmill models` lists them."
     )
 

@@ -59,10 +59,12 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
                 raise PromptmillError(error.code, f"`model_name` is missing, and {error.message}") from None
             if error.code is not Code.NOT_FOUND:
                 raise
-            raise config_error(f"{_BLOCK}.model_name", "is missing; name one", _BY_NAME, f". {error.message}") from None
+            raise config_error(
+                f"{_BLOCK}.model_name", "none is named; name one", _BY_NAME, f". {error.message}"
+            ) from None
     model = models.only()
     if model is None:
-        raise config_error(f"{_BLOCK}.model_name", "is missing; ", *which_models(first, models))
+        raise config_error(f"{_BLOCK}.model_name", "none is named; ", *which_models(first, models))
     return _naming(plan, model.name, f"model {model.name}: the one that {_where(first, models)} has")
 
 

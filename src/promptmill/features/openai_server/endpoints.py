@@ -114,7 +114,9 @@ class Endpoints:
                     return plan
         except PromptmillError as error:
             raise error_of(error) from None
-        unknown = f"There is no model {name[:60]!r}; models here: {', '.join(self._offered(owner)[:50])}."
+        names = [*self._offered(owner), *(self._service.plan_of(each).model for each in self._usable(owner))]
+        known = ", ".join([*dict.fromkeys(filter(None, names))][:50])
+        unknown = f"There is no model {name[:60]!r}; models here: {known}."
         raise ApiError(404, f"{unknown} {_NAMED_IN}", "model", "model_not_found")
 
     @property
