@@ -423,7 +423,7 @@ def test_the_summary_tells_what_happened(bench):
     said = dict(lines)
     title = r"in\.jsonl → out\.jsonl: 3 answered, 1 failed in [\d.]+ s by test-model"
     assert re.fullmatch(title, result.stdout.splitlines()[0])
-    assert said["answers"].endswith("different, 14 characters")
+    assert said["answers"].endswith("different answers of 14 characters")
     assert said["job"] == bench.folder.job_id
     assert said["errors"] == "1 bad_request"
     assert said["requests"] == "4, 0 of them retries"
@@ -453,8 +453,12 @@ def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(
     ("texts", "shown"),
     [
         (["positive"] * 5 + ["negative"] * 3 + ["neutral "] + ["\nneutral"], "positive 5, negative 3, neutral 2"),
-        ([f"{'y' * (12 + 4 * at)}{at}" for at in range(10)], "10 different, 13\N{EN DASH}49 characters"),
-        (["abcdefghij"[at % 10] for at in range(60)], "a 6, b 6, c 6, d 6, e 6, f 6, g 6, h 6, 2 other answers"),
+        ([f"{'y' * (12 + 4 * at)}{at}" for at in range(10)], "10 different answers of 13\N{EN DASH}49 characters"),
+        (["abcdefghij"[at % 10] for at in range(60)], "a 6, b 6, c 6, d 6, e 6, f 6, g 6, h 6, 2 other labels 12"),
+        (
+            ["A much longer answer, which all of the rows have."] * 3,
+            "all 3 the same: A much longer answer, which all of the rows have.",
+        ),
         (["yes, both", "7", "", "two\nwords"] * 2, '"" (2), 7 (2), two words (2), "yes, both" (2)'),
         (["Paris"], "Paris 1"),
     ],

@@ -113,6 +113,7 @@ def test_the_mean_of_large_numbers_lies_between_the_least_and_the_largest(store)
     found = statistics.results(store, output=FIELDS)["fields"]["amount"]
     assert found == {"min": 10252, "max": 10256, "mean": 10254.0}
     assert status_words.span(found) == "10,252\N{EN DASH}10,256, mean 10,254"
+    assert status_words.span({"min": 1, "max": 9, "mean": 5.00167}) == "1\N{EN DASH}9, mean 5"
     assert status_words.span({"min": 1234567, "max": 1234569, "mean": 1234568.0}) == (
         "1,234,567\N{EN DASH}1,234,569, mean 1,234,568"
     )

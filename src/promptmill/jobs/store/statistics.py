@@ -28,6 +28,7 @@ _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHOWN_LEVELS = 20
 _SHORT_VALUE = 40  # max characters of a shown value
+_ONLY_VALUE = 200  # … if all answers are the same
 _LONG_VALUE = 1000  # characters; longer answers are grouped by their digests
 _SAMPLES = 65_536  # max answers in the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0 is the latency of a copied answer
@@ -228,8 +229,8 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | None = None) -> Results:
     """Count the vectors, or the distinct answers. Return `different` (their number), `shortest` and `longest` (in
-    characters), and, if short answers repeat, `values`: the number of rows for each of the most frequent answers, or,
-    if the choices of `output` are numbers, for each of them in their order.
+    characters), and, if short answers repeat, or all are the same, `values`: the number of rows for each of the most
+    frequent answers, or, if the choices of `output` are numbers, for each of them in their order.
     Return `{}` without answers. White space around an answer is ignored. For an `output` with a schema: also
     `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
     """
@@ -254,7 +255,8 @@ def results(store: JobDatabase, before: int = ALL_ROWS, output: OutputSpec | Non
     if schema is not None and (fields := _fields(store, before, _scales(schema))):
         row_results["fields"] = fields
     repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
-    if longest > _SHORT_VALUE or not (repeats or rows == 1):
+    most = _ONLY_VALUE if different == 1 < rows else _SHORT_VALUE
+    if longest > most or not (repeats or rows == 1):
         return row_results
     levels = _numbers_in_order(output.choices if output else ())
     shown = max(_SHOWN_VALUES, len(levels))

@@ -26,6 +26,8 @@ LISTED_LABELS = 12
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
 _SHORT_TEXT = 400
+_SAME_TEXT = 100
+_LONGEST_LABEL = 40  # characters of an answer
 _FEWEST_FOR_P99 = 100  # min rows for a 99th percentile
 _WITHIN = {"p50": "half of the answers within", "p95": "95 %", "p99": "99 %"}
 _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # the commit of a dataset, in a URL
@@ -152,7 +154,7 @@ def title(status: Status) -> str:
 
 
 def _answers(status: Status) -> str:
-    """Return a line on the answers: `positive 125, negative 88`, or `300 different, 12 to 480 characters`."""
+    """Return a line on the answers: `positive 125, negative 88`, or `300 different answers of 12 to 480 characters`."""
     what = status.get("results")
     if not what:
         return ""
@@ -164,9 +166,14 @@ def _answers(status: Status) -> str:
     if fields := what.get("fields"):
         return "; ".join(f"{one_line(name)}: {_field(field)}" for name, field in fields.items()) + truncated
     if values := what.get("values"):
-        more = counted(others, "other answer") if (others := not_shown(what)) else ""
+        if len(values) == 1 and what["longest"] > _LONGEST_LABEL:
+            ((text, count),) = values.items()
+            return f"all {count:,} the same: {cut(' '.join(text.split()), _SAME_TEXT)}{truncated}"
+        more = ""
+        if others := not_shown(what):
+            more = f"{counted(others, 'other label')} {status.get('answered', 0) - sum(values.values()):,}"
         return ", ".join(filter(None, (_by_value(values), more))) + truncated
-    return f"{what['different']:,} different, {lengths(what)}{truncated}"
+    return f"{counted(what['different'], 'different answer')} of {lengths(what)}{truncated}"
 
 
 def _field(field: status_record.FieldResults) -> str:
@@ -337,12 +344,21 @@ def span(field: status_record.FieldResults) -> str:
 
 def mean(field: status_record.FieldResults) -> str:
     """Return a text with the mean of a field's numbers."""
-    return f"mean {_number(field['mean'])}"
+    return f"mean {rounded(field['mean'])}"
 
 
 def _number(value: float) -> str:
     """Return a number with six significant digits, or with all digits before the point."""
     return f"{value:,.0f}" if 999_999 < abs(value) < 1e15 else f"{value:,.6g}"
+
+
+def rounded(value: float) -> str:
+    """Return a number with three significant digits; from 100 on, without a fraction.
+
+    >>> rounded(5.00167), rounded(0.001234), rounded(10254.3)
+    ('5', '0.00123', '10,254')
+    """
+    return f"{value:,.0f}" if 99.95 <= abs(value) < 1e15 else f"{value:,.3g}"
 
 
 def figure(value: float) -> str:
