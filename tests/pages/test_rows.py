@@ -43,7 +43,7 @@ async def test_a_printed_page_has_its_figures_and_200_rows_and_no_blank_page(tmp
     async with browser.opened() as shown:
         await shown.look(1280, 900, "dark")
         await shown.open(file)
-        await shown.until("document.getElementById('count').textContent === '1,200 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 1,200 rows.'")
         await shown.run("scrollTo(0, 30000)")
         papers = await shown.printed()
         assert len(papers) < 15
@@ -56,7 +56,7 @@ async def test_a_printed_page_has_its_figures_and_200_rows_and_no_blank_page(tmp
         assert all("answer" in each for each in papers[1:])  # the names of the columns are on each page
         await shown.run("document.getElementById('table').scrollIntoView()")
         assert await shown.run("document.querySelectorAll('#table tbody tr[tabindex]').length") < 60
-        assert await shown.run("document.querySelectorAll('#table th button, details.fold:not([open])').length") == 5
+        assert await shown.run("document.querySelectorAll('#table th button, details.fold:not([open])').length") == 6
         assert not shown.complaints
 
 
@@ -64,7 +64,7 @@ async def test_a_printed_page_of_few_rows_has_all_of_them(tmp_path):
     async with browser.opened() as shown:
         await shown.look(390, 844, "light")
         await shown.open(written(tmp_path, 3))
-        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 3 rows.'")
         (paper,) = await shown.printed()
         assert "what guest 2 says" in paper
         assert "more" not in paper
@@ -124,15 +124,14 @@ async def test_a_printed_comparison_has_the_rows_that_differ_and_says_so(tmp_pat
     async with browser.opened() as shown:
         await shown.look(1280, 900, "light")
         await shown.open(file)
-        await shown.until(f"document.getElementById('count').textContent === '{rows} rows'")
+        await shown.until(f"document.getElementById('count').textContent === 'All {rows} rows.'")
         text = " ".join(" ".join(await shown.printed()).split())
         assert said in text
         first = rows - differ if differ else 0
         places = [place for place in range(rows) if f"what guest {place} says" in text]
         assert places == [*range(first, first + min(differ or 200, 500))]
         assert f"All {rows} rows" not in text
-        assert await shown.run("document.querySelector('section.rows p').textContent") == f"All {rows} rows."
-        assert await shown.run("document.getElementById('count').textContent") == f"{rows} rows"
+        assert await shown.run("document.getElementById('count').textContent") == f"All {rows} rows."
 
 
 async def test_paper_has_the_rows_that_a_reader_has_chosen(tmp_path):
@@ -140,11 +139,11 @@ async def test_paper_has_the_rows_that_a_reader_has_chosen(tmp_path):
     async with browser.opened() as shown:
         await shown.look(1280, 900, "light")
         await shown.open(file)
-        await shown.until("document.getElementById('count').textContent === '400 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 400 rows.'")
         await shown.run("change({is: {id: 'id-7'}})")
-        await shown.until("document.getElementById('count').textContent === '1 of 400 rows'")
+        await shown.until("document.getElementById('count').textContent === '1 of 400 rows.'")
         text = " ".join(" ".join(await shown.printed()).split())
-        assert "The 1 row, of 400." in text
+        assert "The 1 row (id = id-7), of 400." in text
         assert "what guest 7 says" in text
 
 
@@ -159,7 +158,7 @@ async def test_no_column_of_a_figure_is_cut(tmp_path, width):
     async with browser.opened() as shown:
         await shown.look(width, 900, "light")
         await shown.open(written(tmp_path, 3, sections=figures))
-        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 3 rows.'")
         boxes = "[...document.querySelectorAll('.scroll')]"
         assert await shown.run(f"{boxes}.every(one => one.scrollWidth <= one.clientWidth)")
         assert "139" in " ".join(await shown.printed())
@@ -172,7 +171,7 @@ async def test_at_360_pixels_a_text_stands_with_whole_labels(tmp_path, answers):
     async with browser.opened() as shown:
         await shown.look(360, 740, "dark")
         await shown.open(file)
-        await shown.until("document.getElementById('count').textContent === '40 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 40 rows.'")
         heads = "[...document.querySelectorAll('#table th')].map(th => th.textContent)"
         assert await shown.run(f"{heads}.map(text => text.slice(0, 4))") == ["row", "text", *[*labels][:2]]
         cells = "[...document.querySelectorAll('#table td.answer div')]"
@@ -224,7 +223,7 @@ async def test_no_word_is_broken_and_a_table_that_is_too_wide_scrolls(tmp_path, 
     async with browser.opened() as shown:
         await shown.look(width, 900, "light")
         await shown.open(file)
-        await shown.until("document.getElementById('count').textContent === '40 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 40 rows.'")
         for wanted in ("null", json.dumps(["text", *labels])):
             await shown.run(f"change({{columns: {wanted}}})")
             assert await shown.run(BROKEN_WORDS) == []
@@ -250,7 +249,7 @@ async def test_a_word_of_a_late_row_and_an_address_do_not_break_a_table(tmp_path
     async with browser.opened() as opened:
         await opened.look(390, 844, "light")
         await opened.open(tmp_path / "page.html")
-        await opened.until("document.getElementById('count').textContent === '900 rows'")
+        await opened.until("document.getElementById('count').textContent === 'All 900 rows.'")
         await opened.run("mark(890)")
         await opened.until("!!document.querySelector('tr.here')")
         assert await opened.run(BROKEN_WORDS) == []
@@ -276,7 +275,7 @@ async def test_lists_are_words_and_a_page_stands_behind_its_value(tmp_path):
     async with browser.opened() as opened:
         await opened.look(1280, 900, "light")
         await opened.open(tmp_path / "page.html")
-        await opened.until("document.getElementById('count').textContent === '3 rows'")
+        await opened.until("document.getElementById('count').textContent === 'All 3 rows.'")
         first = ["1", "[removed]", "A (page 3); B (page 9)", "7 (page 2)"]
         second, third = ["2", "[[1]] (page 1)", "A (page 3, page 9)", "8"], ["3", "[]", "", ""]
         assert await opened.run(CELLS) == [*first, *second, *third]
@@ -303,7 +302,7 @@ async def test_quotes_are_marked_in_the_text_and_stand_at_their_values(tmp_path)
     async with browser.opened() as opened:
         await opened.look(1280, 900, "light")
         await opened.open(tmp_path / "page.html")
-        await opened.until("document.getElementById('count').textContent === '2 rows'")
+        await opened.until("document.getElementById('count').textContent === 'All 2 rows.'")
         assert (await opened.run(CELLS))[:4] == ["1", "Not R-7 but this R-7.", "R-7", "9 (quote not in the text)"]
         await opened.run("opened(0)")
         of_dialog = "[...document.querySelectorAll('dialog {}')].map(one => one.textContent)"
@@ -346,13 +345,43 @@ async def test_photos_have_80_pixels_and_no_row_is_lost_between_them(tmp_path, w
         assert not opened.complaints
 
 
+async def test_a_command_and_a_date_are_divided_only_between_words(tmp_path):
+    command = "promptmill bulk a.csv /tmp/a-folder/out.csv --choices yes,no --answer-column mood --model a-small-model"
+    text = "We stayed from 2026-04-15 to 2026-04-19 " * 5
+    file = written(tmp_path, 3, {"answer": text}, run=[("Command", command)], summary=f"all answered, {text}")
+    parts = "[...document.querySelectorAll('.whole')]"
+    async with browser.opened() as shown:
+        await shown.look(390, 844, "light")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === 'All 3 rows.'")
+        await shown.run("document.querySelector('details.fold').open = true")
+        whole = await shown.run(f"{parts}.map(part => part.textContent)")
+        assert {"--choices", "/tmp/a-folder/out.csv", "--answer-column", "a-small-model", "2026-04-15"} <= {*whole}
+        assert await shown.run(f"{parts}.every(part => part.getClientRects().length === 1 && part.offsetHeight < 30)")
+        assert await shown.run("document.querySelector('dl dd').textContent") == command
+
+
+async def test_the_first_table_of_a_comparison_is_a_card_for_each_file_on_a_phone(tmp_path):
+    head = ["file", "right", "", "model", "cost", "time"]
+    files = [["A mood_small.csv", "94.0 %", "", "a-small-model", "$0.020", "2.1 s"], ["B b.csv", *"12345"]]
+    file = written(tmp_path, 3, state="comparison", overview={"head": head, "rows": files})
+    async with browser.opened() as shown:
+        await shown.look(390, 844, "light")
+        await shown.open(file)
+        await shown.until("document.getElementById('count').textContent === 'All 3 rows.'")
+        cells = "[...document.querySelectorAll('.overview td')].filter(td => td.offsetHeight)"
+        assert await shown.run(f"{cells}.map(td => td.textContent).slice(0, 5)") == [t for t in files[0] if t]
+        assert await shown.run(f"{cells}.every(td => td.offsetHeight < 30 && td.getBoundingClientRect().right < 390)")
+        assert await shown.run(f"getComputedStyle({cells}[4], '::before').content") == '"time"'
+
+
 async def test_bars_have_one_scale_and_an_edge_reports_the_width_that_keys_give_it(tmp_path):
-    counts = [["a", "answer", [["a", 200, "20 failed"], ["b", 100, ""]], ""]]
+    counts = [["a", "answer", [["a", 200, "and 20 failed"], ["b", 100, ""]], ""]]
     counts += [["b", "answer", [["a", 20, ""], ["b", 0, ""]], ""]]
     async with browser.opened() as shown:
         await shown.look(390, 844, "light")
         await shown.open(written(tmp_path, 3, counts=counts, answers="2 different answers."))
-        await shown.until("document.getElementById('count').textContent === '3 rows'")
+        await shown.until("document.getElementById('count').textContent === 'All 3 rows.'")
         wide = "[...document.querySelectorAll('.bar rect')].map(bar => bar.getBoundingClientRect().width)"
         one, other, *_ = await shown.run(wide)
         assert one == pytest.approx(2 * other, rel=0.01)

@@ -152,7 +152,7 @@ def hostile_comparison(bench: Any) -> Path:
 async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostile_comparison):
     async with browser.opened() as page:
         await page.open(hostile_comparison)
-        assert await page.until("document.getElementById('count').textContent") == "42 rows"
+        assert await page.until("document.getElementById('count').textContent") == "All 42 rows."
         for width, scheme in itertools.product((1200, 390), ("light", "dark")):
             await page.look(width, 844, scheme)
             await page.run("rowsBox.scrollIntoView()")
@@ -162,7 +162,7 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
                 (Path(folder) / f"comparison-{scheme}-{width}.png").write_bytes(await page.picture())
         await page.run("buttons.differ.click()")
         differ = await page.run("document.getElementById('count').textContent")
-        assert re.fullmatch(r"\d+ of 42 rows", differ)
+        assert re.fullmatch(r"\d+ of 42 rows.", differ)
         await page.run("document.querySelector('#table tbody tr[tabindex]').click()")
         assert await page.run("document.querySelectorAll('dialog .beside > div').length") == 4
         assert "contradicts itself" in await page.run("document.querySelector('dialog').textContent")
@@ -179,7 +179,7 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         assert await page.run("document.documentElement.scrollWidth") <= 390
         assert await page.run("document.querySelector('td button').closest('.scroll').scrollWidth") > 390
         await page.run("document.querySelector('td button').click()")
-        assert re.fullmatch(r"\d+ of 42 rows", await page.run("document.getElementById('count').textContent"))
+        assert re.fullmatch(r"\d+ of 42 rows.", await page.run("document.getElementById('count').textContent"))
         assert not await page.run("'hacked' in window")
         assert await page.run("document.querySelectorAll('img, iframe, object').length") == 0
         assert not page.complaints
@@ -194,7 +194,7 @@ async def test_a_comparison_has_no_barriers(hostile_comparison):
         for width, scheme in itertools.product((1200, 360), ("light", "dark")):
             await page.look(width, 844, scheme)
             await page.open(hostile_comparison)
-            await page.until("document.getElementById('count').textContent === '42 rows'")
+            await page.until("document.getElementById('count').textContent === 'All 42 rows.'")
             assert await page.barriers() == []
             await page.run("document.querySelectorAll('details').forEach(each => each.open = true); opened(0)")
             assert await page.barriers() == []

@@ -12,6 +12,7 @@ from all_features import need
 from bulk_calls import ran
 from foreign_status import WRONG, write_wrong
 from labellers import LABELS, labellers, named
+from page_content import written
 from promptmill.features.report import job_page
 
 SURE = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small", "--sure", "strong")
@@ -67,7 +68,11 @@ def test_the_report_shows_the_shares_of_the_labels(sure):
     share = sure.succeed(*SURE, *named(sure))["sure"]["shares"][""]["positive"]["share"]
     path = sure.path / "report.html"
     job_page.write(sure.folder, path)
-    assert f"{100 * share:.1f} % (95 %: " in path.read_text(encoding="utf-8")
+    data, _ = written(path)
+    (part,) = [part for part in data["sections"] if part["title"] == "Estimated shares of labels"]
+    assert {name: round(at, 6) for name, at, *_ in part["bars"]}["positive"] == round(share, 6)
+    assert part["lines"] == ["As strong would label every row: estimates, with their 95 % intervals."]
+    assert all(remark.endswith(" %)") for _, _, bars, _ in data["counts"] for _, _, remark in bars)
 
 
 @pytest.mark.parametrize("value", WRONG)

@@ -18,7 +18,7 @@ from promptmill.backends.protocol import Call, Facts
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.core.sources import leaves
-from promptmill.features.sources import quoting
+from promptmill.features.sources import quote_status, quoting
 from promptmill.features.sources.quoted_form import QuotedForm
 from promptmill.features.sources.searched_text import Text
 from promptmill.jobs.inputs.any_format import objects_in
@@ -88,6 +88,9 @@ def test_a_quote_that_the_text_lacks_is_counted_and_reviewed_first(bench, replyi
     assert found["quotes"] == {"quotes": 4, "missing": 2, "rows": 1}
     said = bench.jobs(str(bench.output)).stdout
     assert "quotes    4, 2 of them missing in 1 row; a review shows these rows first" in said
+    with bench.folder.reading() as store:
+        shown = quote_status.section(found, store, bench.folder.known_spec())
+    assert shown["lines"] == ["2 of 4 quotes found in the texts of their rows; 2 missing, in 1 row."]
 
 
 @pytest.mark.features("review")

@@ -40,8 +40,8 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status, shares_of
-from promptmill.jobs.store.status_words import figure, took
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status, shares_giver, shares_of
+from promptmill.jobs.store.status_words import by_size, figure, rounded, took
 from promptmill.pages import page
 from promptmill.pages.page import Report, when
 from promptmill.pages.page_rows import Filter
@@ -55,7 +55,6 @@ Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """A title, the column whose values are counted, the bars, and a sentence."""
 _PICTURES = 1_000_000  # max characters of all thumbnails together
-_SHARES = "Each is the share as {} would label every row, with its interval."
 
 
 def default_path(folder: Folder) -> Path:
@@ -114,8 +113,7 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", counts.of_rows())
-    failures, shares = found.get("errors", {}), shares_of(found)
-    giver = "the person" if "shares" in found else "the strong model"  # as in `shares_of`
+    failures = found.get("errors", {})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -124,19 +122,19 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         "counts": [
             *_of_variants(spec, by_slot),
             *_of_right(spec, table),
-            *([] if "fields" in results or by_slot else _of_values(table, results, shares.get("", {}), giver)),
+            *([] if "fields" in results or by_slot else _of_values(table, results, found["answered"])),
             *(
-                _of_field(table, name, field, shares.get(name, {}), giver)
+                _of_field(table, name, field, found["answered"])
                 for name, field in results.get("fields", {}).items()
                 if not by_slot or "values" not in field
             ),
-            *_of_labels(spec, table, results, labels),
+            *_of_labels(spec, table, results, labels, by_slot),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
-        "sections": sections,
+        "sections": [*_of_shares(found), *sections],
         "thumbnails": pictures.found,
         "course": (course := folder.course),
-        "spreads": _spreads(spread) if len(spread) >= _LEAST_SPREAD else [],
+        "spreads": _spreads(spread, is_closed=_is_closed(spec, results)) if len(spread) >= _LEAST_SPREAD else [],
         "run": _run(course, spec, found, made_in),
     }
     rows.filters = _filters(failed=bool(failures), states=functools.reduce(operator.or_, rows.state, 0))
@@ -173,7 +171,7 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
                 sums[name][at] += count
         if sums:
             bars: list[Bar] = [
-                (name, done, f"{failed:,} failed" if failed else "") for name, (done, failed) in sums.items()
+                (name, done, f"and {failed:,} failed" if failed else "") for name, (done, failed) in sums.items()
             ]
             yield title, column, bars, ""
 
@@ -181,7 +179,7 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
 def _of_right(spec: JobSpec, table: JobTable) -> Iterator[Bars]:
     if table.right is not None:
         column, counts = table.right
-        bars: list[Bar] = [(name, right, f"{in_percent(right / rows, 1)} %") for name, (right, rows) in counts.items()]
+        bars: list[Bar] = [(name, right, _of_all(right, rows)) for name, (right, rows) in counts.items()]
         output = spec.output.path.name if spec.output.format else spec.job_id
         of = f"Of {counted(max(rows for _, rows in counts.values()), 'row')} with a value in {column}"
         words = f"{of}. `promptmill compare {output} --by variant --gold {column}` has the intervals."
@@ -192,6 +190,18 @@ def _sections(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> li
     """Return the sections that features add."""
     parts = (part(figure.section) for figure in figures().values() if figure.section and figure.name in found)
     return [section for each in parts if (section := each(found, store, spec)) is not None]
+
+
+def _of_shares(found: Status) -> Iterator[JsonDict]:
+    """Yield a section for each field with estimated shares of labels."""
+    for field, shares in shares_of(found).items():
+        bars = [
+            (unescaped(label) or "(empty)", its["share"], its["low"], its["high"]) for label, its in by_size(shares)
+        ]
+        line = f"As {shares_giver(found)} would label every row: estimates, with their 95 % intervals."
+        if bars:
+            title = f"Estimated shares of labels{f', {field}' if field else ''}"
+            yield {"title": title, "lines": [line], "bars": bars, "tables": []}
 
 
 def _filters(*, failed: bool, states: int) -> list[Filter]:
@@ -258,39 +268,45 @@ def _of_answers(results: Results) -> str:
 
 
 def _of_labels(
-    spec: JobSpec, table: JobTable, results: Results, labels: Mapping[str, Mapping[str, Mapping[int, int]]]
+    spec: JobSpec,
+    table: JobTable,
+    results: Results,
+    labels: Mapping[str, Mapping[str, Mapping[int, int]]],
+    by_slot: Mapping[int, tuple[int, int]],
 ) -> Iterator[Bars]:
-    """Yield bars that show each label's number of answers by variant. `labels`: the counts by field and value."""
+    """Yield bars that show each label's number of answers by variant. `labels`: the counts by field and value.
+    `by_slot`: the numbers of answers and failures of each variant."""
     if not spec.is_grid:
         return
     for field, counts in labels.items():
         column = table.name_of(FIELD + field if field else "answer")
         for value in (results["fields"][field] if field else results)["values"]:
-            by_slot, bars = counts.get(value, {}), list[Bar]()
+            own, bars = counts.get(value, {}), list[Bar]()
             for slot in range(spec.delivered):
                 where = {table.name_of(key): name for key, name in variant_names(spec, slot).items()}
-                bars.append((spec.targets[slot].name, by_slot.get(slot, 0), "", {column: unescaped(value), **where}))
+                count, (every, _) = own.get(slot, 0), by_slot.get(slot, (0, 0))
+                share = _of_all(count, every)
+                bars.append((spec.targets[slot].name, count, share, {column: unescaped(value), **where}))
             yield f"{field}: {value}" if field else unescaped(value), column, bars, ""
 
 
-def _of_values(table: JobTable, results: Results, shares: Mapping[str, LabelShare], giver: str) -> Iterator[Bars]:
+def _of_values(table: JobTable, results: Results, answered: int) -> Iterator[Bars]:
     if values := results.get("values"):
-        bars: list[Bar] = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
-        yield "", table.name_of("answer"), bars, _SHARES.format(giver) if shares else ""
+        bars: list[Bar] = [(unescaped(value), count, _of_all(count, answered)) for value, count in values.items()]
+        yield "", table.name_of("answer"), bars, ""
 
 
-def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare], giver: str) -> Bars:
+def _of_field(table: JobTable, name: str, field: FieldResults, answered: int) -> Bars:
     column = table.name_of(FIELD + name)
     if "values" in field:
-        bars: list[Bar] = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
+        bars: list[Bar] = [(value, count, _of_all(count, answered)) for value, count in field["values"].items()]
         searched = "" if field.get("is_list") else column  # no cell of lists is one of their items
-        words = _SHARES.format(giver) if shares else ""
-        return name, searched, bars, status_words.mean(field) if "mean" in field else words
+        return name, searched, bars, status_words.mean(field) if "mean" in field else ""
     return name, column, [], status_words.span(field)
 
 
-def _remark(shares: Mapping[str, LabelShare], value: str) -> str:
-    return status_words.share(shares[value]) if value in shares else ""
+def _of_all(count: int, answered: int) -> str:
+    return f"({in_percent(count / answered, 1)} %)" if count <= answered and answered else ""
 
 
 def _example(code: str, text: str) -> tuple[str, str]:
@@ -303,12 +319,21 @@ def _example(code: str, text: str) -> tuple[str, str]:
     return text.removesuffix(error.hint).rstrip(), error.hint + later
 
 
-def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, object]]:
+def _is_closed(spec: JobSpec, results: Results) -> bool:
+    """Return whether labels or numbers, whose lengths say nothing, are all that the answers have."""
+    schema = spec.output.answer_schema
+    if schema is None:
+        return "values" in results and not status_words.not_shown(results)
+    return {*schema.get("properties", ())} <= results.get("fields", {}).keys()
+
+
+def _spreads(found: Sequence[tuple[float, int, int]], *, is_closed: bool) -> list[dict[str, object]]:
+    """Return the histograms of the latency and, unless answers have a closed form, of their lengths."""
     kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
     return [
         _histogram(title, unit, values)
-        for (title, unit), values in zip(kinds, zip(*found, strict=True), strict=False)
-        if any(values)
+        for (title, unit), values in zip(kinds[: 1 if is_closed else 3], zip(*found, strict=True), strict=False)
+        if any(values) and len({*values}) > 1
     ]
 
 
@@ -319,14 +344,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, obje
     counts = [0] * bins
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
-    half, most = (figure(statistics.quantile(ordered, percent) or 0) for percent in (50, 95))
+    half, most = (rounded(statistics.quantile(ordered, percent) or 0) for percent in (50, 95))
     return {
         "title": title,
         "unit": unit,
         "to": to,
         "counts": counts,
         "beyond": ordered[-1] > to,
-        "words": f"half up to {half}, 95 % up to {most}, longest {figure(ordered[-1])} {unit}",
+        "words": f"half up to {half}, 95 % up to {most}, longest {rounded(ordered[-1])} {unit}",
     }
 
 
@@ -342,8 +367,8 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
         "Answers' schema": ""
         if spec.output.answer_schema is None
         else orjson.dumps(spec.output.answer_schema).decode(),
-        "Input": str(spec.input.path),
-        "Output": str(spec.output.path) if spec.output.format else "",
+        "Input": spec.input.path.name,
+        "Output": spec.output.path.name if spec.output.format else "",
         "Rounds": made_in,
         "Begun": when(spec.created),
         "Runs": "\n".join(f"{when(run['began'])}, after {took(run['at'])}" for run in runs) if len(runs) > 1 else "",

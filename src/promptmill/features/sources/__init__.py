@@ -17,6 +17,7 @@ FEATURE = Feature(
             record="promptmill.features.sources.quote_status:QuoteStatus",
             facts="promptmill.features.sources.quote_status:facts",
             count="promptmill.features.sources.quote_status:count",
+            section="promptmill.features.sources.quote_status:section",
         ),
     ),
 )

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.sources import leaves
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Doubt, JobSpec
@@ -46,6 +47,15 @@ def count(
     del spec, labels, configs
     ((quotes, missing, rows),) = store.read(_COUNTS, before)
     return {"quotes": QuoteStatus(quotes=int(quotes), missing=int(missing), rows=int(rows))} if quotes else {}
+
+
+def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> JsonDict:
+    """Return the section of a report: how many quotes stand in the texts of their rows."""
+    del store, spec
+    its: QuoteStatus = found["quotes"]
+    line = f"{its['quotes'] - its['missing']:,} of {counted(its['quotes'], 'quote')} found in the texts of their rows"
+    more = f"; {its['missing']:,} missing, in {counted(its['rows'], 'row')}" if its["missing"] else ""
+    return {"title": "Quotes", "lines": [f"{line}{more}."], "bars": [], "tables": []}
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

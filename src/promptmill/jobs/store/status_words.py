@@ -248,9 +248,14 @@ def share(label_share: LabelShare) -> str:
     return f"{middle} %" if low == high else f"{middle} % (95 %: {low}\N{EN DASH}{high})"
 
 
+def by_size(label_shares: Mapping[str, LabelShare]) -> list[tuple[str, LabelShare]]:
+    """Return labels with their shares, the largest first."""
+    return sorted(label_shares.items(), key=lambda one: (-one[1]["share"], one[0]))
+
+
 def shares(label_shares: Mapping[str, LabelShare]) -> str:
     """Return the shares of labels in one line, the largest first."""
-    ordered = sorted(label_shares.items(), key=lambda one: (-one[1]["share"], one[0]))
+    ordered = by_size(label_shares)
     named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:LISTED_LABELS]]
     return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[LISTED_LABELS:] else [])])
 
