@@ -1,6 +1,6 @@
 """`promptmill compare` compares the answers of several files to the same rows, and with right answers.
 
-`figures` computes the figures. The text, 80 columns wide, shows the most important figures, `--json` prints all, and
+`figures` computes the figures. The text shows the most important figures, `--json` prints all, and
 `--report` writes a page with all rows side by side. A judge is an ordinary job; its rows are the pairs of answers.
 """
 
@@ -23,7 +23,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
 from promptmill.features.compare.compared_file import ComparedFile, ComparisonOrder
 from promptmill.features.compare.compared_rows import ComparedRows
-from promptmill.features.compare.comparison import order_of, rows_of
+from promptmill.features.compare.comparison import WIDTH, order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import JudgeOrder, Pairs
 from promptmill.jobs import disk, door
@@ -105,14 +105,19 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(orjson.dumps(found).decode())
     elif arguments.quiet:
-        say("\n".join(words.overview(found).lines(columns(sys.stdout))))
+        say("\n".join(words.overview(found).lines(_width())))
     else:
-        say("\n".join(comparison_text.lines(found, columns(sys.stdout))), wrap=True)
+        say("\n".join(comparison_text.lines(found, _width())), wrap=True)
         if len(found["files"]) > 2 and arguments.report is None:
             say("\n--report FILE has the tables of all labels and pairs", wrap=True)
         if words.is_free_text(found) and judgement is None:
             say("`--judge MODEL --criterion 'is the better summary'` says which is better", wrap=True)
     return code
+
+
+def _width() -> int:
+    """Return the width of a terminal; for a program, that of the same text in Python."""
+    return columns(sys.stdout) if sys.stdout.isatty() else WIDTH
 
 
 def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
@@ -140,7 +145,7 @@ def show_variants(output: Path, column: str) -> None:
     except PromptmillError as error:  # for example, no row has an answer, or the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
-    say("\n".join(["", *comparison_text.lines(found, columns(sys.stdout))]), wrap=True)
+    say("\n".join(["", *comparison_text.lines(found, _width())]), wrap=True)
     say(f"\npromptmill compare {output} --by {column} --gold COLUMN: against right answers")
     say(f"promptmill compare {output} --by {column} --criterion TEXT: by a model that judges")
 

@@ -26,7 +26,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions
 
 _SHOWN_ROWS = 10  # rows that a notebook shows, as for `BulkResult`
-_WIDTH = 100  # characters of a line
+WIDTH = 100  # characters of a line
 
 
 def order_of(options: Mapping[str, Any]) -> ComparisonOrder:
@@ -85,7 +85,7 @@ class Comparison:
         return f"<Comparison: {self._summary}>"
 
     def __str__(self) -> str:
-        return "\n".join(comparison_text.lines(self.figures, _WIDTH))
+        return "\n".join(comparison_text.lines(self.figures, WIDTH))
 
     @property
     def _summary(self) -> str:
@@ -94,7 +94,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         """Return the comparison as HTML for a notebook: the figures, and the first rows with different answers."""
         found = {**self.figures, "differing": self.rows[:_SHOWN_ROWS]}
-        shown = "\n".join(comparison_text.lines(found, _WIDTH))
+        shown = "\n".join(comparison_text.lines(found, WIDTH))
         return f"<pre>{html.escape(shown)}</pre>"
 
 

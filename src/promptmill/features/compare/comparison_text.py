@@ -53,7 +53,7 @@ def _rows(found: JsonObject, width: int) -> Iterator[str]:
         said = {"judge": words.said(row)} if "verdicts" in row else {}
         own = {name: text for name, text in row["own"].items() if " ".join(text.split()) != row["heading"]}
         answers = {**gold, **row["answers"]}
-        size = max(_NAME, min(LABEL, width // 3, max(map(len, row["answers"]))))
+        size = max(_NAME, min(LABEL, width // 3, max(map(len, [*row["answers"], *own]))))
         texts = {**own, **{name: _in_a_line(answer, row) for name, answer in answers.items()}, **said}
         in_prompts = {name: length for name, length in lengths.items() if name in own}
         for name in by_worth([*texts], {*answers, *said}, in_prompts):

@@ -27,7 +27,6 @@ _MOST_CHANGES = 200  # max pairs of answers that a cross-tabulation lists
 SHOWN_VALUES = 12
 """The most answers that a cross-tabulation shows by name."""
 _NOISE_S, _NOISE = 0.1, 0.05  # smaller differences (seconds; share) are ignored: two runs of one job differ by as much
-_LEAST_COST = 0.00001  # dollars per row; smaller differences (less than a cent in a thousand rows) are ignored
 TIE: Final = "tie"
 CONTRADICTION: Final = "contradiction"
 HALF: Final = "half"
@@ -322,7 +321,7 @@ def _both_right(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int,
 
 def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, object]]:
     first, *others = zip(rows.files, hits, strict=True)
-    return [_difference(*first, *other, len(rows.places)) for other in others]
+    return [_difference(*first, *other) for other in others]
 
 
 def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[ClassFigures]:
@@ -339,17 +338,14 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
 
 
 def _difference(
-    one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool], rows: int
+    one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool]
 ) -> dict[str, object]:
-    """Return the differences `other` minus `one`: in accuracy, and in cost and time if these are large enough.
-
-    `rows`: the number of rows that both files have, with or without a right answer.
-    """
+    """Return the differences `other` minus `one`: in accuracy, in cost, and in time if that is large enough."""
     both, only_other, only_one, neither = _both_right(theirs, ours)
     paired = _paired(both, only_other, only_one, neither)
     found: dict[str, object] = {"of": [one.label, other.label], **paired, "only_right": [only_one, only_other]}
     before, after = one.about.get("cost"), other.about.get("cost")
-    if before is not None and after is not None and abs(after - before) >= _LEAST_COST * rows:
+    if before is not None and after is not None:
         found["cost"] = more = after - before
         points = 100 * paired["difference"]
         found["cost_per_point"] = more / points if more * points > 0 else None

@@ -22,7 +22,6 @@ DIFFERS = "\N{NOT EQUAL TO} "
 """The mark before a field in which the answers differ."""
 BEST, NOT_WORSE = "best", "may be as good"
 BEYOND_CHANCE, LABEL_MEAN = "agreement beyond chance", "mean F1"
-_SHORTEST_NAME = 8  # min width of the first column of a table, in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +41,13 @@ class Table:
     def lines(self, width: int) -> Iterator[str]:
         """Yield the lines of the table as text.
 
-        If the table is wider than `width`, a cross-tabulation shortens its widest cells; any other table shortens its
-        names, or prints each row as text: `positive: rows 155, A, precision 0.91, …`.
+        If the table is wider than `width`, a cross-tabulation shortens its widest cells; any other table prints each
+        row as text: `positive: rows 155, A, precision 0.91, …`.
         """
         widths = self.widths
-        if self.answers is None:
-            room = width - sum(widths[1:]) - 2 * len(widths) + 2
-            if room < min(widths[0], _SHORTEST_NAME):
-                yield from self._texts(width)
-                return
-            widths[0] = min(widths[0], room)
+        if self.answers is None and sum(widths) + 2 * len(widths) - 2 > width:
+            yield from self._texts(width)
+            return
         while sum(widths) + 2 * len(widths) - 2 > max(width, 4 * len(widths)):
             widths[widths.index(max(widths))] -= 1
         for row in (self.head, *self.rows):
@@ -182,7 +178,7 @@ def overview(found: JsonObject) -> Table:
                 " ": _standing(share, best) if share else "",
                 LABEL_MEAN: _figure(share, "macro_f1", ".2f"),
                 "similarity": _figure(share, "similarity", ".2f"),
-                "mean difference": _figure(share, "mean_difference", ".4g"),
+                "mean difference": _figure(share, "mean_difference", ".3g"),
                 own_model: file.get("model", ""),
                 "answered": "" if right and all_answered else f"{file['answered']:,}",
                 f"better than {files[0]['name']}": f"{won[1]:,} to {won[0]:,}" if won else "",
@@ -273,7 +269,7 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
     beyond = f"; {BEYOND_CHANCE} {pair['kappa']:.2f} of 1" if pair.get("kappa") is not None else ""
     yield f"{one} and {other} agree in {percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}{beyond}"
     if "mean_difference" in pair:
-        yield f"mean difference {pair['mean_difference']:.4g}"
+        yield f"mean difference {pair['mean_difference']:.3g}"
 
 
 def is_free_text(found: JsonObject) -> bool:
