@@ -1,17 +1,21 @@
 """The figures of a job whose rows share requests, and their text: also what the job cost, and would have cost alone.
 
-What a row costs alone is measured if the job sent a sample of the same rows alone, to the same model. Otherwise it is
-estimated from the requests that rows shared:
+What a row costs alone is measured if the job sent rows alone, to the same model: a sample of them, or a few, whose
+texts may be shorter or longer than those of the others. Otherwise it is estimated from the requests that rows shared:
 
     in     by the bytes of all requests: with the words of the prompt and the system prompt for each row; without the
            words about records in each request, and the JSON around each row
     out    by the bytes of the answers: without the id and the JSON around each
+
+A row alone has a schema and the marks of its messages of its own. How many tokens an endpoint counts for these is not
+known, and for short rows it is half of the cost. So an estimate is the least and the most that it may be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
@@ -40,12 +44,14 @@ _DENSER = 1.6
 """How many times more tokens the JSON around short texts has than words of the same length."""
 _AROUND_QUESTION = 64
 """Bytes by which a question to a model that decides names its row."""
+_AROUND_MESSAGE = 12, 40
+"""The least and the most bytes that an endpoint counts around a message: its role, and the marks of a turn."""
 _UNSURE = 5
-"""Percent by which an estimate of the cost alone may be wrong."""
+"""Percent by which the cost alone may be wrong."""
 _LOOKED_AT = 200
 """Rows whose fields are measured: their mean is within a few percent of that of all rows."""
-_FEWEST_MEASURED = 20
-"""Rows alone whose mean is closer to the others' than an estimate."""
+_FEWEST_SAMPLED = 20
+"""Rows of a sample sent alone whose mean is that of all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
 """Bytes around a choice in an answer alone, which an endpoint writes as an object."""
 _MEAN_ANSWER = f"""
@@ -63,6 +69,10 @@ _PAID = f"""
     FROM answer WHERE key BETWEEN ? AND ? AND {ANSWERED} AND attempts > 0 AND {{0}}
 """  # noqa: S608 (fixed names of columns)
 _IN_SHARED, _ALONE = f"({CAME} = 'shared' OR {SHARED} > 0)", f"{CAME} = '' AND {SHARED} = 0"
+_ONCE = f"{_ALONE} AND attempts = 1"
+_FEW_ALONE = f"""
+    SELECT key FROM answer WHERE key BETWEEN ? AND ? AND {ANSWERED} AND {_ONCE} LIMIT {_LOOKED_AT}
+"""  # noqa: S608 (fixed names of columns)
 
 
 class TogetherStatus(TypedDict):
@@ -84,6 +94,8 @@ class TogetherStatus(TypedDict):
     """The cost, in US dollars, of the requests that are compared."""
     cost_alone: NotRequired[float]
     """About what each row alone would have cost, in US dollars."""
+    cost_alone_between: NotRequired[list[float]]
+    """The least and the most that `cost_alone` may be. Missing if it is measured."""
     checked: NotRequired[bool]
     """Whether rows were also sent alone, to measure how often the answers agree. `saved` and `cost` include these."""
 
@@ -108,7 +120,6 @@ class _Paid(NamedTuple):
 
 
 _NO_FIELDS = Fields(("",), ())
-_NOTHING = _Paid(0, 0.0, 0.0, 0.0)
 
 
 def count(
@@ -136,26 +147,34 @@ def count(
 
 
 class _Compared(NamedTuple):
-    """What rows cost together, and what they would cost alone."""
+    """What rows cost together, and the least and the most that they would cost alone."""
 
     together: _Paid
-    alone: _Paid
+    least: _Paid
+    most: _Paid
     has_costs: bool
-    is_measured: bool
+    is_checked: bool = False
+    """Whether the requests include those of a sample that was sent alone."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the cost alone is measured."""
+        return self.least == self.most
 
 
 def _sums(compared: Sequence[_Compared]) -> dict[str, Any]:
-    together, alone = _NOTHING, _NOTHING
-    for each in compared:
-        together, alone = together.plus(each.together), alone.plus(each.alone)
-    is_measured = all(each.is_measured for each in compared)
+    each = zip(*((one.together, one.least, one.most) for one in compared), strict=True)
+    together, least, most = (reduce(_Paid.plus, sums) for sums in each)
+    alone = least.plus(most).times(0.5)
     figures: dict[str, Any] = {"saved": round(alone.read - together.read)}
-    if not is_measured and together.thoughts:
+    if together.thoughts and not all(one.is_measured for one in compared):
         return figures
     figures["added"] = round(together.written - alone.written)
-    if all(each.has_costs for each in compared):
+    if all(one.has_costs for one in compared):
         figures |= {"cost": round(together.cost, 9), "cost_alone": round(alone.cost, 9)}
-    return figures | ({"checked": True} if is_measured else {})
+        if least.cost < most.cost:
+            figures["cost_alone_between"] = [round(least.cost, 9), round(most.cost, 9)]
+    return figures | ({"checked": True} if all(one.is_checked for one in compared) else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,43 +189,51 @@ class _Slot:
 
     def compared(self, requests: int) -> _Compared:
         """Return what the rows of `requests` requests cost together, and alone."""
-        together, price = self._paid(self.slot, _IN_SHARED), price_of(self.config)
-        if measured := self._measured():
-            alone = measured.times(together.rows / measured.rows)
-            return _Compared(together.plus(measured), alone, price is not None, True)
-        alone = self._estimated(together, requests)
-        if price is not None:
-            before, after = (
-                cost_of_many(price, Usage(round(one.read), round(one.written)), one.rows) for one in (together, alone)
-            )
-            alone = alone._replace(cost=together.cost * after / before if before else 0.0)
-        return _Compared(together, alone, price is not None, False)
+        together, has_costs = self._paid(self.slot, _IN_SHARED), price_of(self.config) is not None
+        if sample := self._sample():
+            alone = sample.times(together.rows / sample.rows)
+            return _Compared(together.plus(sample), alone, alone, has_costs, is_checked=True)
+        few = self._paid(self.slot, _ONCE)
+        ends = [self._estimated(together, requests, few, end) for end in range(2)]
+        least, most = (self._priced(together, alone) for alone in (ends[:1] * 2 if few.rows else ends))
+        return _Compared(together, least, most, has_costs)
 
-    def _measured(self) -> _Paid | None:
-        """Return the rows that the same model answered alone; None if there are few."""
+    def _sample(self) -> _Paid | None:
+        """Return the rows that the same model answered alone, too; None if there are few."""
         target = self.spec.targets[self.slot]
         for slot, other in enumerate(self.spec.targets):
             is_same = other.model == target.model and other.prompt == target.prompt
             if is_same and not (other.sampling or {}).get("together"):
                 alone = self._paid(slot, _ALONE)
-                return alone if alone.rows >= _FEWEST_MEASURED else None
+                return alone if alone.rows >= _FEWEST_SAMPLED else None
         return None
+
+    def _priced(self, together: _Paid, alone: _Paid) -> _Paid:
+        """Return the tokens of rows alone with their cost, in proportion to that of the rows together."""
+        if (price := price_of(self.config)) is None:
+            return alone
+        before, after = (
+            cost_of_many(price, Usage(round(one.read), round(one.written)), one.rows) for one in (together, alone)
+        )
+        return alone._replace(cost=together.cost * after / before if before else 0.0)
 
     def _paid(self, slot: int, which: str) -> _Paid:
         first = slot * SLOT
         ((rows, *sums),) = self.store.read(_PAID.format(which), first, first + self.before - 1)
         return _Paid(int(rows), *sums)
 
-    def _estimated(self, together: _Paid, requests: int) -> _Paid:
-        """Return about how many tokens the rows of `requests` requests have alone, without their cost."""
+    def _estimated(self, together: _Paid, requests: int, few: _Paid, end: int) -> _Paid:
+        """Return about how many tokens the rows of `requests` requests have alone, without their cost: by some `few`
+        that were sent alone, or else the least (`end` 0) or the most (1) that they may have."""
         rows, sampling = together.rows, self.config.settings.sampling_params
         system = _bytes(str((self.store.get("order") or {}).get("system_prompt") or ""))
         prompts = self.spec.question.templates
         template = PlainTemplate.of(prompts[self.spec.targets[self.slot].prompt]) if prompts else None
         parts = ("", "prompt", "") if template is None else template.parts
         shows = not self.spec.names_form or registry.shows_forms(self.config)
-        own = system + _bytes(shown_of(sampling, shows=shows).beside(parts[::2])) + sum(map(_bytes, parts[::2]))
-        texts = rows * self._bytes_of_fields(template)
+        shown = _bytes(shown_of(sampling, shows=shows).beside(parts[::2]))
+        own, fields = system + shown + sum(map(_bytes, parts[::2])), self._bytes_of_fields(template)
+        texts = rows * fields
         sent, alone, written = requests * own + texts, rows * own + texts, together.written
         form = RecordForm.of(sampling, is_object=registry.keeps_schemas(self.config))
         if registry.decides(self.config) or isinstance(form, str):
@@ -215,10 +242,16 @@ class _Slot:
             record = json_text({"id": "r100", **dict.fromkeys(parts[1::2], "")})
             written *= self._answers_alone(form)
             sent += requests * len(form.text([_NO_FIELDS], [""])) + rows * _DENSER * len(record)
-            if registry.shows_forms(self.config):
-                sent += requests * _size(form.sampling_for(round(rows / requests)))
-                alone += rows * _size(sampling)
+            marks = _AROUND_MESSAGE[end] * (2 if system or shown else 1)
+            schema = 0 if self.config.record.is_engine else end
+            sent += requests * (marks + schema * _size(form.sampling_for(round(rows / requests))))
+            alone += rows * (marks + schema * _size(sampling))
         read = together.read * alone / sent if texts else together.read + (alone - sent) / _BYTES_PER_TOKEN
+        if few.rows:
+            longer = (fields - self._bytes_of_fields(template, alone=True)) * together.read / sent
+            read, written = rows * (few.read / few.rows + longer), rows * few.written / few.rows
+        else:
+            read *= 1 + _UNSURE / 100 * (2 * end - 1)
         return _Paid(rows, max(0.0, read), max(rows, written), 0.0)
 
     def _answers_alone(self, form: RecordForm) -> float:
@@ -229,13 +262,17 @@ class _Slot:
         around = _AROUND_CHOICE if is_written else 0
         return float((length + _DENSER * around) / (length + _DENSER * form.bytes_around))
 
-    def _bytes_of_fields(self, template: PlainTemplate | None) -> float:
-        """Return the mean bytes of the fields in the prompts of some rows; 0 if they are unknown."""
+    def _bytes_of_fields(self, template: PlainTemplate | None, *, alone: bool = False) -> float:
+        """Return the mean bytes of the fields in the prompts of some rows, or of some that were sent `alone`; 0 if they
+        are unknown."""
         if template is None:
             return 0.0
         ((last,),) = self.store.read("SELECT coalesce(max(n), 0) FROM row")
-        chosen = ", ".join(map(str, range(0, last + 1, 1 + last // _LOOKED_AT)))
-        sizes, names = list[int](), self.spec.input.names
+        numbers: Iterable[int] = range(0, last + 1, 1 + last // _LOOKED_AT)
+        if alone:
+            first = self.slot * SLOT
+            numbers = (key - first for (key,) in self.store.read(_FEW_ALONE, first, first + self.before - 1))
+        chosen, sizes, names = ", ".join(map(str, numbers)), list[int](), self.spec.input.names
         query = f"SELECT cells FROM row WHERE n IN ({chosen}) AND line IS NULL"  # noqa: S608 (numbers)
         for (cells,) in self.store.read(query):
             values = loads(cells or b"{}")
@@ -275,11 +312,21 @@ def _money(its: TogetherStatus) -> str:
     cost, alone = its.get("cost"), its.get("cost_alone")
     if cost is None or not alone:
         return ""
-    share = round(100 * (cost / alone - 1))
-    compared = f"{abs(share)} % {'more' if share > 0 else 'less'}" if share else "as much"
+    ends = its.get("cost_alone_between", [alone])
+    shares = sorted(round(100 * (cost / one - 1)) for one in ends)
     check = " with the check" if its.get("checked") else ""
-    advice = "; `together` does not pay here, leave it out" if share > _UNSURE else ""
-    return f"{dollars(cost)}{check} instead of about {dollars(alone)} alone: {compared}{advice}"
+    amounts = " to ".join(dict.fromkeys(map(dollars, ends)))
+    return f"{dollars(cost)}{check} instead of about {amounts} alone{_compared(*shares)}"
+
+
+def _compared(least: int, most: int | None = None) -> str:
+    """Return how many percent more rows cost together than alone. `most`: `least` is the least of an estimate."""
+    most = least if most is None else most
+    if least < 0 < most:
+        return "; which is cheaper, only `--agree` measures"
+    numbers = " to ".join(map(str, sorted({abs(least), abs(most)})))
+    compared = f"{numbers} % {'more' if most > 0 else 'less'}" if least or most else "as much"
+    return f": {compared}{'; `together` does not pay here, leave it out' if least > _UNSURE else ''}"
 
 
 def _tokens(its: TogetherStatus) -> str:
