@@ -184,8 +184,16 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the promise about the labels, the sample by class if a rare class may be lost, and the shares of labels."""
     sure: SureStatus = found["sure"]
     if sure.get("sample", {}).get("drawn"):
-        yield "sure", "\n".join([*label_lines(sure), *(_classes(sure) if sure["expected"]["pays"] else ())])
+        classes = _classes(sure) if sure["expected"]["pays"] else ()
+        yield "sure", "\n".join([*label_lines(sure), *_money(sure, found.get("cost")), *classes])
     yield from share_lines(sure.get("shares", {}), strong_model(sure))
+
+
+def _money(sure: SureStatus, cost: float | None) -> Iterator[str]:
+    """Yield what the job cost, and would have cost at the strong model alone; nothing without prices."""
+    alone = sure["expected"].get("cost_alone")
+    if sure["model"] and cost is not None and alone:
+        yield f"{dollars(cost)} instead of about {dollars(alone)} at {sure['model']} alone"
 
 
 def _classes(sure: SureStatus) -> Iterator[str]:

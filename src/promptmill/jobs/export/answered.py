@@ -33,6 +33,7 @@ class AnsweredRow(NamedTuple):
     row: Row
     slot: int
     record: Record
+    """The answer. Its tokens and cost include those of the answers `beside` it, which were paid for the row, too."""
     beside: Sequence[Record | None] = ()
     """The answers in the slots after the delivered slots, see `plan.Plan`."""
 
@@ -43,7 +44,7 @@ class AnsweredRow(NamedTuple):
         if not beside:
             return cls(row, record.slot, record)
         known = {one.slot: one for one in store.records_at([row.n + slot * SLOT for slot in beside])}
-        return cls(row, record.slot, record, [known.get(slot) for slot in beside])
+        return cls(row, record.slot, _paid_with(record, known.values()), [known.get(slot) for slot in beside])
 
 
 class Find(Protocol):
@@ -92,8 +93,22 @@ def answered_rows(
                 record = find(key, records.get(key))
                 if record is not None and not (record.code is not None and spec.leaves_out(record.code)):
                     beside = [records.get(row.n + other * SLOT) for other in known[spec.delivered :]]
-                    yield AnsweredRow(row, slot, _in_place(spec, row, record), beside)
+                    record = _paid_with(_in_place(spec, row, record), filter(None, beside))
+                    yield AnsweredRow(row, slot, record, beside)
         first = last + 1
+
+
+def _paid_with(record: Record, beside: Iterable[Record]) -> Record:
+    """Return a record with the tokens and the cost of others of its row, too."""
+    for other in beside:
+        extras, more = record.extras, other.extras.get("cost")
+        cost = record.more if more is None else json_text({**extras, "cost": round(extras.get("cost", 0.0) + more, 9)})
+        record = record._replace(
+            prompt_tokens=record.prompt_tokens + other.prompt_tokens,
+            completion_tokens=record.completion_tokens + other.completion_tokens,
+            more=cost,
+        )
+    return record
 
 
 def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
