@@ -11,6 +11,7 @@ import pytest
 
 from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
+from promptmill.core.money import dollars
 from promptmill.jobs.rows.template import template_of
 from replies import answer, late, status
 from waiting import PATIENCE_S, eventually
@@ -394,6 +395,18 @@ def test_a_run_that_keeps_earlier_answers_counts_its_own_requests(bench):
     assert "  requests  3, 0 of them retries" in bench.run().stdout
     bench.prompts(5)
     assert "  requests  2 in the last run, 5 in all, 0 of them retries" in bench.run().stdout
+
+
+def test_a_run_that_keeps_earlier_answers_says_its_own_cost(bench):
+    price = ("--price", "1000/1000")
+    bench.prompts(3)
+    first = bench.succeed(*price)
+    assert "run_cost" not in first
+    bench.prompts(5)
+    second = bench.succeed(*price)
+    assert second["run_cost"] == pytest.approx(second["cost"] - first["cost"])
+    said = bench.jobs(str(bench.output)).stdout
+    assert f"  requests  2 in the last run ({dollars(second['run_cost'])}), 5 in all" in said
 
 
 _HUGE = "x" * (6 << 20)

@@ -164,6 +164,7 @@ class Progress:
             **counts,
             "requests": counts["requests"] + earlier.lost,
             "run_requests": run.requests if earlier.seconds else None,
+            "run_cost": run.cost if earlier.seconds else None,
             **{name: figure or None for name, figure in self.figures.items()},
             "cost": self.cost,
             "max_cost": None if budget is None else budget.limit,

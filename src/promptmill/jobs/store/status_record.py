@@ -145,6 +145,8 @@ class _Chain(TypedDict, total=False):
 
 class _Money(TypedDict, total=False):
     cost: Annotated[float | None, Count()]
+    run_cost: float
+    """The cost of the last run, if there were earlier runs."""
     max_cost: float | None
     cost_set_aside: float
     cost_forgotten: float

@@ -67,7 +67,8 @@ def summary(
     lines.extend(f"    {code}: {examples[code]}" for code in errors if code in examples)
     if "failed" in remedies and state == FINISHED:
         lines.append(remedies["failed"])
-    run = f"{status['run_requests']:,} in the last run, " if "run_requests" in status else ""
+    spent = f" ({dollars(status['run_cost'])})" if "run_cost" in status else ""
+    run = f"{status['run_requests']:,} in the last run{spent}, " if "run_requests" in status else ""
     every = f"{status.get('requests', 0):,}{' in all' if run else ''}"
     read, written, cached = (status.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
     of_cache = f", {cached:,} of them from the provider's cache" if cached else ""
