@@ -26,8 +26,9 @@ def tokens_of(**fields):
 
 def test_the_longest_choice_in_its_json_counts():
     short, long = likely(choices=("yes", "no")), likely(choices=("no", "very probably"))
-    assert short == (7, "as the longest choice has")
-    assert long.tokens == 10
+    assert short == (5, "as the longest choice has")
+    assert long.tokens == 8
+    assert likely(choices=("positive", "negative")).tokens == 6
 
 
 def test_each_field_of_a_schema_counts_by_its_name_and_type():
@@ -100,7 +101,7 @@ def test_definitions_are_read_fifty_levels_deep():
 def test_each_form_of_a_job_has_its_own_length():
     lengths, prompt = LikelyLengths(), conversation_from_prompt("a", "a prompt")
     forms = [Sampling(choices=("yes", "no")), Sampling(), Sampling(choices=("no", "very probably"))]
-    assert [lengths.of(Request(0, prompt, form)).tokens for form in forms for _ in range(2)] == [7, 7, 200, 200, 10, 10]
+    assert [lengths.of(Request(0, prompt, form)).tokens for form in forms for _ in range(2)] == [5, 5, 200, 200, 8, 8]
 
 
 @pytest.mark.parametrize(

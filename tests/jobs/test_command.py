@@ -86,7 +86,7 @@ def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
     [
         ([], "$0.060 if an answer has 200 tokens; nothing limits longer answers; --max-tokens 800 limits"),
         (["--max-tokens", "50"], "$0.015 if an answer has 50 tokens; at most $0.015"),
-        (["--choices", "good,bad"], "$0.0021 with answers of 7 tokens, as the longest choice has; at most $0.014, or"),
+        (["--choices", "good,bad"], "$0.0015 with answers of 5 tokens, as the longest choice has; at most $0.014, or"),
         (
             ["--schema", "good:boolean"],
             "$0.0018 with answers of 6 tokens, by the names and types of the fields; at most",

@@ -18,6 +18,7 @@ ASSUMED = "an assumption"
 _CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
 _TEXT = 200  # tokens: a paragraph of about 150 English words
 _BYTES_PER_TOKEN = 3  # of JSON, whose quotes and braces are tokens of their own
+_BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens
 _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
 _ITEMS = 3
@@ -57,8 +58,8 @@ class LikelyLengths:
 def _by_form(sampling: Sampling) -> Likely:
     if (schema := _schema(sampling)) is None:
         return Likely(_TEXT, ASSUMED)
-    source = _FIELDS if sampling.choices is None else _CHOICE
-    return Likely(-(-_Sizes(schema).of(schema) // _BYTES_PER_TOKEN), source)
+    source, each = (_FIELDS, _BYTES_PER_TOKEN) if sampling.choices is None else (_CHOICE, _BYTES_PER_TOKEN_OF_CHOICE)
+    return Likely(-(-_Sizes(schema).of(schema) // each), source)
 
 
 def _schema(sampling: Sampling) -> JsonObject | None:
