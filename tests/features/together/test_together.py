@@ -386,7 +386,7 @@ def test_the_cost_alone_is_measured_where_a_sample_was_sent_alone(bench, packs):
         ),
         (
             {"cost": 1.0, "cost_alone": 1.0, "cost_alone_between": [0.8, 1.25]},
-            "$1.00 instead of about $0.80 to $1.25 alone; which is cheaper, only `--agree` measures",
+            "$1.00 instead of about $0.80 to $1.25 alone; only `agree` measures which is cheaper",
         ),
         (
             {"cost": 1.5, "cost_alone": 1.0, "cost_alone_between": [1.0, 1.25]},

@@ -323,7 +323,7 @@ def _compared(least: int, most: int | None = None) -> str:
     """Return how many percent more rows cost together than alone. `most`: `least` is the least of an estimate."""
     most = least if most is None else most
     if least < 0 < most:
-        return "; which is cheaper, only `--agree` measures"
+        return "; only `agree` measures which is cheaper"
     numbers = " to ".join(map(str, sorted({abs(least), abs(most)})))
     compared = f"{numbers} % {'more' if most > 0 else 'less'}" if least or most else "as much"
     return f": {compared}{'; `together` does not pay here, leave it out' if least > _UNSURE else ''}"
