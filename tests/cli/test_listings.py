@@ -65,3 +65,18 @@ def test_models_name_a_next_step_where_only_the_embedded_model_is_known(capsys, 
     assert capsys.readouterr().err.endswith("promptmill init\n")
     assert cli.main(["models", "--model", "m", "--base-url", "http://127.0.0.1:1/v1", "--backend", "openai"]) != 0
     assert "promptmill init" not in capsys.readouterr().err
+
+
+def test_models_show_their_prices_and_where_they_answer(capsys, tmp_path):
+    file = tmp_path / "parameter.yaml"
+    own = {"backend": "openai", "backend_configs": {"openai": {"base_url": "http://127.0.0.1:1/v1", "model_name": "m"}}}
+    models = {"good": {"openai": {"provider": "openai", "model_name": "gpt-4o-mini"}}}
+    file.write_text(json.dumps({**own, "prices": {"m": {"input": 0.1, "output": 0.4}}, "models": models}))
+    assert cli.main(["models", "--config", str(file)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[2:] == ["openai", "m", "$0.1/$0.4", "at", "http://127.0.0.1:1"]
+    assert second.split() == ["good", "openai", "gpt-4o-mini", "$0.15/$0.6", "at", "openai"]
+    assert cli.main(["models", "--config", str(file), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["price"] == {"input": 0.1, "output": 0.4}
+    assert (first["addresses"], second["provider"]) == (["http://127.0.0.1:1"], "openai")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import orjson
 
 from promptmill.answering.cached import AnswerCache, path_of
+from promptmill.answering.prices import price_of
 from promptmill.backends import registry
+from promptmill.backends.protocol import Usage
 from promptmill.cli.options import add_shared
 from promptmill.cli.parser import Parser
 from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import config_error
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
@@ -135,7 +140,8 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
         say(orjson.dumps([{"name": name} for name in names]).decode() if arguments.json else "\n".join(names))
         return 0
     service = Service(configuration)
-    found = service.described(service.models)
+    described = service.described(service.models)
+    found = [{**one, **({} if "reason" in one else _facts_of(service.plan_of(one["name"])))} for one in described]
     if arguments.json:
         say(orjson.dumps(found).decode())
         return 0
@@ -146,13 +152,34 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
             say(f"{name:{width}} {model['reason']}", wrap=True)
             continue
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
-        say(f"{name:{width}} {model['backend']:9} {model['model'] or 'no model named'}{fallback}", wrap=True)
+        where = model.get("provider") or ", ".join(model.get("addresses", ()))
+        facts = [model["model"] or "no model named", _shown_price(model.get("price")), where and f"at {where}"]
+        say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}", wrap=True)
     if is_embedded(configuration.plan):
         another = (
             "a toy, to try promptmill with. Choose another, with a provider's key or a server of yours: promptmill init"
         )
         say(f"promptmill: {configuration.plan.model} is {another}", sys.stderr, wrap=True)
     return 0
+
+
+def _facts_of(plan: ResolvedConfig) -> dict[str, Any]:
+    """Return `price` (`input` and `output`, in US dollars per million tokens), `provider` and `addresses`, as far as
+    they are known."""
+    facts = dict[str, Any]()
+    if (price := price_of(plan)) is not None:
+        tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
+        facts["price"] = {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}
+    with contextlib.suppress(PromptmillError):  # settings that cannot work
+        facts |= {"provider": provider} if (provider := registry.known_provider(plan)) else {}
+        urls = [redact(f"{url.scheme}://{url.netloc}") for url in registry.addresses(plan)]
+        facts |= {"addresses": urls} if urls else {}
+    return facts
+
+
+def _shown_price(price: Mapping[str, float] | None) -> str:
+    """Return `$0.1/$0.4`, the price of a million tokens in and out; `""` if it is unknown."""
+    return "" if price is None else f"${price['input']:g}/${price['output']:g}"
 
 
 def _show_providers(arguments: argparse.Namespace) -> int:

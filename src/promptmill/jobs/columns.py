@@ -165,6 +165,8 @@ def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
 
     Raises `PromptmillError` (`invalid_input`) for a name of no column.
     """
+    if not spec.output.form.columns:
+        return ()
     usual, wanted = (*IN_ORDER, *spec.plan.fields), wanted_names(spec)
     fields = [key for key in wanted if key not in (*OURS, *_own_of(spec))] if spec.output.kind.is_table else []
     named = {wanted.get(key, key): key for key in (*fields, *usual)} | {key: key for key in usual}
