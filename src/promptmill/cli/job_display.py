@@ -65,7 +65,8 @@ def print_status(
     if folder is not None and "results" not in found:  # counted with the output
         found = status.with_results(folder, found)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
-    found["reason"] = in_options(found.get("reason", ""))
+    if reason := found.get("reason"):
+        found["reason"] = in_options(reason)
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     go_on = _go_on(found, output=not on_stderr) if again else []
     text = status_words.summary(
