@@ -346,8 +346,8 @@ def test_the_cost_alone_is_that_of_the_endpoint(bench, upstream, packs, words, c
         await exchange.respond(200, {}, json.dumps(body).encode())
 
     upstream.reply = reply
-    asking = ("--prompt", f"{'Some words that rows share. ' * words} What is this about? {{{{text}}}}", *PROMPT[2:])
-    asking = (*asking, "--price", "1/8")
+    prompt = f"{'Some words that rows share. ' * words} What is this about? {{{{text}}}}"
+    asking = ("--prompt", prompt, *PROMPT[2:], "--price", "1/8")
     alone = bench.succeed(*asking)["cost"]
     its = bench.succeed(*asking, "--together", str(together), "--again", "all")["together"]
     least, most = its["cost_alone_between"]
