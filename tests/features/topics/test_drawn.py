@@ -69,6 +69,7 @@ def test_fewer_rows_are_divided_in_the_same_proportion():
         ([*ROWS[:40], *[{"text": ""}] * 40], PROMPT, "40 rows with text, and 40 empty ones: with fewer than 50"),
         ([], "About? {{text}}", "The input has no rows."),
         (ROWS, "About?", "names no column; write it in double braces, such as {{text}}"),
+        ([{"id": n, "why": "A long text."} for n in range(60)], "About?", "such as {{why}}"),
         (ROWS, "About? {text}", "names no column"),
         (ROWS, "About? {{txt}}", "the input has no column 'txt'; did you mean text?"),
         (ROWS, "About? {{text", "a }} is missing behind {{text"),

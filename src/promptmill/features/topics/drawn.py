@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonObject, text_of
 from promptmill.core.wording import counted
+from promptmill.jobs.inputs.question_columns import text_column
 from promptmill.jobs.rows.template import check_names_some, columns_of
 
 FEWEST = 50
@@ -68,12 +69,13 @@ class Drawn:
         Raises `PromptmillError` (`invalid_input`) for a prompt that names no column of the input, and for fewer than
         `FEWEST` rows with text.
         """
-        check_names_some(prompt, lambda: "")
         every = iter(rows)
         first = list(itertools.islice(every, _LOOKED_AT))
+        names = list(dict.fromkeys(name for row in first for name in row))
+        check_names_some(prompt, lambda: "", lambda: text_column(names, first, "text"))
         if not first:
             raise input_error("The input has no rows.")
-        columns = columns_of(prompt, list(dict.fromkeys(name for row in first for name in row)))
+        columns = columns_of(prompt, names)
         end_of_fresh, pool = sample + 2 * held_out, max(0, min(_TIMES * sample, _MOST_COVERED) - sample)
         numbers, count, empty = random.Random(seed), 0, 0  # noqa: S311 (no secret)
 
