@@ -342,7 +342,7 @@ def test_the_labels_of_a_search_are_not_paid_again_by_the_step_that_uses_its_top
     ("more", "expected"),
     [
         ("    from: topics.csv\n", "line 10: topics.csv has no job whose answers could be used: step 1 is `topics`"),
-        ("    columns: topic\n    answer_column: topic\n", "line 10: `columns`: the output has no column 'topic'"),
+        ("    columns: topics\n    answer_column: topic\n", "line 10: `columns`: the output has no column 'topics'"),
     ],
 )
 def test_a_step_is_checked_before_the_file_of_its_choices_is_written(searching, more, expected):
