@@ -79,10 +79,12 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             for file in (".claude.json", *(f"{folder}Claude/claude_desktop_config.json" for folder in ("", _MAC))):
                 (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / file).write_text("{}")
+        of_output = command == "jobs topics.csv"  # jobs beside an output are found by it
+        state = {"XDG_STATE_HOME": str(tmp_path)} if of_output else {"PROMPTMILL_STATE": str(tmp_path / "state")}
         return subprocess.run(
             [sys.executable, "-m", "promptmill", *words],
             cwd=tmp_path,
-            env=environment | {"PROMPTMILL_STATE": str(tmp_path / "state")},
+            env={**environment, "PROMPTMILL_STATE": "", **state},
             input="1\n" + upstream.url + "\ntest-model\n" if words[0] == "init" else "",
             capture_output=True,
             text=True,
@@ -211,7 +213,12 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             if f"-o {name}" not in command:
                 reviewed.save(tmp_path / name)
         (tmp_path / "JOB.decisions.csv").write_text(f"row,label,key,text\n1,positive,{key},good\n")
-    if command.startswith("jobs"):
+    if command == "jobs topics.csv":
+        (tmp_path / "reviews.csv").write_text("text\n" + "".join(f"{row['text']}\n" for row in topic_table(60)))
+        upstream.reply = topic_models()
+        done = run("topics", "reviews.csv", "topics.csv", "--prompt", "What do guests complain about? {{text}}")
+        assert done.returncode == 0, done.stderr
+    elif command.startswith("jobs"):
         part = ["--shard", "1/1"] if "--join" in command else [] if "--forget" in command else ["--limit", "5"]
         output, form = ("labels.csv" if "labels.csv" in command else "answers.jsonl", [])
         if "--rows-from" in command:

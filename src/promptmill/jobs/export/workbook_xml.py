@@ -32,9 +32,9 @@ _DAY = dt.timedelta(days=1)
 _PLACES = 10  # of a number of days: LibreOffice writes 15 digits
 _DATE, _TIME, _DATE_WITH_TIME = 14, 21, 22  # numbers of Excel's own formats
 _OF_DATES = frozenset(map(str, (*range(14, 23), *range(27, 37), *range(45, 48), *range(50, 59))))
-_XF = re.compile(rb"<(?:[\w.-]+:)?xf\b(?:[^<>]*/>|.*?</(?:[\w.-]+:)?xf\s*>)", re.DOTALL)
+_XF = re.compile(rb"(?=<(?:[\w.-]+:)?xf\b)")  # the beginning of a style
 _NUMBER_FORMAT = re.compile(rb"""\s(?:numFmtId|applyNumberFormat)=(?:"[^"]*"|'[^']*')""")
-_LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[[$A-Z][^\]]*\]', re.IGNORECASE)  # in the code of a number format
+_LITERAL = re.compile(r'"[^"]*"|\\.|_.|\[[$A-Z][^\[\]]*\]', re.IGNORECASE)  # in the code of a number format
 Changed: TypeAlias = dict[str, Iterable[bytes] | None]
 """The content of each part that changes, in blocks; None for a part that is removed."""
 
@@ -104,7 +104,7 @@ class Dates:
         self._place = (0, 0) if opening is None or end < 0 else (opening.start(), end)
         self._prefix = b"" if opening is None else opening[1]
         inner = b"" if opening is None or end < 0 else self._data[opening.end() : end]
-        self._formats = _XF.findall(inner)
+        self._formats = _XF.split(inner)[1:]
         self._known = len(self._formats)
         self._of_dates = _styles_of_dates(packed, parts.styles) if parts.styles else frozenset[str]()
         self._numbers: dict[tuple[int, str], str] = {}
