@@ -9,6 +9,7 @@ import pytest
 from fakes import openai_plan
 from promptmill.answering.costs import most_of, worst_case
 from promptmill.answering.prices import (
+    BATCH,
     FlatPrice,
     Prices,
     Tiers,
@@ -24,6 +25,7 @@ from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import prices_in
 from promptmill.core.request import (
     AudioPart,
     Conversation,
@@ -281,6 +283,12 @@ GOOGLE = "https://generativelanguage.googleapis.com/v1beta"
 def listed(model, url=OPENAI):
     pytest.importorskip("genai_prices")
     return sure(price_of(openai_plan(url, model_name=model)))
+
+
+def test_the_third_number_of_a_price_is_the_part_that_a_batch_costs():
+    assert prices_in(["m=1/2/0.5", "n=1/2"]) == {"m": "1/2/0.5", "n": "1/2"}
+    price = sure(price_of(priced_plan(price="1/2/0.5")))
+    assert price.cost(Usage(1_000_000, 1_000_000), BATCH) == price.cost(Usage(1_000_000, 1_000_000)) / 2 == 1.5
 
 
 def test_a_listed_price_counts_prompts_answers_and_cached_tokens():

@@ -78,8 +78,8 @@ _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
 _BATCH = Tiers(BATCH)
 AS_LIVE = (
-    "What a batch costs is not known, so it is counted at the live price; `batch: 0.5`, beside `input` and `output` in "
-    "`price`, says that it costs half."
+    "What a batch costs is not known, so it is counted at the live price; a `price` of IN/OUT/0.5 says that it costs "
+    "half of that."
 )
 """A warning about the cost of a batch."""
 _FREE = FlatPrice(0.0, 0.0, 0.0)

@@ -386,11 +386,12 @@ class ClientLimits(Block):
     )
 
 
-_IN_OUT = ("input", "output")
+_IN_OUT = ("input", "output", "batch")
 
 
 class PriceSettings(Block):
-    """Prices per million tokens; `IN/OUT` is short for those of prompts and of answers."""
+    """Prices per million tokens. `IN/OUT` is short for those of prompts and of answers, `IN/OUT/BATCH` for `batch`,
+    too."""
 
     input: float = Field(ge=0, description="For prompts.")
     output: float = Field(ge=0, description="For answers, including reasoning.")
@@ -410,13 +411,13 @@ class PriceSettings(Block):
     @model_validator(mode="before")
     @classmethod
     def _of_text(cls, data: Any) -> Any:
-        """Read `IN/OUT`."""
+        """Read `IN/OUT` and `IN/OUT/BATCH`."""
         parts = data.split("/") if isinstance(data, str) else data if isinstance(data, list | tuple) else None
         if parts is None:
             return data
-        if len(parts) != len(_IN_OUT):
+        if len(parts) not in {2, 3}:
             raise PydanticCustomError("price", "should be {form}, US dollars per million tokens", {"form": "IN/OUT"})
-        return dict(zip(_IN_OUT, parts, strict=True))
+        return dict(zip(_IN_OUT, parts, strict=False))
 
 
 class OtherSettings(Block):

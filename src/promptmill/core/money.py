@@ -12,7 +12,7 @@ from promptmill.core.values import JsonDict
 
 _DIGITS = 2
 _AMOUNT = r"(?:\d+(?:\.\d+)?|\.\d+)"
-_IN_OUT = re.compile(rf"{_AMOUNT}/{_AMOUNT}")
+_IN_OUT = re.compile(rf"{_AMOUNT}/{_AMOUNT}(?:/{_AMOUNT})?")
 _CLOSE = 1e-9  # the largest rounding error of a sum of amounts
 
 
@@ -107,8 +107,8 @@ def dollars(amount: float) -> str:
 def prices_in(given: object) -> JsonDict:
     """Return the prices in a value of the option `price` by model; `""`: that of the job's model.
 
-    The value is `IN/OUT`, `MODEL=IN/OUT`, a list of these, the two numbers, or a mapping from models to them. Raises
-    `PromptmillError` (`invalid_input`).
+    The value is `IN/OUT`, `IN/OUT/BATCH` (the part of the price that a batch costs), `MODEL=IN/OUT`, a list of these,
+    the two numbers, or a mapping from models to them. Raises `PromptmillError` (`invalid_input`).
 
     >>> prices_in("1/2"), prices_in(["small=0.1/0.4", "good=2/8"]), prices_in({"small": (0.1, 0.4)})
     ({'': '1/2'}, {'small': '0.1/0.4', 'good': '2/8'}, {'small': (0.1, 0.4)})

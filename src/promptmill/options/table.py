@@ -407,7 +407,8 @@ MODEL = (
         'US dollars a million tokens in and out: "0.25/2"; by model: {"small": "0.1/0.4"}',
         flag=Flag(
             metavar="[MODEL=]IN/OUT",
-            words="US dollars for a million tokens of prompts and of answers: 0.25/2; by model small=0.1/0.4, repeated",
+            words="US dollars for a million tokens of prompts and of answers: 0.25/2; 0.25/2/0.5 if a batch costs "
+            "half; by model small=0.1/0.4, repeated",
             read="promptmill.options.flag_values:price",
             action="append",
         ),
