@@ -353,7 +353,7 @@ def test_an_answer_of_a_closed_form_needs_no_limit_and_keeps_the_budget(bench):
     found = bench.succeed(*CLOSED, "--max-cost", "100")
     assert found["cost"] == pytest.approx(sum(row["cost"] for row in bench.answers()))
     dry = json.loads(bench.run(*CLOSED, "--dry-run", "--json").stdout)
-    assert dry["estimated_cost"] < dry["most_cost_once"] < dry["most_cost"] < 150 * dry["estimated_cost"]
+    assert dry["estimated_cost"] < dry["most_cost_once"] < dry["most_cost"] < 400 * dry["estimated_cost"]
     stopped = bench.run(*CLOSED, "--max-cost", str(found["cost"] * 1.1), "--again", "all")
     assert stopped.returncode == 75
     assert bench.status()["cost"] <= found["cost"] * 1.1

@@ -16,7 +16,8 @@ import pytest
 from forked import ran
 from half_done import answers
 from promptmill.jobs.run.job import Job
-from replies import answer, choose, late, raw, status
+from replies import answer, choose, completion, late, raw, status
+from upstream import Exchange, Reply
 from waiting import PATIENCE_S, eventually
 
 LOST = 32 + 64  # in flight at a kill, and not written yet
@@ -36,7 +37,7 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
     assert result.returncode == 1
     found = json.loads(result.stdout)
     assert (found["rows"], found["invalid"], found["images"]) == (5, 3, 2)
-    assert 95 <= found["estimated_prompt_tokens"] <= 110
+    assert 110 <= found["estimated_prompt_tokens"] <= 125
     assert [problem[:6] for problem in found["problems"]] == ["line 2", "line 3", "line 5"]
     assert not bench.upstream.seen
     assert not bench.output.exists()
@@ -78,7 +79,7 @@ def test_the_estimate_of_short_prompts_is_the_price_of_their_tokens(bench):
     bench.write([{"prompt": text} for text in ("abc", "abcdefg", "", "")])
     price = ("--set", "price={input: 1000000, output: 0}", "--skip-empty")
     found = json.loads(bench.run("--dry-run", "--json", *price).stdout)
-    assert (found["estimated_prompt_tokens"], found["estimated_cost"]) == (3, pytest.approx(3.0))
+    assert (found["estimated_prompt_tokens"], found["estimated_cost"]) == (15, pytest.approx(15.0)), "6 around each"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,52 @@ def test_the_likely_price_has_answers_as_long_as_those_of_the_first_rows(bench):
     again = ("--prompt", "Say {{prompt}}", "--again", "all")
     other = json.loads(bench.run("--dry-run", "--json", *price, *again).stdout)
     assert other["estimated_completion_from"] == "an assumption", "answers to another question"
+
+
+def counting(*, form: bool) -> Reply:
+    """Answer `good`, and count a token for 6 bytes of the prompt and, if the `form` is counted, of the schema."""
+
+    async def reply(exchange: Exchange) -> None:
+        whole = completion(exchange.seen, '{"answer": "good"}', {}, {})
+        sent = exchange.seen.prompt + (json.dumps(exchange.seen.json["response_format"]) if form else "")
+        whole["usage"]["prompt_tokens"] = len(sent) // 6
+        await exchange.respond(200, {}, json.dumps(whole).encode())
+
+    return reply
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_the_likely_price_has_prompts_as_long_as_those_of_the_first_rows(bench, form):
+    bench.upstream.reply = counting(form=form)
+    bench.write([{"prompt": "word " * (5 + row % 7)} for row in range(80)])
+    asked = ("--set", "price={input: 100, output: 100}", "--choices", "good,bad")
+    bench.run(*asked, "--limit", "20")
+    found = json.loads(bench.run("--dry-run", "--json", *asked).stdout)
+    cost = json.loads(bench.run("--json", *asked).stdout)["cost"]
+    assert found["estimated_cost"] == pytest.approx(cost, rel=0.1)
+    assert found["estimated_cost_left"] == pytest.approx(cost * 3 / 4, rel=0.1)
+
+
+def test_the_prompts_of_each_model_are_as_long_as_its_own(bench):
+    bench.upstream.reply = choose(lambda seen: counting(form=seen.json["model"] == "b"))
+    bench.prompts(40)
+    block, price = {"base_url": bench.upstream.url}, {"input": 100, "output": 100}
+    named = json.dumps({name: {"openai": {**block, "model_name": name}, "price": price} for name in ("a", "b")})
+    models = ("--set", f"models={named}", "-m", "a", "-m", "b")
+    asked = (*models, "--choices", "good,bad")
+    bench.run(*asked, "--limit", "20")
+    expected = json.loads(bench.run("--dry-run", "--json", *asked).stdout)["estimated_cost"]
+    assert expected == pytest.approx(json.loads(bench.run("--json", *asked).stdout)["cost"], rel=0.1)
+
+
+def test_the_likely_price_includes_the_form_that_an_endpoint_gets_with_each_row(bench):
+    bench.prompts(10)
+    tokens = [
+        json.loads(bench.run("--dry-run", "--json", *form).stdout)["estimated_prompt_tokens"]
+        for form in ((), ("--choices", "good,bad"), ("--choices", f"good,{'bad' * 40}"))
+    ]
+    assert tokens[1] - tokens[0] >= 10 * 25
+    assert tokens[2] - tokens[1] >= 10 * 117 // 4
 
 
 def test_a_dry_run_says_how_many_rows_are_answered_and_what_the_others_cost(bench):
@@ -197,7 +244,7 @@ def test_the_folder_of_an_output_is_made(bench):
         ),
         (
             ["--set", "price={input: 1, output: 2}", "--max-tokens", "100"],
-            "about $0.00060 with answers of 100 tokens, an assumption, without thinking: the first 20 rows",
+            "about $0.00062 with answers of 100 tokens, an assumption, without thinking: the first 20 rows",
         ),
     ],
 )
@@ -205,7 +252,7 @@ def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, o
     bench.write([{"prompt": f"x{row}"} for row in (1, 2, 3)])
     bench.settings = {"model_name": "gpt-5-mini"}
     shown = bench.run("--dry-run", "--provider", "openai", *options, base_url=[]).stdout
-    assert "about 3 prompt tokens" in shown
+    assert "about 21 prompt tokens" in shown
     assert said in " ".join(shown.split())
     assert "list of prices" not in shown, "it is installed"
 

@@ -18,7 +18,7 @@ ASSUMED = "an assumption"
 _CHOICE, _FIELDS = "as the longest choice has", "by the names and types of the fields"
 _TEXT = 200  # tokens: a paragraph of about 150 English words
 _BYTES_PER_TOKEN = 3  # of JSON, whose quotes and braces are tokens of their own
-_BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens
+_BYTES_PER_TOKEN_OF_CHOICE = 4  # `{"answer":"positive"}` has 5 or 6 tokens; a schema has longer names, too
 _BYTES_OF = {"boolean": 5, "null": 4, "integer": 4, "number": 7}
 _BYTES_OF_TEXT = 40  # a name, a title or a short phrase
 _ITEMS = 3
@@ -71,6 +71,12 @@ def _schema(sampling: Sampling) -> JsonObject | None:
         return schema_of(form) if form is not None and form.get("type") == "json_schema" else None
     except PromptmillError:  # the answer's check reports it
         return None
+
+
+def form_tokens(sampling: Sampling) -> int:
+    """Return about how many tokens the schema of the requested answer has, which endpoints count as a prompt's."""
+    schema = _schema(sampling)
+    return 0 if schema is None else -(-_bytes(schema) // _BYTES_PER_TOKEN_OF_CHOICE)
 
 
 def most_tokens_of(sampling: Sampling) -> int | None:

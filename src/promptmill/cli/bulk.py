@@ -249,7 +249,7 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         if different := found.get("different_prompts"):
             say(f"{counted(different, 'different prompt')}: --dedupe asks each once, at temperature 0", wrap=True)
         skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
-        without = f" without {'images and ' if found['images'] else ''}what the chat template adds"
+        without = " without images" if found["images"] else ""
         if found["requests"] < found["answers"]:
             without = f" in {counted(found['requests'], 'request')}"
         say(

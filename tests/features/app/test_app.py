@@ -615,7 +615,7 @@ async def test_a_result_that_is_no_job_is_shown_and_ends(two_rows, client, resul
         if result == "checked":
             facts = await page.inside("document.getElementById('facts').textContent")
             price = "about $0.25 with answers of 200 tokens, an assumption, at most $3.00"
-            assert facts == f"2 rows · 2 requests · about 2 prompt tokens · {price}"
+            assert facts == f"2 rows · 2 requests · about 14 prompt tokens · {price}"
             assert (
                 await page.inside("document.getElementById('file').textContent")
                 == "Columns: prompt, answer, error, usage, finish_reason"

@@ -349,6 +349,37 @@ def test_a_dry_run_counts_the_pieces_for_each_model_and_prompt(bench, asked):
     assert f"about {len(bench.upstream.seen)} requests" in " ".join(said.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "is_joined"),
+    [
+        ((), True),
+        (("--merge", "first"), False),
+        (("--fields", "party,amount:number"), True),
+        (("--fields", "party,amount:number", "--merge", "first"), False),
+        (("--fields", "amount:number", "--merge", "sum"), False),
+        (("--choices", "a,b"), True),
+    ],
+)
+def test_a_dry_run_counts_the_last_request_of_each_row_in_pieces(bench, options, is_joined):
+    write(bench, document(12, 2)[0], "short", document(20, 2)[0])
+    asked = (*ASKED, "--split", "1000", "--max-tokens", "50", "--set", "price={input: 1, output: 1}")
+    first = json.loads(bench.run(*asked, "--merge", "first", "--dry-run", "--json").stdout)
+    found = json.loads(bench.run(*asked, *options, "--dry-run", "--json").stdout)
+    assert found["requests"] - first["requests"] == (2 if is_joined else 0)
+
+
+def test_the_price_of_a_dry_run_includes_the_requests_that_join_answers(bench):
+    write(bench, document(12, 2)[0], "short", document(20, 2)[0])
+    bench.upstream.reply = answer("It says so. " * 30)
+    asked = (*ASKED, "--split", "1000", "--max-tokens", "90", "--set", "price={input: 100, output: 1000}")
+    found = json.loads(bench.run(*asked, "--dry-run", "--json").stdout)
+    cost = json.loads(bench.run(*asked, "--json").stdout)["cost"]
+    assert found["requests"] == len(bench.upstream.seen)
+    assert cost <= found["most_cost"]
+    again = json.loads(bench.run(*asked, "--dry-run", "--json").stdout)
+    assert again["estimated_cost"] == pytest.approx(cost, rel=0.01)
+
+
 def test_the_highest_price_of_a_dry_run_has_an_answer_for_each_piece(bench):
     write(bench, document(20, 2)[0])
     asked = (*ASKED, "--fields", "party:list", "--split", "1000", "--dry-run", "--json")

@@ -17,6 +17,8 @@ from promptmill.core.whole_words import is_whole
 from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
 
 ANY = "Answer from this part alone."
+DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
+JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
 FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _FIELD = re.compile(r"\{\{[^{}]*\}\}")
 """A field of a row in a prompt."""
@@ -87,6 +89,12 @@ class Document(NamedTuple):
     def message(self, piece: Piece, only: str) -> str:
         """Return the message about a piece, which names its place. `only`: a sentence about the answer."""
         return f"{self.before}{_line(self.place(piece), only)}{piece.of(self.text)}{self.after}"
+
+    def last(self, words: str, said: str, given: str = "") -> str:
+        """Return the message of the last request, with what the answers about the pieces `said`. `given`: the user's
+        words in place of `words` and the prompt."""
+        asked = f"{words}\n\nThe request was: {self.before} … {self.after}"
+        return f"{given or asked}\n\n{said}"
 
 
 def text_before(messages: Sequence[Message]) -> str:

@@ -27,7 +27,7 @@ from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
 from promptmill.features.documents.cutting import LEAST, Count, How, Piece
 from promptmill.features.documents.differences import DIFFERENT
-from promptmill.features.documents.document import ANY, FIELDS, Document, place_of, text_before
+from promptmill.features.documents.document import ANY, DECIDE, FIELDS, JOIN, Document, place_of, text_before
 from promptmill.features.documents.merging import Found, Merged, Places
 from promptmill.jobs.store.plan import PlanWork, RunningJob
 from promptmill.jobs.store.records import SLOT
@@ -37,8 +37,6 @@ _MOST_PIECES = 2000  # max pieces of a row: a mistyped size (50 for 5000) would 
 _AT_ONCE = 16  # max pieces of a row in flight
 _SHOWN = 5  # max failed pieces in an error
 _REPLACES = "replaces"
-_DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
-_JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
 
 
 class LongRows(PlanWork, Step):
@@ -383,12 +381,12 @@ class Reading:
             if not tied:
                 return Draft(best, [self._source(*one) for one in read if one[1].text == best])
             among = sampling.model_copy(update={"choices": (best, *tied)})
-            return Draft("", sources, among, self._last(_DECIDE, said))
+            return Draft("", sources, among, self._last(DECIDE, said))
         if self.schema is not None:
             return self._fields(read, self.schema)
         if self.rows.how.merge == "first":
             return Draft(read[0][1].text, sources[:1])
-        return Draft(said, sources, sampling, self._last(_JOIN, said))
+        return Draft(said, sources, sampling, self._last(JOIN, said))
 
     def _source(self, piece: Piece, answer: Completion) -> Sources:
         """Return the source of the answer about a piece."""
@@ -428,13 +426,12 @@ class Reading:
         values = {name: different[name] for name in map(merging.name_of, merged.conflicts)}
         sampling = _with_schema(self.request.sampling, merging.schema_of_conflicts(schema, merged.conflicts))
         return Draft(
-            _json(merged.value), merged.sources, sampling, self._last(_DECIDE, _json(values)), different, merged
+            _json(merged.value), merged.sources, sampling, self._last(DECIDE, _json(values)), different, merged
         )
 
     def _last(self, words: str, said: str) -> str:
         """Return the last request, which contains the answers of the pieces."""
-        asked = f"{words}\n\nThe request was: {self.document.before} … {self.document.after}"
-        return f"{self.rows.how.merge_prompt or asked}\n\n{said}"
+        return self.document.last(words, said, self.rows.how.merge_prompt)
 
 
 def _with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:

@@ -209,6 +209,18 @@ def _sum(numbers: Sequence[int | float]) -> int | float:
     return float(sum(Decimal(str(number)) for number in numbers))
 
 
+def may_conflict(schema: JsonObject, how: str) -> bool:
+    """Return whether pieces may have conflicting values for a field. `how`: see `merged`.
+
+    >>> may_conflict({"type": "array"}, "ask"), may_conflict({"type": "number"}, "sum"), may_conflict({}, "ask")
+    (False, False, True)
+    """
+    if fields := schema.get("properties"):
+        return any(may_conflict(own, how) for own in fields.values())
+    is_summed = how == "sum" and bool(kinds := {*_types(schema)} - {"null"}) and kinds <= {"integer", "number"}
+    return how != "first" and not is_summed and not _is(schema, "array")
+
+
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:
     """Return the schema of an object with only these fields, each under its `name_of`."""
     fields = {name_of(path): functools.reduce(lambda at, name: at["properties"][name], path, schema) for path in paths}

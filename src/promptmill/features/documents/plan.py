@@ -12,9 +12,12 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from promptmill.answering.likely import LikelyLengths
+from promptmill.answers.response_format import schema_of
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Named, Words, input_error
@@ -22,7 +25,8 @@ from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
 from promptmill.features.documents.cutting import LEAST, How, fits
 from promptmill.features.documents.differences import status_of
-from promptmill.features.documents.document import FIELDS, Document, text_before
+from promptmill.features.documents.document import FIELDS, JOIN, Document, text_before
+from promptmill.features.documents.merging import may_conflict
 from promptmill.jobs.columns import SOURCES
 from promptmill.jobs.format_table import whole
 from promptmill.jobs.store.database import JobDatabase
@@ -31,6 +35,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
+_BYTES_PER_TOKEN = 4  # of an answer, estimated
 
 
 class Split(Plan):
@@ -84,11 +89,12 @@ class Split(Plan):
         )
 
     def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterator[Request]]:
-        """Return the function from a row to its request, or to a request for each piece of a long row."""
+        """Return the function from a row to its request, or to a request for each piece of a long row, and the last
+        one about the answers, with texts of their likely length in their place."""
         del config
-        return self._sent
+        return partial(self._sent, LikelyLengths())
 
-    def _sent(self, request: Request, prompt: str) -> Iterator[Request]:
+    def _sent(self, lengths: LikelyLengths, request: Request, prompt: str) -> Iterator[Request]:
         *before, last = messages = request.conversation.messages or (Message("user", None),)
         system, size = text_before(messages), self.how.size
         if size is None or not isinstance(last.content, str) or fits(system + last.content, size):
@@ -96,9 +102,22 @@ class Split(Plan):
             return
         fields = request.fields
         document = Document.of(last.content, prompt) if fields is None else Document.of_fields(fields)
-        for piece in document.pieces(size, self.how.repeated(size), system=system):
-            message = Message(last.role, document.message(piece, FIELDS), last.extra)
-            yield request.changed(conversation=Conversation((*before, message)))
+        pieces = [*document.pieces(size, self.how.repeated(size), system=system)]
+        messages_of_row = [document.message(piece, FIELDS) for piece in pieces]
+        if self._may_ask_last(request):
+            answer = "-" * (lengths.of(request).tokens * _BYTES_PER_TOKEN)
+            said = "\n\n".join(f"[{document.place(piece)}]\n{answer}" for piece in pieces)
+            messages_of_row.append(document.last(JOIN, said, self.how.merge_prompt))
+        for message in messages_of_row:
+            yield request.changed(conversation=Conversation((*before, Message(last.role, message, last.extra))))
+
+    def _may_ask_last(self, request: Request) -> bool:
+        """Return whether the answers about the pieces of a row may need a last request: labels for a tie, fields for a
+        conflict."""
+        if request.sampling.choices is not None:
+            return True
+        schema = schema_of(request.sampling.response_format)
+        return self.how.merge != "first" if schema is None else may_conflict(schema, self.how.merge)
 
     def estimate(
         self,

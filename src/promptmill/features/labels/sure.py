@@ -126,7 +126,7 @@ class Sure(SureRule):
         if self.embed_model:
             embedding = configs.get(self.embed_model) or strong.with_model(self.embed_model)
             if (of_vectors := price_of(embedding)) is not None:
-                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["alone"].prompt_tokens), rows, "")
+                sure["vectors_cost"] = cost_of_many(of_vectors, Usage(checked["text_tokens"]), rows, "")
         figures: dict[str, Any] = {"sure": sure}
         is_whole = not self.student and _has_rows_together(configs[""])
         for way, tier in (("", live), ("batch_", BATCH)):

@@ -7,6 +7,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from promptmill.answering.chain import sending
 from promptmill.answering.costs import AS_LIVE, advised_limit, lacking, most_of
 from promptmill.answering.decided import check_plan, tokens_of
-from promptmill.answering.likely import LikelyLengths
+from promptmill.answering.likely import LikelyLengths, form_tokens
 from promptmill.answering.prices import BATCH, Price, Prices, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Sent
 from promptmill.answers.form import form_of
@@ -76,6 +77,8 @@ _MANY_ROWS = 20  # equal ones among fewer are not worth an option
 _THOUGHTS = ", without thinking: the first 20 rows show how long it is"
 _WORTH_A_WORD = 2  # times that a lower `max_tokens` must lower the highest cost
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
+_PER_MESSAGE, _PER_REQUEST = 3, 3  # tokens, as OpenAI counts: the marks of a message, and those of the reply
+_MOST_MEASURED = 10_000  # answers whose prompts are compared with their estimate
 
 
 def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
@@ -83,8 +86,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     first finished `prompts`, except those of whole files in a call, which gets no content of files; and the `columns`
     of the output, if the job writes one.
 
-    The estimate includes the system prompt, but neither images nor the additions of a chat template. The length of an
-    answer is that of the job's answers so far, or else follows from the form of answers. `may_name`: see `RowReader`.
+    The estimate includes the system prompt and, for an endpoint, the form of answers, but no images. It is scaled by
+    what the prompts of the job's answers so far had. The length of an answer is that of these answers, or else follows
+    from the form. `may_name`: see `RowReader`.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     decided = _check_order(wanted)
@@ -104,7 +108,11 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         }
         every = [answering[name] for name in models]
         _check_start(every, spec, wanted)
-        sums = [_Sums(one, price_of(one), has_check=order.has_check) for one in every]
+        answered = _answered(files.folder, spec)
+        sums = [
+            _Sums(one, price_of(one), answered.get(name, _Answered()), has_check=order.has_check)
+            for name, one in zip(models, every, strict=True)
+        ]
         result = {"format": spec.input.format} | _check_rows(store, spec, wanted, sums, may_name)
         if bound.partly:
             result["taken_in_part"] = bound.partly
@@ -117,14 +125,12 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result |= _different(store, wanted, sums)
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
-        answered = _answered(files.folder, spec)
         rows_sent = result["rows"] - result["invalid"] - result.get("skipped", 0) - result.get("taken", 0)
-        for name, one in zip(models, sums, strict=True):
-            one.expect(answered.get(name), rows_sent * max(1, len(spec.question.templates)))
+        for one in sums:
+            one.expect(rows_sent, max(1, len(spec.question.templates)))
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))
         result["estimated_completion_from"] = " and ".join(dict.fromkeys(one.source for one in sums if one.source))
-        alone = sum(one.completion_tokens - one.around for one in sums) // max(1, len(sums))
-        result["alone"] = Usage(result.pop("prompt_tokens_alone"), alone)
+        result["alone"] = _usage_alone(sums)
         cost, result["of_models"] = _costs_of_each(models, sums, may_batch=tier_of_way(order.way) == BATCH)
         result |= _once(sums, cost) | _limited(sums, cost) | _cost_alone(sums, cost)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
@@ -140,7 +146,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
-        of_plans = {"alone", "of_models"}
+        of_plans = {"alone", "of_models", "text_tokens"}
         found = {**{name: value for name, value in result.items() if name not in of_plans}, **cost, **of_plan.figures}
         return found | _kept(files, spec, wanted, rows_sent, found.get("estimated_cost"))
 
@@ -214,11 +220,30 @@ def _has_scales(sampling: Sampling) -> bool:
     return form is not None and any(isinstance(one.kind, Scale) for one in form.questions)
 
 
+@dataclass(slots=True)
+class _Answered:
+    """The answers that a job has from one model, and a sample of them by the number of their row."""
+
+    count: int = 0
+    completion_tokens: int = 0
+    measured: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """The number of a row's answers, and the tokens of their prompts."""
+
+    def add(self, n: int, prompt_tokens: int) -> None:
+        """Add an answer to the sample."""
+        answers, tokens = self.measured.get(n, (0, 0))
+        self.measured[n] = answers + 1, tokens + prompt_tokens
+
+
 class _Sums:
     """The likely tokens of all answers of one model, and the highest cost of the rows, live and by batch."""
 
-    def __init__(self, plan: ResolvedConfig, price: Price | None, *, has_check: bool) -> None:
+    def __init__(self, plan: ResolvedConfig, price: Price | None, answered: _Answered, *, has_check: bool) -> None:
         self.plan, self.price, self._has_check = plan, price, has_check
+        self._answered = answered
+        self._measured, self._estimated = 0, 0.0
+        """The tokens of the prompts of the sample, by answer: as the endpoint counted them, and as they are estimated
+        here."""
         self.cache = registry.prompt_cache_of(plan)
         self.decides = registry.decides(plan)
         self._thinks = registry.may_think(plan, plan.model, plan.settings.sampling_params)
@@ -254,7 +279,16 @@ class _Sums:
         cached, written = (0, 0) if by_batch else (round(self.cached_tokens), round(self.written_tokens))
         return Usage(self.prompt_tokens, self.completion_tokens, cached, written_tokens=written)
 
-    def add(self, sent: Sent, prompt_tokens: int) -> None:
+    def add_row(self, n: int, prompts: int, sent: Sequence[Sent], sizes: Sequence[int]) -> None:
+        """Add what is sent for a row with so many `prompts`, with the `sizes` in tokens."""
+        before = self.prompt_tokens
+        for one, size in zip(sent, sizes, strict=True):
+            self._add(one, size)
+        answers, tokens = self._answered.measured.get(n, (0, 0))
+        self._measured += tokens
+        self._estimated += (self.prompt_tokens - before) * answers / prompts
+
+    def _add(self, sent: Sent, prompt_tokens: int) -> None:
         """Add what is sent for a row, with the tokens of its part of the prompt."""
         request = sent.alone or sent.request
         likely, answers = self._lengths.of(request), request.sampling.n or 1
@@ -297,12 +331,21 @@ class _Sums:
                 self.written_tokens += min(times, 1.0) * tokens
             self.cached_tokens += max(times - 1.0, 0.0) * tokens
 
-    def expect(self, answered: tuple[int, int] | None, rows: int) -> None:
-        """Expect answers to `rows` as long as those that exist. `answered`: their number and their tokens."""
-        if answered is not None and rows:
-            count, tokens = answered
-            self.completion_tokens = max(self.around, round(tokens / count * rows))
-            self.source = f"as in the {counted(count, 'answer')} so far"
+    def expect(self, rows: int, prompts: int) -> None:
+        """Expect prompts and answers to `rows`, each with so many `prompts`, as long as those that exist."""
+        if not (self._answered.count and rows):
+            return
+        mean = self._answered.completion_tokens / self._answered.count
+        self.completion_tokens = max(self.around, round(mean * rows * prompts))
+        self.source = f"as in the {counted(self._answered.count, 'answer')} so far"
+        if self._measured and self._estimated and self.prompt_tokens == self.prompt_tokens_alone:
+            self._scale(self._measured / self._estimated)
+
+    def _scale(self, times: float) -> None:
+        """Multiply the tokens of prompts. Rows that share requests are not scaled: how many share one may differ."""
+        self.prompt_tokens = self.prompt_tokens_alone = round(self.prompt_tokens * times)
+        self.cached_tokens *= times
+        self.written_tokens *= times
 
 
 _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
@@ -328,17 +371,20 @@ def _columns_of(form: Form, plan: ResolvedConfig, of_models: Sequence[str]) -> d
     return {"input": [*dict.fromkeys(names)], "added": [*dict.fromkeys(added)]}
 
 
-def _answered(folder: Folder, spec: JobSpec) -> dict[str, tuple[int, int]]:
-    """Return, by model, the number and the tokens of the answers that the job has to the same question."""
-    known, found = folder.spec, dict[str, tuple[int, int]]()
+def _answered(folder: Folder, spec: JobSpec) -> dict[str, _Answered]:
+    """Return, by model, the answers that the job has to the same question."""
+    known, found = folder.spec, dict[str, _Answered]()
     if known is None or known.question != spec.question:
         return found
     with folder.reading() as store:
         paid = {slot: sums for (_, slot), sums in statistics.paid(store, ()).items()}
-    for slot, (before, target) in enumerate(zip(known.targets, spec.targets, strict=False)):
-        if slot in paid and paid[slot].usage.completion_tokens and before.fingerprint == target.fingerprint:
-            count, tokens = found.get(target.model, (0, 0))
-            found[target.model] = count + paid[slot].rows, tokens + paid[slot].usage.completion_tokens
+        for slot, (before, target) in enumerate(zip(known.targets, spec.targets, strict=False)):
+            if slot in paid and paid[slot].usage.completion_tokens and before.fingerprint == target.fingerprint:
+                of_model = found.setdefault(target.model, _Answered())
+                of_model.count += paid[slot].rows
+                of_model.completion_tokens += paid[slot].usage.completion_tokens
+                for n, tokens in statistics.prompts_paid(store, slot, _MOST_MEASURED):
+                    of_model.add(n, tokens)
     return found
 
 
@@ -393,7 +439,7 @@ def _check_rows(
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
-    invalid = skipped = pictures = tokens = alone = 0
+    invalid = skipped = pictures = size_of_texts = 0
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
     wanted_answers, sent = 0, 0.0
     problems: list[str] = []
@@ -420,11 +466,7 @@ def _check_rows(
             wanted_answers += sum(answers)
             sent += sum(map(operator.mul, answers, (one.part for one in own)))
             sizes = list(map(size_of_own, own, parts))
-            tokens += sum(map(operator.mul, answers, sizes))
-            alone += sum(
-                times * (size if one.alone is None else -(-_bytes(one.alone.conversation) // _BYTES_PER_TOKEN))
-                for times, size, one in zip(answers, sizes, own, strict=True)
-            )
+            size_of_texts += sum(_bytes(one.conversation) for one in made)
             if len(shown) < _PROMPTS_SHOWN:
                 shown += _finished(parts if spec.plan.shows_sent else made[: _PROMPTS_SHOWN - len(shown)], longest)
             for conversation in (request.conversation for request in made):
@@ -437,8 +479,7 @@ def _check_rows(
                     theirs = left(row.n, _parts(spec, made, its_parts))
                     its = [as_theirs(part) for part in theirs]
                     its_sizes = list(map(most.size_of, its, theirs))
-                for each, size in zip(its, its_sizes, strict=True):
-                    most.add(each, size)
+                most.add_row(row.n, len(made), its, its_sizes)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -463,9 +504,8 @@ def _check_rows(
         "answers": wanted_answers,
         "requests": math.ceil(round(sent, 6)),
         "images": pictures,
+        "text_tokens": size_of_texts // _BYTES_PER_TOKEN,
         **({} if is_of_call and spec.question.prompt_only else {"prompts": shown}),
-        "estimated_prompt_tokens": tokens,
-        "prompt_tokens_alone": alone,
         "problems": problems,
     }
 
@@ -556,6 +596,13 @@ def _batch_words(sums: Sequence[_Sums], order: JobOrder) -> str:
     return AS_LIVE if is_unknown and tier_of_way(order.way) == BATCH else ""
 
 
+def _usage_alone(sums: Sequence[_Sums]) -> Usage:
+    """Return the mean of the likely usage of the models if no rows share requests."""
+    prompts = sum(one.prompt_tokens_alone for one in sums)
+    answers = sum(one.completion_tokens - one.around for one in sums)
+    return Usage(prompts // max(1, len(sums)), answers // max(1, len(sums)))
+
+
 def _costs(sums: Sequence[_Sums], *, may_batch: bool) -> dict[str, float | None]:
     """Return the costs if each model answers all requests, live and, if they are known, by batch; `{}` without all
     prices."""
@@ -644,16 +691,32 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 
 
-def _tokens(sent: Sent, part: Request) -> int:
-    """Return about how many tokens of prompts are sent for a row; a request for vectors has no conversation."""
-    asked = sent.request if sent.request.conversation.messages else part
-    return -(-_bytes(asked.conversation) // _BYTES_PER_TOKEN)
-
-
 def _size_for(plan: ResolvedConfig) -> Callable[[Sent, Request], int]:
     """Return the function that tells about how many tokens the model of a plan gets for a row."""
     limits = registry.decisions_of(plan) if registry.decides(plan) else None
-    return _tokens if limits is None else lambda sent, _: tokens_of(sent.request, limits.questions)
+    return _Sizes(plan).of if limits is None else lambda sent, _: tokens_of(sent.request, limits.questions)
+
+
+class _Sizes:
+    """Returns the size of prompts with what is sent beside them. Requests of a job have few different `sampling`."""
+
+    def __init__(self, plan: ResolvedConfig) -> None:
+        self._needs_endpoint = plan.record.needs_endpoint
+        self._last: tuple[Sampling, int] | None = None
+
+    def of(self, sent: Sent, part: Request) -> int:
+        """Return about how many tokens are sent for a row; a request for vectors has no conversation."""
+        messages = sent.request.conversation.messages
+        size = -(-_bytes((sent.request if messages else part).conversation) // _BYTES_PER_TOKEN)
+        if not messages or not self._needs_endpoint:
+            return size
+        around = len(messages) * _PER_MESSAGE + _PER_REQUEST + self._of_form(sent.request.sampling)
+        return size + math.ceil(around * sent.part)
+
+    def _of_form(self, sampling: Sampling) -> int:
+        if self._last is None or self._last[0] is not sampling:
+            self._last = sampling, form_tokens(sampling)
+        return self._last[1]
 
 
 def _bytes(conversation: Conversation) -> int:

@@ -244,8 +244,9 @@ class Plan(OrderPart):
         """Return what a validation adds for the plan. Blocks.
 
         `configs`: by model. `checked`: the figures so far, for a single model; `alone`: the `Usage` of all rows if each
-        is sent alone; `of_models`: the costs by model, empty without a price. `end`: the number of the first row beyond
-        the limit. If the figures have a `least_estimated_cost`, `estimated_cost` is the other end of a range.
+        is sent alone; `text_tokens`: those of their texts; `of_models`: the costs by model, empty without a price.
+        `end`: the number of the first row beyond the limit. If the figures have a `least_estimated_cost`,
+        `estimated_cost` is the other end of a range.
         """
         del store, spec, configs, checked, end
         return Estimate()

@@ -481,6 +481,15 @@ def paid(store: JobDatabase, rounds: Sequence[int]) -> dict[tuple[bool, int], Pa
     }
 
 
+def prompts_paid(store: JobDatabase, slot: int, most: int) -> list[tuple[int, int]]:
+    """Return the number of the row, and the tokens of prompts, of the first paid answers of a slot."""
+    query = f"""
+        SELECT key % {SLOT}, prompt_tokens FROM answer
+        WHERE key >= ? AND key < ? AND {ANSWERED} AND {_IS_PAID} AND prompt_tokens > 0 ORDER BY key LIMIT ?
+    """
+    return store.read(query, slot * SLOT, (slot + 1) * SLOT, most)
+
+
 def cost(store: JobDatabase) -> float:
     """Return the cost of all records with a known price, including spare answers."""
     records = "(SELECT more FROM answer UNION ALL SELECT more FROM spare)"
