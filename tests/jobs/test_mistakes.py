@@ -407,6 +407,8 @@ def test_a_run_that_keeps_earlier_answers_says_its_own_cost(bench):
     assert second["run_cost"] == pytest.approx(second["cost"] - first["cost"])
     said = bench.jobs(str(bench.output)).stdout
     assert f"  requests  2 in the last run ({dollars(second['run_cost'])}), 5 in all" in said
+    bench.prompts(4)
+    assert "  requests  0 in the last run, 5 in all" in bench.run(*price).stdout
 
 
 _HUGE = "x" * (6 << 20)

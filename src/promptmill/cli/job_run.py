@@ -254,8 +254,9 @@ def _requests(before: Status, now: RunStatus) -> int:
 
 
 def _joined(before: Status, ended: RunStatus) -> Status:
-    """Return the status of a job before a run, with that at its end. A finished run counts all figures anew."""
-    old = figures().keys() if ended["state"] == progress.FINISHED else ()
+    """Return the status of a job before a run, with that at its end, without what only the run before spent. A finished
+    run counts all figures anew."""
+    old = {"run_requests", "run_cost", *(figures() if ended["state"] == progress.FINISHED else ())}
     return cast("Status", {**{name: value for name, value in before.items() if name not in old}, **ended})
 
 

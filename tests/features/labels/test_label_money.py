@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from labellers import LABELS as LABELS_OF_MODELS
+from labellers import labellers, named, sent
 from packs import LABELS, Packs
 from promptmill.features.labels.label_status import facts
 
@@ -54,3 +56,15 @@ def test_each_row_has_what_was_paid_for_it(bench, upstream, options):
     for name in ("prompt_tokens", "completion_tokens"):
         assert sum(row["usage"][name] for row in rows) == found[name]
     assert all(row["cost"] for row in rows)
+
+
+def test_the_expected_cost_leaves_out_repeats_that_order_no_answers(bench):
+    bench.upstream.reply = labellers(probabilities=False)
+    bench.write([{"id": n, "text": f"review {n}"} for n in range(600)])
+    asked = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS_OF_MODELS), "--model", "small")
+    found = bench.succeed(*asked, "--sure", "strong", "--agree", "70%", *named(bench))
+    expected, drawn = found["sure"]["expected"], found["sure"]["sample"]["drawn"]
+    assert (found["sure"]["sample"]["score"], expected["pays"]) == ("equal", True)
+    assert sent(bench) == {"small": 600 + 2 * drawn, "strong": found["sure"]["strong"]}
+    few = expected["cost_between"][0] - 0.02 * found["cost"]
+    assert few < found["cost"] < expected["cost_between"][1] + 0.02 * found["cost"]

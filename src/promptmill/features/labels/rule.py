@@ -71,6 +71,8 @@ class SureCut(Stored):
     """Classes with too few rows in the sample to guard them."""
     prices: tuple[float, float] | None = None
     """The mean cost of a sampled row, in US dollars: of the strong model, and of the cheap models."""
+    extra: float = 0.0
+    """The cost of the sample's repeats if they order no answers, so that no other row has them."""
     learned: str = ""
     """The digest of the answers that trained the student."""
 
@@ -148,7 +150,7 @@ class SurePart(Stored):
     def cost_with(self, strong: float) -> float:
         """Return the cost of all rows if the strong model answers `strong` of them; 0 without prices."""
         of_strong, of_cheap = (self.cut and self.cut.prices) or (0.0, 0.0)
-        return strong * of_strong + self.every * of_cheap
+        return strong * of_strong + self.every * of_cheap + (0.0 if self.cut is None else self.cut.extra)
 
 
 class SureRule(Plan):

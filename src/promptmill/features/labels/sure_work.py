@@ -374,6 +374,8 @@ class SureWork(PlanWork):
             if (label := row.label) is not None:
                 rows, found = classes.get(label, (0, 0))
                 classes[label] = rows + 1, found + row.agrees
+        answers = len(self._rule.panel(part.score))
+        extra = sum(_cost(one) or 0.0 for row in sample for one in row.panel[answers:])
         decided = SureCut(
             place=cut,
             sampled=tuple(
@@ -386,7 +388,8 @@ class SureWork(PlanWork):
             mended=sum(row.is_bad and row.agrees for row in before),
             classes=dict(sorted(classes.items(), key=lambda one: -one[1][0])),
             unguarded=self._unguarded(classes),
-            prices=_prices(sample),
+            prices=_prices(sample, extra),
+            extra=extra,
             learned=learned,
         )
         part = part.model_copy(update={"cut": decided})
@@ -555,11 +558,12 @@ def _delivered(cheap: Record) -> Any:
     return replace(outcome, logprobs=None, probabilities=None) if isinstance(outcome, Completion) else outcome
 
 
-def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:
-    """Return the cost per row with the strong model and with the cheap models; None without prices."""
+def _prices(sample: Sequence[_Sampled], extra: float) -> tuple[float, float] | None:
+    """Return the cost per row with the strong model and with the cheap models; None without prices. `extra`: the part
+    of the sample's cost that other rows do not have."""
     strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
-    cheap = [row.cheap_cost for row in sample]
-    return (sum(strong) / len(strong), sum(cheap) / len(cheap)) if sum(strong) else None
+    cheap = sum(row.cheap_cost for row in sample) - extra
+    return (sum(strong) / len(strong), cheap / len(sample)) if sum(strong) else None
 
 
 def _cost(record: Record | None) -> float | None:
