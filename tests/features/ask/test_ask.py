@@ -11,6 +11,7 @@ import pytest
 
 import promptmill
 from decision_replies import decides, likeliest, shares
+from promptmill.jobs.store import statistics
 from replies import answer, choose, late, status
 
 TONE = ("--ask", "Tone:good|bad!=Is it praise? {{mail}}")
@@ -247,6 +248,17 @@ def test_a_new_question_asks_only_itself_and_keeps_all_answers(asked):
     assert not any(record.extras.get("changed") for record in asked.records())
     asked.succeed(*TOPIC, *TONE, *STARS)
     assert len(asked.upstream.seen) == 90, "another order asks nothing"
+
+
+def test_a_row_with_a_new_question_has_what_was_paid_for_all_questions(asked):
+    table(asked, 5)
+    for sent_rows, more in ((10, ()), (15, STARS), (20, (*STARS, *WHY))):
+        found, rows = asked.succeed(*TONE, *TOPIC, *more, *PRICE), asked.answers()
+        assert sum(row["cost"] for row in rows) == pytest.approx(found["cost"])
+        assert sum(row["usage"]["prompt_tokens"] for row in rows) == found["prompt_tokens"]
+        assert (found["requests"], found["retries"], len(asked.upstream.seen)) == (sent_rows, 0, sent_rows)
+        with asked.folder.reading() as store:
+            assert statistics.cost(store) == pytest.approx(found["cost"]), "no cost counts twice"
 
 
 def test_equal_rows_keep_an_answer_each_for_a_new_question(asked):

@@ -18,14 +18,15 @@ killed, the job is unchanged.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sqlite3 import Connection
 from typing import NamedTuple
 
-from promptmill.backends.protocol import Completion, Outcome, copied
+from promptmill.backends.protocol import Completion, Outcome, Totals, copied
 from promptmill.jobs.store.changed_form import ChangedForm
 from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT, PUT_SPARE, ROW_NEXT, JobDatabase, Row, bound
 from promptmill.jobs.store.plan import JobSpec
@@ -96,10 +97,11 @@ _FORMER = """
     SELECT key, wanted.asked FROM temp.former JOIN temp.wanted USING (key) WHERE former.asked = ? ORDER BY key LIMIT 1
 """
 _OWN = f"""
-    SELECT {COLUMNS} FROM answer WHERE key IN (SELECT key FROM temp.loose) AND settings IN ({{settings}})
-    UNION ALL SELECT {COLUMNS} FROM spare WHERE settings IN ({{settings}})
+    SELECT NULL, {COLUMNS} FROM answer WHERE key IN (SELECT key FROM temp.loose) AND settings IN ({{settings}})
+    UNION ALL SELECT place, {COLUMNS} FROM spare WHERE settings IN ({{settings}})
 """
 _PUT_MOVED = PUT.replace("INTO answer", "INTO temp.moved")
+_REPLACE_SPARE = PUT_SPARE.replace("INSERT", "INSERT OR REPLACE")
 _MOVE = f"""
     {_MOVED} answer ON answer.key = place - :base;
     {_MOVED} spare USING (place);
@@ -186,7 +188,7 @@ def bind(
         borrowed = [_borrow(connection, other, spec, since, places_of_copies) for other in others]
         for statement, values in slots:
             run(statement, values)
-        sources = [*(other.records(where="asked IS NOT NULL") for other in others), _own(connection, spec)]
+        sources = [*(_of_other(other) for other in others), _own(connection, spec)]
         made = spec.targets[0].made(since)
         parts = [_take_parts(connection, *each, made) for each in itertools.zip_longest(former(spec), sources)]
         ((rows,),) = run("SELECT count(*) FROM row")
@@ -245,14 +247,41 @@ def _may_answer(record: Record, spec: JobSpec, form: ChangedForm) -> bool:
     return not spec.is_grid if record.settings == PERSON else form.has(record.text)
 
 
-def _own(connection: Connection, spec: JobSpec) -> Iterator[Record]:
+class _Source(NamedTuple):
+    """A record of which a row may take a part, and what the row takes along."""
+
+    record: Record
+    release: Callable[[], object] | None
+    """Stores the record without its cost, which the row of the same job takes along; None: another job has paid it."""
+
+
+def _of_other(other: JobDatabase) -> Iterator[_Source]:
+    return (_Source(record, None) for record in other.records(where="asked IS NOT NULL"))
+
+
+def _own(connection: Connection, spec: JobSpec) -> Iterator[_Source]:
     """Yield the job's records without a row that count for `spec`."""
     settings = ", ".join(map(str, [*spec.targets[0].counted, PERSON]))
-    yield from map(Record._make, connection.execute(_OWN.format(settings=settings)))
+    for place, *columns in connection.execute(_OWN.format(settings=settings)):
+        record = Record._make(columns)
+        yield _Source(record, functools.partial(_release, connection, place, record))
+
+
+def _release(connection: Connection, place: int | None, record: Record) -> None:
+    """Store a record without its cost. `place`: that of a spare answer."""
+    made = Provenance(record.settings, record.round, tuple(record.extras.get("changed", ())))
+    values = bound(record_of(record.key, copied(record.outcome()), record.asked, made))
+    connection.execute(*((PUT, values) if place is None else (_REPLACE_SPARE, (place, *values))))
+
+
+def _with_paid(outcome: Outcome, paid: Outcome) -> Outcome:
+    """Return an outcome with the requests of another and what was paid for them."""
+    spent = Totals.of([paid]).on(replace(outcome, attempts=paid.attempts, latency_s=paid.latency_s))
+    return replace(spent, made_of=paid.wanted) if isinstance(spent, Completion) else replace(spent, wanted=paid.wanted)
 
 
 def _take_parts(
-    connection: Connection, former: Former | None, records: Iterable[Record], made: Provenance
+    connection: Connection, former: Former | None, sources: Iterable[_Source], made: Provenance
 ) -> tuple[int, int]:
     """Give the rows without an answer to their question what they take of the records of a former one. Return the
     number of rows that take a whole answer, and of those that take a part."""
@@ -264,12 +293,15 @@ def _take_parts(
     for row in map(Row._make, run(_UNMATCHED)):
         if (asked := former.asked(row)) is not None:
             run("INSERT INTO temp.former VALUES (?, ?)", (asked, row.n))
-    for record in records:
+    for record, release in sources:
         found = run(_FORMER, (record.asked,)).fetchone()
         if found is None or not record.is_sound or (outcome := former.outcome(record)) is None:
             continue
         key, asked = found
-        run(_PUT_MOVED, bound(record_of(key, copied(outcome), asked, made)))
+        if release is not None:
+            release()
+        taken = copied(outcome) if release is None else _with_paid(outcome, record.outcome())
+        run(_PUT_MOVED, bound(record_of(key, taken, asked, made)))
         run("DELETE FROM temp.former WHERE asked = ? AND key = ?", (record.asked, key))
         is_whole = isinstance(outcome, Completion)
         whole, partly = whole + is_whole, partly + (not is_whole)
