@@ -58,6 +58,7 @@ def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
     text = report.read_text()
     assert "Sure labels" in text
     assert '"curve":[[1.0,1.0],' in text
+    assert '"where":"at the strong model"' in text
     (part,) = sure.folder.known_spec().plan.parts
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
     is_near = part.pays and any(abs(score - part.cut.place[0]) <= 0.05 for score in scores)

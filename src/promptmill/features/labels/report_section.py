@@ -29,7 +29,10 @@ def section(found: Mapping[str, Any], store: JobDatabase, spec: JobSpec) -> Json
         f"found by {cheap_model(sure)}",
     ]
     curve = _curve(store, spec.plan) if isinstance(spec.plan, SureRule) else []
-    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
+    where = "at the strong model" if sure["model"] else "sent alone"
+    target = (
+        {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"], "where": where} if curve else {}
+    )
     tables = [{"head": head, "rows": rows}]
     return {"title": "Sure labels", "lines": label_lines(sure), "bars": [], "tables": tables, **target}
 
