@@ -83,3 +83,12 @@ def test_success_has_a_sign_on_a_terminal_alone(monkeypatch):
         print_status(job(**more), as_json=False)
         shown.append(stream.getvalue().startswith("✓ reviews.csv"))
     assert shown == [True, False, False]
+
+
+def test_a_budget_that_was_too_small_is_to_be_higher_by_no_number(capsys):
+    more = {"state": "stopped", "code": "budget", "max_cost": 0.00003, "alive": False}
+    warning = "a `max_tokens` of 20 lets 112 times as many run."
+    print_status(job(**more, warnings=[warning]), as_json=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "resume with the same command and a higher --max-cost write" in said
+    assert "a --max-tokens of 20 lets 112 times as many run." in said

@@ -143,6 +143,17 @@ def test_help_shows_a_commands_own_options(promptmill):
     assert "--again {failed,truncated,all}" in out
 
 
+def test_help_shows_the_option_that_a_word_names(promptmill):
+    code, out, err = promptmill("bulk", "--help", "again", config=None)
+    assert (code, err) == (0, "")
+    assert out.startswith("--again {failed,truncated,all}\n")
+    assert out == promptmill("bulk", "--help", "--again", config=None)[1]
+    assert len(out.splitlines()) == 2
+    _, out, err = promptmill("bulk", "--help", "nonsense", config=None)
+    assert err.startswith("There is no option 'nonsense' of promptmill bulk. Its help:\n")
+    assert out == promptmill("bulk", "--help", config=None)[1]
+
+
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_nothing_on_stdin_is_said_so(promptmill, monkeypatch, upstream, arguments):
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))

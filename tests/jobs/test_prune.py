@@ -107,6 +107,10 @@ def test_one_job_is_forgotten_and_its_output_stays(bench):
         for options in ((), ("--unfinished",)):
             said = bench.jobs(job, "--forget", *options).stderr
             assert f"Job {job} runs; --cancel ends it." in said
+        bench.folder.change_control(paused=True)
+        said = bench.jobs(job, "--forget").stderr
+        assert f"Job {job} is paused, and its process waits; --cancel ends it." in said
+        bench.folder.change_control(paused=False)
     finally:
         lock.release()
     bench.succeed()
@@ -115,6 +119,15 @@ def test_one_job_is_forgotten_and_its_output_stays(bench):
     assert "1 job removed; its output stays." in forgotten.stderr
     assert len(bench.answers()) == 3
     assert not bench.folder.path.exists()
+    said = bench.jobs(str(bench.output)).stderr
+    assert f"{bench.output} has no job: none has written it, or its job was removed." in " ".join(said.split())
+
+
+def test_a_job_without_an_output_is_forgotten_without_a_word_about_one(bench):
+    bench.prompts(3)
+    bench.half_done({})
+    said = bench.jobs(bench.folder.job_id, "--forget", "--unfinished").stderr
+    assert said == "promptmill: 1 job removed.\n"
 
 
 @pytest.mark.parametrize("answer", ["y", ""])

@@ -67,6 +67,8 @@ def print_status(
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     if reason := found.get("reason"):
         found["reason"] = in_options(reason)
+    if warnings := found.get("warnings"):
+        found["warnings"] = [*map(in_options, warnings)]
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     go_on = _go_on(found, output=not on_stderr) if again else []
     text = status_words.summary(
@@ -84,10 +86,9 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     if found.get("paused"):
         return ["  it is paused, also when it is resumed; let it go on with", f"{job} --unpause"]
     kept = "answers are kept; " if found.get("answered") else ""
-    limit = found.get("max_cost")
     resume = [f"  {kept}resume with the same command, or with", f"{job} --resume"]
-    if limit and found.get("code") == Code.BUDGET:
-        resume = [f"  {kept}resume with the same command and a --max-cost above {dollars(limit).lstrip('$')}"]
+    if found.get("max_cost") and found.get("code") == Code.BUDGET:
+        resume = [f"  {kept}resume with the same command and a higher --max-cost"]
     return [
         *resume,
         "  write the answers so far with",
@@ -184,7 +185,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
             # at once, because a run may take hours, and its summary is last
             notes = [f"note: {warning}" for warning in progress.stats.warnings if f"note: {warning}" not in told]
             told.update(notes)
-            for text in [*status_words.news(progress, told), *notes]:
+            for text in [*status_words.news(progress, told), *map(in_options, notes)]:
                 bars.console.print(without_controls(text), highlight=False, markup=False)
             done = progress.written if progress.state == states.MERGING else progress.counts.done
             said = _line(progress, max(20, bars.console.width - SHORTEST_BAR - 1))

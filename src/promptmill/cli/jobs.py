@@ -21,9 +21,10 @@ from promptmill.cli.listings import show_cache
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
-from promptmill.core.errors import config_error, without_controls
+from promptmill.core.errors import PromptmillError, config_error, input_error, without_controls
 from promptmill.core.feature import JobAction, features, order_parts, part
 from promptmill.core.wording import counted
+from promptmill.jobs import members
 from promptmill.jobs.door import reopened
 from promptmill.jobs.export.join import is_there, join
 from promptmill.jobs.export.live_output import export
@@ -35,6 +36,7 @@ from promptmill.jobs.store.order_part import OrderPart, parts_of
 from promptmill.jobs.store.status_record import Status
 from promptmill.options.option import Option
 from promptmill.options.table import options
+from promptmill.system.safe_open import home_expanded
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
@@ -179,7 +181,8 @@ def _of_series(arguments: argparse.Namespace, steps: Sequence[Folder]) -> int:
         folders = JobFolders.from_environ()
         for job in steps:
             prune.forget_ended(job, folders, unfinished=arguments.unfinished)
-        return _report_removed([job.job_id for job in steps], as_json=arguments.json)
+        output = home_expanded(arguments.job_id)
+        return _report_removed([job.job_id for job in steps], has_output=output.exists(), as_json=arguments.json)
     actions = [*_ACTIONS, *(name for action in _added() for name in action.names)]
     if _is_asked(arguments, actions) or arguments.set:
         several = f"{arguments.job_id} has {counted(len(steps), 'job')}"
@@ -221,7 +224,12 @@ def _check_actions(arguments: argparse.Namespace) -> None:
 def _named(job_id: str | None, purpose: str = "") -> Folder:
     if job_id is None:
         raise config_error("", f"name the job {purpose}; `promptmill jobs` lists them.")
-    return JobFolders.from_environ().at(job_id)
+    try:
+        return JobFolders.from_environ().at(job_id)
+    except PromptmillError:
+        if not home_expanded(job_id).is_file():
+            raise
+        raise input_error(f"{job_id} has no job: none has written it, or its job was removed.") from None
 
 
 def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
@@ -356,8 +364,10 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _forget(job: Folder, *, unfinished: bool, as_json: bool) -> int:
+    spec = job.spec
     prune.forget_ended(job, JobFolders.from_environ(), unfinished=unfinished)
-    return _report_removed([job.job_id], as_json=as_json)
+    has_output = spec is not None and bool(spec.output.format) and members.file_of(spec.output.path).exists()
+    return _report_removed([job.job_id], has_output=has_output, as_json=as_json)
 
 
 def _prune(age: str, *, unfinished: bool, as_json: bool) -> int:
@@ -369,17 +379,21 @@ def _prune(age: str, *, unfinished: bool, as_json: bool) -> int:
         print(what, end="", file=sys.stderr, flush=True)
         if input().strip().lower()[:1] != "y":
             return OK
-    return _report_removed(prune.prune(folders, age_s, unfinished=unfinished), as_json=as_json)
+    removed = prune.prune(folders, age_s, unfinished=unfinished)
+    return _report_removed(removed, has_output=bool(removed), as_json=as_json)
 
 
-def _report_removed(removed: Sequence[str], *, as_json: bool) -> int:
+def _report_removed(removed: Sequence[str], *, has_output: bool, as_json: bool) -> int:
+    """Print the ids of removed jobs. `has_output`: whether they have an output, which is still there."""
     if as_json:
         say(orjson.dumps({"removed": removed}).decode())
     else:
         for job_id in removed:
             say(job_id)
         stays = "its output stays" if len(removed) == 1 else "their outputs stay"
-        print(f"promptmill: {counted(len(removed), 'job')} removed{f'; {stays}' if removed else ''}.", file=sys.stderr)
+        print(
+            f"promptmill: {counted(len(removed), 'job')} removed{f'; {stays}' if has_output else ''}.", file=sys.stderr
+        )
     return OK
 
 

@@ -49,10 +49,26 @@ class Parser(argparse.ArgumentParser):
         self._common, self._joined, self.usage = common, joined, "%(prog)s [OPTIONS] INPUT … OUTPUT"
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help. A long help is printed completely only with `--help all`."""
+        """Print the help. A long help is printed completely only with `--help all`; `--help OPTION` prints that of one
+        option."""
         asked = next((at for at, word in enumerate(self._given) if word in {"-h", "--help"}), len(self._given))
-        is_short = self._common and self._given[asked + 1 : asked + 2] != ["all"]
-        self._print_message(self._short_help() if is_short else self.format_help(), file or sys.stdout)
+        words = self._given[asked + 1 : asked + 2]
+        is_short = self._common and words != ["all"]
+        text = self._option_help(words[0]) if words else ""
+        if words and not text and is_short:
+            note = f"There is no option {cut(redact(words[0]), 20)!r} of {self.prog}. Its help:\n\n"
+            self._print_message(note, sys.stderr)
+        self._print_message(text or (self._short_help() if is_short else self.format_help()), file or sys.stdout)
+
+    def _option_help(self, word: str) -> str:
+        """Return the help of an option, whose dashes may be missing; `""` if there is none."""
+        known = self._option_string_actions
+        action = known.get(word) or known.get(f"--{word.replace('_', '-')}")
+        if action is None:
+            return ""
+        formatter = self._get_formatter()
+        formatter.add_arguments([action])
+        return formatter.format_help()
 
     def _short_help(self) -> str:
         formatter = self._get_formatter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -127,7 +128,9 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(reviews):
     assert (reviews.path / "topics.csv").read_bytes() == content
     assert not reviews.upstream.seen
     assert figures(reviews, "--set", "sampling_params.n=1") == first
-    assert f"\n0 requests now; the search took {first['requests']} in 0:0" in topics(reviews).stdout
+    said = topics(reviews).stdout
+    assert re.search(rf"\n0 requests now; the search took {first['requests']} in [\d.]+ s\n", said)
+    assert "are those of" not in said
     estimate = topics(reviews, "--dry-run").stdout
     assert "\n0 requests" in estimate, "the answers of a finished search are known"
     assert first["requests"] == 3 + 1 + 1 + 60 + 60 + (5 + 60 if first["is_split"] else 0)
@@ -185,6 +188,15 @@ def test_a_search_of_changed_rows_sends_what_has_changed(reviews):
     assert found["stability"]["rows"] == first["stability"]["rows"]
     prompts = Counter(seen.prompt for seen in reviews.upstream.seen)
     assert prompts == {PROMPT.replace("{{text}}", labelled[0]["text"]): 2}, "a label in each order"
+
+
+def test_a_search_that_takes_the_answers_of_another_one_names_it(reviews):
+    first = figures(reviews)
+    reviews.upstream.seen.clear()
+    (reviews.path / "other").mkdir()
+    said = " ".join(topics(reviews, output="other/topics.csv").stdout.split())
+    assert not reviews.upstream.seen
+    assert f" {first['requests']} answers are those of {reviews.path / 'topics.csv'} " in said
 
 
 def test_the_jobs_of_a_search_lie_beside_its_output(reviews):
@@ -530,6 +542,21 @@ def killed_at(bench: Any, number: int) -> None:
         process.wait()
     eventually(lambda: not bench.upstream.open)
     bench.upstream.reply = models()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_after_a_kill_answers_that_are_stored_count_for_the_earlier_run(reviews):
+    killed_at(reviews, STEPS["labels"])
+    estimate = figures(reviews, "--dry-run")
+    reviews.upstream.seen.clear()
+    said = topics(reviews).stdout
+    sent = len(reviews.upstream.seen)
+    told = re.search(r"\n(\d+) requests now; the search took (\d+) in", said)
+    assert told is not None
+    assert sent <= int(told[1]) <= sent + 1, "and the request that the kill cut off"
+    assert {
+        step["step"]: step["requests"] for step in estimate["steps"] if 0 < step["requests"] < 60 and step["is_certain"]
+    } == {"labels of 60 held-out rows": 60 - 24}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")

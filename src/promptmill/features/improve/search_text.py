@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, duration
+from promptmill.core.wording import counted
 from promptmill.features.compare.words import Table, percent, points
 from promptmill.features.improve.search import CANNOT_TELL, GAIN, LEVEL, YOURS
+from promptmill.jobs.store.status_words import took
 
 
 def lines(found: JsonObject, width: int) -> Iterator[str]:
@@ -24,7 +25,7 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     yield from found["notes"]
     yield ""
     yield from _outcome(found)
-    effort = f"{counted(found['requests'], 'request')} in {duration(found['seconds'])}"
+    effort = f"{counted(found['requests'], 'request')} in {took(found['seconds'])}"
     yield effort + (f", {dollars(found['cost'])}" if "cost" in found else "")
 
 

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from promptmill.features.recipes import run_words
 from promptmill.features.recipes.recipe import Recipe, Step
 from promptmill.features.recipes.spending import Search, Spending, StepFigures
 from promptmill.jobs.run.resumption import ChangedError, ChangedInputError
+from promptmill.jobs.run.rows_left import of_rows_left
 from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
 
@@ -114,13 +115,53 @@ class _Report:
 
 
 @dataclass
-class _Run:
-    """A run of a recipe."""
+class _Steps:
+    """The steps of a recipe, with the options of its run."""
 
     arguments: argparse.Namespace
     recipe: Recipe
     outputs: Mapping[str, Step]
     spending: Spending
+
+    def _captured(self, step: Step, prepared: Callable[[JsonDict], argparse.Namespace]) -> tuple[int, str]:
+        """Run a command with the arguments that `prepared` returns for accepted changes. Return as `_captured`."""
+        changes: JsonDict = {}
+        while True:
+            arguments = prepared(changes)
+            try:
+                return _captured(arguments)
+            except ChangedError as error:
+                change = self._change(error, step, arguments)
+                if change is None or changes.items() >= change.items():
+                    raise
+                changes |= change
+
+    def _change(self, error: ChangedError, step: Step, arguments: argparse.Namespace) -> JsonDict | None:
+        """Return the options with which a step accepts a change; None if the user has not accepted it.
+
+        An input that an earlier step wrote has changed because the user changed that step.
+        """
+        is_accepted = self.arguments.again == _CHANGED
+        if isinstance(error, ChangedInputError):
+            return {"keep": True} if is_accepted or step.makers(arguments, self.outputs) else None
+        return {"again": "all"} if is_accepted else None
+
+    def _refusal(self, error: ChangedError, step: Step) -> PromptmillError:
+        """Return the error for a change that the user has not accepted, with the command that accepts it."""
+        again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again"
+        keep = "; `keep: true` in the step keeps its answers." if error.may_keep else "."
+        return step.located(PromptmillError(error.code, [*error.parts[:1], " ", again, keep], ""))
+
+    def _resuming(self, *option: str) -> str:
+        """Return the command line of this run, with another value of an option."""
+        given = passed_on(self.arguments.given, option[:1], ())
+        return redact(shlex.join(["promptmill", *given, *option]))
+
+
+@dataclass
+class _Run(_Steps):
+    """A run of a recipe."""
+
     reports: list[_Report] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -140,10 +181,7 @@ class _Run:
             self._show("stopped")
             place = self.reports[-1].step
             if isinstance(error, ChangedError):
-                again = f"`{self._resuming('--again', _CHANGED)}` sends the rows of such a step again"
-                keep = "; `keep: true` in the step keeps its answers." if error.may_keep else "."
-                words = [*error.parts[:1], " ", again, keep]
-                raise place.located(PromptmillError(error.code, words, "")) from None
+                raise self._refusal(error, place) from None
             problem = place.located(error).message
             end = "" if problem.endswith((".", "?")) else "."
             raise PromptmillError(error.code, f"{problem}{end} Then{_RESUMES}{self._resuming()}", "") from None
@@ -165,11 +203,6 @@ class _Run:
         else:
             corrected = "; correct it, then" if code == USAGE else ";"
             complain(f"{stopped}{corrected}{_RESUMES}{self._resuming()}")
-
-    def _resuming(self, *option: str) -> str:
-        """Return the command line of this run, with another value of an option."""
-        given = passed_on(self.arguments.given, option[:1], ())
-        return redact(shlex.join(["promptmill", *given, *option]))
 
     def _step(self, step: Step) -> int:
         report = _Report(step, step.words[0])
@@ -194,45 +227,28 @@ class _Run:
 
     def _ended(self, step: Step, report: _Report) -> tuple[int, str]:
         """Run a step. Return its exit code, and what it printed."""
-        changes: JsonDict = {}
-        while True:
+
+        def prepared(changes: JsonDict) -> argparse.Namespace:
             self.spending.step = report.figures = StepFigures()
-            arguments = self._prepared(step, changes)
-            try:
-                return _captured(arguments)
-            except ChangedError as error:
-                change = self._change(error, step, arguments)
-                if change is None or changes.items() >= change.items():
-                    raise
-                changes |= change
+            return self._prepared(step, changes)
+
+        return self._captured(step, prepared)
 
     def _prepared(self, step: Step, changes: JsonDict) -> argparse.Namespace:
         """Return the arguments of a step, as a part of this run."""
-        arguments = step.arguments()
         is_own = any(map(self.spending.is_own, _outputs(step)))
-        owns_output = "is_step" in arguments  # its job knows what it wrote
+        owns_output = "is_step" in step.arguments()  # its job knows what it wrote
         values = {
             "is_step": True,
+            "names_next": False,
             "overwrite": True if is_own and not owns_output else None,
             "json": self.arguments.json and not owns_output,
             "quiet": self.arguments.quiet,
             **changes,
         }
-        for name, value in values.items():
-            if name in arguments and value is not None:
-                setattr(arguments, name, value)
+        arguments = _changed(step, values)
         arguments.spending = self.spending
         return arguments
-
-    def _change(self, error: ChangedError, step: Step, arguments: argparse.Namespace) -> JsonDict | None:
-        """Return the options with which a step accepts a change; None if the user has not accepted it.
-
-        An input that an earlier step wrote has changed because the user changed that step.
-        """
-        is_accepted = self.arguments.again == _CHANGED
-        if isinstance(error, ChangedInputError):
-            return {"keep": True} if is_accepted or step.makers(arguments, self.outputs) else None
-        return {"again": "all"} if is_accepted else None
 
     def _show(self, state: str) -> None:
         steps = [report.as_dict() for report in self.reports]
@@ -255,13 +271,8 @@ class _Run:
 
 
 @dataclass
-class _Plan:
+class _Plan(_Steps):
     """What a run would do."""
-
-    arguments: argparse.Namespace
-    recipe: Recipe
-    outputs: Mapping[str, Step]
-    spending: Spending
 
     def show(self) -> int:
         """Print the steps with their prices. Return 0, or 1 if rows are invalid. Raises `PromptmillError`."""
@@ -269,6 +280,8 @@ class _Plan:
         for step in self.recipe.steps:
             try:
                 ended, found = self._estimate(step)
+            except ChangedError as error:
+                raise self._refusal(error, step) from None
             except PromptmillError as error:
                 raise step.located(error) from None
             code = max(code, ended)
@@ -300,13 +313,11 @@ class _Plan:
         if _found(step, self.spending, is_accepted=self.arguments.again == _CHANGED) is not None:
             nothing = dict.fromkeys(_ESTIMATED, 0)
             return OK, {**nothing, "reason": f"{step.title(step.arguments())} is there; delete it to search again"}
-        arguments = step.arguments()
-        setattr(arguments, attribute, True)
-        arguments.json = True
-        code, text = _captured(arguments)
+        code, text = self._captured(step, lambda changes: _changed(step, {attribute: True, "json": True, **changes}))
         found: JsonDict = orjson.loads(text)
         rows, problems = found.get("rows"), found.get("problems")
-        certain, every = (found.get(name, found) for name in ("certain", "all"))  # later requests depend on answers
+        # later requests depend on answers
+        certain, every = (found.get(name) or of_rows_left(found) for name in ("certain", "all"))
         figures = {
             name: its[name] for name, its in zip(_ESTIMATED, (certain, certain, every), strict=True) if name in its
         }
@@ -335,6 +346,15 @@ def _found(step: Step, spending: Spending, *, is_accepted: bool) -> Search | Non
         return None
     changed = [f"{output.name} was found with other options.", " `--again changed` searches again."]
     raise ChangedError(Code.INVALID_INPUT, changed, "")
+
+
+def _changed(step: Step, values: JsonDict) -> argparse.Namespace:
+    """Return the arguments of a step with these values, as far as it takes them."""
+    arguments = step.arguments()
+    for name, value in values.items():
+        if name in arguments and value is not None:
+            setattr(arguments, name, value)
+    return arguments
 
 
 def _begin_of(step: Step, title: str) -> JsonDict:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, duration
+from promptmill.core.wording import counted
+from promptmill.jobs.store.status_words import took
 
 _KEPT = "rows that are answered already are not sent again"
 
@@ -18,7 +19,7 @@ def summary(found: JsonObject) -> Iterator[str]:
     if len(steps) < found["count"]:
         yield f"{counted(found['count'] - len(steps), 'step')} of {found['count']} did not begin"
     cost = f", {dollars(found['cost'])}" if found["cost"] else ""
-    yield f"{counted(found['requests'], 'request')} in {duration(found['seconds'])}{cost}"
+    yield f"{counted(found['requests'], 'request')} in {took(found['seconds'])}{cost}"
     if found["max_cost"] is not None:
         yield f"{dollars(found['spent'])} of {dollars(found['max_cost'])} spent in all runs of the recipe"
 

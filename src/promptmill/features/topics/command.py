@@ -100,7 +100,7 @@ def add_options(topics: Parser) -> None:
         "promptmill topics reviews.csv topics.csv --prompt 'What do guests complain about? {{text}}' -m good-1",
         "promptmill topics reviews.csv topics.csv --prompt-file question.txt --most 30 -m good-1 --dry-run",
     )
-    topics.set_defaults(command=_run)
+    topics.set_defaults(command=_run, names_next=True)
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -153,13 +153,20 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         say(orjson.dumps(found).decode())
     else:
         say("\n".join(words.lines(found, columns(sys.stdout), series.sent)), wrap=True)
-        if refusal is None:
-            labels, does = _labels_of(folders, prompt, found)
-            say(f"\n{target.path} has the topics; {does}:")
-            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt, found, labels)))}")
+        for output, count in series.taken.items():
+            say(f"{counted(count, 'answer')} are those of {output}", wrap=True)
+        if refusal is None and arguments.names_next:
+            _say_next(arguments, folders, prompt, found)
     if refusal is not None:  # shown first, because the result was paid
         raise refusal
     return OK
+
+
+def _say_next(arguments: argparse.Namespace, folders: JobFolders, prompt: str, found: JsonObject) -> None:
+    """Print the command that labels all rows."""
+    labels, does = _labels_of(folders, prompt, found)
+    say(f"\n{home_expanded(arguments.output)} has the topics; {does}:")
+    say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, prompt, found, labels)))}")
 
 
 def _tell(text: str, *, quiet: bool) -> None:

@@ -21,6 +21,7 @@ from promptmill.features.topics.finding import Step
 from promptmill.features.topics.lists import OTHER, SYSTEM, Asked
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.job_series import JobSeries, StepModel, answers_in
+from promptmill.jobs.run.rows_left import of_rows_left
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.folder import Folder
 
@@ -166,7 +167,8 @@ class TopicEstimate:
         label = next(each for each in labels.texts if (each == OTHER) != self.fits)
         return [label] * len(rows)
 
-    def _add(self, step: Step, found: JsonObject) -> None:
+    def _add(self, step: Step, estimate: JsonObject) -> None:
+        found = of_rows_left(estimate)
         costs = {name: found.get(name) for name in _COSTS}
         self.steps.append({"step": step.words, "is_certain": step.is_certain, "requests": found["requests"], **costs})
         self.unpriced[:] = dict.fromkeys([*self.unpriced, *found["unpriced"]])

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, duration
+from promptmill.core.wording import counted
 from promptmill.features.compare.paired_proportions import EXACT_INTERVAL
 from promptmill.features.compare.words import Table, percent
+from promptmill.jobs.store.status_words import took
 
 
 def lines(found: JsonObject, width: int, sent: int | None = None) -> Iterator[str]:
@@ -43,7 +44,7 @@ def lines(found: JsonObject, width: int, sent: int | None = None) -> Iterator[st
     if sent not in {None, found["requests"]}:
         effort = f"{counted(sent or 0, 'request')} now; the search took {found['requests']:,}"
     cost = f", {dollars(found['cost'])}" if "cost" in found else ""
-    yield f"{effort} in {duration(found['seconds'])}{cost}"
+    yield f"{effort} in {took(found['seconds'])}{cost}"
 
 
 def by_share(topics: Sequence[JsonObject]) -> list[JsonObject]:

@@ -71,15 +71,20 @@ class JobSeries:
     sent: int = 0
     """The number of requests that this series has sent. Those of finished jobs were sent before."""
 
+    taken: dict[Path, int] = field(default_factory=dict)
+    """By the output of another series, the number of its answers that new jobs of this one have taken from equal ones
+    without a request."""
+
     def run(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> Folder:
         """Run the job `name` for rows and options of `JobOrder.of`, and return its folder. Raises `PromptmillError`."""
         with self._opened(name, rows, options, model) as job:
             assert job.loose is not None
-            before = job.loose.status.get("requests", 0)
+            before, wanted = _requests(job.loose), self._with_earlier(job, job.loose)
             try:
-                model.run(self._with_earlier(job, job.loose))
+                model.run(wanted)
             finally:
                 self._count(job.loose, before)
+            self._count_taken(job.loose, wanted.order.earlier.from_jobs)
             return job.loose
 
     def validate(self, name: str, rows: Iterable[JsonObject], options: Mapping[str, Any], model: StepModel) -> JsonDict:
@@ -125,9 +130,17 @@ class JobSeries:
         now: JsonObject = status.read(folder)
         if "cost" in now:  # without a price, there is no cost
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
-        self.sent += max(0, now.get("requests", 0) - before)
+        new = now.get("requests", 0) - before
+        self.sent += max(0, min(new, now.get("run_requests", new)))  # a kill cuts requests off, which count later
         for name in ("requests", "seconds"):
             self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)
+
+    def _count_taken(self, folder: Folder, earlier: Sequence[Path]) -> None:
+        now = status.read(folder)
+        equal = next((path.parent for path in earlier if path.parent.name == folder.path.name), None)
+        output = None if equal is None else Folder(equal).series_beside
+        if output is not None and not now.get("requests"):
+            self.taken[output] = self.taken.get(output, 0) + now.get("answered", 0)
 
 
 def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
@@ -137,6 +150,11 @@ def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
         return False
     settings = fingerprint(opened.plan, order.system_prompt, "jsonl", has_check=order.has_check)
     return [target.fingerprint for target in spec.targets] == [settings]
+
+
+def _requests(folder: Folder) -> int:
+    """Return the number of a job's requests with a record; after a kill, its last status may lack some."""
+    return 0 if folder.spec is None else status.read(folder).get("requests", 0)
 
 
 def _changed(folder: Folder) -> float:

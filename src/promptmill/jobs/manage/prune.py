@@ -167,7 +167,8 @@ def forget_ended(folder: Folder, folders: JobFolders, *, unfinished: bool) -> No
     name = folder.job_id
     if not _removed(folder, lambda: unfinished or _is_done(folder)):
         if folder.alive or unfinished or _is_done(folder):
-            raise input_error(f"Job {name} runs; ", Named("cancel"), " ends it.")
+            state = "is paused, and its process waits" if folder.control.paused else "runs"
+            raise input_error(f"Job {name} {state}; ", Named("cancel"), " ends it.")
         raise input_error(
             f"Job {name} could be resumed, and its answers are paid; ", Named("unfinished"), " forgets it."
         )

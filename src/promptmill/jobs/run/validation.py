@@ -53,6 +53,7 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
+from promptmill.jobs.run.rows_left import rows_sent_of
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
@@ -125,7 +126,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result |= _different(store, wanted, sums)
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
-        rows_sent = result["rows"] - result["invalid"] - result.get("skipped", 0) - result.get("taken", 0)
+        rows_sent = rows_sent_of(result)
         for one in sums:
             one.expect(rows_sent, max(1, len(spec.question.templates)))
         result["estimated_completion_tokens"] = sum(one.completion_tokens for one in sums) // max(1, len(sums))

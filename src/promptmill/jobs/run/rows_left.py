@@ -1,0 +1,24 @@
+"""The estimate of a job without the rows that it has answered."""
+
+from __future__ import annotations
+
+import math
+
+from promptmill.core.values import JsonDict, JsonObject
+
+_COSTS = ("estimated_cost", "most_cost")
+
+
+def of_rows_left(found: JsonObject) -> JsonDict:
+    """Return an estimate with the requests and the costs of `rows_left` alone; as it is if it has no such number."""
+    if (left := found.get("rows_left")) is None:
+        return dict(found)
+    share = left / max(1, rows_sent_of(found))
+    costs = {name: cost * share for name in _COSTS if (cost := found.get(name)) is not None}
+    return {**found, "requests": math.ceil(found["requests"] * share), **costs}
+
+
+def rows_sent_of(found: JsonObject) -> int:
+    """Return the number of rows that an estimate prices."""
+    sent: int = found["rows"] - found["invalid"] - found.get("skipped", 0) - found.get("taken", 0)
+    return sent
