@@ -374,7 +374,7 @@ def test_the_price_of_a_dry_run_includes_the_requests_that_join_answers(bench):
     asked = (*ASKED, "--split", "1000", "--max-tokens", "90", "--set", "price={input: 100, output: 1000}")
     found = json.loads(bench.run(*asked, "--dry-run", "--json").stdout)
     cost = json.loads(bench.run(*asked, "--json").stdout)["cost"]
-    assert 0 <= found["requests"] - len(bench.upstream.seen) <= 1, "two pieces of the same length may be one"
+    assert 0 <= found["requests"] - len(bench.upstream.seen) <= 1, "pieces follow the measured size of a token"
     assert cost <= found["most_cost"]
     again = json.loads(bench.run(*asked, "--dry-run", "--json").stdout)
     assert again["estimated_cost"] == pytest.approx(cost, rel=0.01)
