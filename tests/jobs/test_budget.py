@@ -365,7 +365,7 @@ def test_a_small_budget_without_a_limit_names_the_one_that_lets_more_requests_ru
     bench.prompts(60)
     said = bench.run(*CLOSED, "--max-cost", "40").stdout
     assert "few requests at a time: each reserves $16" in said
-    assert "for an answer not of its form; a `max_tokens` of " in said
+    assert "for an answer not of its form; a --max-tokens of " in said
 
 
 def test_an_answer_longer_than_its_form_ends_a_job_after_one_request(bench):

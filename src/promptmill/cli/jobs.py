@@ -21,7 +21,7 @@ from promptmill.cli.listings import show_cache
 from promptmill.cli.options import add_shared, configuration_of
 from promptmill.cli.parser import Parser, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
-from promptmill.core.errors import PromptmillError, config_error, input_error, without_controls
+from promptmill.core.errors import config_error, without_controls
 from promptmill.core.feature import JobAction, features, order_parts, part
 from promptmill.core.wording import counted
 from promptmill.jobs import members
@@ -224,12 +224,7 @@ def _check_actions(arguments: argparse.Namespace) -> None:
 def _named(job_id: str | None, purpose: str = "") -> Folder:
     if job_id is None:
         raise config_error("", f"name the job {purpose}; `promptmill jobs` lists them.")
-    try:
-        return JobFolders.from_environ().at(job_id)
-    except PromptmillError:
-        if not home_expanded(job_id).is_file():
-            raise
-        raise input_error(f"{job_id} has no job: none has written it, or its job was removed.") from None
+    return JobFolders.from_environ().at(job_id)
 
 
 def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:

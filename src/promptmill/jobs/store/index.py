@@ -181,6 +181,8 @@ class JobFolders:
             ]
             if len(near) == 1:
                 return self.find(near[0])
+            if not near and "\0" not in text and home_expanded(text).is_file():
+                raise input_error(f"{text} has no job: none has written it, or its job was removed.") from None
             meant = [f"did you mean {' or '.join(near[:3])}?"] if near else self._names(text)
             raise PromptmillError(error.code, [f"There is no job {text[:60]!r}; ", *meant], "") from None
 
