@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from promptmill.cli.options import ARGUMENTS, naming_option
@@ -19,17 +18,6 @@ if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
 
 _NAME = re.compile(r"`(\w+)`")
 _NO_FILE = "There is no configuration file"
-_PROVIDERS = MappingProxyType(
-    {
-        "gpt": "openai",
-        "claude": "anthropic",
-        "gemini": "google",
-        "mistral": "mistral",
-        "deepseek": "deepseek",
-        "grok": "xai",
-    }
-)
-"""The provider of the models whose names begin so, for a user who names a model alone."""
 
 
 def option_of(named: Named) -> str | None:
@@ -128,8 +116,8 @@ def _with_other_ways(
 
 def _endpoint_of(model: str) -> str:
     """Return the options for the endpoint of a model, whose name may tell the provider."""
-    from promptmill.backends import registry
+    from promptmill.backends.hosted_models import host_of
 
-    known = next((provider for start, provider in _PROVIDERS.items() if model.lower().startswith(start)), "")
-    key = next((row.key_env for row in registry.providers() if row.provider == known), None)
-    return f"--provider {known}, with your key in {key}" if key else "--base-url URL or --provider NAME"
+    if (host := host_of(model)) is None:
+        return "--base-url URL or --provider NAME"
+    return f"--provider {host.provider}, with your key in {host.key_env}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
+from promptmill.backends.hosted_models import host_of
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, Named, PromptmillError, Words, first_sentence
 from promptmill.system.installation import adding
@@ -25,14 +26,6 @@ from promptmill.system.safe_open import home_expanded
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
 _BACKENDS = {"cpu": "openvino"}  # names of extras that differ from the backend's
-# Patterns of providers' model names, each with the provider's name, its row in the table of providers and its key.
-_HOSTED = (
-    (r"gpt-(?!oss|neo|j)|chatgpt-|o[134](-|$)", "OpenAI", "openai", "OPENAI_API_KEY"),
-    (r"claude-", "Anthropic", "anthropic", "ANTHROPIC_API_KEY"),
-    (r"gemini-", "Google", "google", "GEMINI_API_KEY"),
-    (r"(mistral|codestral|ministral|pixtral|magistral)-.*latest$", "Mistral", "mistral", "MISTRAL_API_KEY"),
-    (r"deepseek-(chat|reasoner)$", "DeepSeek", "deepseek", "DEEPSEEK_API_KEY"),
-)
 # LiteLLM writes PROVIDER/MODEL; on the hub, only the owner `openai` has such a name.
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
@@ -135,11 +128,10 @@ def _hosted(name: str) -> PromptmillError | None:
     if prefix in _OLLAMA_PREFIXES and own:
         return load_failure(f"{name} is a model of Ollama.", (*_AT_OLLAMA, " and ", Named("model_name", own), "."))
     model = own if prefix in _PREFIXES else name
-    for form, owner, provider, key_env in _HOSTED:
-        if re.match(form, model):
-            named = () if model == name else (" and ", Named("model_name", model))
-            remedy = (_ENDPOINT, Named("provider", provider), *named, f" (key in {key_env}).")
-            return load_failure(f"{model} is a model of {owner}.", remedy)
+    if (host := host_of(model)) is not None:
+        named = () if model == name else (" and ", Named("model_name", model))
+        remedy = (_ENDPOINT, Named("provider", host.provider), *named, f" (key in {host.key_env}).")
+        return load_failure(f"{model} is a model of {host.owner}.", remedy)
     return load_failure(f"{name} looks like an Ollama model.", (*_AT_OLLAMA, ".")) if _OLLAMA.fullmatch(name) else None
 
 
