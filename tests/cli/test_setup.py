@@ -105,6 +105,16 @@ def test_other_options_are_written_too(init, tmp_path, upstream):
     assert settings.backend_configs.openai.concurrency == 7
 
 
+def test_an_assignment_comes_before_an_answer_and_may_switch_off(init, tmp_path, upstream):
+    given = ("--set", "backend_configs.openai.model_name=other", "--set", "cache=false")
+    code, _, _ = init(upstream.url, "-m", "qwen3:8b", "--key-env", "MY_KEY", *given)
+    assert code == 2, "the variable is not set"
+    text = (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
+    assert "model_name: other" in text
+    assert "api_key_env: MY_KEY" in text
+    assert "cache: false" in text
+
+
 def test_an_option_that_is_wrong_is_told_before_the_file_is_written(init, tmp_path, upstream):
     code, _, err = init(upstream.url, "-m", "qwen3:8b", "--set", "openai.timeout=3")
     assert code == 2

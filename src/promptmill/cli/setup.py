@@ -25,8 +25,8 @@ from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.backends import AUTO, EMBEDDED
-from promptmill.config.loading import Configuration
-from promptmill.config.parameter_file import FILE_NAME, parsed
+from promptmill.config.loading import Configuration, put
+from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import client_command
 from promptmill.core.request import conversation_from_prompt
@@ -65,13 +65,11 @@ _OF_ALL = """\
 
 
 class SetupAnswers(NamedTuple):
-    """The content of the new file. `block`: the keys of the backend's block, as `(key, value, comment)`; `more`: the
-    file's other keys that options set."""
+    """What the new file is about. `block`: the keys of the backend's block, as `(key, value, comment)`."""
 
     backend: str
-    block: list[tuple[str, object, str]]
+    block: list[tuple[str, str, str]]
     notes: tuple[str, ...] = ()
-    more: JsonObject = MappingProxyType({})
 
 
 def add_options(parser: Parser) -> None:
@@ -97,9 +95,10 @@ def _init(arguments: argparse.Namespace) -> int:
     if file.exists() and not arguments.force and not _is_unchecked(file):
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
     arguments.base_url = arguments.base_url or arguments.url
-    answers = _with_settings(_answers_from(arguments), arguments)
-    text = written(answers)
-    Configuration.load(file, content=parsed(text))
+    answers = _answers_from(arguments)
+    content = _content(answers, arguments)
+    Configuration.load(file, content=content)
+    text = written(content, {key: note for key, _, note in answers.block})
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -162,21 +161,15 @@ def _answers_from(arguments: argparse.Namespace) -> SetupAnswers:
     return SetupAnswers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the small model")])
 
 
-def _with_settings(answers: SetupAnswers, arguments: argparse.Namespace) -> SetupAnswers:
-    """Return the answers with the settings of other options (`--price`, `--temperature`, `--set`, …)."""
+def _content(answers: SetupAnswers, arguments: argparse.Namespace) -> JsonDict:
+    """Return the keys of the file: the answers, and the settings of other options (`--price`, `--set`, …)."""
     block = {key: value for key, value, _ in answers.block}
-    raw = {"backend": answers.backend, "backend_configs": {answers.backend: block}}
-    values = settings_given(argparse.Namespace(**{**vars(arguments), "model": None, "backend": None}), raw)
-    content: JsonDict = {}
-    for path, value in values.items():
-        *above, key = path
-        inner = content
-        for name in above:
-            inner = inner.setdefault(name, {})
-        inner[key] = value
-    own = content.get("backend_configs", {}).pop(answers.backend, {})
-    added = [(key, value, "") for key, value in own.items() if key not in block]
-    return answers._replace(block=answers.block + added, more={key: value for key, value in content.items() if value})
+    content: JsonDict = {"backend": answers.backend, "backend_configs": {answers.backend: block}}
+    arguments.model = arguments.backend = None  # both are answers
+    for path, value in settings_given(arguments, content).items():
+        if value is not None:
+            put(content, path, value)
+    return content
 
 
 def _model_at(url: str) -> str:
@@ -265,19 +258,21 @@ def _line_for(asked: str) -> str:
     return line
 
 
-def written(answers: SetupAnswers) -> str:
-    """Return the text of the configuration file."""
-    block = {key: value for key, value, _ in answers.block}
-    sampling = answers.more.get("sampling_params", {})
-    others = {key: value for key, value in answers.more.items() if key != "sampling_params"}
-    of_endpoint = _OF_ENDPOINT if backends.record(answers.backend).needs_endpoint else ""
+def written(content: JsonObject, notes: Mapping[str, str]) -> str:
+    """Return the text of the configuration file. `notes`: comments behind the keys of a backend's block."""
+    sampling = content.get("sampling_params") or {}
+    others = {key: its for key, its in content.items() if key not in {"backend", "backend_configs", "sampling_params"}}
+    blocks = "".join(
+        f"  {name}:\n{_lines(block, 2, notes)}"
+        f"{_unset(_OF_ENDPOINT, block) if backends.record(name).needs_endpoint else ''}"
+        for name, block in {content["backend"]: {}, **content["backend_configs"]}.items()
+    )
     return f"""\
 # The configuration of promptmill. docs/configuration.md lists every key. `${{VAR}}` reads the environment.
 
-backend: {answers.backend}
+backend: {content["backend"]}
 backend_configs:
-  {answers.backend}:
-{_lines(block, 2, {key: note for key, _, note in answers.block})}{_unset(of_endpoint, block)}
+{blocks}
 sampling_params:
 {_lines(sampling, 1)}{_unset(_OF_SAMPLING, sampling)}
 {_lines(others, 0)}{_unset(_OF_ALL, others)}"""
@@ -293,7 +288,7 @@ def _lines(content: JsonObject, depth: int, notes: Mapping[str, str] = MappingPr
 
 
 def _unset(comments: str, content: JsonObject) -> str:
-    """Return the comments that show keys, without those of keys that the file has."""
+    """Return the comments that show keys, except keys that the file has."""
     shown = (part for part in re.split(r"(?m)^(?= *# \w+:)", comments) if part)
     return "".join(part for part in shown if part.split(":")[0].strip("# ") not in content)
 

@@ -124,7 +124,7 @@ class Configuration:
         """Return the configuration with `values`, by dotted path, instead of `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
-            _put(raw, path.split("."), value)
+            put(raw, path.split("."), value)
         return self._copy(raw, chosen=chosen, keyless=keyless)
 
     def for_clients(self, secrets: Iterable[str] = (), *, is_shared: bool = False) -> Configuration:
@@ -380,13 +380,13 @@ def _keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...
 
 def _set(raw: JsonDict, path: Sequence[str], value: Any) -> None:
     """Set a key of the file; a sampling parameter of the file then applies to all its models."""
-    _put(raw, path, value)
+    put(raw, path, value)
     if path[0] == "sampling_params":  # one parameter, or several as a mapping
         for name in path[1:2] or (value if isinstance(value, Mapping) else ()):
             resolved_config.leave_to_all(raw, name)
 
 
-def _put(raw: JsonDict, path: Sequence[str], value: Any) -> None:
+def put(raw: JsonDict, path: Sequence[str], value: Any) -> None:
     """Set the key at `path`, creating the mappings above it."""
     *parents, last = path
     block = raw
