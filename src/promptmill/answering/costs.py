@@ -78,7 +78,7 @@ _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit as a multiple of their average
 _BATCH = Tiers(BATCH)
 AS_LIVE = (
-    "What a batch costs is not known, so it is counted at the live price; a `price` of IN/OUT/0.5 says that it costs "
+    "The price of a batch is not known, so it is counted at the live price; `price: IN/OUT/0.5` makes a batch cost "
     "half of that."
 )
 """A warning about the cost of a batch."""
@@ -113,7 +113,7 @@ class BudgetedAnswers(Step):
         """First come, first served: otherwise small requests could overtake a large one forever."""
         self._trial = asyncio.Semaphore(1)
         """The room for requests whose form alone bounds the answer: it grows with each answer, so that a model that
-        thinks is found before many are paid. What they may cost is bounded by `Budget.reserve`."""
+        thinks is found before many are paid. `Budget.reserve` bounds their cost."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def enter(self, call: Call) -> None:
@@ -435,8 +435,8 @@ def _unpriced(
     limit: str = "",
     add: Sequence[Named] = (),
 ) -> PromptmillError:
-    """Return the error for a budget on models without a price. `keys`: of their prices in the configuration. `limit`,
-    `add`: what else the budget lacks, in words, and the names of what adds it."""
+    """Return the error for a budget on models without a price. `keys`: the keys of their prices. `limit`: words about a
+    missing limit of answers. `add`: the options that set this limit."""
     prices = [Named(key, "IN/OUT", "{} ", f"`{key}: IN/OUT` ") for key in keys]
     its = f"`{keys[-1]}: IN/OUT` to the server's configuration, as only its operator can{', and ' if add else ''}"
     prices[-1] = Named(keys[-1], "IN/OUT", "{} " if add else "{}", its)

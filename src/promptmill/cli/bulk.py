@@ -280,7 +280,7 @@ def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig, max_cost: float 
 
 
 def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the rows take of the answers that exist, which the figures leave out."""
+    """Yield the numbers of rows that take existing answers. The figures leave these answers out."""
     of = f"of {counted(found['rows'], 'row')}"
     if (whole := found.get("taken")) is not None:
         yield f"{whole:,} {of} take the answers of another job; only the others are sent and priced"

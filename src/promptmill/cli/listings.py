@@ -26,7 +26,7 @@ from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
-from promptmill.service.model import is_embedded
+from promptmill.service.model import TOY, is_embedded
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -156,10 +156,7 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
         facts = [model["model"] or "no model named", _shown_price(model.get("price")), where and f"at {where}"]
         say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}", wrap=True)
     if is_embedded(configuration.plan):
-        another = (
-            "a toy, to try promptmill with. Choose another, with a provider's key or a server of yours: promptmill init"
-        )
-        say(f"promptmill: {configuration.plan.model} is {another}", sys.stderr, wrap=True)
+        say(f"promptmill: {TOY} Choose one with: promptmill init", sys.stderr, wrap=True)
     return 0
 
 

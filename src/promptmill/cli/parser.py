@@ -49,8 +49,7 @@ class Parser(argparse.ArgumentParser):
         self._common, self._joined, self.usage = common, joined, "%(prog)s [OPTIONS] INPUT … OUTPUT"
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help. A long help is printed completely only with `--help all`; `--help OPTION` prints that of one
-        option."""
+        """Print the help. `--help all` prints a long help completely, `--help OPTION` the help of one option."""
         asked = next((at for at, word in enumerate(self._given) if word in {"-h", "--help"}), len(self._given))
         words = self._given[asked + 1 : asked + 2]
         is_short = self._common and words != ["all"]

@@ -23,7 +23,7 @@ Again: TypeAlias = Literal["failed", "truncated", "all"]
 ENDPOINT, SAMPLING_KEYS = "backend_configs.openai.", "sampling_params."
 """The beginnings of the configuration keys of endpoints, and of sampling parameters."""
 NEEDS_OF_A_BUDGET = "needs a known price, and of texts `max_tokens`"
-"""What `max_cost` needs, in words: a closed form bounds its answers by itself."""
+"""The needs of `max_cost`, in words. Answers of a closed form need no `max_tokens`."""
 _PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY = "paths", "file", "files", "stdin", "urls", "query"
 ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
     {

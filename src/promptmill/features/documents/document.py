@@ -91,8 +91,8 @@ class Document(NamedTuple):
         return f"{self.before}{_line(self.place(piece), only)}{piece.of(self.text)}{self.after}"
 
     def last(self, words: str, said: str, given: str = "") -> str:
-        """Return the message of the last request, with what the answers about the pieces `said`. `given`: the user's
-        words in place of `words` and the prompt."""
+        """Return the message of the last request. `said`: the answers about the pieces. `given`: the user's words, in
+        place of `words` and the prompt."""
         asked = f"{words}\n\nThe request was: {self.before} … {self.after}"
         return f"{given or asked}\n\n{said}"
 

@@ -70,7 +70,7 @@ class Split(Plan):
             raise input_error(Named("split"), f" needs one answer to a request, but `sampling_params.n` is {answers}.")
 
     def hints(self, inputs: Sequence[Path]) -> Sequence[Words]:
-        """Say of a text file whose lines are rows how it is one document."""
+        """Return a hint for a text file whose lines are rows: the option that makes it one document."""
         text = next((path.name for path in inputs if (found := whole(path)) is not None and found.whole == "text"), "")
         if not text:
             return ()
@@ -89,8 +89,8 @@ class Split(Plan):
         )
 
     def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterator[Request]]:
-        """Return the function from a row to its request, or to a request for each piece of a long row, and the last
-        one about the answers, with texts of their likely length in their place."""
+        """Return the function from a row to its requests: one, or for a long row one for each piece and a last one
+        about the answers, for which texts of the likely length stand."""
         del config
         return partial(self._sent, LikelyLengths())
 

@@ -190,7 +190,7 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _money(sure: SureStatus, cost: float | None) -> Iterator[str]:
-    """Yield what the job cost, and would have cost at the strong model alone; nothing without prices."""
+    """Yield the cost of the job, and of all rows at the strong model; nothing without prices."""
     alone = sure["expected"].get("cost_alone")
     if sure["model"] and cost is not None and alone:
         yield f"{dollars(cost)} instead of about {dollars(alone)} at {sure['model']} alone"

@@ -1,7 +1,7 @@
 """The figures of a job whose rows share requests, and their text: also what the job cost, and would have cost alone.
 
-What a row costs alone is measured if the job sent rows alone, to the same model: a sample of them, or a few, whose
-texts may be shorter or longer than those of the others. Otherwise it is estimated from the requests that rows shared:
+The cost of a row alone is measured if the job sent rows alone to the same model: a sample, or a few rows with shorter
+or longer texts. Otherwise it is estimated from the requests that rows shared:
 
     in     by the bytes of all requests: with the words of the prompt and the system prompt for each row; without the
            words about records in each request, and the JSON around each row
@@ -51,7 +51,7 @@ _UNSURE = 5
 _LOOKED_AT = 200
 """Rows whose fields are measured: their mean is within a few percent of that of all rows."""
 _FEWEST_SAMPLED = 20
-"""Rows of a sample sent alone whose mean is that of all rows."""
+"""Rows of a sample sent alone, whose mean counts for all rows."""
 _AROUND_CHOICE = len('{"answer":""}')
 """Bytes around a choice in an answer alone, which an endpoint writes as an object."""
 _MEAN_ANSWER = f"""
@@ -147,14 +147,14 @@ def count(
 
 
 class _Compared(NamedTuple):
-    """What rows cost together, and the least and the most that they would cost alone."""
+    """The cost of rows together, and the least and the highest cost of the same rows alone."""
 
     together: _Paid
     least: _Paid
     most: _Paid
     has_costs: bool
     is_checked: bool = False
-    """Whether the requests include those of a sample that was sent alone."""
+    """Whether a sample was sent alone, too; its requests are included."""
 
     @property
     def is_measured(self) -> bool:
@@ -209,7 +209,7 @@ class _Slot:
         return None
 
     def _priced(self, together: _Paid, alone: _Paid) -> _Paid:
-        """Return the tokens of rows alone with their cost, in proportion to that of the rows together."""
+        """Return the tokens of rows alone with their cost. Tokens cost as much as in the requests together."""
         if (price := price_of(self.config)) is None:
             return alone
         before, after = (

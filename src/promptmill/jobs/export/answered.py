@@ -33,7 +33,7 @@ class AnsweredRow(NamedTuple):
     row: Row
     slot: int
     record: Record
-    """The answer. Its tokens and cost include those of the answers `beside` it, which were paid for the row, too."""
+    """The answer. Its tokens and cost are the sums of all answers to the row, `beside` included."""
     beside: Sequence[Record | None] = ()
     """The answers in the slots after the delivered slots, see `plan.Plan`."""
 

@@ -699,7 +699,8 @@ def _size_for(plan: ResolvedConfig) -> Callable[[Sent, Request], int]:
 
 
 class _Sizes:
-    """Returns the size of prompts with what is sent beside them. Requests of a job have few different `sampling`."""
+    """The size of requests: of the prompt, the form of the answer and the marks of messages. Requests of a job have
+    few different `sampling`."""
 
     def __init__(self, plan: ResolvedConfig) -> None:
         self._needs_endpoint = plan.record.needs_endpoint

@@ -314,7 +314,7 @@ def _counts(
     borrowed: Iterable[tuple[int, int]],
     parts: Sequence[tuple[int, int]],
 ) -> Bound:
-    """Count what is matched. `borrowed`: the places of the answers of each other job, see `_borrow`. `parts`: see
+    """Count the matches. `borrowed`: the places of the answers of each other job, see `_borrow`. `parts`: see
     `_take_parts`."""
     ((answers,),) = connection.execute("SELECT count(*) FROM answer WHERE code IS NULL")
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")

@@ -118,7 +118,7 @@ class RunningJob:
 
 
 class Taking(NamedTuple):
-    """What a job takes of the records of a job that asks something else about the same rows."""
+    """How a job takes answers from a job with other questions about the same rows."""
 
     outcome: Callable[[Record], Outcome | None]
     """Returns the outcome of a row whose record in the other job is this: an answer; a `batched` failure with the
@@ -218,7 +218,7 @@ class Plan(OrderPart):
         return self
 
     def taking(self, other: JobSpec) -> Taking | None:
-        """Return what the job takes of the records of another one that asks something else about the same rows; None:
+        """Return how the job takes answers from another job with other questions about the same rows; None: it takes
         only answers to the same question."""
         del other
         return None
