@@ -106,7 +106,7 @@ class Dates:
         inner = b"" if opening is None or end < 0 else self._data[opening.end() : end]
         self._formats = _XF.split(inner)[1:]
         self._known = len(self._formats)
-        self._of_dates = _styles_of_dates(packed, parts.styles) if parts.styles else frozenset[str]()
+        self._of_dates = _styles_of_dates(packed, parts.styles)
         self._numbers: dict[tuple[int, str], str] = {}
 
     def cell(self, value: dt.date | dt.time, style: str) -> tuple[str, Any]:
@@ -151,11 +151,9 @@ class Dates:
 
 def _styles_of_dates(packed: zipfile.ZipFile, part: str) -> frozenset[str]:
     """Return the numbers of the styles that show dates: in a format of Excel's own, or one with letters of dates."""
-    tree = xlsx.tree_of(packed, part)
-    codes = {one.get("numFmtId"): one.get("formatCode", "") for one in xlsx.children(tree, "numFmts")}
+    codes, styles = xlsx.number_formats(packed, part)
     own = {number for number, code in codes.items() if re.search("[dmyhs]", _LITERAL.sub("", code), re.IGNORECASE)}
-    styles = enumerate(one.get("numFmtId") for one in xlsx.children(tree, "cellXfs"))
-    return frozenset(str(at) for at, number in styles if number in own or number in _OF_DATES)
+    return frozenset(str(at) for at, number in enumerate(styles) if number in own or number in _OF_DATES)
 
 
 class Cells:

@@ -478,14 +478,10 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
 
 def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, Sequence[_Section]]:
     """Return the number formats that show leading zeros, such as 00000, by cell style."""
-    if not part:
-        return {}
-    tree = xlsx.tree_of(packed, part)
-    codes = {one.get("numFmtId"): one.get("formatCode", "") for one in xlsx.children(tree, "numFmts")}
+    codes, styles = xlsx.number_formats(packed, part)
     sections = {number: _sections(code) for number, code in codes.items()}
     masks = {number: parts for number, parts in sections.items() if any(mask for *_, mask in parts)}
-    styles = enumerate(xlsx.children(tree, "cellXfs"))
-    return {str(at): masks[number] for at, one in styles if (number := one.get("numFmtId")) in masks}
+    return {str(at): masks[number] for at, number in enumerate(styles) if number in masks}
 
 
 def _sections(code: str) -> list[_Section]:

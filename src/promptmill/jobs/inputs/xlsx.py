@@ -163,6 +163,16 @@ def children(tree: Element, name: str) -> list[Element]:
     return [child for one in tree.iter() if local(one.tag) == name for child in one]
 
 
+def number_formats(packed: zipfile.ZipFile, part: str) -> tuple[dict[str, str], list[str]]:
+    """Return the codes of a workbook's own number formats by their numbers, and the number of each cell style. `part`:
+    that of the styles, `""` without one."""
+    if not part:
+        return {}, []
+    tree = tree_of(packed, part)
+    codes = {one.get("numFmtId", ""): one.get("formatCode", "") for one in children(tree, "numFmts")}
+    return codes, [one.get("numFmtId", "") for one in children(tree, "cellXfs")]
+
+
 def text_in(item: Element) -> str:
     """Return the text of a cell or of a shared text, without its phonetic guide."""
     pieces = []
