@@ -40,6 +40,7 @@ from promptmill.core.request import (
     TextPart,
     check_encodable,
 )
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut_inside
 from promptmill.images import load as images
 from promptmill.jobs import columns
@@ -53,7 +54,7 @@ from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
-from promptmill.jobs.run.rows_left import rows_sent_of
+from promptmill.jobs.run.rows_left import of_rows_left, rows_sent_of
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
@@ -149,7 +150,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["unpriced"] = list(dict.fromkeys(unpriced))
         of_plans = {"alone", "of_models", "text_tokens"}
         found = {**{name: value for name, value in result.items() if name not in of_plans}, **cost, **of_plan.figures}
-        return found | _kept(files, spec, wanted, rows_sent, found.get("estimated_cost"))
+        return found | _kept(files, spec, wanted, found)
 
 
 def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
@@ -389,9 +390,9 @@ def _answered(folder: Folder, spec: JobSpec) -> dict[str, _Answered]:
     return found
 
 
-def _kept(files: OrderFiles, spec: JobSpec, wanted: WantedJob, rows_sent: int, cost: float | None) -> dict[str, float]:
-    """Return how many rows are `answered`, and, if the input is unchanged, `rows_left`: how many of the `rows_sent` are
-    not, and the likely cost of these. `{}` if none is answered, or if the answers do not count."""
+def _kept(files: OrderFiles, spec: JobSpec, wanted: WantedJob, found: JsonObject) -> dict[str, float]:
+    """Return how many rows are `answered`, and, if the input is unchanged, `rows_left`: how many of those that the
+    estimate `found` prices are not, and their likely cost. `{}` if none is answered, or if the answers do not count."""
     known, earlier = files.folder.spec, wanted.order.earlier
     if known is None or earlier.again not in {None, "failed"} or not (earlier.keep or known.question == spec.question):
         return {}
@@ -401,12 +402,9 @@ def _kept(files: OrderFiles, spec: JobSpec, wanted: WantedJob, rows_sent: int, c
     answered = done.answered // max(1, known.delivered)
     if not answered or not _is_read(known, files, wanted):
         return {"answered": answered} if answered else {}
-    left = max(0, rows_sent - answered)
-    return {
-        "answered": answered,
-        "rows_left": left,
-        **({} if cost is None else {"estimated_cost_left": cost * left / max(1, rows_sent)}),
-    }
+    left = max(0, rows_sent_of(found) - answered)
+    cost = of_rows_left({**found, "rows_left": left}).get("estimated_cost")
+    return {"answered": answered, "rows_left": left, **({} if cost is None else {"estimated_cost_left": cost})}
 
 
 def _is_read(known: JobSpec, files: OrderFiles, wanted: WantedJob) -> bool:
