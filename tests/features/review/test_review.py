@@ -24,7 +24,6 @@ from promptmill.core.values import text_of
 from promptmill.features.review import review_page
 from promptmill.features.review.reviewed import review
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.store import status_words
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT
 from replies import answer, choose, status
@@ -377,9 +376,11 @@ def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     assert "tell no shares" not in said
     assert bench.jobs(bench.folder.job_id, "--html", "r.html").returncode == 0
     data, _ = written(bench.path / "r.html")
-    ((_, _, bars, words),) = data["counts"]
-    assert {name: remark for name, _, remark in bars} == {name: status_words.share(one) for name, one in its.items()}
-    assert words == "Each is the share as the person would label every row, with its interval."
+    estimates = next(each for each in data["sections"] if each["title"] == "Estimated shares of labels")
+    assert {name: bar for name, *bar in estimates["bars"]} == {
+        name: [one["share"], one["low"], one["high"]] for name, one in its.items()
+    }
+    assert estimates["lines"] == ["As the person would label every row: estimates, with their 95 % intervals."]
     more = next(
         row for row in table(bench, name="more.xlsx") if int(row["row"]) not in {int(one["row"]) for one in found}
     )
