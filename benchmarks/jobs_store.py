@@ -26,9 +26,9 @@ from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
 from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Request
+from promptmill.files.files import InputFiles, Part
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader

@@ -24,7 +24,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling
-from promptmill.jobs.format_table import all_formats
+from promptmill.files.format_table import all_formats
 from promptmill.options.option import Option, sentence, spelled
 from promptmill.options.table import groups, options
 from promptmill.server.listed_tools import rare_names

@@ -3,8 +3,8 @@
 import asyncio
 import resource
 
-from promptmill.jobs.format_table import all_formats
-from promptmill.jobs.inputs import documents
+from promptmill.files import documents
+from promptmill.files.format_table import all_formats
 from promptmill.jobs.manage import call_limits
 from promptmill.jobs.manage.call_limits import Places, Readers
 from promptmill.system.subprocesses import Halt

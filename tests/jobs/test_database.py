@@ -11,7 +11,7 @@ import pytest
 
 from promptmill.backends.protocol import Completion, Outcome, Usage
 from promptmill.core.feature import ways
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.store import binding, rounds
 from promptmill.jobs.store.database import TABLES, DamagedError, JobDatabase, _are_of_ways
 from promptmill.jobs.store.records import record_of

@@ -15,11 +15,11 @@ from docx.opc.part import Part
 from docx.oxml import parse_xml
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.format_table import whole
-from promptmill.jobs.inputs import documents, encodings
-from promptmill.jobs.inputs.mails import mail_text
-from promptmill.jobs.inputs.web_pages import page_text
-from promptmill.jobs.inputs.word import word_text
+from promptmill.files import documents, encodings
+from promptmill.files.format_table import whole
+from promptmill.files.mails import mail_text
+from promptmill.files.web_pages import page_text
+from promptmill.files.word import word_text
 from sure import sure
 
 
@@ -99,7 +99,7 @@ def test_a_word_document_is_its_paragraphs_and_tables(tmp_path):
 def test_no_word_document_and_one_that_unpacks_to_too_much_are_refused(tmp_path, monkeypatch):
     with pytest.raises(PromptmillError, match="is no Word document"):
         word_text(b"PK\x03\x04 not really")
-    monkeypatch.setattr("promptmill.jobs.inputs.word.LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr("promptmill.files.word.LARGEST_FILE", 1 << 20)
     with zipfile.ZipFile(tmp_path / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("word/document.xml", b"0" * (2 << 20))
     with pytest.raises(PromptmillError, match="unpacks to more than 1 MiB"):

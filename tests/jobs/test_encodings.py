@@ -2,7 +2,7 @@
 
 import pytest
 
-from promptmill.jobs.inputs.encodings import remedy
+from promptmill.files.encodings import remedy
 
 TABLES = {
     "gb18030": ("id,评论", "1,鞋子的尺码太小了"),

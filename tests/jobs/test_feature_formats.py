@@ -19,7 +19,7 @@ from bulk_calls import ended
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Feature, Format
-from promptmill.jobs import format_table
+from promptmill.files import format_table
 from promptmill.jobs.inputs.any_format import objects_in
 
 _CODE = """

@@ -185,7 +185,7 @@ def test_any_value_is_written_so_that_it_is_read_again(tmp_path, value, read):
 
 
 def test_a_file_that_is_no_workbook_raises_no_other_error(tmp_path):
-    from promptmill.jobs.inputs import xlsx
+    from promptmill.files import xlsx
 
     with pytest.raises(PromptmillError, match="cannot be read"), xlsx.opened(io.BytesIO(b"no ZIP"), "in.xlsx"):
         pass

@@ -14,7 +14,7 @@ import pytest
 from ingested import Ingested
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit

@@ -34,8 +34,8 @@ from pathlib import Path
 
 from ingested import Ingested
 from promptmill.jobs.export import output
-from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.parquet import ParquetTable
+from promptmill.files.files import InputFiles, Part
+from promptmill.files.parquet import ParquetTable
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.plan import JobSpec
 

@@ -7,7 +7,7 @@ import sqlite3
 import orjson
 import pytest
 
-from promptmill.jobs.rows.row_lines import load
+from promptmill.files.json_values import load
 
 _LARGE = 277447099861456945273576150847928801582
 _ID = "1111111111111111111111111111111"

@@ -6,7 +6,7 @@ import pytest
 
 from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs.row import Style
+from promptmill.files.row import Style
 from promptmill.jobs.store.order import FailureLimit, JobOrder, Limits, Reading, Shard, Shown
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.spec import Origin

@@ -12,12 +12,13 @@ import pytest
 
 from ingested import Ingested
 from promptmill.backends.protocol import Completion
-from promptmill.jobs import members
+from promptmill.core.errors import HaltedError
+from promptmill.files import members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, answered_rows, every_answer
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store.binding import BLOCK_ROWS
-from promptmill.jobs.store.database import HaltedError, Work
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.records import SLOT, record_of
 from promptmill.jobs.store.spec import OutputRecord
 from promptmill.jobs.store.stored import Target

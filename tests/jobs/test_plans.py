@@ -17,7 +17,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PartEntry
-from promptmill.jobs import format_table
+from promptmill.files import format_table
 from promptmill.jobs.store import status
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.plan import JobSpec, Plan, plan_of

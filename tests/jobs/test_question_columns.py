@@ -3,8 +3,8 @@
 import pytest
 
 from promptmill.core.errors import PromptmillError
+from promptmill.files import json_values
 from promptmill.jobs.inputs.question_columns import questions_of
-from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import cells_of, joined, question_of
 
 
@@ -46,7 +46,7 @@ def questions(job, row):
     made = questions_of(spec.question, spec.input.format, spec.input.header)
     stored = [None if row.line is None else question_of(row.line, at) for at in range(len(made))]
     return [
-        one.asked(row.cells, "")[0] if line is None or line == cells_of({}, ()) else row_lines.load(line, "")
+        one.asked(row.cells, "")[0] if line is None or line == cells_of({}, ()) else json_values.load(line, "")
         for one, line in zip(made, stored, strict=True)
     ]
 

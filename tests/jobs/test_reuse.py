@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from half_done import answers
-from promptmill.jobs.inputs.files import InputFiles
+from promptmill.files.files import InputFiles
 from replies import answer, by_prompt, choose, late, status
 from waiting import eventually
 

@@ -22,7 +22,7 @@ from bulk_calls import ran
 from fakes import KEY
 from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import members
+from promptmill.files import members
 from promptmill.jobs.store.index import JobFolders
 from replies import answer, by_prompt, status
 from workbook_files import parts_in, sheet_xml, text_cell, write_parts

@@ -21,7 +21,7 @@ from half_done import answers
 from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder

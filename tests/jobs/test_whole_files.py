@@ -16,9 +16,10 @@ import promptmill
 from pdf_files import pages_of, pdf_of_texts
 from processtable import gone
 from promptmill.core.errors import PromptmillError
+from promptmill.files import documents
+from promptmill.files.format_table import whole
 from promptmill.images import pdf
-from promptmill.jobs.format_table import whole
-from promptmill.jobs.inputs import documents, whole_files
+from promptmill.jobs.inputs import whole_files
 from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles
 from promptmill.jobs.store.stored import Question
 from promptmill.system.call_files import FileRule

@@ -22,12 +22,12 @@ from fakes import KEY
 from half_done import answers
 from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs import members
+from promptmill.files import members
+from promptmill.files.files import find, opened
+from promptmill.files.formats import format_of_output
+from promptmill.files.workbook import SheetTable
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.files import find, opened
-from promptmill.jobs.inputs.formats import format_of_output
-from promptmill.jobs.inputs.workbook import SheetTable
 from promptmill.jobs.store.spec import InputSpec
 from replies import answer, choose
 from workbook_files import sheet_xml, text_cell, write_parts

@@ -18,8 +18,8 @@ from ingested import Ingested
 from planted import HARMLESS, ROWS, SECRET, VENDOR_KEY, plant
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
+from promptmill.files.files import InputFiles, Part
 from promptmill.images.load import ImageRules, load_image
-from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row_secrets import check, check_beginning
 from promptmill.jobs.store.database import Work
 from promptmill.system.call_files import FileRule, RefusedError, is_secret_name

@@ -21,12 +21,12 @@ from promptmill.backends.engines import embedded_model
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.files import disk
+from promptmill.files.files import InputFiles, Part
 from promptmill.images.load import ImageRules, load_image
-from promptmill.jobs import disk
 from promptmill.jobs.caller import USER, CallModels
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.export import output
-from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.whole_files import FileQuestion, WholeFiles
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.prune import prune

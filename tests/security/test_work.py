@@ -22,7 +22,7 @@ from promptmill.core.errors import redact
 from promptmill.core.secret_text import SecretFinder
 from promptmill.features.sources import quoting
 from promptmill.features.sources.searched_text import Text
-from promptmill.jobs.inputs import documents
+from promptmill.files import documents
 from promptmill.system import subprocesses
 from replies import answer, raw
 from served import ServedHere, Session

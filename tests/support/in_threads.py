@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.manage import child_step, detached
 from promptmill.jobs.manage.process_call import arguments_of, plain
 from promptmill.jobs.run.job import Job

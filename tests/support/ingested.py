@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.backends.protocol import Completion
+from promptmill.files import files as input_files
+from promptmill.files import formats, json_values
 from promptmill.jobs.export import output
 from promptmill.jobs.ingest import ingest
-from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.question_columns import questions_of
-from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.store.database import JobDatabase, Row, Work
@@ -80,7 +79,7 @@ class Ingested:
         """What each row asks: the fields of its question, or its problem."""
         (questions,) = questions_of(self.spec.question, self.spec.input.format, self.spec.input.header)
         return [
-            questions.asked(row.cells or b"", "")[0] if row.line is None else row_lines.load(row.line, "")
+            questions.asked(row.cells or b"", "")[0] if row.line is None else json_values.load(row.line, "")
             for row in self.rows
         ]
 

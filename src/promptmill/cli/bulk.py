@@ -34,13 +34,13 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
-from promptmill.jobs import members
+from promptmill.files import members
+from promptmill.files.formats import check_installed, compressed, compression_of, format_of_output, is_url
 from promptmill.jobs.door import OpenJob, Rows, Telling, check_budget, decided, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
-from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output, is_url
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.store.folder import Folder

@@ -25,7 +25,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import duration, paced
-from promptmill.jobs.format_table import reading, whole
+from promptmill.files.format_table import reading, whole
 from promptmill.options import table
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink

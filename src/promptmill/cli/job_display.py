@@ -20,8 +20,8 @@ from promptmill.core.errors import READS_IMAGES, Code, without_controls, worded
 from promptmill.core.feature import remedies
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
-from promptmill.jobs import members
-from promptmill.jobs.format_table import writing
+from promptmill.files import members
+from promptmill.files.format_table import writing
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status, status_words
 from promptmill.jobs.store.folder import Folder

@@ -24,11 +24,11 @@ from promptmill.core.feature import features, figures, part
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
+from promptmill.files import files as input_files
 from promptmill.jobs import door
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.export.live_output import LiveOutput
-from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run.job import Hooks, Job

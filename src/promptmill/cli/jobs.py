@@ -24,7 +24,7 @@ from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
 from promptmill.core.feature import JobAction, features, order_parts, part
 from promptmill.core.wording import counted
-from promptmill.jobs import members
+from promptmill.files import members
 from promptmill.jobs.door import reopened
 from promptmill.jobs.export.join import is_there, join
 from promptmill.jobs.export.live_output import export

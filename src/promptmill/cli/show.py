@@ -26,7 +26,7 @@ from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject, json_text
 from promptmill.core.wording import counted, list_in_words
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.columns import by_worth, mean_lengths
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows

@@ -122,7 +122,7 @@ class Format:
     """A format of files: what its rows are, how it is read and written, and what jobs may do with it.
 
     Most packages need `names` and `read`, `write` or both. The records of promptmill's own formats are in
-    `promptmill.jobs.format_table`. Reading and writing are independent: a format that is only written says nothing
+    `promptmill.files.format_table`. Reading and writing are independent: a format that is only written says nothing
     about inputs with its suffix.
     """
 
@@ -140,7 +140,7 @@ class Format:
     """`"module:function"`: takes rows as mappings and the path of a new file, and writes them. The file is compressed
     or printed afterwards."""
     input: str = ""
-    """`"module:class"`, instead of `read`: makes a `promptmill.jobs.inputs.row.Input` of the `InputFiles`."""
+    """`"module:class"`, instead of `read`: makes a `promptmill.files.row.Input` of the `InputFiles`."""
     output: str = ""
     """`"module:function"`, instead of `write`: takes a binary file, a `promptmill.jobs.export.text.Form`, the answered
     rows and the path of the output or None. It writes the rows, and returns a warning or `""`."""
@@ -150,7 +150,7 @@ class Format:
     store: str = ""
     """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs with a scheme."""
     database: str = ""
-    """`"module:class"`: a `promptmill.jobs.databases.Database`, whose tables are inputs and outputs."""
+    """`"module:class"`: a `promptmill.files.databases.Database`, whose tables are inputs and outputs."""
     whole: Literal["", "text", "document", "mailbox", "image", "images", "pdf"] = ""
     """What a whole file is, if a prompt asks about each file: a text; a document, whose text is sent; a mailbox, whose
     mails are asked about; an image, or `images` on pages."""
@@ -290,7 +290,7 @@ class Feature:
     inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     replaced: Mapping[str, str] = field(default_factory=dict)
     """What replaces the rows of an input, by the option that asks for it, such as `{"group_by": "module:function"}`.
-    Each function takes the `promptmill.jobs.inputs.row.Input`, the `promptmill.jobs.store.stored.Question`, the
+    Each function takes the `promptmill.files.row.Input`, the `promptmill.jobs.store.stored.Question`, the
     option's value and an empty folder for temporary files. It returns the question about the new rows, and an iterator
     of these as lines of JSON."""
     client_command: str = ""

@@ -322,3 +322,10 @@ def text_of(value: Any) -> str:
             return str(value)
     text = json_text(value, sort_keys=True)
     return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal from Parquet
+
+
+def cell_text(value: Any) -> str:
+    """Return a value as the text of a prompt."""
+    if isinstance(value, str):
+        return value
+    return json_text(value) if isinstance(value, dict | list | bool) else plain_text(value)

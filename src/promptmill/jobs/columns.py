@@ -15,10 +15,10 @@ from promptmill.backends.vectors import floats_of, words_of
 from promptmill.core.errors import Named, input_error
 from promptmill.core.feature import Format
 from promptmill.core.wording import counted, no_column
-from promptmill.jobs import members
-from promptmill.jobs.databases import alike
+from promptmill.files import members
+from promptmill.files.databases import alike
+from promptmill.files.row import Style
 from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, SchemaColumns
-from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SCORES, Record
 

@@ -26,17 +26,17 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import query, replacement
+from promptmill.files.files import InputFiles, find, holds_output
+from promptmill.files.files import opened as opened_files
+from promptmill.files.format_table import of_input
+from promptmill.files.formats import is_url
+from promptmill.files.sql_table import is_query
 from promptmill.jobs.caller import Caller, CallModels
-from promptmill.jobs.format_table import of_input
 from promptmill.jobs.inputs import remote_files
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
-from promptmill.jobs.inputs.files import InputFiles, find, holds_output
-from promptmill.jobs.inputs.files import opened as opened_files
-from promptmill.jobs.inputs.formats import is_url
 from promptmill.jobs.inputs.input_rows import InputRows, loose_id, temporary_folder, written
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say
 from promptmill.jobs.inputs.row_secrets import check_encoding
-from promptmill.jobs.inputs.sql_table import is_query
 from promptmill.jobs.inputs.whole_files import (
     IS_OUTPUT,
     FileQuestion,

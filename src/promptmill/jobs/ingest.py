@@ -21,15 +21,15 @@ from typing import Any, TypeAlias
 from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, holds_base64
+from promptmill.files import encodings, json_values
+from promptmill.files.cells import readable
+from promptmill.files.files import InputFiles, check_ratio
+from promptmill.files.formats import row_kind
+from promptmill.files.json_lines import is_array
+from promptmill.files.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs import columns
 from promptmill.jobs.export.text import check_width
-from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.cells import readable
-from promptmill.jobs.inputs.files import InputFiles, check_ratio
-from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
-from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import Questions, cells_of, joined, question_json
 from promptmill.jobs.rows.template import check_names, special_columns
@@ -301,7 +301,7 @@ class _Reader:
         asked, lines, is_stored, blank = [], [], self._stores_questions, set[str]()
         for one in self._questions:
             try:
-                text = row_lines.json_line(one.of(value, blank))[:-1]
+                text = json_values.json_line(one.of(value, blank))[:-1]
                 lines.append(cells_of(value, question.prompt_only) if one.is_plain else text)
             except PromptmillError as error:
                 is_stored, text = True, question_json({row_lines.PROBLEM: error.message})
@@ -309,14 +309,16 @@ class _Reader:
             asked.append(row_lines.digest("jsonl", text, row_settings=question.rows_set) or _NO_QUESTION)
         self._blank.update(blank)
         if question.prompt_only:
-            cells = row_lines.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]
+            cells = json_values.json_line({name: value[name] for name in value if name not in question.prompt_only})[
+                :-1
+            ]
         return n, b"".join(asked), joined(lines) if is_stored else None, cells
 
 
 def _value(row: InputRow) -> Any:
     """Return the value of a row of JSON; None if it is unreadable, which the reader of the line reports."""
     try:  # not `suppress`, which would take a tenth of a row's time
-        return row_lines.load(row.cells, "")
+        return json_values.load(row.cells, "")
     except PromptmillError:
         return None
 

@@ -28,7 +28,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.version import __version__
 from promptmill.core.wording import counted, cut
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.pages.page_rows import PageRows
 
 _SPARE = 1_000  # bytes that stay free for the note about omitted rows

@@ -21,9 +21,9 @@ from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
+from promptmill.files.format_table import has_tables
+from promptmill.files.formats import names_for_calls
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.format_table import has_tables
-from promptmill.jobs.inputs.formats import names_for_calls
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
 from promptmill.options.check import check

@@ -28,8 +28,8 @@ from promptmill.config.settings import OF_ACCOUNT
 from promptmill.core.bounds import MOST_SESSIONS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
+from promptmill.files.databases import Stamp
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
-from promptmill.jobs.databases import Stamp
 from promptmill.server.tool_calls import UnansweredQuestion, session_of
 
 _COST, _FILES, _REPLACES = "cost", "files", "overwrite"

@@ -21,9 +21,9 @@ from page_content import HOSTILE, column, counts_of, written
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.report import job_page
+from promptmill.files.files import Part, opened
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.files import Part, opened
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

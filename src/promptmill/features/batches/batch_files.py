@@ -15,7 +15,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Portion, Request
 from promptmill.features.batches import stored_batches
 from promptmill.features.batches.stored_batches import AtProvider, Batch, Row
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.store.folder import Folder
 
 _ROWS_AT_ONCE = 512

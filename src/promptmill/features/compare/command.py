@@ -26,7 +26,8 @@ from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import WIDTH, order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import JudgeOrder, Pairs
-from promptmill.jobs import disk, door
+from promptmill.files import disk
+from promptmill.jobs import door
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.store.index import JobFolders
 from promptmill.pages import page as report_page

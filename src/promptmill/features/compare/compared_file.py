@@ -14,10 +14,11 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.values import text_of
 from promptmill.core.wording import counted, cut
 from promptmill.features.compare.answer_values import LABEL, Tolerance
-from promptmill.jobs import columns, members
+from promptmill.files import members
+from promptmill.files.format_table import of_output
+from promptmill.jobs import columns
 from promptmill.jobs.columns import MODEL, OURS, VARIANT
 from promptmill.jobs.export.schema_columns import FIELD
-from promptmill.jobs.format_table import of_output
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder

@@ -28,11 +28,11 @@ from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of
+from promptmill.files.files import Part
+from promptmill.files.formats import reading
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import input_rows as given
-from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.inputs.formats import reading
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs

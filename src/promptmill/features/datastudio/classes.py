@@ -36,8 +36,8 @@ from promptmill.core.request import (
     marks_in,
 )
 from promptmill.core.wording import shape
+from promptmill.files.format_table import is_image
 from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_web, load_image, source_of
-from promptmill.jobs.format_table import is_image
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime

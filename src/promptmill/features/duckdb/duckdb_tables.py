@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from promptmill.core.errors import input_error
-from promptmill.jobs.databases import Database, Stamp, all_of, quoted, taken
+from promptmill.files.databases import Database, Stamp, all_of, quoted, taken
 
 SUFFIX = ".duckdb"
 CLOSED = "disabled by configuration"

@@ -23,13 +23,13 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error, re
 from promptmill.core.feature import Format
 from promptmill.core.request import nested
 from promptmill.features.duckdb.duckdb_tables import CLOSED, SUFFIX, alone, connected, literal, stamp
-from promptmill.jobs.databases import quoted
-from promptmill.jobs.format_table import all_formats
+from promptmill.files.databases import quoted
+from promptmill.files.files import Part, missing
+from promptmill.files.format_table import all_formats
+from promptmill.files.formats import check_installed, is_url, reading
+from promptmill.files.members import file_of
 from promptmill.jobs.inputs import remote_files
-from promptmill.jobs.inputs.files import Part, missing
-from promptmill.jobs.inputs.formats import check_installed, is_url, reading
 from promptmill.jobs.inputs.input_rows import InputRows, temporary_folder
-from promptmill.jobs.members import file_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.jobs.rows.plain_template import cell_text
+from promptmill.core.values import cell_text
 from promptmill.jobs.rows.row_lines import emptiness
 
 _INDENT = "  "

@@ -21,8 +21,9 @@ from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject, dumps, loads
 from promptmill.features.groups.group_text import entry_of_cell, entry_of_cells, joined
+from promptmill.files import json_values
+from promptmill.files.row import Input
 from promptmill.jobs.inputs.question_columns import distinct, text_column
-from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PROMPT
 from promptmill.jobs.rows.template import (
@@ -104,7 +105,7 @@ def _rows_of(source: Input, header: Sequence[str]) -> Iterator[_Row]:
             if row.problem:
                 problem = problem or f"{where} cannot be read: {row.problem}"
                 continue
-            cells = row.fields if header else row_lines.load(row.cells, where)
+            cells = row.fields if header else json_values.load(row.cells, where)
             if not isinstance(cells, Mapping):
                 raise input_error(f"{where} is no object, so it has no column to group by.")
             yield _Row(row.cells, cells)
@@ -114,7 +115,7 @@ def _rows_of(source: Input, header: Sequence[str]) -> Iterator[_Row]:
 
 def _cells_of(line: bytes, header: Sequence[str]) -> JsonDict:
     """Return the cells of a stored row by column."""
-    cells: JsonDict = dict(zip(header, loads(line), strict=False)) if header else row_lines.load(line, "")
+    cells: JsonDict = dict(zip(header, loads(line), strict=False)) if header else json_values.load(line, "")
     return cells
 
 
@@ -215,7 +216,7 @@ class _Groups:
                 members = self._store.execute(_MEMBERS, (group,))
                 rows = ((number, cells_of(line)) for number, line in members)
                 own = dict(zip(self._wanted.by, loads(key), strict=True))
-                yield row_lines.json_line(own | _fields_of(rows, self._wanted.equal, fields))
+                yield json_values.json_line(own | _fields_of(rows, self._wanted.equal, fields))
 
 
 def _fields_of(

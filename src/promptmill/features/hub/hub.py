@@ -25,8 +25,8 @@ import yaml
 
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.core.wording import did_you_mean, listed
-from promptmill.jobs.format_table import writing
-from promptmill.jobs.inputs.formats import plain, reading
+from promptmill.files.format_table import writing
+from promptmill.files.formats import plain, reading
 from promptmill.system.installation import adding
 
 SCHEME = "hf://"

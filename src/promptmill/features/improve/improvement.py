@@ -17,7 +17,7 @@ from promptmill.features.improve import search_text as words
 from promptmill.features.improve.gold import Gold
 from promptmill.features.improve.search import WORSE, YOURS, search
 from promptmill.features.improve.search_jobs import Again, JobSteps, longest_of
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows

@@ -8,6 +8,7 @@ it, and the body's fields without their texts: `metadata`, which is not part of 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import functools
 import hashlib
@@ -27,7 +28,7 @@ from promptmill.features.openai_server.api_errors import ApiError, as_api_error,
 from promptmill.features.openai_server.bodies import reply_body
 from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.features.openai_server.stored_files import check_disk
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.batch_lines import CHAT
@@ -107,7 +108,7 @@ class FileCheck:
 
     def _read(self, line: bytes) -> tuple[str, JsonDict]:
         """Return the id and the body of a line. Raises `ApiError`, which makes the whole file invalid."""
-        line = line.removeprefix(row_lines.BOM)
+        line = line.removeprefix(codecs.BOM_UTF8)
         if row_lines.may_exceed(MOST_VALUES, line):
             raise ApiError(400, f"This line may hold more than {MOST_VALUES:,} values.", None, "invalid_request")
         try:

@@ -45,10 +45,10 @@ from promptmill.features.openai_server.batch_rows import INPUT, FileCheck, Resul
 from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.features.openai_server.object_store import Listing, Stored
 from promptmill.features.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
-from promptmill.jobs import disk
+from promptmill.files import disk
+from promptmill.files.files import Part
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
-from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, status

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from promptmill.features.openai_server.api_errors import ApiError
-from promptmill.jobs import disk
+from promptmill.files import disk
 
 Kind = Literal["file", "batch"]
 _TABLE = """

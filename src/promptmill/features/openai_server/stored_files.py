@@ -28,7 +28,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 
 PURPOSES = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})

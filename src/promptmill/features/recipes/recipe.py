@@ -27,9 +27,9 @@ from promptmill.features.recipes.command_words import (
     words_of,
 )
 from promptmill.features.recipes.recipe_file import MAX_COST, NULL, Entry, Place, RecipeFile
-from promptmill.jobs import members
+from promptmill.files import members
+from promptmill.files.formats import is_url
 from promptmill.jobs.door import decided
-from promptmill.jobs.inputs.formats import is_url
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import digest
 from promptmill.options.flag_values import amount

@@ -17,7 +17,7 @@ import orjson
 from promptmill.cli.job_run import EndedJob
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
-from promptmill.jobs import disk, members
+from promptmill.files import disk, members
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage.job_series import has_settings_of
 from promptmill.jobs.store import progress, status

@@ -29,9 +29,9 @@ from promptmill.features.report.job_table import (
     JobTable,
     variant_names,
 )
+from promptmill.files import disk
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
-from promptmill.jobs import disk
 from promptmill.jobs.columns import MODEL
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.manage.job_rows import JobRow, JobRows, ShownRows, shown_results

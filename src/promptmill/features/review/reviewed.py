@@ -29,7 +29,7 @@ from promptmill.core.values import JsonDict, JsonObject, composed
 from promptmill.core.wording import close_matches, counted, cut, listed
 from promptmill.features.review import MOST_REVIEWED
 from promptmill.features.review.person import random_rows
-from promptmill.jobs import disk, members
+from promptmill.files import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.schema_columns import answers_of_labels

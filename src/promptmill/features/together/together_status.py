@@ -29,10 +29,10 @@ from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.money import dollars
 from promptmill.core.request import Fields, Sampling
-from promptmill.core.values import json_text, loads
+from promptmill.core.values import cell_text, json_text, loads
 from promptmill.core.wording import counted
 from promptmill.features.together.record_form import RecordForm
-from promptmill.jobs.rows.plain_template import PlainTemplate, cell_text
+from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT

@@ -19,9 +19,9 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.topics.lists import QUOTES
-from promptmill.jobs import disk, format_table, members
+from promptmill.files import disk, format_table, members
+from promptmill.files.formats import check_installed
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.formats import check_installed
 from promptmill.jobs.manage.series_file import SeriesFile
 from promptmill.system.safe_open import real_path
 

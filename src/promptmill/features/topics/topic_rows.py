@@ -11,9 +11,9 @@ import orjson
 from promptmill.core.errors import Code, Named, PromptmillError, Words, input_error
 from promptmill.core.values import JsonObject
 from promptmill.features.topics.drawn import Drawn
-from promptmill.jobs import disk
+from promptmill.files import disk
+from promptmill.files.files import find, holds_output, opened
 from promptmill.jobs.inputs.any_format import format_of_input, input_of, objects_of
-from promptmill.jobs.inputs.files import find, holds_output, opened
 from promptmill.jobs.inputs.whole_files import IS_OUTPUT, FileQuestion, OwnFiles, are_asked_whole, omitted
 from promptmill.jobs.store.order import Reading
 from promptmill.jobs.store.stored import Question

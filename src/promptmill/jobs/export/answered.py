@@ -10,10 +10,9 @@ from promptmill.backends.protocol import Failure
 from promptmill.core import values
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sources import Source, changed
-from promptmill.core.values import JsonObject, json_text
+from promptmill.core.values import JsonObject, cell_text, json_text
+from promptmill.files import json_values
 from promptmill.jobs.inputs.question_columns import distinct
-from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.plain_template import cell_text
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import SLOT, Record, record_of
@@ -133,7 +132,7 @@ def _in_place(spec: JobSpec, row: Row, record: Record) -> Record:
 def _columns(spec: JobSpec, row: Row) -> JsonObject:
     """Return the values of a row by the names that prompts use."""
     if not spec.input.kind.is_table:
-        own = row_lines.load(row.cells or b"", "")
+        own = json_values.load(row.cells or b"", "")
         return own if isinstance(own, dict) else {}
     return dict(zip(distinct(spec.input.header), values.loads(row.cells or b"[]"), strict=False))
 

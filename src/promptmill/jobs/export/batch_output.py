@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.jobs.rows import row_lines
+from promptmill.files import json_values
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
@@ -31,7 +31,7 @@ def batch_output(line: bytes, record: Record, *, job_id: str, model: str, create
     `takes_model`: the line may name the model, which then answered.
     """
     try:
-        asked = row_lines.load(line.strip(), "")
+        asked = json_values.load(line.strip(), "")
     except PromptmillError:
         asked = None
     asked = asked if isinstance(asked, dict) else {}

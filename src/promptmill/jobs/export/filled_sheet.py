@@ -22,8 +22,9 @@ from xml.sax.saxutils import quoteattr
 
 from promptmill.core.bounds import MOST_COLUMNS
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.files import xlsx
+from promptmill.files.databases import Stamp
 from promptmill.jobs import columns
-from promptmill.jobs.databases import Stamp
 from promptmill.jobs.export.workbook_xml import (
     MEASURED,
     Cells,
@@ -34,7 +35,6 @@ from promptmill.jobs.export.workbook_xml import (
     widths_of,
     with_last,
 )
-from promptmill.jobs.inputs import xlsx
 from promptmill.jobs.store.plan import JobSpec
 
 _BLOCK = 1 << 20

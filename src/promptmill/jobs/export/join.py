@@ -16,10 +16,10 @@ from pathlib import Path
 import orjson
 
 from promptmill.core.errors import Named, input_error
-from promptmill.jobs import columns, members
+from promptmill.files import members, xlsx
+from promptmill.jobs import columns
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
-from promptmill.jobs.inputs import xlsx
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder

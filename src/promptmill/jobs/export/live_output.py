@@ -11,15 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk, members
+from promptmill.core.errors import Code, HaltedError, Named, PromptmillError, input_error
+from promptmill.files import disk, formats, members
 from promptmill.jobs.columns import compared_in, notes, possible_names, unusual_names, wanted_names
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
 from promptmill.jobs.export.text import Form, OwnValues
-from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import DamagedError, HaltedError, JobDatabase
+from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.plan import JobSpec

@@ -30,14 +30,13 @@ from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format, part
 from promptmill.core.values import INT64, JsonDict, JsonObject
-from promptmill.jobs import disk, members
+from promptmill.files import disk, formats, members, xlsx
+from promptmill.files.databases import Stamp, database_of, quoted, taken
+from promptmill.files.format_table import of_output
 from promptmill.jobs.columns import EXTRA_FIELDS
-from promptmill.jobs.databases import Stamp, database_of, quoted, taken
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer, outcomes_so_far
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings
-from promptmill.jobs.format_table import of_output
-from promptmill.jobs.inputs import formats, xlsx
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
@@ -46,7 +45,7 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import OutputRecord
 
 if TYPE_CHECKING:
-    from promptmill.jobs.inputs.sheet_reader import Sheet
+    from promptmill.files.sheet_reader import Sheet
 
 _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports of progress
@@ -153,7 +152,7 @@ def with_answers_of(spec: JobSpec, made: OutputRecord) -> OutputRecord:
 
 
 def _read_sheet(content: IO[bytes], name: str, header_row: int | None = None) -> Sheet:
-    from promptmill.jobs.inputs.sheet_reader import READER  # imported on use: few jobs fill a sheet
+    from promptmill.files.sheet_reader import READER  # imported on use: few jobs fill a sheet
 
     return READER.read(content, "the workbook", name, header_row)
 

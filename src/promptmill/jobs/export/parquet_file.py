@@ -15,12 +15,12 @@ from promptmill.backends.vectors import floats_of
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.jobs import members
+from promptmill.files import members
+from promptmill.files.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.columns import PROBABILITY
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.schema_columns import PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
-from promptmill.jobs.inputs.parquet import unit_of, unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.plan import JobSpec
 

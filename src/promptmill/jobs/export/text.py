@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import itertools
 import json
@@ -23,15 +24,15 @@ from promptmill.core.errors import Code, PromptmillError, input_error, words_of
 from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
+from promptmill.files import json_values
+from promptmill.files.cells import readable
+from promptmill.files.formats import plain
 from promptmill.jobs import columns
 from promptmill.jobs.columns import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, answer_fields
 from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
-from promptmill.jobs.inputs.cells import readable
-from promptmill.jobs.inputs.formats import plain
 from promptmill.jobs.inputs.question_columns import distinct
-from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.plan import JobSpec
@@ -282,7 +283,7 @@ def text_form(form: Form) -> TextForm:
     """Return the text form of an output."""
     spec, own, answers = form.spec, form.own, form.answers
     if delimiter := form.format.delimiter:
-        mark = row_lines.BOM if spec.input.style.has_bom else b""
+        mark = codecs.BOM_UTF8 if spec.input.style.has_bom else b""
         if spec.input.kind.rows == "texts":
             delimiter = spec.input.style.delimiter if form.format is spec.input.kind else delimiter
             end = spec.input.style.line_end
@@ -293,7 +294,7 @@ def text_form(form: Form) -> TextForm:
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec))
     if spec.input.kind.is_table or spec.input.kind.rows == "requests":
-        return TextForm(lambda answered: row_lines.json_line(own.in_json(answered.row) | answers.in_json(answered)))
+        return TextForm(lambda answered: json_values.json_line(own.in_json(answered.row) | answers.in_json(answered)))
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
 
 
@@ -327,7 +328,7 @@ def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
     def rows_of() -> Iterator[JsonObject]:
         try:
             for each in answered:
-                yield row_lines.load(row(each), "")
+                yield json_values.load(row(each), "")
         except Exception as error:
             failed.append(error)
             raise
@@ -349,7 +350,7 @@ def write_mappings(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], 
 
 def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, end: str, answered: AnsweredRow) -> bytes:
     """Return a row of a table with its answer as a line of text; surplus cells come last."""
-    own = row_lines.load(answered.row.cells or b"[]", "")
+    own = json_values.load(answered.row.cells or b"[]", "")
     surplus = own[width:]
     own[width:] = [""] * (width - len(own))
     line = [_joined(own, delimiter), _joined([*answers.in_cells(answered), *surplus], delimiter)]
@@ -366,7 +367,7 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
         created=spec.created,
         takes_model=takes_model,
     )
-    return row_lines.json_line(line)
+    return json_values.json_line(line)
 
 
 def cells_line(cells: Iterable[str], delimiter: str, end: str = "\n") -> bytes:
@@ -407,7 +408,7 @@ def cell(value: Any) -> str:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
-    text = row_lines.json_line(_finite(value))[:-1].decode()
+    text = json_values.json_line(_finite(value))[:-1].decode()
     return text[1:-1] if text[0] == '"' else text  # without quotes: dates, decimals and bytes
 
 
@@ -425,26 +426,26 @@ def _finite(value: Any) -> Any:
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
     """Return an output line: the bytes of an input line of JSON, with the answer's `fields` added."""
-    line = line.strip().removeprefix(row_lines.BOM).strip()  # files with marks may be joined
+    line = line.strip().removeprefix(codecs.BOM_UTF8).strip()  # files with marks may be joined
     try:
-        value = row_lines.load(line, "")
+        value = json_values.load(line, "")
     except PromptmillError:
         value = None
     if not isinstance(value, dict):  # the line is unreadable, and its record has the error
-        return row_lines.json_line(fields)
+        return json_values.json_line(fields)
     if b"NaN" in line or b"Infinity" in line:
         try:
             orjson.loads(line)
         except orjson.JSONDecodeError:  # only Python reads such numbers
-            return row_lines.json_line(_finite(value) | fields)
-    return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", row_lines.json_line(fields)[1:])
+            return json_values.json_line(_finite(value) | fields)
+    return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", json_values.json_line(fields)[1:])
 
 
 def json_object(row: Row) -> JsonDict:
     """Return the object in a row of JSON; `{}` if the row is unreadable (the error is in its record)."""
     own = row.cells or b""
     try:
-        value = row_lines.load(own, "")
+        value = json_values.load(own, "")
     except PromptmillError:
         return {}
     if not isinstance(value, dict):

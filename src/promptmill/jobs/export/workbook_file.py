@@ -21,7 +21,7 @@ from xml.sax.saxutils import quoteattr
 
 from promptmill.core.bounds import MOST_COLUMNS
 from promptmill.core.errors import input_error
-from promptmill.jobs import members
+from promptmill.files import members, xlsx
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.filled_sheet import FilledSheet
 from promptmill.jobs.export.text import Form
@@ -39,7 +39,6 @@ from promptmill.jobs.export.workbook_xml import (
     widths_of,
     with_last,
 )
-from promptmill.jobs.inputs import xlsx
 from promptmill.jobs.store.plan import JobSpec
 
 _SHEET = "answers"

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 from xml.sax.saxutils import escape
 
 from promptmill.core.values import SheetDate
+from promptmill.files import xlsx
 from promptmill.jobs.export.text import cell
-from promptmill.jobs.inputs import xlsx
 
 LONGEST_CELL = 32_767
 """The most characters of a cell: Excel's limit."""

@@ -14,12 +14,13 @@ from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part
 from promptmill.core.values import JsonObject
-from promptmill.jobs.format_table import all_formats, image_suffixes, of_input
-from promptmill.jobs.inputs import encodings, formats
-from promptmill.jobs.inputs.cells import is_utf8
-from promptmill.jobs.inputs.files import InputFiles, find, opened
-from promptmill.jobs.inputs.formats import compression_of
-from promptmill.jobs.inputs.json_lines import first_objects, is_array
+from promptmill.files import encodings, formats, json_values
+from promptmill.files.cells import is_utf8
+from promptmill.files.files import InputFiles, find, opened
+from promptmill.files.format_table import all_formats, image_suffixes, of_input
+from promptmill.files.formats import compression_of
+from promptmill.files.json_lines import first_objects, is_array
+from promptmill.files.row import Input
 from promptmill.jobs.inputs.question_columns import (
     check_first_objects,
     distinct,
@@ -27,7 +28,6 @@ from promptmill.jobs.inputs.question_columns import (
     questions_in,
     text_column,
 )
-from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.batch_lines import is_batch
 from promptmill.jobs.store.stored import Question
@@ -175,7 +175,7 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
             where = f"line {row.n + 1}"
             if row.problem:
                 raise input_error(f"{where}: {row.problem}")
-            value = row_lines.load(row.cells, where)
+            value = json_values.load(row.cells, where)
             yield value if isinstance(value, dict) else {"row": value}
 
 

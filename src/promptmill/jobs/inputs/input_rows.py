@@ -20,8 +20,8 @@ import orjson
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
-from promptmill.jobs import disk
-from promptmill.jobs.inputs.files import Part
+from promptmill.files import disk
+from promptmill.files.files import Part
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.index import JobFolders

@@ -11,11 +11,11 @@ from pathlib import Path
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed, no_column
-from promptmill.jobs.format_table import of_input
-from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.cells import is_utf8, readable
-from promptmill.jobs.inputs.json_lines import rows_inside_error
-from promptmill.jobs.inputs.row import Headed, Input
+from promptmill.files import encodings
+from promptmill.files.cells import is_utf8, readable
+from promptmill.files.format_table import of_input
+from promptmill.files.json_lines import rows_inside_error
+from promptmill.files.row import Headed, Input
 from promptmill.jobs.rows.questions import Questions
 from promptmill.jobs.rows.row_lines import CONTENT, IMAGES, NAMES
 from promptmill.jobs.rows.template import ROW, check_names, mistyped_names_named, template_of

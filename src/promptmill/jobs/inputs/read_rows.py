@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import PromptmillError, input_error, words_of
 from promptmill.core.feature import Format, part
-from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.files.files import InputFiles, Part
+from promptmill.files.json_lines import row_of, with_columns
+from promptmill.files.row import WHOLE, Extent, Stretch, Style, Window
 from promptmill.jobs.inputs.input_rows import lines_of
-from promptmill.jobs.inputs.json_lines import row_of, with_columns
-from promptmill.jobs.inputs.row import WHOLE, Extent, Stretch, Style, Window
 
 _AT_ONCE = 256  # rows of a page
 

@@ -23,10 +23,9 @@ import orjson
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.feature import part
 from promptmill.core.values import JsonDict
-from promptmill.jobs import disk, format_table
-from promptmill.jobs.inputs import files
+from promptmill.files import disk, files, format_table
+from promptmill.files.members import stamp
 from promptmill.jobs.inputs.input_rows import InputRows, root_of, temporary_folder
-from promptmill.jobs.members import stamp
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import as_written

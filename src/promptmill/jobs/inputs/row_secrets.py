@@ -21,12 +21,12 @@ from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_field
 from promptmill.core.values import JsonObject, json_text
-from promptmill.jobs.format_table import of_input
-from promptmill.jobs.inputs import formats
+from promptmill.files import formats
+from promptmill.files.files import InputFiles
+from promptmill.files.format_table import of_input
+from promptmill.files.row import Style
+from promptmill.files.sql_table import blocks_of_tables, columns_of_tables
 from promptmill.jobs.inputs.any_format import first_rows, format_of_input, input_of
-from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.row import Style
-from promptmill.jobs.inputs.sql_table import blocks_of_tables, columns_of_tables
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.spec import InputSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
@@ -100,7 +100,7 @@ def check_columns(file: str, header: Sequence[str], style: Style, rule: FileRule
         return
     _check_names(file, [*header, *style.above])
     if style.arrow_schema:
-        from promptmill.jobs.inputs.parquet import unpacked_schema  # imported on use: it needs pyarrow
+        from promptmill.files.parquet import unpacked_schema  # imported on use: it needs pyarrow
 
         _check_names(file, _names_in(unpacked_schema(style.arrow_schema)))
 

@@ -21,7 +21,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.request import list_of_choices
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import did_you_mean, shape
-from promptmill.jobs import format_table
+from promptmill.files import format_table
 from promptmill.system.safe_open import home_expanded
 
 MANY = "labels"

@@ -28,10 +28,10 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut, shape
+from promptmill.files import json_values
 from promptmill.jobs.columns import OURS, PROBABILITY, VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.question_columns import distinct
-from promptmill.jobs.rows import row_lines
 from promptmill.jobs.store.records import SCORES
 from promptmill.jobs.store.status_record import shares_of
 from promptmill.system.safe_open import home_expanded
@@ -198,10 +198,10 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
     if answer is None or answer == "":
         return ""
     if isinstance(answer_schema, type):
-        return answer_schema.model_validate_json(answer if isinstance(answer, str) else row_lines.json_line(answer))
+        return answer_schema.model_validate_json(answer if isinstance(answer, str) else json_values.json_line(answer))
     if answer_schema is not None and isinstance(answer, str):
         with contextlib.suppress(PromptmillError):
-            return row_lines.load(answer.encode(), "")
+            return json_values.load(answer.encode(), "")
     return answer
 
 

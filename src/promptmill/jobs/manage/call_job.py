@@ -26,12 +26,13 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Counts, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Shown
+from promptmill.files import disk
+from promptmill.files.row import Lines
 from promptmill.images import load as images
-from promptmill.jobs import disk, door
+from promptmill.jobs import door
 from promptmill.jobs.caller import CallModels, CallWork
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
-from promptmill.jobs.inputs.row import Lines
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from promptmill.core.bounds import LONGEST_PATH
 from promptmill.core.errors import input_error
-from promptmill.jobs import format_table, members
-from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs import formats
+from promptmill.files import files as input_files
+from promptmill.files import format_table, formats, members
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
 from promptmill.jobs.run.wanted_job import check_name
 from promptmill.system.call_files import FileRule, RefusedError

@@ -22,12 +22,12 @@ from pydantic import TypeAdapter
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.feature import bug
-from promptmill.jobs import disk
+from promptmill.files import disk
+from promptmill.files import files as input_files
+from promptmill.files.format_table import of_input
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.export.answered import UnansweredError
-from promptmill.jobs.format_table import of_input
 from promptmill.jobs.inputs import any_format, row_secrets
-from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.question_columns import questions_in

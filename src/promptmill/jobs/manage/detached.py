@@ -19,7 +19,7 @@ from typing import Any
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.manage.process_call import arguments_of, configuration_of, environment_of, packed, received
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.runner import until_ended

@@ -18,11 +18,12 @@ from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict, JsonObject, exact, read_json
 from promptmill.core.wording import unescaped
+from promptmill.files import json_values
+from promptmill.files.formats import row_kind
 from promptmill.images.load import is_data
 from promptmill.jobs.columns import shown_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
-from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.row_lines import RowLimits, RowReader
 from promptmill.jobs.rows.template import template_of
@@ -251,7 +252,7 @@ def _holds_secret(fields: JsonObject, answer: object, finder: SecretFinder) -> b
     if isinstance(answer, str) and answer.lstrip()[:1] == "{":
         with contextlib.suppress(ValueError):
             answer = read_json(answer.encode())
-    return bool((isinstance(answer, Mapping) and find_field(answer)) or finder.find(row_lines.json_line(fields)))
+    return bool((isinstance(answer, Mapping) and find_field(answer)) or finder.find(json_values.json_line(fields)))
 
 
 def _withheld(fields: JsonObject, names: Mapping[str, str]) -> dict[str, Any]:
@@ -297,7 +298,7 @@ class ShownRows:
         """Return the input's fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
-        text = row_lines.json_line(self._own.in_json(row))
+        text = json_values.json_line(self._own.in_json(row))
         value: dict[str, Any] = exact(read_json(text))
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
             return {LEFT_OUT: f"The row's fields {MAY_HOLD_SECRETS}."}

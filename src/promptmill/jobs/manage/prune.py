@@ -13,7 +13,7 @@ from pathlib import Path
 
 from promptmill.core.bounds import LARGEST_CALL_JOBS, MOST_CALL_JOBS
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.store import progress, status

@@ -15,11 +15,11 @@ from promptmill.answering.prices import no_price_known
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
+from promptmill.files import formats
+from promptmill.files.files import InputFiles
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
-from promptmill.jobs.inputs import formats
-from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import child_step, detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places, Readers
 from promptmill.jobs.manage.call_paths import CallPaths

@@ -15,7 +15,7 @@ import orjson
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import real_path

@@ -8,9 +8,9 @@ from typing import Any
 
 from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import input_error
-from promptmill.jobs import members
+from promptmill.files import members
+from promptmill.files.databases import Stamp
 from promptmill.jobs.caller import USER, Caller
-from promptmill.jobs.databases import Stamp
 from promptmill.jobs.export.output import is_own
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import Only, results_page

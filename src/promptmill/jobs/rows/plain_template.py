@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Fields
-from promptmill.core.values import JsonObject, json_text, plain_text
+from promptmill.core.values import JsonObject, cell_text
 from promptmill.jobs.rows import row_lines
 
 PROMPT = Named("prompt")
@@ -125,10 +125,3 @@ def asks_nothing(empty: Mapping[str, str]) -> PromptmillError:
     """Return the error for a row whose placeholders are all blank. `empty`: the kind of emptiness of each field."""
     are = f"is {next(iter(empty.values()))}" if len(empty) == 1 else "are empty"
     return PromptmillError(Code.EMPTY_PROMPT, f"its {' and '.join(empty)} {are}.")
-
-
-def cell_text(value: Any) -> str:
-    """Return a value as the text of a prompt."""
-    if isinstance(value, str):
-        return value
-    return json_text(value) if isinstance(value, dict | list | bool) else plain_text(value)

@@ -25,11 +25,11 @@ import orjson
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Fields, Message, Request, TextPart
 from promptmill.core.values import JsonDict, JsonObject, loads, plain_text, read_json
+from promptmill.files import json_values
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.plain_template import PlainTemplate, Template
 from promptmill.jobs.rows.row_lines import IMAGES, RowReader
 
-NOT_UTF8 = "is not UTF-8 text."
 _APART = b"\x1f"  # separates questions in a line; JSON never contains it, because texts escape it
 _CELLS = b"\x1e"  # begins the cells that a row lacks
 # Programs write a missing value in CSV or TSV as an empty cell or as one of these texts.
@@ -62,14 +62,14 @@ class Questions:
         """Return the question of a stored row as a value of JSON, and the fields in the prompt of a plain template.
         `lacking`: the cells that the row lacks, as a JSON object. Raises `PromptmillError` as `of` does."""
         if self.columns is None:
-            value = row_lines.load(cells, where)
+            value = json_values.load(cells, where)
             if self.template is None or not isinstance(value, dict):
                 return value, None
-            return self._filled(value | row_lines.load(lacking, where) if lacking else value)
+            return self._filled(value | json_values.load(lacking, where) if lacking else value)
         values = loads(cells)
         question, fields = self._filled({name: values[at] for at, name in self.columns})
         if not {*map(type, question.values())} <= {str}:
-            question = row_lines.load(question_json(question), where)
+            question = json_values.load(question_json(question), where)
         return question, fields
 
     def digest(self, line: bytes | None, cells: bytes, *, rows_set: bool) -> bytes | None:
@@ -80,7 +80,7 @@ class Questions:
             question, _ = self.asked(cells, "", lacking)
             if self.columns is not None:
                 return row_lines.digest("table", question_json(question))
-            return row_lines.digest("jsonl", row_lines.json_line(question)[:-1], row_settings=rows_set)
+            return row_lines.digest("jsonl", json_values.json_line(question)[:-1], row_settings=rows_set)
         except (PromptmillError, TypeError):  # such as a column that only the other input has
             return None
 
@@ -232,7 +232,7 @@ def _json(question: JsonObject, default: Callable[[object], float | str]) -> byt
 
 def cells_of(row: JsonObject, lacking: Sequence[str]) -> bytes:
     """Return the stored form of a question of a plain prompt: the fields of a row that its cells lack."""
-    return _CELLS + row_lines.json_line({name: row[name] for name in lacking if name in row})[:-1]
+    return _CELLS + json_values.json_line({name: row[name] for name in lacking if name in row})[:-1]
 
 
 def joined(questions: Sequence[bytes]) -> bytes:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -19,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-import orjson
 from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
@@ -43,15 +41,11 @@ from promptmill.core.request import (
 from promptmill.core.values import (
     JsonDict,
     JsonObject,
-    as_float,
-    as_json,
-    exact_float,
-    has_long_fraction,
     json_text,
-    plain_text,
     read_json,
 )
 from promptmill.core.wording import shape
+from promptmill.files import json_values
 from promptmill.images.load import from_folder, is_bare_base64, is_data
 from promptmill.jobs.rows import batch_lines
 from promptmill.jobs.rows.batch_lines import BatchLine
@@ -60,8 +54,6 @@ PROBLEM = "promptmill:problem"
 """The only field of an unusable row's line; its value is the reason."""
 EMPTY = "promptmill:empty"
 """The only field of the line of a row with an empty prompt."""
-BOM = b"\xef\xbb\xbf"
-AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf-8 IN > OUT"
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _WHOLE_REQUESTS = frozenset({"batch", "messages"})
@@ -157,7 +149,7 @@ class RowReader:
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row` (from 0). Raises as `request_of` does."""
         where = self.checked(row, line)
-        return self.request_of(row, load(line, where), where, attempts)
+        return self.request_of(row, json_values.load(line, where), where, attempts)
 
     def checked(self, row: int, line: bytes) -> str:
         """Return the name of line `row`. Raises `PromptmillError` (`invalid_input`) if it may have too many values."""
@@ -334,7 +326,7 @@ def digest(
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
     try:
         if value is None:
-            value = load(line, "")
+            value = json_values.load(line, "")
         if prompt_column is not None:
             value = _with_prompt(value, prompt_column)
         if kind == "batch":
@@ -363,38 +355,6 @@ def emptiness(value: object) -> str:
 
 def _are_messages(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
-
-
-def load(line: bytes, where: str) -> Any:
-    """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
-    line = line.removeprefix(BOM)
-    try:
-        if has_long_fraction(line):
-            with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(line.decode(), parse_float=exact_float)
-        return read_json(line)
-    except json.JSONDecodeError as error:
-        reason = error.msg
-    try:
-        # accepts NaN and 1E400, unlike orjson; decoded first, because from bytes it would guess UTF-16
-        return json.loads(line.decode(), parse_float=as_float)
-    except UnicodeDecodeError:
-        raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
-    except (ValueError, RecursionError):
-        plain = (
-            ""
-            if line.lstrip()[:1] in {b"{", b"["}
-            else " Write one JSON object per line, or, if each line is a prompt, name the file .txt."
-        )
-        raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
-
-
-def json_line(value: Any) -> bytes:
-    """Return a value as a line of JSON."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=as_json)
-    except TypeError:  # numbers beyond 64 bits, which must be kept unchanged
-        return json.dumps(value, separators=(",", ":"), default=plain_text).encode() + b"\n"
 
 
 def _check_tokens(asked: JsonObject, most: int, where: str) -> None:

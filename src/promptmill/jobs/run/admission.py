@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from promptmill.backends import registry
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import columns, disk, members
-from promptmill.jobs.databases import Stamp
+from promptmill.files import disk, members
+from promptmill.files.databases import Stamp
+from promptmill.files.xlsx import sheet_names
+from promptmill.jobs import columns
 from promptmill.jobs.export.output import changed_answers, has_own_rows, is_own, with_answers_of
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
-from promptmill.jobs.inputs.xlsx import sheet_names
 from promptmill.jobs.rows.template import hides
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed

@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
-from promptmill.jobs import members
+from promptmill.files import files as input_files
+from promptmill.files import members
+from promptmill.files.files import InputFiles
 from promptmill.jobs.export.live_output import LiveOutput
-from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.run import steps
 from promptmill.jobs.run.row_check import Complain
 from promptmill.jobs.run.steps import Change

@@ -11,7 +11,7 @@ from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.request import NOT_SHOWN, OF_FORM
-from promptmill.jobs.inputs.formats import row_kind
+from promptmill.files.formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.rows.questions import RowRequests

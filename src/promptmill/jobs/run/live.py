@@ -18,7 +18,7 @@ from promptmill.backends.protocol import LOOKED_AT, Call, Completion, Failure, O
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import NOTHING_SHARED, Request, Shared
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited

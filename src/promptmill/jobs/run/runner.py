@@ -18,7 +18,7 @@ from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.feature import bug
 from promptmill.core.wording import counted
-from promptmill.jobs import disk, members
+from promptmill.files import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.run import steps, ways

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import listed
-from promptmill.jobs import columns, members
-from promptmill.jobs.databases import Stamp
+from promptmill.files import files as input_files
+from promptmill.files import members
+from promptmill.files.databases import Stamp
+from promptmill.files.files import InputFiles, Part
+from promptmill.jobs import columns
 from promptmill.jobs.export import join, output
 from promptmill.jobs.ingest import ingest
-from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
-from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.run.resumption import changed_names, check_bound
 from promptmill.jobs.store import binding

@@ -42,6 +42,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut_inside
+from promptmill.files.formats import row_kind
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
@@ -49,7 +50,6 @@ from promptmill.jobs.export.output import check_target, end_of
 from promptmill.jobs.export.text import AnswerValues, Form
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
-from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.run import admission

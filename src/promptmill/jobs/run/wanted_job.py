@@ -17,14 +17,13 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.jobs import disk, members
+from promptmill.files import disk, formats, members
+from promptmill.files import files as input_files
+from promptmill.files.files import InputFiles, Part
+from promptmill.files.format_table import database, of_input, writing
 from promptmill.jobs.caller import CallModels
 from promptmill.jobs.columns import OURS, chosen_keys
-from promptmill.jobs.format_table import database, of_input, writing
-from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, image_column, suggested_column
-from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.rows.template import check_names_some, places_in, template_of
 from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling

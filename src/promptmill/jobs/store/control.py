@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from promptmill.jobs import disk
+from promptmill.files import disk
 
 _NAME = "control"
 

@@ -50,8 +50,9 @@ from urllib.parse import quote
 
 import orjson
 
+from promptmill.core.errors import HaltedError
 from promptmill.core.feature import ways
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.records import SLOT, Record
 
@@ -104,10 +105,6 @@ _MISTAKES = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLI
 
 class DamagedError(Exception):
     """The file is damaged, or is not the database of a job."""
-
-
-class HaltedError(Exception):
-    """The run has ended and no longer needs the result."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from promptmill.answers.shown import shown_of
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core.request import with_words
-from promptmill.jobs.format_table import of_input
+from promptmill.files.format_table import of_input
 from promptmill.jobs.store.spec import digest
 
 _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}

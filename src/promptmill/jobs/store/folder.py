@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk
-from promptmill.jobs.inputs.files import Part
+from promptmill.files import disk
+from promptmill.files.files import Part
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, JobDatabase

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from promptmill.jobs import disk
+from promptmill.files import disk
 
 _NAME = "in-flight"
 _ENTRY = struct.Struct("<qiidd")

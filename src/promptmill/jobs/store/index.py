@@ -12,7 +12,7 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches, listed
-from promptmill.jobs import disk, members
+from promptmill.files import disk, members
 from promptmill.jobs.store.folder import HIDDEN, ID, SERIES, SUFFIX, Folder, make_hidden, new_id
 from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from promptmill.jobs import disk
+from promptmill.files import disk
 
 # Seconds of retries: a process that only checks a lock holds it for a moment.
 _PATIENCE_S = 0.5

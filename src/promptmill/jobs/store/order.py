@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import AliasChoices, Field
 
 from promptmill.core.errors import Named, input_error, redact
-from promptmill.jobs import format_table, members
-from promptmill.jobs.members import PART
+from promptmill.files import format_table, members
+from promptmill.files.members import PART
 from promptmill.jobs.store.order_part import AnyParts, Create, parts_of
 from promptmill.jobs.store.plan import Plan, plan_in
 from promptmill.jobs.store.records import SLOT

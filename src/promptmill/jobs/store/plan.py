@@ -23,7 +23,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import doubts
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
-from promptmill.jobs import members
+from promptmill.files import members
 from promptmill.jobs.labels import least_probable, probability
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import orjson
 
-from promptmill.jobs import disk
+from promptmill.files import disk
 from promptmill.jobs.store.database import LAST_KEY, PAGE, DamagedError, JobDatabase, Row, check_order
 from promptmill.jobs.store.spec import UNREAD
 

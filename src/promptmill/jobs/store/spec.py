@@ -14,10 +14,10 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from promptmill.core import values
 from promptmill.core.errors import unwritable_parameters
 from promptmill.core.feature import Format
-from promptmill.jobs import format_table
-from promptmill.jobs.databases import Stamp
-from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.inputs.row import Style
+from promptmill.files import format_table
+from promptmill.files.databases import Stamp
+from promptmill.files.files import Part
+from promptmill.files.row import Style
 from promptmill.jobs.store.stored import AnswerForm, Stored
 
 LAST_TIME = 10**11  # max time in seconds: the year 5138

@@ -16,7 +16,7 @@ from promptmill.config.backends import EMBEDDED
 from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration, in_percent, paced
-from promptmill.jobs import format_table, members
+from promptmill.files import format_table, members
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, Status

@@ -18,9 +18,9 @@ from selectolax.lexbor import LexborHTMLParser
 
 from promptmill.core.bounds import LARGEST_TEXT, MOST_COLUMNS
 from promptmill.core.errors import input_error
-from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.formulas import lowered, of_mathml, raised
-from promptmill.jobs.inputs.numerals import numeral
+from promptmill.files import encodings
+from promptmill.files.formulas import lowered, of_mathml, raised
+from promptmill.files.numerals import numeral
 
 TOO_LONG = f"has more than {LARGEST_TEXT >> 20} million characters"
 _MOST = 4 * LARGEST_TEXT  # characters with the white space around them

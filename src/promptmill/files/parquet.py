@@ -17,10 +17,10 @@ from typing import IO, Any
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import input_error
-from promptmill.jobs.inputs.files import InputFiles, Part, check_ratio
-from promptmill.jobs.inputs.formats import compression_of
-from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Style, Window
-from promptmill.jobs.rows.plain_template import cell_text
+from promptmill.core.values import cell_text
+from promptmill.files.files import InputFiles, Part, check_ratio
+from promptmill.files.formats import compression_of
+from promptmill.files.row import WHOLE, InputRow, Stretch, Style, Window
 
 _MAGIC = b"PAR1"
 _MOMENT = re.compile(r"(-?\d+)-(\d\d)-(\d\d)(?: (\d\d):(\d\d):(\d\d)(?:\.(\d+))?Z?)?")

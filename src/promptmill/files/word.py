@@ -13,12 +13,12 @@ from typing import Any
 
 from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs.inputs import encodings, symbol_fonts
-from promptmill.jobs.inputs.formulas import grouped, lowered, raised
-from promptmill.jobs.inputs.mails import mail_text
-from promptmill.jobs.inputs.numerals import numeral
-from promptmill.jobs.inputs.web_pages import STRUCK, page_text, whole_number, with_struck
-from promptmill.jobs.inputs.xlsx import local
+from promptmill.files import encodings, symbol_fonts
+from promptmill.files.formulas import grouped, lowered, raised
+from promptmill.files.mails import mail_text
+from promptmill.files.numerals import numeral
+from promptmill.files.web_pages import STRUCK, page_text, whole_number, with_struck
+from promptmill.files.xlsx import local
 
 _MOST_SPANNED = 63  # columns of a table in Word
 # deleted text, properties, and instructions of fields

@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 
 from promptmill.core.bounds import DEEPEST_MAIL, LONGEST_HEADER
 from promptmill.core.errors import input_error
-from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.web_pages import page_text
+from promptmill.files import encodings
+from promptmill.files.web_pages import page_text
 
 _SHOWN = ("From", "To", "Cc", "Subject", "Date")
 _PAGES = frozenset({"text/html", "application/xhtml+xml"})

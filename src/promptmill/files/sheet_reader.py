@@ -34,7 +34,7 @@ from promptmill.core import values
 from promptmill.core.bounds import MOST_COLUMNS, WORKBOOK_MEMORY
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
-from promptmill.jobs.inputs import xlsx
+from promptmill.files import xlsx
 from promptmill.system import frames, subprocesses
 
 _COMPUTING_S = 300.0  # of processor time: a workbook with 512 MiB of XML takes a minute

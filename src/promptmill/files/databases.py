@@ -14,7 +14,7 @@ from urllib.parse import quote
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part
-from promptmill.jobs import format_table
+from promptmill.files import format_table
 
 Stamp: TypeAlias = tuple[int, int]
 """Two numbers that identify the content of an output. For a file: its size in bytes, and the time of its last change in

@@ -16,10 +16,10 @@ import orjson
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict
-from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.formats import format_of_input
-from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
-from promptmill.jobs.rows import row_lines
+from promptmill.files import json_values
+from promptmill.files.files import InputFiles
+from promptmill.files.formats import format_of_input
+from promptmill.files.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
 _LOOKED_AT = 100  # first rows, among which objects are searched for
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
@@ -90,7 +90,7 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
         else:
             lines.pop()
         if begins and lines[0] is not None:
-            lines[0] = lines[0].removeprefix(row_lines.BOM)
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
         at, begins = at + size, False
         yield lines, data
 
@@ -110,7 +110,7 @@ def first_objects(files: InputFiles) -> Iterator[JsonDict]:
             if number and size > _FIRST_BYTES_OF_ALL:
                 return
             try:
-                value = row_lines.load(line.strip(), "")
+                value = json_values.load(line.strip(), "")
             except PromptmillError:
                 continue
             if isinstance(value, dict):
@@ -131,7 +131,7 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
     known = format_of_input(path)
     if "jsonl" not in {known.key, known.read_as}:
         return False
-    first = stream.readline(_FIRST_BYTES).removeprefix(row_lines.BOM)
+    first = stream.readline(_FIRST_BYTES).removeprefix(codecs.BOM_UTF8)
     while first and not first.strip():
         first = stream.readline(_FIRST_BYTES)
     start = first.strip()
@@ -163,7 +163,7 @@ def _list_of_rows(text: bytes) -> str:
 
 def _is_object(line: bytes) -> bool:
     try:
-        row_lines.load(line, "")
+        json_values.load(line, "")
     except PromptmillError:
         return False
     return True
@@ -172,7 +172,7 @@ def _is_object(line: bytes) -> bool:
 def with_columns(line: bytes, columns: Mapping[str, str]) -> bytes:
     """Return a line of JSON with further fields, unless it has fields of these names."""
     try:
-        value = row_lines.load(line, "")
+        value = json_values.load(line, "")
     except PromptmillError:
         return line
     if not isinstance(value, dict) or not (new := {name: columns[name] for name in columns if name not in value}):

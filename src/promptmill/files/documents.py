@@ -15,7 +15,7 @@ from typing import BinaryIO
 from promptmill.core.bounds import LARGEST_TEXT, WORKBOOK_MEMORY
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.feature import Format, part
-from promptmill.jobs.format_table import all_formats
+from promptmill.files.format_table import all_formats
 from promptmill.system import frames, runtime, subprocesses
 from promptmill.system.installation import adding
 
@@ -66,7 +66,7 @@ def mails_in(data: bytes) -> list[bytes]:
 
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
     """Answer the parent process; `incoming` holds the document."""
-    from promptmill.jobs.inputs.web_pages import TOO_LONG  # imported in the process alone: the parsers are heavy
+    from promptmill.files.web_pages import TOO_LONG  # imported in the process alone: the parsers are heavy
 
     data = incoming.read(asked["size"])
     runtime.limit_computing(_COMPUTING_S * (1 + len(data) / _SIZE))

@@ -17,10 +17,10 @@ from pyarrow import parquet
 
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
-from promptmill.jobs.inputs import files as input_files
+from promptmill.files import files as input_files
+from promptmill.files.files import InputFiles, Part
+from promptmill.files.parquet import ParquetTable
 from promptmill.jobs.inputs.any_format import objects_in, objects_of
-from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.parquet import ParquetTable
 from promptmill.jobs.rows import row_lines
 
 NANOSECOND = 1_700_000_000_123_456_789
@@ -179,7 +179,7 @@ def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(ingested
 def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested, tmp_path, suffix):
     table = pa.table({"prompt": pa.array([], pa.string()), "n": pa.array([], pa.int8())})
     target = tmp_path / f"in.parquet{suffix}"
-    from promptmill.jobs.inputs import formats
+    from promptmill.files import formats
 
     with target.open("wb") as out, formats.compressed(out, formats.compression_of(target)) as file:
         parquet.write_table(table, file)

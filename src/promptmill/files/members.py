@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from promptmill.jobs import format_table
-from promptmill.jobs.databases import Stamp, database_of
-from promptmill.jobs.inputs import xlsx
+from promptmill.files import format_table, xlsx
+from promptmill.files.databases import Stamp, database_of
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 """The end of a shard file's name; a shard file is no table, whatever the output is."""

@@ -12,11 +12,10 @@ import pytest
 import promptmill
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Format, part
-from promptmill.jobs import format_table
-from promptmill.jobs.inputs import formats
+from promptmill.files import format_table, formats
 
 SOURCE = Path(promptmill.__file__).parent
-TABLE = SOURCE / "jobs" / "format_table.py"
+TABLE = SOURCE / "files" / "format_table.py"
 _PAGES = Path("features", "review", "review_page.py")
 """Its two suffixes are names of a page that is written, which is no format of rows."""
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{1,7}")

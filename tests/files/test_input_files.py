@@ -10,8 +10,8 @@ import pytest
 
 from ingested import packed
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs import formats
+from promptmill.files import files as input_files
+from promptmill.files import formats
 from promptmill.jobs.rows import row_lines
 
 ROWS = [{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 3, "prompt": "c"}]
@@ -115,7 +115,7 @@ def test_files_of_several_kinds_or_none_are_refused(ingested, tmp_path):
 
 
 def test_a_line_is_only_so_long_however_it_is_compressed(ingested, tmp_path, monkeypatch):
-    from promptmill.jobs.inputs import json_lines
+    from promptmill.files import json_lines
 
     monkeypatch.setattr(json_lines, "LONGEST_ROW", 3000)
     monkeypatch.setattr(json_lines, "_BLOCK", 1000)

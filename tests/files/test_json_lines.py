@@ -10,10 +10,10 @@ import pytest
 
 from ingested import Ingested
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs import json_lines
-from promptmill.jobs.inputs.json_lines import JsonLines
-from promptmill.jobs.inputs.row import InputRow
+from promptmill.files import files as input_files
+from promptmill.files import json_lines
+from promptmill.files.json_lines import JsonLines
+from promptmill.files.row import InputRow
 from promptmill.jobs.rows import row_lines
 
 

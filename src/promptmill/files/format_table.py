@@ -23,12 +23,12 @@ from promptmill.core.feature import WITHOUT, Format, formats
 
 COMPRESSED: Mapping[str, Sequence[str]] = MappingProxyType({".gz": (), ".zst": ("pyarrow",)})
 """The suffixes of compressed files, which follow the suffix of a format, and the modules that each needs."""
-_INPUTS, _EXPORT = "promptmill.jobs.inputs", "promptmill.jobs.export"
+_FILES, _EXPORT = "promptmill.files", "promptmill.jobs.export"
 _LINES, _CELLS = f"{_EXPORT}.text:text_form", "columns `prompt`, `messages` (JSON), `images` (one path, or a JSON list)"
 _OWN = (
     Format(
         names=(".jsonl", ".ndjson"),
-        input=f"{_INPUTS}.json_lines:JsonLines",
+        input=f"{_FILES}.json_lines:JsonLines",
         lines=_LINES,
         is_text=True,
         is_followed=True,
@@ -49,7 +49,7 @@ _OWN = (
     Format(
         names=(".csv",),
         rows="texts",
-        input=f"{_INPUTS}.cells:CSV",
+        input=f"{_FILES}.cells:CSV",
         lines=_LINES,
         delimiter=",",
         is_text=True,
@@ -61,7 +61,7 @@ _OWN = (
     Format(
         names=(".tsv",),
         rows="texts",
-        input=f"{_INPUTS}.cells:TSV",
+        input=f"{_FILES}.cells:TSV",
         lines=_LINES,
         delimiter="\t",
         is_text=True,
@@ -73,7 +73,7 @@ _OWN = (
     Format(
         names=(".txt",),
         rows="texts",
-        input=f"{_INPUTS}.cells:TEXT",
+        input=f"{_FILES}.cells:TEXT",
         whole="text",
         is_text=True,
         words="a line, which is the prompt, or `{{text}}` in a template",
@@ -81,7 +81,7 @@ _OWN = (
     Format(
         names=(".parquet",),
         rows="cells",
-        input=f"{_INPUTS}.parquet:ParquetTable",
+        input=f"{_FILES}.parquet:ParquetTable",
         output=f"{_EXPORT}.parquet_file:write_parquet",
         is_read_by_calls=True,
         is_written_by_calls=True,
@@ -102,7 +102,7 @@ _OWN = (
         names=(".xlsx",),
         only_read=(".xlsm", ".xlsb", ".xls", ".ods"),
         rows="cells",
-        input=f"{_INPUTS}.workbook:SheetTable",
+        input=f"{_FILES}.workbook:SheetTable",
         output=f"{_EXPORT}.workbook_file:write_workbook",
         has_header=True,
         has_sheets=True,
@@ -116,15 +116,15 @@ _OWN = (
         names=(".db", ".sqlite", ".sqlite3"),
         name="sql",
         rows="cells",
-        input=f"{_INPUTS}.sql_table:SqlTable",
-        database="promptmill.jobs.databases:Database",
+        input=f"{_FILES}.sql_table:SqlTable",
+        database="promptmill.files.databases:Database",
         is_read_by_calls=True,
         words="a row of a table, `mails.db#inbox`, or of a query (`sql`)",
     ),
     Format(
         name="batch",
         rows="requests",
-        input=f"{_INPUTS}.json_lines:JsonLines",
+        input=f"{_FILES}.json_lines:JsonLines",
         lines=_LINES,
         is_text=True,
         is_followed=True,
@@ -134,14 +134,14 @@ _OWN = (
     Format(
         names=(".docx",),
         whole="document",
-        text=f"{_INPUTS}.word:word_text",
+        text=f"{_FILES}.word:word_text",
         packages=("docx",),
         extra="files",
         title="python-docx",
     ),
-    Format(names=(".html", ".htm", ".xhtml"), whole="document", text=f"{_INPUTS}.web_pages:page_text"),
-    Format(names=(".eml", ".emlx", ".mht", ".mhtml"), whole="document", text=f"{_INPUTS}.mails:mail_text"),
-    Format(names=(".mbox",), whole="mailbox", text=f"{_INPUTS}.mails:mail_text"),
+    Format(names=(".html", ".htm", ".xhtml"), whole="document", text=f"{_FILES}.web_pages:page_text"),
+    Format(names=(".eml", ".emlx", ".mht", ".mhtml"), whole="document", text=f"{_FILES}.mails:mail_text"),
+    Format(names=(".mbox",), whole="mailbox", text=f"{_FILES}.mails:mail_text"),
     Format(names=(".pdf",), whole="pdf"),
     Format(names=(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".ico"), whole="image"),
     Format(names=(".tif", ".tiff"), whole="images"),

@@ -15,6 +15,8 @@ from types import MappingProxyType
 from promptmill.core.errors import Named
 from promptmill.core.wording import cut
 
+NOT_UTF8 = "is not UTF-8 text."
+AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf-8 IN > OUT"
 SAMPLE = 1 << 18
 """The number of bytes that the detection uses."""
 _USUAL = "cp1252"

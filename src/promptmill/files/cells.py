@@ -23,11 +23,10 @@ from typing import IO, NamedTuple
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
-from promptmill.jobs.inputs import encodings
-from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
-from promptmill.jobs.rows import row_lines
-from promptmill.jobs.rows.questions import NOT_UTF8
+from promptmill.files import encodings
+from promptmill.files.encodings import NOT_UTF8
+from promptmill.files.files import InputFiles, Part
+from promptmill.files.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
 _DELIMITERS = ",;\t|"
 _SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line of Excel's that names the delimiter
@@ -137,7 +136,7 @@ class CellTable:
                         if is_utf8(text):
                             self._is_utf8 = True
                             continue
-                        problem = f"{readable(name)} {NOT_UTF8} {row_lines.AS_UTF8}"
+                        problem = f"{readable(name)} {NOT_UTF8} {encodings.AS_UTF8}"
                         first_wrong, wrong = first_wrong or page.line_of(index), wrong + 1
                         break
                     if problem:
@@ -318,11 +317,11 @@ class _Pieces:
         while data := self._next():
             text, skipped = data, 0
             if self._begins:
-                named = _SEP.match((above or data).removeprefix(row_lines.BOM))
+                named = _SEP.match((above or data).removeprefix(codecs.BOM_UTF8))
                 self.delimiter = named[1].decode() if named else ""
                 skipped = self._lines_above or bool(named)
                 if not above:
-                    text = data.removeprefix(row_lines.BOM)[named.end() if named else 0 :]
+                    text = data.removeprefix(codecs.BOM_UTF8)[named.end() if named else 0 :]
                 data = above + data
             ends = text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else 0)
             extent = Extent(len(data), 0, skipped + ends)  # with the `skipped` lines, which are not in the text

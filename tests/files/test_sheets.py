@@ -13,10 +13,10 @@ import pytest
 from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import SheetDate
+from promptmill.files.files import find, opened
+from promptmill.files.workbook import SheetTable
 from promptmill.jobs.columns import notes
 from promptmill.jobs.inputs.any_format import format_of_input, input_of, objects_in
-from promptmill.jobs.inputs.files import find, opened
-from promptmill.jobs.inputs.workbook import SheetTable
 from workbook_files import sheet_xml, text_cell, write_parts
 
 _ID = f'<row r="1">{text_cell("A1", "id")}{text_cell("B1", "value")}</row>'

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.core import values
-from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, numbered
-from promptmill.jobs.inputs.sheet_reader import READER, Sheet
+from promptmill.files.files import InputFiles
+from promptmill.files.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, numbered
+from promptmill.files.sheet_reader import READER, Sheet
 
 _AT_ONCE = 1024  # rows of a page
 

@@ -12,8 +12,8 @@ from typing import IO, Literal, cast
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import Format
-from promptmill.jobs import format_table, members
-from promptmill.jobs.format_table import COMPRESSED
+from promptmill.files import format_table, members
+from promptmill.files.format_table import COMPRESSED
 from promptmill.system.installation import adding, command_for_package
 
 _LEVEL = 6  # the default of `gzip`; Python's, 9, takes three times as long and saves 1 %

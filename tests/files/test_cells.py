@@ -13,8 +13,8 @@ import pytest
 
 from ingested import Ingested, packed
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs import cells
-from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.files import cells
+from promptmill.files.files import InputFiles, Part
 from promptmill.jobs.rows import row_lines
 
 

@@ -1,0 +1,1 @@
+"""Rows with answers as files: text, workbooks, Parquet, filled sheets."""

@@ -1,0 +1,5 @@
+"""Rows of files."""
+
+from bench import ingested
+
+__all__ = ["ingested"]
