@@ -10,7 +10,7 @@ from benchmarks.field import Field
 from benchmarks.hf_batching import ours
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import create
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 
 _MODEL = "smollm2-135m-instruct"
 _PROMPTS, _TOKENS = 64, 64

@@ -121,7 +121,7 @@ def _rates(done: list[tuple[float, float]]) -> tuple[float, float]:
 async def _live_tasks(field: Field, in_flight: int) -> int:
     """Return the most tasks that a call of 20,000 prompts keeps alive, counted inside one process."""
     from promptmill.backends.protocol import Call
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
     from promptmill.core.request import conversation_from_prompt
     from promptmill.service.service import Service
 

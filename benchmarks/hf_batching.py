@@ -15,7 +15,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import Call, Completion, Outcome, Source
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.driver import Driver
 

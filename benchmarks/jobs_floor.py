@@ -29,7 +29,7 @@ from benchmarks.jobs_store import report
 from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.transport import Pool
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 
 _IN_FLIGHT = 64
 _COMMITTED = 1_000

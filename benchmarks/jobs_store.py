@@ -24,7 +24,7 @@ from benchmarks.client import OUT
 from benchmarks.field import Field, field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
 from promptmill.backends.protocol import Call, Outcome
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import Request
 from promptmill.files.files import InputFiles, Part
 from promptmill.jobs.ingest import ingest
@@ -32,7 +32,9 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
-from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.run.live import answer_rows
+from promptmill.jobs.run.open_rows import OpenRows
+from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.plan import JobSpec

@@ -26,7 +26,7 @@ from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
 from promptmill.config.backends import EMBEDDED
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling
 from promptmill.service.service import Service
 

@@ -19,7 +19,7 @@ from benchmarks.client import OUT
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin
 from promptmill.backends.protocol import Call, Completion, Outcome, Sink, Usage
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.request import Conversation, Message
 from promptmill.features.telemetry.telemetry import Telemetry

@@ -9,7 +9,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.form import Choice, Form, Question, YesNo
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 

@@ -18,7 +18,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Completion, Facts, Outcome, Source, Usage
 from promptmill.cluster.remote import RemoteBackend, ReplicaReport
 from promptmill.cluster.replicas import Replicas
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.features.ray.ray_cluster import RayCluster

@@ -264,7 +264,7 @@ async def _soak(seconds: float, seed: int) -> int:
 
 def _serve(config: Path) -> int:
     """Serve as `promptmill serve` does, and write the number of tasks to a file on SIGUSR1."""
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
     from promptmill.server import process
     from promptmill.system import logs
 

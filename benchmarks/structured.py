@@ -21,7 +21,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 

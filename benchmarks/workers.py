@@ -19,7 +19,7 @@ from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.cluster.fan_out import LargeCall
 from promptmill.cluster.remote import Quota
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.service.driver import Driver
 from promptmill.service.list_call import ListSink, ListSource

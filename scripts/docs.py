@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from promptmill.backends.openai.dialects.anthropic import DEFAULT_TOKENS
 from promptmill.backends.openai.providers import PROFILES, READ
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling

@@ -36,7 +36,7 @@ from benchmarks.hf_batching import BATCH, ours, workload
 from promptmill.backends.engines import embedded_model
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Completion
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service

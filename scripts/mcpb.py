@@ -20,7 +20,7 @@ import tomllib
 from pathlib import Path
 
 import promptmill
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 import promptmill
 from promptmill import api
 from promptmill.cli.main import parser_of
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store.database import JobDatabase

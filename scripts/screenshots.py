@@ -323,7 +323,7 @@ async def chat(folder: Path) -> None:
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     import browser
     from app_host import hosting
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
     from promptmill.features.app.tools import ADDRESS
     from promptmill.server import create_server
     from promptmill.service.service import Service

@@ -25,7 +25,7 @@ from typing import Any
 from fastmcp import Client
 
 from promptmill.cli.main import main
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.run import runner
 from promptmill.server import create_server
 from promptmill.service.service import Service

@@ -294,7 +294,7 @@ class Serve(Protocol):
 def serve(upstream: Upstream) -> Serve:
     """Start a server and talk to it: `async with serve(retries=1) as talk: …`."""
     from fakes import openai_configuration
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
     from talk import serving
 
     def server(*, top: Mapping[str, Any] | None = None, **block: Any) -> AbstractAsyncContextManager[Talk]:

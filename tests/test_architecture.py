@@ -160,7 +160,7 @@ def test_no_files_import_each_other_late_imports_included():
 
 @pytest.mark.thorough
 def test_jobs_are_started_through_their_door_alone():
-    """The other ends are processes: `jobs.manage.detached` runs an admitted job, `child_step` validates an order. A
+    """The other ends are processes: `jobs.run.detached` runs an admitted job, `child_step` validates an order. A
     validation admits the job to find its errors, and puts it back."""
     behind = {f"promptmill.jobs.run.{name}" for name in ("admission", "runner", "validation")}
     importers = {
@@ -168,7 +168,7 @@ def test_jobs_are_started_through_their_door_alone():
         for module, file in MODULES.items()
         if any(name in behind or name.rpartition(".")[0] in behind for name in _imports(file))
     }
-    assert importers == {"jobs.door", "jobs.manage.child_step", "jobs.manage.detached", "jobs.run.validation"}
+    assert importers == {"jobs.door", "jobs.manage.child_step", "jobs.run.detached", "jobs.run.validation"}
     assert {module for module, file in MODULES.items() if _makes_orders(file)} == {"jobs.door"}
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from promptmill.cli.main import parser_of
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.http.prometheus import FAMILIES, full_name
 from sure import sure
 

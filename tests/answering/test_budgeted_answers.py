@@ -17,7 +17,7 @@ from promptmill.answering.prices import FlatPrice, price_of
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Ledger, Usage
 from promptmill.cli.main import main
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.request import conversation_from_prompt

@@ -18,7 +18,7 @@ from promptmill.answering import cached
 from promptmill.answering.cached import AnswerCache
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.cli.main import main
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.service import list_call

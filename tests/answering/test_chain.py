@@ -8,7 +8,7 @@ from promptmill.answering import chain
 from promptmill.answering.step import Place, Sent, Step
 from promptmill.answers.check import Check
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.parameter import Added, Parameters

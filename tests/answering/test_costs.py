@@ -26,7 +26,7 @@ from promptmill.answers.check import Check
 from promptmill.answers.choices import choices_of
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Ledger, Outcome, Usage
 from promptmill.cli.error_words import option_of
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.request import (

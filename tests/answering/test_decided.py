@@ -18,7 +18,7 @@ from promptmill.answering.prices import Prices, price_of
 from promptmill.answers.response_format import asking_for
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
 from promptmill.core.form import Form, Question, YesNo
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling, conversation_from_prompt

@@ -22,7 +22,7 @@ from promptmill.answering.prices import (
 )
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import resolved_config
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import prices_in

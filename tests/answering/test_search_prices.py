@@ -11,7 +11,7 @@ from promptmill.answering.costs import BudgetedAnswers, cost_of, most_of, worst_
 from promptmill.answering.prices import Prices, Tiers, _DearestPrice, charge, price_of
 from promptmill.backends.protocol import Call, Completion, Ledger, Usage
 from promptmill.backends.searches import may_search
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.core.request import Request, Sampling, conversation_from_prompt

@@ -11,7 +11,7 @@ from fakes import openai_configuration
 from promptmill.answering.several import Copies
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service

@@ -6,7 +6,7 @@ import pytest
 
 from promptmill.backends import registry
 from promptmill.config.backends import BACKENDS
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from promptmill.cli.error_words import explained, option_of
 from promptmill.config import parameter_file
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError
 
 

@@ -11,7 +11,7 @@ import pytest
 from promptmill.cli import main as cli
 from promptmill.cli.options import note_once
 from promptmill.config import parameter_file
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core import request
 from promptmill.core.errors import PromptmillError
 from promptmill.core.parameter import Added

@@ -9,7 +9,7 @@ import pytest
 
 from promptmill.backends.openai import discovery
 from promptmill.cli import main as cli
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from replies import html
 from sure import sure
 

@@ -32,7 +32,7 @@ from mcp_types import (
 )
 from PIL import Image
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.http.app import App, Rules
 from promptmill.http.listener import listener
 from promptmill.http.prometheus import Metrics

@@ -23,7 +23,7 @@ from promptmill.backends.protocol import Call, Facts
 from promptmill.cli.main import main
 from promptmill.cluster import replicas
 from promptmill.cluster.replicas import Replicas
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 

@@ -12,7 +12,7 @@ from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.cluster.remote import LostError, Quota, RemoteBackend, Replica
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 

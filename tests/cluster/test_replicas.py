@@ -20,7 +20,7 @@ from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outco
 from promptmill.cluster import remote
 from promptmill.cluster.remote import LostError, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Message, Request, Sampling
 

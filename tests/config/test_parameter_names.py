@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.config.loading import Configuration, Overrides, _move_parameters, without_litellm
+from promptmill.config.configuration import Configuration, Overrides
+from promptmill.config.litellm import without_litellm
+from promptmill.config.moved_parameters import move_parameters
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE
 
 
 def _moved(backend="openai", **raw):
-    found, warnings = _move_parameters(raw, backend)
+    found, warnings = move_parameters(raw, backend)
     return found["sampling_params"], found["extra_params"], warnings
 
 

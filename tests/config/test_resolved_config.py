@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from promptmill.config import resolved_config
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 
 FAST = {"openai": {"base_url": "http://127.0.0.1:1/v1", "model_name": "small", "api_key": "k"}}

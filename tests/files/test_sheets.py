@@ -15,7 +15,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.values import SheetDate
 from promptmill.files.files import find, opened
 from promptmill.files.workbook import SheetTable
-from promptmill.jobs.columns import notes
+from promptmill.jobs.columns.remarks import notes
 from promptmill.jobs.inputs.any_format import format_of_input, input_of, objects_in
 from workbook_files import sheet_xml, text_cell, write_parts
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes import KEY, openai_configuration
 from forked import ran
 from promptmill.backends.protocol import Call, Facts
-from promptmill.config.loading import Overrides
+from promptmill.config.configuration import Overrides
 from promptmill.core.errors import input_error
 from promptmill.core.request import Conversation, Message
 from promptmill.http.prometheus import FAMILIES, Metrics, full_name

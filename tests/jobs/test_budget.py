@@ -161,7 +161,7 @@ def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench):
         (runner,) = [
             process
             for process in psutil.Process(served.process.pid).children(recursive=True)
-            if "promptmill.jobs.manage.detached" in process.cmdline()
+            if "promptmill.jobs.run.detached" in process.cmdline()
         ]
         runner.kill()
         eventually(

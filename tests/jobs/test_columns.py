@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from promptmill.jobs.columns import OURS, by_worth, mean_lengths
+from promptmill.jobs.columns.column_names import OURS
+from promptmill.jobs.columns.column_order import by_worth, mean_lengths
 from promptmill.jobs.inputs.any_format import objects_in
 from replies import answer
 from tables import read_rows, write_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.run import validation
 from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.store.progress import RUNNING

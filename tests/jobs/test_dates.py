@@ -17,7 +17,7 @@ from pyarrow import parquet
 import promptmill
 from fakes import KEY
 from promptmill.answers.text_formats import date_of
-from promptmill.jobs.export.schema_columns import SchemaColumns
+from promptmill.jobs.columns.schema_columns import SchemaColumns
 from replies import answer, by_prompt
 from tables import read_rows
 from workbook_files import parts_in, sheet_xml, text_cell, write_parts

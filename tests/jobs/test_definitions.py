@@ -9,7 +9,7 @@ import pytest
 
 import promptmill
 from promptmill.answering.flights import request_digest
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.jobs.store.fingerprint import fingerprint
 from replies import answer

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from promptmill.jobs.manage import detached
+from promptmill.jobs.run import detached
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.store.index import JobFolders

@@ -15,7 +15,9 @@ from ingested import Ingested
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import disk
-from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
+from promptmill.jobs.run.open_rows import OpenRow, OpenRows
+from promptmill.jobs.run.row_source import RowSource
+from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import SLOT, Provenance, record_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastmcp import Client
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, status

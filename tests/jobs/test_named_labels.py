@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends import registry
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import NOT_SHOWN
 from promptmill.jobs.store.database import JobDatabase
 from replies import answer

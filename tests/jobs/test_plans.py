@@ -13,7 +13,7 @@ from fastmcp.exceptions import ToolError
 
 from fakes import openai_configuration
 from job_specs import spec_of
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PartEntry

@@ -15,7 +15,7 @@ import pytest
 from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Completion
 from promptmill.cli import jobs
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
 from promptmill.jobs.caller import Caller, CallWork

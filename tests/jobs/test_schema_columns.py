@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.export.schema_columns import kind_of, resolved
+from promptmill.answers.schema_kinds import kind_of, resolved
 
 
 def _schema(**named: Any) -> dict[str, Any]:

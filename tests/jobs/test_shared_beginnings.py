@@ -15,7 +15,7 @@ from promptmill.jobs.rows.questions import Questions, RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.rows.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
-from promptmill.jobs.run.live import OpenRows
+from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.shared_beginnings import in_groups
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.stored import Target

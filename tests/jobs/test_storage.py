@@ -19,7 +19,7 @@ import pytest
 
 from half_done import answers
 from promptmill.cli import main as cli
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.files import disk
 from promptmill.jobs.door import OpenJob

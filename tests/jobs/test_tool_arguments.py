@@ -12,8 +12,8 @@ from fastmcp.exceptions import ToolError
 
 from fakes import openai_configuration
 from pdf_files import pdf_of_texts
-from promptmill.config.loading import Configuration
-from promptmill.jobs.manage import detached
+from promptmill.config.configuration import Configuration
+from promptmill.jobs.run import detached
 from promptmill.jobs.run.job import Job
 from promptmill.options import table
 from promptmill.service.service import Service

@@ -34,16 +34,16 @@ from pdf_files import pdf_of_texts
 from processtable import below, gone
 from promptmill.backends import protocol
 from promptmill.backends.protocol import Completion
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.door import OpenJob
-from promptmill.jobs.manage import call_job, child_step, detached
+from promptmill.jobs.manage import call_job, child_step
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.run import round_runner, runner
+from promptmill.jobs.run import detached, round_runner, runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.index import JobFolders
@@ -679,7 +679,7 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     (runner,) = [
         one
         for one in psutil.process_iter(["cmdline", "cwd"])
-        if "promptmill.jobs.manage.detached" in str(one.info["cmdline"]) and one.info["cwd"] == str(bench.path)
+        if "promptmill.jobs.run.detached" in str(one.info["cmdline"]) and one.info["cwd"] == str(bench.path)
     ]
     shown = str(runner.cmdline()).encode() + Path(f"/proc/{runner.pid}/environ").read_bytes()
     assert b"very-secret" not in shown
@@ -1112,7 +1112,7 @@ async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, too
     async with tools() as call:
         job_id = (await call("bulk_generate", **asked))["job_id"]
         await until(lambda: len(table.upstream.seen) > 6)
-        (runner,) = [one for one in below("promptmill.jobs.manage.detached") if one.cwd() == str(table.path)]
+        (runner,) = [one for one in below("promptmill.jobs.run.detached") if one.cwd() == str(table.path)]
         runner.kill()
         await ended(call, job_id, "interrupted")
         held.set()

@@ -7,7 +7,7 @@ from fastmcp.exceptions import ToolError
 
 from bulk_calls import ended, ran
 from fakes import openai_configuration
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.service.service import Service
 

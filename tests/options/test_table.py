@@ -15,7 +15,7 @@ from fastmcp.exceptions import ToolError
 import promptmill
 from promptmill.cli import bulk
 from promptmill.cli.parser import Parser
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Feature
 from promptmill.options import table

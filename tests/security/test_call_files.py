@@ -16,7 +16,7 @@ from pyarrow import parquet
 from fakes import KEY, openai_configuration
 from ingested import Ingested
 from planted import HARMLESS, ROWS, SECRET, VENDOR_KEY, plant
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.files.files import InputFiles, Part
 from promptmill.images.load import ImageRules, load_image

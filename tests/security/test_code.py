@@ -13,7 +13,8 @@ from everyday import everyday
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.backends.engines.host import ENGINE_ARGUMENTS, check_arguments, trusts_remote_code
-from promptmill.config.loading import Configuration, Overrides, assigned
+from promptmill.config.assignments import assigned
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from talk import sent, serving, text

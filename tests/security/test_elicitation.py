@@ -16,7 +16,7 @@ from fakes import FakeBackend
 from promptmill.answering import prices
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.server import create_server

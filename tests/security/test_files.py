@@ -19,7 +19,7 @@ from forked import started
 from promptmill.answering.cached import AnswerCache
 from promptmill.backends.engines import embedded_model
 from promptmill.backends.protocol import Completion
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.files import disk
 from promptmill.files.files import InputFiles, Part

@@ -17,7 +17,7 @@ from PIL import Image
 from everyday import everyday
 from forked import ran
 from fuzzing import SEED, TRACE
-from promptmill.config.loading import HTTP_DEFAULTS
+from promptmill.config.configuration import HTTP_DEFAULTS
 from promptmill.http.token import Token
 from replies import answer, by_prompt, hang, late
 from served import BEARER, TOKEN, Served, ServedHere, messages

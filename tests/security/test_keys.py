@@ -15,7 +15,7 @@ from fakes import KEY
 from promptmill.backends.openai.discovery import choose
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.providers import PROFILES, profile_named
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status
 from talk import sent, serving, text

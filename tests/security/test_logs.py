@@ -170,7 +170,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from promptmill.server import create_server
 from fastmcp import Client
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
 
 exporter = InMemorySpanExporter()

@@ -12,7 +12,7 @@ from mcp.shared.exceptions import MCPError
 
 from bulk_calls import cancelled
 from fakes import openai_configuration
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.store.index import JobFolders
 from promptmill.server import create_server, tasks, tool_calls
 from promptmill.service.service import Service

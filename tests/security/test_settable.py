@@ -9,7 +9,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.config.settings import BY_CALL, BY_TRUSTED, BackendConfigs
 from promptmill.core.errors import PromptmillError
 from renewed import ChangingKey

@@ -16,7 +16,7 @@ import pytest
 
 from bulk_calls import cancelled
 from promptmill.backends.openai import refusals
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import LONGEST_SEARCHED
 from promptmill.core.errors import redact
 from promptmill.core.secret_text import SecretFinder

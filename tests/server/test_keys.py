@@ -3,7 +3,7 @@
 import pytest
 
 from fakes import KEY
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from talk import serving, text
 
 ENVIRONMENT = {"OPENAI_API_KEY": KEY}

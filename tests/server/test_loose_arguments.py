@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fakes import openai_configuration
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from talk import sent, serving, text
 
 

@@ -18,7 +18,7 @@ from fakes import FakeBackend, openai_configuration
 from forked import ran
 from piped import Piped
 from promptmill.backends.protocol import Completion
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import status as job_status
 from promptmill.jobs.store.folder import Folder

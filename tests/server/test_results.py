@@ -11,7 +11,7 @@ from mcp_types import Implementation
 from fakes import FakeBackend, openai_configuration
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.config.backends import EMBEDDED
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.server import tool_calls
 from promptmill.server.mcp_app import create_server

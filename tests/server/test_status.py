@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from fakes import KEY
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.server.mcp_app import describe
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, hang, status

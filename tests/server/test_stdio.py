@@ -146,7 +146,7 @@ def test_lines_of_a_person_get_one_hint_that_a_client_starts_the_server(config):
 _PRINTING = """
 import os, subprocess, sys
 from pathlib import Path
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.server import process
 
 def prints():

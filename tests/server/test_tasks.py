@@ -12,7 +12,7 @@ from mcp.shared.exceptions import MCPError
 
 from fakes import openai_configuration
 from piped import Piped
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.manage import call_limits
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.store.index import JobFolders

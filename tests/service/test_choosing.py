@@ -11,7 +11,7 @@ from promptmill.backends.openai import discovery
 from promptmill.backends.openai.discovery import _ollama_url, choose
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.protocol import Call, Choice, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service import choosing
 from promptmill.service.service import Service

@@ -10,7 +10,7 @@ import pytest
 
 from fakes import DictSink, FakeBackend
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Source, Usage
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.jobs.rows.row_lines import RowReader

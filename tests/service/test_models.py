@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeBackend
 from promptmill.backends.engines import hardware
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service import model as model_module

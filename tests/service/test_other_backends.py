@@ -12,7 +12,7 @@ import pytest
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config import backends
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import APPLIED_NAMES, Sampling, conversation_from_prompt
 from promptmill.service.service import Service

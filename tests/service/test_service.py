@@ -8,7 +8,7 @@ import pytest
 
 from fakes import FakeBackend
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service

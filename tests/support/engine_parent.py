@@ -14,7 +14,7 @@ import psutil
 
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Outcome, Source
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.driver import Driver
 

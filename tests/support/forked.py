@@ -24,7 +24,7 @@ _PRELOADED = [
     *(
         "promptmill.cli.main",
         "promptmill.cli.bulk",
-        "promptmill.jobs.manage.detached",
+        "promptmill.jobs.run.detached",
         "promptmill.jobs.manage.child_step",
         "promptmill.server",
     ),

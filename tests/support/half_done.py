@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from promptmill.backends.protocol import Completion, Outcome, Usage
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import Work

@@ -18,9 +18,10 @@ import pytest
 
 from promptmill.core.errors import PromptmillError
 from promptmill.files import disk
-from promptmill.jobs.manage import child_step, detached
-from promptmill.jobs.manage.process_call import arguments_of, plain
+from promptmill.jobs.manage import child_step
+from promptmill.jobs.run import detached
 from promptmill.jobs.run.job import Job
+from promptmill.jobs.run.process_call import arguments_of, plain
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder

@@ -17,7 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, Sampling
 from promptmill.jobs.run.admission import _last_round
 from promptmill.jobs.run.job_rounds import JobRounds
-from promptmill.jobs.run.live import OpenRow, OpenRows
+from promptmill.jobs.run.open_rows import OpenRow, OpenRows
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmcp import Client
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from upstream import Upstream

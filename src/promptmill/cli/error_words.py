@@ -14,7 +14,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name, 
 from promptmill.options import table
 
 if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
 
 _NAME = re.compile(r"`(\w+)`")
 _NO_FILE = "There is no configuration file"

@@ -21,7 +21,7 @@ from promptmill.cli.error_words import option_of
 from promptmill.cli.options import add_shared, note_once
 from promptmill.cli.parser import Parser, add_table
 from promptmill.cli.terminal import complain, progress_bar, say
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import duration, paced

@@ -17,7 +17,7 @@ from promptmill.cli.error_words import explained, option_of
 from promptmill.cli.job_display import command_of, print_status, progress_display
 from promptmill.cli.options import note_once
 from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.feature import features, figures, part
@@ -26,7 +26,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.files import files as input_files
 from promptmill.jobs import door
-from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs.any_format import image_column

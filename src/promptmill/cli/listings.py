@@ -20,7 +20,7 @@ from promptmill.cli.options import add_shared
 from promptmill.cli.parser import Parser
 from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part

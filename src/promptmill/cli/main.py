@@ -21,7 +21,7 @@ from promptmill.core.version import __version__
 from promptmill.core.wording import did_you_mean
 
 if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
 
 COMMANDS = (
     Command("serve", "serve MCP over stdio, or over HTTP with --http", "promptmill.cli.serve:add_options"),

@@ -18,7 +18,7 @@ from promptmill.options import table
 from promptmill.options.check import check
 
 if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
-    from promptmill.config.loading import Configuration
+    from promptmill.config.configuration import Configuration
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
     from promptmill.jobs.inputs.short_forms import Labels
@@ -57,7 +57,8 @@ def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
     """Return the configuration file with values replaced by options. Raises `PromptmillError` (`invalid_config`)."""
-    from promptmill.config.loading import HTTP_DEFAULTS, Configuration, assigned
+    from promptmill.config.assignments import assigned
+    from promptmill.config.configuration import HTTP_DEFAULTS, Configuration
 
     if arguments.backend is not None:
         _check_backend(arguments.backend)
@@ -79,7 +80,7 @@ def settings_given(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dic
 
     Raises `PromptmillError` (`invalid_config`).
     """
-    from promptmill.config.loading import assigned
+    from promptmill.config.assignments import assigned
 
     try:
         given = _overrides(arguments, raw) | _schema(arguments)

@@ -24,8 +24,9 @@ from promptmill.cli.options import add_shared, configuration_of, settings_given
 from promptmill.cli.parser import Parser
 from promptmill.cli.terminal import say
 from promptmill.config import backends
+from promptmill.config.assignments import put
 from promptmill.config.backends import AUTO, EMBEDDED
-from promptmill.config.loading import Configuration, put
+from promptmill.config.configuration import Configuration
 from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import client_command

@@ -27,7 +27,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error, without_
 from promptmill.core.values import JsonObject, json_text
 from promptmill.core.wording import counted, list_in_words
 from promptmill.files import disk
-from promptmill.jobs.columns import by_worth, mean_lengths
+from promptmill.jobs.columns.column_order import by_worth, mean_lengths
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import statistics, status, status_words

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from promptmill.answering.costs import lacking
 from promptmill.backends.protocol import Call
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import query, replacement
@@ -45,8 +45,7 @@ from promptmill.jobs.inputs.whole_files import (
     are_asked_whole,
     omitted,
 )
-from promptmill.jobs.manage import detached
-from promptmill.jobs.run import admission, runner
+from promptmill.jobs.run import admission, detached, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.wanted_job import WantedJob, check_output, with_query
 from promptmill.jobs.store import status

@@ -27,8 +27,8 @@ from promptmill.files.files import InputFiles, check_ratio
 from promptmill.files.formats import row_kind
 from promptmill.files.json_lines import is_array
 from promptmill.files.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
-from promptmill.jobs import columns
-from promptmill.jobs.export.text import check_width
+from promptmill.jobs.columns import column_names
+from promptmill.jobs.columns.column_names import check_width
 from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
 from promptmill.jobs.rows import row_lines
 from promptmill.jobs.rows.questions import Questions, cells_of, joined, question_json
@@ -328,9 +328,9 @@ class _Names:
 
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
-        self._wanted = columns.wanted_names(spec)
-        self._compared = columns.compared_in(spec.output.kind, fills_sheet=spec.fills_input)
-        self._watched = columns.possible_names(self._wanted, self._compared) | row_lines.SETTINGS
+        self._wanted = column_names.wanted_names(spec)
+        self._compared = column_names.compared_in(spec.output.kind, fills_sheet=spec.fills_input)
+        self._watched = column_names.possible_names(self._wanted, self._compared) | row_lines.SETTINGS
         self._settings = {*spec.input.settings_read}
         self._seen: dict[str, None] = {}
         """The fields of the first rows that are objects."""
@@ -370,7 +370,7 @@ class _Names:
         read = sorted(self._settings & row_lines.SETTINGS - {question.column}) if question.rows_set else []
         taken = () if self._header else tuple(sorted(self._taken))
         spec = self._spec.with_input(header=tuple(self._header), settings_read=tuple(read), taken=taken)
-        return spec.with_output(names=columns.unusual_names(self._wanted, self._taken, self._compared))
+        return spec.with_output(names=column_names.unusual_names(self._wanted, self._taken, self._compared))
 
 
 def _too_large(most_bytes: int) -> PromptmillError:

@@ -14,7 +14,7 @@ from promptmill.core.bounds import MOST_NAMES, MOST_SHOWN
 from promptmill.core.secret_text import SecretFinder, may_hold_secrets
 from promptmill.core.values import json_text
 from promptmill.core.wording import counted, cut
-from promptmill.jobs.columns import by_worth
+from promptmill.jobs.columns.column_order import by_worth
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.system.call_files import MAY_HOLD_SECRETS
 

@@ -19,7 +19,7 @@ from promptmill.answers.response_format import with_schema
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO, is_named
-from promptmill.config.loading import Overrides
+from promptmill.config.configuration import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error

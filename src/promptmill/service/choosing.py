@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from promptmill.backends.protocol import Choice
 from promptmill.config.backends import AUTO, BACKENDS, EMBEDDED
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches, listed

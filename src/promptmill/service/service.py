@@ -27,7 +27,7 @@ from promptmill.backends.protocol import (
     Stoppable,
 )
 from promptmill.config.backends import AUTO
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
 from promptmill.core.bounds import MOST_LARGE, MOST_MODELS, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error

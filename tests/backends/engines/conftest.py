@@ -17,7 +17,7 @@ from driving import run
 from fakes import DictSink, RequestSource
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import Call, Completion, Outcome
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 

@@ -8,7 +8,7 @@ import pytest
 from promptmill.answers.choices import Choices
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.model import TOY

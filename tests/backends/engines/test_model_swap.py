@@ -9,7 +9,7 @@ import pytest
 import hf_parts as hf
 from processtable import below
 from promptmill.backends.protocol import Call, Completion, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from waiting import until

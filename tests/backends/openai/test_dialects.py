@@ -26,7 +26,7 @@ from promptmill.backends.openai.reply import Wanted, read_other_response, read_r
 from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.schema_forms import closed_form, google_form, openapi_form
 from promptmill.backends.protocol import Call, Completion, Facts, Growing, Usage
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_messages
 from replies import attempts, raw

@@ -9,7 +9,7 @@ from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
 from promptmill.backends.openai.providers import PROFILES, _codes, profile_named, translate
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
 

@@ -13,7 +13,7 @@ import promptmill
 from fakes import openai_configuration
 from promptmill.backends.protocol import Call, Facts
 from promptmill.cli import main as cli
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
 from promptmill.features.checks import parameters

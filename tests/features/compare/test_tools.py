@@ -14,7 +14,7 @@ import promptmill
 from bulk_calls import asked_of, ended
 from fakes import openai_configuration
 from foreign_status import WRONG, write_wrong
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
 from replies import answer, choose
 

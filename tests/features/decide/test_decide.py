@@ -12,7 +12,7 @@ import pytest
 import promptmill
 from decision_replies import decides, likeliest, shares
 from fakes import openai_configuration
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
 from replies import answer, choose, status
 

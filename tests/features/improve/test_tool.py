@@ -11,7 +11,7 @@ from fastmcp.exceptions import ToolError
 
 from fakes import openai_configuration
 from prompt_writers import LABELS, models, truth
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.jobs.store.index import JobFolders
 from promptmill.service.service import Service
 from replies import late

@@ -11,7 +11,7 @@ from fastmcp.exceptions import ToolError
 from mcp_types import ElicitResult
 
 from fakes import openai_configuration
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
 from replies import answer, choose
 

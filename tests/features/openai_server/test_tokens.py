@@ -11,7 +11,7 @@ import pytest
 
 from forked import ran
 from openai_clients import CHAT, client_of, ended, line, servers, started, uploaded
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.http.listen_options import check_tokens
 from promptmill.http.token import Token, configured

@@ -12,7 +12,7 @@ from fakes import openai_configuration
 from promptmill.backends import registry
 from promptmill.cluster import replicas
 from promptmill.cluster.remote import part_of
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.ray.ray_cluster import RayCluster
 

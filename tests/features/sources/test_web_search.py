@@ -12,7 +12,7 @@ from fastmcp.exceptions import ToolError
 import promptmill
 from batch_server import BatchServer
 from fakes import openai_configuration, openai_plan
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.features.sources.web_search import WebSearch

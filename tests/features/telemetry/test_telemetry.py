@@ -18,7 +18,7 @@ from fakes import openai_configuration
 from forked import ran
 from piped import Piped
 from promptmill.backends.protocol import DURATIONS_S, Call, Facts
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation, Message
 from promptmill.features.telemetry import telemetry

@@ -10,7 +10,7 @@ from fastmcp.exceptions import ToolError
 import promptmill
 from fakes import openai_configuration
 from packs import LABELS, Packs, label, right
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.service.service import Service
 
 JOB = {"input_file": "in.jsonl", "output_file": "out.jsonl", "prompt": "What is this about? {{text}}"}

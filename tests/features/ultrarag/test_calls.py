@@ -9,7 +9,7 @@ import pytest
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.features.ultrarag.pipeline_server import PipelineCalls
 from promptmill.server import create_server
 from promptmill.service.service import Service

@@ -28,7 +28,7 @@ import orjson
 from promptmill.backends import vectors
 from promptmill.backends.engines import hardware, questions
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
-from promptmill.config.loading import TRUST_SWITCH
+from promptmill.config.configuration import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import BY_CALL
 from promptmill.core.bounds import LARGEST_FILE

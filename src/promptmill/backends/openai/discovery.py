@@ -18,7 +18,7 @@ from promptmill.backends.openai.providers import PROFILES, ProviderProfile
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import OF_ANOTHER_ENDPOINT, ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject

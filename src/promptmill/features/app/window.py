@@ -23,16 +23,15 @@ from promptmill.backends.vectors import words_of
 from promptmill.core.bounds import MOST_SHOWN
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import unescaped
-from promptmill.jobs import labels
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.columns import SCORE, SOURCES
+from promptmill.jobs.columns.column_names import SCORE, SOURCES
+from promptmill.jobs.columns.schema_columns import FIELD
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
-from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, cell
 from promptmill.jobs.manage import child_step
 from promptmill.jobs.manage.job_rows import LEFT_OUT, WITHHELD, ShownRows, asked_names, image_columns
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.store import progress, statistics
+from promptmill.jobs.store import labels, progress, statistics
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.plan import JobSpec

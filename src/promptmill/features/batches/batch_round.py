@@ -48,7 +48,8 @@ from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_ke
 from promptmill.features.batches.batch_order import BatchOrder
 from promptmill.features.batches.batch_status import BatchStatus, batch_words
 from promptmill.features.batches.stored_batches import HAS_REPLY, IN_BATCH, IS_ALONE, Batch
-from promptmill.jobs.run.live import StoreSink, answer_rows
+from promptmill.jobs.run.live import answer_rows
+from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase

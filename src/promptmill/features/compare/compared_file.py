@@ -16,9 +16,9 @@ from promptmill.core.wording import counted, cut
 from promptmill.features.compare.answer_values import LABEL, Tolerance
 from promptmill.files import members
 from promptmill.files.format_table import of_output
-from promptmill.jobs import columns
-from promptmill.jobs.columns import MODEL, OURS, VARIANT
-from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.columns import column_names
+from promptmill.jobs.columns.column_names import MODEL, OURS, VARIANT
+from promptmill.jobs.columns.schema_columns import FIELD
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -88,7 +88,7 @@ class ComparedFile:
                 ".",
             )
         names, fields = spec.output.names or {}, _fields(spec)
-        own = {*fields.values(), *columns.own_names(spec)}
+        own = {*fields.values(), *column_names.own_names(spec)}
         answer = names.get("answer", spec.output.form.column)
         about: Mapping[str, object] = status.read(folder)
         kept = ("job_id", "model", "cost", "seconds", "prompt_tokens", "completion_tokens")
@@ -174,7 +174,9 @@ def _rows_of_input(folder: Folder) -> Iterator[Row]:
 def _fields(spec: JobSpec) -> dict[str, str]:
     if spec.output.answer_schema is None:
         return {}
-    from promptmill.jobs.export.schema_columns import SchemaColumns  # imported on use: other comparisons do not need it
+    from promptmill.jobs.columns.schema_columns import (
+        SchemaColumns,  # imported on use: other comparisons do not need it
+    )
 
     names = spec.output.names or {}
     usual = SchemaColumns(spec.output.answer_schema, by_field=True).names

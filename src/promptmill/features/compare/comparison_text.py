@@ -9,7 +9,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
 from promptmill.features.compare import words
 from promptmill.features.compare.answer_values import LABEL
-from promptmill.jobs.columns import by_worth, mean_lengths
+from promptmill.jobs.columns.column_order import by_worth, mean_lengths
 
 _CLASSES = 8
 _NAME = 8  # min width of the names of texts, in characters

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import orjson
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, config_error
 from promptmill.features.compare.compared_rows import ComparedRows

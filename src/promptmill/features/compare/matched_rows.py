@@ -16,7 +16,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import text_of
 from promptmill.core.wording import counted, no_column
 from promptmill.features.compare.compared_file import ComparedFile, object_in
-from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.columns.column_names import VARIANT
 
 NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import AnswerType, with_schema
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.request import (
     Conversation,

@@ -28,7 +28,7 @@ from promptmill.features.documents.differences import status_of
 from promptmill.features.documents.document import FIELDS, JOIN, Document, text_before
 from promptmill.features.documents.merging import may_conflict
 from promptmill.files.format_table import whole
-from promptmill.jobs.columns import SOURCES
+from promptmill.jobs.columns.column_names import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.plan import Estimate, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import Record

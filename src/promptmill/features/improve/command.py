@@ -17,7 +17,7 @@ from promptmill.cli.job_run import StoppedError, passed_on, remembered_step, run
 from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, add_table, amount, refuse
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.values import JsonObject
 from promptmill.features.improve import search_text as words

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from promptmill.answers.shown import shown_of
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.request import Sampling, with_words
 from promptmill.core.values import JsonDict, JsonObject

@@ -27,7 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from promptmill.config import loading, parameter_file
+from promptmill.config import parameter_file
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
 from promptmill.core.feature import features
 from promptmill.core.values import JsonDict, JsonObject
@@ -301,13 +302,13 @@ def _asked_folder(client: Client, *, is_dry: bool) -> Path:
     return _usable(Path(answer)) if answer else usual
 
 
-def _named_configuration(given: Path | None) -> tuple[Path | None, loading.Configuration]:
+def _named_configuration(given: Path | None) -> tuple[Path | None, Configuration]:
     """Return the configuration file for the entry, and its content; no file if promptmill finds it from every folder.
 
     Raises `PromptmillError` if the file is missing or invalid.
     """
     found = parameter_file.find(given)
-    configuration = loading.Configuration.load(found)
+    configuration = Configuration.load(found)
     depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(parameter_file.FILE_NAME)
     return found if depends else None, configuration
 

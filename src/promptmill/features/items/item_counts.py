@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from promptmill.answers.reasoning import split_marked
+from promptmill.answers.schema_kinds import loaded
 from promptmill.core.values import JsonDict, json_text
-from promptmill.jobs.export.schema_columns import loaded
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.statistics import DELIVERED

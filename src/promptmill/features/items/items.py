@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from promptmill.answers.response_format import schema_of
+from promptmill.answers.schema_kinds import kind_of, resolved
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import listed
 from promptmill.features.items.item_counts import items_in, object_in
-from promptmill.jobs.columns import SOURCES
-from promptmill.jobs.export.schema_columns import kind_of, resolved
+from promptmill.jobs.columns.column_names import SOURCES
 from promptmill.jobs.inputs.short_forms import ListOfRows
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import text_of
 from promptmill.jobs.export.text import OwnValues
-from promptmill.jobs.labels import other_labels, right_label
 from promptmill.jobs.rows.row_lines import NAMES
 from promptmill.jobs.rows.template import ROW, check_names, places_in, template_of
 from promptmill.jobs.store.database import Row
+from promptmill.jobs.store.labels import other_labels, right_label
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.stored import Question
 

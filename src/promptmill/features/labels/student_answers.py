@@ -22,9 +22,9 @@ from promptmill.features.labels.cut import number
 from promptmill.features.labels.row_texts import fields_of, prompt_of, rows_of, texts_of
 from promptmill.features.labels.rule import STUDENT, VECTORS
 from promptmill.features.labels.student import Classifier, RowText
-from promptmill.jobs.labels import label_of
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Row
+from promptmill.jobs.store.labels import label_of
 from promptmill.jobs.store.plan import RunningJob
 from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds

@@ -21,8 +21,8 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.options import MOST_VOTES
-from promptmill.jobs.labels import label_in, majority
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.labels import label_in, majority
 from promptmill.jobs.store.plan import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round

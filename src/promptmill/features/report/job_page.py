@@ -32,8 +32,8 @@ from promptmill.features.report.job_table import (
 from promptmill.files import disk
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
-from promptmill.jobs.columns import MODEL
-from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.columns.column_names import MODEL
+from promptmill.jobs.columns.schema_columns import FIELD
 from promptmill.jobs.manage.job_rows import JobRow, JobRows, ShownRows, shown_results
 from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError, JobDatabase

@@ -16,14 +16,14 @@ from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.secret_text import SecretFinder
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, PROBABILITY, SCORE, SOURCES
+from promptmill.jobs.columns.column_names import EXTRA_FIELDS, MODEL, PROBABILITY, SCORE, SOURCES
+from promptmill.jobs.columns.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
-from promptmill.jobs.labels import label_in
 from promptmill.jobs.manage.job_rows import JobRow, asked_names, image_columns
 from promptmill.jobs.rows.plain_template import PlainTemplate
 from promptmill.jobs.rows.template import template_of
+from promptmill.jobs.store.labels import label_in
 from promptmill.jobs.store.plan import JobSpec
 from promptmill.jobs.store.records import Record
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns

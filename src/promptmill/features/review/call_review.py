@@ -22,7 +22,7 @@ from promptmill.core.wording import cut
 from promptmill.features.review import review_page
 from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage import child_step

@@ -16,7 +16,7 @@ from promptmill.core.errors import input_error, worded
 from promptmill.core.wording import counted
 from promptmill.features.review import review_page
 from promptmill.features.review.reviewed import LABEL, NO_DOUBT, ROWS, Review, review, take
-from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.columns.column_names import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

@@ -22,6 +22,7 @@ import orjson
 
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
+from promptmill.answers.schema_kinds import answers_of_labels
 from promptmill.backends.protocol import Completion
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
@@ -32,17 +33,16 @@ from promptmill.features.review.person import random_rows
 from promptmill.files import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
-from promptmill.jobs.export.schema_columns import answers_of_labels
 from promptmill.jobs.export.text import OwnValues, cell
 from promptmill.jobs.export.workbook_file import frozen, write_sheet
 from promptmill.jobs.export.workbook_xml import clean_text
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.labels import label_in, label_of, labels_of_job, majority
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.plan import JobSpec, doubt_about
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of

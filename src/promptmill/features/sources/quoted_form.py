@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 
 from promptmill.answers.json_in_text import DoubtError, candidates
 from promptmill.answers.response_format import asking_for, schema_of
+from promptmill.answers.schema_kinds import kind_of, resolved
 from promptmill.core.bounds import LONGEST_FORM, MOST_PARTS
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling, nested
 from promptmill.core.sources import Source, Sources
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
-from promptmill.jobs.export.schema_columns import kind_of, resolved
 
 NOTE = (
     "Each value of the answer is an object with a `quote` and a `value`. Into `quote`, copy the words of the text that "

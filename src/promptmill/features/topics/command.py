@@ -18,7 +18,7 @@ from promptmill.cli.job_run import StoppedError, free_name, passed_on, remembere
 from promptmill.cli.options import add_shared, configuration_of, sets_of, text_of
 from promptmill.cli.parser import Parser, amount, at_least_one, refuse
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import PromptmillError, redact, worded
 from promptmill.core.money import dollars

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from promptmill.config import parameter_file
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.parameter_file import FILE_NAME
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from promptmill.backends import registry
 from promptmill.config.backends import is_named
-from promptmill.config.loading import without_litellm
+from promptmill.config.litellm import without_litellm
 from promptmill.core.values import JsonDict, JsonObject
 
 _AT_LEAST_ONE = ("concurrency", "retries")

@@ -24,7 +24,7 @@ from promptmill.core.bounds import MOST_COLUMNS
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.files import xlsx
 from promptmill.files.databases import Stamp
-from promptmill.jobs import columns
+from promptmill.jobs.columns import column_names
 from promptmill.jobs.export.workbook_xml import (
     MEASURED,
     Cells,
@@ -84,7 +84,7 @@ class FilledSheet:
 def stamp_of_answers(file: Path, spec: JobSpec) -> Stamp | None:
     """Return the number and the checksum of the cells in the job's columns of the sheet that it fills, in any order of
     its rows; None if the sheet cannot be read. Blocks."""
-    style, own = spec.input.style, columns.own_names(spec)
+    style, own = spec.input.style, column_names.own_names(spec)
     try:
         with xlsx.opened(file, file.name) as packed:
             parts = xlsx.parts_of(packed)

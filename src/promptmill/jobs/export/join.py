@@ -17,7 +17,7 @@ import orjson
 
 from promptmill.core.errors import Named, input_error
 from promptmill.files import members, xlsx
-from promptmill.jobs import columns
+from promptmill.jobs.columns import remarks
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
 from promptmill.jobs.store import statistics
@@ -81,7 +81,7 @@ def join(
         whole = JobCounts(skips_empty=spec.question.skip_empty)
         for store in stores:
             whole.add(statistics.counts(store, skips_empty=spec.question.skip_empty))
-        of_parts = dict.fromkeys(note for _, each in parts for note in columns.notes(each))
+        of_parts = dict.fromkeys(note for _, each in parts for note in remarks.notes(each))
         return whole, [*of_parts, *filter(None, [warning])]
 
 

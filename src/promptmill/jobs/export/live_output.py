@@ -13,7 +13,8 @@ from typing import IO
 
 from promptmill.core.errors import Code, HaltedError, Named, PromptmillError, input_error
 from promptmill.files import disk, formats, members
-from promptmill.jobs.columns import compared_in, notes, possible_names, unusual_names, wanted_names
+from promptmill.jobs.columns.column_names import compared_in, possible_names, unusual_names, wanted_names
+from promptmill.jobs.columns.remarks import notes
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
 from promptmill.jobs.export.text import Form, OwnValues

@@ -33,7 +33,7 @@ from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.files import disk, formats, members, xlsx
 from promptmill.files.databases import Stamp, database_of, quoted, taken
 from promptmill.files.format_table import of_output
-from promptmill.jobs.columns import EXTRA_FIELDS
+from promptmill.jobs.columns.column_names import EXTRA_FIELDS
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer, outcomes_so_far
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, write_lines, write_mappings

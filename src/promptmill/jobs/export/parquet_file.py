@@ -17,15 +17,15 @@ from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.files import members
 from promptmill.files.parquet import unit_of, unpacked_schema, without_nanoseconds
-from promptmill.jobs.columns import PROBABILITY
+from promptmill.jobs.columns.column_names import PROBABILITY, check_width
+from promptmill.jobs.columns.schema_columns import PROBABILITY_OF, SCORE_OF
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.schema_columns import PROBABILITY_OF, SCORE_OF
-from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
+from promptmill.jobs.export.text import AnswerValues, Form, cell
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.plan import JobSpec
 
 if TYPE_CHECKING:
-    from promptmill.jobs.export.schema_columns import SchemaColumns
+    from promptmill.jobs.columns.schema_columns import SchemaColumns
 
 _GROUP_BYTES = 4 << 20
 _NUMBERS = ("cost", PROBABILITY, "score")

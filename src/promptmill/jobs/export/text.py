@@ -19,19 +19,19 @@ import orjson
 
 from promptmill.config import backends
 from promptmill.core import values
-from promptmill.core.bounds import MOST_NAMES
-from promptmill.core.errors import Code, PromptmillError, input_error, words_of
+from promptmill.core.errors import Code, PromptmillError, words_of
 from promptmill.core.feature import Format, part
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.files import json_values
 from promptmill.files.cells import readable
 from promptmill.files.formats import plain
-from promptmill.jobs import columns
-from promptmill.jobs.columns import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, answer_fields
+from promptmill.jobs.columns import column_names
+from promptmill.jobs.columns.column_names import ANSWER_FIELDS, IN_ORDER, MODEL, PROBABILITY, VARIANT, check_width
+from promptmill.jobs.columns.column_values import answer_fields
+from promptmill.jobs.columns.schema_columns import Labels
 from promptmill.jobs.export.answered import AnsweredRow, divided
 from promptmill.jobs.export.batch_output import batch_output
-from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
@@ -112,8 +112,8 @@ class AnswerValues:
         """`extra`: the optional fields that at least one answer has. `chosen`: the columns to keep; `()` keeps all."""
         self._chosen = frozenset(chosen)
         self._spec, self._renamed = spec, spec.output.names or {}
-        self.schema = schema = columns.schema_columns(spec)
-        self._variants = columns.variant_fields(spec)
+        self.schema = schema = column_names.schema_columns(spec)
+        self._variants = column_names.variant_fields(spec)
         known = {*ANSWER_FIELDS, *extra}
         usual = [name for name in IN_ORDER if name in known]
         names = dict(zip(usual, usual, strict=True))
@@ -452,9 +452,3 @@ def json_object(row: Row) -> JsonDict:
         return {}
     fields: JsonDict = mended(value) if b"\\u" in own else value  # a text may have half a surrogate pair
     return fields
-
-
-def check_width(count: int) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a table of too many columns."""
-    if count > MOST_NAMES:
-        raise input_error(f"The rows have more than {MOST_NAMES:,} different fields; name the output .jsonl.")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from promptmill.answers.response_format import AnswerType
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.core.feature import replacement
 from promptmill.core.values import JsonObject

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from promptmill.answers.response_format import with_schema
 from promptmill.config import resolved_config
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import ArgumentError, Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.wording import cut, did_you_mean, shape

@@ -29,7 +29,7 @@ from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut, shape
 from promptmill.files import json_values
-from promptmill.jobs.columns import OURS, PROBABILITY, VARIANT
+from promptmill.jobs.columns.column_names import OURS, PROBABILITY, VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store.records import SCORES
@@ -37,7 +37,7 @@ from promptmill.jobs.store.status_record import shares_of
 from promptmill.system.safe_open import home_expanded
 
 if TYPE_CHECKING:
-    from promptmill.jobs.export.schema_columns import SchemaColumns
+    from promptmill.jobs.columns.schema_columns import SchemaColumns
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
@@ -118,7 +118,7 @@ class BulkResult:
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
         of_schema = None
         if self.answer_schema is not None and not as_text:
-            from promptmill.jobs.export.schema_columns import SchemaColumns  # imported on use, by few results
+            from promptmill.jobs.columns.schema_columns import SchemaColumns  # imported on use, by few results
 
             of_schema = SchemaColumns(json_schema_of(self.answer_schema), by_field=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]

@@ -31,9 +31,9 @@ from promptmill.jobs.inputs import any_format, row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.question_columns import questions_in
-from promptmill.jobs.manage.process_call import arguments_of, configuration_of, environment_of, packed, plain, received
 from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Job
+from promptmill.jobs.run.process_call import arguments_of, configuration_of, environment_of, packed, plain, received
 from promptmill.jobs.run.wanted_job import WantedJob, with_query
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder

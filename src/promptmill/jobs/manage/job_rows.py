@@ -21,7 +21,8 @@ from promptmill.core.wording import unescaped
 from promptmill.files import json_values
 from promptmill.files.formats import row_kind
 from promptmill.images.load import is_data
-from promptmill.jobs.columns import shown_fields, variant_values
+from promptmill.jobs.columns.column_names import variant_values
+from promptmill.jobs.columns.column_values import shown_fields
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.rows import row_lines

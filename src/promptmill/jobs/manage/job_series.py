@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job

@@ -20,11 +20,12 @@ from promptmill.files.files import InputFiles
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
-from promptmill.jobs.manage import child_step, detached, prune
+from promptmill.jobs.manage import child_step, prune
 from promptmill.jobs.manage.call_limits import Place, Places, Readers
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import shown_results
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
+from promptmill.jobs.run import detached
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError

@@ -13,7 +13,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.files import disk, members
 from promptmill.files.databases import Stamp
 from promptmill.files.xlsx import sheet_names
-from promptmill.jobs import columns
+from promptmill.jobs.columns import column_names
 from promptmill.jobs.export.output import changed_answers, has_own_rows, is_own, with_answers_of
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
@@ -304,5 +304,7 @@ def _foreign_columns(spec: JobSpec, folders: JobFolders) -> frozenset[str]:
     the columns: with each answer of another job, all rows would be paid again."""
     prompts = [text for text in spec.question.templates if spec.fills_input]
     others = [other.spec for other in folders.of_sheet(spec.output.path)] if prompts else []
-    names = {name for other in others if other is not None and other.output.names for name in columns.own_names(other)}
+    names = {
+        name for other in others if other is not None and other.output.names for name in column_names.own_names(other)
+    }
     return frozenset(name for name in names if all(hides(text, name) for text in prompts))

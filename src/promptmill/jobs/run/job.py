@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.files import files as input_files

@@ -18,7 +18,7 @@ from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowImages, RowLimits, RowReader
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job import Job
-from promptmill.jobs.run.live import Between, OpenRow
+from promptmill.jobs.run.open_rows import Between, OpenRow
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import PAGE, Work

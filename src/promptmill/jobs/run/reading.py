@@ -6,7 +6,7 @@ import functools
 
 from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import counted
-from promptmill.jobs import columns
+from promptmill.jobs.columns import remarks
 from promptmill.jobs.export import output
 from promptmill.jobs.run import steps
 from promptmill.jobs.run.run import Run
@@ -48,7 +48,7 @@ async def read_input(run: Run) -> None:
         await run.do(functools.partial(steps.check_output))
     progress.figures["columns"] = job.spec.output.names or {}
     progress.notes += [note for each in job.order.parts.values() for note in each.notes]
-    progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
+    progress.notes += [note for note in remarks.notes(job.spec) if note not in progress.notes]
     await run.in_thread(lambda: _limit_rows(run))
     await run.in_thread(lambda: _note_persons(run))
     if (most := job.folder.control.concurrency) is not None:

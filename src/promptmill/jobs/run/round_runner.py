@@ -17,9 +17,10 @@ from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.rows.row_lines import RowReader
 from promptmill.jobs.run.cost_limit import CostLimit
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
-from promptmill.jobs.run.live import OpenRows, StoreSink
+from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.row_check import RowCheck
 from promptmill.jobs.run.run import Run
+from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store.records import Record

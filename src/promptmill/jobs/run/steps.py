@@ -18,7 +18,7 @@ from promptmill.files import files as input_files
 from promptmill.files import members
 from promptmill.files.databases import Stamp
 from promptmill.files.files import InputFiles, Part
-from promptmill.jobs import columns
+from promptmill.jobs.columns import column_names
 from promptmill.jobs.export import join, output
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import row_secrets
@@ -72,7 +72,7 @@ class Change:
         with self._others() as others:
             former = functools.partial(self._former, others)
             bind = functools.partial(binding.bind, check=check, others=others, former=former, since=self.since)
-            own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
+            own = column_names.own_names(self.before) if self.before is not None and spec.fills_input else ()
             files.without = {*own, *self.foreign}
             source = input_of(files, spec.input.format)
             return ingest(store, spec, source, work, files, bind=bind, disk_share=self.disk_share)

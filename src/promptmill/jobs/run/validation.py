@@ -44,7 +44,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut_inside
 from promptmill.files.formats import row_kind
 from promptmill.images import load as images
-from promptmill.jobs import columns
+from promptmill.jobs.columns import column_names, remarks
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import check_target, end_of
 from promptmill.jobs.export.text import AnswerValues, Form
@@ -123,7 +123,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             form = Form([store], spec, spec.output.kind)
             named = [name for name, is_sure in _OF_MODELS.items() if is_sure(wanted, sums)]
             result["columns"] = _columns_of(form, plan, named)
-        notes = [*columns.notes(spec), _repeated_ids(store, spec, order)]
+        notes = [*remarks.notes(spec), _repeated_ids(store, spec, order)]
         result |= _different(store, wanted, sums)
         for one in sums:
             _expect_cache(store, spec, wanted, one, may_name)
@@ -213,7 +213,7 @@ def _reported(plan: ResolvedConfig) -> Sequence[str]:
     if not sampling.sets(OF_FORM) or not (weighs_all or TOP_CHOICES in plan.settings.extra_params):
         return ()
     if sampling.choices is not None:
-        return (columns.PROBABILITY,)
+        return (column_names.PROBABILITY,)
     return ("probabilities", *([SCORES] if weighs_all and _has_scales(sampling) else []))
 
 
@@ -364,7 +364,7 @@ def _columns_of(form: Form, plan: ResolvedConfig, of_models: Sequence[str]) -> d
     those that the job adds. `of_models`: columns of `_OF_MODELS`."""
     sampling, renamed = plan.settings.sampling_params, form.spec.output.names or {}
     reported = [*_reported(plan), *of_models]
-    further = [renamed.get(columns.SOURCES, columns.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
+    further = [renamed.get(column_names.SOURCES, column_names.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
     if form.format.is_table:
         answers = AnswerValues(form.spec, reported, form.spec.output.form.columns)
         return {"input": form.names, "added": [*dict.fromkeys((*answers.names.values(), *further))]}

@@ -13,7 +13,7 @@ from typing import Any
 from promptmill.answering.step import path_of
 from promptmill.answers.response_format import schema_of
 from promptmill.backends import registry
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -22,7 +22,7 @@ from promptmill.files import files as input_files
 from promptmill.files.files import InputFiles, Part
 from promptmill.files.format_table import database, of_input, writing
 from promptmill.jobs.caller import CallModels
-from promptmill.jobs.columns import OURS, chosen_keys
+from promptmill.jobs.columns.column_names import OURS, chosen_keys
 from promptmill.jobs.inputs.any_format import format_of_input, image_column, suggested_column
 from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.rows.template import check_names_some, places_in, template_of

@@ -13,7 +13,9 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part, ways
 from promptmill.jobs.run.job import Job
-from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.run.live import answer_rows
+from promptmill.jobs.run.open_rows import OpenRows
+from promptmill.jobs.run.store_sink import StoreSink
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.progress import Progress

@@ -24,9 +24,9 @@ from promptmill.core.feature import doubts
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
 from promptmill.files import members
-from promptmill.jobs.labels import least_probable, probability
 from promptmill.jobs.rows.questions import RowRequests
 from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.labels import least_probable, probability
 from promptmill.jobs.store.order_part import AnyParts, OrderPart, parts_of
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import LIVE, Round

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from promptmill.core.values import json_text, read_json
-from promptmill.jobs.labels import label_in
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.labels import label_in
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.statistics import chance

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.config.loading import Configuration, Overrides
+from promptmill.config.configuration import Configuration, Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 

@@ -14,7 +14,7 @@ from fastmcp.client.transports import StdioTransport
 
 from processtable import gone, ports, taken_ports
 from promptmill.backends.engines import hardware
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from talk import Talk, codes

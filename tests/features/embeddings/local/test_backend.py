@@ -15,7 +15,7 @@ from promptmill.answers.form import form_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config import backends
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import WITHOUT
 from promptmill.core.request import Conversation, Fields, Message, Request, Sampling

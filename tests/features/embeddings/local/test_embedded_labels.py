@@ -8,7 +8,7 @@ import pytest
 
 from promptmill.answers.form import form_of
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, ImagePart, Message, Request, Sampling, TextPart
 from promptmill.features.embeddings.local.backend import EncoderBackend

@@ -8,33 +8,32 @@ file (`${NAME}` expanded) ← command line (options, assignments) ← `generatio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from promptmill.config import backends, resolved_config
+from promptmill.config.assignments import SETTINGS, keys_in, put, set_key
 from promptmill.config.backends import BACKENDS
 from promptmill.config.explain import explain, unknown_key
+from promptmill.config.litellm import without_litellm
+from promptmill.config.moved_parameters import move_parameters
 from promptmill.config.own_secrets import secrets_in, secrets_of, without_secrets
-from promptmill.config.parameter_file import FILE_NAME, expand, find, parsed, read, without_unset
+from promptmill.config.parameter_file import FILE_NAME, expand, find, read, without_unset
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import BY_CALL, BY_TRUSTED, BackendConfigs, Settings
-from promptmill.core.errors import Named, PromptmillError, config_error
-from promptmill.core.feature import hidden_parameters
-from promptmill.core.request import ADDED, BESIDE, Sampling
+from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.request import ADDED, Sampling
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import close_matches, listed, shape, synonym
+from promptmill.core.wording import shape
 from promptmill.system.call_files import FileRule
 from promptmill.system.state import private_folders
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
-_SETTINGS = Named("settings")
-_DEPTHS = {"sampling_params": 2, "backend_configs": 3, "models": 4}  # of the keys in blocks
 Values = Callable[[JsonObject], Mapping[tuple[str, ...], Any]]
 # Network clients may neither read files nor occupy the engine forever, unless the operator allows it.
 HTTP_DEFAULTS: JsonObject = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
@@ -175,32 +174,32 @@ class Configuration:
         origin, raw = str(path), dict(content)
         assignments = {str(key): value for key, value in assignments.items()}
         for key in assignments.keys() & Sampling.model_fields.keys() - Settings.model_fields.keys():
-            raise config_error(_SETTINGS, f"{key} belongs below sampling_params: sampling_params.{key}=…")
+            raise config_error(SETTINGS, f"{key} belongs below sampling_params: sampling_params.{key}=…")
         try:
             raw = without_litellm(raw)
             for path_, value in assignments.items():
-                _set(raw, path_.split("."), value)
+                set_key(raw, path_.split("."), value)
             if backend is not None:
                 raw["backend"] = backend
                 raw["default_model"] = None  # the file's own backend takes the place of its default model
             options = values(raw)
             for keys, value in options.items():
-                _set(raw, keys, value)
+                set_key(raw, keys, value)
             for path_, value in assignments.items():  # repeated, because a full path overrides the options
-                for keys, one in _keys_in(tuple(path_.split(".")), value):
-                    _set(raw, keys, one)
+                for keys, one in keys_in(tuple(path_.split(".")), value):
+                    set_key(raw, keys, one)
             unset = [key for key, value in raw.items() if value is None and key in Settings.model_fields]
             raw = {**defaults, **{key: value for key, value in raw.items() if key not in unset}}
             raw = expand(raw, environ)
         except RecursionError:  # a YAML alias that contains itself
-            blamed = _SETTINGS if assignments and _is_right(content, environ) else origin
+            blamed = SETTINGS if assignments and _is_right(content, environ) else origin
             raise config_error(blamed, " is nested too deeply.") from None
         try:
             return cls(raw, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
         except PromptmillError as error:
             if str(error.parts[0]).startswith(tuple(f"{'.'.join(keys)}: " for keys in options)):
                 raise
-            blamed = _SETTINGS if assignments and _is_right(content, environ) else origin
+            blamed = SETTINGS if assignments and _is_right(content, environ) else origin
             raise config_error(blamed, *error.parts) from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
@@ -272,7 +271,7 @@ class Configuration:
                 raise config_error(path, f"a call may not set this; {TRUST_SWITCH}")
 
     def _settings_of(self, raw: JsonObject, backend: str) -> tuple[Settings, tuple[str, ...]]:
-        placed, warnings = _move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
+        placed, warnings = move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
         if not self._calls_replace:
             return _validate(placed), tuple(warnings)
         try:
@@ -352,50 +351,6 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
                 raise config_error(f"extra_params.{name:.60}", f"must be at most {limits.max_tokens} on this server.")
 
 
-def assigned(texts: Iterable[str]) -> JsonObject:
-    """Return the values of assignments (`key.path=value`, with `value` in YAML) by key path, the last ones last."""
-    values: JsonDict = {}
-    for assignment in texts:
-        path, equals, text = assignment.partition("=")
-        if not equals or not (path := path.strip()):
-            raise config_error(_SETTINGS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
-        values.pop(path, None)  # applied last, also after one of the block above it
-        try:
-            values[path] = parsed(text)
-        except (yaml.YAMLError, ValueError):
-            values[path] = text  # no valid YAML: the text itself is the value
-        except RecursionError:
-            raise config_error(_SETTINGS, f"{path} is nested too deeply.") from None
-    return values
-
-
-def _keys_in(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path and the value of each key that an assignment sets: several, if it assigns a whole block."""
-    if isinstance(value, Mapping) and len(path) < _DEPTHS.get(path[0], 1):
-        for key, below in value.items():
-            yield from _keys_in((*path, str(key)), below)
-    else:
-        yield path, value
-
-
-def _set(raw: JsonDict, path: Sequence[str], value: Any) -> None:
-    """Set a key of the file; a sampling parameter of the file then applies to all its models."""
-    put(raw, path, value)
-    if path[0] == "sampling_params":  # one parameter, or several as a mapping
-        for name in path[1:2] or (value if isinstance(value, Mapping) else ()):
-            resolved_config.leave_to_all(raw, name)
-
-
-def put(raw: JsonDict, path: Sequence[str], value: Any) -> None:
-    """Set the key at `path`, creating the mappings above it."""
-    *parents, last = path
-    block = raw
-    for key in parents:
-        below = block.get(key)
-        block[key] = block = dict(below) if isinstance(below, dict) else {}
-    block[last] = value
-
-
 def _validate(raw: JsonObject) -> Settings:
     try:
         return Settings.model_validate(dict(raw))
@@ -403,150 +358,3 @@ def _validate(raw: JsonObject) -> Settings:
         raise config_error("", explain(error, Settings)) from None
     except RecursionError:
         raise config_error("", "The configuration is nested too deeply.") from None
-
-
-_SAMPLING = frozenset(Sampling.model_fields)
-_KNOWN = _SAMPLING | BESIDE
-# Options of the `openai` package's methods, which are no part of a request (`extra_body` is both).
-_CLIENT_OPTIONS = {
-    "timeout": "set `backend_configs.openai.timeout`",
-    "extra_headers": "set `backend_configs.openai.headers`",
-    "extra_query": "put it into `backend_configs.openai.base_url`",
-}
-_BODY = "extra_body"
-# Left in `extra_params`, where the endpoint defines their meaning.
-_STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
-
-
-def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False) -> tuple[JsonDict, list[str]]:
-    """Return `raw`, a configuration's content, with every parameter in its place; also return warnings about the moves.
-
-    Unknown `sampling_params` move to `extra_params`, whose own values take precedence. For a local engine, known
-    parameters also move from `extra_params`. Raises `PromptmillError` (`invalid_config`) with `unsupported: error` and,
-    unless `of_pipeline`, for a misspelt name of promptmill (`extra_params` may have such a name).
-
-    A pipeline's `response_format` moves to `extra_params`: it is sent to the endpoint, and answers are not checked.
-    """
-    sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
-    if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):
-        return dict(raw), []  # refused later, by the types of the settings
-    ours, others, body = dict(sampling or {}), {}, {}
-    for name in [name for name in ours if not _is_ours(name, ours[name])]:
-        others[str(name)] = ours.pop(name)
-    if isinstance(others.get(_BODY, {}), Mapping | None):
-        body = dict(others.pop(_BODY, None) or {})
-    left_out = {name: _CLIENT_OPTIONS[name] for name in _CLIENT_OPTIONS if others.pop(name, None) is not None}
-    warnings = [
-        f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."
-        for name, instead in left_out.items()
-    ]
-    for name, feature in hidden_parameters().items():
-        if name in others:  # an endpoint may ignore it
-            raise config_error(f"sampling_params.{name}", f"needs the feature {feature}, which is hidden here.")
-    if not of_pipeline and (near := next(((name, meant) for name in others if (meant := _nearest(name))), None)):
-        raise config_error(
-            f"sampling_params.{near[0]:.60}",
-            f"unknown parameter; did you mean {near[1]}? A parameter in `extra_params` is sent on unchanged.",
-        )
-    if unknown := [name for name in others if name not in BESIDE]:
-        warnings.append(f"sampling_params: {_listed(unknown)} unknown; sent on unchanged, as in `extra_params`.")
-    if warnings and raw.get("unsupported") == "error":
-        raise config_error("", " ".join(warnings))
-    passed = {**others, **body, **(extra or {})}
-    to_endpoint = backends.record(backend).needs_endpoint
-    if of_pipeline and to_endpoint and (wanted := ours.pop("response_format", None)) is not None:
-        passed.setdefault("response_format", wanted)
-    for name in ({"n"} if to_endpoint else _SAMPLING) & passed.keys() - _STAY:
-        ours[name] = passed.pop(name)
-    return {**raw, "sampling_params": ours, "extra_params": passed}, warnings
-
-
-def _is_ours(name: object, value: object) -> bool:
-    # not OpenRouter's own parameter `reasoning`, which is an object
-    return name in _SAMPLING and (name != "reasoning" or isinstance(value, str | None))
-
-
-def _nearest(name: str) -> str:
-    if name in _KNOWN:
-        return ""  # nothing to correct, also in OpenRouter's `reasoning`
-    return next(iter(close_matches(name, _KNOWN, n=1, cutoff=0.85)), "")
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = []
-    for name in names:
-        near = _nearest(name) or synonym(name, _SAMPLING)
-        shown.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
-    return listed(shown, 8) + (" is" if len(shown) == 1 else " are")
-
-
-# The fourth backend of a pipeline's server: https://github.com/OpenBMB/UltraRAG/pull/496
-_LITELLM = "litellm"
-# Prefixes of LiteLLM's model names (litellm 1.109) → promptmill's providers. Both send the same name to the same host.
-_PROVIDERS = {
-    **{name: name for name in ("anthropic", "cerebras", "cohere", "dashscope", "deepinfra", "deepseek", "groq")},
-    **{name: name for name in ("minimax", "mistral", "nebius", "novita", "ollama", "openai", "openrouter")},
-    **{name: name for name in ("perplexity", "sambanova", "xai")},
-    "bigmodel": "glm",
-    "cohere_chat": "cohere",
-    "fireworks_ai": "fireworks",
-    "gemini": "google",
-    "moonshot": "kimi",
-    "nvidia_nim": "nvidia",
-    "ollama_chat": "ollama",
-    "together_ai": "together",
-    "volcengine": "doubao",
-    "zai": "glm",
-}
-# LiteLLM's addresses that differ from promptmill's: a region refuses keys of another region.
-_ADDRESSES = {
-    "dashscope": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
-    "moonshot": "https://api.moonshot.ai/v1",
-    "zai": "https://api.z.ai/api/paas/v4",
-}
-# Prefixes for any OpenAI-compatible server, which need a `base_url`.
-_ANY_SERVER = frozenset({"custom_openai", "hosted_vllm", "litellm_proxy", "lm_studio", "openai_like"})
-
-
-def without_litellm(values: JsonObject) -> JsonDict:
-    """Return `values`, which may have `backend` and `backend_configs`, with `litellm` replaced by `openai`.
-
-    The block `litellm` is dropped if another backend is used. `drop_params` has no equivalent: parameters that a
-    provider refuses are always dropped with a warning. Raises `PromptmillError` (`invalid_config`) if the model's
-    provider does not support OpenAI's protocol.
-    """
-    blocks, backend = values.get("backend_configs"), values.get("backend")
-    is_used = isinstance(backend, str) and backend.strip().lower() == _LITELLM
-    blocks = blocks if isinstance(blocks, Mapping) else {}
-    if not is_used and _LITELLM not in blocks:
-        return dict(values)
-    kept = {name: block for name, block in blocks.items() if name != _LITELLM}
-    if not is_used:
-        return {**values, "backend_configs": kept}
-    given = blocks.get(_LITELLM) or {}
-    if not isinstance(given, Mapping):
-        raise config_error(f"backend_configs.{_LITELLM}", f"should be an object, not {shape(given)}.")
-    block = {name: value for name, value in given.items() if value is not None and name != "drop_params"}
-    block |= _endpoint_of(block.get("model_name"), has_address=bool(block.get("base_url")))
-    return {**values, "backend": "openai", "backend_configs": {**kept, "openai": block}}
-
-
-def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
-    """Return the keys of `openai` for a LiteLLM model name. Raises `PromptmillError` (`invalid_config`)."""
-    path = f"backend_configs.{_LITELLM}"
-    prefix, slash, model = name.partition("/") if isinstance(name, str) else ("", "", "")
-    if not slash or not model:
-        raise config_error(f"{path}.model_name", "should be `provider/name`, such as openai/gpt-5-mini.")
-    if prefix in _ANY_SERVER and not has_address:
-        raise config_error(f"{path}.base_url", f"is missing: {prefix} is your own server; give its address.")
-    if prefix not in _PROVIDERS and prefix not in _ANY_SERVER:
-        raise config_error(
-            f"{path}.model_name",
-            f"promptmill does not know {prefix:.40}. If this provider has an OpenAI-compatible address, use "
-            "`backend: openai` and `backend_configs: {openai: {base_url: …, model_name: …, api_key: …}}`. Known "
-            f"prefixes: {', '.join(sorted({*_PROVIDERS, *_ANY_SERVER}))}.",
-        )
-    if has_address:  # identified by its address
-        return {"model_name": model}
-    address = {"base_url": _ADDRESSES[prefix]} if prefix in _ADDRESSES else {}
-    return {"model_name": model, "provider": _PROVIDERS[prefix], **address}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 
 from promptmill.backends import registry
 from promptmill.config.backends import AUTO, BACKENDS
-from promptmill.config.loading import Configuration
+from promptmill.config.configuration import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError

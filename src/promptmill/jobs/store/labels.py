@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from promptmill.answers.reasoning import split_marked
+from promptmill.answers.schema_kinds import answers_of_labels, loaded
 from promptmill.backends.protocol import by_question
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import composed, json_text, read_json, text_of, with_whole_numbers
 from promptmill.core.wording import counted, listed
-from promptmill.jobs.export.schema_columns import answers_of_labels, loaded
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record

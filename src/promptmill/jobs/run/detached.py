@@ -1,4 +1,4 @@
-"""Runs a job in a process that outlives its parent: `python -m promptmill.jobs.manage.detached`.
+"""Runs a job in a process that outlives its parent: `python -m promptmill.jobs.run.detached`.
 
 The process takes over the job's lock, and its messages go to the job's `log`. It inherits the environment's keys for
 its models.
@@ -20,8 +20,8 @@ from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.files import disk
-from promptmill.jobs.manage.process_call import arguments_of, configuration_of, environment_of, packed, received
 from promptmill.jobs.run.job import Hooks, Job
+from promptmill.jobs.run.process_call import arguments_of, configuration_of, environment_of, packed, received
 from promptmill.jobs.run.runner import until_ended
 from promptmill.jobs.run.steps import Change
 from promptmill.jobs.store.database import DamagedError
@@ -33,7 +33,7 @@ from promptmill.service import observers
 from promptmill.service.service import Service
 from promptmill.system import runtime, subprocesses
 
-_MODULE = "promptmill.jobs.manage.detached"
+_MODULE = "promptmill.jobs.run.detached"
 _MOST_BYTES = 4 << 30
 _STUCK_S = 30  # of processor time between two looks: a call's template may compute for hours
 _LOOK_S, _DEAF_S = 1.0, 5.0

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from promptmill.config.loading import HTTP_DEFAULTS, Configuration, Overrides, assigned
+from promptmill.config.assignments import assigned
+from promptmill.config.configuration import HTTP_DEFAULTS, Configuration, Overrides
 from promptmill.config.parameter_file import FILE_NAME, _Loader, find
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError

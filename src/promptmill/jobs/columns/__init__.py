@@ -1,0 +1,1 @@
+"""The columns that a job adds to a row."""

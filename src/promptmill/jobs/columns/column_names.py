@@ -1,0 +1,161 @@
+"""Names of the columns that a job adds to a row: the answer, its error, its usage, ….
+
+A job never renames a column of the input. If the input has `answer`, the job's column is `answer_1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from promptmill.core.bounds import MOST_NAMES
+from promptmill.core.errors import Named, input_error
+from promptmill.core.feature import Format
+from promptmill.core.wording import no_column
+from promptmill.files import members
+from promptmill.files.databases import alike
+from promptmill.jobs.columns.schema_columns import FIELD, PROBABILITY_OF, SCORE_OF, SchemaColumns
+from promptmill.jobs.store.plan import JobSpec
+from promptmill.jobs.store.records import SCORES
+
+ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
+SOURCES = "sources"
+"""The column for the places of the answer's values, see `core.sources`."""
+PROBABILITY = "probability"
+"""The column for the probability of the given answer, of a job whose answers are `choices`."""
+EXTRA_FIELDS = (
+    *("answers", PROBABILITY, "probabilities", SCORES, SOURCES, "reasoning", "tool_calls", "logprobs", "cost"),
+    *("answered_by", "changed"),
+)
+"""Fields that only some models or requests have."""
+VARIANT, MODEL = "variant", "model"
+"""Columns of a job with several answers to each row: the name of the variant, and its model."""
+SCORE = "score"
+"""The column for the confidence in an answer (0 to 1), which some plans add."""
+IN_ORDER = ("answer", *dict.fromkeys((PROBABILITY, *ANSWER_FIELDS[1:], *EXTRA_FIELDS)))
+"""The `ANSWER_FIELDS` and `EXTRA_FIELDS` in the order of a table's columns."""
+OURS = (*IN_ORDER, "row", "surplus_cells")
+"""The usual names of the columns that a job adds; `row` (the row's number) only if the rows are not in a file."""
+
+
+def variant_fields(spec: JobSpec) -> Sequence[str]:
+    """Return the columns that distinguish the answers to one row."""
+    if not spec.is_grid:
+        return ()
+    return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
+
+
+def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
+    """Return the values of the columns `variant_fields` for the answers in a slot, by column name."""
+    names, target = spec.output.names or {}, spec.targets[slot]
+    values = {MODEL: target.model, VARIANT: target.name}
+    return {names.get(name, name): values[name] for name in variant_fields(spec)}
+
+
+def _own_of(spec: JobSpec) -> Sequence[str]:
+    return (*variant_fields(spec), *spec.plan.fields)
+
+
+def own_names(spec: JobSpec) -> set[str]:
+    """Return the names that the columns of a job may have in its output."""
+    schema, names = schema_columns(spec.in_output), spec.output.names or {}
+    own = dict.fromkeys((*OURS, *_own_of(spec)))
+    usual = own if schema is None else {**own, **schema.every}
+    return {names.get(key, name or key) for key, name in usual.items()}
+
+
+def schema_columns(spec: JobSpec) -> SchemaColumns | None:
+    """Return the columns of the answers' schema; None if the job has no schema."""
+    if spec.output.answer_schema is None:
+        return None
+    return SchemaColumns(spec.output.answer_schema, by_field=spec.output.form.fields)
+
+
+def wanted_names(spec: JobSpec) -> dict[str, str]:
+    """Return the usual names of the job's columns by key; of two columns with one name, the first one gets it.
+
+    If several jobs may fill a sheet, they begin with the name of the job's answers: `Topic_error`.
+    """
+    column, begin = spec.output.form.column, f"{name}_" if (name := members.column_of(spec.output.path)) else ""
+    wanted = {name: column if name == "answer" else f"{begin}{name}" for name in (*OURS, *_own_of(spec))}
+    schema = schema_columns(spec.in_output)
+    if schema is None:
+        return wanted
+    if spec.output_shape is not None:
+        del wanted["row"]  # each row of the output has it among its fields
+    if schema.names and spec.output.kind.is_table:  # `answer` comes last: the columns of the fields replace it
+        answer = wanted.pop("answer")
+        wanted |= schema.names | {"answer": answer}
+    return wanted | schema.every
+
+
+def chosen_keys(spec: JobSpec) -> tuple[str, ...]:
+    """Return the keys of the columns that the output keeps, each given by its usual name or by that in the output.
+
+    Raises `PromptmillError` (`invalid_input`) for a name of no column.
+    """
+    if not spec.output.form.columns:
+        return ()
+    usual, wanted = (*IN_ORDER, *spec.plan.fields), wanted_names(spec)
+    fields = [key for key in wanted if key not in (*OURS, *_own_of(spec))] if spec.output.kind.is_table else []
+    named = {wanted.get(key, key): key for key in (*fields, *usual)} | {key: key for key in usual}
+    for name in spec.output.form.columns:
+        if name not in named:
+            raise input_error(Named("columns"), f": {no_column(name, columns=named, file='the output')}")
+    return tuple(dict.fromkeys(named[name] for name in spec.output.form.columns))
+
+
+def unusual_names(
+    wanted: Mapping[str, str], taken: Iterable[str], compared: Callable[[str], str] = str
+) -> dict[str, str]:
+    """Return the names of the job's columns that differ from the usual ones. `taken`: the columns of the input.
+
+    `compared`: see `compared_in`. Raises `PromptmillError` (`invalid_input`) if the input has every candidate for a
+    name.
+    """
+    names: dict[str, str] = {}
+    used = set(map(compared, taken))
+    for key, name in wanted.items():
+        free = next((each for each in candidates(name) if compared(each) not in used), None)
+        if free is None:
+            raise input_error(f"The input has 100 columns `{name}`, `{name}_1`, …; rename some of them.")
+        names[key] = free
+        used.add(compared(free))
+    return {key: name for key, name in names.items() if name != _usual(key)}
+
+
+def compared_in(output: Format, *, fills_sheet: bool = False) -> Callable[[str], str]:
+    """Return the function from a name to the form in which outputs of a format compare it with others.
+
+    `fills_sheet`: the columns are those of a sheet, which may be a table of Excel.
+    """
+    return alike if output.database else str.casefold if fills_sheet else str
+
+
+def possible_names(wanted: Mapping[str, str], compared: Callable[[str], str] = str) -> frozenset[str]:
+    """Return all names that the columns of `unusual_names` may get, in the form of `compared`."""
+    return frozenset(compared(each) for name in wanted.values() for each in candidates(name))
+
+
+def candidates(name: str) -> Iterator[str]:
+    """Yield the names that a column may get if its usual name is `name`.
+
+    >>> from itertools import islice
+    >>> list(islice(candidates("answer"), 3))
+    ['answer', 'answer_1', 'answer_2']
+    """
+    yield name
+    for number in range(1, 100):
+        yield f"{name}_{number}"
+
+
+def _usual(key: str) -> str:
+    for prefix, ending in ((PROBABILITY_OF, "_probability"), (SCORE_OF, "_score")):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix) + ending
+    return key.removeprefix(FIELD)
+
+
+def check_width(count: int) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a table of too many columns."""
+    if count > MOST_NAMES:
+        raise input_error(f"The rows have more than {MOST_NAMES:,} different fields; name the output .jsonl.")

@@ -1,0 +1,163 @@
+"""The rows of a round that are not answered, page by page."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from promptmill.answers.check import Check
+from promptmill.core.request import NOTHING_SHARED, Shared
+from promptmill.jobs.rows.questions import RowRequests
+from promptmill.jobs.run.shared_beginnings import WINDOW_ROWS, beginnings, in_groups
+from promptmill.jobs.store.database import PAGE, JobDatabase, check_rows, limited
+from promptmill.jobs.store.plan import PlanWork
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.stored import Target
+
+_NO_QUESTION = bytes(16)
+Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]
+"""Yields the rows to send after the answers to the rows `first` to `following - 1`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRows:
+    """The rows of a round that have not been sent."""
+
+    store: JobDatabase
+    round: Round
+    targets: Sequence[Target]
+    """The targets of the rows, by slot."""
+    requests: Sequence[RowRequests]
+    """The request makers of the rows, by slot."""
+    among: range = range(SLOT)
+    """The range of row numbers to send."""
+    enough: Callable[[], bool] = bool
+    """Returns True when no more rows should be taken."""
+    held_bytes: int | None = None
+    """The most bytes of large rows in flight; None: no limit. One row may exceed the limit if it is alone."""
+    between: Between | None = None
+    """Yields more rows between the windows of the round."""
+    window: int = PlanWork.window
+    """The row numbers of a window."""
+    only: str = "1"
+    """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
+    sharing: int = 0
+    """The fewest rows to group by their beginning; 0: the endpoint does not cache beginnings."""
+    least_shared: int = 0
+    """The fewest bytes of a beginning that the endpoint caches."""
+    sends_once: bool = False
+    """Whether rows with the same question share one request, and so no beginning."""
+    checks: tuple[Check, ...] = ()
+    """The checks of the answers, next to those that the parameters of a row want."""
+
+    def pages(self) -> Iterator[list[OpenRow]]:
+        """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
+        ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
+        before: tuple[int, int] | None = None  # the previous window, whose rows have been answered
+        for first in range(self.among.start, last + 1, self.window):
+            following = min(first + self.window, last + 1)
+            slots = [self._window(slot, first, following) for slot in self.round.slots]
+            merged = heapq.merge(*map(itertools.chain.from_iterable, slots), key=lambda row: row.n)
+            yield from slots[0] if len(slots) == 1 else _paged(merged)
+            if self.between is not None and before is not None:
+                yield from self.between(*before)
+            before = first, following
+
+    def in_groups(self) -> Iterator[list[OpenRow]]:
+        """Yield `pages` in which rows with the same beginning follow each other; see `shared_beginnings`."""
+
+        sent: dict[tuple[int, bytes], int] = {}
+
+        def look(row: OpenRow) -> list[Shared]:
+            if row.size + constants[row.slot] < self.least_shared:
+                return []
+            if self.sends_once and row.asked is not None:
+                if len(sent) >= WINDOW_ROWS:
+                    sent.clear()
+                if sent.setdefault((row.slot, row.asked), row.n) != row.n:
+                    return []
+            requests, model = self.requests[row.slot], self.targets[row.slot].model
+            return beginnings(requests, row.n, row.line, row.cells, least=self.least_shared, model=model)
+
+        constants = [requests.constant for requests in self.requests]
+        reorders = self.between is None  # not with `between`, which needs the windows in order
+        for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
+            yield [row._replace(shared=shared or NOTHING_SHARED) for row, shared in page]
+
+    def vector_bytes(self) -> int:
+        """Return the length of a vector that the round keeps; 0 if it keeps none, or vectors may differ in length.
+
+        Slots after the first may keep their vectors in a form of their own.
+        """
+        (slot, *others), store = self.round.slots, self.store
+        first = "SELECT vector IS NULL FROM answer WHERE code IS NULL LIMIT 1"  # which spares a scan of texts
+        if others or slot or self.requests[0].reader.row_settings or store.read(first) != [(0,)]:
+            return 0
+        is_open = self.round.condition(self.targets[slot].counted, slot)
+        kept = f"SELECT length(vector) FROM {join_of(slot)} WHERE vector IS NOT NULL AND NOT ({is_open}) LIMIT 1"
+        return next((length for (length,) in store.read(kept)), 0)
+
+    def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
+        condition = self.round.condition(self.targets[slot].counted, slot)
+        query = (
+            "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
+            f"answer.key IS NOT NULL AND answer.code IS NULL FROM {join_of(slot)} "
+            f"WHERE row.n >= ? AND row.n < ? AND ({condition}) AND {self.only.replace('{base}', str(slot * SLOT))} "
+            "ORDER BY row.n"
+        )
+        at = 16 * self.targets[slot].prompt
+        while first < following:
+            open_rows = self.store.read(query, first, following, fetched=functools.partial(limited, texts=slice(2, 4)))
+            check_rows(open_rows, first)
+            yield [
+                OpenRow(
+                    n,
+                    slot,
+                    None if (digest := asked[at : at + 16]) == _NO_QUESTION else digest,
+                    line,
+                    cells,
+                    # a new answer does not count the attempts of the answer it replaces
+                    0 if is_answered else attempts or 0,
+                    bool(is_answered),
+                )
+                for n, asked, line, cells, attempts, is_answered in open_rows
+            ]
+            first = open_rows[-1][0] + 1 if open_rows else following
+
+
+def _paged(open_rows: Iterator[OpenRow]) -> Iterator[list[OpenRow]]:
+    while page := list(itertools.islice(open_rows, PAGE)):
+        yield page
+
+
+class OpenRow(NamedTuple):
+    """A row to send to the target of a slot."""
+
+    n: int
+    slot: int
+    asked: bytes | None
+    """The digest of the row's question; None if the row has no question."""
+    line: bytes | None
+    cells: bytes
+    attempts: int
+    """The attempts of earlier runs."""
+    answered: bool
+    """Whether the row has an answer, which the new answer replaces."""
+
+    shared: Shared | None = None
+    """The beginning of the question that other rows share; None if the endpoint does not cache beginnings."""
+
+    @property
+    def key(self) -> int:
+        """The key of the row's answer."""
+        return self.n + self.slot * SLOT
+
+    @property
+    def size(self) -> int:
+        """The most bytes of the row's question."""
+        return len(self.cells) + len(self.line or b"")
