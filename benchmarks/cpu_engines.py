@@ -29,7 +29,7 @@ async def cpu_engines(field: Field, pairs: int) -> list[Row]:
             runs = {}
             for name, (backend, block) in _CONTESTANTS.items():
                 configs = {backend: {"model_name_or_path": _MODEL, **block}}
-                host = create(Configuration({"backend": backend, "backend_configs": configs}).plan)
+                host = create(Configuration({"backend": backend, "backend_configs": configs}).config)
                 stack.push_async_callback(host.aclose)
                 await host.load(lambda _: None)
                 await ours(host, work[:4])

@@ -81,7 +81,7 @@ async def batching(field: Field, pairs: int) -> list[Row]:
 async def _batching(pairs: int) -> list[Row]:
     work = workload(_PROMPTS)
     block = {"model_name_or_path": _MODEL, "batch_size": BATCH}
-    host = create(Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan)
+    host = create(Configuration({"backend": "hf", "backend_configs": {"hf": block}}).config)
     try:
         await host.load(_ignore)
         async with alone("benchmarks.hf_contestant") as other:

@@ -87,8 +87,8 @@ def _children_s() -> float:
 async def _bare_loop(url: str, source: Path, run: Path) -> None:
     """Answer the rows of a table as simply as it goes."""
     block = {"base_url": url, "model_name": "bench", "api_key": "x"}
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
-    (endpoint,), pool = endpoints(plan), Pool(plan.settings.backend_configs.openai, _IN_FLIGHT)
+    config = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).config
+    (endpoint,), pool = endpoints(config), Pool(config.settings.backend_configs.openai, _IN_FLIGHT)
     store = sqlite3.connect(f"{run}.db", isolation_level=None)
     store.execute("PRAGMA journal_mode=WAL")
     store.execute("CREATE TABLE answers (n INTEGER PRIMARY KEY, text TEXT)")

@@ -89,15 +89,15 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
     async def run(*, stored: bool) -> float:
         shutil.rmtree(folder / "job", ignore_errors=True)
         (folder / "job").mkdir()
-        store, stats = JobDatabase(folder / "job" / "job.db", write=True), Call()
+        store, call = JobDatabase(folder / "job" / "job.db", write=True), Call()
         began, cpu = time.perf_counter(), own_cpu_s()
         if stored:
-            reading.append(await _stored(service, store, stats, source))
+            reading.append(await _stored(service, store, call, source))
         else:
-            await service.run(Lines(source), NoSink(), stats)
+            await service.run(Lines(source), NoSink(), call)
         seconds = time.perf_counter() - began
         used[stored].append(own_cpu_s() - cpu)
-        assert (stats.counts.done, stats.counts.failed) == (rows, 0)
+        assert (call.counts.done, call.counts.failed) == (rows, 0)
         store.close()
         return seconds
 
@@ -116,7 +116,7 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
     return Row("jobs_store", f"database on over off, {what}", value, 1.08, spread=spread, detail=detail, raw=found)
 
 
-async def _stored(service: Service, store: JobDatabase, stats: Call, source: Path) -> float:
+async def _stored(service: Service, store: JobDatabase, call: Call, source: Path) -> float:
     """Run a job; return the seconds in which it read its input."""
     began = time.perf_counter()
     spec, _ = await asyncio.to_thread(read, store, spec_of(source, "jsonl"))
@@ -124,8 +124,8 @@ async def _stored(service: Service, store: JobDatabase, stats: Call, source: Pat
     round_ = Round(1, "open", "first")
     (questions,) = questions_of(spec.question, spec.input.format, spec.input.header)
     rows = OpenRows(store, round_, spec.targets, [RowRequests(RowReader("jsonl"), questions)])
-    sink = StoreSink(store, JobCounts(), stats, _give_up, made=[spec.targets[0].made(round_.id)])
-    await answer_rows(service, rows, sink, stats, service.plan)
+    sink = StoreSink(store, JobCounts(), call, _give_up, made=[spec.targets[0].made(round_.id)])
+    await answer_rows(service, rows, sink, call, service.config)
     return seconds
 
 

@@ -59,7 +59,7 @@ async def _seconds(backend: Backend, count: int, max_tokens: int | None = None) 
 
 
 async def _loaded(create: Callable[[Any], Any], configuration: Configuration) -> Backend:
-    backend: Backend = await create(configuration.plan)
+    backend: Backend = await create(configuration.config)
     await backend.load(lambda _: None)
     return backend
 

@@ -93,10 +93,10 @@ async def _answered(service: Service, pairs: list[Pair]) -> dict[str, int]:
     room = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(number: int, schema: dict[str, Any]) -> None:
-        plan = service.plan.with_sampling({"response_format": asking_for(schema)})
+        config = service.config.with_sampling({"response_format": asking_for(schema)})
         item = conversation_from_prompt(f"schema {number} : answer in JSON.", "")
         async with room:
-            (outcome,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+            (outcome,) = await service.generate([item], Call(Facts(total=1)), config=config)
         if not isinstance(outcome, Completion):
             found["failed"] += 1
             return
@@ -170,12 +170,12 @@ async def _mask(pairs: int) -> list[Row]:
     def run(changes: dict[str, Any]) -> Callable[[], Any]:
         async def tokens_per_s() -> float:
             given = {"temperature": 0, "max_tokens": _TOKENS, **changes}
-            plan = service.plan.with_sampling(given)
+            config = service.config.with_sampling(given)
             items = [conversation_from_prompt(f"Write a long story about the number {n}.", "") for n in range(8)]
-            stats = Call(Facts(total=len(items)))
+            call = Call(Facts(total=len(items)))
             started = time.perf_counter()
-            await service.generate(items, stats, plan=plan)
-            return stats.counts.completion_tokens / (time.perf_counter() - started)
+            await service.generate(items, call, config=config)
+            return call.counts.completion_tokens / (time.perf_counter() - started)
 
         return tokens_per_s
 

@@ -46,10 +46,10 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
         "api_key": "x",
         "concurrency": 64 * workers,
     }
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+    config = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).config
     call = Call(Facts(total=len(items)))
     # made here, because the backend makes none for one worker
-    large = LargeCall(plan, workers)
+    large = LargeCall(config, workers)
     share = large.replicas.enter(call)
     try:
         large.start(Quota(64 * workers))

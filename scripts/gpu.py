@@ -171,7 +171,7 @@ async def speed(check: Check, name: str, folder: Path) -> str:
     theirs = Theirs(folder, "auto" if torch.cuda.is_available() else torch.float32)
     work = workload(PROMPTS[theirs.device])
     block = {} if torch.cuda.is_available() else {"dtype": "float32"}
-    host = create(configured("hf", str(folder), batch_size=BATCH, **block).plan)
+    host = create(configured("hf", str(folder), batch_size=BATCH, **block).config)
     rates: dict[str, list[float]] = {"hf": [], "generate, padded": [], "generate_batch": []}
     try:
         await host.load(ignore)

@@ -37,9 +37,9 @@ def test_the_container_starts_with_options_that_exist_and_copies_files_that_exis
 
 def test_the_containers_configuration_takes_the_endpoint_from_the_environment():
     environment = {"PROMPTMILL_BASE_URL": "https://api.example.com/v1", "PROMPTMILL_MODEL": "m"}
-    plan = Configuration.load(DEPLOY / "parameter.yaml", environ=environment).plan
-    assert (plan.backend, plan.model) == ("openai", "m")
-    assert plan.settings.backend_configs.openai.base_url == ["https://api.example.com/v1"]
+    config = Configuration.load(DEPLOY / "parameter.yaml", environ=environment).config
+    assert (config.backend, config.model) == ("openai", "m")
+    assert config.settings.backend_configs.openai.base_url == ["https://api.example.com/v1"]
 
 
 def test_compose_and_kubernetes_start_the_server_with_options_that_exist():

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import openai_configuration, openai_plan
+from fakes import openai_config, openai_configuration
 from forked import ran, started
 from promptmill.answering.prices import FlatPrice, price_of
 from promptmill.answers.response_format import asking_for
@@ -43,14 +43,14 @@ def opened(upstream, closing):
     return opener
 
 
-async def _ask(service, count, stats=None):
-    stats = stats or Call(Facts(total=count))
+async def _ask(service, count, call=None):
+    call = call or Call(Facts(total=count))
     items = [conversation_from_prompt(f"prompt number {number}", "a prompt") for number in range(count)]
-    return await service.generate(items, stats), stats
+    return await service.generate(items, call), call
 
 
-async def _asked(service, count, stats=None, calls=1):
-    return await asyncio.gather(*(_ask(service, count, stats) for _ in range(calls)))
+async def _asked(service, count, call=None, calls=1):
+    return await asyncio.gather(*(_ask(service, count, call) for _ in range(calls)))
 
 
 def _charged(upstream):
@@ -60,8 +60,8 @@ def _charged(upstream):
 
 
 async def test_what_a_call_cost_is_known_to_the_token(opened, upstream):
-    ((_, stats),) = await _asked(opened(), 5)
-    assert stats.counts.cost == pytest.approx(_charged(upstream))
+    ((_, call),) = await _asked(opened(), 5)
+    assert call.counts.cost == pytest.approx(_charged(upstream))
 
 
 async def test_cached_prompt_tokens_have_a_price_of_their_own(opened, upstream):
@@ -73,9 +73,9 @@ async def test_cached_prompt_tokens_have_a_price_of_their_own(opened, upstream):
         await exchange.respond(200, {}, json.dumps({"choices": [choice], "usage": usage}).encode())
 
     upstream.reply = reply
-    ((outcomes, stats),) = await _asked(opened({"price": PRICE | {"cached_input": 1.0}}), 1)
+    ((outcomes, call),) = await _asked(opened({"price": PRICE | {"cached_input": 1.0}}), 1)
     assert outcomes[0].usage == Usage(100, 10, 80, 4)
-    assert stats.counts.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
+    assert call.counts.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
 
 
 @pytest.mark.thorough
@@ -101,10 +101,10 @@ async def test_retries_cost_nothing_that_the_budget_does_not_know_of(opened, ups
 
 
 async def test_a_call_may_have_a_budget_of_its_own(opened, upstream):
-    stats = Call(Facts(total=50), ledger=Ledger(Budget(LIMIT / 10)))
-    await _asked(opened(), 50, stats)
-    assert stats.counts.codes["budget"] == 50 - len(upstream.seen)
-    assert stats.counts.done == 50
+    call = Call(Facts(total=50), ledger=Ledger(Budget(LIMIT / 10)))
+    await _asked(opened(), 50, call)
+    assert call.counts.codes["budget"] == 50 - len(upstream.seen)
+    assert call.counts.done == 50
     assert 0 < _charged(upstream) <= LIMIT / 10
 
 
@@ -146,12 +146,12 @@ async def test_a_budget_needs_a_bound_of_answers(opened, upstream):
 
 def test_prices_are_the_operators_else_those_that_are_listed_and_never_guessed():
     pytest.importorskip("genai_prices")
-    plan = openai_plan("https://api.openai.com/v1", model_name="gpt-4o")
-    listed = sure(price_of(plan))
+    config = openai_config("https://api.openai.com/v1", model_name="gpt-4o")
+    listed = sure(price_of(config))
     assert listed.cost(Usage(1_000_000, 0)) == pytest.approx(2.5)
     assert listed.cost(Usage(1000, 1000, cached_tokens=1000)) == pytest.approx((1.25 + 10) / 1000)
-    assert price_of(openai_plan("https://api.openai.com/v1", model_name="no-such-model")) is None
-    assert price_of(openai_plan("http://127.0.0.1:8000/v1", model_name="gpt-4o")) is None
+    assert price_of(openai_config("https://api.openai.com/v1", model_name="no-such-model")) is None
+    assert price_of(openai_config("http://127.0.0.1:8000/v1", model_name="gpt-4o")) is None
     assert FlatPrice(1, 2, 1).cost(Usage(1_000_000, 1_000_000)) == 3
 
 
@@ -229,9 +229,9 @@ async def test_identical_requests_of_a_call_are_paid_once(opened, upstream):
     once, twice = opened(top, dedupe=True), opened(top)
     costs = []
     for service in (once, twice):
-        stats = Call(Facts(total=4))
-        await service.generate([conversation_from_prompt("same", "a prompt")] * 4, stats)
-        costs.append(stats.counts.cost or 0.0)
+        call = Call(Facts(total=4))
+        await service.generate([conversation_from_prompt("same", "a prompt")] * 4, call)
+        costs.append(call.counts.cost or 0.0)
     assert 0 < costs[1] == pytest.approx(4 * costs[0])
 
 
@@ -239,25 +239,25 @@ async def test_what_is_already_known_costs_nothing(opened, upstream, tmp_path):
     top = {"cache": str(tmp_path / "a.sqlite"), "sampling_params": {"max_tokens": 20, "temperature": 0}}
     upstream.reply = answer()
     for cost in (pytest.approx(3 * (3 * 10 + 4 * 100) / 1_000_000), 0.0):
-        ((_, stats),) = await _asked(opened(top), 3)
-        assert stats.counts.cost == cost
+        ((_, call),) = await _asked(opened(top), 3)
+        assert call.counts.cost == cost
 
 
 async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(opened, upstream):
     upstream.reply = choose(lambda seen: answer("no JSON" if seen.prompt == "prompt" else '{"a": 1}'))
     service = opened({"check_retries": 1})
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    plan = service.plan.with_sampling({"response_format": asking_for(schema)})
-    stats = Call(Facts(total=1))
+    config = service.config.with_sampling({"response_format": asking_for(schema)})
+    call = Call(Facts(total=1))
     item = conversation_from_prompt("prompt", "a prompt")
-    outcomes = await service.generate([item], stats, plan=plan)
+    outcomes = await service.generate([item], call, config=config)
     (outcome,) = outcomes
     assert outcome.text == '{"a": 1}'
     assert len(upstream.seen) == 2
-    expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(stats.counts.prompt_tokens, stats.counts.completion_tokens))
-    assert stats.counts.cost == pytest.approx(expected), "an answer that was asked for again is charged once each time"
-    assert outcome.cost == pytest.approx(stats.counts.cost)
-    assert list_call.columns([outcome])["costs"] == [pytest.approx(stats.counts.cost)]
+    expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(call.counts.prompt_tokens, call.counts.completion_tokens))
+    assert call.counts.cost == pytest.approx(expected), "an answer that was asked for again is charged once each time"
+    assert outcome.cost == pytest.approx(call.counts.cost)
+    assert list_call.columns([outcome])["costs"] == [pytest.approx(call.counts.cost)]
 
 
 @pytest.mark.parametrize("short", [30, 300])
@@ -274,9 +274,9 @@ async def test_a_model_that_begins_to_think_costs_one_answer_more_than_the_budge
     upstream.reply = reply
     choices = {"sampling_params": {"choices": ["good", "bad"]}}
     budget = Budget(sum([0.003] * short) + 2)
-    _, stats = await _ask(opened(choices, concurrency=32), 600, Call(Facts(total=600), ledger=Ledger(budget)))
+    _, call = await _ask(opened(choices, concurrency=32), 600, Call(Facts(total=600), ledger=Ledger(budget)))
     assert len(ledger) > short
-    assert sum(ledger) == pytest.approx(budget.spent) == pytest.approx(stats.counts.cost)
+    assert sum(ledger) == pytest.approx(budget.spent) == pytest.approx(call.counts.cost)
     assert budget.spent < budget.limit + ledger[-1]
     assert budget.nothing_reserved
 
@@ -479,21 +479,21 @@ async def test_an_item_whose_attempts_were_charged_is_sent_again_when_there_is_r
     """There is room for two requests at their worst; the first attempt of one is lost, and the other is cheap."""
     worst = (20 * PRICE["output"] + 120 * PRICE["input"]) / 1_000_000
     upstream.reply = choose(lambda seen: closed() if seen.number == 1 else late(0.2))
-    ((outcomes, stats),) = await _asked(opened({"max_cost": 2.9 * worst}, concurrency=2), 2)
+    ((outcomes, call),) = await _asked(opened({"max_cost": 2.9 * worst}, concurrency=2), 2)
     assert [outcome.text for outcome in outcomes] == ["echo: prompt number 0", "echo: prompt number 1"]
     assert sorted(outcome.attempts for outcome in outcomes) == [1, 2]
-    assert stats.counts.done == 2
-    assert stats.counts.failed == 0
-    assert stats.counts.codes == {}
-    assert stats.counts.cost == pytest.approx(sum(outcome.cost for outcome in outcomes))
+    assert call.counts.done == 2
+    assert call.counts.failed == 0
+    assert call.counts.codes == {}
+    assert call.counts.cost == pytest.approx(sum(outcome.cost for outcome in outcomes))
     assert max(outcome.cost for outcome in outcomes) > 20 * PRICE["output"] / 1_000_000
 
 
 async def test_a_twin_is_charged_beside_the_request_that_it_overtakes(opened, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.number == 40 else answer())
     budget = Budget(1.0)
-    stats = Call(Facts(total=60), ledger=Ledger(budget))
-    await _ask(opened({}, concurrency=4, hedge=True), 60, stats)
+    call = Call(Facts(total=60), ledger=Ledger(budget))
+    await _ask(opened({}, concurrency=4, hedge=True), 60, call)
     answered = sum(_charged_of(seen) for seen in upstream.seen if seen.number != 40)
     assert budget.spent - answered > 20 * PRICE["output"] / 1_000_000
     assert budget.nothing_reserved
@@ -516,8 +516,8 @@ async def test_the_tier_that_served_an_answer_decides_about_its_price(opened, up
     for served, factor in (("flex", 0.5), ("default", 1.0), ("priority", 2.0)):
         upstream.seen.clear()
         upstream.reply = _writes_all(tier=served)
-        ((_, stats),) = await _asked(opened({"extra_params": {"service_tier": "flex"}}), 3)
-        assert stats.counts.cost == pytest.approx(_billed(upstream, factor))
+        ((_, call),) = await _asked(opened({"extra_params": {"service_tier": "flex"}}), 3)
+        assert call.counts.cost == pytest.approx(_billed(upstream, factor))
 
 
 @pytest.mark.parametrize(("tier", "factor"), [("flex", 1.0), ("priority", 2.0)])
@@ -525,15 +525,15 @@ async def test_a_tier_that_no_answer_reports_costs_the_same_with_and_without_a_b
     upstream.reply = _writes_all()
     for budget in (None, Budget(1.0)):
         upstream.seen.clear()
-        service, stats = opened(), Call(Facts(total=1), ledger=Ledger(budget))
-        settings = service.plan.settings.model_copy(update={"extra_params": {"service_tier": tier}})
+        service, call = opened(), Call(Facts(total=1), ledger=Ledger(budget))
+        settings = service.config.settings.model_copy(update={"extra_params": {"service_tier": tier}})
         item = conversation_from_prompt("prompt", "a prompt")
-        await service.generate([item], stats, plan=replace(service.plan, settings=settings))
-        assert stats.counts.cost == pytest.approx(_billed(upstream, factor))
+        await service.generate([item], call, config=replace(service.config, settings=settings))
+        assert call.counts.cost == pytest.approx(_billed(upstream, factor))
 
 
 async def test_a_cost_without_a_budget_names_what_it_leaves_out(opened, upstream):
     upstream.reply = _writes_all(usage=False)
-    ((_, stats),) = await _asked(opened(), 3)
-    assert stats.counts.cost == 0
-    assert any("no usage" in warning for warning in stats.warnings)
+    ((_, call),) = await _asked(opened(), 3)
+    assert call.counts.cost == 0
+    assert any("no usage" in warning for warning in call.warnings)

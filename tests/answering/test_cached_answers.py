@@ -35,13 +35,13 @@ class Asking:
     def __init__(self, service):
         self.service = service
 
-    async def ask(self, *prompts, images=(), stats=None, extra=None, keep_raw=False, **sampling):
-        stats = stats or Call(Facts(total=len(prompts), keep_raw=keep_raw))
+    async def ask(self, *prompts, images=(), call=None, extra=None, keep_raw=False, **sampling):
+        call = call or Call(Facts(total=len(prompts), keep_raw=keep_raw))
         items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
-        plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
+        config = self.service.config.with_sampling({"temperature": 0} | sampling)
         if extra:
-            plan = replace(plan, settings=plan.settings.model_copy(update={"extra_params": extra}))
-        return await self.service.generate(items, stats, plan=plan), stats
+            config = replace(config, settings=config.settings.model_copy(update={"extra_params": extra}))
+        return await self.service.generate(items, call, config=config), call
 
 
 @pytest.fixture
@@ -73,14 +73,14 @@ def in_turn(opened):
 
 
 async def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
-    outcomes, stats = await in_turn((["a", "b"], {}))
+    outcomes, call = await in_turn((["a", "b"], {}))
     assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b"]
     assert (
-        stats.counts.cached,
-        stats.counts.requests,
-        stats.counts.prompt_tokens,
-        stats.counts.done,
-        stats.counts.failed,
+        call.counts.cached,
+        call.counts.requests,
+        call.counts.prompt_tokens,
+        call.counts.done,
+        call.counts.failed,
     ) == (2, 0, 0, 2, 0)
     assert [outcome.attempts for outcome in outcomes] == [0, 0]
     assert len(upstream.seen) == 2
@@ -95,8 +95,8 @@ async def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
     ],
 )
 async def test_whatever_may_change_the_answer_is_part_of_what_is_looked_for(in_turn, upstream, second, options):
-    _, stats = await in_turn((["a"], {}), second, **options)
-    assert (stats.counts.cached, len(upstream.seen)) == (0, 2)
+    _, call = await in_turn((["a"], {}), second, **options)
+    assert (call.counts.cached, len(upstream.seen)) == (0, 2)
 
 
 async def test_another_model_has_answers_of_its_own(opened, upstream):
@@ -118,8 +118,8 @@ async def test_above_temperature_0_answers_are_kept_only_where_all_are(
 @pytest.mark.parametrize("reply", [answer("half", finish_reason="length"), status(400)])
 async def test_only_complete_answers_are_kept(in_turn, upstream, reply):
     upstream.reply = reply
-    _, stats = await in_turn((["a"], {}))
-    assert (stats.counts.cached, len(upstream.seen)) == (0, 2)
+    _, call = await in_turn((["a"], {}))
+    assert (call.counts.cached, len(upstream.seen)) == (0, 2)
 
 
 async def test_an_image_that_changed_is_another_request(opened, upstream, tmp_path):
@@ -141,8 +141,8 @@ async def test_the_same_request_in_flight_in_several_calls_is_sent_once(opened, 
     for outcomes, _ in (found := result):
         assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b", "echo: a"]
     assert len(upstream.seen) == 2
-    assert sum(stats.counts.cached for _, stats in found) == 10
-    assert sum(stats.counts.requests for _, stats in found) == 2
+    assert sum(call.counts.cached for _, call in found) == 10
+    assert sum(call.counts.requests for _, call in found) == 2
 
 
 @pytest.mark.simulated
@@ -154,8 +154,8 @@ async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upst
         second = asyncio.ensure_future(asking.ask("a"))
         await asyncio.sleep(0.1)
         first.cancel()
-        (outcome,), stats = await second
-    assert (outcome.text, stats.counts.requests) == ("second", 1)
+        (outcome,), call = await second
+    assert (outcome.text, call.counts.requests) == ("second", 1)
 
 
 async def test_who_waits_can_be_cancelled_alone(opened, upstream):
@@ -169,14 +169,14 @@ async def test_who_waits_can_be_cancelled_alone(opened, upstream):
     upstream.reply = held
     calls = [Call(Facts(total=1)) for _ in range(2)]
     async with opened() as asking:
-        first, second = (asyncio.ensure_future(asking.ask("a", stats=stats)) for stats in calls)
+        first, second = (asyncio.ensure_future(asking.ask("a", call=call)) for call in calls)
         await until(lambda: upstream.seen and calls[1].waits.held)
         second.cancel()
         await asyncio.wait({second})
         released.set()
         (outcome,), _ = await first
     assert outcome.text == "echo: a"
-    assert [(stats.in_flight, stats.waits.held) for stats in calls] == [(0, 0), (0, 0)]
+    assert [(call.in_flight, call.waits.held) for call in calls] == [(0, 0), (0, 0)]
 
 
 async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream):
@@ -186,7 +186,7 @@ async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream
 
     outcomes = [outcome for found, _ in result for outcome in found]
     assert sorted(isinstance(outcome, Completion) for outcome in outcomes) == [False, True]
-    assert [stats.counts.requests for _, stats in result] == [1, 1]
+    assert [call.counts.requests for _, call in result] == [1, 1]
 
 
 async def test_without_the_key_nothing_is_kept(upstream, closing):
@@ -309,7 +309,7 @@ async def test_to_several_clients_a_hit_looks_like_an_answer(opened, upstream):
         second.cost,
     )
     assert second.latency_s > 0
-    totals = [list_call.totals(stats) for _, stats in found]
+    totals = [list_call.totals(call) for _, call in found]
     for reported in totals:
         del reported["seconds"], reported["tokens_per_second"]
     assert totals[0] == totals[1]
@@ -354,7 +354,7 @@ async def test_for_several_clients_equal_requests_of_two_calls_are_both_sent(ope
     async with opened(is_shared=True, dedupe=False) as asking:
         found = await asyncio.gather(*(asking.ask("a", "a") for _ in range(2)))
     assert len(upstream.seen) == 2
-    assert [(stats.counts.requests, stats.in_flight) for _, stats in found] == [(2, 0), (2, 0)]
+    assert [(call.counts.requests, call.in_flight) for _, call in found] == [(2, 0), (2, 0)]
 
 
 async def test_for_several_clients_random_answers_are_not_kept(opened, upstream):
@@ -385,7 +385,7 @@ async def test_a_hit_warns_of_what_the_first_request_left_out(opened, upstream, 
     async with opened(is_shared=is_shared, provider="openai") as asking:
         found = [await asking.ask("a", top_k=5) for _ in range(2)]
     assert len(upstream.seen) == 1
-    warned = [list(stats.warnings) for _, stats in found]
+    warned = [list(call.warnings) for _, call in found]
     assert warned[0] == warned[1]
     assert "`top_k`" in warned[0][0]
 
@@ -394,10 +394,10 @@ async def test_a_hit_warns_of_what_the_first_request_left_out(opened, upstream, 
 async def test_a_hit_without_a_parameter_is_none_for_a_request_that_requires_it(opened, upstream, is_shared):
     async with opened(is_shared=is_shared, provider="openai") as asking:
         await asking.ask("a", top_k=5)
-        plan = asking.service.plan.with_sampling({"temperature": 0, "top_k": 5})
+        config = asking.service.config.with_sampling({"temperature": 0, "top_k": 5})
         item = conversation_from_prompt("a", "")
-        request = Request(0, item, plan.settings.sampling_params, required=frozenset({"top_k"}))
-        (outcome,) = await asking.service.generate([request], Call(Facts(total=1)), plan=plan)
+        request = Request(0, item, config.settings.sampling_params, required=frozenset({"top_k"}))
+        (outcome,) = await asking.service.generate([request], Call(Facts(total=1)), config=config)
     assert outcome.error.code == "unsupported"
     assert len(upstream.seen) == 1
 
@@ -412,13 +412,13 @@ async def test_extra_parameters_may_raise_the_temperature(opened, upstream):
 async def test_answers_of_many_megabytes_are_not_kept(in_turn, upstream, monkeypatch):
     monkeypatch.setattr(cached, "LONGEST_ANSWER", 1000)
     upstream.reply = by_prompt({"a": answer("x" * 2000)}, otherwise=answer("x" * 10))
-    outcomes, stats = await in_turn((["a", "b"], {}))
+    outcomes, call = await in_turn((["a", "b"], {}))
     assert [len(outcome.text) for outcome in outcomes] == [2000, 10]
-    assert (stats.counts.cached, stats.counts.requests) == (1, 1)
+    assert (call.counts.cached, call.counts.requests) == (1, 1)
 
 
 async def test_all_hits_of_a_turn_are_found_in_pieces(in_turn, monkeypatch):
     monkeypatch.setattr(cached, "_READ_AT_ONCE", 3)
-    outcomes, stats = await in_turn(([f"q{n}" for n in range(20)], {}))
+    outcomes, call = await in_turn(([f"q{n}" for n in range(20)], {}))
     assert [outcome.text for outcome in outcomes] == [f"echo: q{n}" for n in range(20)]
-    assert stats.counts.cached == 20
+    assert call.counts.cached == 20

@@ -102,13 +102,13 @@ def test_what_a_step_sends_is_found_once_for_a_model(monkeypatch):
         wanted_by = ("max_tokens",)
 
         @classmethod
-        def sending(cls, plan, *, by_batch):
-            made.append((plan, by_batch))
+        def sending(cls, config, *, by_batch):
+            made.append((config, by_batch))
             return lambda request: Sent(request, 0.5)
 
     monkeypatch.setattr(feature, "answers", lambda: (Half,))
-    plan = Configuration({}).plan
-    sent = chain.sending(plan, by_batch=True)
+    config = Configuration({}).config
+    sent = chain.sending(config, by_batch=True)
     wanted, other = (Request(0, conversation_from_prompt("a", "b"), Sampling(max_tokens=n)) for n in (5, None))
     assert [sent(one).part for one in (wanted, wanted, other)] == [0.5, 0.5, 1]
-    assert made == [(plan, True)]
+    assert made == [(config, True)]

@@ -52,7 +52,7 @@ class Chain:
 
     def __init__(self, *replies: Outcome | str, retries: int = 1, is_endpoint: bool = True) -> None:
         settings = SimpleNamespace(check_retries=retries)
-        self.plan: Any = SimpleNamespace(settings=settings, record=SimpleNamespace(needs_endpoint=is_endpoint))
+        self.config: Any = SimpleNamespace(settings=settings, record=SimpleNamespace(needs_endpoint=is_endpoint))
         self.replies = [Completion(one, "stop") if isinstance(one, str) else one for one in replies]
         self.sent: list[Request] = []
         self.call = Call()
@@ -63,14 +63,14 @@ class Chain:
 
     @property
     def checks(self) -> Callable[[Request, Call], Any]:
-        self.step = CheckedAnswers(self.plan)
+        self.step = CheckedAnswers(self.config)
         return self.step.wrap(self.backend)
 
     async def checked(self, request: Request) -> Any:
         return await self.checks(request, self.call)
 
     async def chosen(self, request: Request) -> Any:
-        return await ChosenAnswers(self.plan).wrap(self.backend)(request, self.call)
+        return await ChosenAnswers(self.config).wrap(self.backend)(request, self.call)
 
 
 def test_a_request_is_checked_if_it_has_a_form_or_if_a_feature_checks_it(monkeypatch):
@@ -273,7 +273,7 @@ async def test_the_processes_of_checks_end():
     step._checker = cast("Any", Ending())
     await step.aclose()
     assert len(ended) == 1
-    await CheckedAnswers(chain.plan).aclose()
+    await CheckedAnswers(chain.config).aclose()
 
 
 @pytest.mark.parametrize("is_endpoint", [False, True])

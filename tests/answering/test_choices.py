@@ -25,19 +25,19 @@ def ask(upstream, closing):
         configuration = openai_configuration(upstream.url)
         configuration = type(configuration)({**configuration._raw, **(top or {})})
         service = closing(Service(configuration))
-        stats = Call(Facts(total=len(prompts)))
+        call = Call(Facts(total=len(prompts)))
         items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
-        plan = service.plan.with_sampling({"choices": choices} | sampling)
-        return await service.generate(items, stats, plan=plan), stats
+        config = service.config.with_sampling({"choices": choices} | sampling)
+        return await service.generate(items, call, config=config), call
 
     return asked
 
 
 async def test_the_endpoint_gets_a_schema_and_the_answer_is_the_word(ask, upstream):
     upstream.reply = answer('{"answer": "positive"}')
-    outcomes, stats = await ask(["How is it?"] * 3)
+    outcomes, call = await ask(["How is it?"] * 3)
     assert [outcome.text for outcome in outcomes] == ["positive"] * 3
-    assert (stats.counts.repaired, stats.counts.asked_again, stats.counts.requests) == (0, 0, 3)
+    assert (call.counts.repaired, call.counts.asked_again, call.counts.requests) == (0, 0, 3)
     sent = upstream.seen[0].json
     assert "choices" not in sent
     assert sent["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"] == MOODS
@@ -53,8 +53,8 @@ async def test_the_endpoint_gets_a_schema_and_the_answer_is_the_word(ask, upstre
 )
 async def test_a_choice_in_another_form_is_repaired(ask, upstream, written):
     upstream.reply = answer(written)
-    (outcome,), stats = await ask(["How is it?"])
-    assert (outcome.text, stats.counts.repaired, stats.counts.requests) == ("positive", 1, 1)
+    (outcome,), call = await ask(["How is it?"])
+    assert (outcome.text, call.counts.repaired, call.counts.requests) == ("positive", 1, 1)
 
 
 @pytest.mark.thorough
@@ -65,8 +65,8 @@ async def test_an_answer_in_doubt_is_requested_again(ask, upstream, written):
     upstream.reply = choose(
         lambda seen: answer('{"answer": "neutral"}' if seen.prompt.startswith("This answer") else written)
     )
-    (outcome,), stats = await ask(["How is it?"])
-    assert (outcome.text, stats.counts.repaired, stats.counts.asked_again, stats.counts.requests) == (
+    (outcome,), call = await ask(["How is it?"])
+    assert (outcome.text, call.counts.repaired, call.counts.asked_again, call.counts.requests) == (
         "neutral",
         0,
         1,
@@ -85,9 +85,9 @@ async def test_an_answer_that_is_no_choice_fails_with_its_text_kept(ask, upstrea
 
 async def test_a_choice_padded_to_great_length_is_requested_again_and_never_empty(ask, upstream):
     upstream.reply = answer('{"answer":' + " " * 1_100_000 + '"positive"}')
-    (outcome,), stats = await ask(["How is it?"])
+    (outcome,), call = await ask(["How is it?"])
     assert isinstance(outcome, Failure)
-    assert (outcome.error.code, stats.counts.requests > 1) == (Code.INVALID_ANSWER, True)
+    assert (outcome.error.code, call.counts.requests > 1) == (Code.INVALID_ANSWER, True)
 
 
 async def test_several_answers_and_inline_reasoning(ask, upstream):
@@ -99,10 +99,10 @@ async def test_several_answers_and_inline_reasoning(ask, upstream):
 
 async def test_a_cut_answer_that_may_be_a_longer_choice_fails(ask, upstream):
     upstream.reply = answer("pos", finish_reason="length")
-    (outcome,), stats = await ask(["How is it?"], ["pos", "positive"])
+    (outcome,), call = await ask(["How is it?"], ["pos", "positive"])
     assert isinstance(outcome, Failure)
     assert "max_tokens" in str(outcome.error)
-    assert stats.counts.requests == 1
+    assert call.counts.requests == 1
 
 
 async def test_choices_that_differ_by_case_are_not_repaired_to_each_other(ask, upstream):
@@ -138,9 +138,9 @@ def test_other_choices_are_refused(given):
 
 
 def test_choices_of_a_call_are_checked(upstream):
-    plan = Service(openai_configuration(upstream.url)).plan
+    config = Service(openai_configuration(upstream.url)).config
     with pytest.raises(PromptmillError, match=r"sampling_params\.choices"):
-        plan.with_sampling({"choices": ["a"]})
+        config.with_sampling({"choices": ["a"]})
 
 
 def _tokens(*places):
@@ -152,10 +152,10 @@ async def test_the_likely_tokens_of_an_endpoint_tell_the_likeliest_choices(ask, 
     told = _tokens({'{"': 0.9, "{": 0.1}, {"answer": 1.0}, {'":"': 1.0}, {"ne": 0.6, "pos": 0.2, "I": 0.2})
     told["content"] += _tokens({"ut": 0.75, "g": 0.25}, {'ral"}': 1.0})["content"]
     upstream.reply = answer('{"answer":"neutral"}', logprobs=told)
-    (outcome,), stats = await ask(["How is it?"], top_choices=2)
+    (outcome,), call = await ask(["How is it?"], top_choices=2)
     assert outcome.text == "neutral"
     assert outcome.probabilities == {"": {"neutral": 0.5625, "positive": 0.25}}
-    assert (outcome.logprobs, stats.warnings) == (None, {})
+    assert (outcome.logprobs, call.warnings) == (None, {})
     sent = upstream.seen[0].json
     assert (sent["logprobs"], sent["top_logprobs"], "top_choices" in sent) == (True, 5, False)
     (outcome,), _ = await ask(["How is it?"], top_choices=1, top_logprobs=9, logprobs=True)
@@ -174,10 +174,10 @@ async def test_top_choices_must_be_a_number_and_go_with_choices(ask, upstream):
     assert outcome.error.code is Code.INVALID_INPUT
     assert not upstream.seen
     upstream.reply = answer("fine")
-    (outcome,), stats = await ask(["How is it?"], None, top_choices=3)
+    (outcome,), call = await ask(["How is it?"], None, top_choices=3)
     assert outcome.text == "fine"
     assert "top_choices" not in upstream.seen[0].json
-    assert any("top_choices" in warning for warning in stats.warnings)
+    assert any("top_choices" in warning for warning in call.warnings)
 
 
 @pytest.mark.parametrize("reasoning", ["separate", "inline"])

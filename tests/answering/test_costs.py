@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fakes import openai_configuration, openai_plan
+from fakes import openai_config, openai_configuration
 from promptmill.answering.checked import LONGEST_COMPLAINT, CheckedAnswers
 from promptmill.answering.costs import (
     BudgetedAnswers,
@@ -76,10 +76,10 @@ def tokens(count: int) -> Completion:
     return Completion("x", "stop", Usage(1, count))
 
 
-def plan_of(provider: str | None = None, **keys: Any) -> Any:
+def config_of(provider: str | None = None, **keys: Any) -> Any:
     """Return a plan of one model whose answer tokens cost a dollar."""
     raw = openai_configuration("http://127.0.0.1:1/v1", provider=provider)._raw
-    return Configuration({**raw, "price": DOLLAR, **keys}).plan
+    return Configuration({**raw, "price": DOLLAR, **keys}).config
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ async def ask(endpoint: Endpoint) -> Callable[..., Any]:
     """Start a request of at most so many tokens, which is answered within the budgets."""
 
     def opened(process: Budget | None = None, call: Call | None = None, **keys: Any) -> Callable[..., Any]:
-        plan = plan_of(**keys)
-        answers = BudgetedAnswers(plan, sure(price_of(plan)), process)
+        config = config_of(**keys)
+        answers = BudgetedAnswers(config, sure(price_of(config)), process)
         answers.following = endpoint.answer
         its_call = call or Call()
 
@@ -389,20 +389,20 @@ async def test_a_budget_reserves_the_highest_cost_of_a_dry_run_with_the_writing_
     (request,) = endpoint.requests.values()
     prompt = worst_case(request).prompt_tokens
     assert reserved_of(budget) == pytest.approx(factor * prompt)
-    plan = plan_of(price=price)
-    most = most_of(request, plan, Prices(plan, sure(price_of(plan))), by_batch=by_batch)
+    config = config_of(price=price)
+    most = most_of(request, config, Prices(config, sure(price_of(config))), by_batch=by_batch)
     assert reserved_of(budget) == pytest.approx(most)
     await endpoint.reply(0, tokens(1))
 
 
 @pytest.mark.parametrize(("by_batch", "factor", "again"), [(False, 1.25, 1.25), (True, 0.5 * 2, 1.25)])
 def test_a_second_try_is_sent_live_and_writes_the_cache_of_minutes(by_batch, factor, again):
-    plan = plan_of(price={"input": 1_000_000, "output": 0, "batch": 0.5}, check_retries=1)
-    prices, request = Prices(plan, sure(price_of(plan))), _request(5, choices=("yes", "no"))
-    once = replace(plan, settings=plan.settings.model_copy(update={"check_retries": 0}))
+    config = config_of(price={"input": 1_000_000, "output": 0, "batch": 0.5}, check_retries=1)
+    prices, request = Prices(config, sure(price_of(config))), _request(5, choices=("yes", "no"))
+    once = replace(config, settings=config.settings.model_copy(update={"check_retries": 0}))
     first = most_of(request, once, prices)
-    second = most_of(request, plan, prices) - first
-    most = most_of(request.changed(shared=SHARED), plan, prices, by_batch=by_batch)
+    second = most_of(request, config, prices) - first
+    most = most_of(request.changed(shared=SHARED), config, prices, by_batch=by_batch)
     assert most == pytest.approx(factor * first + again * second)
 
 
@@ -415,23 +415,23 @@ class Refusing(Check):
 
 
 async def test_a_second_try_reserves_at_most_what_a_dry_run_counts_for_it(endpoint):
-    plan = plan_of(price={"input": 1_000_000, "output": 0}, check_retries=1)
-    price, budget, request = sure(price_of(plan)), Budget(1_000_000), _request(50)
-    priced, checked = BudgetedAnswers(plan, price, budget), CheckedAnswers(plan)
+    config = config_of(price={"input": 1_000_000, "output": 0}, check_retries=1)
+    price, budget, request = sure(price_of(config)), Budget(1_000_000), _request(50)
+    priced, checked = BudgetedAnswers(config, price, budget), CheckedAnswers(config)
     priced.following, checked.following = endpoint.answer, priced.answer
     asking = asyncio.ensure_future(checked.answer(request, Call(Facts(checks=(Refusing(),)))))
     await settled()
     await endpoint.reply(0, Completion("y" * 200, "stop", Usage(1, 50)))
-    most = [most_of(request, plan, Prices(plan, price), has_check=checks) for checks in (False, True)]
+    most = [most_of(request, config, Prices(config, price), has_check=checks) for checks in (False, True)]
     assert most[0] + 200 + LONGEST_COMPLAINT < reserved_of(budget) <= most[1] - most[0]
     await endpoint.reply(0, tokens(1))
     await asking
 
 
 def test_the_highest_cost_has_the_second_tries_of_a_function_that_checks_answers():
-    plan = plan_of(check_retries=2)
-    prices = Prices(plan, sure(price_of(plan)))
-    assert [most_of(_request(5), plan, prices, has_check=checks) for checks in (False, True)] == [5, 15]
+    config = config_of(check_retries=2)
+    prices = Prices(config, sure(price_of(config)))
+    assert [most_of(_request(5), config, prices, has_check=checks) for checks in (False, True)] == [5, 15]
 
 
 async def test_a_reply_of_a_batch_is_charged_at_the_price_of_batches_and_frees_what_was_set_aside(ask, endpoint):
@@ -561,16 +561,16 @@ async def test_a_budget_for_free_answers_gives_no_advice(ask, endpoint):
 
 
 async def test_answers_have_a_cost_if_their_price_is_known_and_a_budget_of_the_process_needs_one():
-    unknown = plan_of(price=None)
+    unknown = config_of(price=None)
     assert await BudgetedAnswers.of(Loading(unknown, None, is_shared=False)) is None
     with pytest.raises(PromptmillError, match="the price of test-model is not known"):
         await BudgetedAnswers.of(Loading(unknown, Budget(1), is_shared=False))
-    assert isinstance(await BudgetedAnswers.of(Loading(plan_of(), Budget(1), is_shared=False)), BudgetedAnswers)
+    assert isinstance(await BudgetedAnswers.of(Loading(config_of(), Budget(1), is_shared=False)), BudgetedAnswers)
 
 
 def test_a_call_begins_with_no_cost_and_a_batch_of_unknown_price_counts_as_live():
-    plan = plan_of()
-    step, call = BudgetedAnswers(plan, sure(price_of(plan)), None), Call()
+    config = config_of()
+    step, call = BudgetedAnswers(config, sure(price_of(config)), None), Call()
     step.enter(call)
     assert call.counts.cost == 0.0
     call.counts.cost = 2.0
@@ -580,17 +580,19 @@ def test_a_call_begins_with_no_cost_and_a_batch_of_unknown_price_counts_as_live(
     step.enter(batch)
     assert batch.counts.cost == 0.0
     assert any("counted at the live price" in warning for warning in batch.warnings)
-    plan, known = plan_of(price=DOLLAR | {"batch": 0.5}), Call(exchange=object())  # type: ignore[arg-type]
-    BudgetedAnswers(plan, sure(price_of(plan)), None).enter(known)
+    config, known = config_of(price=DOLLAR | {"batch": 0.5}), Call(exchange=object())  # type: ignore[arg-type]
+    BudgetedAnswers(config, sure(price_of(config)), None).enter(known)
     assert not known.warnings
 
 
 def test_an_unknown_price_is_an_error_that_says_how_to_give_it():
-    plan = openai_plan("https://host.test/v1", model_name="m")
-    assert "the price of m is not known" in unknown_price(plan).message
-    assert "add `price: IN/OUT` to the server's configuration, as only its operator can." in unknown_price(plan).message
-    assert "add --price IN/OUT." in unknown_price(plan).worded(option_of)
-    nameless = openai_plan("https://host.test/v1", model_name="")
+    config = openai_config("https://host.test/v1", model_name="m")
+    assert "the price of m is not known" in unknown_price(config).message
+    assert (
+        "add `price: IN/OUT` to the server's configuration, as only its operator can." in unknown_price(config).message
+    )
+    assert "add --price IN/OUT." in unknown_price(config).worded(option_of)
+    nameless = openai_config("https://host.test/v1", model_name="")
     assert "the price of this model" in unknown_price(nameless).message
 
 
@@ -610,7 +612,7 @@ def _request(most: int | None = 20, extra: Mapping[str, Any] | None = None, **sa
     ],
 )
 def test_the_likely_and_the_highest_cost_are_those_of_all_requests(requests, likely, most):
-    found = cost_of(plan_of(), requests)
+    found = cost_of(config_of(), requests)
     assert found[1] == most
     assert likely is None or found[0] == likely
 
@@ -647,41 +649,41 @@ def test_the_highest_usage_has_room_for_calls_schemas_and_parameters_of_any_kind
 
 
 def test_the_likely_cost_has_a_token_for_four_characters_of_a_prompt():
-    likely, most = cost_of(plan_of(price={"input": 1_000_000, "output": 0}), [_request(5)])
+    likely, most = cost_of(config_of(price={"input": 1_000_000, "output": 0}), [_request(5)])
     size = worst_case(_request(5)).prompt_tokens
     assert (likely, most) == (size // 4, size)
 
 
 def test_a_call_at_gpt_5_6_may_write_its_whole_prompt_to_the_cache():
     raw = openai_configuration("http://127.0.0.1:1/v1", provider="openai", model_name="gpt-5.6-luna")._raw
-    plan = Configuration({**raw, "price": {"input": 1_000_000, "output": 0, "batch": 0.5}}).plan
+    config = Configuration({**raw, "price": {"input": 1_000_000, "output": 0, "batch": 0.5}}).config
     prompts = "long " * 2000, "short"
     requests = [Request(0, conversation_from_prompt(text, "a prompt"), Sampling(max_tokens=5)) for text in prompts]
     long, short = (worst_case(request).prompt_tokens for request in requests)
-    likely, most = cost_of(plan, requests)
+    likely, most = cost_of(config, requests)
     assert likely == long // 4 * 1.25 + short // 4
-    prices = Prices(plan, sure(price_of(plan)))
+    prices = Prices(config, sure(price_of(config)))
     factor = sure(most) / (long + short)
     assert factor % 1.25 == 0  # at the tier that the account may choose
     row = requests[0].changed(shared=NOTHING_SHARED)
-    assert most_of(row, plan, prices) == pytest.approx(long * factor / 1.25)
+    assert most_of(row, config, prices) == pytest.approx(long * factor / 1.25)
 
 
 def test_without_a_price_no_cost_is_known():
     for requests in ([], [_request()]):
-        assert cost_of(plan_of(price=None), requests) == (None, None)
+        assert cost_of(config_of(price=None), requests) == (None, None)
 
 
 def test_the_highest_cost_has_the_schema_of_choices():
-    plan = plan_of(price={"input": 1_000_000, "output": 0}, check_retries=0)
-    prices, form = Prices(plan, sure(price_of(plan))), choices_of(("yes", "no")).response_format
-    most = most_of(_request(5, choices=("yes", "no")), plan, prices)
+    config = config_of(price={"input": 1_000_000, "output": 0}, check_retries=0)
+    prices, form = Prices(config, sure(price_of(config))), choices_of(("yes", "no")).response_format
+    most = most_of(_request(5, choices=("yes", "no")), config, prices)
     assert most == worst_case(_request(5, response_format=form)).prompt_tokens
-    assert most > most_of(_request(5), plan, prices) + 100
+    assert most > most_of(_request(5), config, prices) + 100
 
 
 def test_the_highest_cost_without_a_limit_or_a_price_is_infinite():
-    plan = plan_of()
-    prices = Prices(plan, sure(price_of(plan)))
-    assert most_of(_request(None), plan, prices) == math.inf
-    assert most_of(_request(5, {"model": "other"}), plan, prices) == math.inf
+    config = config_of()
+    prices = Prices(config, sure(price_of(config)))
+    assert most_of(_request(None), config, prices) == math.inf
+    assert most_of(_request(5, {"model": "other"}), config, prices) == math.inf

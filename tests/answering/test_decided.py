@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from decision_replies import decides, likeliest, shares
-from fakes import openai_configuration, openai_plan
+from fakes import openai_config, openai_configuration
 from promptmill.answering.costs import most_of, worst_case
 from promptmill.answering.decided import bytes_of, tokens_of
 from promptmill.answering.flights import request_digest
@@ -48,10 +48,10 @@ class Asking:
         usual = {"dialect": "systemone", "model_name": "jev-latest"}
         configuration = openai_configuration(self.upstream.url, **{**usual, **block})
         async with aclosing(Service(Configuration({**configuration._raw, **(top or {})}))) as service:
-            plan = service.plan.with_sampling(sampling)
+            config = service.config.with_sampling(sampling)
             items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
             self.call = Call(Facts(total=len(prompts)))
-            return await service.generate(items, self.call, plan=plan)
+            return await service.generate(items, self.call, config=config)
 
 
 @pytest.fixture
@@ -161,13 +161,13 @@ def test_definitions_and_the_questions_of_a_client_are_in_the_key_where_the_mode
 
 
 def test_the_highest_cost_counts_the_evidence_of_each_part() -> None:
-    plan = openai_plan("http://h", provider="databricks-decisions", model_name="jev")
+    config = openai_config("http://h", provider="databricks-decisions", model_name="jev")
     labels = {"type": "array", "items": {"enum": [f"label {number}" for number in range(200)]}}
     schema = {"type": "object", "properties": {"labels": labels}, "required": ["labels"]}
     request = replace(_rows("x" * 100_000), sampling=Sampling(response_format=asking_for(schema)))
-    price = price_of(plan)
+    price = price_of(config)
     assert price is not None
-    assert most_of(request, plan, Prices(plan, price)) > 4 * 100_000 * 0.042 / 1e6 * 2
+    assert most_of(request, config, Prices(config, price)) > 4 * 100_000 * 0.042 / 1e6 * 2
     assert 4 * 25_000 < tokens_of(request, 64) < 110_000
 
 
@@ -180,15 +180,15 @@ async def test_decisions_are_cached_without_a_temperature(asking: Asking, tmp_pa
 
 
 def test_the_price_of_a_provider_is_that_of_its_input() -> None:
-    plan = openai_plan([], provider="typesafe", model_name="jev-1.14.0")
-    price = price_of(plan)
+    config = openai_config([], provider="typesafe", model_name="jev-1.14.0")
+    price = price_of(config)
     assert price is not None
-    assert registry.decides(plan)
+    assert registry.decides(config)
     request = _rows("a b", "c")
     most = worst_case(request, decides=True)
     assert (most.completion_tokens, most.prompt_tokens > bytes_of(request) > 4 * (tokens_of(request) - 1)) == (0, True)
-    assert most_of(request, plan, Prices(plan, price)) == pytest.approx(most.prompt_tokens * 0.042 / 1e6)
-    other = openai_plan("https://api.openai.com/v1", dialect="decisions", model_name="gpt-6-luna")
+    assert most_of(request, config, Prices(config, price)) == pytest.approx(most.prompt_tokens * 0.042 / 1e6)
+    other = openai_config("https://api.openai.com/v1", dialect="decisions", model_name="gpt-6-luna")
     assert (price_of(other) or price).cost(most) == pytest.approx(most.prompt_tokens * 0.10 / 1e6)
 
 
@@ -197,10 +197,10 @@ async def test_a_row_with_a_sound_fails_alone(asking: Asking) -> None:
         asking.upstream.url, dialect="systemone", model_name="jev-1.14.0", concurrency=1
     )
     async with aclosing(Service(configuration)) as service:
-        plan = service.plan.with_sampling(LABELS)
+        config = service.config.with_sampling(LABELS)
         sound = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
         items = [conversation_from_prompt({"content": [sound]}, "it"), conversation_from_prompt("mail", "it")]
-        outcomes = await service.generate(items, Call(Facts(total=2)), plan=plan)
+        outcomes = await service.generate(items, Call(Facts(total=2)), config=config)
     assert isinstance(outcomes[0], Failure)
     assert (outcomes[0].error.code, outcomes[0].concerns_all) == (Code.UNSUPPORTED, False)
     assert isinstance(outcomes[1], Completion)

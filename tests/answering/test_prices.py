@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fakes import openai_plan
+from fakes import openai_config
 from promptmill.answering.costs import most_of, worst_case
 from promptmill.answering.prices import (
     BATCH,
@@ -21,7 +21,7 @@ from promptmill.answering.prices import (
     tier_of,
 )
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
-from promptmill.config import resolved_config
+from promptmill.config import model_config
 from promptmill.config.configuration import Configuration
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError
@@ -50,9 +50,9 @@ def test_a_listed_price_is_found_by_the_provider_and_by_its_address(endpoint):
     pytest.importorskip("genai_prices")
 
     def values(raw):
-        return resolved_config.settings_of(raw, backend=None, endpoint=endpoint, model="gpt-5-mini", sampling={})
+        return model_config.settings_of(raw, backend=None, endpoint=endpoint, model="gpt-5-mini", sampling={})
 
-    price = price_of(Configuration.load(None, values=values).plan)
+    price = price_of(Configuration.load(None, values=values).config)
     assert price is not None
     assert price.cost(Usage(1_000_000, 0)) > 0
 
@@ -246,7 +246,7 @@ def test_a_discount_applies_only_if_the_request_or_the_operator_named_its_tier(s
 @pytest.mark.parametrize(("tier", "factor"), [("", 1), ("default", 1), ("flex", 0.5), ("priority", 2), ("fast", 2)])
 def test_a_listed_price_depends_on_the_service_tier(tier, factor):
     pytest.importorskip("genai_prices")
-    price = sure(price_of(openai_plan("https://api.openai.com/v1", model_name="gpt-5")))
+    price = sure(price_of(openai_config("https://api.openai.com/v1", model_name="gpt-5")))
     for usage in (Usage(1000, 1000), Usage(150_000, 1000), Usage(1000, 10, 500)):
         assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))
 
@@ -282,7 +282,7 @@ GOOGLE = "https://generativelanguage.googleapis.com/v1beta"
 
 def listed(model, url=OPENAI):
     pytest.importorskip("genai_prices")
-    return sure(price_of(openai_plan(url, model_name=model)))
+    return sure(price_of(openai_config(url, model_name=model)))
 
 
 def test_the_third_number_of_a_price_is_the_part_that_a_batch_costs():
@@ -332,16 +332,16 @@ def test_a_long_prompt_has_the_listed_prices_of_the_cache():
     ids=["unknown host", "this machine", "unknown model", "no model", "several hosts"],
 )
 def test_a_price_is_listed_for_a_model_at_one_known_host(url, model):
-    assert price_of(openai_plan(url, model_name=model)) is None
+    assert price_of(openai_config(url, model_name=model)) is None
 
 
 def test_an_engine_has_only_the_price_of_its_operator():
     raw = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "gpt-4o"}}}
-    assert price_of(Configuration(raw).plan) is None
-    price = sure(price_of(Configuration(raw | {"price": {"input": 1, "output": 2, "cached_input": 0.25}}).plan))
+    assert price_of(Configuration(raw).config) is None
+    price = sure(price_of(Configuration(raw | {"price": {"input": 1, "output": 2, "cached_input": 0.25}}).config))
     assert price.cost(Usage(1_000_000, 1_000_000, cached_tokens=1_000_000)) == 2.25
     assert price.batch is None
-    assert sure(price_of(Configuration(raw | {"price": {"input": 1, "output": 2}}).plan)).cost(Usage(9, 0, 9)) == 9e-6
+    assert sure(price_of(Configuration(raw | {"price": {"input": 1, "output": 2}}).config)).cost(Usage(9, 0, 9)) == 9e-6
 
 
 def test_many_rows_are_priced_one_by_one_not_as_a_long_prompt():
@@ -359,9 +359,9 @@ def test_many_rows_are_priced_one_by_one_not_as_a_long_prompt():
 def prices():
     """The prices at OpenAI with an operator's price for the model `mine`, which may also be named `ours`."""
     pytest.importorskip("genai_prices")
-    plan = openai_plan(OPENAI, model_name="mine")
-    plan = replace(plan, settings=plan.settings.model_copy(update={"extra_params": {"models": ["ours"]}}))
-    return Prices(plan, FlatPrice(5.0, 5.0, 5.0))
+    config = openai_config(OPENAI, model_name="mine")
+    config = replace(config, settings=config.settings.model_copy(update={"extra_params": {"models": ["ours"]}}))
+    return Prices(config, FlatPrice(5.0, 5.0, 5.0))
 
 
 @pytest.mark.parametrize(
@@ -406,14 +406,16 @@ def test_the_most_expensive_of_several_models_has_the_highest_batch_price_if_all
     ids=["provider", "this machine", "both"],
 )
 def test_an_unknown_price_is_asked_for_unless_all_endpoints_are_on_this_machine(url, says):
-    message = PromptmillError(Code.INVALID_CONFIG, no_price_known(openai_plan(url, model_name="m"), ["a", "b"])).message
+    message = PromptmillError(
+        Code.INVALID_CONFIG, no_price_known(openai_config(url, model_name="m"), ["a", "b"])
+    ).message
     assert message.startswith("no price is known for a, b")
     assert ("`prices.a: IN/OUT` in the server's configuration gives it" in message) == says
 
 
 def priced_plan(**keys):
     block = {"model_name": "m", "base_url": "http://127.0.0.1:1/v1"}
-    return Configuration({"backend": "openai", "backend_configs": {"openai": block}, **keys}).plan
+    return Configuration({"backend": "openai", "backend_configs": {"openai": block}, **keys}).config
 
 
 @pytest.mark.parametrize(
@@ -421,31 +423,31 @@ def priced_plan(**keys):
     [({}, 1), ({"n": 3}, 3), ({"choices": ("yes", "no")}, 3), ({"n": 2, "choices": ("yes", "no")}, 6)],
 )
 def test_the_highest_cost_has_each_answer_and_second_try_of_a_request(own, answers):
-    plan = priced_plan(price={"input": 0, "output": 1}, check_retries=2)
+    config = priced_plan(price={"input": 0, "output": 1}, check_retries=2)
     request = _request(max_tokens=100, **own)
-    assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 == pytest.approx(100 * answers)
+    assert most_of(request, config, Prices(config, sure(price_of(config)))) * 1_000_000 == pytest.approx(100 * answers)
 
 
 def test_the_prompt_of_a_second_try_has_the_first_answer():
-    plan = priced_plan(price={"input": 1, "output": 0}, check_retries=1)
+    config = priced_plan(price={"input": 1, "output": 0}, check_retries=1)
     request = _request(max_tokens=1000, choices=("yes", "no"))
     first = worst_case(request).prompt_tokens
     complaint = 400  # about
-    most = most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000
+    most = most_of(request, config, Prices(config, sure(price_of(config)))) * 1_000_000
     assert most > 2 * first + 4 * 1000 + complaint
 
 
 @pytest.mark.parametrize(("by_batch", "factor"), [(False, 1.25), (True, 0.5 * 2)])
 def test_the_highest_cost_has_writing_a_shared_prompt_to_the_cache(by_batch, factor):
-    plan = priced_plan(price={"input": 1, "output": 0, "batch": 0.5})
-    prices, alone = Prices(plan, sure(price_of(plan))), _request(max_tokens=100)
+    config = priced_plan(price={"input": 1, "output": 0, "batch": 0.5})
+    prices, alone = Prices(config, sure(price_of(config))), _request(max_tokens=100)
     shared = alone.changed(shared=Shared(5000, ""))
-    assert most_of(shared, plan, prices, by_batch=by_batch) == pytest.approx(factor * most_of(alone, plan, prices))
+    assert most_of(shared, config, prices, by_batch=by_batch) == pytest.approx(factor * most_of(alone, config, prices))
 
 
 def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
     block = {"model_name": "claude-sonnet-4-5", "provider": "anthropic"}
-    price = price_of(Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan)
+    price = price_of(Configuration({"backend": "openai", "backend_configs": {"openai": block}}).config)
     assert price is not None
     fresh = price.cost(Usage(1000, 0))
     assert fresh == pytest.approx(1000 * 3 / 1_000_000)
@@ -455,18 +457,18 @@ def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
 
 @pytest.mark.parametrize(("block", "offered"), [({"provider": "openai"}, True), ({"base_url": "localhost:1"}, False)])
 def test_the_list_of_prices_is_offered_for_a_provider_if_it_is_not_installed(monkeypatch, block, offered):
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
-    assert not list_of_prices(plan)
+    config = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).config
+    assert not list_of_prices(config)
     monkeypatch.setattr("promptmill.answering.prices.importlib.util.find_spec", lambda _: None)
-    assert list_of_prices(plan).startswith("; the list of prices may know it: ") == offered
+    assert list_of_prices(config).startswith("; the list of prices may know it: ") == offered
 
 
 def test_a_price_by_name_comes_before_the_price_of_the_file_and_follows_the_model():
     prices = {"m": "1/2", "other": {"input": 3, "output": 4}}
     block = {"openai": {"base_url": "https://host.test/v1", "model_name": "m"}}
     raw = {"backend": "openai", "backend_configs": block, "price": "9/9", "prices": prices}
-    plan = Configuration(raw).plan
+    config = Configuration(raw).config
     million = Usage(1_000_000, 1_000_000)
-    assert sure(price_of(plan)).cost(million) == 3.0
-    assert sure(price_of(plan.with_model("other"))).cost(million) == 7.0
-    assert price_of(plan.with_model("unknown")) is None
+    assert sure(price_of(config)).cost(million) == 3.0
+    assert sure(price_of(config.with_model("other"))).cost(million) == 7.0
+    assert price_of(config.with_model("unknown")) is None

@@ -22,14 +22,14 @@ SEARCHED = Usage(1_000_000, 100_000, searches=3)
 WEB = {"tools": [{"type": "web_search"}]}
 
 
-def plan_of(url: str, model: str = "m", **price: Any) -> Any:
+def config_of(url: str, model: str = "m", **price: Any) -> Any:
     """Return the plan of a model at a provider."""
     raw = openai_configuration(url, model_name=model)._raw
-    return Configuration({**raw, "price": A_MILLION | price}).plan
+    return Configuration({**raw, "price": A_MILLION | price}).config
 
 
-def paid(usage: Usage, plan: Any) -> float | None:
-    price = price_of(plan)
+def paid(usage: Usage, config: Any) -> float | None:
+    price = price_of(config)
     assert price is not None
     return charge([(usage, "")], price, Tiers())
 
@@ -49,25 +49,27 @@ def paid(usage: Usage, plan: Any) -> float | None:
     ],
 )
 def test_searches_are_part_of_the_cost_at_the_price_of_the_provider(url, model, a_thousand):
-    assert paid(SEARCHED, plan_of(url, model)) == pytest.approx(2.0 + 3 * a_thousand / 1000)
+    assert paid(SEARCHED, config_of(url, model)) == pytest.approx(2.0 + 3 * a_thousand / 1000)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "https://api.x.ai/v1", "https://openrouter.ai/api/v1"])
 def test_a_search_at_an_unknown_price_makes_the_cost_unknown(url):
-    assert paid(SEARCHED, plan_of(url)) is None
-    assert paid(Usage(1_000_000, 100_000), plan_of(url)) == pytest.approx(2.0), "without a search, it is known"
-    assert paid(SEARCHED, plan_of(url, search=20)) == pytest.approx(2.06), "the operator's price"
+    assert paid(SEARCHED, config_of(url)) is None
+    assert paid(Usage(1_000_000, 100_000), config_of(url)) == pytest.approx(2.0), "without a search, it is known"
+    assert paid(SEARCHED, config_of(url, search=20)) == pytest.approx(2.06), "the operator's price"
 
 
 def test_the_cost_that_a_reply_states_counts():
     stated = Usage(1_000_000, 100_000, searches=3, stated_cost=123_000_000)
-    assert paid(stated, plan_of("https://api.x.ai/v1")) == pytest.approx(0.0123)
-    assert paid(Usage(1_000_000, 0, stated_cost=1), plan_of("https://api.x.ai/v1")) == 1.0, "of a request with a search"
+    assert paid(stated, config_of("https://api.x.ai/v1")) == pytest.approx(0.0123)
+    assert paid(Usage(1_000_000, 0, stated_cost=1), config_of("https://api.x.ai/v1")) == 1.0, (
+        "of a request with a search"
+    )
 
 
 def test_the_stated_cost_counts_for_a_request_that_may_search():
     stated = Usage(1_000_000, 0, stated_cost=260_000_000)
-    price = price_of(plan_of("https://openrouter.ai/api/v1", "openai/gpt-5:online"))
+    price = price_of(config_of("https://openrouter.ai/api/v1", "openai/gpt-5:online"))
     assert price is not None
     assert charge([(stated, "")], price, Tiers(), may_search=True) == pytest.approx(0.026)
 
@@ -84,10 +86,10 @@ def test_the_stated_cost_counts_for_a_request_that_may_search():
     ],
 )
 async def test_a_search_without_a_price_costs_what_is_stated(extra, usage, cost):
-    plan, usage = plan_of("http://127.0.0.1:1/v1", "m"), Usage(1_000_000, 100_000, **usage)
-    price = price_of(plan)
+    config, usage = config_of("http://127.0.0.1:1/v1", "m"), Usage(1_000_000, 100_000, **usage)
+    price = price_of(config)
     assert price is not None
-    step = BudgetedAnswers(plan, price, None)
+    step = BudgetedAnswers(config, price, None)
     call = Call()
     step.enter(call)
 
@@ -104,10 +106,10 @@ async def test_a_search_without_a_price_costs_what_is_stated(extra, usage, cost)
 @pytest.mark.parametrize(("more", "a_thousand"), [({}, None), ({"search": 20}, 20)])
 def test_the_older_search_of_openai_has_no_known_price(more, a_thousand):
     older = {"tools": [{"type": "web_search_preview_2025_03_11"}]}
-    plan = plan_of("https://api.openai.com/v1", **more)
-    price = price_of(plan)
+    config = config_of("https://api.openai.com/v1", **more)
+    price = price_of(config)
     assert price is not None
-    prices = Prices(plan, price)
+    prices = Prices(config, price)
     found = prices.of(Request(0, PROMPT, Sampling(), older))
     assert found is not None
     assert found.search == a_thousand
@@ -121,7 +123,7 @@ def test_the_older_search_of_openai_has_no_known_price(more, a_thousand):
 def test_the_older_search_may_be_in_the_configuration(more, a_thousand):
     raw = openai_configuration("https://api.openai.com/v1", model_name="m")._raw
     older = {"tools": [{"type": "web_search_preview"}]}
-    price = price_of(Configuration({**raw, "price": A_MILLION | more, "extra_params": older}).plan)
+    price = price_of(Configuration({**raw, "price": A_MILLION | more, "extra_params": older}).config)
     assert price is not None
     assert price.search == a_thousand
 
@@ -136,16 +138,16 @@ def test_the_older_search_may_be_in_the_configuration(more, a_thousand):
 )
 def test_of_several_models_the_highest_price_of_searches_counts(extra, a_thousand):
     pytest.importorskip("genai_prices")
-    plan = plan_of("https://api.openai.com/v1")
-    price = price_of(plan)
+    config = config_of("https://api.openai.com/v1")
+    price = price_of(config)
     assert price is not None
-    found = Prices(plan, price).of(Request(0, PROMPT, Sampling(), extra))
+    found = Prices(config, price).of(Request(0, PROMPT, Sampling(), extra))
     assert found is not None
     assert found.search == a_thousand
 
 
 def test_a_price_of_searches_that_one_of_several_models_lacks_is_unknown():
-    known, unknown = price_of(plan_of("https://api.openai.com/v1")), price_of(plan_of("http://127.0.0.1:1/v1"))
+    known, unknown = price_of(config_of("https://api.openai.com/v1")), price_of(config_of("http://127.0.0.1:1/v1"))
     assert known is not None
     assert unknown is not None
     assert (known.search, unknown.search) == (10, None)
@@ -193,10 +195,10 @@ async def test_a_budget_charges_the_highest_cost_for_a_search_that_nobody_asked_
 @pytest.mark.parametrize("limit", ["process", "call", "none"])
 def test_no_limit_of_costs_where_the_configuration_searches(limit, extra):
     raw = openai_configuration("https://api.openai.com/v1")._raw
-    plan = Configuration({**raw, "price": A_MILLION, "extra_params": extra}).plan
-    price = price_of(plan)
+    config = Configuration({**raw, "price": A_MILLION, "extra_params": extra}).config
+    price = price_of(config)
     assert price is not None
-    step = BudgetedAnswers(plan, price, Budget(1.0) if limit == "process" else None)
+    step = BudgetedAnswers(config, price, Budget(1.0) if limit == "process" else None)
     call = Call(ledger=Ledger(Budget(1.0) if limit == "call" else None))
     if extra and limit != "none":
         with pytest.raises(PromptmillError, match="no amount bounds a search of the web"):
@@ -209,7 +211,7 @@ def test_no_limit_of_costs_where_the_configuration_searches(limit, extra):
 def loading(url: str) -> Any:
     from promptmill.answering.step import Loading
 
-    return Loading(plan_of(url), None, is_shared=False)
+    return Loading(config_of(url), None, is_shared=False)
 
 
 @pytest.mark.parametrize(
@@ -233,15 +235,15 @@ def loading(url: str) -> Any:
 )
 def test_no_budget_is_promised_for_a_request_that_may_search(extra):
     request = Request(0, PROMPT, Sampling(max_tokens=10), extra)
-    plan = plan_of("https://api.openai.com/v1")
+    config = config_of("https://api.openai.com/v1")
     with pytest.raises(PromptmillError, match="no amount bounds a search of the web") as caught:
-        worst_case(request, plan.model)
+        worst_case(request, config.model)
     assert caught.value.code is Code.INVALID_CONFIG
     assert "`limit: 20`" in str(caught.value)
-    price = price_of(plan)
+    price = price_of(config)
     assert price is not None
-    assert most_of(request, plan, Prices(plan, price)) == float("inf")
-    assert cost_of(plan, [request]) == (None, None)
+    assert most_of(request, config, Prices(config, price)) == float("inf")
+    assert cost_of(config, [request]) == (None, None)
 
 
 @pytest.mark.parametrize(

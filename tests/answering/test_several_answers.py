@@ -25,75 +25,75 @@ def ask(upstream, closing):
     async def asker(*prompts, top=None, block=None, **sampling):
         configuration = openai_configuration(upstream.url, **(block or {}))
         service = closing(Service(Configuration({**configuration._raw, **(top or {})})))
-        stats = Call(Facts(total=len(prompts)))
+        call = Call(Facts(total=len(prompts)))
         items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
-        return await service.generate(items, stats, plan=service.plan.with_sampling(sampling)), stats
+        return await service.generate(items, call, config=service.config.with_sampling(sampling)), call
 
     return asker
 
 
 async def test_each_prompt_gets_as_many_answers_as_are_asked_for(ask, upstream):
     upstream.reply = choose(lambda seen: answer(f"{seen.prompt}{seen.json['seed']}"))
-    (a, b), stats = await ask("a", "b", n=3, seed=7)
+    (a, b), call = await ask("a", "b", n=3, seed=7)
     assert (a.text, a.answers) == ("a7", ("a7", "a8", "a9"))
     assert (b.text, b.answers) == ("b7", ("b7", "b8", "b9"))
-    assert (stats.counts.done, stats.counts.failed, stats.counts.requests) == (2, 0, 6)
+    assert (call.counts.done, call.counts.failed, call.counts.requests) == (2, 0, 6)
     assert (a.usage.completion_tokens, a.attempts) == (3, 3)
     assert not any("n" in seen.json for seen in upstream.seen), "on every endpoint alike"
 
 
 async def test_one_answer_is_what_it_always_was(ask, upstream):
-    (outcome,), stats = await ask("a", n=1)
+    (outcome,), call = await ask("a", n=1)
     assert isinstance(outcome, Completion)
-    assert (outcome.answers, stats.counts.requests) == ((), 1)
+    assert (outcome.answers, call.counts.requests) == ((), 1)
 
 
 async def test_each_answer_is_held_to_the_schema(ask, upstream):
     texts = iter(['{"a": 1}', "no", '{"a": 2}', '{"a": 3}'])
     upstream.reply = choose(lambda seen: answer(next(texts)))
     schema = asking_for({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
-    (outcome,), stats = await ask("x", n=3, response_format=schema)
+    (outcome,), call = await ask("x", n=3, response_format=schema)
     assert sorted(json.loads(text)["a"] for text in outcome.answers) == [1, 2, 3]
-    assert (stats.counts.done, stats.counts.asked_again, stats.counts.requests) == (1, 1, 4)
+    assert (call.counts.done, call.counts.asked_again, call.counts.requests) == (1, 1, 4)
 
 
 async def test_an_answer_that_failed_leaves_the_others(ask, upstream):
     numbers = iter(range(10))
     upstream.reply = choose(lambda seen: status(400, "no") if next(numbers) == 1 else answer())
-    (outcome,), stats = await ask("x", n=3)
+    (outcome,), call = await ask("x", n=3)
     assert sorted(outcome.answers) == ["", "echo: x", "echo: x"]
-    assert (outcome.text, stats.counts.done, stats.counts.failed, stats.counts.codes) == ("echo: x", 1, 0, {})
-    assert any("1 of 3 answers" in warning for warning in stats.warnings)
+    assert (outcome.text, call.counts.done, call.counts.failed, call.counts.codes) == ("echo: x", 1, 0, {})
+    assert any("1 of 3 answers" in warning for warning in call.warnings)
 
 
 async def test_a_prompt_without_any_answer_fails_once(ask, upstream):
     upstream.reply = status(400, "no")
-    (outcome,), stats = await ask("x", n=3)
+    (outcome,), call = await ask("x", n=3)
     assert outcome.error.code is Code.BAD_REQUEST
-    assert (stats.counts.done, stats.counts.failed, stats.counts.codes) == (1, 1, {"bad_request": 1})
+    assert (call.counts.done, call.counts.failed, call.counts.codes) == (1, 1, {"bad_request": 1})
 
 
 async def test_a_prompt_for_which_the_budget_ends_fails_and_its_cost_counts(ask, upstream):
     top = {"price": {"input": 0, "output": 1_000_000}, "max_cost": 5.0}
-    (outcome,), stats = await ask("x y", n=3, top=top, max_tokens=3)
+    (outcome,), call = await ask("x y", n=3, top=top, max_tokens=3)
     sent = len(upstream.seen)
     assert 0 < sent < 3
     assert (outcome.error.code, outcome.error.retryable, outcome.attempts) == (Code.BUDGET, True, sent)
-    assert (stats.counts.failed, outcome.cost, stats.counts.cost) == (1, 3.0 * sent, 3.0 * sent)
+    assert (call.counts.failed, outcome.cost, call.counts.cost) == (1, 3.0 * sent, 3.0 * sent)
 
 
 async def test_several_answers_are_kept_together_in_the_cache(ask, upstream, tmp_path):
     upstream.reply = choose(lambda seen: answer(f"{seen.number}"))
     for _ in range(2):
-        (outcome,), stats = await ask("x", n=2, top={"cache": str(tmp_path / "a.sqlite")}, temperature=0)
+        (outcome,), call = await ask("x", n=2, top={"cache": str(tmp_path / "a.sqlite")}, temperature=0)
         assert len(outcome.answers) == 2
-    assert (stats.counts.cached, len(upstream.seen)) == (1, 2)
+    assert (call.counts.cached, len(upstream.seen)) == (1, 2)
 
 
 async def test_workers_send_them_as_well(ask, upstream):
-    outcomes, stats = await ask(*(f"{at}" for at in range(20)), n=2, block={"num_workers": 2, "bulk_threshold": 10})
+    outcomes, call = await ask(*(f"{at}" for at in range(20)), n=2, block={"num_workers": 2, "bulk_threshold": 10})
     assert [outcome.answers for outcome in outcomes] == [(f"echo: {at}",) * 2 for at in range(20)]
-    assert (stats.counts.done, stats.counts.requests) == (20, 40)
+    assert (call.counts.done, call.counts.requests) == (20, 40)
 
 
 @pytest.mark.parametrize(("size", "together"), [(4, 2), (5, 2), (6, 1), (50, 1), (0, 8)])

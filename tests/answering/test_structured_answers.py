@@ -28,10 +28,10 @@ def ask(upstream, closing):
         configuration = openai_configuration(upstream.url)
         configuration = type(configuration)({**configuration._raw, **(top or {})})
         service = closing(Service(configuration))
-        stats = Call(Facts(total=len(prompts)))
+        call = Call(Facts(total=len(prompts)))
         items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
-        plan = service.plan.with_sampling({"response_format": asking_for(schema)} | sampling)
-        return await service.generate(items, stats, plan=plan), stats
+        config = service.config.with_sampling({"response_format": asking_for(schema)} | sampling)
+        return await service.generate(items, call, config=config), call
 
     return asked
 
@@ -42,50 +42,50 @@ def _again(seen):
 
 async def test_good_answers_pass_as_they_are(ask, upstream):
     upstream.reply = answer('{"name": "Ada"}')
-    outcomes, stats = await ask(["Who?"] * 3)
+    outcomes, call = await ask(["Who?"] * 3)
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 3
-    assert (stats.counts.repaired, stats.counts.asked_again, stats.counts.done, stats.counts.requests) == (0, 0, 3, 3)
+    assert (call.counts.repaired, call.counts.asked_again, call.counts.done, call.counts.requests) == (0, 0, 3, 3)
 
 
 async def test_sloppy_answers_are_repaired_without_asking_again(ask, upstream):
     upstream.reply = answer('Sure:\n```json\n{"name": "Ada",}\n```')
-    outcomes, stats = await ask(["Who?"])
+    outcomes, call = await ask(["Who?"])
     assert json.loads(outcomes[0].text) == {"name": "Ada"}
-    assert (stats.counts.repaired, stats.counts.asked_again, stats.counts.requests) == (1, 0, 1)
+    assert (call.counts.repaired, call.counts.asked_again, call.counts.requests) == (1, 0, 1)
 
 
 async def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_tokens_count(ask, upstream):
     upstream.reply = choose(lambda seen: answer('{"name": "Ada"}' if _again(seen) else '{"name": 5}'))
-    outcomes, stats = await ask(["Who is it?", "And who?"])
+    outcomes, call = await ask(["Who is it?", "And who?"])
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 2
     assert [outcome.attempts for outcome in outcomes] == [2, 2]
     turns = next(seen.json["messages"] for seen in upstream.seen if _again(seen))
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
     assert turns[2]["content"] == '{"name": 5}'
     assert "$.name" in turns[3]["content"]
-    assert (stats.counts.asked_again, stats.counts.done, stats.counts.failed, stats.counts.requests) == (2, 2, 0, 4)
-    assert stats.counts.prompt_tokens == sum(len(seen.prompt.split()) for seen in upstream.seen)
-    assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == stats.counts.prompt_tokens
+    assert (call.counts.asked_again, call.counts.done, call.counts.failed, call.counts.requests) == (2, 2, 0, 4)
+    assert call.counts.prompt_tokens == sum(len(seen.prompt.split()) for seen in upstream.seen)
+    assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == call.counts.prompt_tokens
 
 
 async def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
     upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("I do not know."))
-    (good, bad), stats = await ask(["Good?", "Bad?"], top={"check_retries": 2})
+    (good, bad), call = await ask(["Good?", "Bad?"], top={"check_retries": 2})
     assert isinstance(good, Completion)
     assert isinstance(bad, Failure)
     assert (bad.error.code, bad.text, bad.attempts) == (Code.INVALID_ANSWER, "I do not know.", 3)
-    assert (stats.counts.done, stats.counts.failed, stats.counts.codes) == (2, 1, {"invalid_answer": 1})
+    assert (call.counts.done, call.counts.failed, call.counts.codes) == (2, 1, {"invalid_answer": 1})
     # of several wrong answers the last alone is shown
     assert max(len(seen.json["messages"]) for seen in upstream.seen) == 4
 
 
 async def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
     upstream.reply = answer('{"name": "A', finish_reason="length")
-    (outcome,), stats = await ask(["Who?"])
+    (outcome,), call = await ask(["Who?"])
     assert outcome.error.code is Code.INVALID_ANSWER
     assert "max_tokens" in str(outcome.error)
     assert "maxItems" in outcome.error.hint
-    assert (stats.counts.requests, stats.counts.asked_again) == (1, 0)
+    assert (call.counts.requests, call.counts.asked_again) == (1, 0)
 
 
 def _called(arguments, **more):
@@ -101,9 +101,9 @@ async def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
 
 async def test_the_arguments_of_a_call_that_nobody_asked_for_are_the_answer(ask, upstream):
     upstream.reply = _called('{"name": "Ada"}')
-    (outcome,), stats = await ask(["Who?"])
+    (outcome,), call = await ask(["Who?"])
     assert (outcome.text, outcome.tool_calls, outcome.finish_reason) == ('{"name": "Ada"}', (), "stop")
-    assert stats.counts.requests == 1
+    assert call.counts.requests == 1
 
 
 async def test_a_call_that_nobody_asked_for_is_a_wrong_answer_if_its_arguments_are(ask, upstream):
@@ -135,11 +135,11 @@ async def test_the_time_of_an_answer_is_that_of_all_its_requests(ask, upstream):
 
 async def test_calls_with_equal_parameters_keep_their_own_checks(upstream, closing):
     service = closing(Service(openai_configuration(upstream.url)))
-    upstream.reply, plan = answer("fine"), service.plan
+    upstream.reply, config = answer("fine"), service.config
     for complaint in ("", "no", ""):
         checks = (Refusing(complaint),) if complaint else ()
         call = Call(Facts(total=1, checks=checks))
-        (outcome,) = await service.generate([conversation_from_prompt("Hi", "a prompt")], call, plan=plan)
+        (outcome,) = await service.generate([conversation_from_prompt("Hi", "a prompt")], call, config=config)
         assert isinstance(outcome, Failure) is bool(complaint)
 
 
@@ -160,10 +160,10 @@ class Refusing(Check):
 
 async def test_a_refusal_is_an_error_with_its_words_after_one_request(ask, upstream):
     upstream.reply = answer(None, message={"refusal": "I cannot help with that."})
-    (outcome,), stats = await ask(["Who?"])
+    (outcome,), call = await ask(["Who?"])
     assert outcome.error.code is Code.CONTENT_FILTER
     assert "I cannot help with that." in outcome.error.message
-    assert stats.counts.requests == 1
+    assert call.counts.requests == 1
 
 
 @pytest.mark.parametrize(
@@ -175,17 +175,17 @@ async def test_a_refusal_is_an_error_with_its_words_after_one_request(ask, upstr
 )
 async def test_an_answer_that_is_an_object_instead_of_its_text_is_read(ask, upstream, reply):
     upstream.reply = reply
-    (outcome,), stats = await ask(["Who?"])
+    (outcome,), call = await ask(["Who?"])
     assert json.loads(outcome.text) == {"name": "Ada"}
-    assert stats.counts.requests == 1
+    assert call.counts.requests == 1
 
 
 @pytest.mark.parametrize("text", ['{"name": "A\nda"}', '{"name": "A\tda"}', '```json\n{"name": "A\nda"}\n```'])
 async def test_line_breaks_in_the_texts_of_json_are_repaired(ask, upstream, text):
     upstream.reply = answer(text)
-    (outcome,), stats = await ask(["Who?"])
+    (outcome,), call = await ask(["Who?"])
     assert " ".join(json.loads(outcome.text)["name"].split()) == "A da"
-    assert (stats.counts.requests, stats.counts.repaired) == (1, 1)
+    assert (call.counts.requests, call.counts.repaired) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -203,18 +203,18 @@ async def test_a_schema_that_an_endpoint_does_not_know_is_asked_for_in_words(ask
     upstream.reply = choose(
         lambda seen: answer('{"name": "Ada"}') if form(seen) != "json_schema" else status(400, message=refusal)
     )
-    outcomes, stats = await ask(["Who?", "And who?"])
+    outcomes, call = await ask(["Who?", "And who?"])
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 2
     assert any("JSON schema" in json.dumps(seen.json["messages"]) for seen in upstream.seen)
-    assert stats.counts.failed == 0
+    assert call.counts.failed == 0
 
 
 @pytest.mark.parametrize("problem", ["'name' is not of type object", "'uniqueItems' is not permitted"])
 async def test_a_schema_that_is_wrong_stays_an_error(ask, upstream, problem):
     upstream.reply = status(400, message=f"Invalid schema for response_format 'answer': {problem}.")
-    (outcome,), stats = await ask(["Who?"])
+    (outcome,), call = await ask(["Who?"])
     assert outcome.error.code is Code.BAD_REQUEST
-    assert stats.counts.requests == 1
+    assert call.counts.requests == 1
 
 
 async def test_an_answer_that_the_server_found_invalid_is_sampled_again(ask, upstream):
@@ -239,9 +239,9 @@ async def test_json_mode_is_held_to_be_an_object(ask, upstream):
 
 
 async def test_a_schema_that_cannot_be_used_fails_its_items_before_anything_is_sent(ask, upstream):
-    (outcome,), stats = await ask(["Who?"], {"type": "nonsense"})
+    (outcome,), call = await ask(["Who?"], {"type": "nonsense"})
     assert outcome.error.code is Code.INVALID_INPUT
-    assert (len(upstream.seen), stats.counts.done, stats.counts.failed) == (0, 1, 1)
+    assert (len(upstream.seen), call.counts.done, call.counts.failed) == (0, 1, 1)
 
 
 @pytest.mark.thorough
@@ -266,9 +266,9 @@ async def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_
     service = closing(Service(openai_configuration(upstream.url)))
     outcomes = []
     for shape in SHAPES:
-        plan = service.plan.with_sampling({"response_format": asking_for(shape.schema)})
+        config = service.config.with_sampling({"response_format": asking_for(shape.schema)})
         items = [conversation_from_prompt(shape.name, "the prompt")]
-        outcomes += await service.generate(items, Call(Facts(total=1)), plan=plan)
+        outcomes += await service.generate(items, Call(Facts(total=1)), config=config)
     for shape, outcome in zip(SHAPES, outcomes, strict=True):
         if isinstance(outcome, Completion):
             jsonschema.validate(json.loads(outcome.text), shape.schema)
@@ -282,6 +282,6 @@ async def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_
 
 
 async def test_a_bad_sampling_parameter_of_a_call_is_named(upstream):
-    plan = openai_configuration(upstream.url).plan
+    config = openai_configuration(upstream.url).config
     with pytest.raises(PromptmillError, match=r"sampling_params\.temprature.*temperature"):
-        plan.with_sampling({"temprature": 1})
+        config.with_sampling({"temprature": 1})

@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from fakes import openai_plan
+from fakes import openai_config
 from promptmill.answering.prices import DATED, TABLE, TIERS, FlatPrice, Prices, factors_of, price_of
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.protocol import Usage
@@ -69,16 +69,16 @@ def test_a_model_is_found_by_its_name_at_the_provider(provider, model, tier, fac
 )
 def test_a_listed_price_in_a_batch_or_tier_is_a_part_of_the_standard_price(url, model, tier, usage, factor):
     pytest.importorskip("genai_prices")
-    price = sure(price_of(openai_plan(url, model_name=model)))
+    price = sure(price_of(openai_config(url, model_name=model)))
     assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))
 
 
 def test_the_operators_batch_price_comes_before_the_table_and_the_table_before_the_documents():
-    plan = openai_plan("https://api.openai.com/v1", model_name="gpt-3.5-turbo-1106")
+    config = openai_config("https://api.openai.com/v1", model_name="gpt-3.5-turbo-1106")
 
     def batch(**said):
-        settings = plan.settings.model_copy(update={"price": PriceSettings(input=1, output=2, **said)})
-        return sure(price_of(replace(plan, settings=settings)))
+        settings = config.settings.model_copy(update={"price": PriceSettings(input=1, output=2, **said)})
+        return sure(price_of(replace(config, settings=settings)))
 
     assert (batch(batch=0.25).batch, batch().batch) == (0.25, 1.0)
 
@@ -89,8 +89,8 @@ def test_without_a_provider_the_batch_price_is_unknown():
 
 @pytest.mark.parametrize(("provider", "served"), [("openai", {"", "priority"}), ("deepseek", {""})])
 def test_an_account_may_have_a_request_served_by_the_dearest_tier(provider, served):
-    plan = openai_plan("http://127.0.0.1:1/v1", provider=provider)
-    prices = Prices(plan, FlatPrice(1.0, 2.0, 1.0))
+    config = openai_config("http://127.0.0.1:1/v1", provider=provider)
+    prices = Prices(config, FlatPrice(1.0, 2.0, 1.0))
     assert prices.served_at("") == served
     assert prices.served_at("auto") == {"auto", "priority"}
     assert prices.served_at("flex") == {"flex"}

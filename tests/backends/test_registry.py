@@ -40,20 +40,20 @@ def test_an_unknown_name_is_an_error_with_the_nearest_or_all_known_ones(name, sa
 
 @pytest.mark.parametrize("name", ["openai", "vllm", "hf", "openvino"])
 async def test_a_block_that_cannot_work_is_refused_before_anything_is_loaded(name):
-    plan = Configuration({"backend": name}).plan
+    config = Configuration({"backend": name}).config
     with pytest.raises(PromptmillError) as caught:
-        await registry.create(plan)
+        await registry.create(config)
     assert caught.value.code is Code.INVALID_CONFIG
     assert f"backend_configs.{name}." in str(caught.value)
 
 
-def _plan(**block):
-    return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
+def _config(**block):
+    return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).config
 
 
 def test_a_provider_that_wants_a_key_is_told_before_it_is_asked():
     with pytest.raises(PromptmillError, match="groq needs a key, and GROQ_API_KEY is not set") as caught:
-        registry.check_key(_plan(provider="groq"), {"GROQ_KEY": "sk-1", "PATH": "x"})
+        registry.check_key(_config(provider="groq"), {"GROQ_KEY": "sk-1", "PATH": "x"})
     assert '`api_key_env: "GROQ_KEY"`' in str(caught.value)
     assert "sk-1" not in str(caught.value)
 
@@ -71,16 +71,16 @@ def test_a_provider_that_wants_a_key_is_told_before_it_is_asked():
     ],
 )
 def test_where_a_key_is_there_or_not_needed_nothing_is_said(block, environ):
-    registry.check_key(_plan(**block), environ)
+    registry.check_key(_config(**block), environ)
 
 
 @pytest.mark.parametrize("scheme", ["https://", ""])
 def test_a_provider_is_known_by_its_address_as_people_write_it(scheme):
-    def plan(url):
+    def config(url):
         block = {"model_name": "m", "base_url": f"{scheme}{url}"}
-        return Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+        return Configuration({"backend": "openai", "backend_configs": {"openai": block}}).config
 
-    assert registry.provider_of(plan("api.deepseek.com")) == "deepseek"
-    assert registry.account_decides_tier(plan("api.openai.com"))
-    assert not registry.account_decides_tier(plan("api.deepseek.com"))
-    assert registry.provider_of(plan("api.example.com:99999")) == "openai", "no URL, which the load reports"
+    assert registry.provider_of(config("api.deepseek.com")) == "deepseek"
+    assert registry.account_decides_tier(config("api.openai.com"))
+    assert not registry.account_decides_tier(config("api.deepseek.com"))
+    assert registry.provider_of(config("api.example.com:99999")) == "openai", "no URL, which the load reports"

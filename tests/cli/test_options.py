@@ -124,8 +124,8 @@ def test_a_terminal_shows_once_who_gets_a_key_and_that_the_embedded_model_is_sma
     monkeypatch.setattr("platformdirs.user_state_path", lambda _: tmp_path)
     monkeypatch.setenv("LLM_API_KEY", "k-secret")
     endpoint = {"openai": {"base_url": "http://127.0.0.1:9/v1", "model_name": "m"}}
-    served = Configuration({"backend": "openai", "backend_configs": endpoint}).plan
-    embedded = Configuration.load(next(place for place in parameter_file._shipped() if place.is_file())).plan
+    served = Configuration({"backend": "openai", "backend_configs": endpoint}).config
+    embedded = Configuration.load(next(place for place in parameter_file._shipped() if place.is_file())).config
     note_once(served)
     assert capsys.readouterr().err == ""  # no terminal
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

@@ -71,7 +71,7 @@ def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
     assert "promptmill generate" in out, "the next step"
     text = (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
     assert "# the server's address" in text
-    block = Configuration.load(tmp_path / "parameter.yaml").plan.settings.backend_configs.openai
+    block = Configuration.load(tmp_path / "parameter.yaml").config.settings.backend_configs.openai
     assert (block.model_name, list(block.base_url)) == ("qwen3:8b", [upstream.url])
     assert upstream.seen[-1].json["model"] == "qwen3:8b"
 
@@ -79,7 +79,7 @@ def test_three_answers_make_a_file_that_works(init, tmp_path, upstream):
 def test_an_address_that_is_pasted_answers_the_first_question(init, tmp_path, upstream):
     code, out, _ = init(said=f"{upstream.url}\nqwen3:8b\n")
     assert code == 0, out
-    block = Configuration.load(tmp_path / "parameter.yaml").plan.settings.backend_configs.openai
+    block = Configuration.load(tmp_path / "parameter.yaml").config.settings.backend_configs.openai
     assert (block.model_name, list(block.base_url)) == ("qwen3:8b", [upstream.url])
     assert init(upstream.url, "--model", "m", "-o", "other.yaml")[0] == 0
 
@@ -98,7 +98,7 @@ def test_other_options_are_written_too(init, tmp_path, upstream):
     text = (tmp_path / "parameter.yaml").read_text(encoding="utf-8")
     assert "# max_tokens" in text
     assert "# max_cost" not in text
-    settings = Configuration.load(tmp_path / "parameter.yaml").plan.settings
+    settings = Configuration.load(tmp_path / "parameter.yaml").config.settings
     assert settings.prices["qwen3:8b"].input == 0.1
     assert sure(settings.models["strong"].openai).model_name == "large"
     assert (settings.max_cost, settings.sampling_params.temperature) == (2, 0)

@@ -37,7 +37,7 @@ def test_a_flex_job_costs_half_and_waits_for_capacity(job, upstream, capsys):
 def _settings(job, *options):
     parser = Parser()
     add_options(parser)
-    return configuration_of(parser.parse_args([*job[1:], *options])).plan.settings.backend_configs.openai
+    return configuration_of(parser.parse_args([*job[1:], *options])).config.settings.backend_configs.openai
 
 
 def test_flex_waits_longer_unless_the_operator_says_how_long(job, tmp_path):

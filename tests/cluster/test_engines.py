@@ -24,15 +24,15 @@ from promptmill.cli.main import main
 from promptmill.cluster import replicas
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
 
 
-def plan(backend: str = "hf", **block: Any) -> ResolvedConfig:
-    return Configuration({"backend": backend, "backend_configs": {backend: block}}).plan
+def config(backend: str = "hf", **block: Any) -> ModelConfig:
+    return Configuration({"backend": backend, "backend_configs": {backend: block}}).config
 
 
-def gpus_of(parts: list[ResolvedConfig]) -> list[Any]:
+def gpus_of(parts: list[ModelConfig]) -> list[Any]:
     return [getattr(part.block, "gpu_ids", None) for part in parts]
 
 
@@ -42,13 +42,13 @@ def gpus_of(parts: list[ResolvedConfig]) -> list[Any]:
 )
 @pytest.mark.parametrize("backend", ["hf", "vllm"])
 def test_each_replica_gets_an_equal_part_of_the_gpus(backend, gpu_ids, count, parts):
-    assert gpus_of(replicas._parts(plan(backend, gpu_ids=gpu_ids, replicas=count))) == parts
+    assert gpus_of(replicas._parts(config(backend, gpu_ids=gpu_ids, replicas=count))) == parts
 
 
 @pytest.mark.parametrize("gpu_ids", ["0", "0,1,2"])
 def test_gpus_that_cannot_be_divided_equally_are_an_error(gpu_ids):
     with pytest.raises(PromptmillError, match=r"hf\.gpu_ids: \d GPUs cannot be divided equally among 2 `replicas`"):
-        replicas._parts(plan(gpu_ids=gpu_ids, replicas=2))
+        replicas._parts(config(gpu_ids=gpu_ids, replicas=2))
 
 
 def test_the_command_line_has_replicas_in_jobs_and_calls(tmp_path, monkeypatch, capsys):
@@ -63,11 +63,11 @@ def test_the_command_line_has_replicas_in_jobs_and_calls(tmp_path, monkeypatch, 
 
 def test_replicas_without_gpu_ids_are_for_the_cpu(monkeypatch):
     monkeypatch.setattr(hardware, "has_accelerator", lambda: False)
-    assert gpus_of(replicas._parts(plan(replicas=2))) == [None, None]
+    assert gpus_of(replicas._parts(config(replicas=2))) == [None, None]
     monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
-    assert gpus_of(replicas._parts(plan(replicas=2, device="cpu"))) == [None, None]
+    assert gpus_of(replicas._parts(config(replicas=2, device="cpu"))) == [None, None]
     with pytest.raises(PromptmillError, match=r"vllm\.gpu_ids: `replicas: 2` needs the GPUs to divide among them"):
-        replicas._parts(plan("vllm", replicas=2))
+        replicas._parts(config("vllm", replicas=2))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def two_engines(model: Path, **block: Any) -> AsyncIterator[Replicas]:
     """Two engines on the CPU, as if each had a GPU."""
-    backend = await replicas.create(plan(model_name_or_path=str(model), device="cpu", replicas=2, **block))
+    backend = await replicas.create(config(model_name_or_path=str(model), device="cpu", replicas=2, **block))
     assert isinstance(backend, Replicas)
     try:
         await backend.load(lambda _: None)

@@ -121,7 +121,7 @@ def remote(backend: Any) -> RemoteBackend:
     async def create(_: Any) -> Any:
         return backend
 
-    return RemoteBackend(Here(), (create, Configuration({}).plan, {}, __version__))
+    return RemoteBackend(Here(), (create, Configuration({}).config, {}, __version__))
 
 
 class Undecided(FakeBackend):
@@ -146,7 +146,7 @@ async def test_the_other_end_decides_when_all_that_is_left_waits_for_others():
     await backend.load(lambda _: None)
     result = await ask(backend, ["a", "b", "c"])
     assert result.codes == {"unauthorized"}
-    assert (result.stats.counts.requests, len(result.failures)) == (3, 3)
+    assert (result.call.counts.requests, len(result.failures)) == (3, 3)
     await backend.aclose()
 
 

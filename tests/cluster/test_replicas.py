@@ -83,7 +83,7 @@ class Here:
         async def create(_: Any) -> Any:
             return Echo(lambda key: self._on(key, self), self._most)
 
-        return await self._end.load(create, Configuration({}).plan, {}, __version__)
+        return await self._end.load(create, Configuration({}).config, {}, __version__)
 
     def kill(self, *, again: bool) -> None:
         self.killed.append(again)
@@ -111,19 +111,19 @@ def ran(links: Sequence[Here], count: int = 300) -> tuple[Rows, Call]:
     async def connect() -> Sequence[RemoteBackend]:
         return [RemoteBackend(link, ()) for link in links]
 
-    rows, stats = Rows(count), Call(Facts(total=count))
+    rows, call = Rows(count), Call(Facts(total=count))
 
     async def work() -> None:
         backend = Replicas(connect)
         async with asyncio.timeout(60):
             try:
                 await backend.load(lambda _: None)
-                await run(backend, rows, rows, stats)
+                await run(backend, rows, rows, call)
             finally:
                 await backend.aclose()
 
     asyncio.run(work())
-    return rows, stats
+    return rows, call
 
 
 def answered(rows: Rows, count: int = 300) -> bool:
@@ -133,10 +133,10 @@ def answered(rows: Rows, count: int = 300) -> bool:
 def test_all_replicas_answer_and_each_row_once():
     seen: dict[int, Here] = {}
     links = [Here(seen.__setitem__) for _ in range(3)]
-    rows, stats = ran(links)
+    rows, call = ran(links)
     assert answered(rows)
     assert {*seen.values()} == {*links}
-    assert (stats.counts.done, stats.counts.requests, stats.in_flight) == (300, 300, 0)
+    assert (call.counts.done, call.counts.requests, call.in_flight) == (300, 300, 0)
     assert [link.killed for link in links] == [[False]] * 3
 
 
@@ -201,9 +201,9 @@ def test_a_row_that_loses_every_replica_fails_alone():
 def test_replicas_that_cannot_load_are_told_and_the_others_go_on():
     links = [Here() for _ in range(3)]
     links[0].error = PromptmillError(Code.ENGINE_LOAD_FAILED, "no such model")
-    rows, stats = ran(links)
+    rows, call = ran(links)
     assert answered(rows)
-    assert stats.warnings == {"1 of 3 replicas could not be used: no such model": None}
+    assert call.warnings == {"1 of 3 replicas could not be used: no such model": None}
     for link in links:
         link.error = links[0].error
     with pytest.raises(PromptmillError, match="no such model"):

@@ -74,7 +74,7 @@ def _problem(file, *assignments: str, environ: Any = MappingProxyType({})) -> st
 
 
 def test_a_file_of_the_reference_loads_unchanged(write):
-    settings = Configuration.load(write(REFERENCE), environ={}).plan.settings
+    settings = Configuration.load(write(REFERENCE), environ={}).config.settings
     assert settings.backend == "vllm"
     blocks = settings.backend_configs
     assert (blocks.vllm.gpu_ids, blocks.vllm.gpu_memory_utilization, blocks.vllm.trust_remote_code) == (
@@ -95,28 +95,28 @@ def test_a_file_of_the_reference_loads_unchanged(write):
 def test_an_empty_address_is_none(tmp_path, empty):
     file = tmp_path / "parameter.yaml"
     file.write_text(f"backend_configs: {{openai: {{provider: groq, model_name: m, base_url: {empty}}}}}")
-    assert Configuration.load(file, environ={}).plan.settings.backend_configs.openai.base_url == []
+    assert Configuration.load(file, environ={}).config.settings.backend_configs.openai.base_url == []
 
 
 def test_the_shipped_file_starts_on_a_small_model_that_runs_anywhere():
-    plan = Configuration.load(ROOT / FILE_NAME, environ={}).plan
-    assert plan.backend == "openvino" == Settings().backend
+    config = Configuration.load(ROOT / FILE_NAME, environ={}).config
+    assert config.backend == "openvino" == Settings().backend
     for engine in ("openvino", "hf"):
-        assert getattr(plan.settings.backend_configs, engine).model_name_or_path == "smollm2-135m-instruct"
-    assert not plan.settings.backend_configs.openai.base_url, (
+        assert getattr(config.settings.backend_configs, engine).model_name_or_path == "smollm2-135m-instruct"
+    assert not config.settings.backend_configs.openai.base_url, (
         "a key goes only where the user's own file or command points"
     )
-    assert plan.settings.backend_configs.vllm.model_name_or_path
+    assert config.settings.backend_configs.vllm.model_name_or_path
 
 
 def test_the_shipped_file_leaves_sampling_to_the_model():
     """Claude Opus 4.7 and Kimi K2.5 refuse any temperature but 1, MiniMax refuses 0."""
-    assert Configuration.load(ROOT / FILE_NAME, environ={}).plan.settings.sampling_params.given() == {}
+    assert Configuration.load(ROOT / FILE_NAME, environ={}).config.settings.sampling_params.given() == {}
 
 
 @pytest.mark.parametrize("backend", ["openvino", "hf", "openai", "vllm"])
 def test_every_block_of_the_shipped_file_is_ready_to_use(backend):
-    assert Configuration.load(ROOT / FILE_NAME, backend=backend, environ={}).plan.backend == backend
+    assert Configuration.load(ROOT / FILE_NAME, backend=backend, environ={}).config.backend == backend
 
 
 def test_the_file_of_the_launch_path_is_the_same():
@@ -156,7 +156,7 @@ def test_a_key_in_place_of_its_variables_name_is_refused_and_not_shown(write, na
 
 
 def test_a_byte_order_mark_is_no_key(write):
-    assert Configuration.load(write(b"\xef\xbb\xbfbackend: openai"), environ={}).plan.backend == "openai"
+    assert Configuration.load(write(b"\xef\xbb\xbfbackend: openai"), environ={}).config.backend == "openai"
 
 
 # Which file
@@ -337,7 +337,7 @@ def test_a_merge_key_is_yaml_like_any_other(write):
         write(
             "backend_configs:\n  hf: &mine {batch_size: 3, dtype: float32}\n  vllm:\n    <<: *mine\n    dtype: auto\n"
         )
-    ).plan.settings
+    ).config.settings
     assert settings.backend_configs.vllm.model_extra == {"batch_size": 3}
     assert settings.backend_configs.vllm.dtype == "auto"
 
@@ -347,16 +347,16 @@ def test_a_merge_key_is_yaml_like_any_other(write):
 
 def test_a_variable_reads_the_environment(write):
     file = write("system_prompt: 'I am ${WHO}.'\nbackend_configs: {openai: {concurrency: '${N}'}}")
-    settings = Configuration.load(file, environ={"WHO": "Ada ${N}", "N": "7"}).plan.settings
+    settings = Configuration.load(file, environ={"WHO": "Ada ${N}", "N": "7"}).config.settings
     assert settings.system_prompt == "I am Ada ${N}.", "what a variable holds is not read again"
     assert settings.backend_configs.openai.concurrency == 7
 
 
 def test_a_variable_may_have_a_default(write):
     file = write("system_prompt: '${WHO:-nobody}'\nimage_tag: '${TAG:-}'")
-    assert Configuration.load(file, environ={}).plan.settings.system_prompt == "nobody"
-    assert Configuration.load(file, environ={}).plan.settings.image_tag == ""
-    assert Configuration.load(file, environ={"WHO": "Ada"}).plan.settings.system_prompt == "Ada"
+    assert Configuration.load(file, environ={}).config.settings.system_prompt == "nobody"
+    assert Configuration.load(file, environ={}).config.settings.image_tag == ""
+    assert Configuration.load(file, environ={"WHO": "Ada"}).config.settings.system_prompt == "Ada"
 
 
 def test_a_variable_that_is_not_set_is_an_error_with_its_path(write):
@@ -371,7 +371,7 @@ def test_a_variable_that_is_not_set_is_an_error_with_its_path(write):
 def test_a_variable_of_a_block_that_is_not_used_may_be_missing(write, block):
     file = write(f"backend: hf\nbackend_configs: {{openai: {{{block}, concurrency: 3}}}}")
     configuration = Configuration.load(file, environ={})
-    assert configuration.plan.settings.backend_configs.openai.concurrency == 3
+    assert configuration.config.settings.backend_configs.openai.concurrency == 3
     with pytest.raises(PromptmillError, match="X is not set"):
         configuration.overlaid(Overrides(backend="openai"))
 
@@ -382,35 +382,38 @@ def test_a_variable_of_a_block_that_is_not_used_may_be_missing(write, block):
 def test_assignments_lie_over_the_file(write):
     file = write("backend: hf\nbackend_configs: {openai: {concurrency: 2, retries: 2}}")
     assignments = ["backend_configs.openai.concurrency=9", "sampling_params.stop=[a, b]", "system_prompt=be brief"]
-    plan = Configuration.load(file, assignments=assigned(assignments), backend="openai", environ={}).plan
-    assert plan.backend == "openai"
-    assert (plan.settings.backend_configs.openai.concurrency, plan.settings.backend_configs.openai.retries) == (9, 2)
-    assert plan.settings.sampling_params.stop == ["a", "b"]
-    assert plan.settings.system_prompt == "be brief"
+    config = Configuration.load(file, assignments=assigned(assignments), backend="openai", environ={}).config
+    assert config.backend == "openai"
+    assert (config.settings.backend_configs.openai.concurrency, config.settings.backend_configs.openai.retries) == (
+        9,
+        2,
+    )
+    assert config.settings.sampling_params.stop == ["a", "b"]
+    assert config.settings.system_prompt == "be brief"
 
 
 def test_an_assigned_mapping_leaves_the_options_beside_it(write):
     values: dict[tuple[str, ...], Any] = {("sampling_params", "seed"): 3, ("sampling_params", "temperature"): 0.9}
-    plan = Configuration.load(
+    config = Configuration.load(
         write("sampling_params: {top_p: 0.5}"),
         assignments={"sampling_params": {"temperature": 0.2}, "models": {}, "backend_configs.openai": {}},
         values=lambda _: values,
         environ={},
-    ).plan
-    assert plan.settings.sampling_params.given() == {"seed": 3, "temperature": 0.2}
-    plan = Configuration.load(
+    ).config
+    assert config.settings.sampling_params.given() == {"seed": 3, "temperature": 0.2}
+    config = Configuration.load(
         write("backend: openai"),
         assignments={"backend_configs": {"openai": {"rpm": 60}}},
         values=lambda _: {("backend_configs", "openai", "model_name"): "m"},
         environ={},
-    ).plan
-    assert (plan.settings.backend_configs.openai.rpm, plan.model) == (60, "m")
+    ).config
+    assert (config.settings.backend_configs.openai.rpm, config.model) == (60, "m")
 
 
 def test_the_last_assignment_of_a_key_counts_where_it_stands(write):
     assignments = ["sampling_params.seed=1", "sampling_params={seed: 2, top_k: 3}", "sampling_params.seed=4"]
-    plan = Configuration.load(write("backend: hf"), assignments=assigned(assignments), environ={}).plan
-    assert plan.settings.sampling_params.given() == {"seed": 4, "top_k": 3}
+    config = Configuration.load(write("backend: hf"), assignments=assigned(assignments), environ={}).config
+    assert config.settings.sampling_params.given() == {"seed": 4, "top_k": 3}
 
 
 @pytest.mark.parametrize("key", ["extra_params: {x: 1}", "price: {input: 1, output: 2}"])
@@ -426,7 +429,7 @@ def test_a_key_that_no_model_uses_is_an_error(write, key):
 def test_an_assigned_sampling_parameter_applies_to_all_models(write):
     file = write("models: {m: {hf: {}, sampling_params: {temperature: 0.7, max_tokens: 9}}}")
     configuration = Configuration.load(file, assignments={"sampling_params.temperature": 0.2}, environ={})
-    sampling = configuration.plan_of("m").settings.sampling_params
+    sampling = configuration.config_of("m").settings.sampling_params
     assert (sampling.temperature, sampling.max_tokens) == (0.2, 9)
 
 
@@ -463,38 +466,38 @@ OPERATOR = {
 
 def test_nothing_said_leaves_the_configuration():
     configuration = Configuration(OPERATOR)
-    assert configuration.overlaid(Overrides()) == configuration.plan
+    assert configuration.overlaid(Overrides()) == configuration.config
 
 
 def test_blocks_of_a_call_lie_over_those_of_the_file_key_by_key():
     blocks = {"openai": {"concurrency": 2}, "hf": None}
-    plan = Configuration(OPERATOR).overlaid(Overrides(backend_configs=blocks))
-    openai = plan.settings.backend_configs.openai
+    config = Configuration(OPERATOR).overlaid(Overrides(backend_configs=blocks))
+    openai = config.settings.backend_configs.openai
     assert (openai.model_name, openai.concurrency) == ("m", 2)
-    assert plan.settings.backend_configs.hf.model_name_or_path == "x"
-    assert plan.from_call == {"concurrency"}
-    assert plan.operator.backend_configs.openai.concurrency == 4
+    assert config.settings.backend_configs.hf.model_name_or_path == "x"
+    assert config.from_call == {"concurrency"}
+    assert config.operator.backend_configs.openai.concurrency == 4
 
 
 def test_sampling_and_extra_parameters_of_a_call_replace_those_of_the_file_when_not_empty():
     configuration = Configuration(OPERATOR)
-    plan = configuration.overlaid(Overrides(sampling_params={"top_p": 0.9}, extra_params={}))
-    assert plan.settings.sampling_params.given() == {"top_p": 0.9}
-    assert plan.settings.extra_params == {"a": 1}
+    config = configuration.overlaid(Overrides(sampling_params={"top_p": 0.9}, extra_params={}))
+    assert config.settings.sampling_params.given() == {"top_p": 0.9}
+    assert config.settings.extra_params == {"a": 1}
 
 
 def test_a_call_does_not_change_what_the_next_one_starts_from():
     configuration = Configuration(OPERATOR)
     configuration.overlaid(Overrides("hf", {"openai": {"concurrency": 2}}, {"top_p": 1}, {"b": 2}))
-    assert configuration.overlaid(Overrides()) == configuration.plan
+    assert configuration.overlaid(Overrides()) == configuration.config
 
 
 def test_a_variable_in_a_call_is_text():
-    plan = Configuration(OPERATOR).overlaid(
+    config = Configuration(OPERATOR).overlaid(
         Overrides(backend_configs={"openai": {"base_url": "http://evil/${HOME}", "model_name": "${OPENAI_API_KEY:-x}"}})
     )
-    assert plan.settings.backend_configs.openai.base_url == ["http://evil/${HOME}"]
-    assert plan.settings.backend_configs.openai.model_name == "${OPENAI_API_KEY:-x}"
+    assert config.settings.backend_configs.openai.base_url == ["http://evil/${HOME}"]
+    assert config.settings.backend_configs.openai.model_name == "${OPENAI_API_KEY:-x}"
 
 
 @pytest.mark.parametrize(
@@ -517,7 +520,7 @@ def test_what_is_wrong_in_a_call_is_said_with_its_path(blocks, said):
 def _over_http(tmp_path, text=""):
     file = tmp_path / "parameter.yaml"
     file.write_text("backend: openai\n" + text)
-    return Configuration.load(file, defaults=HTTP_DEFAULTS).plan.settings
+    return Configuration.load(file, defaults=HTTP_DEFAULTS).config.settings
 
 
 @pytest.mark.parametrize("text", ["", "call_timeout:\nallowed_roots: null"])
@@ -534,7 +537,7 @@ def test_over_http_the_operator_may_say_otherwise(tmp_path):
 def test_two_dollar_signs_write_a_variable_literally(write):
     settings = Configuration.load(
         write("system_prompt: 'Say $${name} and ${NAME}, ${NONE:-none}.'"), environ={"NAME": "hello"}
-    ).plan.settings
+    ).config.settings
     assert settings.system_prompt == "Say ${name} and hello, none."
 
 

@@ -93,7 +93,7 @@ def test_what_other_programs_call_the_longest_answer_is_told_with_our_name(name)
 
 @pytest.mark.parametrize("name", ["OpenAI", "OPENAI", " openai "])
 def test_a_backend_is_named_in_any_case_of_letters(name):
-    assert Configuration({"backend": name}).plan.backend == "openai"
+    assert Configuration({"backend": name}).config.backend == "openai"
 
 
 FILE = {
@@ -107,24 +107,24 @@ FILE = {
 def test_what_a_pipeline_brings_replaces_what_the_file_says():
     configuration = Configuration(FILE, calls_replace=True)
     block = {"model_name": "n", "base_url": "http://i/v1"}
-    plan = configuration.overlaid(Overrides("openai", {"openai": block}, {}, {}))
-    assert plan.settings.backend_configs.openai.api_key is None
-    assert plan.settings.sampling_params.given() == {}
-    assert plan.settings.extra_params == {}
+    config = configuration.overlaid(Overrides("openai", {"openai": block}, {}, {}))
+    assert config.settings.backend_configs.openai.api_key is None
+    assert config.settings.sampling_params.given() == {}
+    assert config.settings.extra_params == {}
 
 
 def test_what_another_client_brings_lies_over_what_the_file_says():
-    plan = Configuration(FILE).overlaid(Overrides("openai", {"openai": {"model_name": "n"}}, {}, {}))
-    assert plan.settings.backend_configs.openai.api_key is not None
-    assert plan.settings.sampling_params.temperature == 0.7
+    config = Configuration(FILE).overlaid(Overrides("openai", {"openai": {"model_name": "n"}}, {}, {}))
+    assert config.settings.backend_configs.openai.api_key is not None
+    assert config.settings.sampling_params.temperature == 0.7
 
 
 def test_keys_of_a_pipeline_that_nobody_knows_are_left_out_and_told():
     block = {"model_name": "n", "gpu_ids": "0", "max_retires": 3}
-    plan = Configuration(FILE, calls_replace=True).overlaid(Overrides("openai", {"openai": block, "new": {}}, {}, {}))
-    assert plan.settings.backend_configs.openai.model_name == "n"
-    assert any("openai.max_retires: unknown key; did you mean" in warning for warning in plan.warnings)
-    assert any("backend_configs.new" in warning for warning in plan.warnings)
+    config = Configuration(FILE, calls_replace=True).overlaid(Overrides("openai", {"openai": block, "new": {}}, {}, {}))
+    assert config.settings.backend_configs.openai.model_name == "n"
+    assert any("openai.max_retires: unknown key; did you mean" in warning for warning in config.warnings)
+    assert any("backend_configs.new" in warning for warning in config.warnings)
     with pytest.raises(PromptmillError, match="max_retires"):
         Configuration(FILE | {"unsupported": "error"}, calls_replace=True).overlaid(
             Overrides("openai", {"openai": block}, {}, {})
@@ -135,22 +135,25 @@ def test_a_pipelines_response_format_is_passed_on_and_checks_no_answer():
     wanted = {"type": "json_object"}
     file = {**FILE, "sampling_params": {"response_format": wanted}}
     init = Overrides("openai", {"openai": {"model_name": "n"}}, {"response_format": wanted}, {})
-    for plan in (Configuration(file, calls_replace=True).plan, Configuration(FILE, calls_replace=True).overlaid(init)):
-        assert plan.settings.sampling_params.response_format is None
-        assert plan.settings.extra_params["response_format"] == wanted
-    assert Configuration(file).plan.settings.sampling_params.response_format == wanted
+    for config in (
+        Configuration(file, calls_replace=True).config,
+        Configuration(FILE, calls_replace=True).overlaid(init),
+    ):
+        assert config.settings.sampling_params.response_format is None
+        assert config.settings.extra_params["response_format"] == wanted
+    assert Configuration(file).config.settings.sampling_params.response_format == wanted
 
 
 def test_names_of_transformers_are_ours():
     block = {"model_name_or_path": "m", "torch_dtype": "torch.float16", "device_map": "cuda:1"}
-    found = Configuration({"backend": "hf", "backend_configs": {"hf": block}}).plan.settings.backend_configs.hf
+    found = Configuration({"backend": "hf", "backend_configs": {"hf": block}}).config.settings.backend_configs.hf
     assert (found.dtype, found.device) == ("float16", "cuda:1")
 
 
 def test_inline_reasoning_of_the_file_counts_where_sampling_says_nothing():
-    assert Configuration({"reasoning": "inline"}).plan.settings.sampling_params.reasoning == "inline"
+    assert Configuration({"reasoning": "inline"}).config.settings.sampling_params.reasoning == "inline"
     raw = {"reasoning": "inline", "sampling_params": {"reasoning": "separate"}}
-    assert Configuration(raw).plan.settings.sampling_params.reasoning == "separate"
+    assert Configuration(raw).config.settings.sampling_params.reasoning == "separate"
     init = Configuration({"reasoning": "inline"}).overlaid(Overrides(None, {}, {"temperature": 1}, {}))
     assert init.settings.sampling_params.reasoning == "inline"
 
@@ -208,5 +211,9 @@ def test_a_litellm_block_that_is_not_used_is_left_out():
 def test_a_file_for_litellm_loads(tmp_path):
     file = tmp_path / "parameter.yaml"
     file.write_text("backend: litellm\nbackend_configs: {litellm: {model_name: openai/m, base_url: http://h/v1}}\n")
-    plan = Configuration.load(file).plan
-    assert (plan.backend, plan.model, plan.settings.backend_configs.openai.base_url) == ("openai", "m", ["http://h/v1"])
+    config = Configuration.load(file).config
+    assert (config.backend, config.model, config.settings.backend_configs.openai.base_url) == (
+        "openai",
+        "m",
+        ["http://h/v1"],
+    )

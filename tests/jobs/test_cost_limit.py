@@ -15,7 +15,7 @@ from promptmill.jobs.store.progress import RUNNING
 
 def planned(**keys: Any) -> Any:
     block = {"model_name": "m", "base_url": "http://127.0.0.1:1/v1"}
-    return Configuration({"backend": "openai", "backend_configs": {"openai": block}, **keys}).plan
+    return Configuration({"backend": "openai", "backend_configs": {"openai": block}, **keys}).config
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ def planned(**keys: Any) -> Any:
     ],
 )
 def test_a_limit_that_comes_later_says_once_what_it_lacks(keys, lacks):
-    plan = planned(**keys)
+    config = planned(**keys)
     limits, question = SimpleNamespace(max_cost=1.0), SimpleNamespace(rows_set=False)
     job: Any = SimpleNamespace(
-        plan=plan, order=SimpleNamespace(limits=limits), spec=SimpleNamespace(question=question), most_cost=None
+        config=config, order=SimpleNamespace(limits=limits), spec=SimpleNamespace(question=question), most_cost=None
     )
-    stats = SimpleNamespace(ledger=SimpleNamespace(budget=None), in_flight=1)
-    progress: Any = SimpleNamespace(state=RUNNING, stats=stats, notes=[], cost=0.5)
+    call = SimpleNamespace(ledger=SimpleNamespace(budget=None), in_flight=1)
+    progress: Any = SimpleNamespace(state=RUNNING, call=call, notes=[], cost=0.5)
     limit = CostLimit(job, progress)
     for _ in range(2):
         limit.follow(SimpleNamespace(max_cost=None))  # type: ignore[arg-type]
@@ -56,6 +56,6 @@ def test_a_backend_that_a_validation_tries_is_closed(monkeypatch):
 
     monkeypatch.setattr("promptmill.backends.registry.create", create)
     limits = SimpleNamespace(max_cost=None)
-    wanted: Any = SimpleNamespace(is_of_call=True, order=SimpleNamespace(limits=limits), plan=planned())
+    wanted: Any = SimpleNamespace(is_of_call=True, order=SimpleNamespace(limits=limits), config=planned())
     validation._check_start([planned()], SimpleNamespace(), wanted)  # type: ignore[arg-type]
     assert len(closed) == 1

@@ -111,11 +111,11 @@ def test_a_prompt_on_the_command_line_has_the_definitions(labelled):
 
 def test_jobs_and_cached_answers_of_definitions_within_the_system_prompt_stay_theirs():
     """As data, definitions change neither the fingerprint of a job nor the key of an answer."""
-    plan = Configuration(
+    config = Configuration(
         {"backend": "openai", "backend_configs": {"openai": {"base_url": "http://127.0.0.1:1/v1"}}}
-    ).plan
-    texts = plan.with_sampling({"choices": [*DEFINED]})
-    data = plan.with_sampling({"choices": [*DEFINED], "definitions": DEFINED})
+    ).config
+    texts = config.with_sampling({"choices": [*DEFINED]})
+    data = config.with_sampling({"choices": [*DEFINED], "definitions": DEFINED})
     assert fingerprint(data, "Be brief.", "csv") == fingerprint(texts, f"Be brief.\n\n{WORDS}", "csv")
     asked = Conversation((Message("system", WORDS), Message("user", "Which? one")))
     keys = {

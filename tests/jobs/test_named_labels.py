@@ -139,5 +139,5 @@ def test_a_job_that_an_older_version_began_resumes_as_it_began(rows):
 )
 def test_a_server_that_is_not_known_to_show_a_schema_is_named_the_labels(block, is_named):
     (backend,) = block
-    plan = Configuration({"backend": backend, "backend_configs": block}).plan.with_sampling({"choices": ["a", "b"]})
-    assert (registry.shown_by(plan) != NOT_SHOWN) == is_named
+    config = Configuration({"backend": backend, "backend_configs": block}).config.with_sampling({"choices": ["a", "b"]})
+    assert (registry.shown_by(config) != NOT_SHOWN) == is_named

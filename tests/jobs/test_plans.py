@@ -124,7 +124,7 @@ def test_a_job_whose_feature_is_missing_can_be_read_and_is_not_run(kind, monkeyp
     assert type(found.plan) is Plan
     assert found.model_dump(mode="json")["parts"] == stored
     with pytest.raises(PromptmillError, match="begun with `votes`, whose feature is not installed"):
-        found.parts["votes"].check(Configuration({}).plan, found.question)
+        found.parts["votes"].check(Configuration({}).config, found.question)
 
 
 @pytest.mark.features("labels")

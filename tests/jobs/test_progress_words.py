@@ -43,17 +43,17 @@ def progress():
 
 
 def test_a_job_whose_requests_are_held_back_says_so_beside_its_rate(progress):
-    progress.stats.flow = Flow()
+    progress.call.flow = Flow()
     assert "paced" not in status_words.line(progress.as_dict())
-    progress.stats.flow.pace = 118.4
+    progress.call.flow.pace = 118.4
     assert "paced at 118 requests/s: the endpoint refused more" in status_words.line(progress.as_dict())
     assert "rows/s" in status_words.line(progress.as_dict())
-    progress.stats.flow.pace = 0.25
+    progress.call.flow.pace = 0.25
     assert "paced at 0.25 requests/s" in status_words.line(progress.as_dict())
 
 
 def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
-    progress.stats.flow = Flow(GONE)
+    progress.call.flow = Flow(GONE)
     found = progress.as_dict()
     assert (found["waiting"], found["eta_s"]) == (GONE, None)
     line = status_words.line(found)
@@ -63,7 +63,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
-    progress.stats.flow, progress.stats.in_flight, progress.stats.counts.refused = Flow(), 12, 7
+    progress.call.flow, progress.call.in_flight, progress.call.counts.refused = Flow(), 12, 7
     line = status_words.line(progress.as_dict())
     assert "12 requests open (limit 16), 7 rate-limited" in line
     assert " rows/s" in line
@@ -73,7 +73,7 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
 def test_a_line_that_says_nothing_new_is_not_repeated(progress, monkeypatch):
     clock, screen = itertools.count(0, 60), io.StringIO()
     monkeypatch.setattr("promptmill.jobs.store.status_words.time.monotonic", lambda: float(next(clock)))
-    progress.stats.flow = Flow(GONE)
+    progress.call.flow = Flow(GONE)
     watch = status_words.progress_lines("j", screen)
     for done in (120, 120, 120, 121):
         progress.counts.done = done
@@ -102,9 +102,9 @@ def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
 
 def test_a_pause_is_no_part_of_the_rate(timed, clock):
     clock.run(timed, 60, rows=10)
-    timed.stats.waits.most = 0
+    timed.call.waits.most = 0
     clock.run(timed, 20)
-    timed.stats.waits.most = None
+    timed.call.waits.most = None
     clock.run(timed, 1, rows=10)
     assert timed.as_dict()["rows_per_second"] == 10
 
@@ -134,7 +134,7 @@ def clock():
 def timed(clock):
     found = Progress(JobCounts(), Call(), clock=clock)
     found.state, found.total = RUNNING, 2_000
-    found.stats.flow, found.stats.in_flight = Flow(), 16
+    found.call.flow, found.call.in_flight = Flow(), 16
     found.begin_rates()
     return found
 
@@ -142,11 +142,11 @@ def timed(clock):
 def test_the_time_left_is_right_before_and_after_an_outage(timed, clock):
     clock.run(timed, 60, rows=10)
     assert timed.as_dict()["eta_s"] == pytest.approx(140, rel=0.05)
-    timed.stats.flow, timed.stats.in_flight = Flow(GONE), 1
+    timed.call.flow, timed.call.in_flight = Flow(GONE), 1
     clock.run(timed, 3600)
     found = timed.as_dict()
     assert (found["eta_s"], found["waiting"]) == (None, GONE)
-    timed.stats.flow, timed.stats.in_flight = Flow(), 16
+    timed.call.flow, timed.call.in_flight = Flow(), 16
     for _ in range(40):
         clock.run(timed, 1, rows=10)
         left = 2_000 - timed.counts.done
@@ -166,7 +166,7 @@ def test_the_last_rows_name_for_what_they_wait(timed, clock):
     timed.counts.done = 1_991
     for _ in range(100):
         timed.counts.latencies.append(40.0)
-    timed.stats.in_flight = 9
+    timed.call.in_flight = 9
     clock.run(timed, 1)
     assert timed.as_dict()["eta_s"] is None or "waiting" not in timed.as_dict()
     clock.run(timed, 3)
@@ -174,14 +174,14 @@ def test_the_last_rows_name_for_what_they_wait(timed, clock):
     assert found["waiting"] == "the last 9 rows wait for api.example.com (40 s each)"
     assert found["eta_s"] is None
     assert _line(timed, 120) == f"{found['waiting']}, 1,991 of 2,000 answered, 0 failed"
-    timed.counts.done, timed.stats.in_flight = 1_999, 1
+    timed.counts.done, timed.call.in_flight = 1_999, 1
     clock.run(timed, 60)
     assert timed.as_dict()["waiting"] == "the last row waits for api.example.com (63 s so far)"
 
 
 def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left(timed, clock):
     clock.run(timed, 10, rows=100)
-    timed.stats.counts.retries, timed.stats.counts.cost, timed.stats.ledger.budget = 3, 0.016, Budget(5.0)
+    timed.call.counts.retries, timed.call.counts.cost, timed.call.ledger.budget = 3, 0.016, Budget(5.0)
     timed.counts.fail("timeout", 2)
     first = "50 % 998 of 2,000 answered, 2 failed, $0.016 of $5.00, 0:10 left"
     wide = f"{first}, 100.0 rows/s, 16 requests open (limit 16), 3 retried"

@@ -120,7 +120,7 @@ async def test_each_argument_is_a_part_of_the_order(bench, tools, folder, monkey
     async with tools(Service(Configuration({**raw, **price, "models": models}))) as call:
         for number, (given, _) in enumerate([({}, {}), *_ORDERED]):
             await call("bulk_generate", **plain | given, output_file=f"{number}.csv")
-            order = flat(jobs[-1].order) | {"model": jobs[-1].plan.model}
+            order = flat(jobs[-1].order) | {"model": jobs[-1].config.model}
             order["variants"] = [variant.name for variant in order["variants"]]
             order["earlier.from_jobs"] = [path.name for path in order["earlier.from_jobs"]]
             orders.append({name: value for name, value in order.items() if name not in {"inputs", "output", "shown"}})

@@ -35,7 +35,7 @@ from processtable import below, gone
 from promptmill.backends import protocol
 from promptmill.backends.protocol import Completion
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
@@ -510,8 +510,8 @@ class Telling(Echo):
 async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins(bench, tools, change):
     bench.write([{"prompt": f"p{at}", "carried": "x" * 4_000_000} for at in range(20)])  # takes a moment to read
 
-    async def create(plan: ResolvedConfig) -> Telling:
-        return Telling(plan.model)
+    async def create(config: ModelConfig) -> Telling:
+        return Telling(config.model)
 
     def local() -> Service:
         first = {"hf": {"model_name_or_path": "first"}}
@@ -539,7 +539,7 @@ async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(ben
 
 
 def _local(backend: type[Echo] = Echo) -> Service:
-    async def create(plan: ResolvedConfig) -> Echo:
+    async def create(config: ModelConfig) -> Echo:
         return backend()
 
     model = {"model_name_or_path": "some-model"}
@@ -637,7 +637,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
     service = closing(_local())
     board = RunningJobs(service, FileRule)
     items = [conversation_from_prompt(f"p{at}", "prompt") for at in range(9)]
-    job = call_job.write(CallWork(items, protocol.Call(), "", service.plan, USER), board.folders)
+    job = call_job.write(CallWork(items, protocol.Call(), "", service.config, USER), board.folders)
     job_id, launched = job.spec.job_id, 0
     job.close()
 
@@ -652,7 +652,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
 
     with mock.patch.object(board, "_launch", dies):
         for _ in range(3):
-            await board.resume(job_id, service.plan, USER)
+            await board.resume(job_id, service.config, USER)
     found = board.status(job_id)
     assert (found["state"], launched) == (("interrupted", 3) if answered else ("stopped", 2))
     assert answered or "ended 3 times without another answer" in found["reason"]

@@ -121,10 +121,10 @@ async def test_weights_that_are_a_pickle_are_not_run(tmp_path, trusted):
     transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="b").save_pretrained(model)
     operator = {"model_name_or_path": "somebody/else", "trust_remote_code": trusted}
     file = {"backend": "hf", "backend_configs": {"hf": operator}}
-    plan = Configuration(file).overlaid(Overrides("hf", {"hf": {"model_name_or_path": str(model)}}))
+    config = Configuration(file).overlaid(Overrides("hf", {"hf": {"model_name_or_path": str(model)}}))
 
     with pytest.raises(PromptmillError) as caught:
-        async with opened(plan) as backend:
+        async with opened(config) as backend:
             await ask(backend, ["a"])
     assert "Weights only load failed" in str(caught.value), "it came as far as the weights"
     assert not (tmp_path / "weights").exists()

@@ -160,7 +160,7 @@ def test_the_operator_names_endpoints_in_four_places(upstream, monkeypatch):
         ),
     ):
         assert chosen(url) == [url.removesuffix("/")], url
-    assert registry.endpoints_of_call(configuration.plan) == []
+    assert registry.endpoints_of_call(configuration.config) == []
     assert registry.endpoints_of_call(configuration.overlaid(Overrides("openai", {"openai": {"retries": 2}}))) == []
     assert chosen("https://user-chosen.example/v1?key=abc") == ["https://user-chosen.example/v1"]
 
@@ -176,8 +176,8 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
         async def answer(self, request, call):
             return Completion("local")
 
-    async def create(plan):
-        return Echo() if plan.record.is_engine else await registry.create(plan)
+    async def create(config):
+        return Echo() if config.record.is_engine else await registry.create(config)
 
     raw = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}
     service, looked, real = closing(Service(Configuration(raw), create=create)), asyncio.Event(), Duplicates.prepare
@@ -351,7 +351,7 @@ async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folde
     """The operator knows the price of the configured model; a call chooses another one."""
     user, real = User(agrees=False), prices._listed
     monkeypatch.setattr(
-        prices, "_listed", lambda model, plan: prices.FlatPrice(0, 1e6, 0) if model == "m" else real(model, plan)
+        prices, "_listed", lambda model, config: prices.FlatPrice(0, 1e6, 0) if model == "m" else real(model, config)
     )
     raw = _raw(upstream, sampling_params={"max_tokens": 1}, ask_above_cost=6)
     async with serving(Configuration(raw), elicitation_handler=user) as talk:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from driving import ask, opened
 from everyday import everyday
-from fakes import openai_plan
+from fakes import openai_config
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.reply import read_response
@@ -85,7 +85,7 @@ _anything = st.recursive(
 )
 @given(body=_anything, code=st.sampled_from([200, 400, 401, 404, 429, 500, 503]), stream=st.booleans())
 def test_any_reply_is_an_answer_or_a_verdict_that_a_journal_can_hold(body, code, stream):
-    (endpoint,) = endpoints(openai_plan("http://127.0.0.1:9"))
+    (endpoint,) = endpoints(openai_config("http://127.0.0.1:9"))
     text = orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS) if _fits(body) else b"\xff"
     headers = {"Content-Type": "text/event-stream" if stream else "application/json"}
     found = read_response(code, headers, b"data: " + text + b"\n\ndata: [DONE]\n\n" if stream else text, endpoint)
@@ -113,7 +113,7 @@ async def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
     )
     result = await drive(["x"])
     assert result.texts == ["hi"]
-    assert (result.stats.counts.prompt_tokens, result.stats.counts.completion_tokens) == (0, 0)
+    assert (result.call.counts.prompt_tokens, result.call.counts.completion_tokens) == (0, 0)
 
 
 @pytest.mark.rule("E3")

@@ -321,7 +321,7 @@ async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closi
         async def answer(self, request, call):
             return Completion(request.conversation.messages[-1].content)
 
-    async def create(plan):
+    async def create(config):
         return Echo()
 
     block = {"model_name_or_path": "some-model"}
@@ -436,18 +436,18 @@ def swapped(work_folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plan(upstream):
+def config(upstream):
     return Configuration(
         {"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url, "model_name": "m"}}}
-    ).plan
+    ).config
 
 
 @pytest.mark.rule("F11")
 @posix
-def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(swapped, plan):
+def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(swapped, config):
     with pytest.raises(PromptmillError, match="is not a regular file"):
-        admission.admit(WantedJob(swapped, CallModels(plan), JobFolders.from_environ()))
-    of_call = WantedJob(swapped, CallModels(plan), JobFolders.from_environ(), is_of_call=True)
+        admission.admit(WantedJob(swapped, CallModels(config), JobFolders.from_environ()))
+    of_call = WantedJob(swapped, CallModels(config), JobFolders.from_environ(), is_of_call=True)
     with pytest.raises(PromptmillError, match="became a link"):
         admission.admit(of_call)
     with pytest.raises(PromptmillError, match="became a link"):
@@ -477,7 +477,7 @@ def test_a_text_that_becomes_a_link_to_a_secret_in_the_same_folder_is_not_sent(w
 
 @pytest.mark.rule("F11")
 @posix
-def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan):
+def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, config):
     given = work_folder / "in.jsonl"
     given.unlink()
     given.mkdir()
@@ -485,7 +485,7 @@ def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan)
     (given / "b.jsonl").write_text('{"prompt": "hi"}\n')
     order = JobOrder(inputs=(given,), output=work_folder / "out.jsonl")
     with pytest.raises(PromptmillError, match="became a link or a folder"):
-        admission.admit(WantedJob(order, CallModels(plan), JobFolders.from_environ(), is_of_call=True))
+        admission.admit(WantedJob(order, CallModels(config), JobFolders.from_environ(), is_of_call=True))
 
 
 @pytest.mark.rule("F26")

@@ -29,8 +29,8 @@ def _sent(block, environ=ENVIRONMENT, *, operator=None, trust_client=False):
     """Return the headers that would go to each endpoint of a call with `block`."""
     raw_ = {"backend": "openai", "backend_configs": {"openai": {"model_name": "m"} | (operator or {})}}
     configuration = Configuration(raw_, trust_client=trust_client)
-    plan = configuration.overlaid(Overrides("openai", {"openai": block}))
-    return [dict(endpoint.headers) for endpoint in endpoints(plan, environ)]
+    config = configuration.overlaid(Overrides("openai", {"openai": block}))
+    return [dict(endpoint.headers) for endpoint in endpoints(config, environ)]
 
 
 @pytest.mark.rule("K1")
@@ -79,8 +79,8 @@ async def test_no_key_goes_to_a_server_that_was_found(upstream):
     vllm = profile_named("vllm")
     row = replace(vllm, site=replace(vllm.site, base_url=upstream.url))
     choice = await choose(configuration, ENVIRONMENT, [row])
-    plan = configuration.with_choice(choice.values, choice.why, keyless=choice.keyless).plan
-    (endpoint,) = endpoints(plan, ENVIRONMENT)
+    config = configuration.with_choice(choice.values, choice.why, keyless=choice.keyless).config
+    (endpoint,) = endpoints(config, ENVIRONMENT)
     assert KEY not in str(endpoint)
     assert "backend: auto" in endpoint.key_note
     assert upstream.seen

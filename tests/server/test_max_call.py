@@ -310,7 +310,7 @@ class Engine(FakeBackend):
 
 @asynccontextmanager
 async def _on_engine(engine):
-    async def create(_plan):
+    async def create(_config):
         return engine
 
     raw = {"backend": "hf", **LIMIT, "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}

@@ -30,65 +30,65 @@ def clock():
 
 
 def test_items_that_are_done_are_told_as_whole_numbers(clock):
-    told, stats = ReportedProgress(clock), Call(Facts(total=1000))
+    told, call = ReportedProgress(clock), Call(Facts(total=1000))
     for done in (1, 250, 999):
-        stats.counts.done = done
-        assert told.is_news(stats, f"{done} done")
+        call.counts.done = done
+        assert told.is_news(call, f"{done} done")
         assert told.number == done
 
 
 def test_the_last_item_is_told_at_the_end_and_not_before(clock):
-    told, stats = ReportedProgress(clock), Call(Facts(total=3))
-    stats.counts.done = 3
-    assert not told.is_news(stats, "3 of 3 done")
-    told.end(stats)
+    told, call = ReportedProgress(clock), Call(Facts(total=3))
+    call.counts.done = 3
+    assert not told.is_news(call, "3 of 3 done")
+    told.end(call)
     assert told.number == 3
 
 
 def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_come_after_one(clock):
-    told, stats = ReportedProgress(clock), Call(Facts(total=3))
+    told, call = ReportedProgress(clock), Call(Facts(total=3))
     clock.now += 4.9
-    assert not told.is_news(stats, "starting")
+    assert not told.is_news(call, "starting")
     clock.now += 0.2
-    assert told.is_news(stats, "starting")
+    assert told.is_news(call, "starting")
     clock.now += 0.9
-    assert not told.is_news(stats, "loading weights")
+    assert not told.is_news(call, "loading weights")
     clock.now += 0.2
-    assert told.is_news(stats, "loading weights")
+    assert told.is_news(call, "loading weights")
     assert told.number == 0.000002
 
 
 def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
-    told, stats = ReportedProgress(clock), Call(Facts(total=9))
-    stats.counts.done = 4
-    assert told.is_news(stats, "")
+    told, call = ReportedProgress(clock), Call(Facts(total=9))
+    call.counts.done = 4
+    assert told.is_news(call, "")
     before = told.number
     for _ in range(1020):
         clock.now += 6
-        assert told.is_news(stats, "")
+        assert told.is_news(call, "")
         assert before < told.number < 5
         before = told.number
-    told.end(stats)
+    told.end(call)
     assert before < told.number < 5
 
 
 def test_work_without_items_counts_seconds(clock):
-    told, stats = ReportedProgress(clock), Call(Facts(total=None))
+    told, call = ReportedProgress(clock), Call(Facts(total=None))
     clock.now += 3.2
-    assert told.is_news(stats, "loading")
+    assert told.is_news(call, "loading")
     assert told.number == 3
     clock.now += 0.5
-    assert not told.is_news(stats, "loading")
-    told.end(stats)
+    assert not told.is_news(call, "loading")
+    told.end(call)
     assert told.number == pytest.approx(3.000001)
 
 
 def test_words_hold_numbers_that_people_can_read():
-    stats = Call(Facts(total=1_000_000))
-    assert _count(stats) == "0 of 1,000,000 done"
-    stats.counts = Counts(done=12_345, codes=Counter({"timeout": 1}), retries=2_000)
-    stats.started -= 100
-    assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123.4/s, about 2:13:")
+    call = Call(Facts(total=1_000_000))
+    assert _count(call) == "0 of 1,000,000 done"
+    call.counts = Counts(done=12_345, codes=Counter({"timeout": 1}), retries=2_000)
+    call.started -= 100
+    assert _count(call).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123.4/s, about 2:13:")
 
 
 @pytest.mark.simulated

@@ -271,7 +271,7 @@ async def toy(tmp_path, monkeypatch):
     """A server on the embedded model, which says yes to everything but "fail"."""
     monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "state"))
 
-    async def create(_plan):
+    async def create(_config):
         return _Toy()
 
     block = {"model_name_or_path": EMBEDDED}

@@ -109,7 +109,7 @@ async def test_no_secret_of_any_kind_shows_up(monkeypatch):
 
     async def described(overrides):
         configuration = Configuration(raw)
-        async with aclosing(Service(configuration, plan=configuration.overlaid(overrides))) as service:
+        async with aclosing(Service(configuration, config=configuration.overlaid(overrides))) as service:
             return json.dumps(describe(service))
 
     of_call = {"api_key": SECRETS["call_key"], "headers": {"X-Call": SECRETS["call_header"]}}

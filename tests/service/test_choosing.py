@@ -105,9 +105,9 @@ async def test_without_an_endpoint_the_embedded_model_answers(model):
     block = {"model_name_or_path": model}
     configuration = Configuration({"backend": "auto", "backend_configs": {"openvino": block, "hf": block}})
     found = await choosing.decided(configuration, nothing)
-    assert found.plan.backend in {"openvino", "hf"}
-    assert found.plan.model == (model or "smollm2-135m-instruct")
-    assert "no endpoint can be used" in found.plan.chosen
+    assert found.config.backend in {"openvino", "hf"}
+    assert found.config.model == (model or "smollm2-135m-instruct")
+    assert "no endpoint can be used" in found.config.chosen
 
 
 async def test_what_was_chosen_is_said_and_never_changed(upstreams, monkeypatch, caplog):

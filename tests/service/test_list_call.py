@@ -80,11 +80,11 @@ def test_columns_are_left_out_of_large_calls(items, there):
 
 
 def test_totals_count_tokens_over_time():
-    stats = Call()
+    call = Call()
     for outcome in (GOOD, FILTERED):
-        stats.count(outcome)
-    stats.counts.requests, stats.counts.retries, stats.started = 4, 2, stats.started - 10
-    totals = list_call.totals(stats)
+        call.count(outcome)
+    call.counts.requests, call.counts.retries, call.started = 4, 2, call.started - 10
+    totals = list_call.totals(call)
     assert {name: totals[name] for name in ("requests", "retries", "prompt_tokens", "completion_tokens")} == {
         "requests": 4,
         "retries": 2,
@@ -97,10 +97,10 @@ def test_totals_count_tokens_over_time():
 
 
 def test_warnings_are_told_once_each_in_order():
-    stats = Call()
+    call = Call()
     for warning in ("b", "a", "b"):
-        stats.warn(warning)
-    assert list_call.totals(stats)["warnings"] == ["b", "a"]
+        call.warn(warning)
+    assert list_call.totals(call)["warnings"] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -221,11 +221,11 @@ async def test_values_that_thousands_of_prompts_share_are_measured_once(monkeypa
 
 
 async def test_the_answer_that_fills_a_list_counts():
-    sink, stats = ListSink(3, 10_000, most=2_000), Call()
+    sink, call = ListSink(3, 10_000, most=2_000), Call()
     large = Completion("x" * 3_000)
-    record_outcome(0, GOOD, sink, stats)
+    record_outcome(0, GOOD, sink, call)
     with pytest.raises(PromptmillError):
-        record_outcome(1, large, sink, stats)
+        record_outcome(1, large, sink, call)
     outcomes = sink.result(PromptmillError(Code.INTERNAL, "no room"))
     assert [isinstance(outcome, Completion) for outcome in outcomes] == [True, True, False]
-    assert stats.counts.done == 2
+    assert call.counts.done == 2

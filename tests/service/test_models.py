@@ -20,8 +20,8 @@ from waiting import until
 class Engine(FakeBackend):
     """Answers with its model's name; `slow` prompts wait for `may_answer`."""
 
-    def __init__(self, plan):
-        self.name = plan.name
+    def __init__(self, config):
+        self.name = config.name
         self.may_answer, self.closed, self.at_it = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def answer(self, request, call):
@@ -41,8 +41,8 @@ class Engines:
     def __init__(self):
         self.made = []
 
-    async def create(self, plan):
-        self.made.append(Engine(plan))
+    async def create(self, config):
+        self.made.append(Engine(config))
         return self.made[-1]
 
     @property
@@ -60,7 +60,7 @@ def _service(engines, models, **top):
 
 async def _ask(service, name, *prompts):
     items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
-    outcomes = await service.generate(items, Call(Facts(total=len(items))), plan=service.plan_of(name))
+    outcomes = await service.generate(items, Call(Facts(total=len(items))), config=service.config_of(name))
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 
@@ -150,34 +150,34 @@ async def test_shutdown_frees_the_engines_of_all_models(closing):
 def test_an_unknown_name_lists_the_known_ones_the_nearest_first():
     service = _service(Engines(), {"large": _hf("0"), "fast": _hf("1")})
     with pytest.raises(PromptmillError, match="there is no model 'fst'; models here: fast, large") as caught:
-        service.plan_of("fst")
+        service.config_of("fst")
     assert caught.value.code is Code.INVALID_INPUT
 
 
 def test_a_client_chooses_among_what_the_operator_offers():
     service = _service(Engines(), {"a": _hf("0"), "b": _hf("0"), "c": _hf("0")}, client_limits={"models": ["b"]})
     assert service.offered == ["a", "b"]
-    assert service.offered_plan("b").name == "b"
+    assert service.offered_config("b").name == "b"
     with pytest.raises(PromptmillError, match="models here: a, b"):
-        service.offered_plan("c")
+        service.offered_config("c")
 
 
 # Which engines fit side by side
 
 
-def _plan(backend="hf", **block):
-    return Configuration({"backend": backend, "backend_configs": {backend: block}}).plan
+def _config(backend="hf", **block):
+    return Configuration({"backend": backend, "backend_configs": {backend: block}}).config
 
 
 @pytest.mark.parametrize(("old", "new"), [("openai", "openai"), ("openai", "hf"), ("vllm", "openai")])
 def test_connections_fit_beside_anything(old, new):
-    assert model_module.fits_beside(_plan(old), _plan(new))
+    assert model_module.fits_beside(_config(old), _config(new))
 
 
 @pytest.mark.parametrize(("old", "new", "fits"), [("0", "1", True), ("0,1", "1,2", False), ("2", "2", False)])
 @pytest.mark.parametrize("backend", ["hf", "vllm"])
 def test_engines_fit_beside_each_other_on_separate_gpus(backend, old, new, fits):
-    assert model_module.fits_beside(_plan("hf", gpu_ids=old), _plan(backend, gpu_ids=new)) is fits
+    assert model_module.fits_beside(_config("hf", gpu_ids=old), _config(backend, gpu_ids=new)) is fits
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def model(tmp_path, monkeypatch):
         monkeypatch.setattr(hardware, "has_accelerator", lambda: accelerator)
         with (tmp_path / "model.safetensors").open("wb") as file:
             file.truncate(size)
-        return _plan(model_name_or_path=str(tmp_path))
+        return _config(model_name_or_path=str(tmp_path))
 
     return of
 
@@ -198,19 +198,19 @@ GIB = 2**30
 
 
 def test_on_the_cpu_an_engine_fits_when_memory_is_ample(model):
-    assert model_module.fits_beside(_plan(), model(GIB, 8 * GIB))
-    assert not model_module.fits_beside(_plan(), model(GIB, 4 * GIB))
+    assert model_module.fits_beside(_config(), model(GIB, 8 * GIB))
+    assert not model_module.fits_beside(_config(), model(GIB, 4 * GIB))
 
 
 def test_where_little_is_known_nothing_fits(model):
-    assert not model_module.fits_beside(_plan(), model(GIB, None)), "free memory unknown"
-    assert not model_module.fits_beside(_plan(), model(0, 64 * GIB)), "no weights found"
+    assert not model_module.fits_beside(_config(), model(GIB, None)), "free memory unknown"
+    assert not model_module.fits_beside(_config(), model(0, 64 * GIB)), "no weights found"
     model(GIB, 64 * GIB)
-    assert not model_module.fits_beside(_plan(), _plan(model_name_or_path="hub/name")), "size unknown"
+    assert not model_module.fits_beside(_config(), _config(model_name_or_path="hub/name")), "size unknown"
 
 
 def test_an_accelerator_is_not_shared_without_gpu_ids(model):
-    assert not model_module.fits_beside(_plan(), model(GIB, 64 * GIB, accelerator=True))
+    assert not model_module.fits_beside(_config(), model(GIB, 64 * GIB, accelerator=True))
 
 
 def test_free_memory_is_read_where_the_system_tells_it():

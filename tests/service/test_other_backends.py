@@ -111,10 +111,10 @@ async def test_every_parameter_is_named_that_its_record_does_not_name(site, name
         "reasoning_effort": "low",
         "enable_thinking": True,
     }
-    stats = Call(Facts(total=1))
+    call = Call(Facts(total=1))
     service = closing(Service(configured(sampling_params={name: values.get(name, 1)})))
-    await service.generate([conversation_from_prompt("x", "x")], stats)
-    assert any(name in warning for warning in stats.warnings)
+    await service.generate([conversation_from_prompt("x", "x")], call)
+    assert any(name in warning for warning in call.warnings)
 
 
 async def test_it_may_be_one_of_several_models(site):
@@ -205,10 +205,10 @@ async def test_one_that_breaks_its_word_fails_the_items_in_words(site, code, sai
     before = module.read_text()
     body = before[before.index("        left = sorted") : before.index("    async def leave")]
     module.write_text(before.replace(body, f"        {code}\n\n"))
-    stats = Call(Facts(total=2))
+    call = Call(Facts(total=2))
 
     service = closing(Service(configured()))
-    outcomes = await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)
+    outcomes = await service.generate([conversation_from_prompt(text, text) for text in "xy"], call)
     assert [said in outcome.error.message for outcome in outcomes] == [True, True]
 
 

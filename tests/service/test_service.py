@@ -18,9 +18,9 @@ from waiting import until
 class Backend(FakeBackend):
     """Answers with its model's name and the prompt; `ready` and `may_answer` are gates that tests open."""
 
-    def __init__(self, plan, shop):
-        self.plan, self.shop = plan, shop
-        self.model = plan.settings.backend_configs.hf.model_name_or_path or "openai"
+    def __init__(self, config, shop):
+        self.config, self.shop = config, shop
+        self.model = config.settings.backend_configs.hf.model_name_or_path or "openai"
         self.ready, self.may_answer, self.running = asyncio.Event(), asyncio.Event(), asyncio.Event()
         if shop.quick:
             self.ready.set()
@@ -74,8 +74,8 @@ class Shop:
         self.broken = set()
         self.made = []
 
-    async def create(self, plan):
-        self.made.append(Backend(plan, self))
+    async def create(self, config):
+        self.made.append(Backend(config, self))
         return self.made[-1]
 
 
@@ -95,10 +95,10 @@ SAME_DEVICE = _hf(model_name_or_path="second", gpu_ids="0")
 
 
 async def _ask(service, *prompts, **options):
-    stats = Call(Facts(total=len(prompts)))
+    call = Call(Facts(total=len(prompts)))
     items = [item if isinstance(item, Exception) else conversation_from_prompt(item, "p") for item in prompts]
-    outcomes = await service.generate(items, stats, **options)
-    assert stats.counts.done <= len(prompts)
+    outcomes = await service.generate(items, call, **options)
+    assert call.counts.done <= len(prompts)
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 
@@ -171,7 +171,7 @@ async def test_a_failed_load_is_told_to_every_caller_and_tried_again_by_the_next
 
 
 async def test_a_backend_that_cannot_even_be_made_is_told(closing):
-    async def create(plan):
+    async def create(config):
         raise PromptmillError(Code.MISSING_DEPENDENCY, "promptmill[hf] is not installed.")
 
     service = closing(Service(Configuration({"backend": "hf"}), create=create))
@@ -370,8 +370,8 @@ async def test_a_call_that_waits_for_a_load_is_answered_by_what_replaced_it(clos
     may_load = asyncio.Event()
     create = shop.create
 
-    async def slowly(plan):
-        backend = await create(plan)
+    async def slowly(config):
+        backend = await create(config)
         if backend.model == "first":
             await may_load.wait()
         return backend
@@ -416,7 +416,7 @@ async def test_what_is_refused_before_the_old_one_had_to_leave_leaves_it(closing
     await _ask(service, "a")
     make = shop.create
 
-    async def create(plan):
+    async def create(config):
         raise PromptmillError(Code.MISSING_DEPENDENCY, "not installed")
 
     service._models.create = create

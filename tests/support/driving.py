@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fakes import DictSink, ListSource, openai_plan
+from fakes import DictSink, ListSource, openai_config
 from promptmill.backends.protocol import Backend, Call, Completion, Facts, Failure, Outcome, Sink, Source
 from promptmill.cluster import fan_out
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.service.driver import Driver
 
@@ -21,7 +21,7 @@ class Result:
     """What a run brought: `outcomes` in the order of the prompts."""
 
     outcomes: list[Outcome]
-    stats: Call
+    call: Call
     seconds: float
     raised: PromptmillError | None
 
@@ -47,9 +47,9 @@ class Result:
 
 
 @asynccontextmanager
-async def opened(where: str | list[str] | ResolvedConfig, **block: Any) -> AsyncIterator[Backend]:
+async def opened(where: str | list[str] | ModelConfig, **block: Any) -> AsyncIterator[Backend]:
     """Open the backend of a plan, or the openai backend at these URLs, and close it."""
-    backend = await fan_out.create(where if isinstance(where, ResolvedConfig) else openai_plan(where, **block))
+    backend = await fan_out.create(where if isinstance(where, ModelConfig) else openai_config(where, **block))
     try:
         await backend.load(lambda _: None)
         yield backend
@@ -60,18 +60,18 @@ async def opened(where: str | list[str] | ResolvedConfig, **block: Any) -> Async
 async def ask(
     backend: Backend,
     prompts: Sequence[Any],
-    stats: Call | None = None,
+    call: Call | None = None,
     source: Any = None,
     sink: Any = None,
     around: Any = None,
 ) -> Result:
     """Run `prompts` and check what is true of every run: one outcome per key, counters and ledger that add up."""
-    stats = stats or Call(Facts(total=len(prompts)))
+    call = call or Call(Facts(total=len(prompts)))
     source, sink = source or ListSource(prompts), sink or DictSink()
     began = time.monotonic()
     raised = None
     try:
-        await run(backend, source, sink, stats, around)
+        await run(backend, source, sink, call, around)
     except PromptmillError as error:  # the rest is the caller's to settle
         raised = error
         for key in range(len(prompts)):
@@ -80,13 +80,13 @@ async def ask(
     missing = set(range(len(prompts))) - set(sink.outcomes)
     assert not missing, f"no outcome for {sorted(missing)[:10]}"
     outcomes = [sink.outcomes[key] for key in range(len(prompts))]
-    assert stats.in_flight == 0
+    assert call.in_flight == 0
     if raised is None:
-        assert stats.counts.done == len(prompts)
-        assert stats.counts.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
-        assert stats.counts.requests == sum(outcome.attempts for outcome in outcomes)
-        assert stats.counts.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
-    return Result(outcomes, stats, seconds, raised)
+        assert call.counts.done == len(prompts)
+        assert call.counts.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
+        assert call.counts.requests == sum(outcome.attempts for outcome in outcomes)
+        assert call.counts.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
+    return Result(outcomes, call, seconds, raised)
 
 
 async def run(backend: Backend, source: Source, sink: Sink, call: Call, around: Any = None) -> None:

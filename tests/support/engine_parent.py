@@ -46,7 +46,7 @@ class _Nowhere:
 
 async def _main(backend: str, model: str) -> None:
     block = {"model_name_or_path": model, "dtype": "float32"}  # vLLM's bfloat16 kernels need AMX to be lent
-    host = create(Configuration({"backend": backend, "backend_configs": {backend: block}}).plan)
+    host = create(Configuration({"backend": backend, "backend_configs": {backend: block}}).config)
     loading = asyncio.create_task(host.load(lambda _: None))
     while host._process is None:
         await asyncio.sleep(0.01)

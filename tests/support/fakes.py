@@ -8,7 +8,7 @@ from typing import Any
 
 from promptmill.backends.protocol import Call, FixedShare, Outcome, Source
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import Conversation, Message, Request, Sampling
 
 KEY = "test-key-0123456789abcdef"
@@ -88,9 +88,9 @@ def openai_configuration(base_url: str | list[str], **block: Any) -> Configurati
     return Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": base_url, **quick, **block}}})
 
 
-def openai_plan(base_url: str | list[str], **block: Any) -> ResolvedConfig:
+def openai_config(base_url: str | list[str], **block: Any) -> ModelConfig:
     """Return the plan of `openai_configuration`."""
-    return openai_configuration(base_url, **block).plan
+    return openai_configuration(base_url, **block).config
 
 
 def without_rest(_seconds: float, do: Callable[[], None]) -> None:

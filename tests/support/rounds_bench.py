@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fakes import openai_plan
+from fakes import openai_config
 from job_specs import spec_of
 from promptmill.answering.chain import around
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
@@ -26,7 +26,7 @@ from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.stored import Target
 
-_PLAN = openai_plan("http://127.0.0.1:1/v1")
+_PLAN = openai_config("http://127.0.0.1:1/v1")
 FINAL = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
 PASSING = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)
 
@@ -84,7 +84,7 @@ class RoundsBench:
         """Yield the rounds of a run."""
         change = Change(None, order.earlier, _last_round(self.store, order))
         folder = SimpleNamespace(store=self.store)
-        job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=folder, plan=_PLAN)
+        job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=folder, config=_PLAN)
         job_rounds = JobRounds(job)
         for _ in range(20):
             if (round_ := job_rounds.next()) is None:

@@ -40,7 +40,7 @@ from promptmill.answering.step import Loading, Place
 from promptmill.backends import registry
 from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.backends.protocol import Call, Completion, Outcome, copied
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OF_EFFORT, OpenAISettings
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
@@ -78,20 +78,22 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step if the operator configured a cache. Raises `PromptmillError` (`storage`)."""
-        if not (wanted := loading.plan.operator.cache):
+        if not (wanted := loading.config.operator.cache):
             return None
         cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
-        return cls(loading.plan, cache, everything=wanted == "all", is_shared=loading.is_shared)
+        return cls(loading.config, cache, everything=wanted == "all", is_shared=loading.is_shared)
 
-    def __init__(self, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool, is_shared: bool) -> None:
+    def __init__(self, config: ModelConfig, cache: AnswerCache, *, everything: bool, is_shared: bool) -> None:
         """`is_shared`: the process has several clients, so a hit is reported like a sent request."""
         super().__init__()
         self.place = Place.SENT if is_shared else Place.CACHED
         self._everything = everything and not is_shared
         self._is_shared = is_shared
-        self._decides = registry.decides(plan)
-        self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
-        self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
+        self._decides = registry.decides(config)
+        self._of_config = _fingerprint_of(config, is_shared=is_shared)
+        self._rules = ImageRules.of(
+            config.file_rule, config.settings.max_image_pixels, config.settings.max_image_memory
+        )
         self._batches = _Batches(cache)
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -162,7 +164,7 @@ class CachedAnswers(OneFlight[tuple[Call | None, bytes]]):
         if any(images.is_web(source) for source in sources):
             return None  # no digest: the image at a URL may change
         try:
-            context = [self._of_plan, call.facts.keep_raw]
+            context = [self._of_config, call.facts.keep_raw]
             if self._is_shared:  # the tier is part of the question, because the reply's price depends on it
                 context.append(request.extra.get("service_tier"))
             asked = request_digest(request, *context, decides=self._decides)
@@ -277,16 +279,16 @@ def _is_of_one_request(answer: Completion, request: Request) -> bool:
     return answer.attempts == request.attempts + 1 and answer.details is None
 
 
-def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
+def _fingerprint_of(config: ModelConfig, *, is_shared: bool) -> bytes:
     """Return a digest of the position and of the settings that affect answers. Settings in a request do not count."""
-    block = plan.block
+    block = config.block
     assert block is not None
     # a block of another package has the usual names
     effort = OpenAISettings.marked(OF_EFFORT) | block.marked(OF_EFFORT)
     asked = block.model_dump(mode="json", exclude={*effort, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((7, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps((7, is_shared, config.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _unpacked(data: bytes) -> Completion | None:

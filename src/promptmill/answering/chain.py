@@ -38,7 +38,7 @@ from promptmill.answering.step import Loading, Place, Sent, Step, steps_for
 from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.check import Check
 from promptmill.backends import protocol
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core import feature
 from promptmill.core.errors import config_error
 from promptmill.core.money import Budget
@@ -59,13 +59,13 @@ STEPS: tuple[type[Step], ...] = (
 
 
 class Chain:
-    """The backend of `plan`, with all steps around its `answer`."""
+    """The backend of `config`, with all steps around its `answer`."""
 
     def __init__(
-        self, backend: protocol.Backend, plan: ResolvedConfig, budget: Budget | None, *, is_shared: bool
+        self, backend: protocol.Backend, config: ModelConfig, budget: Budget | None, *, is_shared: bool
     ) -> None:
         """`budget`: the spending limit of the process. `is_shared`: several clients share the process."""
-        self._backend, self._loading = backend, Loading(plan, budget, is_shared)
+        self._backend, self._loading = backend, Loading(config, budget, is_shared)
         self._steps: list[Step] = []
         self._of_calls: list[Step] = []
         """The steps that record when a call starts or ends."""
@@ -92,7 +92,7 @@ class Chain:
     def enter(self, call: protocol.Call) -> protocol.Share:
         """Record that a call starts. Raises `PromptmillError` (`invalid_config` for a budget without a price)."""
         if call.ledger.budget is not None and not self._is_priced:
-            raise unknown_price(self._loading.plan)
+            raise unknown_price(self._loading.config)
         for step in self._of_calls:
             step.enter(call)
         share = self._loading.shares[call] = self._backend.enter(call)
@@ -145,7 +145,7 @@ def steps_of_features() -> list[type[Step]]:
     return [kind for kind in added if issubclass(kind, Step)]
 
 
-def sending(plan: ResolvedConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
+def sending(config: ModelConfig, *, by_batch: bool = False) -> Callable[[Request], Sent]:
     """Return the function from an item to what is sent for it, after the steps of features that want it. The function
     raises `PromptmillError` for an item that cannot be sent."""
     made: dict[type[Step], Callable[[Request], Sent]] = {}
@@ -154,7 +154,7 @@ def sending(plan: ResolvedConfig, *, by_batch: bool = False) -> Callable[[Reques
         found = Sent(request)
         for kind in sorted(steps_for(request.sampling), key=lambda kind: kind.place):
             if kind not in made:
-                made[kind] = kind.sending(plan, by_batch=by_batch)
+                made[kind] = kind.sending(config, by_batch=by_batch)
             inside = made[kind](found.request)
             part, around = found.part * inside.part, found.around + inside.around
             found = Sent(inside.request, part, inside.alone or found.alone, around)

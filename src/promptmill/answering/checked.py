@@ -25,7 +25,7 @@ from promptmill.answers.reasoning import split_marked
 from promptmill.answers.response_format import SchemaCache
 from promptmill.answers.schema import AnswerSchema
 from promptmill.backends import protocol, registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core import feature
 from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError, internal_error
@@ -74,10 +74,10 @@ class ChosenAnswers(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step."""
-        return cls(loading.plan)
+        return cls(loading.config)
 
-    def __init__(self, plan: ResolvedConfig) -> None:
-        self._is_endpoint = plan.record.needs_endpoint
+    def __init__(self, config: ModelConfig) -> None:
+        self._is_endpoint = config.record.needs_endpoint
         self._formed: Made[tuple[Form | None, Sampling]] = {}
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
@@ -152,14 +152,14 @@ class CheckedAnswers(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step."""
-        plan = loading.plan
-        return cls(plan, decides=plan.record.compares or registry.decides(plan))
+        config = loading.config
+        return cls(config, decides=config.record.compares or registry.decides(config))
 
-    def __init__(self, plan: ResolvedConfig, *, decides: bool = False) -> None:
+    def __init__(self, config: ModelConfig, *, decides: bool = False) -> None:
         """`decides`: the model would give the same answer to the complaint."""
-        self._is_endpoint = plan.record.needs_endpoint
+        self._is_endpoint = config.record.needs_endpoint
         self._decides = decides
-        self._retries = plan.settings.check_retries
+        self._retries = config.settings.check_retries
         self._checks = checks_of_features()
         self.wanted_by = *_FORM, "checks", *(name for one in self._checks for name in one.wanted_by)
         self._schemas: SchemaCache | None = None  # made for the first request with a schema

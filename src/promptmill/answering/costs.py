@@ -42,7 +42,7 @@ from promptmill.answers.choices import choices_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome, Spent, Totals, Usage, billed
 from promptmill.backends.searches import may_search
-from promptmill.config import resolved_config
+from promptmill.config import model_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, Words, config_error, input_error
 from promptmill.core.money import Budget, dollars
@@ -66,7 +66,7 @@ _PER_COMPLAINT = LONGEST_COMPLAINT + 200
 # gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # estimated for English text; less accurate for other scripts
-_BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
+_BOUNDS = (*model_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
 # Names of the number of answers, which some endpoints support and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
 # For a request to `/responses`: names of an earlier conversation or a stored prompt, and of files and audio. Pages of a
@@ -97,17 +97,17 @@ class BudgetedAnswers(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Step | None:
         """Return the step. Raises `PromptmillError` (`invalid_config`) for a budget of the process without a price."""
-        price = await asyncio.to_thread(price_of, loading.plan)
+        price = await asyncio.to_thread(price_of, loading.config)
         if price is not None:
-            return cls(loading.plan, price, loading.budget)
+            return cls(loading.config, price, loading.budget)
         if loading.budget is not None:
-            raise unknown_price(loading.plan)
+            raise unknown_price(loading.config)
         return None
 
-    def __init__(self, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None) -> None:
-        self._plan, self._price, self._prices = plan, price, Prices(plan, price)
-        self._budget, self._model = budget, plan.model
-        self._tier = tier_of(plan.settings.extra_params)
+    def __init__(self, config: model_config.ModelConfig, price: Price, budget: Budget | None) -> None:
+        self._config, self._price, self._prices = config, price, Prices(config, price)
+        self._budget, self._model = budget, config.model
+        self._tier = tier_of(config.settings.extra_params)
         self._usual_tiers = Tiers("", self._tier)
         self._line = asyncio.Lock()
         """First come, first served: otherwise small requests could overtake a large one forever."""
@@ -122,7 +122,7 @@ class BudgetedAnswers(Step):
         if call.exchange is not None and self._price.batch is None:
             call.warn(AS_LIVE)
         is_limited = self._budget is not None or call.ledger.budget is not None
-        if is_limited and may_search(self._plan.settings.extra_params, self._model):
+        if is_limited and may_search(self._config.settings.extra_params, self._model):
             raise unbounded_search()
         call.counts.cost = call.counts.cost or 0.0
 
@@ -406,12 +406,12 @@ class _BudgetAccount(Account):
         await full.changed()
 
 
-def lacking(plans: Iterable[resolved_config.ResolvedConfig], *, rows_set: bool = False) -> PromptmillError | None:
+def lacking(configs: Iterable[model_config.ModelConfig], *, rows_set: bool = False) -> PromptmillError | None:
     """Return the error for a budget on models, with all that it lacks: prices, and a limit of the answers. None if it
     lacks nothing. `rows_set`: rows may have limits of their own. Blocks."""
-    by_name = {_named(plan): plan for plan in plans}
-    unpriced = {name: plan for name, plan in by_name.items() if price_of(plan) is None}
-    unlimited = {name: plan for name, plan in by_name.items() if _lacks_limit(plan)}
+    by_name = {_named(config): config for config in configs}
+    unpriced = {name: config for name, config in by_name.items() if price_of(config) is None}
+    unlimited = {name: config for name, config in by_name.items() if _lacks_limit(config)}
     if not unpriced and (rows_set or not unlimited):
         return None
     add = [Named("max_tokens", max(map(advised_limit, unlimited.values())))] if unlimited else []
@@ -420,17 +420,17 @@ def lacking(plans: Iterable[resolved_config.ResolvedConfig], *, rows_set: bool =
     if not unpriced:
         return config_error("max_cost", f"{limit}; add ", *add, ".")
     is_only = len(by_name) == 1
-    keys = [plan.key("price") if is_only else f"prices.{name}" for name, plan in unpriced.items()]
+    keys = [config.key("price") if is_only else f"prices.{name}" for name, config in unpriced.items()]
     return _unpriced(unpriced, keys, f", and {limit}" if unlimited else "", add)
 
 
-def unknown_price(plan: resolved_config.ResolvedConfig) -> PromptmillError:
+def unknown_price(config: model_config.ModelConfig) -> PromptmillError:
     """Return the error for a budget on a model whose price is unknown."""
-    return _unpriced({_named(plan): plan}, [plan.key("price")])
+    return _unpriced({_named(config): config}, [config.key("price")])
 
 
 def _unpriced(
-    unpriced: Mapping[str, resolved_config.ResolvedConfig],
+    unpriced: Mapping[str, model_config.ModelConfig],
     keys: Sequence[str],
     limit: str = "",
     add: Sequence[Named] = (),
@@ -440,7 +440,7 @@ def _unpriced(
     prices = [Named(key, "IN/OUT", "{} ", f"`{key}: IN/OUT` ") for key in keys]
     its = f"`{keys[-1]}: IN/OUT` to the server's configuration, as only its operator can{', and ' if add else ''}"
     prices[-1] = Named(keys[-1], "IN/OUT", "{} " if add else "{}", its)
-    more = "".join({list_of_prices(plan) for plan in unpriced.values()})
+    more = "".join({list_of_prices(config) for config in unpriced.values()})
     return config_error(
         "max_cost",
         f"the price of {listed([*unpriced])} is not known{limit}; add ",
@@ -450,27 +450,27 @@ def _unpriced(
     )
 
 
-def _named(plan: resolved_config.ResolvedConfig) -> str:
-    is_named = plan.file is not None and plan.model == plan.operator_model
-    return plan.name if is_named else plan.model or "this model"
+def _named(config: model_config.ModelConfig) -> str:
+    is_named = config.file is not None and config.model == config.operator_model
+    return config.name if is_named else config.model or "this model"
 
 
-def _lacks_limit(plan: resolved_config.ResolvedConfig) -> bool:
-    sampling = plan.settings.sampling_params
-    request = Request(0, Conversation(()), sampling, plan.settings.extra_params, path=path_of(sampling))
-    return not request.texts and not _limits(request) and Prices(plan, _FREE).longest(request) is None
+def _lacks_limit(config: model_config.ModelConfig) -> bool:
+    sampling = config.settings.sampling_params
+    request = Request(0, Conversation(()), sampling, config.settings.extra_params, path=path_of(sampling))
+    return not request.texts and not _limits(request) and Prices(config, _FREE).longest(request) is None
 
 
-def _thinks(plan: resolved_config.ResolvedConfig) -> bool:
-    return registry.may_think(plan, plan.model, plan.settings.sampling_params)
+def _thinks(config: model_config.ModelConfig) -> bool:
+    return registry.may_think(config, config.model, config.settings.sampling_params)
 
 
-def advised_limit(plan: resolved_config.ResolvedConfig) -> int:
+def advised_limit(config: model_config.ModelConfig) -> int:
     """Return a `max_tokens` that is enough for most answers: what the form needs at most, else four times the likely
     length. Thinking needs more."""
-    if _thinks(plan):
+    if _thinks(config):
         return _FOR_THINKING
-    sampling = plan.settings.sampling_params
+    sampling = config.settings.sampling_params
     longest = (
         most_tokens_of(sampling) or _TIMES_AVERAGE * LikelyLengths().of(Request(0, Conversation(()), sampling)).tokens
     )
@@ -504,7 +504,7 @@ def _highest(
 
 def most_of(
     request: Request,
-    plan: resolved_config.ResolvedConfig,
+    config: model_config.ModelConfig,
     prices: Prices,
     *,
     by_batch: bool = False,
@@ -518,14 +518,14 @@ def most_of(
     `has_check`: a function of the program checks the answers, too.
     """
     price, sampling = prices.of(request), request.sampling
-    live = prices.served_at(Tiers(tier_of(request.extra), tier_of(plan.settings.extra_params)).charged())
+    live = prices.served_at(Tiers(tier_of(request.extra), tier_of(config.settings.extra_params)).charged())
     if sampling.choices is not None:  # sent as a schema
         form = choices_of(tuple(sampling.choices)).response_format
         request = request.changed(sampling=sampling.model_copy(update={"response_format": form}))
     try:
         first = worst_case(
             request,
-            plan.model,
+            config.model,
             decides=prices.decides,
             questions=prices.questions,
             by_form=partial(prices.longest, by_batch=by_batch),
@@ -539,37 +539,37 @@ def most_of(
     tiers = {BATCH} if by_batch else live
     cost = _highest(price, first, request, tiers, by_batch=by_batch, writes=prices.writes)
     if asks_again and (has_check or is_checked(sampling)) and not prices.decides:
-        cost += plan.settings.check_retries * _highest(price, again, request, live, writes=prices.writes)
+        cost += config.settings.check_retries * _highest(price, again, request, live, writes=prices.writes)
     return (sampling.n or 1) * cost
 
 
-def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
+def cost_of(config: model_config.ModelConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
     """Return the likely cost and the highest cost of all requests together; each None if unknown.
 
     The highest cost is also None if answers have no limit. It does not include failed attempts.
     """
-    own = price_of(plan)
+    own = price_of(config)
     if own is None:
         return None, None
-    prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
-    least = cache.least if (cache := registry.prompt_cache_of(plan)) else 0
+    prices, tier = Prices(config, own), tier_of(config.settings.extra_params)
+    least = cache.least if (cache := registry.prompt_cache_of(config)) else 0
     estimated, most, lengths = 0.0, 0.0, LikelyLengths()
     for request in requests:
-        if (price := prices.of(request)) is None or may_search(request.extra, plan.model):
+        if (price := prices.of(request)) is None or may_search(request.extra, config.model):
             return None, None
         prompt = bytes_of(request, prices.questions) if prices.decides else _prompt_size(request, _PER_IMAGE)
         tokens = prompt // _BYTES_PER_TOKEN
         written = tokens if prices.writes and prompt >= least else 0
         usage = Usage(tokens, lengths.of(request).tokens, written_tokens=written)
         estimated += (request.sampling.n or 1) * price.cost(usage, tier)
-        most += most_of(request, plan, prices)
+        most += most_of(request, config, prices)
     return estimated, None if math.isinf(most) else most
 
 
 def _limits(request: Request) -> list[int]:
     """Return the limits of the answer to a request."""
     sampling, extra = request.sampling, request.extra
-    limits = [resolved_config.whole_number(extra[name]) for name in _BOUNDS if name in extra]
+    limits = [model_config.whole_number(extra[name]) for name in _BOUNDS if name in extra]
     if "max_tokens" not in extra or extra["max_tokens"] is not None:
         limits.append(sampling.max_tokens)
     return [limit for limit in limits if limit is not None]
@@ -618,9 +618,9 @@ def worst_case(
         bounds = [by_its_form]
     answers, models = 1, [model]
     if extra:  # skipped for most requests, which have no own parameters
-        bounds += [_largest(extra, resolved_config.OTHER_LIMIT)] if bounds else []
+        bounds += [_largest(extra, model_config.OTHER_LIMIT)] if bounds else []
         answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
-        models += resolved_config.named_models(extra)
+        models += model_config.named_models(extra)
     longest = 0 if request.texts else max(bounds, default=MOST_TOKENS + 1)
     if longest > MOST_TOKENS:
         if why:
@@ -658,7 +658,7 @@ def _is_unbounded(body: JsonObject) -> bool:
 
 def _largest(extra: JsonObject, names: re.Pattern[str]) -> int:
     """Return the largest number under any of `names` in a body, or in an object of the body such as `options`."""
-    return max((number for _, number in resolved_config.numbers_of(extra, names)), default=0)
+    return max((number for _, number in model_config.numbers_of(extra, names)), default=0)
 
 
 def _prompts(request: Request) -> int:

@@ -19,7 +19,7 @@ from promptmill.answering.step import Loading, Place, Step
 from promptmill.answers.decision import decidable, size_of
 from promptmill.answers.form import form_of
 from promptmill.backends import protocol, registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, Words
 from promptmill.core.form import Asked, Choice, Form, Given, Option, Question
 from promptmill.core.request import SOURCED_NAMES, Made, Request, once
@@ -58,13 +58,13 @@ def parts_of(request: Request, questions: int) -> int:
     return 1 if form is None else max(1, -(-len(form.asked) // questions))
 
 
-def check_plan(plan: ResolvedConfig) -> str:
+def check_plan(config: ModelConfig) -> str:
     """Return a note on the answers that a plan's parameters allow, if its model decides; `""` without one.
 
     Raises `PromptmillError` (`invalid_input`) for fields that it cannot decide.
     """
-    limits = registry.decisions_of(plan)
-    form = None if limits is None else form_of(plan.settings.sampling_params)
+    limits = registry.decisions_of(config)
+    form = None if limits is None else form_of(config.settings.sampling_params)
     if limits is None or form is None:  # rows may have choices of their own
         return ""
     decidable(form, options=limits.options, levels=limits.levels)
@@ -90,12 +90,12 @@ class DecidedRequests(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step if the endpoints decide. Raises `PromptmillError` (`invalid_config`)."""
-        limits = registry.decisions_of(loading.plan)
-        return None if limits is None else cls(loading.plan, limits)
+        limits = registry.decisions_of(loading.config)
+        return None if limits is None else cls(loading.config, limits)
 
-    def __init__(self, plan: ResolvedConfig, limits: DecisionLimits) -> None:
-        self._plan, self._limits = plan, limits
-        self._moves = _MOVES.search(plan.model) is not None
+    def __init__(self, config: ModelConfig, limits: DecisionLimits) -> None:
+        self._config, self._limits = config, limits
+        self._moves = _MOVES.search(config.model) is not None
         self._forms: Made[Sequence[Form]] = {}
         """The forms of the requests for a form."""
 
@@ -124,8 +124,11 @@ class DecidedRequests(Step):
 
     def _is_of_all(self, request: Request) -> bool:
         """Return whether the parameters that cannot be decided are those of the call, and not of one row."""
-        own, usual = request.sampling, self._plan.settings.sampling_params
-        if request.conversation.has_audio or request.extra.keys() & _NO_TOOLS - self._plan.settings.extra_params.keys():
+        own, usual = request.sampling, self._config.settings.sampling_params
+        if (
+            request.conversation.has_audio
+            or request.extra.keys() & _NO_TOOLS - self._config.settings.extra_params.keys()
+        ):
             return False
         return own.choices == usual.choices and (bool(own.choices) or own.response_format == usual.response_format)
 
@@ -133,7 +136,7 @@ class DecidedRequests(Step):
         outcome = await self.following(request, call)
         if self._moves and isinstance(outcome, protocol.Completion) and outcome.answered_by:
             call.warn(
-                f"{self._plan.model} names another model from time to time: {outcome.answered_by} has answered. Name "
+                f"{self._config.model} names another model from time to time: {outcome.answered_by} has answered. Name "
                 "that to keep it."
             )
         return outcome

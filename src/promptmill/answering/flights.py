@@ -103,9 +103,9 @@ class SameRequests(OneFlight[tuple[Call, bytes]]):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step if `dedupe` is configured."""
-        plan = loading.plan
-        is_wanted = plan.record.needs_endpoint and plan.settings.backend_configs.openai.dedupe
-        return cls(decides=registry.decides(plan)) if is_wanted else None
+        config = loading.config
+        is_wanted = config.record.needs_endpoint and config.settings.backend_configs.openai.dedupe
+        return cls(decides=registry.decides(config)) if is_wanted else None
 
     def __init__(self, *, decides: bool = False) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from promptmill.answers.choices import choices_of
 from promptmill.answers.response_format import schema_of
-from promptmill.config.resolved_config import TOKEN_LIMITS, whole_number
+from promptmill.config.model_config import TOKEN_LIMITS, whole_number
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling
 from promptmill.core.values import JsonObject

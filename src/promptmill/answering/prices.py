@@ -20,7 +20,7 @@ from promptmill.answering.likely import most_tokens_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import TICKS, Spent, Usage
 from promptmill.backends.searches import tools_in
-from promptmill.config import resolved_config
+from promptmill.config import model_config
 from promptmill.config.settings import PriceSettings
 from promptmill.core.errors import Named, Words
 from promptmill.core.request import Request, Sampling
@@ -54,30 +54,30 @@ BATCH = "batch"
 """The tier of requests in batches. No request may name it."""
 
 
-def is_here(plan: resolved_config.ResolvedConfig) -> bool:
-    """Return whether all endpoints of the plan are servers on this machine, which no list of prices has."""
-    return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(plan))
+def is_here(config: model_config.ModelConfig) -> bool:
+    """Return whether all endpoints of the configuration are servers on this machine, which no list of prices has."""
+    return all(url.hostname in _OF_THIS_MACHINE for url in registry.addresses(config))
 
 
-def no_price_known(plan: resolved_config.ResolvedConfig, names: Sequence[str]) -> Words:
+def no_price_known(config: model_config.ModelConfig, names: Sequence[str]) -> Words:
     """Return that no price is known for the models `names`, and for a provider how to give one.
 
     A server on this machine seldom has a price.
     """
     unknown = f"no price is known for {', '.join(names)}"
-    if is_here(plan):
+    if is_here(config):
         return unknown
-    key = plan.key("price") if len(names) == 1 else f"prices.{names[0]}"
+    key = config.key("price") if len(names) == 1 else f"prices.{names[0]}"
     price = Named(key, "IN/OUT", otherwise=f"`{key}: IN/OUT` in the server's configuration")
-    return unknown, "; ", price, " gives it, in US dollars for a million tokens in and out", list_of_prices(plan)
+    return unknown, "; ", price, " gives it, in US dollars for a million tokens in and out", list_of_prices(config)
 
 
-def list_of_prices(plan: resolved_config.ResolvedConfig) -> str:
+def list_of_prices(config: model_config.ModelConfig) -> str:
     """Return the end of a sentence about an unknown price: how to install the list of prices.
 
     It is `""` if the list is installed, and for a server on this machine.
     """
-    is_listed = is_here(plan) or importlib.util.find_spec("genai_prices") is not None
+    is_listed = is_here(config) or importlib.util.find_spec("genai_prices") is not None
     return "" if is_listed else f"; the list of prices may know it: {command_for('prices')}"
 
 
@@ -208,53 +208,53 @@ class _ListedPrice:
         return float(calc_price(tokens, self._model, **self._place).total_price)
 
 
-def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
-    """Return the price of the plan's model; None if unknown. The first call is slow."""
-    said = _said(plan, plan.model) or plan.settings.price
-    return _listed(plan.model, plan) if said is None else _flat(said, plan.model, plan)
+def price_of(config: model_config.ModelConfig) -> Price | None:
+    """Return the price of the configuration's model; None if unknown. The first call is slow."""
+    said = _said(config, config.model) or config.settings.price
+    return _listed(config.model, config) if said is None else _flat(said, config.model, config)
 
 
-def _said(plan: resolved_config.ResolvedConfig, model: str) -> PriceSettings | None:
+def _said(config: model_config.ModelConfig, model: str) -> PriceSettings | None:
     """Return the operator's price of a model by its name."""
-    prices = plan.settings.prices
-    return (prices.get(plan.name) if model == plan.operator_model else None) or prices.get(model)
+    prices = config.settings.prices
+    return (prices.get(config.name) if model == config.operator_model else None) or prices.get(model)
 
 
-def _flat(said: PriceSettings, model: str, plan: resolved_config.ResolvedConfig) -> FlatPrice:
+def _flat(said: PriceSettings, model: str, config: model_config.ModelConfig) -> FlatPrice:
     cached = said.input if said.cached_input is None else said.cached_input
-    tiers = _tiers_at(plan, model)
+    tiers = _tiers_at(config, model)
     if said.batch is not None:
         tiers[BATCH] = even(said.batch)
-    search = _search_price(plan, model) if said.search is None else said.search
+    search = _search_price(config, model) if said.search is None else said.search
     return FlatPrice(said.input, said.output, cached, tiers=tiers, search=search)
 
 
-def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
-    """Return the tier prices of a model at the plan's provider, from the table or from the provider's documents."""
+def _tiers_at(config: model_config.ModelConfig, model: str) -> dict[str, Factors]:
+    """Return the tier prices of a model at its provider, from the table or from the provider's documents."""
     tiers = dict(_TIERS)
-    if not plan.record.needs_endpoint:
+    if not config.record.needs_endpoint:
         return tiers
-    if (rate := registry.batch_rate(plan)) is not None:
+    if (rate := registry.batch_rate(config)) is not None:
         tiers[BATCH] = even(rate)
-    for tier, factors in factors_of(registry.provider_of(plan), model).items():
+    for tier, factors in factors_of(registry.provider_of(config), model).items():
         tiers |= dict.fromkeys(_NAMES_OF[tier], factors)
     return tiers
 
 
-def _search_price(plan: resolved_config.ResolvedConfig, model: str) -> float | None:
-    """Return the price of 1,000 searches by a model at the plan's provider; None: unknown."""
-    if _has_preview(plan.settings.extra_params):
+def _search_price(config: model_config.ModelConfig, model: str) -> float | None:
+    """Return the price of 1,000 searches by a model at the configuration's provider; None: unknown."""
+    if _has_preview(config.settings.extra_params):
         return None
-    prices = _SEARCHES.get(registry.known_provider(plan), {})
+    prices = _SEARCHES.get(registry.known_provider(config), {})
     return next((price for start, price in prices.items() if model.rpartition("/")[2].startswith(start)), None)
 
 
-def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
-    if plan.record.needs_endpoint and (read := registry.decision_price(plan, model)) is not None:
+def _listed(model: str, config: model_config.ModelConfig) -> Price | None:
+    if config.record.needs_endpoint and (read := registry.decision_price(config, model)) is not None:
         return FlatPrice(read, 0.0, read, read, read)
     try:
-        tiers, search = _tiers_at(plan, model), _search_price(plan, model)
-        places = ({"provider_api_url": url.geturl()} for url in registry.addresses(plan))
+        tiers, search = _tiers_at(config, model), _search_price(config, model)
+        places = ({"provider_api_url": url.geturl()} for url in registry.addresses(config))
         prices = [_ListedPrice(model, place, tiers, search) for place in places]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
@@ -264,9 +264,9 @@ def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
 class Prices:
     """The prices at one backend: of its own model, and of models that rows name."""
 
-    def __init__(self, plan: resolved_config.ResolvedConfig, own: Price) -> None:
-        self._plan, self._own = plan, own
-        self._ours = {plan.model, plan.name, *resolved_config.named_models(plan.settings.extra_params)}
+    def __init__(self, config: model_config.ModelConfig, own: Price) -> None:
+        self._config, self._own = config, own
+        self._ours = {config.model, config.name, *model_config.named_models(config.settings.extra_params)}
         self._others: dict[str, Price | None] = {}
         self.why = ""
         """Why no form bounds an answer of this model any more; `""`: it may."""
@@ -292,18 +292,18 @@ class Prices:
 
     def _is_preview(self, extra: JsonObject) -> bool:
         """Return whether a request has a search whose price only the operator may give."""
-        said = _said(self._plan, self._plan.model) or self._plan.settings.price
+        said = _said(self._config, self._config.model) or self._config.settings.price
         return (said is None or said.search is None) and _has_preview(extra)
 
     @functools.cached_property
     def decides(self) -> bool:
         """Whether the backend's models decide, and write no text."""
-        return registry.decides(self._plan)
+        return registry.decides(self._config)
 
     @functools.cached_property
     def questions(self) -> int:
         """The most questions of a request to models that decide; 0 for others."""
-        limits = registry.decisions_of(self._plan) if self.decides else None
+        limits = registry.decisions_of(self._config) if self.decides else None
         return 0 if limits is None else limits.questions
 
     def longest(self, request: Request, *, by_batch: bool = False) -> int | None:
@@ -323,26 +323,26 @@ class Prices:
         ):
             return None
         if self._last is None or self._last[0] is not sampling:
-            is_certain = not registry.may_think(self._plan, self._plan.model, sampling)
+            is_certain = not registry.may_think(self._config, self._config.model, sampling)
             self._last = sampling, most_tokens_of(sampling) if is_certain else None
         others = self._others_in(extra) if extra else ()
-        return None if any(registry.may_think(self._plan, model, sampling) for model in others) else self._last[1]
+        return None if any(registry.may_think(self._config, model, sampling) for model in others) else self._last[1]
 
     def compare(self, tokens: int, most: int) -> None:
         """Learn the length of an answer, whose form has `most` tokens at most: if it is longer, no form is certain."""
         if tokens > most:
             self.why = (
-                f"An answer of {self._plan.model} had {tokens:,} tokens where its form has {most:,} at most, as if the "
-                "model thinks: no form bounds what it costs."
+                f"An answer of {self._config.model} had {tokens:,} tokens where its form has {most:,} at most, as if "
+                "the model thinks: no form bounds what it costs."
             )
 
     @functools.cached_property
     def _keeps_schemas(self) -> bool:
-        return registry.keeps_schemas(self._plan)
+        return registry.keeps_schemas(self._config)
 
     @functools.cached_property
     def _takes_schemas(self) -> bool:
-        return registry.takes_schemas(self._plan)
+        return registry.takes_schemas(self._config)
 
     def unknown(self, request: Request) -> str:
         """Return the first model in `request` whose price is unknown."""
@@ -356,21 +356,21 @@ class Prices:
     def _dearest(self) -> Mapping[str, str]:
         """The most expensive tier that may serve a request for another tier: with `auto`, the provider's account
         decides, and at OpenAI and Azure `auto` is the default."""
-        return dict.fromkeys(("auto", "") if registry.account_decides_tier(self._plan) else ("auto",), "priority")
+        return dict.fromkeys(("auto", "") if registry.account_decides_tier(self._config) else ("auto",), "priority")
 
     @functools.cached_property
     def writes(self) -> bool:
         """Whether the provider writes whole prompts to its cache, at a price, unless a job prevents it."""
-        cache = registry.prompt_cache_of(self._plan)
+        cache = registry.prompt_cache_of(self._config)
         return cache is not None and cache.way == "breakpoints"
 
     def _others_in(self, extra: JsonObject) -> list[str]:
-        return [model for model in resolved_config.named_models(extra) if model not in self._ours]
+        return [model for model in model_config.named_models(extra) if model not in self._ours]
 
     def _of_other(self, model: str) -> Price | None:
         if model not in self._others:
-            said = _said(self._plan, model)
-            self._others[model] = _listed(model, self._plan) if said is None else _flat(said, model, self._plan)
+            said = _said(self._config, model)
+            self._others[model] = _listed(model, self._config) if said is None else _flat(said, model, self._config)
         return self._others[model]
 
 

@@ -7,7 +7,7 @@ from typing import Self
 from promptmill.answering.step import Loading, Place, Step
 from promptmill.backends import protocol
 from promptmill.config.backends import BACKENDS
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.request import Request, check_left_out
 
@@ -20,14 +20,14 @@ class ScreenedRequests(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step for a backend of another package, or one that does not take everything."""
-        plan = loading.plan
-        takes_all = plan.backend in BACKENDS and plan.record.sampling is None and plan.record.takes_images
-        return None if takes_all else cls(plan)
+        config = loading.config
+        takes_all = config.backend in BACKENDS and config.record.sampling is None and config.record.takes_images
+        return None if takes_all else cls(config)
 
-    def __init__(self, plan: ResolvedConfig) -> None:
-        self._backend = plan.backend
-        self._record = plan.record
-        self._is_error = plan.settings.unsupported == "error"
+    def __init__(self, config: ModelConfig) -> None:
+        self._backend = config.backend
+        self._record = config.record
+        self._is_error = config.settings.unsupported == "error"
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request."""

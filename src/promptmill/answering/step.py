@@ -8,7 +8,7 @@ from enum import IntEnum, auto
 from typing import NamedTuple
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core import feature
 from promptmill.core.money import Budget
 from promptmill.core.request import Request, Sampling
@@ -49,7 +49,7 @@ class Place(IntEnum):
 class Loading:
     """The model for which a step is made."""
 
-    plan: ResolvedConfig
+    config: ModelConfig
     budget: Budget | None
     """The spending limit of the process."""
     is_shared: bool
@@ -89,9 +89,9 @@ class Step:
         return cls()
 
     @classmethod
-    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from an item to what the step would send for it, see `chain.sending`."""
-        del plan, by_batch
+        del config, by_batch
         return Sent
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:

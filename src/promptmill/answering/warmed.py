@@ -44,7 +44,7 @@ class WarmedAnswers(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step for a provider that caches beginnings."""
-        return cls() if registry.prompt_cache_of(loading.plan) else None
+        return cls() if registry.prompt_cache_of(loading.config) else None
 
     def __init__(self) -> None:
         self._held = 0

@@ -13,8 +13,8 @@ from urllib.parse import SplitResult
 from promptmill.answers.shown import shown_of
 from promptmill.backends.protocol import Backend, KeyHolder, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.own_secrets import CUSTOM_HEADERS
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import KEY_SOURCE, OF_ACCOUNT, USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
 from promptmill.core.request import NOT_SHOWN, OF_FORM, Sampling, Shown
@@ -51,33 +51,33 @@ def check_name(name: str) -> None:
     raise config_error("backend", f"there is no backend {shown}; {meant}")
 
 
-async def create(plan: ResolvedConfig) -> Backend:
-    """Return the backend that `plan` names, not yet loaded. Its module is imported outside of the event loop.
+async def create(config: ModelConfig) -> Backend:
+    """Return the backend that `config` names, not yet loaded. Its module is imported outside of the event loop.
 
     Raises `PromptmillError` (`invalid_config`) for an unknown name, a missing key, or settings that cannot work.
     """
-    check_name(plan.backend)
-    check_key(plan)
-    module = await asyncio.to_thread(importlib.import_module, plan.record.module)
-    return cast("Backend", module.create(plan))
+    check_name(config.backend)
+    check_key(config)
+    module = await asyncio.to_thread(importlib.import_module, config.record.module)
+    return cast("Backend", module.create(config))
 
 
-async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool:
-    """Test the endpoints of `plan` in stages, and `report` each stage. Return False if the backend has none.
+async def diagnose(config: ModelConfig, report: Callable[[Step], None]) -> bool:
+    """Test the endpoints of `config` in stages, and `report` each stage. Return False if the backend has none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
-    if not plan.record.diagnosis:
+    if not config.record.diagnosis:
         return False
-    module = await asyncio.to_thread(importlib.import_module, plan.record.diagnosis)
-    await module.diagnose(plan, report)
+    module = await asyncio.to_thread(importlib.import_module, config.record.diagnosis)
+    await module.diagnose(config, report)
     return True
 
 
-def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
+def check_key(config: ModelConfig, environ: Mapping[str, str] = os.environ) -> None:
     """Before any request: raise `PromptmillError` (`invalid_config`) if `provider` needs a key and none is set."""
-    block = plan.settings.backend_configs.openai
-    if not plan.record.needs_endpoint or block.base_url or any(getattr(block, name) for name in _BRING_A_KEY):
+    block = config.settings.backend_configs.openai
+    if not config.record.needs_endpoint or block.base_url or any(getattr(block, name) for name in _BRING_A_KEY):
         return
     wanted = next((row.key_env for row in providers() if row.provider == block.provider), "")
     if not wanted or any(environ.get(name, "").strip() for name in (wanted, *USUAL_KEYS)):
@@ -96,35 +96,35 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     )
 
 
-def keys_sent(plan: ResolvedConfig) -> list[tuple[str, str]]:
+def keys_sent(config: ModelConfig) -> list[tuple[str, str]]:
     """Return the hosts that get a key from the environment, each with the name of the variable."""
-    if not plan.record.needs_endpoint:
+    if not config.record.needs_endpoint:
         return []
-    endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(plan, os.environ)
+    endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(config, os.environ)
     sources = [(endpoint.name, endpoint.key_source) for endpoint in endpoints]
     return [(name, source.split()[0]) for name, source in sources if " in the environment" in source]
 
 
-def renewed_key(plan: ResolvedConfig) -> KeyHolder | None:
-    """Return the renewed key of the plan's endpoints, not yet fetched; None: their keys do not change."""
-    if not plan.record.needs_endpoint or not plan.settings.backend_configs.openai.api_key_command:
+def renewed_key(config: ModelConfig) -> KeyHolder | None:
+    """Return the renewed key of the configuration's endpoints, not yet fetched; None: their keys do not change."""
+    if not config.record.needs_endpoint or not config.settings.backend_configs.openai.api_key_command:
         return None
-    endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(plan, os.environ)
+    endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(config, os.environ)
     return next((endpoint.renewed for endpoint in endpoints if endpoint.renewed is not None), None)
 
 
-def key_variables(plan: ResolvedConfig) -> set[str]:
-    """Return the environment variables from which the plan's backend may read a key, or headers beside it."""
-    block = plan.block
-    if plan.backend == AUTO:
+def key_variables(config: ModelConfig) -> set[str]:
+    """Return the environment variables from which the configuration's backend may read a key, or headers beside it."""
+    block = config.block
+    if config.backend == AUTO:
         return {*USUAL_KEYS, *(row[2] for row in providers()), *_header_variables()} - {""}
-    if plan.record.needs_endpoint:
+    if config.record.needs_endpoint:
         of_provider = {row[2] for row in providers() if row[0] == getattr(block, "provider", None)} - {""}
         sources = [getattr(block, name, None) for name in OpenAISettings.marked(KEY_SOURCE)]
         named = getattr(block, "api_key_env", None)
         keys = {named} if named else set[str]() if any(sources) else {*USUAL_KEYS, *of_provider}
         return keys | _header_variables()
-    return set(_HUB_KEYS) if plan.record.is_engine else set()
+    return set(_HUB_KEYS) if config.record.is_engine else set()
 
 
 def _header_variables() -> set[str]:
@@ -171,177 +171,177 @@ def provider_named(name: str) -> str | None:
         return None
 
 
-def check_batches(plan: ResolvedConfig) -> None:
-    """Raise `PromptmillError` (`unsupported`) if the plan's backend has no Batch API. That of `auto` is unknown."""
-    if plan.backend != AUTO and not plan.record.needs_endpoint:
+def check_batches(config: ModelConfig) -> None:
+    """Raise `PromptmillError` (`unsupported`) if the backend of `config` has no Batch API. That of `auto` is open."""
+    if config.backend != AUTO and not config.record.needs_endpoint:
         raise PromptmillError(
-            Code.UNSUPPORTED, f"The {plan.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
+            Code.UNSUPPORTED, f"The {config.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
         )
 
 
 @contextlib.asynccontextmanager
-async def batches(plan: ResolvedConfig, path: str) -> AsyncIterator[BatchApi]:
-    """Open the Batch API of the first endpoint of `plan`, for requests with this `Request.path`.
+async def batches(config: ModelConfig, path: str) -> AsyncIterator[BatchApi]:
+    """Open the Batch API of the first endpoint of `config`, for requests with this `Request.path`.
 
     Raises `PromptmillError` (`unsupported`) for an engine, and for an endpoint without such batches.
     """
-    check_batches(plan)
+    check_batches(config)
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     connect = importlib.import_module("promptmill.backends.openai.batches.connect")
-    endpoint = module.endpoints(plan, os.environ)[0]
-    async with connect.open_batches(endpoint, plan.settings.backend_configs.openai, path) as api:
+    endpoint = module.endpoints(config, os.environ)[0]
+    async with connect.open_batches(endpoint, config.settings.backend_configs.openai, path) as api:
         yield api
 
 
-def batch_rate(plan: ResolvedConfig) -> float | None:
-    """Return the batch price at the provider of `plan`, as a share of the live price; None: unknown."""
-    known = {profile.batch.discount for profile in _answering(plan) if profile.batch is not None}
+def batch_rate(config: ModelConfig) -> float | None:
+    """Return the batch price at the provider of `config`, as a share of the live price; None: unknown."""
+    known = {profile.batch.discount for profile in _answering(config) if profile.batch is not None}
     discount = known.pop() if len(known) == 1 else None
     return None if discount is None else 1.0 - discount
 
 
-def prompt_cache_of(plan: ResolvedConfig) -> ModelCache | None:
-    """Return how an endpoint of `plan` caches the beginnings of prompts for its model; None: unknown."""
-    if not plan.record.needs_endpoint:
+def prompt_cache_of(config: ModelConfig) -> ModelCache | None:
+    """Return how an endpoint of `config` caches the beginnings of prompts for its model; None: unknown."""
+    if not config.record.needs_endpoint:
         return None
     try:
-        return next(filter(None, (profile.prompt_cache.of(plan.model) for profile in _profiles(plan))), None)
+        return next(filter(None, (profile.prompt_cache.of(config.model) for profile in _profiles(config))), None)
     except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
         return None
 
 
-def keeps_schemas(plan: ResolvedConfig) -> bool:
+def keeps_schemas(config: ModelConfig) -> bool:
     """Return whether every answer follows the schema of its request: engines, and providers that promise it."""
-    if not plan.record.needs_endpoint:
-        return plan.record.keeps_schemas
-    profiles = _working(plan)
+    if not config.record.needs_endpoint:
+        return config.record.keeps_schemas
+    profiles = _working(config)
     return bool(profiles) and all(profile.json.form in {"strict", "grammar"} for profile in profiles)
 
 
-def takes_schemas(plan: ResolvedConfig) -> bool:
-    """Return whether the plan's endpoints get the schema of a request as such, not only in words."""
-    return bool(profiles := _working(plan)) and all(not profile.json.is_in_words for profile in profiles)
+def takes_schemas(config: ModelConfig) -> bool:
+    """Return whether the configuration's endpoints get the schema of a request as such, not only in words."""
+    return bool(profiles := _working(config)) and all(not profile.json.is_in_words for profile in profiles)
 
 
-def may_think(plan: ResolvedConfig, model: str, sampling: Sampling) -> bool:
-    """Return whether a model at the plan's endpoints is known to think before it answers, with these parameters."""
+def may_think(config: ModelConfig, model: str, sampling: Sampling) -> bool:
+    """Return whether models at the endpoints of `config` are known to think before they answer, so asked."""
     wanted, effort = sampling.enable_thinking, sampling.reasoning_effort
-    return any(profile.may_think(model, wanted=wanted, effort=effort) for profile in _working(plan))
+    return any(profile.may_think(model, wanted=wanted, effort=effort) for profile in _working(config))
 
 
-def shows_forms(plan: ResolvedConfig) -> bool:
-    """Return whether the model of `plan` sees the schema of a request, or its backend reads `Request.form`."""
-    if not plan.record.needs_endpoint:
-        return plan.record.shows_forms
+def shows_forms(config: ModelConfig) -> bool:
+    """Return whether the model of `config` sees the schema of a request, or its backend reads `Request.form`."""
+    if not config.record.needs_endpoint:
+        return config.record.shows_forms
     module = importlib.import_module("promptmill.backends.openai.endpoint")
     try:
-        return cast("bool", module.shows_forms(plan.block))
+        return cast("bool", module.shows_forms(config.block))
     except PromptmillError:  # an unknown provider or a missing URL, which making the endpoint reports
         return True
 
 
-def shown_by(plan: ResolvedConfig, sampling: Sampling | None = None) -> Shown:
-    """Return what prompts show the model of `plan` of the form of its answer. `sampling`: other parameters."""
-    sampling = sampling or plan.settings.sampling_params
-    if not sampling.sets(OF_FORM) or decides(plan):
+def shown_by(config: ModelConfig, sampling: Sampling | None = None) -> Shown:
+    """Return what prompts show the model of `config` of the form of its answer. `sampling`: other parameters."""
+    sampling = sampling or config.settings.sampling_params
+    if not sampling.sets(OF_FORM) or decides(config):
         return NOT_SHOWN
-    return shown_of(sampling, shows=shows_forms(plan))
+    return shown_of(sampling, shows=shows_forms(config))
 
 
-def account_decides_tier(plan: ResolvedConfig) -> bool:
-    """Return whether the account at a provider of `plan` determines the tier of a request that names no tier."""
-    return any(profile.account_tier for profile in _profiles(plan))
+def account_decides_tier(config: ModelConfig) -> bool:
+    """Return whether the account at a provider of `config` determines the tier of a request that names no tier."""
+    return any(profile.account_tier for profile in _profiles(config))
 
 
-def _profiles(plan: ResolvedConfig) -> list[ProviderProfile]:
-    """Return the profiles of the plan's endpoints and of the provider that it names."""
+def _profiles(config: ModelConfig) -> list[ProviderProfile]:
+    """Return the profiles of the configuration's endpoints and of the provider that it names."""
     module = importlib.import_module("promptmill.backends.openai.providers")
-    provider = getattr(plan.block, "provider", None)
-    return [*map(module.profile_at, addresses(plan)), *([module.profile_of(provider)] if provider else [])]
+    provider = getattr(config.block, "provider", None)
+    return [*map(module.profile_at, addresses(config)), *([module.profile_of(provider)] if provider else [])]
 
 
-def _answering(plan: ResolvedConfig) -> list[ProviderProfile]:
-    """Return the profile of the provider that the plan names, or else those at its addresses."""
+def _answering(config: ModelConfig) -> list[ProviderProfile]:
+    """Return the profile of the provider that the configuration names, or else those at its addresses."""
     module = importlib.import_module("promptmill.backends.openai.providers")
-    provider = getattr(plan.block, "provider", None)
-    return [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
+    provider = getattr(config.block, "provider", None)
+    return [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(config))]
 
 
-def _working(plan: ResolvedConfig) -> list[ProviderProfile]:
+def _working(config: ModelConfig) -> list[ProviderProfile]:
     """Return the profiles as `_answering` does; none for an unknown provider or a missing URL, which making the
     endpoint reports."""
     try:
-        return _answering(plan)
+        return _answering(config)
     except PromptmillError:
         return []
 
 
-def known_provider(plan: ResolvedConfig) -> str:
-    """Return the provider that the plan names, or else the one at all its addresses; `""` if it is unknown."""
-    names = {profile.name for profile in _answering(plan)}
+def known_provider(config: ModelConfig) -> str:
+    """Return the provider that the configuration names, or else the one at all its addresses; `""` if it is unknown."""
+    names = {profile.name for profile in _answering(config)}
     return names.pop() if len(names) == 1 and names != {"plain"} else ""
 
 
-def addresses(plan: ResolvedConfig) -> list[SplitResult]:
-    """Return the addresses of the plan's endpoints; none for an engine. Raises `PromptmillError` (`invalid_config`)."""
-    if not plan.record.needs_endpoint:
+def addresses(config: ModelConfig) -> list[SplitResult]:
+    """Return the addresses of `config`; none for an engine. Raises `PromptmillError` (`invalid_config`)."""
+    if not config.record.needs_endpoint:
         return []
     module = importlib.import_module("promptmill.backends.openai.endpoint")
-    return cast("list[SplitResult]", module.addresses(plan.block))
+    return cast("list[SplitResult]", module.addresses(config.block))
 
 
-def endpoints_of_call(plan: ResolvedConfig) -> list[str]:
+def endpoints_of_call(config: ModelConfig) -> list[str]:
     """Return the endpoints that a call chose and the operator did not name; none for an engine."""
-    if not plan.record.needs_endpoint or not plan.from_call or plan.trust_client:
+    if not config.record.needs_endpoint or not config.from_call or config.trust_client:
         return []
     module = importlib.import_module("promptmill.backends.openai.endpoint")
-    return cast("list[str]", module.endpoints_of_call(plan, os.environ))
+    return cast("list[str]", module.endpoints_of_call(config, os.environ))
 
 
-def apis_of(plan: ResolvedConfig) -> set[tuple[str, str]]:
-    """Return the provider (`plain`: an unknown one) and the dialect of each endpoint of `plan`; none for an engine.
+def apis_of(config: ModelConfig) -> set[tuple[str, str]]:
+    """Return the provider (`plain`: an unknown one) and the dialect of each endpoint of `config`; none for an engine.
 
     Raises `PromptmillError` (`invalid_config`) for an endpoint that cannot work.
     """
-    if not plan.record.needs_endpoint:
+    if not config.record.needs_endpoint:
         return set()
     module = importlib.import_module("promptmill.backends.openai.endpoint")
-    return cast("set[tuple[str, str]]", module.apis(plan.block))
+    return cast("set[tuple[str, str]]", module.apis(config.block))
 
 
-def decisions_of(plan: ResolvedConfig) -> DecisionLimits | None:
-    """Return the limits of a request to the endpoints of `plan`, if their models decide; None if they write, and for an
-    engine. Raises `PromptmillError` (`invalid_config`) if some decide and others write."""
-    if not plan.record.needs_endpoint:
+def decisions_of(config: ModelConfig) -> DecisionLimits | None:
+    """Return the limits of a request to the endpoints of `config`, if their models decide; None if they write,
+    and for an engine. Raises `PromptmillError` (`invalid_config`) if some decide and others write."""
+    if not config.record.needs_endpoint:
         return None
     module = importlib.import_module("promptmill.backends.openai.endpoint")
-    return cast("DecisionLimits | None", module.decisions(plan.block))
+    return cast("DecisionLimits | None", module.decisions(config.block))
 
 
-def decides(plan: ResolvedConfig) -> bool:
-    """Return whether the models at the plan's endpoints decide, and write no text."""
+def decides(config: ModelConfig) -> bool:
+    """Return whether the models at the configuration's endpoints decide, and write no text."""
     try:
-        return decisions_of(plan) is not None
+        return decisions_of(config) is not None
     except PromptmillError:  # an endpoint that cannot work, which making it reports
         return False
 
 
-def decision_price(plan: ResolvedConfig, model: str) -> float | None:
+def decision_price(config: ModelConfig, model: str) -> float | None:
     """Return the price of a million tokens of input of a model that decides, in US dollars; None: unknown."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
-        rows = [module.profile_named(name).decisions for name, _ in apis_of(plan)]
+        rows = [module.profile_named(name).decisions for name, _ in apis_of(config)]
     except PromptmillError:  # an endpoint that cannot work, which making it reports
         return None
     prices = {None if row is None else row.price(model) for row in rows}
     return cast("float | None", prices.pop()) if len(prices) == 1 else None
 
 
-def provider_of(plan: ResolvedConfig) -> str:
-    """Return the provider's name at the plan's addresses; for other hosts and engines, the backend's name."""
+def provider_of(config: ModelConfig) -> str:
+    """Return the provider's name at the configuration's addresses; for other hosts and engines, the backend's name."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
-        profiles = {module.profile_at(url).name for url in addresses(plan)}
+        profiles = {module.profile_at(url).name for url in addresses(config)}
     except PromptmillError:  # an unknown provider or a missing URL
-        return plan.backend
-    return profiles.pop() if len(profiles) == 1 and module.PLAIN.name not in profiles else plan.backend
+        return config.backend
+    return profiles.pop() if len(profiles) == 1 and module.PLAIN.name not in profiles else config.backend

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from promptmill.config.resolved_config import named_models
+from promptmill.config.model_config import named_models
 from promptmill.core.values import JsonObject
 
 SEARCHING_MODEL = r"-search-(?:preview|api)"

@@ -30,7 +30,7 @@ from promptmill.cli.options import text_of
 from promptmill.cli.parser import Parser, add_table, refuse
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut_inside, listed
@@ -107,7 +107,7 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, object]:
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     _check(arguments)
     if not arguments.validate:
-        registry.check_key(configuration.plan)
+        registry.check_key(configuration.config)
     command, folders = remembered_command(arguments.given, configuration), JobFolders.from_environ()
     output, values, tell = arguments.output, _read_options(arguments), partial(_tell, quiet=arguments.quiet)
     telling = Telling(tell, tell, partial(_patient, tell=tell))
@@ -228,7 +228,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
 
 def _validate(job: OpenJob, *, as_json: bool) -> int:
     """Print the problems. Return 0 if every row can be sent, else 1. Raises `PromptmillError` as a job would."""
-    plan, found = job.plan, job.validate()
+    config, found = job.config, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
     else:
@@ -260,12 +260,12 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         )
         if (names := found.get("columns")) is not None:
             say(f"columns: {', '.join([listed(names['input']), *names['added']])}", wrap=True)
-        for line in _cost_lines(found, plan, job.order.limits.max_cost):
+        for line in _cost_lines(found, config, job.order.limits.max_cost):
             say(line, wrap=True)
     return int(found["invalid"] > 0)
 
 
-def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig, max_cost: float | None) -> Iterator[str]:
+def _cost_lines(found: Mapping[str, Any], config: ModelConfig, max_cost: float | None) -> Iterator[str]:
     yield from _taken_words(found)
     if answered := _answered_words(found):
         yield answered
@@ -276,7 +276,7 @@ def _cost_lines(found: Mapping[str, Any], plan: ResolvedConfig, max_cost: float 
         if found.get("batch_estimated_cost") is not None:
             yield f"by batch {_price_words(found, 'batch_')}"
     elif found["unpriced"]:
-        yield worded(no_price_known(plan, found["unpriced"]), option_of)
+        yield worded(no_price_known(config, found["unpriced"]), option_of)
 
 
 def _taken_words(found: Mapping[str, Any]) -> Iterator[str]:

@@ -93,20 +93,20 @@ def _with_other_ways(
     from promptmill.config.parameter_file import is_shipped
     from promptmill.service import choosing
 
-    plan = configuration.plan
-    if error.code not in {Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED} or not plan.record.is_engine:
+    config = configuration.config
+    if error.code not in {Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED} or not config.record.is_engine:
         return error
     is_set = any(text.startswith("backend=") for text in arguments.set)
     chose = "--backend" if arguments.backend else "--set" if is_set else configuration.origin
     is_default = is_shipped(Path(chose))
-    chosen = f"{_NO_FILE}: {plan.backend} is the default" if is_default else f"{chose} says {plan.backend}"
+    chosen = f"{_NO_FILE}: {config.backend} is the default" if is_default else f"{chose} says {config.backend}"
     here = choosing.local_engine()
     engine = (
         f", or --backend {here}, which is installed here"
-        if here != plan.backend and choosing.is_installed(here)
+        if here != config.backend and choosing.is_installed(here)
         else ""
     )
-    chosen += f"; instead: {_endpoint_of(plan.model)}{engine}."
+    chosen += f"; instead: {_endpoint_of(config.model)}{engine}."
     _, run, command = error.hint.rpartition("Run: ")
     if run:  # the last line shows a command
         return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")

@@ -82,29 +82,29 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     output: Path | None = arguments.output
     if output is not None:
         _check_writable(output)
-    registry.check_key(configuration.plan)
-    note_once(configuration.plan)
-    stats = Call(Facts(total=len(prompts)))
+    registry.check_key(configuration.config)
+    note_once(configuration.config)
+    call = Call(Facts(total=len(prompts)))
     live = None
     if len(prompts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
-        stats.preview = lambda growing: live.show(growing.text)
-    outcomes, interrupted = runtime.run(_answers(configuration, prompts, arguments.system or "", stats, live))
+        call.preview = lambda growing: live.show(growing.text)
+    outcomes, interrupted = runtime.run(_answers(configuration, prompts, arguments.system or "", call, live))
     if live is not None:
         live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
         written = True
     elif arguments.json:
-        result = _as_json(outcomes, stats)
+        result = _as_json(outcomes, call)
         written = _write(lambda target: say(result, target), output)
     else:
         written = _write(lambda target: _print_answers(outcomes, target), output)
     if not arguments.json:
-        for warning in (*stats.warnings, *_notes(outcomes)):
+        for warning in (*call.warnings, *_notes(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
         if failed := list_call.summary(outcomes, option_of):
             complain(failed)
             first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
-            if meant := runtime.run(choosing.meant_model(configuration.plan, first, "--model NAME")):
+            if meant := runtime.run(choosing.meant_model(configuration.config, first, "--model NAME")):
                 say(f"promptmill: {meant}", sys.stderr, wrap=True)
     if interrupted:
         return 130
@@ -202,13 +202,13 @@ def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
     return {"role": "user", "content": [{"type": "text", "text": prompt}, *parts]}
 
 
-def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
+def _as_json(outcomes: Sequence[Outcome], call: Call) -> str:
     found: dict[str, object] = {"ans_ls": list_call.answers(outcomes)}
     if several := list_call.several(outcomes):
         found["answers"] = several
     if errors := list_call.errors(outcomes):
         found["errors"] = errors
-    meta = list_call.totals(stats) | list_call.columns(outcomes)
+    meta = list_call.totals(call) | list_call.columns(outcomes)
     return orjson.dumps(found | {"_meta": meta}).decode()
 
 
@@ -256,19 +256,19 @@ async def _answers(
     configuration: Configuration,
     prompts: Sequence[object],
     system_prompt: str,
-    stats: Call,
+    call: Call,
     live: LiveAnswer | None,
 ) -> tuple[list[Outcome], bool]:
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
     sink = ListSink(len(items))
     async with exported(service):
-        work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt, sink=sink))
+        work = asyncio.ensure_future(service.generate(items, call, system_prompt=system_prompt, sink=sink))
         try:
             if sys.stderr.isatty():
-                await _show_progress(work, service, stats, live)
+                await _show_progress(work, service, call, live)
             else:
-                await _report_waits(work, stats)
+                await _report_waits(work, call)
             return await work, False
         except asyncio.CancelledError:  # after Ctrl-C, asyncio's runner cancels the main task
             work.cancel()
@@ -278,26 +278,26 @@ async def _answers(
             await service.aclose()
 
 
-async def _report_waits(work: asyncio.Future[Any], stats: Call) -> None:
+async def _report_waits(work: asyncio.Future[Any], call: Call) -> None:
     """Print the reason of a wait immediately, then every few seconds. Used if there is no progress display."""
     printed = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)
-        if not work.done() and time.monotonic() - printed >= _REPORT_EVERY_S and (waiting := stats.waiting):
+        if not work.done() and time.monotonic() - printed >= _REPORT_EVERY_S and (waiting := call.waiting):
             say(f"promptmill: {waiting}", sys.stderr)
             printed = time.monotonic()
 
 
-async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Call, live: LiveAnswer | None) -> None:
-    began, total = time.monotonic(), stats.facts.total
+async def _show_progress(work: asyncio.Future[Any], service: Service, call: Call, live: LiveAnswer | None) -> None:
+    began, total = time.monotonic(), call.facts.total
     with progress_bar(sys.stderr) as progress:
         if live is not None:
             live.begins = progress.stop
         bar = progress.add_task("", total=total, said="answering")
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            done = stats.counts.done
-            doing = ("" if done else service.activity) or stats.waiting or paced(stats.pace) or "answering"
+            done = call.counts.done
+            doing = ("" if done else service.activity) or call.waiting or paced(call.pace) or "answering"
             of = "" if total == 1 else f", {done:,} of {total:,}"
             progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 

@@ -183,7 +183,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 
         def watch(progress: Progress) -> None:
             # at once, because a run may take hours, and its summary is last
-            notes = [f"note: {warning}" for warning in progress.stats.warnings if f"note: {warning}" not in told]
+            notes = [f"note: {warning}" for warning in progress.call.warnings if f"note: {warning}" not in told]
             told.update(notes)
             for text in [*status_words.news(progress, told), *map(in_options, notes)]:
                 bars.console.print(without_controls(text), highlight=False, markup=False)

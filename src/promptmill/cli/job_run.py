@@ -193,7 +193,7 @@ def _run(
     job = _before_job(arguments, replace(opened, models=configuration)).admit()
     quiet = getattr(arguments, "quiet", False)
     if not quiet:
-        note_once(configuration.plan)
+        note_once(configuration.config)
 
     def tell(now: Status, *, again: bool = True) -> None:
         if is_step and now["state"] == progress.FINISHED and not (names_failures and now.get("failed")):

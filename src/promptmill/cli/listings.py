@@ -21,7 +21,7 @@ from promptmill.cli.parser import Parser
 from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.feature import WITHOUT, Feature, features, hidden, part
 from promptmill.core.wording import counted, cut
@@ -133,7 +133,7 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
     Return 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists no models.
     """
     if arguments.base_url or arguments.provider:
-        names = runtime.run(choosing.models_at(configuration.plan))
+        names = runtime.run(choosing.models_at(configuration.config))
         if not names:
             option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
             raise config_error(option, f"there is no list of models. Run: promptmill models --check {option}")
@@ -141,7 +141,7 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
         return 0
     service = Service(configuration)
     described = service.described(service.models)
-    found = [{**one, **({} if "reason" in one else _facts_of(service.plan_of(one["name"])))} for one in described]
+    found = [{**one, **({} if "reason" in one else _facts_of(service.config_of(one["name"])))} for one in described]
     if arguments.json:
         say(orjson.dumps(found).decode())
         return 0
@@ -155,21 +155,21 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
         where = model.get("provider") or ", ".join(model.get("addresses", ()))
         facts = [model["model"] or "no model named", _shown_price(model.get("price")), where and f"at {where}"]
         say(f"{name:{width}} {model['backend']:9} {' '.join(filter(None, facts))}{fallback}", wrap=True)
-    if is_embedded(configuration.plan):
+    if is_embedded(configuration.config):
         say(f"promptmill: {TOY} Choose one with: promptmill init", sys.stderr, wrap=True)
     return 0
 
 
-def _facts_of(plan: ResolvedConfig) -> dict[str, Any]:
+def _facts_of(config: ModelConfig) -> dict[str, Any]:
     """Return `price` (`input` and `output`, in US dollars per million tokens), `provider` and `addresses`, as far as
     they are known."""
     facts = dict[str, Any]()
-    if (price := price_of(plan)) is not None:
+    if (price := price_of(config)) is not None:
         tokens = {"input": Usage(prompt_tokens=1000), "output": Usage(completion_tokens=1000)}
         facts["price"] = {name: round(1000 * price.cost(usage), 6) for name, usage in tokens.items()}
     with contextlib.suppress(PromptmillError):  # settings that cannot work
-        facts |= {"provider": provider} if (provider := registry.known_provider(plan)) else {}
-        urls = [redact(f"{url.scheme}://{url.netloc}") for url in registry.addresses(plan)]
+        facts |= {"provider": provider} if (provider := registry.known_provider(config)) else {}
+        urls = [redact(f"{url.scheme}://{url.netloc}") for url in registry.addresses(config)]
         facts |= {"addresses": urls} if urls else {}
     return facts
 
@@ -211,7 +211,7 @@ def show_cache(arguments: argparse.Namespace, configuration: Configuration) -> i
 
     Raises `PromptmillError` (`storage`).
     """
-    wanted = configuration.plan.operator.cache
+    wanted = configuration.config.operator.cache
     found: dict[str, Any] = {"in_use": bool(wanted)}
     path = path_of(wanted or True)
     if path.exists():

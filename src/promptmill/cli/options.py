@@ -19,7 +19,7 @@ from promptmill.options.check import check
 
 if TYPE_CHECKING:  # imported on use: it takes a tenth of a second
     from promptmill.config.configuration import Configuration
-    from promptmill.config.resolved_config import ResolvedConfig
+    from promptmill.config.model_config import ModelConfig
     from promptmill.core.values import JsonDict
     from promptmill.jobs.inputs.short_forms import Labels
 
@@ -148,7 +148,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
     Raises `PromptmillError` (`invalid_config`) for an option that the backend does not support.
     """
-    from promptmill.config import resolved_config  # imported on use, as above
+    from promptmill.config import model_config
 
     given = {key: value for key, name in ARGUMENTS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
@@ -162,7 +162,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         from promptmill.jobs.store.plan import plan_of  # imported on use: few commands have a plan
 
         model = plan_of(vars(arguments), [""]).only_model
-    return resolved_config.settings_of(
+    return model_config.settings_of(
         raw,
         backend=arguments.backend,
         endpoint=endpoint,
@@ -181,7 +181,7 @@ def sets_of(labels: Labels) -> list[str]:
     return [word for name, value in values for word in ("--set", f"{name}={value}")]
 
 
-def note_once(plan: ResolvedConfig) -> None:
+def note_once(config: ModelConfig) -> None:
     """On a terminal, report once which host gets a key, and that the embedded model is only for trials."""
     if not sys.stderr.isatty():
         return
@@ -190,11 +190,11 @@ def note_once(plan: ResolvedConfig) -> None:
     from promptmill.backends import registry
     from promptmill.service.model import is_embedded
 
-    notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(plan)]
-    if is_embedded(plan):
+    notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(config)]
+    if is_embedded(config):
         known = [(one.provider, one.key_env) for one in registry.providers() if one.key_is_set]
         use = f"--provider {known[0][0]} uses the key in {known[0][1]} and" if known else "--base-url or --provider"
-        notes.append(f"{plan.model} is a small model to try promptmill with; {use} gives better answers.")
+        notes.append(f"{config.model} is a small model to try promptmill with; {use} gives better answers.")
     for note in notes:
         seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
         if seen.exists():

@@ -145,7 +145,7 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         arguments.http,
         token_file=arguments.token_file,
         token_env=arguments.token_env,
-        further_tokens=configuration.plan.operator.client_limits.tokens,
+        further_tokens=configuration.config.operator.client_limits.tokens,
         allowed_hosts=arguments.allowed_host,
         allowed_origins=arguments.allowed_origin,
         max_body=arguments.max_body,

@@ -176,7 +176,7 @@ def _content(answers: SetupAnswers, arguments: argparse.Namespace) -> JsonDict:
 def _model_at(url: str) -> str:
     raw = {"backend": "openai", "backend_configs": {"openai": {"base_url": url}}}
     try:
-        names = runtime.run(choosing.models_at(Configuration(raw).plan))
+        names = runtime.run(choosing.models_at(Configuration(raw).config))
     except PromptmillError as error:
         raise config_error("", error.message.replace("backend_configs.openai.base_url", "its address", 1)) from None
     if len(names) < 2:
@@ -330,26 +330,26 @@ def _as_dict(step: Step) -> dict[str, object]:
 
 
 async def _try_stages(configuration: Configuration, report: Callable[[Step], None]) -> None:
-    if configuration.plan.backend == AUTO:
+    if configuration.config.backend == AUTO:
         configuration = await choosing.decided(configuration)
-    plan = configuration.plan
-    registry.check_name(plan.backend)
-    registry.check_key(plan)
-    detail = plan.chosen.removeprefix("backend ") or f"{plan.backend}, {plan.model or 'no model named'}"
+    config = configuration.config
+    registry.check_name(config.backend)
+    registry.check_key(config)
+    detail = config.chosen.removeprefix("backend ") or f"{config.backend}, {config.model or 'no model named'}"
     report(Step("backend", ok=True, detail=detail))
-    for warning in plan.warnings:
+    for warning in config.warnings:
         report(Step("configuration", ok=True, detail=warning, warns=True))
-    if not await registry.diagnose(plan, report):
+    if not await registry.diagnose(config, report):
         await _load_and_ask(configuration, report)
 
 
 async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
-    plan = configuration.plan.with_sampling({"max_tokens": 1})
-    service, stats = Service(configuration), Call(Facts(total=1))
+    config = configuration.config.with_sampling({"max_tokens": 1})
+    service, call = Service(configuration), Call(Facts(total=1))
     try:
         started = time.monotonic()
         prompt = conversation_from_prompt("Say yes.", "the trial prompt")
-        work = asyncio.ensure_future(service.generate([prompt], stats, plan=plan))
+        work = asyncio.ensure_future(service.generate([prompt], call, config=config))
         activity = ""
         while not work.done():
             await asyncio.wait({work}, timeout=_LOOK_S)
@@ -362,7 +362,7 @@ async def _load_and_ask(configuration: Configuration, report: Callable[[Step], N
         tokens = outcome.usage.completion_tokens
         seconds = time.monotonic() - started
         report(Step("answer", ok=True, detail=f"{counted(tokens, 'token')}, {seconds:.1f} s with loading"))
-        for warning in [warning for warning in stats.warnings if warning not in plan.warnings]:
+        for warning in [warning for warning in call.warnings if warning not in config.warnings]:
             report(Step("answer", ok=True, detail=warning, warns=True))
     finally:
         await service.aclose()

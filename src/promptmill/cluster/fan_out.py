@@ -25,7 +25,7 @@ from promptmill.backends.outcome_data import outcome_data, outcome_of
 from promptmill.cluster import replicas
 from promptmill.cluster.remote import LostError, Quota, RemoteBackend, ReplicaReport, environment_of, part_of
 from promptmill.cluster.replicas import Replicas
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.core.version import __version__
@@ -43,12 +43,12 @@ _SUSPECTED = 4
 _REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where", "needed_keys", "pace")
 
 
-async def create(plan: ResolvedConfig) -> protocol.Backend:
-    """Return the backend of `plan`, not yet loaded: as replicas, or with workers. Raises `PromptmillError`."""
-    if plan.replicas > 1:
-        return await replicas.create(plan)
-    backend = await registry.create(plan)
-    return FannedOut(cast("_Local", backend), plan) if plan.record.needs_endpoint else backend
+async def create(config: ModelConfig) -> protocol.Backend:
+    """Return the backend of `config`, not yet loaded: as replicas, or with workers. Raises `PromptmillError`."""
+    if config.replicas > 1:
+        return await replicas.create(config)
+    backend = await registry.create(config)
+    return FannedOut(cast("_Local", backend), config) if config.record.needs_endpoint else backend
 
 
 class _Local(protocol.Backend, protocol.Leased, protocol.Renewing, protocol.Widening, Protocol):
@@ -58,17 +58,17 @@ class _Local(protocol.Backend, protocol.Leased, protocol.Renewing, protocol.Wide
 class LargeCall:
     """A call that worker processes answer. They start with its first request."""
 
-    def __init__(self, plan: ResolvedConfig, count: int) -> None:
-        memory = plan.settings.max_image_memory // count
-        self._plan = replace(plan, settings=plan.settings.model_copy(update={"max_image_memory": memory}))
+    def __init__(self, config: ModelConfig, count: int) -> None:
+        memory = config.settings.max_image_memory // count
+        self._config = replace(config, settings=config.settings.model_copy(update={"max_image_memory": memory}))
         self._count = count
         self.replicas = Replicas(starts_with_one=True, suspected=_SUSPECTED)
         self.links: list[ProcessLink] = []
 
     def start(self, quota: Quota, key: protocol.KeyHolder | None = None) -> None:
         """Start the processes, each with a part of `quota`. `key`: the renewed key of the endpoint."""
-        arguments = registry.create, part_of(self._plan), environment_of(self._plan), __version__
-        wanted = self._plan.settings.backend_configs.openai.worker_concurrency or sys.maxsize
+        arguments = registry.create, part_of(self._config), environment_of(self._config), __version__
+        wanted = self._config.settings.backend_configs.openai.worker_concurrency or sys.maxsize
         facts = protocol.Facts(kept_image_bytes=_KEPT_BYTES)
         self.links = [ProcessLink() for _ in range(self._count)]
         remotes = [RemoteBackend(link, arguments, quota, wanted=wanted, facts=facts, key=key) for link in self.links]
@@ -89,9 +89,9 @@ class LargeCall:
 class FannedOut:
     """The openai backend of a plan, with worker processes for large calls."""
 
-    def __init__(self, backend: _Local, plan: ResolvedConfig) -> None:
-        self._backend, self._plan = backend, plan
-        self._settings = plan.settings.backend_configs.openai
+    def __init__(self, backend: _Local, config: ModelConfig) -> None:
+        self._backend, self._config = backend, config
+        self._settings = config.settings.backend_configs.openai
         self._large: dict[protocol.Call, LargeCall] = {}
         self._small: set[protocol.Call] = set()
         self._quota: Quota | None = None
@@ -112,7 +112,7 @@ class FannedOut:
             self._small.add(call)
             self._want()
             return share
-        large = self._large[call] = LargeCall(self._plan, count)
+        large = self._large[call] = LargeCall(self._config, count)
         return large.replicas.enter(call)
 
     def _processes(self, call: protocol.Call) -> int:

@@ -26,7 +26,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from promptmill.backends import protocol, registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.request import Request
 from promptmill.core.version import __version__
@@ -39,19 +39,21 @@ _ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
 _KEPT_IMAGES = 16  # most images that a program keeps, each encoded once for several requests
 
 
-def part_of(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return the plan of a replica. `Quota` divides the limits of the plan's endpoint."""
-    if not plan.record.needs_endpoint:
-        return plan
-    return replace(plan, settings=plan.settings.with_block(plan.backend, num_workers=1, dedupe=False))
+def part_of(config: ModelConfig) -> ModelConfig:
+    """Return the configuration of a replica. `Quota` divides the limits of the configuration's endpoint."""
+    if not config.record.needs_endpoint:
+        return config
+    return replace(config, settings=config.settings.with_block(config.backend, num_workers=1, dedupe=False))
 
 
-def environment_of(plan: ResolvedConfig) -> dict[str, str]:
+def environment_of(config: ModelConfig) -> dict[str, str]:
     """Return the variables of this process's environment that a replica needs."""
-    if not plan.record.needs_endpoint:
+    if not config.record.needs_endpoint:
         return {}
     return {
-        name: os.environ[name] for name in (*registry.key_variables(plan), "PROMPTMILL_ENDPOINTS") if name in os.environ
+        name: os.environ[name]
+        for name in (*registry.key_variables(config), "PROMPTMILL_ENDPOINTS")
+        if name in os.environ
     }
 
 
@@ -116,7 +118,7 @@ class Orders:
 
 
 T = TypeVar("T")
-_Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[protocol.Backend]]
+_Create: TypeAlias = Callable[[ModelConfig], Awaitable[protocol.Backend]]
 
 
 class Replica:
@@ -138,18 +140,18 @@ class Replica:
         self._news = asyncio.Event()
 
     async def load(
-        self, create: _Create, plan: ResolvedConfig, environment: Mapping[str, str], version: str
+        self, create: _Create, config: ModelConfig, environment: Mapping[str, str], version: str
     ) -> PromptmillError | None:
-        """Load the backend of `plan` again. Return the reason if it cannot be loaded."""
+        """Load the backend of `config` again. Return the reason if it cannot be loaded."""
         if version != __version__:
             problem = f"A replica has promptmill {__version__}, the driver {version}; install the same on every node."
             return PromptmillError(Code.INVALID_CONFIG, problem, "")
         os.environ.update(environment)
-        return await _or_error(self._load(create, plan), "A replica could not load the model")
+        return await _or_error(self._load(create, config), "A replica could not load the model")
 
-    async def _load(self, create: _Create, plan: ResolvedConfig) -> None:
+    async def _load(self, create: _Create, config: ModelConfig) -> None:
         await self.aclose()
-        self._backend = await create(plan)
+        self._backend = await create(config)
         if isinstance(self._backend, protocol.Renewing) and self._backend.key is not None:
             self._backend.key.fetch = self._fetch_key
         await self._backend.load(lambda _: None)

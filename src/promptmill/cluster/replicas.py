@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from promptmill.backends import registry
 from promptmill.backends.engines import hardware
 from promptmill.backends.protocol import Backend, Call, Completion, Failure, Flow, Outcome, Share, billed, ignored
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
 
@@ -32,9 +32,9 @@ _CERTAIN = 2
 _FALSE_STARTS = 3
 
 
-async def create(plan: ResolvedConfig) -> Backend:
-    """Return the backends of `plan`, which has `replicas`, as one backend, not yet loaded. Raises `PromptmillError`."""
-    engines = [await registry.create(part) for part in _parts(plan)]
+async def create(config: ModelConfig) -> Backend:
+    """Return the backends of `config`, which has `replicas`, as one that is not loaded. Raises `PromptmillError`."""
+    engines = [await registry.create(part) for part in _parts(config)]
 
     async def connect() -> Sequence[Backend]:
         return engines
@@ -42,20 +42,20 @@ async def create(plan: ResolvedConfig) -> Backend:
     return Replicas(connect)
 
 
-def _parts(plan: ResolvedConfig) -> list[ResolvedConfig]:
-    """Return the plan of each replica, with its part of the GPUs. Raises `PromptmillError` (`invalid_config`)."""
-    block, count = plan.block, plan.replicas
+def _parts(config: ModelConfig) -> list[ModelConfig]:
+    """Return the configuration of each replica, with its GPUs. Raises `PromptmillError` (`invalid_config`)."""
+    block, count = config.block, config.replicas
     gpus: tuple[int, ...] | None = getattr(block, "gpu_ids", None)
-    path = f"backend_configs.{plan.backend}.gpu_ids"
+    path = f"backend_configs.{config.backend}.gpu_ids"
     if gpus is None:
         if hardware.has_accelerator() and getattr(block, "device", "auto") != "cpu":
             raise config_error(path, f"`replicas: {count}` needs the GPUs to divide among them, such as `0,1`.")
-        return [plan] * count
+        return [config] * count
     size, rest = divmod(len(gpus), count)
     if rest or not size:
         raise config_error(path, f"{len(gpus)} GPUs cannot be divided equally among {count} `replicas`.")
     parts = (gpus[start : start + size] for start in range(0, len(gpus), size))
-    return [replace(plan, settings=plan.settings.with_block(plan.backend, gpu_ids=part)) for part in parts]
+    return [replace(config, settings=config.settings.with_block(config.backend, gpu_ids=part)) for part in parts]
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from promptmill.config import resolved_config
+from promptmill.config import model_config
 from promptmill.config.parameter_file import parsed
 from promptmill.core.errors import Named, config_error
 from promptmill.core.values import JsonDict, JsonObject
@@ -47,7 +47,7 @@ def set_key(raw: JsonDict, path: Sequence[str], value: Any) -> None:
     put(raw, path, value)
     if path[0] == "sampling_params":  # one parameter, or several as a mapping
         for name in path[1:2] or (value if isinstance(value, Mapping) else ()):
-            resolved_config.leave_to_all(raw, name)
+            model_config.leave_to_all(raw, name)
 
 
 def put(raw: JsonDict, path: Sequence[str], value: Any) -> None:

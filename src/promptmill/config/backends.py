@@ -26,7 +26,7 @@ class BackendRecord:
     """Properties of a backend. Other code reads these instead of comparing backend names."""
 
     module: str
-    """A module with `create(plan)`, which returns a `promptmill.backends.protocol.Backend`."""
+    """A module with `create(config)`, which returns a `promptmill.backends.protocol.Backend`."""
     model_key: str = "model_name"
     """The key for the model in the backend's block."""
     is_engine: bool = False

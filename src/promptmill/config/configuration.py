@@ -16,15 +16,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from promptmill.config import backends, resolved_config
+from promptmill.config import backends, model_config
 from promptmill.config.assignments import SETTINGS, keys_in, put, set_key
 from promptmill.config.backends import BACKENDS
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.litellm import without_litellm
+from promptmill.config.model_config import ModelConfig, check_size
 from promptmill.config.moved_parameters import move_parameters
 from promptmill.config.own_secrets import secrets_in, secrets_of, without_secrets
 from promptmill.config.parameter_file import FILE_NAME, expand, find, read, without_unset
-from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import BY_CALL, BY_TRUSTED, BackendConfigs, Settings
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.request import ADDED, Sampling
@@ -67,7 +67,7 @@ class Configuration:
 
         `calls_replace` is for pipelines: blocks and parameters of a call replace those of the file instead of merging,
         unknown keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen`,
-        `keyless` and `call_files`, see `ResolvedConfig`. Raises `PromptmillError` (`invalid_config`).
+        `keyless` and `call_files`, see `ModelConfig`. Raises `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
         self._trust_client = trust_client
@@ -76,26 +76,26 @@ class Configuration:
         self._chosen = chosen
         self._keyless = keyless
         self._call_files = call_files
-        self.default = resolved_config.default_name(raw)
+        self.default = model_config.default_name(raw)
         """The model for calls that do not name one."""
-        self.names = tuple(resolved_config.names(raw))
+        self.names = tuple(model_config.names(raw))
         """The names of all models, the default one first."""
-        for key in () if resolved_config.DEFAULT in self.names else ("extra_params", "price"):
+        for key in () if model_config.DEFAULT in self.names else ("extra_params", "price"):
             if raw.get(key):
                 raise config_error(key, f"no model uses it, because each has its own: models.{self.default}.{key}.")
-        self.plan = self.plan_of(self.default)
-        resolved_config.check_names(self.plan.operator)
+        self.config = self.config_of(self.default)
+        model_config.check_names(self.config.operator)
 
     @property
     def backend(self) -> str | None:
         """The backend that the file or the command line names."""
-        named = resolved_config.raw_of(self._raw, self.default).get("backend")
+        named = model_config.raw_of(self._raw, self.default).get("backend")
         return named if isinstance(named, str) else None
 
-    def plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of the model `name`, one of `names`. Raises `PromptmillError` (`invalid_config`)."""
-        raw, file = resolved_config.raw_of(self._raw, name), None
-        if name in resolved_config.named(raw):
+    def config_of(self, name: str) -> ModelConfig:
+        """Return the configuration of the model `name`, one of `names`. Raises `PromptmillError` (`invalid_config`)."""
+        raw, file = model_config.raw_of(self._raw, name), None
+        if name in model_config.named(raw):
             named = _backend_of(self._raw)
             # the backend decides whether the file has a model `default`
             whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
@@ -106,7 +106,7 @@ class Configuration:
         except PromptmillError as error:
             raise error if file is None else config_error(f"models.{name}", error.message) from None
         chosen, keyless = (self._chosen, self._keyless) if file is None else ("", False)
-        return ResolvedConfig(
+        return ModelConfig(
             operator,
             operator,
             frozenset(),
@@ -134,8 +134,8 @@ class Configuration:
         """
         if self._trust_client:
             return self
-        whole = self.plan.file or self.plan.operator
-        keys = (*secrets_in(whole), *secrets_in(self.plan.operator), *secrets_of(os.environ), *secrets)
+        whole = self.config.file or self.config.operator
+        keys = (*secrets_in(whole), *secrets_in(self.config.operator), *secrets_of(os.environ), *secrets)
         own = [Path(self.origin), *private_folders()]
         rule = FileRule.of_calls(whole.allowed_roots, own, keys, is_shared=is_shared)
         return self._copy(self._raw, call_files=rule)
@@ -202,8 +202,8 @@ class Configuration:
             blamed = SETTINGS if assignments and _is_right(content, environ) else origin
             raise config_error(blamed, *error.parts) from None
 
-    def overlaid(self, overrides: Overrides) -> ResolvedConfig:
-        """Return the plan for the configuration with a call's `overrides`.
+    def overlaid(self, overrides: Overrides) -> ModelConfig:
+        """Return the configuration for the configuration with a call's `overrides`.
 
         Blocks are merged key by key; `sampling_params` and `extra_params` replace the file's if they are not empty.
         With `calls_replace`, a call's blocks also replace the file's.
@@ -211,8 +211,8 @@ class Configuration:
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
         check_size(given)
         if overrides == Overrides():
-            return self.plan
-        raw = resolved_config.raw_of(self._raw, self.default)
+            return self.config
+        raw = model_config.raw_of(self._raw, self.default)
         raw["backend"] = name = _backend_of({"backend": overrides.backend or raw.get("backend")})
         self._check_other_backends(name, overrides)
         operator, _ = self._settings_of(raw, name)
@@ -227,7 +227,7 @@ class Configuration:
             own = {} if self._calls_replace else mine.get(block) or {}
             added = values or {}
             if block in BACKENDS and BACKENDS[block].needs_endpoint:
-                added = resolved_config.endpoint_over(own, added)
+                added = model_config.endpoint_over(own, added)
             mine[block] = {**own, **added}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):
@@ -237,11 +237,11 @@ class Configuration:
         if not (self._trust_client or overrides.extra_params) and _is_elsewhere(name, mine.get(name) or {}, operator):
             raw["extra_params"] = without_secrets(raw.get("extra_params") or {})
         settings, warnings = self._settings_of(raw, name)
-        plan = replace(self.plan, settings=settings, operator=operator, from_call=from_call, warnings=warnings)
+        config = replace(self.config, settings=settings, operator=operator, from_call=from_call, warnings=warnings)
         if name != self.backend or from_call & {"base_url", "provider"}:
-            plan = replace(plan, chosen="", keyless=False)
-        _check_limits(plan, overrides)
-        return plan
+            config = replace(config, chosen="", keyless=False)
+        _check_limits(config, overrides)
+        return config
 
     def _check_other_backends(self, name: str, overrides: Overrides) -> None:
         """Raise if a call chooses or configures another package's backend that the operator has not allowed.
@@ -249,7 +249,7 @@ class Configuration:
         A call may choose a backend that the configuration names. Only a trusted client may set its keys, because
         promptmill does not know which keys are harmless.
         """
-        operators = {_backend_of(resolved_config.raw_of(self._raw, model)) for model in self.names}
+        operators = {_backend_of(model_config.raw_of(self._raw, model)) for model in self.names}
         operators |= (self._raw.get("backend_configs") or {}).keys()
         for other in {name, *overrides.backend_configs} & backends.installed().keys():
             if other not in operators:
@@ -329,24 +329,24 @@ def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
     return {name: value for name, value in values.items() if name != key}
 
 
-def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
-    limits = plan.operator.client_limits
-    if plan.trust_client:
+def _check_limits(config: ModelConfig, overrides: Overrides) -> None:
+    limits = config.operator.client_limits
+    if config.trust_client:
         return
-    asked = [(f"backend_configs.{plan.backend}", plan.model)]
-    asked += [("extra_params", name) for name in resolved_config.named_models(overrides.extra_params)]
+    asked = [(f"backend_configs.{config.backend}", config.model)]
+    asked += [("extra_params", name) for name in model_config.named_models(overrides.extra_params)]
     for path, name in asked:
-        if limits.models is not None and name not in {*limits.models, plan.operator_model}:
+        if limits.models is not None and name not in {*limits.models, config.operator_model}:
             known = ", ".join(limits.models) or "none"
             raise config_error(path, f"a call may choose only these models: {known}.")
-    plan.within_limits(overrides.sampling_params)
+    config.within_limits(overrides.sampling_params)
     if limits.max_tokens is not None:
-        for name in resolved_config.TOKEN_LIMITS:
+        for name in model_config.TOKEN_LIMITS:
             if name in overrides.extra_params:
                 raise config_error(
                     f"extra_params.{name}", "write it as `max_tokens` in `sampling_params`: this server limits it."
                 )
-        for name, limit in resolved_config.numbers_of(overrides.extra_params, resolved_config.OTHER_LIMIT):
+        for name, limit in model_config.numbers_of(overrides.extra_params, model_config.OTHER_LIMIT):
             if limit > limits.max_tokens:
                 raise config_error(f"extra_params.{name:.60}", f"must be at most {limits.max_tokens} on this server.")
 

@@ -282,7 +282,7 @@ class Feature:
     backends: Mapping[str, str] = field(default_factory=dict)
     """By name, each `"module:name"`: a `promptmill.config.backends.BackendRecord`, as a backend of another package."""
     embedded: str = ""
-    """`"module:function"`: takes the `ResolvedConfig` of the embedded model and its `Backend`, not yet loaded, and
+    """`"module:function"`: takes the `ModelConfig` of the embedded model and its `Backend`, not yet loaded, and
     returns the backend that answers in its place."""
     observation: Observation | None = None
     query: str = ""

@@ -211,12 +211,12 @@ class InputFiles:
 
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`. The version of a file is its last change in ns; of several, a digest."""
-        stats = [path.stat() for part in self.parts for path in _with_log(part.path)]
-        if len(stats) == 1 and not self.parts[0].within:
-            return stats[0].st_size, stats[0].st_mtime_ns
+        call = [path.stat() for part in self.parts for path in _with_log(part.path)]
+        if len(call) == 1 and not self.parts[0].within:
+            return call[0].st_size, call[0].st_mtime_ns
         names = [(part.within, dict(part.columns)) for part in self.parts]
-        seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in stats)]).encode()
-        return sum(stat.st_size for stat in stats), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
+        seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in call)]).encode()
+        return sum(stat.st_size for stat in call), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
 
     def sha256(self, halt: threading.Event | None = None) -> str:
         """Return the digest of the content and of the columns that paths add. Blocks for about 1 s per gigabyte.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from promptmill.backends.protocol import Call
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation
 
@@ -39,17 +39,17 @@ USER = Caller()
 class CallModels:
     """The models that a call may use. Their plans include the call's sampling."""
 
-    plan: ResolvedConfig
-    plans: Mapping[str, ResolvedConfig] = field(default_factory=dict)
+    config: ModelConfig
+    configs: Mapping[str, ModelConfig] = field(default_factory=dict)
 
     @property
     def names(self) -> Collection[str]:
         """The names of models that variants may have."""
-        return self.plans.keys()
+        return self.configs.keys()
 
-    def plan_of(self, name: str) -> ResolvedConfig:
+    def config_of(self, name: str) -> ModelConfig:
         """Return the plan of a model in `names`."""
-        return self.plans[name]
+        return self.configs[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class CallWork:
     """The items of a call, their settings and their counts."""
 
     items: Sequence[Conversation | PromptmillError]
-    stats: Call
+    call: Call
     system_prompt: str
-    plan: ResolvedConfig
+    config: ModelConfig
     caller: Caller

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from promptmill.answering.costs import lacking
 from promptmill.backends.protocol import Call
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import query, replacement
 from promptmill.files.files import InputFiles, find, holds_output
@@ -179,10 +179,10 @@ class OpenJob(WantedJob):
 
 
 async def run(
-    job: Job, service: Service, hooks: Hooks = NO_HOOKS, *, stats: Call | None = None, apart: Apart | None = None
+    job: Job, service: Service, hooks: Hooks = NO_HOOKS, *, call: Call | None = None, apart: Apart | None = None
 ) -> PromptmillError | None:
     """Run an admitted job in this process until it ends. Return the error that stopped it early. See `Runner`."""
-    running = runner.Runner(job, service, hooks, stats=stats, apart=apart)
+    running = runner.Runner(job, service, hooks, call=call, apart=apart)
     await running.run()
     return running.progress.error
 
@@ -194,16 +194,16 @@ async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunSta
 
 def decided(configuration: Configuration) -> Configuration:
     """Return the configuration with its backend and model resolved, because both are part of a job. Blocks."""
-    return runtime.run_anywhere(choosing.decided(configuration)) if configuration.plan.is_open else configuration
+    return runtime.run_anywhere(choosing.decided(configuration)) if configuration.config.is_open else configuration
 
 
 def check_budget(options: Mapping[str, Any], configuration: Configuration) -> None:
     """Raise `PromptmillError` (`invalid_config`) if a model of a job, whose rows may be missing yet, lacks what a
     budget needs."""
     order = JobOrder.of((), Path("-"), {**options, "from_job": None})
-    first, named = configuration.plan, configuration.names
+    first, named = configuration.config, configuration.names
     models = order.plan.asked([Target(model=variant.model) for variant in order.variants] or [Target()])
-    own = {name: configuration.plan_of(name) if name in named else first.with_model(name) for name in models if name}
+    own = {name: configuration.config_of(name) if name in named else first.with_model(name) for name in models if name}
     asked = [order.plan.answering(name, own.get(name, first)) for name in models]
     if (error := lacking(asked, rows_set=order.question.rows_set)) is not None:
         raise error
@@ -278,7 +278,10 @@ def open_job(
         if caller is not None:
             check_encoding(order.reading.encoding)
         shown = shown.model_copy(update={"urls": urls, "input": as_written(names)})
-        order, files = order.model_copy(update={"shown": shown}), _whole_files(order, paths, rows, options, models.plan)
+        order, files = (
+            order.model_copy(update={"shown": shown}),
+            _whole_files(order, paths, rows, options, models.config),
+        )
         if files is not None:
             lines = files.lines() if output is None else _lines_with_output(files, order)
             source = opened.enter_context(written(folders, lines, ".jsonl", files.name))
@@ -293,17 +296,17 @@ def open_job(
         loose = None
         if output is None:
             key = source or InputRows((), digest([str(path) for path in paths]))
-            loose = folders.loose(rows.job_id or loose_id(key, models.plan, order))
+            loose = folders.loose(rows.job_id or loose_id(key, models.config, order))
             order = order.model_copy(update={"output": loose.answers})
         is_of_call = caller is not None
         yield OpenJob(order, models, folders, source, loose=loose, remote=uploaded, files=files, is_of_call=is_of_call)
 
 
 def _whole_files(
-    order: JobOrder, paths: Sequence[Path], rows: Rows, options: Mapping[str, Any], plan: ResolvedConfig
+    order: JobOrder, paths: Sequence[Path], rows: Rows, options: Mapping[str, Any], config: ModelConfig
 ) -> WholeFiles | None:
     """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
-    asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, plan.has_schema)
+    asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, config.has_schema)
     if rows.rule is not None:
         return WholeFiles(rows.names, rows.rule, asked, order.output, rows.halt)
     if paths and are_asked_whole(paths, options.get("each"), order.question.templates, order.output):

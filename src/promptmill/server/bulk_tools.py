@@ -42,7 +42,7 @@ from promptmill.server.results import (
 )
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
-from promptmill.server.tools import plan_of_call, sampling_of_call
+from promptmill.server.tools import config_of_call, sampling_of_call
 from promptmill.service.model import TOY, is_embedded
 from promptmill.service.service import Service
 
@@ -195,14 +195,14 @@ async def _rows_of(
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
     """Return the models of a job: the first model, and the configuration's models if there are several.
 
-    `asked`: the arguments of `plan_of_call` after `plan`. Raises its errors.
+    `asked`: the arguments of `config_of_call` after `config`. Raises its errors.
     """
     from promptmill.jobs.caller import CallModels
 
-    plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in names]
-    named = zip(names, (plan, *others), strict=True)
-    plans = {name: own for name, own in named if others and name is not None and name in service.offered}
-    return CallModels(await service.resolved_plan(plan), plans)
+    config, *others = [await config_of_call(service, await service.job_config(name), *asked) for name in names]
+    named = zip(names, (config, *others), strict=True)
+    configs = {name: own for name, own in named if others and name is not None and name in service.offered}
+    return CallModels(await service.resolved_config(config), configs)
 
 
 def _inputs() -> str:
@@ -289,8 +289,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             others = plan_of(values, [name or "" for name in names]).named_models - {*names}
             models = await _models_of_call(service, [*names, *others], asked)
             if input_file or files is not None:
-                await questions.check_endpoint(ctx, models.plan, asks=not validate)
-            cost = None if validate else questions.cost(ctx, models.plan, values.get("max_cost"), "This job")
+                await questions.check_endpoint(ctx, models.config, asks=not validate)
+            cost = None if validate else questions.cost(ctx, models.config, values.get("max_cost"), "This job")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, caller=caller)
             values |= {
                 "schema": form["schema"],
@@ -313,7 +313,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             if error.code is Code.INVALID_INPUT:  # with the tool's names of the order's fields
                 raise input_error(error.worded(_argument_of)) from None
             raise
-        if is_embedded(models.plan):
+        if is_embedded(models.config):
             started["message"] += f" {TOY}"
         return ToolResult(structured_content=started)
 
@@ -387,7 +387,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             return ToolResult(structured_content=job_status)
         wanted = (("concurrency", concurrency), ("max_cost", max_cost))
         changes = {name: value for name, value in wanted if value is not None}
-        if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
+        if max_cost is not None and (cost := questions.cost(ctx, service.config, max_cost, "This job")) is not None:
             await cost.approve(None, max_cost)
         if changes:
             await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))
@@ -406,7 +406,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
         job_status = job_status | rows  # the rows' `state` is the newer one
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
-        if (most := most_bytes(ctx, service.plan)) is not None:
+        if (most := most_bytes(ctx, service.config)) is not None:
             job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
         return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status)
 
@@ -423,7 +423,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             result = await asyncio.to_thread(results, job_id, caller_of(ctx, service), max(0, offset), MOST_ROWS)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
-        result = page(result, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
+        result = page(result, min(most_bytes(ctx, service.config) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
         after = result.pop("next_offset")
         result["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
         return json_text(result)

@@ -23,7 +23,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from promptmill.answering.prices import price_of
 from promptmill.backends import registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OF_ACCOUNT
 from promptmill.core.bounds import MOST_SESSIONS
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -73,13 +73,13 @@ class Questions:
         self._agreed: list[tuple[object, ...]] = []
         """Accepted endpoints (with key and headers) that may get file texts; accepted files that may be replaced."""
 
-    async def check_endpoint(self, ctx: Context, plan: ResolvedConfig, *, asks: bool = True) -> None:
+    async def check_endpoint(self, ctx: Context, config: ModelConfig, *, asks: bool = True) -> None:
         """Ask the user before the text of local files is sent to an endpoint that a call chose.
 
         Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs.
         Without `asks`, raises only if the client cannot ask.
         """
-        chosen, block = registry.endpoints_of_call(plan), plan.block
+        chosen, block = registry.endpoints_of_call(config), config.block
         account = () if block is None else tuple(getattr(block, name) for name in sorted(block.marked(OF_ACCOUNT)))
         agreement = (chosen, account)
         if not chosen or agreement in self._agreed:
@@ -122,12 +122,12 @@ class Questions:
             raise input_error(f"{exists}, and the user did not agree to `overwrite`; name another file.")
         self._agreed.append(agreement)
 
-    def cost(self, ctx: Context, plan: ResolvedConfig, max_cost: float | None, what: str) -> CostQuestion | None:
+    def cost(self, ctx: Context, config: ModelConfig, max_cost: float | None, what: str) -> CostQuestion | None:
         """Return the question about the cost of a call; None if the operator or the client does not support it."""
-        if plan.settings.ask_above_cost is None or not is_able_to_ask(ctx):
+        if config.settings.ask_above_cost is None or not is_able_to_ask(ctx):
             return None
-        limits = [limit for limit in (max_cost, plan.settings.max_cost) if limit is not None]
-        return CostQuestion(self, ctx, plan, what, min(limits, default=None), session_of(ctx))
+        limits = [limit for limit in (max_cost, config.settings.max_cost) if limit is not None]
+        return CostQuestion(self, ctx, config, what, min(limits, default=None), session_of(ctx))
 
     def add(self, session: str, amount: float) -> float:
         """Add an amount to the cost of a session's calls without a question. Return the sum."""
@@ -143,7 +143,7 @@ class CostQuestion:
 
     questions: Questions
     ctx: Context
-    plan: ResolvedConfig
+    config: ModelConfig
     what: str
     limit: float | None
     """The limit from `max_cost`."""
@@ -157,8 +157,8 @@ class CostQuestion:
         cost. `estimated`: None if the price is unknown; then the user is asked only about a model that a call chose.
         Raises `PromptmillError` (`budget`) unless the user agrees.
         """
-        amount = self.plan.settings.ask_above_cost
-        operators = replace(self.plan, settings=self.plan.operator)
+        amount = self.config.settings.ask_above_cost
+        operators = replace(self.config, settings=self.config.operator)
         if amount is None or (estimated is None and await asyncio.to_thread(price_of, operators) is None):
             return
         most = self.limit if most is None else most if self.limit is None else min(most, self.limit)

@@ -24,8 +24,8 @@ from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, SecretStr
 
 from promptmill.config.backends import AUTO
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.own_secrets import SECRET_NAME, secrets_in
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import config_error, redact
 from promptmill.core.feature import features, part
@@ -107,7 +107,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
 
 
 def _instructions(service: Service, *, locked: bool) -> str:
-    may_be_a_toy = is_embedded(service.plan) or service.plan.backend == AUTO
+    may_be_a_toy = is_embedded(service.config) or service.config.backend == AUTO
     more = "".join(f" {feature.instructions}" for feature in features().values() if feature.instructions)
     return _ANSWERING.replace("{features}", more) + (_TOY if may_be_a_toy else "") + ("" if locked else _CHOOSING)
 
@@ -192,7 +192,7 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
     )
     def models() -> str:
         models = {"models": service.described(service.offered)}
-        return orjson.dumps(_Shown(service.plan).value(models), option=orjson.OPT_INDENT_2).decode()
+        return orjson.dumps(_Shown(service.config).value(models), option=orjson.OPT_INDENT_2).decode()
 
 
 class _Skills(ServerExtension):
@@ -286,14 +286,14 @@ def _add_prompts(socket: ToolSocket) -> None:
 
 def describe(service: Service) -> dict[str, object]:
     """Return the status as a JSON object, without keys, headers, passwords and prompts."""
-    plan, calls = service.plan, service.calls
-    shown = _Shown(plan)
+    config, calls = service.config, service.calls
+    shown = _Shown(config)
     return {
         "version": __version__,
         "uptime_s": round(time.time() - calls.started, 1),
-        "backend": shown.value(plan.backend),
-        "model": shown.value(plan.model) or None,
-        **({"chosen": shown.value(plan.chosen)} if plan.chosen else {}),
+        "backend": shown.value(config.backend),
+        "model": shown.value(config.model) or None,
+        **({"chosen": shown.value(config.chosen)} if config.chosen else {}),
         "engine": {"state": service.state, "activity": shown.value(service.activity)},
         "calls_in_progress": calls.in_progress(),
         "totals": calls.totals(),
@@ -304,16 +304,16 @@ def describe(service: Service) -> dict[str, object]:
 class _Shown:
     """Shows values of a plan's settings without secrets."""
 
-    def __init__(self, plan: ResolvedConfig) -> None:
-        self._plan, self._settings = plan, plan.settings
-        named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
+    def __init__(self, config: ModelConfig) -> None:
+        self._config, self._settings = config, config.settings
+        named = config.settings.backend_configs.openai.api_key_env, config.operator.backend_configs.openai.api_key_env
         variables = [os.environ.get(name, "") for name in (*USUAL_KEYS, *named) if name]
-        self._secrets = (*secrets_in(plan.settings), *secrets_in(plan.operator), *filter(None, variables))
+        self._secrets = (*secrets_in(config.settings), *secrets_in(config.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, object]:
         """Return the settings in use, with only the block of the chosen backend."""
         settings = self._settings
-        block = self._plan.block
+        block = self._config.block
         top = {
             name: value
             for name, value in settings

@@ -16,7 +16,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import ContentBlock, Implementation, ResourceLink, TextContent
 
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
@@ -126,13 +126,13 @@ ANSWERS_IN_SHORT: JsonDict = _undescribed(ANSWERS)
 def _result(
     outcomes: Sequence[Outcome],
     errors: Sequence[JsonObject],
-    stats: Call,
+    call: Call,
     *,
     is_error: bool,
     job_id: str | None,
 ) -> ToolResult:
     structured: JsonDict = {"ans_ls": list_call.answers(outcomes)}
-    meta = list_call.totals(stats) | list_call.columns(outcomes)
+    meta = list_call.totals(call) | list_call.columns(outcomes)
     if several := list_call.several(outcomes):
         structured["answers"] = several
     if errors:
@@ -142,13 +142,13 @@ def _result(
     return ToolResult([], structured, meta, is_error=is_error)
 
 
-async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
+async def _with_models(outcomes: Sequence[Outcome], config: ModelConfig) -> Sequence[Outcome]:
     """Return the outcomes. If the endpoint lacks the model, add a hint with its models."""
     lacking = next((one for one in outcomes if _lacks_model(one)), None)
-    if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
+    if not isinstance(lacking, Failure) or config.settings.client_limits.models is not None:
         return outcomes
     how = "`model` (or `model_name` in `generation_init` or the configuration)"
-    if not (meant := await choosing.meant_model(plan, lacking.error, how)):
+    if not (meant := await choosing.meant_model(config, lacking.error, how)):
         return outcomes
     hint = f"{meant[0].upper()}{meant[1:]}"
     return [_hinted(one, hint) if isinstance(one, Failure) and _lacks_model(one) else one for one in outcomes]
@@ -173,10 +173,10 @@ def _texts(*texts: str) -> list[ContentBlock]:
     return [TextContent(type="text", text=text) for text in texts]
 
 
-def _notes(outcomes: Sequence[Outcome], stats: Call, job_id: str | None) -> list[str]:
+def _notes(outcomes: Sequence[Outcome], call: Call, job_id: str | None) -> list[str]:
     """Return the texts below the answers: what continues in a job, and that the embedded model answered. Some clients
     show their model no `_meta`."""
-    toy = [TOY] if TOY in stats.warnings and any(isinstance(one, Completion) for one in outcomes) else []
+    toy = [TOY] if TOY in call.warnings and any(isinstance(one, Completion) for one in outcomes) else []
     if job_id is None:
         return toy
     left = list_call.deferred(outcomes)
@@ -188,17 +188,17 @@ def _notes(outcomes: Sequence[Outcome], stats: Call, job_id: str | None) -> list
     return [words, *toy]
 
 
-def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
+def most_bytes(ctx: Context, config: ModelConfig) -> int | None:
     """Return the largest size in bytes of the next message with a call's result; None: no limit.
 
     A trusted client is the operator's own program, for which stdio has no limit.
     """
-    limit, context = plan.settings.max_result_bytes, ctx.request_context
+    limit, context = config.settings.max_result_bytes, ctx.request_context
     if context is not None and context.request is not None:
         response: EitherResponse | None = context.request.scope.get(RESPONSE)
         limits = (_HTTP_BYTES if limit is None else limit, None if response is None else response.most_bytes())
         return min(filter(None, limits), default=None)
-    if plan.trust_client:
+    if config.trust_client:
         return None
     client = _client(ctx)
     if limit is None and (client is None or client.name not in _WITHOUT_LIMIT):
@@ -228,8 +228,8 @@ def wants_copy(ctx: Context) -> bool:
 async def result_of(
     ctx: Context,
     outcomes: Sequence[Outcome],
-    stats: Call,
-    plan: ResolvedConfig,
+    call: Call,
+    config: ModelConfig,
     keep: Callable[[Sequence[Outcome]], Awaitable[str]],
     *,
     job_id: str | None = None,
@@ -238,7 +238,7 @@ async def result_of(
 
     `job_id`: the job that answers the deferred items.
     """
-    any_failure = plan.settings.on_error == "raise"
+    any_failure = config.settings.on_error == "raise"
     is_small = _is_small(outcomes)
 
     async def apart(work: Callable[[], T]) -> T:
@@ -246,20 +246,20 @@ async def result_of(
         return work() if is_small else await asyncio.to_thread(work)
 
     if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
-        outcomes = await _with_models(outcomes, plan)
-    most = most_bytes(ctx, plan)
-    build = partial(_whole_result, outcomes, stats, any_failure=any_failure, job_id=job_id)
+        outcomes = await _with_models(outcomes, config)
+    most = most_bytes(ctx, config)
+    build = partial(_whole_result, outcomes, call, any_failure=any_failure, job_id=job_id)
     if (result := await apart(partial(build, most=most, with_copy=wants_copy(ctx)))) is not None:
         return result
     assert most is not None
     try:
         kept_id = await keep(outcomes)
     except PromptmillError as error:
-        stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
+        call.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
         result = await apart(partial(build, most=None, with_copy=False))
         assert result is not None
         return result
-    first = partial(_first_answers, outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
+    first = partial(_first_answers, outcomes, call, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
     return await apart(partial(first, most=most))
 
 
@@ -276,7 +276,7 @@ def _is_small(outcomes: Sequence[Outcome]) -> bool:
 
 def _whole_result(
     outcomes: Sequence[Outcome],
-    stats: Call,
+    call: Call,
     *,
     any_failure: bool,
     job_id: str | None,
@@ -289,8 +289,8 @@ def _whole_result(
     `job_id`: the job that answers the deferred items.
     """
     failed = list_call.failed(outcomes, any_failure=any_failure)
-    result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
-    result.content = _texts(list_call.summary(outcomes) if failed else _NO_COPY, *_notes(outcomes, stats, job_id))
+    result = _result(outcomes, list_call.errors(outcomes), call, is_error=failed, job_id=job_id)
+    result.content = _texts(list_call.summary(outcomes) if failed else _NO_COPY, *_notes(outcomes, call, job_id))
     size = 0 if most is None else _message_bytes(result)
     if most is not None and size > most:
         return None
@@ -318,7 +318,7 @@ def _json_bytes(fields: JsonObject) -> int:
 
 def _first_answers(
     outcomes: Sequence[Outcome],
-    stats: Call,
+    call: Call,
     *,
     any_failure: bool,
     kept_id: str,
@@ -343,10 +343,10 @@ def _first_answers(
         (entry,) = list_call.errors([left_out])
         errors = [*list_call.errors(outcomes[:count]), {**entry, "index": count, "last": len(outcomes) - 1}]
         failed = list_call.failed(shown, any_failure=any_failure)
-        result = _result(shown, errors, stats, is_error=failed, job_id=job_id)
+        result = _result(shown, errors, call, is_error=failed, job_id=job_id)
         result.structured_content = {**(result.structured_content or {}), "kept_job_id": kept_id}
         reasons = filter(None, [list_call.summary(outcomes) if failed else ""])
-        result.content = [*_texts(str(left_out.error), *reasons, *_notes(outcomes, stats, job_id)), link]
+        result.content = [*_texts(str(left_out.error), *reasons, *_notes(outcomes, call, job_id)), link]
         return result
 
     left = most - _message_bytes(with_first(0))

@@ -35,7 +35,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
 from promptmill.backends.protocol import Call, Counts, Facts, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller
@@ -94,15 +94,15 @@ def limit_s(ctx: Context, prompts: int) -> float | None:
     return 0.0 if prompts >= _LARGE else _SOON_S
 
 
-def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
+def task_of(ctx: Context, prompts: int, config: ModelConfig) -> CallTask:
     """Return the task that the call may become."""
     from promptmill.jobs.manage.call_job import CallTask
 
     context = ctx.request_context
     note: _Note = {
         "prompts": prompts,
-        "model": plan.name,
-        "chosen": plan.chosen,
+        "model": config.name,
+        "chosen": config.chosen,
         "expires": time.time() + _TTL_S,
     }
     return CallTask(note, is_required=context is not None and context.protocol_version == _OLD)
@@ -233,7 +233,7 @@ class Tasks(ServerExtension):
         """Return the task after its job was resumed or queued for a place; otherwise the task has stopped."""
         job_id, error = task.folder.job_id, None
         try:
-            await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]), caller)
+            await self._running_jobs().resume(job_id, self._service.offered_config(task.note["model"]), caller)
         except PromptmillError as refused:
             error = None if refused.code is Code.RATE_LIMITED else refused  # the next poll tries again
         resumed = await asyncio.to_thread(lambda: _Task(task.folder))
@@ -243,17 +243,17 @@ class Tasks(ServerExtension):
 
     async def _result(self, task: _Task) -> JsonDict:
         outcomes = await asyncio.to_thread(task.outcomes)
-        stats = task.stats(several_models=len(self._service.models) > 1)
+        call = task.call(several_models=len(self._service.models) > 1)
         try:
-            plan = self._service.offered_plan(task.note["model"])
+            config = self._service.offered_config(task.note["model"])
         except PromptmillError:  # the operator has removed the model
-            plan = self._service.plan
+            config = self._service.config
 
         async def kept(_: Sequence[Outcome]) -> str:
             return task.folder.job_id  # finished: the job has all answers
 
         async with Context(fastmcp=self.server) as context:
-            result = (await result_of(context, outcomes, stats, plan, kept)).to_mcp_result()
+            result = (await result_of(context, outcomes, call, config, kept)).to_mcp_result()
         assert isinstance(result, mcp_types.CallToolResult)
         return result.model_dump(by_alias=True, mode="json", exclude_none=True)
 
@@ -309,17 +309,17 @@ class _Task:
         prompts = range(self.note["prompts"])
         return [records[row].outcome() if row in records else left for row in prompts]
 
-    def stats(self, *, several_models: bool) -> Call:
+    def call(self, *, several_models: bool) -> Call:
         """Return the counts of the call for all runs of its job."""
         every = {each.name for each in fields(Counts)}
         counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in every and count}
         counts = Counts(codes=Counter(self.status.get("errors")), **counted)
         began = time.monotonic() - self.status.get("seconds", 0.0)
-        stats = Call(Facts(self.note["prompts"]), counts, started=began, chosen=self.note["chosen"] or "")
-        stats.model = self.note["model"] if several_models else ""
+        call = Call(Facts(self.note["prompts"]), counts, started=began, chosen=self.note["chosen"] or "")
+        call.model = self.note["model"] if several_models else ""
         for warning in self.status.get("warnings", ()):
-            stats.warn(warning)
-        return stats
+            call.warn(warning)
+        return call
 
 
 def _caller(ctx: ServerRequestContext[Any, Any]) -> Caller:

@@ -196,13 +196,13 @@ def _name(text: str) -> str:
 async def with_progress(
     ctx: Context,
     service: Service,
-    stats: Call,
+    call: Call,
     work: Coroutine[Any, Any, T],
     words_of: Callable[[], str] | None = None,
 ) -> T:
     """Run `work` in a separate task, and report its progress to the client if the request asks for progress.
 
-    `words_of` returns the text of a report; by default, the text is about the items that `stats` counts.
+    `words_of` returns the text of a report; by default, the text is about the items that `call` counts.
 
     The task is separate because FastMCP cancels by an anyio scope, in which the clean-up of `work` could not wait.
     """
@@ -213,16 +213,16 @@ async def with_progress(
         if _may_be_json(ctx) and (await asyncio.wait({task}, timeout=_FAST_S))[0]:
             return task.result()
         reported = ReportedProgress(time.monotonic)
-        await ctx.report_progress(0, stats.facts.total, "starting")
+        await ctx.report_progress(0, call.facts.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
-            words = _status(service, stats) if words_of is None else words_of()
-            if not task.done() and reported.is_news(stats, words):
-                await ctx.report_progress(reported.number, stats.facts.total, words)
-        if stats.facts.total != 0:
-            reported.end(stats)
-            words = "ready" if stats.facts.total is None else _count(stats)
-            await ctx.report_progress(reported.number, stats.facts.total, words)
+            words = _status(service, call) if words_of is None else words_of()
+            if not task.done() and reported.is_news(call, words):
+                await ctx.report_progress(reported.number, call.facts.total, words)
+        if call.facts.total != 0:
+            reported.end(call)
+            words = "ready" if call.facts.total is None else _count(call)
+            await ctx.report_progress(reported.number, call.facts.total, words)
         return task.result()
     finally:
         if not task.done():
@@ -244,11 +244,11 @@ class ReportedProgress:
         self._clock = clock
         self._began = self._at = clock()
 
-    def is_news(self, stats: Call, words: str) -> bool:
+    def is_news(self, call: Call, words: str) -> bool:
         """Return whether to report `words` now; if so, record the report. The final number is reserved for `end`."""
         silent_s = self._clock() - self._at
-        done = self._reached(stats)
-        if stats.facts.total is not None and done >= stats.facts.total:
+        done = self._reached(call)
+        if call.facts.total is not None and done >= call.facts.total:
             done = 0
         if done <= self.number and silent_s < (_SILENCE_S if words == self._words else _CHANGE_S):
             return False
@@ -256,12 +256,12 @@ class ReportedProgress:
         self._words, self._at = words, self._clock()
         return True
 
-    def end(self, stats: Call) -> None:
+    def end(self, call: Call) -> None:
         """Set `number` to its final value."""
-        self._grow(self._reached(stats))
+        self._grow(self._reached(call))
 
-    def _reached(self, stats: Call) -> int:
-        return int(self._clock() - self._began) if stats.facts.total is None else stats.counts.done
+    def _reached(self, call: Call) -> int:
+        return int(self._clock() - self._began) if call.facts.total is None else call.counts.done
 
     def _grow(self, done: int) -> None:
         self.number = max(done, round(self.number + _STEP, 6))
@@ -302,25 +302,25 @@ def _may_be_json(ctx: Context) -> bool:
     return context is not None and context.request is not None and context.request.scope.get(RESPONSE) is not None
 
 
-def _status(service: Service, stats: Call) -> str:
-    if not stats.counts.done and (activity := service.activity):
+def _status(service: Service, call: Call) -> str:
+    if not call.counts.done and (activity := service.activity):
         return activity
-    return "loading" if stats.facts.total is None else _count(stats)
+    return "loading" if call.facts.total is None else _count(call)
 
 
-def _count(stats: Call) -> str:
-    parts = [f"{stats.counts.done:,} of {stats.facts.total:,} done"]
-    if stats.counts.failed:
-        parts.append(f"{stats.counts.failed:,} failed")
-    if stats.counts.retries:
-        parts.append(f"{stats.counts.retries:,} retries")
-    if waiting := stats.waiting:
+def _count(call: Call) -> str:
+    parts = [f"{call.counts.done:,} of {call.facts.total:,} done"]
+    if call.counts.failed:
+        parts.append(f"{call.counts.failed:,} failed")
+    if call.counts.retries:
+        parts.append(f"{call.counts.retries:,} retries")
+    if waiting := call.waiting:
         parts.append(waiting)
-    elif stats.counts.done:
-        rate = stats.counts.done / max(0.001, time.monotonic() - stats.started)
+    elif call.counts.done:
+        rate = call.counts.done / max(0.001, time.monotonic() - call.started)
         parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
-        if left := (stats.facts.total or 0) - stats.counts.done:
+        if left := (call.facts.total or 0) - call.counts.done:
             parts.append(f"about {duration(left / rate)} left")
-        if stats.pace:
-            parts.append(paced(stats.pace))
+        if call.pace:
+            parts.append(paced(call.pace))
     return ", ".join(parts)

@@ -39,10 +39,10 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
     """
 
     def rule() -> FileRule:
-        plan = service.plan
-        if plan.call_files is not None:
-            return plan.call_files
-        return FileRule((Path.cwd().resolve(),)) if plan.file_rule.roots is None else plan.file_rule
+        config = service.config
+        if config.call_files is not None:
+            return config.call_files
+        return FileRule((Path.cwd().resolve(),)) if config.file_rule.roots is None else config.file_rule
 
     @functools.cache
     def running_jobs() -> RunningJobs:

@@ -20,7 +20,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO, is_named
 from promptmill.config.configuration import Overrides
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget
@@ -70,10 +70,10 @@ def add_answer_tools(socket: ToolSocket) -> None:
         the others continue in the background: read them with bulk_status. For images, use multimodal_generate; for a
         conversation, multiturn_generate; for a file, bulk_generate.
         """
-        stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
+        call = _call(len(prompt_ls), max_cost)
+        config = await config_of_call(service, await service.call_config(model), schema, sampling_params, choices)
         items = await arguments.conversations(prompt_ls)
-        return await answers.of(ctx, items, stats, system_prompt, plan)
+        return await answers.of(ctx, items, call, system_prompt, config)
 
     @tool(
         mcp,
@@ -98,12 +98,12 @@ def add_answer_tools(socket: ToolSocket) -> None:
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images, with a model that reads images. Returns the same as `generate`."""
-        stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
-        settings = plan.settings
+        call = _call(len(prompt_ls), max_cost)
+        config = await config_of_call(service, await service.call_config(model), schema, sampling_params, choices)
+        settings = config.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompt_ls, multimodal_path, tag, position)
-        return await answers.of(ctx, items, stats, system_prompt, plan)
+        return await answers.of(ctx, items, call, system_prompt, config)
 
     @tool(
         mcp,
@@ -124,8 +124,8 @@ def add_answer_tools(socket: ToolSocket) -> None:
     ) -> ToolResult:
         """Answer one conversation; the server keeps no history. Returns the same as `generate`."""
         conversation = await arguments.conversation(messages)
-        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
-        return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
+        config = await config_of_call(service, await service.call_config(model), schema, sampling_params, choices)
+        return await answers.of(ctx, [conversation], _call(1, max_cost), system_prompt, config)
 
 
 def add_engine_tools(mcp: FastMCP, service: Service) -> None:
@@ -149,14 +149,14 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
         Returns nothing once the model is ready, which may take minutes. If it fails, the earlier model stays.
         """
-        unnamed = not isinstance(backend, arguments.Sent) and not service.plan.trust_client
+        unnamed = not isinstance(backend, arguments.Sent) and not service.config.trust_client
         chosen = _backend_of(service, backend_configs) if unnamed else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
         try:
             await with_progress(ctx, service, Call(), service.init(overrides))
         except PromptmillError as error:
             raise _naming_the_block(error, chosen, _blocks(backend_configs)) from None
-        named = [TextContent(type="text", text=_UNNAMED.format(service.plan.backend))]
+        named = [TextContent(type="text", text=_UNNAMED.format(service.config.backend))]
         return ToolResult(content=named if unnamed else [])
 
     @tool(
@@ -177,7 +177,7 @@ def _backend_of(service: Service, backend_configs: JsonObject) -> str:
     (A trusted client gets the tool's default instead, as from its own server.) Raises `PromptmillError`
     (`invalid_config`) for several blocks, and without a block if an earlier call chose another backend.
     """
-    blocks, running, configured = _blocks(backend_configs), service.plan.backend, service.configured_backend
+    blocks, running, configured = _blocks(backend_configs), service.config.backend, service.configured_backend
     if len(blocks) == 1:
         return blocks[0]
     if blocks:
@@ -207,25 +207,25 @@ def _naming_the_block(error: PromptmillError, chosen: str, blocks: Sequence[str]
     return PromptmillError(error.code, error.parts, (*error.remedy, f" The call has a block for {_named(blocks[0])}."))
 
 
-async def plan_of_call(
+async def config_of_call(
     service: Service,
-    plan: ResolvedConfig,
+    config: ModelConfig,
     schema: Mapping[str, Any] | None,
     sampling_params: Mapping[str, Any] | None,
     choices: Sequence[str] | None = None,
-) -> ResolvedConfig:
-    """Return the plan of a call. `plan`: the plan of the call's model.
+) -> ModelConfig:
+    """Return the configuration of a call. `config`: the configuration of the call's model.
 
     Raises `PromptmillError` (`invalid_input`, `invalid_config`) for an invalid schema, invalid parameters, or values
     above the operator's limits.
     """
     if not sampling_params and schema is None and not choices:
-        return plan.capped
+        return config.capped
 
-    def changed() -> ResolvedConfig:
+    def changed() -> ModelConfig:
         changes = sampling_of_call(schema, sampling_params, choices)
         try:
-            return plan.with_sampling(changes).within_limits(changes)
+            return config.with_sampling(changes).within_limits(changes)
         except PromptmillError as error:
             if not choices:
                 raise
@@ -250,7 +250,7 @@ def _import_jobs() -> None:
     importlib.import_module("promptmill.jobs.manage.call_job")
 
 
-def _stats(total: int, max_cost: float | None) -> Call:
+def _call(total: int, max_cost: float | None) -> Call:
     return Call(Facts(total=total), ledger=Ledger(None if max_cost is None else Budget(max_cost)))
 
 
@@ -266,11 +266,11 @@ class _Answers:
         self,
         ctx: Context,
         items: Sequence[Conversation | PromptmillError],
-        stats: Call,
+        call: Call,
         system_prompt: str,
-        plan: ResolvedConfig,
+        config: ModelConfig,
     ) -> ToolResult:
-        """Answer `items` with `plan`. Work beyond `max_call_s` becomes a job, or the client's task.
+        """Answer `items` with `config`. Work beyond `max_call_s` becomes a job, or the client's task.
 
         Raises `PromptmillError`.
         """
@@ -283,60 +283,60 @@ class _Answers:
             )
 
         caller = caller_of(ctx, service)
-        budget = stats.ledger.budget
-        cost = self._questions.cost(ctx, plan, None if budget is None else budget.limit, "This call")
+        budget = call.ledger.budget
+        cost = self._questions.cost(ctx, config, None if budget is None else budget.limit, "This call")
         if cost is not None:
-            await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, plan))
+            await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, config))
         job_id = None
         try:
-            work = CallWork(items, stats, system_prompt or plan.settings.system_prompt, plan, caller)
+            work = CallWork(items, call, system_prompt or config.settings.system_prompt, config, caller)
             result, job_id = await self._answered(ctx, work)
         finally:
             if cost is not None and job_id is None:  # with a job, the job spends the rest
-                cost.charge(stats.counts.cost or 0.0)
+                cost.charge(call.counts.cost or 0.0)
         return result
 
     async def _answered(self, ctx: Context, work: CallWork) -> tuple[ToolResult, str | None]:
         """Return the result, and the id of the job that continues the call, if any."""
-        service, stats, plan = self._service, work.stats, work.plan
+        service, call, config = self._service, work.call, work.config
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
             await asyncio.to_thread(_import_jobs)
             from promptmill.jobs.manage import call_job
 
-            return await call_job.keep(self._running_jobs(), replace(work, plan=plan), outcomes)
+            return await call_job.keep(self._running_jobs(), replace(work, config=config), outcomes)
 
-        limit_s, task_s = plan.settings.max_call_s, tasks.limit_s(ctx, len(work.items))
+        limit_s, task_s = config.settings.max_call_s, tasks.limit_s(ctx, len(work.items))
         if task_s is not None:
             limit_s = min(task_s, limit_s or math.inf)
         if limit_s is None:
-            answering = service.generate(work.items, stats, system_prompt=work.system_prompt, plan=plan)
-            outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, answering)
-            return await result_of(ctx, outcomes, stats, plan, keep), None
+            answering = service.generate(work.items, call, system_prompt=work.system_prompt, config=config)
+            outcomes: Sequence[Outcome] = await with_progress(ctx, service, call, answering)
+            return await result_of(ctx, outcomes, call, config, keep), None
         await asyncio.to_thread(_import_jobs)
         from promptmill.jobs.manage.call_job import DeadlineCall
 
-        plan = await service.resolved_plan(plan)  # resolved, because a job stores its backend and model
-        task = None if task_s is None else tasks.task_of(ctx, len(work.items), plan)
-        call = DeadlineCall(service, self._running_jobs(), replace(work, plan=plan), limit_s, task)
+        config = await service.resolved_config(config)  # resolved, because a job stores its backend and model
+        task = None if task_s is None else tasks.task_of(ctx, len(work.items), config)
+        bounded = DeadlineCall(service, self._running_jobs(), replace(work, config=config), limit_s, task)
         try:
-            outcomes = await with_progress(ctx, service, stats, call.outcomes())
-            job_id, spent = call.go_on()
+            outcomes = await with_progress(ctx, service, call, bounded.outcomes())
+            job_id, spent = bounded.go_on()
         finally:
-            await call.abandon()
+            await bounded.abandon()
         if task is not None and job_id is not None:
             return await tasks.started(ctx, self._running_jobs(), job_id), job_id
-        return await result_of(ctx, outcomes, spent, plan, keep, job_id=job_id), job_id
+        return await result_of(ctx, outcomes, spent, config, keep, job_id=job_id), job_id
 
 
 def _costs(
-    items: Sequence[Conversation | PromptmillError], system_prompt: str, plan: ResolvedConfig
+    items: Sequence[Conversation | PromptmillError], system_prompt: str, config: ModelConfig
 ) -> tuple[float | None, float | None]:
     """Return the estimated and the highest cost of a call; None if unknown. Blocks."""
-    settings = plan.settings
+    settings = config.settings
     system = system_prompt or settings.system_prompt
-    shown = registry.shown_by(plan)
+    shown = registry.shown_by(config)
     asked = (item.composed(system, shown) for item in items if isinstance(item, Conversation))
-    sent = sending(plan)
+    sent = sending(config)
     requests = (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked)
-    return cost_of(plan, (sent(request).request for request in requests))
+    return cost_of(config, (sent(request).request for request in requests))

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from promptmill.backends.protocol import Choice
 from promptmill.config.backends import AUTO, BACKENDS, EMBEDDED
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches, listed
 
@@ -29,37 +29,37 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
 
     `choose`: by default, the choice of the openai backend.
     """
-    if configuration.plan.backend == AUTO:
+    if configuration.config.backend == AUTO:
         choice = await (choose or (await _module(BACKENDS["openai"].choice)).choose)(configuration)
         if not choice.values:
             choice = _embedded(configuration, choice)
         why = f"backend auto: {choice.why}"
         configuration = configuration.with_choice(choice.values, why, keyless=choice.keyless)
         _LOG.warning("%s%s", why, "".join(f"; not {one}" for one in choice.against))
-    configuration.plan = await with_model(configuration.plan)
+    configuration.config = await with_model(configuration.config)
     return configuration
 
 
-async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` with the only model of its endpoint, if the plan names no model.
+async def with_model(config: ModelConfig) -> ModelConfig:
+    """Return `config` with the only model of its endpoint, if the configuration names no model.
 
     Raises `PromptmillError` if the endpoint does not list its models, or does not list exactly one.
     """
-    if plan.model or not (choice := plan.record.choice):
-        return plan
-    plan_with_model: ResolvedConfig = await (await _module(choice)).with_model(plan)
-    _LOG.info("%s", plan_with_model.chosen)
-    return plan_with_model
+    if config.model or not (choice := config.record.choice):
+        return config
+    config_with_model: ModelConfig = await (await _module(choice)).with_model(config)
+    _LOG.info("%s", config_with_model.chosen)
+    return config_with_model
 
 
-async def models_at(plan: ResolvedConfig) -> list[str]:
-    """Return the names of the models at the plan's endpoint, loaded models first; empty without a list.
+async def models_at(config: ModelConfig) -> list[str]:
+    """Return the names of the models at the configuration's endpoint, loaded models first; empty without a list.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
-    if not (choice := plan.record.choice):
+    if not (choice := config.record.choice):
         return []
-    models: list[str] = await (await _module(choice)).models_at(plan)
+    models: list[str] = await (await _module(choice)).models_at(config)
     return models
 
 
@@ -69,15 +69,15 @@ async def around() -> tuple[str, str]:
     return words
 
 
-async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str, asked: Collection[str] = ()) -> str:
+async def meant_model(config: ModelConfig, error: PromptmillError, how: str, asked: Collection[str] = ()) -> str:
     """If `error` means that the endpoint lacks a model, return a hint with the endpoint's models; else `""`.
 
-    `how`: the way to name a model, such as an option. `asked`: all models of the job, by default the plan's.
+    `how`: the way to name a model, such as an option. `asked`: all models of the job, by default the configuration's.
     """
-    if error.code is not Code.NOT_FOUND or not plan.model:
+    if error.code is not Code.NOT_FOUND or not config.model:
         return ""
-    names = await models_at(plan)
-    missing = next((name for name in asked or [plan.model] if name not in names), None)
+    names = await models_at(config)
+    missing = next((name for name in asked or [config.model] if name not in names), None)
     if not names or missing is None:
         return ""
     if near := close_matches(missing, names, n=3, cutoff=0.4):
@@ -98,7 +98,7 @@ def is_installed(engine: str) -> bool:
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     """Return the choice if no endpoint works: a local engine with the embedded model."""
     engine = local_engine()
-    block = getattr(configuration.plan.settings.backend_configs, engine)
+    block = getattr(configuration.config.settings.backend_configs, engine)
     model = block.model_name_or_path or EMBEDDED
     values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}
     return Choice(values, f"{engine} with {model}: no endpoint can be used", choice.against, keyless=False)

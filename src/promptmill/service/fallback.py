@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from promptmill.backends import protocol, registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import SYSTEM_ROLES, Conversation, Request, with_words
 from promptmill.service.model import Loaded
@@ -49,7 +49,7 @@ class _Route:
     """One of a call's models, and the call's requests for this model."""
 
     name: str
-    plan: ResolvedConfig
+    config: ModelConfig
     waits: protocol.Waits
     entering: asyncio.Task[tuple[Loaded, protocol.Share]] | None = None
     share: protocol.Share | None = None
@@ -82,13 +82,13 @@ class Router:
     def __init__(
         self,
         first: str,
-        plan_of: Callable[[str], ResolvedConfig],
+        config_of: Callable[[str], ModelConfig],
         names: frozenset[str],
         enter: Enter,
         call: protocol.Call,
     ) -> None:
         """`names`: the models that a request may name in its extra parameter `model`. Other requests go to `first`."""
-        self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
+        self._first, self._names, self._config_of, self._enter, self._call = first, names, config_of, enter, call
         self.grown: Callable[[], None] = protocol.ignored
         self.gathered = 0
         self._routes: dict[str, _Route] = {}
@@ -131,7 +131,7 @@ class Router:
             try:
                 route = self._route(name)
                 if name != before:
-                    request, before = adapted(request, self._plan_of(before), route.plan), name
+                    request, before = adapted(request, self._config_of(before), route.config), name
                 route.wanted += 1
                 try:
                     outcome = await self._ask(route, request)
@@ -284,19 +284,19 @@ class Router:
 
     def _route(self, name: str) -> _Route:
         if name not in self._routes:
-            self._routes[name] = _Route(name, self._plan_of(name), self._call.waits)
+            self._routes[name] = _Route(name, self._config_of(name), self._call.waits)
         return self._routes[name]
 
     def _own_name(self, name: str) -> str:
         """Return the real name of a model; `name` may be `default`."""
         try:
-            return self._plan_of(name).name
+            return self._config_of(name).name
         except PromptmillError:
             return name
 
     def _fallback(self, name: str) -> list[str]:
         try:
-            return [self._own_name(other) for other in self._plan_of(name).fallback]
+            return [self._own_name(other) for other in self._config_of(name).fallback]
         except PromptmillError:
             return []
 
@@ -308,7 +308,7 @@ class Router:
         self._abandoned[name] = (asyncio.get_running_loop().time() + _ABANDONED_S, error)
 
 
-def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
+def adapted(request: Request, before: ModelConfig, now: ModelConfig) -> Request:
     """Convert `request`, which was made for the model of `before`, to the form for the model of `now`.
 
     The request's own parameters stay; the configuration's parameters are replaced by those of `now`.

@@ -228,26 +228,26 @@ def summary(outcomes: Sequence[Outcome], name: Callable[[Named], str | None] = a
     return " ".join(parts)
 
 
-def totals(stats: Call) -> dict[str, Any]:
+def totals(call: Call) -> dict[str, Any]:
     """Return the totals of a call. `seconds`: since its start. `tokens_per_second`: tokens of answers."""
-    seconds = time.monotonic() - stats.started
+    seconds = time.monotonic() - call.started
     facts: dict[str, object] = {
-        "requests": stats.counts.requests,
-        "retries": stats.counts.retries,
-        "prompt_tokens": stats.counts.prompt_tokens,
-        "completion_tokens": stats.counts.completion_tokens,
+        "requests": call.counts.requests,
+        "retries": call.counts.retries,
+        "prompt_tokens": call.counts.prompt_tokens,
+        "completion_tokens": call.counts.completion_tokens,
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(stats.counts.completion_tokens / seconds, 1) if seconds else 0.0,
+        "tokens_per_second": round(call.counts.completion_tokens / seconds, 1) if seconds else 0.0,
     }
-    if stats.model:
-        facts["model"] = stats.model
-    if stats.counts.cost is not None:
-        facts["cost"] = round(stats.counts.cost, 9)
-    facts |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats.counts, name))}
-    if stats.chosen:
-        facts["chosen"] = stats.chosen
-    if stats.warnings:
-        facts["warnings"] = list(stats.warnings)
+    if call.model:
+        facts["model"] = call.model
+    if call.counts.cost is not None:
+        facts["cost"] = round(call.counts.cost, 9)
+    facts |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(call.counts, name))}
+    if call.chosen:
+        facts["chosen"] = call.chosen
+    if call.warnings:
+        facts["warnings"] = list(call.warnings)
     return facts
 
 

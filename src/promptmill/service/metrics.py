@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Histogram
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_MODELS
 from promptmill.core.errors import redact
 from promptmill.service.service import Service
@@ -84,9 +84,9 @@ class ModelLabels:
         self._named.add(labels)
         return labels
 
-    def of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        """Return the labels of the plan's model; None: the labels that all further models share."""
-        return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
+    def of_config(self, config: ModelConfig | None) -> Labels:
+        """Return the labels of the configuration's model; None: the labels that all further models share."""
+        return _OTHER if config is None else self.of(registry.provider_of(config), config.model)
 
 
 def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterator[Sample]:
@@ -94,7 +94,7 @@ def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterat
     for totals in service.calls.by_model():
         if totals.of_job is not of_job:
             continue
-        labels = labels_of.of_plan(totals.plan)
+        labels = labels_of.of_config(totals.config)
         yield Sample("calls_total", totals.calls, labels)
         yield Sample("items_total", totals.counts.done - totals.counts.failed, labels, "answered")
         for code, count in totals.counts.codes.items():
@@ -108,7 +108,7 @@ def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterat
         call = running.call
         if call.facts.of_job is not of_job:
             continue
-        labels = labels_of.of_plan(running.plan())
+        labels = labels_of.of_config(running.config())
         yield Sample("calls_in_progress", 1, labels)
         yield Sample("calls_waiting", bool(call.waiting), labels)
         yield Sample("requests_in_flight", call.in_flight, labels)
@@ -139,7 +139,7 @@ def durations(
         if of_job is not None and totals.of_job is not of_job:
             continue
         for code, times in totals.counts.durations.items():
-            key = labels_of.of_plan(totals.plan), code
+            key = labels_of.of_config(totals.config), code
             histograms[key] = (
                 histograms.get(key, Histogram()) + times
             )  # copied, because the histograms continue to count

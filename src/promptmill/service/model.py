@@ -27,7 +27,7 @@ from promptmill.backends import registry
 from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
 from promptmill.config.backends import EMBEDDED
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OF_ENDPOINT, OpenVINOSettings
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
@@ -36,7 +36,7 @@ from promptmill.core.money import Budget
 if TYPE_CHECKING:
     from promptmill.answering.chain import Chain
 
-Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+Create: TypeAlias = Callable[[ModelConfig], Awaitable[Backend]]
 
 _STOPPING_S = 1.0  # seconds in which stopped calls, and a stopped load, can end before their backend is closed
 # Bytes of memory per byte of weights: two copies, or float32 from bfloat16; the rest is for activations and cache.
@@ -46,12 +46,12 @@ TOY = "A small model that comes along answers, a toy to try promptmill with: cho
 """A warning for every call that the embedded model answers."""
 
 
-async def _create(plan: ResolvedConfig) -> Backend:
+async def _create(config: ModelConfig) -> Backend:
     from promptmill.cluster import fan_out
 
-    backend = await fan_out.create(plan)
-    for replaced in feature.in_place_of_embedded() if is_embedded(plan) else ():
-        backend = replaced(plan, backend)
+    backend = await fan_out.create(config)
+    for replaced in feature.in_place_of_embedded() if is_embedded(config) else ():
+        backend = replaced(config, backend)
     return backend
 
 
@@ -73,9 +73,9 @@ class Models:
         """Return the model `name`; None if it was never used."""
         return self._by_name.get(name)
 
-    def add(self, name: str, plan: ResolvedConfig) -> Model:
+    def add(self, name: str, config: ModelConfig) -> Model:
         """Create a model, which is not yet loaded."""
-        model = self._by_name[name] = Model(plan, self)
+        model = self._by_name[name] = Model(config, self)
         return model
 
     @property
@@ -83,7 +83,7 @@ class Models:
         """The current step of a load as text; empty if no model is loading."""
         return next((model.activity for model in self._by_name.values() if model.activity), "")
 
-    async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
+    async def unload(self, wanted: Callable[[ModelConfig], bool], reason: PromptmillError) -> None:
         """Immediately unload each model whose plan `wanted` accepts, for `reason`. A later call loads it again.
 
         All such models are unloaded even if one fails to close; then its error is raised.
@@ -96,15 +96,15 @@ class Models:
     @contextlib.asynccontextmanager
     async def room(self, coming: Loaded) -> AsyncIterator[None]:
         """Make room for `coming`, and reserve it until the end of the block, in which `coming` loads."""
-        if not coming.plan.record.is_engine:
+        if not coming.config.record.is_engine:
             yield
             return
         async with self._turn:
             while (other := self._loading_there(coming)) is not None:
-                coming.activity = f"waiting until the model {other.plan.name} is loaded"
+                coming.activity = f"waiting until the model {other.config.name} is loaded"
                 await asyncio.wait({other.ready})
             while (other := self._in_the_way(coming)) is not None:
-                coming.activity = f"waiting for running calls of the model {other.plan.name} to end"
+                coming.activity = f"waiting for running calls of the model {other.config.name} to end"
                 await other.model.unload_after_calls(other)
             self._loading.append(coming)
         try:
@@ -114,7 +114,7 @@ class Models:
 
     def _loading_there(self, coming: Loaded) -> Loaded | None:
         """Return an engine that is loading and may use the same device, so that its memory is not yet known."""
-        return next((other for other in self._loading if not _on_other_gpus(other.plan, coming.plan)), None)
+        return next((other for other in self._loading if not _on_other_gpus(other.config, coming.config)), None)
 
     def _in_the_way(self, coming: Loaded) -> Loaded | None:
         """Return the next engine to unload; None if `coming` fits next to all loaded engines."""
@@ -122,17 +122,17 @@ class Models:
             other
             for model in self._by_name.values()
             for other in model.all_loaded()
-            if other is not coming and other.is_ready and other.plan.record.is_engine
+            if other is not coming and other.is_ready and other.config.record.is_engine
         ]
-        blocking = [other for other in there if not fits_beside(other.plan, coming.plan)]
+        blocking = [other for other in there if not fits_beside(other.config, coming.config)]
         return min(blocking, key=lambda other: other.last_used, default=None)
 
 
 class Model:
     """One model: its plan, and its backends, of which there are two during a swap."""
 
-    def __init__(self, plan: ResolvedConfig, models: Models) -> None:
-        self.plan, self.models = plan, models
+    def __init__(self, config: ModelConfig, models: Models) -> None:
+        self.config, self.models = config, models
         self._current: Loaded | None = None
         """The backend that calls enter."""
         self._coming: Loaded | None = None
@@ -167,8 +167,8 @@ class Model:
         """Return the loaded backend, loading it first if necessary. Raises the error that prevents the load."""
         loaded = self._usable()
         if loaded is None:
-            registry.check_name(self.plan.backend)
-            dead, loaded = self._current, Loaded(self.plan, self)
+            registry.check_name(self.config.backend)
+            dead, loaded = self._current, Loaded(self.config, self)
             self._current = loaded
             loaded.start(after=dead)
         try:
@@ -179,29 +179,29 @@ class Model:
             raise
         return loaded
 
-    async def swap(self, plan: ResolvedConfig, refuse_when_closed: Callable[[], None]) -> None:
-        """Replace the present backend by one for `plan`. An unchanged engine stays loaded, with new sampling.
+    async def swap(self, config: ModelConfig, refuse_when_closed: Callable[[], None]) -> None:
+        """Replace the present backend by one for `config`. An unchanged engine stays loaded, with new sampling.
 
         Raises `PromptmillError`; the present backend, if it still exists, then stays in use.
         """
-        registry.check_name(plan.backend)
+        registry.check_name(config.backend)
         async with self._swapping:
             refuse_when_closed()
             old = self._usable()
-            if old is not None and _identity_of(old.plan) == _identity_of(plan):
-                self.plan = plan
+            if old is not None and _identity_of(old.config) == _identity_of(config):
+                self.config = config
                 await old.wait_ready()
-            elif old is None or not fits_beside(old.plan, plan):
-                await self._swap_on_the_device(old, Loaded(plan, self))
+            elif old is None or not fits_beside(old.config, config):
+                await self._swap_on_the_device(old, Loaded(config, self))
             else:
-                await self._swap_beside(Loaded(plan, self))
+                await self._swap_beside(Loaded(config, self))
 
     async def _swap_on_the_device(self, old: Loaded | None, new: Loaded) -> None:
         """Load `new` after `old` is unloaded. Calls that arrive meanwhile wait for `new`."""
-        before, self.plan, self._current = self.plan, new.plan, new
+        before, self.config, self._current = self.config, new.config, new
 
         async def back(error: PromptmillError) -> None:
-            self.plan, self._current = before, old if old is not None and old.is_usable else None
+            self.config, self._current = before, old if old is not None and old.is_usable else None
             await new.unload(error)
 
         new.start(after=old)
@@ -229,7 +229,7 @@ class Model:
         finally:
             self._coming = None
         # `_current`, which a call may have loaded again after an engine's death
-        old, self.plan, self._current = self._current, new.plan, new
+        old, self.config, self._current = self._current, new.config, new
         if old is not None:
             self.unload_after_calls(old)
 
@@ -248,9 +248,9 @@ class Model:
         finally:
             del self._unloading[loaded]
 
-    async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
+    async def unload(self, wanted: Callable[[ModelConfig], bool], reason: PromptmillError) -> None:
         """Unload now, for `reason`, the backends whose plan `wanted` accepts. Raises the first error of a close."""
-        to_unload = {loaded for loaded in self.all_loaded() if wanted(loaded.plan)}
+        to_unload = {loaded for loaded in self.all_loaded() if wanted(loaded.config)}
         if self._current in to_unload:
             self._current = None
         for error in await asyncio.gather(*(loaded.unload(reason) for loaded in to_unload), return_exceptions=True):
@@ -264,9 +264,9 @@ class Model:
 class Loaded:
     """One backend of a model with its calls, from the start of its load until it is unloaded."""
 
-    def __init__(self, plan: ResolvedConfig, model: Model) -> None:
-        self.plan, self.model = plan, model
-        self.warning = TOY if is_embedded(plan) else ""
+    def __init__(self, config: ModelConfig, model: Model) -> None:
+        self.config, self.model = config, model
+        self.warning = TOY if is_embedded(config) else ""
         """A warning for each call that this backend answers."""
         self.activity = ""
         self.last_used = time.monotonic()
@@ -313,7 +313,7 @@ class Loaded:
         try:
             from promptmill.answering.chain import Chain  # heavy; the start of a server does not need it
 
-            backend = await models.create(self.plan)
+            backend = await models.create(self.config)
             while after is not None:
                 before = after.predecessor  # the backend that `after` was to replace may still be loaded
                 self.activity = "waiting for running calls to end"
@@ -321,7 +321,7 @@ class Loaded:
                 await after.unload(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
                 self.predecessor = after = before
             async with models.room(self):
-                self._chain = Chain(backend, self.plan, models.budget, is_shared=models.is_shared)
+                self._chain = Chain(backend, self.config, models.budget, is_shared=models.is_shared)
                 await self._chain.load(self._report)
             self._note_use()
         finally:
@@ -412,8 +412,8 @@ class Loaded:
         self.last_used = time.monotonic()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        limit_s = self.plan.settings.idle_unload
-        if limit_s is not None and self.plan.record.is_engine:
+        limit_s = self.config.settings.idle_unload
+        if limit_s is not None and self.config.record.is_engine:
             self._idle_timer = asyncio.get_running_loop().call_later(limit_s, self._unload_idle)
 
     def _unload_idle(self) -> None:
@@ -423,17 +423,17 @@ class Loaded:
             self.model.unload_after_calls(self)
 
 
-def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
+def _identity_of(config: ModelConfig) -> tuple[object, ...]:
     """Return the parts of a plan whose change requires a new load: its block, and the keys that the call set."""
-    block = plan.block
-    if plan.record.needs_endpoint and block is not None:
-        from_call = plan.from_call & block.marked(OF_ENDPOINT)
+    block = config.block
+    if config.record.needs_endpoint and block is not None:
+        from_call = config.from_call & block.marked(OF_ENDPOINT)
     else:
-        from_call = frozenset(plan.from_call if getattr(block, "trust_remote_code", False) else ())
-    return (plan.backend, block, from_call)
+        from_call = frozenset(config.from_call if getattr(block, "trust_remote_code", False) else ())
+    return (config.backend, block, from_call)
 
 
-def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
+def fits_beside(old: ModelConfig, new: ModelConfig) -> bool:
     """Return whether `new` may load while `old` is still loaded.
 
     An endpoint always may. An engine may on a separate GPU, or on the CPU if ample memory is free for its weights.
@@ -449,14 +449,14 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
     return not hardware.has_accelerator() and _enough_memory(new)
 
 
-def _on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
+def _on_other_gpus(one: ModelConfig, other: ModelConfig) -> bool:
     """Return whether two engines certainly use different devices."""
-    used = [set(getattr(plan.block, "gpu_ids", None) or ()) for plan in (one, other)]
+    used = [set(getattr(config.block, "gpu_ids", None) or ()) for config in (one, other)]
     return all(used) and not used[0] & used[1]
 
 
-def _enough_memory(plan: ResolvedConfig) -> bool:
-    weights, free = _weights(plan.model) * plan.replicas, hardware.free_memory()
+def _enough_memory(config: ModelConfig) -> bool:
+    weights, free = _weights(config.model) * config.replicas, hardware.free_memory()
     return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
 
 
@@ -467,6 +467,6 @@ def _weights(model: str) -> int:
     return hardware.weights(Path(model))
 
 
-def is_embedded(plan: ResolvedConfig) -> bool:
-    """Return whether the plan's model is the embedded model."""
-    return plan.record.is_engine and plan.model == EMBEDDED
+def is_embedded(config: ModelConfig) -> bool:
+    """Return whether the configuration's model is the embedded model."""
+    return config.record.is_engine and config.model == EMBEDDED

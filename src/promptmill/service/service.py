@@ -28,7 +28,7 @@ from promptmill.backends.protocol import (
 )
 from promptmill.config.backends import AUTO
 from promptmill.config.configuration import Configuration, Overrides
-from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
+from promptmill.config.model_config import DEFAULT, ModelConfig, unknown_model
 from promptmill.core.bounds import MOST_LARGE, MOST_MODELS, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
@@ -53,12 +53,12 @@ class Service:
         self,
         configuration: Configuration,
         *,
-        plan: ResolvedConfig | None = None,
+        config: ModelConfig | None = None,
         create: Create | None = None,
         drain_s: float = _DRAIN_S,
         is_shared: bool = False,
     ) -> None:
-        """`plan` replaces the configuration's plan of the default model, which answers calls that name no model.
+        """`config` replaces the configuration's plan of the default model, which answers calls that name no model.
 
         `create` makes the backend for a plan, instead of promptmill's own function. `drain_s`: the limit for calls that
         continue on a swapped model. `is_shared`: the service has several clients, and no client may learn another
@@ -66,7 +66,7 @@ class Service:
         """
         self._configuration = configuration
         self.is_shared = is_shared
-        limit = configuration.plan.operator.max_cost
+        limit = configuration.config.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
         """The limit for the total cost of all calls."""
         self.calls = _ServiceStats()
@@ -75,7 +75,7 @@ class Service:
         self.planning = asyncio.Lock()
         """Held while a thread reads the long settings of a call, because several threads would slow the event loop."""
         self._models = Models(create, drain_s, self.budget, is_shared=is_shared)
-        self._models.add(configuration.default, plan or configuration.plan)
+        self._models.add(configuration.default, config or configuration.config)
         self._deciding = asyncio.Lock()
         self._closed = False
 
@@ -86,21 +86,21 @@ class Service:
         """
         self._configuration = self._configuration.for_clients(secrets, is_shared=self.is_shared)
         model = self._model()
-        model.plan = replace(model.plan, call_files=self._configuration.plan.call_files)
+        model.config = replace(model.config, call_files=self._configuration.config.call_files)
 
     @property
-    def plan(self) -> ResolvedConfig:
-        """The plan of the default model."""
-        return self._model().plan
+    def config(self) -> ModelConfig:
+        """The configuration of the default model."""
+        return self._model().config
 
     @property
     def models(self) -> list[str]:
         """The names of all models, the default one first."""
         return list(self._configuration.names)
 
-    def plan_of(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of the model `name`. Raises `PromptmillError` if the model is unknown or unusable."""
-        return self._model(name).plan
+    def config_of(self, name: str | None) -> ModelConfig:
+        """Return the configuration of the model `name`. Raises `PromptmillError` if it is unknown or unusable."""
+        return self._model(name).config
 
     @property
     def usable(self) -> list[str]:
@@ -110,53 +110,53 @@ class Service:
     @property
     def offered(self) -> list[str]:
         """The names of the models that a client may choose."""
-        allowed, plan = self.plan.operator.client_limits.models, self.plan
-        if allowed is None or plan.trust_client:
+        allowed, config = self.config.operator.client_limits.models, self.config
+        if allowed is None or config.trust_client:
             return self.models
         return [name for name in self.models if name in {*allowed, self._configuration.default}]
 
-    def row_models(self, plan: ResolvedConfig) -> frozenset[str] | None:
-        """The models that rows of a file may name, in a job on `plan`; None: any model of the endpoint."""
-        allowed = plan.operator.client_limits.models
-        if allowed is None or plan.trust_client:
+    def row_models(self, config: ModelConfig) -> frozenset[str] | None:
+        """The models that rows of a file may name, in a job on `config`; None: any model of the endpoint."""
+        allowed = config.operator.client_limits.models
+        if allowed is None or config.trust_client:
             return None
-        return frozenset({*self.offered, *allowed, DEFAULT, plan.model})
+        return frozenset({*self.offered, *allowed, DEFAULT, config.model})
 
-    def offered_plan(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of the model that a client names, or else of the default model. Raises like `plan_of`."""
+    def offered_config(self, name: str | None) -> ModelConfig:
+        """Return the configuration of the model that a client names, or of the default one. Raises like `config_of`."""
         if name and name not in {*self.offered, DEFAULT}:
             raise unknown_model(name, self.offered)
-        return self.plan_of(name)
+        return self.config_of(name)
 
-    async def job_plan(self, name: str | None, where: str = "model") -> ResolvedConfig:
-        """Return the plan for a job on the model that a client names: an offered model, or a model that rows may name.
+    async def job_config(self, name: str | None, where: str = "model") -> ModelConfig:
+        """Return the configuration for a job on the model that a client names: one offered, or that rows may name.
 
-        `where`: the argument that names the model. Raises like `plan_of`.
+        `where`: the argument that names the model. Raises like `config_of`.
         """
         if not name or name in {*self.offered, DEFAULT}:
-            return self.plan_of(name)
+            return self.config_of(name)
         if len(self.models) > 1:
             raise unknown_model(name, self.offered, where)
-        plan = await self.decided() if self.plan.backend == AUTO else self.plan
-        allowed = self.row_models(plan)
-        if not plan.record.any_model or (allowed is not None and name not in allowed):
+        config = await self.decided() if self.config.backend == AUTO else self.config
+        allowed = self.row_models(config)
+        if not config.record.any_model or (allowed is not None and name not in allowed):
             raise unknown_model(name, self.offered, where)
-        return plan.with_model(name)
+        return config.with_model(name)
 
-    async def call_plan(self, name: str | None) -> ResolvedConfig:
-        """Return the plan for a call on the model that a client names. A loaded backend gets the model by its name.
+    async def call_config(self, name: str | None) -> ModelConfig:
+        """Return the configuration for a call on the model that a client names. A loaded backend gets it by its name.
 
         Raises like `job_plan`.
         """
-        plan = await self.job_plan(name)
+        config = await self.job_config(name)
         if not name or name in {*self.offered, DEFAULT}:
-            return plan
-        extra = {**plan.settings.extra_params, "model": name}
-        return replace(plan, settings=plan.settings.model_copy(update={"extra_params": extra}))
+            return config
+        extra = {**config.settings.extra_params, "model": name}
+        return replace(config, settings=config.settings.model_copy(update={"extra_params": extra}))
 
-    def widen(self, plan: ResolvedConfig, most: int) -> None:
-        """Allow `most` requests in flight to the model of `plan`, if it is loaded and limits them itself."""
-        model = self._models.get(plan.name)
+    def widen(self, config: ModelConfig, most: int) -> None:
+        """Allow `most` requests in flight to the model of `config`, if it is loaded and limits them itself."""
+        model = self._models.get(config.name)
         for loaded in () if model is None else model.all_loaded():
             loaded.widen(most)
 
@@ -171,13 +171,13 @@ class Service:
         for name in names:
             about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
             try:
-                plan = self.plan_of(name)
+                config = self.config_of(name)
             except PromptmillError as error:
                 models.append(about | {"state": "unusable", "reason": str(error)})
                 continue
-            about |= {"backend": plan.backend, "model": plan.model or None, "state": self.state_of(name)}
-            about |= {"note": TOY} if is_embedded(plan) else {}
-            models.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
+            about |= {"backend": config.backend, "model": config.model or None, "state": self.state_of(name)}
+            about |= {"note": TOY} if is_embedded(config) else {}
+            models.append(about | ({"fallback": config.fallback} if config.fallback else {}))
         return models
 
     @property
@@ -190,27 +190,27 @@ class Service:
         """The state: `not_loaded`, `loading`, `ready`, `failed` (the next call tries again) or `closed`."""
         return "closed" if self._closed else self._model().state
 
-    async def decided(self, name: str | None = None) -> ResolvedConfig:
-        """Return the plan of a model. An open backend or model in the configuration is resolved once.
+    async def decided(self, name: str | None = None) -> ModelConfig:
+        """Return the configuration of a model. An open backend or model in the configuration is resolved once.
 
         Raises `PromptmillError` if the endpoint does not list its models, or lists several. A later call tries again.
         """
         model = self._model(name)
-        if model.plan.is_open:
+        if model.config.is_open:
             async with self._deciding:
-                if model.plan.backend == AUTO:
+                if model.config.backend == AUTO:
                     self._configuration = await choosing.decided(self._configuration)
-                    model.plan = self._configuration.plan
-                elif model.plan.is_open:
-                    model.plan = await choosing.with_model(model.plan)
-        return model.plan
+                    model.config = self._configuration.config
+                elif model.config.is_open:
+                    model.config = await choosing.with_model(model.config)
+        return model.config
 
-    async def resolved_plan(self, plan: ResolvedConfig) -> ResolvedConfig:
-        """Return the plan of a call that has its own sampling. `decided` resolves an open backend or model."""
-        if not plan.is_open:
-            return plan
-        decided = await self.decided(plan.name)
-        own = {name: getattr(plan.settings, name) for name in ("sampling_params", "extra_params")}
+    async def resolved_config(self, config: ModelConfig) -> ModelConfig:
+        """Return the configuration of a call that has its own sampling. `decided` resolves an open backend or model."""
+        if not config.is_open:
+            return config
+        decided = await self.decided(config.name)
+        own = {name: getattr(config.settings, name) for name in ("sampling_params", "extra_params")}
         return replace(decided, settings=decided.settings.model_copy(update=own))
 
     async def init(self, overrides: Overrides) -> None:
@@ -223,76 +223,76 @@ class Service:
             overrides = replace(overrides, backend=(await self.decided()).backend)
         elif overrides.backend == AUTO:
             raise config_error("backend", "`auto` is allowed only in the configuration; name a backend.")
-        plan = await choosing.with_model(self._configuration.overlaid(overrides))
-        await self._model().swap(plan, self._refuse_when_closed)
+        config = await choosing.with_model(self._configuration.overlaid(overrides))
+        await self._model().swap(config, self._refuse_when_closed)
 
     @property
     def configured_backend(self) -> str:
         """The backend of the configuration, whatever calls have chosen since."""
-        return self._configuration.plan.backend
+        return self._configuration.config.backend
 
     async def generate(
         self,
         items: Sequence[Conversation | Request | PromptmillError],
-        stats: Call,
+        call: Call,
         *,
         system_prompt: str = "",
-        plan: ResolvedConfig | None = None,
+        config: ModelConfig | None = None,
         sink: ListSink | None = None,
     ) -> list[Outcome]:
         """Answer `items`: n conversations → n outcomes in order. An item that is an error becomes a failure.
 
-        A `Request` instead of a conversation has its own parameters, which `plan` and `system_prompt` do not change.
-        `plan`: for a call with its own sampling (`ResolvedConfig.with_sampling`). `sink`: has the outcomes so far, for
+        A `Request` instead of a conversation has its own parameters, which `config` and `system_prompt` do not change.
+        `config`: for a call with its own sampling (`ModelConfig.with_sampling`). `sink`: has the outcomes so far, for
         a caller that needs them after cancelling the call.
 
         If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
         with this error. Raises `PromptmillError` only if the backend cannot be loaded.
         """
         sink = sink or ListSink(len(items), MOST_LARGE, MOST_SHARED if self.is_shared else None)
-        limit_s = self.plan.settings.call_timeout
+        limit_s = self.config.settings.call_timeout
         unanswered: PromptmillError | None
         try:
             async with asyncio.timeout(limit_s):
-                unanswered = await self.answer(items, sink, stats, system_prompt=system_prompt, plan=plan)
+                unanswered = await self.answer(items, sink, call, system_prompt=system_prompt, config=config)
         except TimeoutError:
             unanswered = too_long(limit_s)
         except PromptmillError as error:
-            self.calls.unanswered(plan or self.plan, error.code, len(sink.missing))
+            self.calls.unanswered(config or self.config, error.code, len(sink.missing))
             raise
         if unanswered is not None:
-            self.calls.unanswered(plan or self.plan, unanswered.code, len(sink.missing))
+            self.calls.unanswered(config or self.config, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
 
     async def answer(
         self,
         items: Sequence[Conversation | Request | PromptmillError],
         sink: Sink,
-        stats: Call,
+        call: Call,
         *,
         system_prompt: str = "",
-        plan: ResolvedConfig | None = None,
+        config: ModelConfig | None = None,
     ) -> PromptmillError | None:
         """Answer `items` without a time limit, and put the outcomes into `sink` by position.
 
         Return the error for items without an outcome; None if all have one. Raises like `generate`.
         """
-        plan = plan or self.plan
-        settings = plan.settings
+        config = config or self.config
+        settings = config.settings
         try:
-            with self._counted(plan, stats, sink) as observed:
+            with self._counted(config, call, sink) as observed:
                 for index, item in enumerate(items):
                     if isinstance(item, PromptmillError) and (
-                        taken := record_outcome(index, Failure(item), observed, stats)
+                        taken := record_outcome(index, Failure(item), observed, call)
                     ):
                         await taken
-                if stats.counts.done == len(items):
+                if call.counts.done == len(items):
                     return None
                 system = system_prompt or settings.system_prompt
-                shown = registry.shown_by(plan) if settings.sampling_params.sets(OF_FORM) else NOT_SHOWN
+                shown = registry.shown_by(config) if settings.sampling_params.sets(OF_FORM) else NOT_SHOWN
                 source = ListSource(items, system, settings.sampling_params, settings.extra_params, shown)
-                stats.facts = replace(stats.facts, has_images=any(map(_has_images, items[:LOOKED_AT])))
-                await self._run(plan, source, observed, stats)
+                call.facts = replace(call.facts, has_images=any(map(_has_images, items[:LOOKED_AT])))
+                await self._run(config, source, observed, call)
         except NotLoadedError:
             raise
         except PromptmillError as error:
@@ -303,26 +303,26 @@ class Service:
         self,
         source: Source,
         sink: Sink,
-        stats: Call,
-        of_job: ResolvedConfig | None = None,
+        call: Call,
+        of_job: ModelConfig | None = None,
         *,
         steps: Sequence[Step] = (),
     ) -> None:
         """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
-        `of_job`: the plan of a job. If another model has replaced the job's model, it gets no row, because it may not
-        be permitted the files. `steps`: of the job, outside of the model's chain.
+        `of_job`: the configuration of a job. If another model has replaced the job's model, it gets no row, because
+        it may not be permitted the files. `steps`: of the job, outside of the model's chain.
 
         Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
-        plan = self.plan_of(None if of_job is None else of_job.name)
-        with self._counted(plan, stats, sink) as observed:
-            await self._run(plan, source, observed, stats, of_job, steps=steps)
+        config = self.config_of(None if of_job is None else of_job.name)
+        with self._counted(config, call, sink) as observed:
+            await self._run(config, source, observed, call, of_job, steps=steps)
 
     async def shutdown_engine(self) -> None:
         """Unload the engines to free their memory. A later call loads them again. (Endpoints use no memory.)"""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
-        await self._models.unload(lambda plan: plan.record.is_engine, reason)
+        await self._models.unload(lambda config: config.record.is_engine, reason)
 
     async def aclose(self) -> None:
         """Unload all models and end the service. Running calls end with the code `shutdown`."""
@@ -332,15 +332,15 @@ class Service:
             await self._models.unload(lambda _: True, reason)
 
     @contextlib.contextmanager
-    def _counted(self, plan: ResolvedConfig, stats: Call, sink: Sink) -> Iterator[Sink]:
+    def _counted(self, config: ModelConfig, call: Call, sink: Sink) -> Iterator[Sink]:
         """Count a call during the block. Yield the sink for its outcomes."""
-        for warning in plan.warnings:
-            stats.warn(warning)
+        for warning in config.warnings:
+            call.warn(warning)
         if len(self.models) > 1:
-            stats.model = plan.name
+            call.model = config.name
         # asked again, because an open plan's model is decided during the call
-        now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
-        counted = Counted(stats, now, stats.counts + Counts())
+        now = (lambda: self._model(config.name).config) if config.is_open else lambda: config
+        counted = Counted(call, now, call.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed:
             yield observed
 
@@ -357,31 +357,31 @@ class Service:
             return model
         if name not in configuration.names:
             raise unknown_model(name, configuration.names)
-        return self._models.add(name, configuration.plan_of(name))
+        return self._models.add(name, configuration.config_of(name))
 
     async def _run(
         self,
-        plan: ResolvedConfig,
+        config: ModelConfig,
         source: Source,
         sink: Sink,
         call: Call,
-        of_job: ResolvedConfig | None = None,
+        of_job: ModelConfig | None = None,
         *,
         steps: Sequence[Step] = (),
     ) -> None:
-        """Run a call on the model of `plan`, on models that its requests name, and on their fallbacks.
+        """Run a call on the model of `config`, on models that its requests name, and on their fallbacks.
 
         Raises `NotLoadedError`, or the error that ended the run.
         """
         driver, enter = Driver(source, sink, call), partial(self._enter, of_job=of_job)
-        if plan.fallback or len(self.models) > 1:
-            router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), enter, call)
+        if config.fallback or len(self.models) > 1:
+            router = Router(config.name, self.config_of, frozenset({*self.offered, DEFAULT}), enter, call)
             try:
                 await driver.run(around(steps, router.answer), router)
             finally:
                 await router.aclose()
             return
-        model, share = await enter(plan.name, call, driver.stoppable)
+        model, share = await enter(config.name, call, driver.stoppable)
         try:
             await driver.run(around(steps, model.answer), share)
         except PromptmillError as error:
@@ -391,7 +391,7 @@ class Service:
             await model.leave(call)
 
     async def _enter(
-        self, name: str, call: Call, run: Stoppable, of_job: ResolvedConfig | None = None
+        self, name: str, call: Call, run: Stoppable, of_job: ModelConfig | None = None
     ) -> tuple[Loaded, Share]:
         """Enter the model `name`, loading it first if necessary. Raises `NotLoadedError`, or the error of the entry."""
         model = self._model(name)
@@ -402,9 +402,9 @@ class Service:
                 loaded = await model.load()
             except PromptmillError as error:
                 raise NotLoadedError.of(error) from None
-            if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.plan):
+            if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.config):
                 raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-            call.chosen = call.chosen or loaded.plan.chosen
+            call.chosen = call.chosen or loaded.config.chosen
             if loaded.warning:
                 call.warn(loaded.warning)
             try:
@@ -426,7 +426,7 @@ class Counted:
     """A running call, or a running round of a job, with a function that returns its plan."""
 
     call: Call
-    plan: Callable[[], ResolvedConfig]
+    config: Callable[[], ModelConfig]
     before: Counts = field(default_factory=Counts)
     """The counts before this round, because a job has several rounds."""
 
@@ -445,9 +445,9 @@ def _unobserved(_: Counted, sink: Sink) -> AbstractContextManager[Sink]:
 
 @dataclass(slots=True)
 class Totals:
-    """The sums over the calls on one model. `plan` is None for all models after the first fifty."""
+    """The sums over the calls on one model. `config` is None for all models after the first fifty."""
 
-    plan: ResolvedConfig | None
+    config: ModelConfig | None
     of_job: bool
     calls: int = 0
     counts: Counts = field(default_factory=Counts)
@@ -476,11 +476,11 @@ class _ServiceStats:
             yield
         finally:
             del self._running[number]
-            _of_model(self._ended, counted.plan(), of_job=counted.call.facts.of_job).add(counted.counts)
+            _of_model(self._ended, counted.config(), of_job=counted.call.facts.of_job).add(counted.counts)
 
-    def unanswered(self, plan: ResolvedConfig, code: Code, count: int) -> None:
+    def unanswered(self, config: ModelConfig, code: Code, count: int) -> None:
         """Count the items without an answer of a call that ended early."""
-        totals = _of_model(self._ended, plan, of_job=False)
+        totals = _of_model(self._ended, config, of_job=False)
         totals.counts = totals.counts + Counts(done=count, codes=Counter({str(code): count}))
 
     @property
@@ -493,20 +493,20 @@ class _ServiceStats:
         now = time.monotonic()
         return [
             {
-                "done": stats.counts.done,
-                "total": stats.facts.total,
-                "failed": stats.counts.failed,
-                "in_flight": stats.in_flight,
-                "seconds": round(now - stats.started, 1),
+                "done": call.counts.done,
+                "total": call.facts.total,
+                "failed": call.counts.failed,
+                "in_flight": call.in_flight,
+                "seconds": round(now - call.started, 1),
             }
-            for stats in (running.call for running in self._running.values())
+            for call in (running.call for running in self._running.values())
         ]
 
     def by_model(self) -> list[Totals]:
         """Return the sums by model for all calls since the start, including running calls."""
         by_model = {key: replace(totals) for key, totals in self._ended.items()}
         for running in self._running.values():
-            _of_model(by_model, running.plan(), of_job=running.call.facts.of_job).add(running.counts)
+            _of_model(by_model, running.config(), of_job=running.call.facts.of_job).add(running.counts)
         return list(by_model.values())
 
     def totals(self) -> dict[str, Any]:
@@ -523,10 +523,10 @@ def _has_images(item: Conversation | Request | PromptmillError) -> bool:
     return False
 
 
-def _of_model(totals: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:
-    """Return the sums for the plan's model, creating them if necessary."""
-    block = plan.block
-    key = plan.backend, plan.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
+def _of_model(totals: dict[tuple[object, ...], Totals], config: ModelConfig, *, of_job: bool) -> Totals:
+    """Return the sums for the configuration's model, creating them if necessary."""
+    block = config.block
+    key = config.backend, config.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
     if key not in totals and len(totals) >= MOST_MODELS:
         return totals.setdefault((of_job,), Totals(None, of_job))
-    return totals.setdefault(key, Totals(plan, of_job))
+    return totals.setdefault(key, Totals(config, of_job))

@@ -18,7 +18,7 @@ from fakes import DictSink, RequestSource
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import Call, Completion, Outcome
 from promptmill.config.configuration import Configuration, Overrides
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -31,18 +31,18 @@ class Asking:
     host: EngineHost
     source: RequestSource
     sink: DictSink = field(default_factory=DictSink)
-    stats: Call = field(default_factory=Call)
+    call: Call = field(default_factory=Call)
 
     async def begun(self) -> asyncio.Task[list[Outcome]]:
         """Run it as a task; return that when the first words of an answer have come."""
         generating = asyncio.Event()
-        self.stats.preview = lambda _: generating.set()
+        self.call.preview = lambda _: generating.set()
         running = asyncio.create_task(self.run())
         await generating.wait()
         return running
 
     async def run(self) -> list[Outcome]:
-        await run(self.host, self.source, self.sink, self.stats)
+        await run(self.host, self.source, self.sink, self.call)
         return [self.sink.outcomes[key] for key in sorted(self.sink.outcomes)]
 
 
@@ -51,7 +51,7 @@ class Desk:
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self._runner = runner
-        self.stats = Call()
+        self.last_call = Call()
 
     def wait(self, work: Coroutine[Any, Any, Any], timeout_s: float = 240) -> Any:
         return self._runner.run(asyncio.wait_for(work, timeout_s))
@@ -76,7 +76,7 @@ class Desk:
     def answer(self, host: EngineHost, requests: list[Request]) -> list[Outcome]:
         """Return one outcome per request."""
         call = Asking(host, RequestSource(requests))
-        self.stats = call.stats
+        self.last_call = call.call
         return self.wait(call.run())
 
     def texts(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[str]:
@@ -102,14 +102,14 @@ def desk(runner: asyncio.Runner) -> Desk:
     return Desk(runner)
 
 
-def plan_of(
+def config_of(
     model: str | Path,
     *,
     backend: str = "hf",
     call: dict[str, Any] | None = None,
     trust_client: bool = False,
     **keys: Any,
-) -> ResolvedConfig:
+) -> ModelConfig:
     raw: dict[str, Any] = {"backend": backend, "unsupported": keys.pop("unsupported", "warn")}
     raw["backend_configs"] = {backend: {"model_name_or_path": str(model), **keys}}
     overrides = Overrides(backend_configs={backend: call} if call else {})
@@ -117,8 +117,8 @@ def plan_of(
 
 
 @pytest.fixture(scope="session")
-def make_plan() -> Callable[..., ResolvedConfig]:
-    return plan_of
+def make_config() -> Callable[..., ModelConfig]:
+    return config_of
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _engines(desk: Desk) -> Iterator[Callable[..., EngineHost]]:
     hosts: list[EngineHost] = []
 
     def make(model: str | Path, **keys: Any) -> EngineHost:
-        host = create(plan_of(model, **keys))
+        host = create(config_of(model, **keys))
         hosts.append(host)
         desk.wait(host.load(lambda text: None))
         return host

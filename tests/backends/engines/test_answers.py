@@ -130,8 +130,8 @@ def test_each_answer_tells_tokens_reason_and_time(desk, engine):
     assert 1 < ended.usage.completion_tokens <= 9
     assert ended.latency_s > 0
     assert (ended.attempts, ended.reasoning) == (1, None)
-    assert (desk.stats.counts.done, desk.stats.counts.requests, desk.stats.in_flight) == (2, 2, 0)
-    assert desk.stats.counts.completion_tokens == ended.usage.completion_tokens + 9
+    assert (desk.last_call.counts.done, desk.last_call.counts.requests, desk.last_call.in_flight) == (2, 2, 0)
+    assert desk.last_call.counts.completion_tokens == ended.usage.completion_tokens + 9
 
 
 @pytest.mark.thorough
@@ -239,7 +239,7 @@ def test_bad_items_cost_themselves_alone(desk, engine):
     ]
     assert outcomes[1].attempts == 0
     assert "reads only text" in outcomes[2].error.message
-    assert (desk.stats.counts.done, desk.stats.counts.failed, desk.stats.in_flight) == (4, 2, 0)
+    assert (desk.last_call.counts.done, desk.last_call.counts.failed, desk.last_call.in_flight) == (4, 2, 0)
 
 
 def test_a_required_parameter_that_the_model_cannot_take_fails_its_item(desk, engine):
@@ -260,7 +260,7 @@ def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
 def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
     (outcome,) = desk.ask(engine, ["Hi!"], {**ENDLESS, "max_completion_tokens": 3, "n": 1, "logprobs": None})
     assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
     for value, said in ((0, "less than 1"), ("many", "a text"), (True, "true or false")):
         (outcome,) = desk.ask(engine, ["Hi!"], {"max_completion_tokens": value})
         assert outcome.error.code == "invalid_input"
@@ -270,11 +270,11 @@ def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, engine):
 def test_what_the_engine_cannot_take_is_a_warning(desk, engine):
     extra = {"chat_template_kwargs": {"tokenize": True}, "guided_json": {}}
     desk.texts(engine, ["Hi!"], extra, max_tokens=2, response_format={"type": "grammar"}, reasoning_effort="low")
-    said = " ".join(desk.stats.warnings)
+    said = " ".join(desk.last_call.warnings)
     for name in ("chat_template_kwargs.tokenize", "guided_json", "response_format", "reasoning_effort"):
         assert name in said
     desk.texts(engine, ["Hi!"], max_tokens=2, enable_thinking=False, response_format={"type": "text"})
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
 
 
 def test_a_cache_mark_of_a_part_is_left_out_with_a_warning(desk, engine):
@@ -283,7 +283,7 @@ def test_a_cache_mark_of_a_part_is_left_out_with_a_warning(desk, engine):
     marked = request.changed(conversation=Conversation((Message("user", (part,)),)))
     (outcome,) = desk.answer(engine, [marked])
     assert isinstance(outcome, Completion)
-    assert "cache_control" in " ".join(desk.stats.warnings)
+    assert "cache_control" in " ".join(desk.last_call.warnings)
 
 
 def test_no_prompts_are_no_work(desk, engine):

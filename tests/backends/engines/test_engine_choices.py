@@ -81,7 +81,7 @@ def test_long_choices_are_computed_where_they_differ(desk, engine, length):
     (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 3}, choices=choices)
     assert json.loads(outcome.text)["answer"] in choices
     assert sum(outcome.shown_probabilities.values()) == pytest.approx(1, abs=0.01)
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
 
 
 @pytest.mark.thorough
@@ -108,7 +108,7 @@ def test_an_engine_tells_how_likely_each_choice_is(desk, engine, engine_of):
     assert sum(outcome.shown_probabilities.values()) == pytest.approx(1, abs=1e-5), "they differ in the first letter"
     assert json.loads(outcome.text) == {"answer": "It"}
     assert [each["token"] for each in outcome.logprobs["content"]] == ["It"]
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
 
 
 def test_chances_are_the_models_own_whatever_the_sampling(desk, engine, backend):
@@ -163,7 +163,7 @@ def test_an_engine_chooses_where_the_tokens_of_one_choice_begin_another(desk, en
 def test_penalties_have_no_effect_on_choices_and_are_named(desk, engine):
     given = {"temperature": 0.5, "top_p": 0.1, "repetition_penalty": 1.3, "presence_penalty": 0.0}
     desk.texts(engine, ["Which?"], choices=MOODS, **given)
-    (said,) = desk.stats.warnings
+    (said,) = desk.last_call.warnings
     assert "repetition_penalty" in said
 
 
@@ -184,10 +184,10 @@ async def test_a_call_with_few_tokens_gets_choices(backend, closing):
     block = {"model_name_or_path": "smollm2-135m-instruct"}
     configuration = Configuration({"backend": backend, "backend_configs": {backend: block}})
     service = closing(Service(configuration, create=registry.create))
-    plan = service.plan.with_sampling({"choices": MOODS, "max_tokens": 5, "temperature": 0})
+    config = service.config.with_sampling({"choices": MOODS, "max_tokens": 5, "temperature": 0})
     call = Call(Facts(total=2))
     items = [conversation_from_prompt(f"Is it good? {text}", "") for text in ("I love it!", "I hate it.")]
-    outcomes = await service.generate(items, call, plan=plan)
+    outcomes = await service.generate(items, call, config=config)
     assert all(isinstance(outcome, Completion) and outcome.text in MOODS for outcome in outcomes)
     assert (call.counts.repaired, call.counts.asked_again, call.warnings) == (0, 0, {TOY: None})
 

@@ -43,7 +43,7 @@ def test_a_question_has_the_same_answer_alone_and_among_others(desk, engine, tim
             assert together.probabilities[name] == pytest.approx(shares, abs=2e-3)
     assert sum(together.probabilities["team"].values()) == pytest.approx(1, abs=1e-4)
     assert together.usage.prompt_tokens < 1.5 * alone[0].usage.prompt_tokens
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
 
 
 def test_a_text_that_is_too_long_is_one_error(desk, engine):
@@ -55,7 +55,7 @@ def test_options_that_the_tokenizer_changes_are_answered_without_a_word(desk, en
     form = Form((Question('a "b"', "", Choice(("<|im_end|>", "\\", "東京"))),))
     (outcome,) = ask(desk, engine, MAIL, form)
     assert json.loads(outcome.text)['a "b"'] in {"<|im_end|>", "\\", "東京"}
-    assert not desk.stats.warnings, "nobody has asked for probabilities"
+    assert not desk.last_call.warnings, "nobody has asked for probabilities"
 
 
 @pytest.fixture

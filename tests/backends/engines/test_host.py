@@ -46,25 +46,25 @@ def ignore(text: str) -> None:
 
 
 @pytest.fixture
-def small_batches(desk, plan):
+def small_batches(desk, config):
     """An engine that computes four rows together."""
-    host = create(plan)
+    host = create(config)
     desk.wait(host.load(ignore))
     yield host
     desk.wait(host.aclose())
 
 
 @pytest.fixture
-def plan(make_plan, tiny):
-    return make_plan(tiny(), batch_size=4)
+def config(make_config, tiny):
+    return make_config(tiny(), batch_size=4)
 
 
 @posix
-def test_a_killed_engine_ends_its_calls_and_the_next_one_works_until_it_is_closed(desk, plan):
+def test_a_killed_engine_ends_its_calls_and_the_next_one_works_until_it_is_closed(desk, config):
     before = engines()
 
     async def killed_and_closed():
-        host = create(plan)
+        host = create(config)
         await host.load(ignore)
         call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
         running = await call.begun()
@@ -73,7 +73,7 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works_until_it_is_close
             await running
         assert caught.value.code == "engine_died"
         assert "SIGKILL" in caught.value.message
-        assert call.stats.in_flight == 0
+        assert call.call.in_flight == 0
         with pytest.raises(PromptmillError):
             await desk.call(host, ["a"]).run()
         await host.load(ignore)
@@ -96,9 +96,9 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works_until_it_is_close
 
 
 @pytest.mark.parametrize("after_s", everyday([0, 0.05, 0.5, 2], 0, 0.5))
-def test_closing_while_it_loads_leaves_nothing(desk, plan, after_s):
+def test_closing_while_it_loads_leaves_nothing(desk, config, after_s):
     async def closed():
-        host = create(plan)
+        host = create(config)
         loading = asyncio.create_task(host.load(ignore))
         await asyncio.sleep(after_s)
         await host.aclose()
@@ -110,9 +110,9 @@ def test_closing_while_it_loads_leaves_nothing(desk, plan, after_s):
     desk.wait(closed())
 
 
-def test_a_cancelled_load_leaves_nothing(desk, plan):
+def test_a_cancelled_load_leaves_nothing(desk, config):
     async def cancelled():
-        host = create(plan)
+        host = create(config)
         loading = asyncio.create_task(host.load(ignore))
         await until(lambda: host._process)
         process = engine_of(host)
@@ -125,12 +125,12 @@ def test_a_cancelled_load_leaves_nothing(desk, plan):
 
 
 @posix
-def test_a_load_given_up_before_there_is_a_process_leaves_no_folder(desk, plan, tmp_path, monkeypatch):
+def test_a_load_given_up_before_there_is_a_process_leaves_no_folder(desk, config, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     async def given_up():
         for turns in range(6):
-            loading = asyncio.create_task(create(plan).load(ignore))
+            loading = asyncio.create_task(create(config).load(ignore))
             for _ in range(turns):
                 await asyncio.sleep(0)
             loading.cancel()
@@ -138,15 +138,15 @@ def test_a_load_given_up_before_there_is_a_process_leaves_no_folder(desk, plan, 
                 await loading
         monkeypatch.setattr("sys.executable", "/no/such/python")
         with pytest.raises(PromptmillError, match="could not be started"):
-            await create(plan).load(ignore)
+            await create(config).load(ignore)
 
     desk.wait(given_up())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_closing_before_loading_is_no_error(desk, plan):
+def test_closing_before_loading_is_no_error(desk, config):
     async def closed():
-        host = create(plan)
+        host = create(config)
         await host.aclose()
         with pytest.raises(PromptmillError):
             await host.load(ignore)
@@ -161,7 +161,7 @@ def test_cancelling_a_call_frees_its_rows(desk, tiny_engine):
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert call.stats.in_flight == 0
+        assert call.call.in_flight == 0
         assert len(await desk.call(tiny_engine, ["Hi!"], max_tokens=1).run()) == 1
 
     desk.wait(cancelled())
@@ -182,7 +182,7 @@ def test_the_source_is_read_only_as_far_ahead_as_the_engine_needs(desk, tiny_eng
     async def bounded():
         call = desk.call(tiny_engine, ["Hi!"] * 5000, ENDLESS, max_tokens=400)
         running = await call.begun()
-        most = call.source.taken - call.stats.counts.done
+        most = call.source.taken - call.call.counts.done
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert 64 <= most <= 2 * 64
@@ -259,7 +259,7 @@ def test_the_end_of_the_input_ends_an_engine_that_never_got_a_message(python):
 
 @posix
 @pytest.mark.thorough
-def test_prints_and_grandchildren_never_reach_the_protocol(desk, make_plan, tiny, tmp_path):
+def test_prints_and_grandchildren_never_reach_the_protocol(desk, make_config, tiny, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os, sys, threading, time\n"
         "def shout():\n"
@@ -270,7 +270,7 @@ def test_prints_and_grandchildren_never_reach_the_protocol(desk, make_plan, tiny
     )
 
     async def loud():
-        host = create(make_plan(tiny()))
+        host = create(make_config(tiny()))
         host._environment["PYTHONPATH"] += os.pathsep + str(tmp_path)
         await host.load(ignore)
         outcomes = await desk.call(host, ["a"] * 40, ENDLESS, max_tokens=40).run()
@@ -282,11 +282,11 @@ def test_prints_and_grandchildren_never_reach_the_protocol(desk, make_plan, tiny
 
 
 @pytest.mark.thorough
-def test_it_works_on_uvloop(desk, plan):
+def test_it_works_on_uvloop(desk, config):
     uvloop = pytest.importorskip("uvloop")
 
     async def whole_life():
-        host = create(plan)
+        host = create(config)
         await host.load(ignore)
         outcomes = await desk.call(host, ["a", "b"], max_tokens=3).run()
         await host.aclose()
@@ -335,13 +335,13 @@ def test_a_crowd_of_calls_ends_with_every_answer(desk, tiny_engine):
     async def crowd():
         calls = [desk.call(host, ["a"] * (1 + i % 3), max_tokens=1 + i % 5) for i in range(40)]
         some = [asyncio.create_task(call.run()) for call in calls]
-        await until(lambda: any(call.stats.counts.done for call in calls))
+        await until(lambda: any(call.call.counts.done for call in calls))
         for task in some[::4]:
             task.cancel()
         ended = await asyncio.gather(*some, return_exceptions=True)
         for call, outcomes in zip(calls, ended, strict=True):
-            assert call.stats.in_flight == 0
+            assert call.call.in_flight == 0
             if not isinstance(outcomes, BaseException):
-                assert len(outcomes) == call.stats.counts.done
+                assert len(outcomes) == call.call.counts.done
 
     desk.wait(crowd())

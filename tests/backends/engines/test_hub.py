@@ -18,11 +18,11 @@ def hub():
 
 
 @pytest.fixture
-def refusal(desk, make_plan, hub, tmp_path):
+def refusal(desk, make_config, hub, tmp_path):
     """Return the error of a hub name that does not load."""
 
     def load(name, **keys) -> PromptmillError:
-        host = create(make_plan(name, **keys))
+        host = create(make_config(name, **keys))
         host._environment.update(environment(hub.url, tmp_path), HF_TOKEN="hf_abcdefghijklmnopqrstuvwxyz")
         hub.asked.clear()
         with pytest.raises(PromptmillError) as caught:
@@ -77,9 +77,9 @@ def test_a_hub_that_was_asked_too_often_is_said(refusal):
     assert "HF_TOKEN" in error.hint
 
 
-def test_a_model_comes_from_the_hub_and_afterwards_from_its_cache(desk, make_plan, tiny, tmp_path):
+def test_a_model_comes_from_the_hub_and_afterwards_from_its_cache(desk, make_config, tiny, tmp_path):
     async def answered(url):
-        host = create(make_plan("we/model"))
+        host = create(make_config("we/model"))
         host._environment.update(environment(url, tmp_path))
         try:
             await host.load(lambda text: None)

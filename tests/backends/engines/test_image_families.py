@@ -102,7 +102,7 @@ def test_without_a_chat_template_images_stand_in_the_plain_text(desk, make_engin
     call = _call(desk, host, _conversations(pictures, [("one # two", ["tall"])]), [20])
     image = Image.open(pictures / "tall.png").convert("RGB")
     assert _texts(desk.wait(call.run())) == [generated(folder, "one <image> two", [image], 20)]
-    assert "no chat template" in " ".join(call.stats.warnings)
+    assert "no chat template" in " ".join(call.call.warnings)
 
 
 def test_a_template_without_a_place_for_images_is_the_items_error(desk, make_engine, tmp_path, pictures):
@@ -168,13 +168,13 @@ def test_an_image_that_takes_its_time_holds_up_its_own_item_alone(desk, make_eng
     async def given_up():
         call = _call(desk, host, conversations, [3] * 3)
         running = asyncio.create_task(call.run())
-        await until(lambda: call.stats.counts.done >= 2)
+        await until(lambda: call.call.counts.done >= 2)
         assert sorted(call.sink.outcomes) == [1, 2]
-        assert call.stats.in_flight == 1
+        assert call.call.in_flight == 1
         running.cancel()
         await asyncio.wait({running}, timeout=PATIENCE_S)
         assert running.cancelled()
-        assert call.stats.in_flight == 0
+        assert call.call.in_flight == 0
         return _texts(await _call(desk, host, conversations[2:], [3]).run())
 
     assert len(desk.wait(given_up())) == 1

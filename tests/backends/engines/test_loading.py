@@ -14,11 +14,11 @@ pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 
 @pytest.fixture
-def refusal(desk, make_plan):
+def refusal(desk, make_config):
     """Return the error of a model that does not load."""
 
     def load(model, environment=None, **keys) -> PromptmillError:
-        host = create(make_plan(model, **keys))
+        host = create(make_config(model, **keys))
         host._environment.update(environment or {})
         with pytest.raises(PromptmillError) as caught:
             desk.wait(host.load(lambda text: None))
@@ -153,49 +153,49 @@ def test_an_engine_that_dies_while_it_loads_says_how(refusal, tiny, tmp_path):
     assert "no such library" in refusal(tiny(), {"PYTHONPATH": f"{tmp_path}:{_source()}"}).message
 
 
-def test_gpu_ids_are_visible_to_the_engine_alone(make_plan, tiny):
+def test_gpu_ids_are_visible_to_the_engine_alone(make_config, tiny):
     import os
 
-    host = create(make_plan(tiny(), gpu_ids="2,3"))
+    host = create(make_config(tiny(), gpu_ids="2,3"))
     assert host._environment["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert os.environ.get("CUDA_VISIBLE_DEVICES") != "2,3"
 
 
-def test_a_model_must_be_named(make_plan):
-    plan = make_plan("x", call={"model_name_or_path": None})
+def test_a_model_must_be_named(make_config):
+    config = make_config("x", call={"model_name_or_path": None})
     with pytest.raises(PromptmillError, match=r"backend_configs.hf.model_name_or_path"):
-        create(plan)
+        create(config)
 
 
 class TestRemoteCode:
     """`trust_remote_code` counts only from the operator, for the operator's model."""
 
     @staticmethod
-    def trusted(plan) -> bool:
-        return create(plan)._options["trust_remote_code"] is True
+    def trusted(config) -> bool:
+        return create(config)._options["trust_remote_code"] is True
 
-    def test_the_operator_may_switch_it_on(self, make_plan):
-        assert self.trusted(make_plan("model", trust_remote_code=True))
+    def test_the_operator_may_switch_it_on(self, make_config):
+        assert self.trusted(make_config("model", trust_remote_code=True))
 
-    def test_a_call_may_not(self, make_plan):
+    def test_a_call_may_not(self, make_config):
         with pytest.raises(PromptmillError, match="--trust-client") as caught:
-            create(make_plan("model", call={"trust_remote_code": True}))
+            create(make_config("model", call={"trust_remote_code": True}))
         assert caught.value.code == "invalid_config"
 
-    def test_a_call_may_repeat_what_the_operator_said(self, make_plan):
-        assert self.trusted(make_plan("model", trust_remote_code=True, call={"trust_remote_code": True}))
+    def test_a_call_may_repeat_what_the_operator_said(self, make_config):
+        assert self.trusted(make_config("model", trust_remote_code=True, call={"trust_remote_code": True}))
 
-    def test_a_call_may_switch_it_off(self, make_plan):
-        assert not self.trusted(make_plan("model", trust_remote_code=True, call={"trust_remote_code": False}))
+    def test_a_call_may_switch_it_off(self, make_config):
+        assert not self.trusted(make_config("model", trust_remote_code=True, call={"trust_remote_code": False}))
 
-    def test_the_operators_word_is_not_for_another_model(self, make_plan):
-        assert not self.trusted(make_plan("model", trust_remote_code=True, call={"model_name_or_path": "other"}))
+    def test_the_operators_word_is_not_for_another_model(self, make_config):
+        assert not self.trusted(make_config("model", trust_remote_code=True, call={"model_name_or_path": "other"}))
         both = {"model_name_or_path": "other", "trust_remote_code": True}
-        assert not self.trusted(make_plan("model", trust_remote_code=True, call=both))
+        assert not self.trusted(make_config("model", trust_remote_code=True, call=both))
 
-    def test_a_trusted_client_may_do_both(self, make_plan):
+    def test_a_trusted_client_may_do_both(self, make_config):
         call = {"model_name_or_path": "other", "trust_remote_code": True}
-        assert self.trusted(make_plan("model", call=call, trust_client=True))
+        assert self.trusted(make_config("model", call=call, trust_client=True))
 
 
 def test_remote_code_of_the_operators_model_runs(desk, make_engine, tiny_engine, tiny, tmp_path):

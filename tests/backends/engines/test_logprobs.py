@@ -60,7 +60,7 @@ def test_hf_tells_how_likely_each_token_was(desk, engine):
     _check(without, 0)
     assert none.logprobs is None
     assert with_top.text == without.text == none.text
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
 
 
 @pytest.mark.engine
@@ -80,8 +80,8 @@ def test_openvino_tells_the_chosen_token_s_alone(desk, engine_of):
     (outcome,) = desk.ask(engine, [PROMPT], {"logprobs": True}, max_tokens=12)
     _check(outcome, 0)
     assert any(one["logprob"] < 0 for one in outcome.logprobs["content"])
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
     (outcome,) = desk.ask(engine, [PROMPT], {"logprobs": True, "top_logprobs": 3}, max_tokens=12)
     _check(outcome, 0)
-    (said,) = desk.stats.warnings
+    (said,) = desk.last_call.warnings
     assert "top_logprobs" in said

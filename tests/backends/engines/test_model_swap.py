@@ -33,9 +33,9 @@ def _service(tiny, chat_template, *models, **more):
 
 
 async def _ask(service, name, tokens=4):
-    plan = service.plan_of(name).with_sampling({"max_tokens": tokens})
+    config = service.config_of(name).with_sampling({"max_tokens": tokens})
     item = conversation_from_prompt("x", "p")
-    (outcome,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    (outcome,) = await service.generate([item], Call(Facts(total=1)), config=config)
     assert isinstance(outcome, Completion), outcome
     return outcome.usage.completion_tokens
 

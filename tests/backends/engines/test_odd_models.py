@@ -60,7 +60,7 @@ def test_a_small_call_is_answered_beside_a_huge_one(desk, make_engine, tiny, kin
         huge = desk.call(host, ["long " * 4] * 40, {"ignore_eos": True}, max_tokens=400)
         task = await huge.begun()
         small = await desk.call(host, ["short"] * 2, {"ignore_eos": True}, max_tokens=4).run()
-        done = huge.stats.counts.done
+        done = huge.call.counts.done
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return small, done
@@ -102,7 +102,7 @@ def test_without_a_chat_template_the_prompt_goes_in_plain(desk, tiny_engine, tin
     folder, host = tiny(), tiny_engine
     (text,) = desk.texts(host, ["Once upon a time"], max_tokens=20)
     assert text == generated(folder, "Once upon a time", 20)
-    assert "no chat template" in " ".join(desk.stats.warnings)
+    assert "no chat template" in " ".join(desk.last_call.warnings)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     (text,) = desk.texts(host, [turns], max_tokens=20)
     assert text == generated(folder, "User: a\n\nAssistant: b\n\nUser: c\n\nAssistant:", 20)
@@ -129,7 +129,7 @@ def test_template_switches_reach_the_template_and_sampling_goes_first(desk, make
     asked, overruled = desk.texts(host, ["a", "a"], extra, max_tokens=9, enable_thinking=(None, False))
     assert asked == generated(folder, "aT!", 9)
     assert overruled == generated(folder, "aF!", 9)
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
 
 
 def test_a_template_that_refuses_is_that_items_error(desk, make_engine, tiny):
@@ -191,7 +191,7 @@ def test_what_the_models_defaults_forbid_or_force_counts(desk, make_engine, tiny
     expected = [generated(folder, prompt, 24) for prompt in asked]
     assert desk.texts(make_engine(folder, batch_size=4), asked, max_tokens=lengths) == expected
     assert expected != free or "forced_eos_token_id" in defaults
-    assert not [text for text in desk.stats.warnings if "defaults" in text]
+    assert not [text for text in desk.last_call.warnings if "defaults" in text]
 
 
 def test_the_least_length_of_the_models_defaults_counts(desk, make_engine, tiny, tmp_path):
@@ -216,10 +216,10 @@ def test_defaults_of_the_model_that_are_not_followed_are_said(desk, make_engine,
     GenerationConfig(num_beams=4, do_sample=True, typical_p=0.9, eos_token_id=2, pad_token_id=0).save_pretrained(folder)
     host = make_engine(folder, unsupported="error")
     desk.texts(host, ["a"], max_tokens=3)
-    assert "num_beams," in " ".join(desk.stats.warnings)
-    assert "typical_p" not in " ".join(desk.stats.warnings)
+    assert "num_beams," in " ".join(desk.last_call.warnings)
+    assert "typical_p" not in " ".join(desk.last_call.warnings)
     desk.texts(host, ["a"], max_tokens=3, temperature=1)
-    assert "typical_p" in " ".join(desk.stats.warnings)
+    assert "typical_p" in " ".join(desk.last_call.warnings)
 
 
 def test_a_stop_string_that_is_a_token_without_text_ends_the_answer(desk, make_engine, tiny, tmp_path):

@@ -31,7 +31,7 @@ def test_the_channels_of_gpt_oss_are_told_apart(desk, harmony):
 
 def test_reasoning_and_text_are_shown_while_they_grow(desk, harmony):
     call, shown = desk.call(harmony, ["?"], max_tokens=100), []
-    call.stats.preview = shown.append
+    call.call.preview = shown.append
     (outcome,) = desk.wait(call.run())
     assert shown
     for growing in shown:

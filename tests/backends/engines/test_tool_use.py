@@ -19,10 +19,10 @@ def _calls(outcome) -> list[tuple[str, dict]]:
 
 
 @pytest.fixture(scope="module")
-def calling(desk, caller, make_plan):
+def calling(desk, caller, make_config):
     from promptmill.backends.engines.host import create
 
-    host = create(make_plan(caller, dtype="float32"))
+    host = create(make_config(caller, dtype="float32"))
     desk.wait(host.load(lambda text: None))
     yield host
     desk.wait(host.aclose())
@@ -31,7 +31,7 @@ def calling(desk, caller, make_plan):
 def test_a_text_is_shown_while_it_grows_and_no_part_of_a_call_is(desk, calling, tools):
     for prompt, expected in (("Hi?", True), ("Rome?", False)):
         call, shown = desk.call(calling, [prompt], {"tools": tools}, max_tokens=200), []
-        call.stats.preview = shown.append
+        call.call.preview = shown.append
         (outcome,) = desk.wait(call.run())
         assert bool(shown) == expected
         assert all(outcome.text.startswith(growing.text) for growing in shown)
@@ -43,7 +43,7 @@ def test_a_model_calls_a_tool_and_goes_on_with_its_result(desk, calling, tools):
     assert (rome.text, rome.finish_reason, _calls(rome)) == ("", "tool_calls", [("weather", {"city": "Rome"})])
     assert (both.text, [city for _, city in _calls(both)]) == ("Both.", [{"city": "Rome"}, {"city": "Paris"}])
     assert (none.text, none.finish_reason, none.tool_calls) == ("Hello.", "stop", ())
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}
     turns = [
         {"role": "user", "content": "Rome?"},
         {"role": "assistant", "content": None, "tool_calls": list(rome.tool_calls)},

@@ -81,14 +81,14 @@ async def test_the_reasoning_of_each_family_of_models_is_told_apart_also_in_a_st
 async def test_an_unknown_mark_of_reasoning_is_told_once(upstream, drive):
     upstream.reply = by_prompt({"hi": answer("<pondering>hm</pondering>forty-two")}, answer("<pondering2>hm"))
     result = await drive(["hi", "ho"])
-    (warning,) = result.stats.warnings
+    (warning,) = result.call.warnings
     assert "contains <pondering" in warning
 
 
 async def test_marks_of_turns_and_calls_in_an_answer_are_each_told_once(upstream, drive):
     upstream.reply = by_prompt({"hi": answer("Paris<|stop_here|>")}, answer('<tool_call>{"name": "look"}</tool_call>'))
     result = await drive(["hi", "hi", "ho", "ho"])
-    assert [warning.split(",")[0] for warning in sorted(result.stats.warnings)] == [
+    assert [warning.split(",")[0] for warning in sorted(result.call.warnings)] == [
         "An answer ends with <|stop_here|>",
         "The text of an answer has the mark of a tool call",
     ]
@@ -99,7 +99,7 @@ async def test_a_letter_that_is_no_utf_8_is_told(upstream, drive):
     upstream.reply = raw(body.encode("latin-1"))
     result = await drive(["hi"])
     assert result.texts == ["Z\ufffdrich"]
-    assert any("A character of an answer was lost" in warning for warning in result.stats.warnings)
+    assert any("A character of an answer was lost" in warning for warning in result.call.warnings)
 
 
 async def test_an_endpoint_that_refuses_stream_options_is_an_error_that_names_it(upstream, drive):
@@ -117,7 +117,7 @@ async def test_an_empty_answer_that_the_model_ended_is_told_in_a_warning(upstrea
     upstream.reply = answer(content)
     result = await drive(["hi"])
     assert isinstance(result.outcomes[0], Completion)
-    assert [warning for warning in result.stats.warnings if "Answers are empty" in warning]
+    assert [warning for warning in result.call.warnings if "Answers are empty" in warning]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -265,7 +265,7 @@ async def test_inline_reasoning_stays_in_the_text_as_the_endpoint_gave_it(upstre
     result = await drive(["hi"], sampling=THINKING, stream=stream)
     outcome = result.outcomes[0]
     assert (outcome.text, outcome.reasoning, outcome.finish_reason) == (text, None, finish)
-    assert not result.stats.warnings
+    assert not result.call.warnings
     assert "reasoning" not in upstream.seen[0].json
 
 
@@ -285,7 +285,7 @@ async def test_tool_calls_alone_are_an_empty_answer_with_the_calls(upstream, dri
 async def test_a_call_of_a_tool_that_the_request_does_not_have_is_told(upstream, drive):
     upstream.reply = answer(None, message={"tool_calls": [CALL]}, finish_reason="tool_calls")
     result = await drive(["hi"])
-    assert any("although the request has no tools" in warning for warning in result.stats.warnings)
+    assert any("although the request has no tools" in warning for warning in result.call.warnings)
 
 
 async def test_a_call_of_a_tool_of_the_request_is_no_doubt(upstream):
@@ -293,7 +293,7 @@ async def test_a_call_of_a_tool_of_the_request_is_no_doubt(upstream):
     async with opened(upstream.url) as backend:
         source = ListSource(["hi"], extra={"tools": [{"type": "function", "function": {"name": "look"}}]})
         result = await ask(backend, ["hi"], source=source)
-    assert not any("no tools" in warning for warning in result.stats.warnings)
+    assert not any("no tools" in warning for warning in result.call.warnings)
 
 
 async def test_a_streamed_tool_call_is_put_together(upstream, drive):
@@ -370,7 +370,7 @@ async def test_usage_is_counted(upstream, drive, stream):
     upstream.reply = answer("a b c")
     result = await drive(["one two", "three"], stream=stream)
     assert result.outcomes[0].usage == Usage(2, 3)
-    assert (result.stats.counts.prompt_tokens, result.stats.counts.completion_tokens) == (3, 6)
+    assert (result.call.counts.prompt_tokens, result.call.counts.completion_tokens) == (3, 6)
 
 
 async def test_an_answer_without_usage_is_an_answer(upstream, drive):

@@ -31,13 +31,13 @@ HUNDRED = [f"prompt {i}" for i in range(100)]
 async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
     upstream.reply = reply
     async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
-        stats = Call(Facts(total=100))
-        task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), stats))
+        call = Call(Facts(total=100))
+        task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), call))
         await until(lambda: upstream.in_flight == 8)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert stats.in_flight == 0
+        assert call.in_flight == 0
         await until(lambda: upstream.in_flight == 0)
         sent = len(upstream.seen)
         upstream.reply = answer()
@@ -151,10 +151,10 @@ async def test_closing_ends_running_calls_with_shutdown(upstream):
 
 
 async def test_closing_before_loading_is_fine(upstream):
-    from fakes import openai_plan
+    from fakes import openai_config
     from promptmill.backends import registry
 
-    backend = await registry.create(openai_plan(upstream.url))
+    backend = await registry.create(openai_config(upstream.url))
     await backend.aclose()
     await backend.aclose()
 

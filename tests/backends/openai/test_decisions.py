@@ -11,7 +11,7 @@ from multidict import CIMultiDict
 
 from decision_replies import decides, likeliest, shares
 from driving import ask, opened
-from fakes import RequestSource, openai_plan
+from fakes import RequestSource, openai_config
 from promptmill.answers.form import form_of
 from promptmill.backends.openai.diagnosis import diagnose
 from promptmill.backends.openai.dialects import DIALECTS
@@ -381,17 +381,17 @@ def test_a_reply_that_no_file_can_hold_is_not_kept_beside_the_answer() -> None:
     ],
 )
 def test_a_base_url_may_have_the_path(given: str, name: str, url: str) -> None:
-    (found,) = endpoints(openai_plan(given, dialect=name), {})
+    (found,) = endpoints(openai_config(given, dialect=name), {})
     assert (found.url, found.dialect) == (url, name)
     assert found.base_url in {url.rpartition("/")[0], url}
 
 
 def test_a_path_never_tells_the_dialect() -> None:
     with pytest.raises(PromptmillError, match="several APIs share the path /decisions") as refused:
-        endpoints(openai_plan("http://h/v1/decisions"), {})
+        endpoints(openai_config("http://h/v1/decisions"), {})
     assert "systemone" in refused.value.message
     with pytest.raises(PromptmillError, match="did you mean systemone"):
-        endpoints(openai_plan("http://h/v1", dialect="system-one"), {})
+        endpoints(openai_config("http://h/v1", dialect="system-one"), {})
 
 
 def test_every_module_of_a_dialect_is_found() -> None:
@@ -406,7 +406,7 @@ def test_every_module_of_a_dialect_is_found() -> None:
 async def test_rows_are_answered_with_the_servers_probabilities(upstream: Any, name: str) -> None:
     upstream.reply = decides()
     requests = [asking(Fields(("", "mail", " Team?"), (f"mail {at}",)), key=at, **LABELS) for at in range(20)]
-    async with opened(openai_plan(upstream.url, dialect=name)) as backend:
+    async with opened(openai_config(upstream.url, dialect=name)) as backend:
         result = await ask(backend, requests, source=RequestSource(requests))
     for at, outcome in enumerate(result.outcomes):
         chances = shares(["billing", "tech"], f"mail {at}", "answer")
@@ -420,7 +420,7 @@ async def test_a_missing_answer_is_not_asked_for_again(upstream: Any) -> None:
     upstream.reply = decides(lambda body: body | {"answers": {"team": body["answers"]["team"]}})
     fields = {name: FIELDS[name] for name in ("team", "urgent")}
     requests = [asking(prompt=f"mail {at}", key=at, response_format=_schema(fields)) for at in range(12)]
-    async with opened(openai_plan(upstream.url, dialect="systemone")) as backend:
+    async with opened(openai_config(upstream.url, dialect="systemone")) as backend:
         result = await ask(backend, requests, source=RequestSource(requests))
     assert len(upstream.seen) == 12
     teams = (likeliest(shares(["billing", "tech"], f"mail {at}", "team")) for at in range(12))
@@ -429,7 +429,7 @@ async def test_a_missing_answer_is_not_asked_for_again(upstream: Any) -> None:
 
 async def test_only_load_and_outages_are_tried_again(upstream: Any) -> None:
     requests = [asking(**LABELS)]
-    async with opened(openai_plan(upstream.url, dialect="systemone")) as backend:
+    async with opened(openai_config(upstream.url, dialect="systemone")) as backend:
         upstream.reply = status(422, "no", code="x")
         first = await ask(backend, requests, source=RequestSource(requests))
         assert (first.codes, len(upstream.seen)) == ({"bad_request"}, 1)
@@ -481,8 +481,8 @@ def test_the_quota_of_a_day_ends_a_call_and_a_busy_server_is_waited_for() -> Non
 
 def test_the_url_of_cloudflare_names_the_model() -> None:
     base = "https://api.cloudflare.com/client/v4/accounts/a/ai/run"
-    plan = openai_plan(base, provider="cloudflare-decisions", model_name="@cf/cloudflare/clef")
-    (found,) = endpoints(plan, {})
+    config = openai_config(base, provider="cloudflare-decisions", model_name="@cf/cloudflare/clef")
+    (found,) = endpoints(config, {})
     encoder = RequestEncoder(found, "@cf/cloudflare/clef", enable_thinking=None, stream=False)
     assert encoder.head(asking(**LABELS)).endpoint.url == f"{base}/@cf/cloudflare/clef"
 
@@ -491,12 +491,12 @@ async def test_a_check_asks_for_one_decision(upstream: Any) -> None:
     upstream.reply = decides()
     upstream.models = ["jev-latest"]
     steps: list[Any] = []
-    await diagnose(openai_plan(upstream.url, dialect="systemone", model_name="jev-latest"), steps.append)
+    await diagnose(openai_config(upstream.url, dialect="systemone", model_name="jev-latest"), steps.append)
     assert [(step.step, step.ok) for step in steps][-1] == ("answer", True)
     assert steps[-1].detail.startswith("one decision by jev-1.14.0 in ")
     upstream.reply = raw(b'{"choices": [{"message": {"content": "yes"}}]}')
     steps.clear()
-    await diagnose(openai_plan(upstream.url, dialect="systemone", model_name="jev-latest"), steps.append)
+    await diagnose(openai_config(upstream.url, dialect="systemone", model_name="jev-latest"), steps.append)
     assert not steps[-1].ok
     assert "a chat completion" in steps[-1].detail
 

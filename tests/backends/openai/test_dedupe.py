@@ -22,9 +22,9 @@ async def test_each_is_sent_once_and_answers_all(upstream):
     result = await _drive(upstream, PROMPTS, Sampling(temperature=0), concurrency=4)
     assert result.texts == echoes(PROMPTS)
     assert upstream.attempts == {"a": 1, "b": 1, "c": 1}
-    assert result.stats.counts.requests == 3
-    assert result.stats.counts.cached == len(PROMPTS) - 3
-    assert result.stats.counts.completion_tokens == sum(outcome.usage.completion_tokens for outcome in result.outcomes)
+    assert result.call.counts.requests == 3
+    assert result.call.counts.cached == len(PROMPTS) - 3
+    assert result.call.counts.completion_tokens == sum(outcome.usage.completion_tokens for outcome in result.outcomes)
 
 
 async def test_a_failure_is_shared_as_an_answer_is(upstream):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import KEY, openai_plan
+from fakes import KEY, openai_config
 from promptmill.backends.openai.diagnosis import diagnose
 from replies import answer, late, raw, status
 from upstream import Upstream
@@ -16,7 +16,7 @@ def checked(upstream):
 
     async def runner(base_url=None, limit_s=15.0, **block):
         steps = []
-        await diagnose(openai_plan(base_url or upstream.url, **block), steps.append, limit_s)
+        await diagnose(openai_config(base_url or upstream.url, **block), steps.append, limit_s)
         assert not any(KEY in step.detail for step in steps)
         return [(step.step, step.ok, step.detail) for step in steps]
 
@@ -84,7 +84,7 @@ async def test_an_unlisted_model_may_still_answer(checked, upstream):
 async def test_a_refused_key_for_the_list_of_models_is_a_warning(upstream, monkeypatch):
     monkeypatch.setattr(upstream, "choose", lambda seen: status(401, "no entry"))
     steps = []
-    await diagnose(openai_plan(upstream.url, api_key=None), steps.append)
+    await diagnose(openai_config(upstream.url, api_key=None), steps.append)
     models, said = steps[-2:]
     assert (models.step, models.ok, models.warns) == ("models", True, True)
     assert (said.step, said.ok) == ("answer", False)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dialect_replies import speaks
 from driving import ask, echoes, opened
-from fakes import KEY, openai_plan, without_rest
+from fakes import KEY, openai_config, without_rest
 from promptmill.answers.response_format import asking_for
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.diagnosis import diagnose
@@ -135,18 +135,18 @@ def answered(name: str, body: Any, **options: Any) -> Completion:
     ],
 )
 def test_each_provider_is_spoken_to_in_its_own_api_unless_told_otherwise(block, dialect, url, key_header):
-    plan = Configuration(
+    config = Configuration(
         {"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "api_key": KEY, **block}}}
-    ).plan
-    (endpoint,) = endpoints(plan, {})
+    ).config
+    (endpoint,) = endpoints(config, {})
     assert (endpoint.dialect, endpoint.url) == (dialect, url)
     assert endpoint.headers[key_header].removeprefix("Bearer ") == KEY
     assert ("anthropic-version" in endpoint.headers) == (dialect == "anthropic")
 
 
 def test_a_server_that_speaks_anthropics_api_gets_the_key_in_both_ways_that_servers_know():
-    plan = openai_plan("http://127.0.0.1:1/v1", dialect="anthropic")
-    headers = endpoints(plan, {})[0].headers
+    config = openai_config("http://127.0.0.1:1/v1", dialect="anthropic")
+    headers = endpoints(config, {})[0].headers
     assert headers["x-api-key"] == KEY
     assert headers["Authorization"] == f"Bearer {KEY}"
 
@@ -1041,7 +1041,7 @@ async def test_the_end_of_a_limit_in_anthropics_headers_is_awaited(upstream, dri
 async def test_check_tries_the_api_of_the_dialect(upstream, name):
     upstream.reply = speaks()
     steps: list[Any] = []
-    await diagnose(openai_plan(upstream.url, dialect=name, enable_thinking=True), steps.append)
+    await diagnose(openai_config(upstream.url, dialect=name, enable_thinking=True), steps.append)
     assert [(step.step, step.ok) for step in steps if not step.ok] == []
     assert not any(KEY in step.detail for step in steps)
 
@@ -1074,9 +1074,9 @@ async def test_check_tries_the_api_of_the_dialect(upstream, name):
 )
 async def test_the_models_of_other_apis_are_listed(upstream, name, page, listed):
     upstream.gets = page
-    plan = openai_plan(upstream.url, dialect=name)
-    async with connected(plan) as pool:
-        models = await read_models(pool, endpoints(plan)[0])
+    config = openai_config(upstream.url, dialect=name)
+    async with connected(config) as pool:
+        models = await read_models(pool, endpoints(config)[0])
     assert [(model.name, model.context) for model in models.models] == listed
     header = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}[name]
     assert upstream.pages[-1].headers[header] == KEY

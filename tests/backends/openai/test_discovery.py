@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes import KEY, openai_plan
+from fakes import KEY, openai_config
 from promptmill.backends.openai.discovery import ListedModel, connected, read_models, with_model
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.core.errors import Code, PromptmillError
@@ -64,15 +64,15 @@ SERVERS = {
 }
 
 
-async def _models(plan):
-    async with connected(plan) as pool:
-        return await read_models(pool, endpoints(plan)[0])
+async def _models(config):
+    async with connected(config) as pool:
+        return await read_models(pool, endpoints(config)[0])
 
 
 @pytest.mark.parametrize("server", SERVERS)
 async def test_a_local_server_is_recognized_by_its_responses(server, upstream):
     upstream.gets, model, context = SERVERS[server]
-    found = await _models(openai_plan(upstream.url))
+    found = await _models(openai_config(upstream.url))
     assert found.server == server
     only = found.only()
     assert only is not None
@@ -82,21 +82,21 @@ async def test_a_local_server_is_recognized_by_its_responses(server, upstream):
 @pytest.mark.parametrize("server", SERVERS)
 async def test_base_url_alone_is_enough_if_there_is_one_model(server, upstream):
     upstream.gets, model, _ = SERVERS[server]
-    plan = await with_model(openai_plan(upstream.url, model_name=None))
-    assert plan.model == plan.operator_model == model
-    assert model in plan.chosen
+    config = await with_model(openai_config(upstream.url, model_name=None))
+    assert config.model == config.operator_model == model
+    assert model in config.chosen
 
 
 async def test_an_older_ollama_lists_its_models_only_on_its_own_page(upstream):
     upstream.gets = {"/v1/models": None, "/api/version": {"version": "0.1.20"}, "/api/tags": TAGS}
-    assert (await _models(openai_plan(upstream.url))).only() == ListedModel("llama3.2:latest")
+    assert (await _models(openai_config(upstream.url))).only() == ListedModel("llama3.2:latest")
 
 
 async def test_a_model_that_ollama_has_loaded_has_its_context_and_is_the_default(upstream):
     tags = {"models": [{"name": "a:1b"}, {"name": "b:2b"}]}
     running = {"models": [{"name": "b:2b", "context_length": 4096}]}
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": tags, "/api/ps": running}
-    assert (await _models(openai_plan(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
+    assert (await _models(openai_config(upstream.url))).only() == ListedModel("b:2b", 4096, loaded=True)
 
 
 @pytest.mark.parametrize(
@@ -104,31 +104,31 @@ async def test_a_model_that_ollama_has_loaded_has_its_context_and_is_the_default
 )
 async def test_a_model_may_be_listed_by_its_name_alone_or_for_each_replica(upstream, listed):
     upstream.gets = {"/v1/models": listed}
-    assert [model.name for model in (await _models(openai_plan(upstream.url))).models] == ["m1"]
+    assert [model.name for model in (await _models(openai_config(upstream.url))).models] == ["m1"]
 
 
 async def test_one_of_several_models_must_be_named(upstream):
     upstream.models = ["small", "large"]
     with pytest.raises(PromptmillError, match=r"model_name: none is named; .* has small, large: name one") as caught:
-        await with_model(openai_plan(upstream.url, model_name=None))
+        await with_model(openai_config(upstream.url, model_name=None))
     assert caught.value.code is Code.INVALID_CONFIG
 
 
 async def test_a_long_list_is_shortened_in_the_message(upstream):
     upstream.models = [f"m{number}" for number in range(300)]
     with pytest.raises(PromptmillError, match=r"m11 and 288 more: name one"):
-        await with_model(openai_plan(upstream.url, model_name=None))
+        await with_model(openai_config(upstream.url, model_name=None))
 
 
 async def test_a_list_that_arrives_in_several_pieces_is_read_to_its_end(upstream):
     upstream.models = [f"model-{number}" for number in range(30_000)]
-    assert len((await _models(openai_plan(upstream.url))).models) == 30_000
+    assert len((await _models(openai_config(upstream.url))).models) == 30_000
 
 
 async def test_a_server_without_models_is_reported(upstream):
     upstream.gets = {"/api/version": {"version": "0.9.0"}, "/api/tags": {"models": []}, "/v1/models": {"data": []}}
     with pytest.raises(PromptmillError, match=r"Ollama 0\.9\.0 at .* has no model yet"):
-        await with_model(openai_plan(upstream.url, model_name=None))
+        await with_model(openai_config(upstream.url, model_name=None))
 
 
 async def test_an_endpoint_without_a_list_requires_a_model_name(upstream):
@@ -136,18 +136,18 @@ async def test_an_endpoint_without_a_list_requires_a_model_name(upstream):
     with pytest.raises(
         PromptmillError, match=r"model_name: none is named; name one \(`model_name`\)\. .* answered 404 for /v1/models"
     ):
-        await with_model(openai_plan(upstream.url, model_name=None))
+        await with_model(openai_config(upstream.url, model_name=None))
 
 
 async def test_an_unreachable_endpoint_is_not_a_configuration_error(upstream):
     upstream.vanish()
     with pytest.raises(PromptmillError) as caught:
-        await with_model(openai_plan(upstream.url, model_name=None))
+        await with_model(openai_config(upstream.url, model_name=None))
     assert caught.value.code is Code.UNREACHABLE
 
 
 async def test_the_list_is_requested_with_the_key(upstream):
-    await with_model(openai_plan(upstream.url, model_name=None))
+    await with_model(openai_config(upstream.url, model_name=None))
     assert upstream.seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
@@ -160,5 +160,5 @@ async def test_the_list_is_requested_with_the_key(upstream):
     ],
 )
 def test_an_address_without_a_scheme_gets_the_likely_one(written, meant):
-    (endpoint,) = endpoints(openai_plan(written), {})
+    (endpoint,) = endpoints(openai_config(written), {})
     assert endpoint.url == meant

@@ -49,7 +49,7 @@ async def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, dr
     result = await drive(PROMPTS, item_timeout=2.9, **BULK)
     assert result.texts == echoes(PROMPTS)
     assert max(outcome.latency_s for outcome in result.outcomes) < 2.9
-    assert result.stats.counts.requests == len(upstream.seen) == len(PROMPTS)
+    assert result.call.counts.requests == len(upstream.seen) == len(PROMPTS)
 
 
 async def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):

@@ -269,7 +269,7 @@ async def test_a_fault_that_passes_costs_nothing_at_an_endpoint_that_has_answere
         result = await ask(backend, ["bad", "other"])
     assert result.texts == echoes(["bad", "other"])
     assert [outcome.attempts for outcome in result.outcomes] == [3, 3]
-    assert result.stats.counts.retries == 4
+    assert result.call.counts.retries == 4
 
 
 async def test_a_refused_connection_ends_the_item(upstream, drive):

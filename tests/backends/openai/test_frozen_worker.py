@@ -30,9 +30,9 @@ async def test_a_worker_that_is_stopped_is_replaced(
     service = closing(
         Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))
     )
-    stats = Call(Facts(total=200))
+    call = Call(Facts(total=200))
     items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
-    answering = asyncio.ensure_future(service.generate(items, stats))
+    answering = asyncio.ensure_future(service.generate(items, call))
     await until(lambda: len(upstream.seen) > 20)
     victim = below("cluster.worker")[0]
     victim.send_signal(signal.SIGSTOP)

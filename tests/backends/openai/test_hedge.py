@@ -33,11 +33,11 @@ async def test_stragglers_are_answered_by_their_twins(upstream, drive):
 async def test_twins_are_counted_and_at_most_one_in_twenty(upstream):
     upstream.reply = choose(lambda seen: late(0.2 if seen.number % 4 == 0 else 0.01))
     async with opened(upstream.url, concurrency=16, hedge=True) as backend:
-        stats = Call(Facts(total=len(PROMPTS)))
-        result = await ask(backend, PROMPTS, stats)
+        call = Call(Facts(total=len(PROMPTS)))
+        result = await ask(backend, PROMPTS, call)
     assert result.texts == echoes(PROMPTS)
-    assert stats.counts.requests == len(upstream.seen) == sum(outcome.attempts for outcome in result.outcomes)
-    assert len(PROMPTS) <= stats.counts.requests <= 1.05 * len(PROMPTS) + 1
+    assert call.counts.requests == len(upstream.seen) == sum(outcome.attempts for outcome in result.outcomes)
+    assert len(PROMPTS) <= call.counts.requests <= 1.05 * len(PROMPTS) + 1
 
 
 async def test_the_loser_is_cancelled(upstream, drive):

@@ -212,12 +212,12 @@ async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     upstream.reply = late(0.01)
     huge, small = [f"huge {i}" for i in range(1000)], [f"small {i}" for i in range(5)]
     async with opened(upstream.url, concurrency=8) as backend:
-        stats = Call(Facts(total=len(huge)))
-        running = asyncio.create_task(ask(backend, huge, stats))
-        await until(lambda: stats.counts.done > 100)
-        before = stats.counts.done
+        call = Call(Facts(total=len(huge)))
+        running = asyncio.create_task(ask(backend, huge, call))
+        await until(lambda: call.counts.done > 100)
+        before = call.counts.done
         second = await ask(backend, small)
-        meanwhile = stats.counts.done - before
+        meanwhile = call.counts.done - before
         first = await running
     assert (first.texts, second.texts) == (echoes(huge), echoes(small))
     assert meanwhile < 100, f"{meanwhile} of the huge run went before 5 of the small one"
@@ -227,12 +227,12 @@ async def test_two_equal_runs_share_evenly(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(600)]
     async with opened(upstream.url, concurrency=8) as backend:
-        all_stats = [Call(Facts(total=600)), Call(Facts(total=600))]
-        first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
+        all_calls = [Call(Facts(total=600)), Call(Facts(total=600))]
+        first = asyncio.create_task(ask(backend, prompts, all_calls[0]))
         await asyncio.sleep(0)
-        second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
-        await until(lambda: all_stats[0].counts.done > 400)
-        done = all_stats[1].counts.done
+        second = asyncio.create_task(ask(backend, prompts, all_calls[1]))
+        await until(lambda: all_calls[0].counts.done > 400)
+        done = all_calls[1].counts.done
         await asyncio.gather(first, second)
     assert done > 250
 
@@ -280,10 +280,10 @@ async def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(1500)]
     async with opened(upstream.url, concurrency=8) as backend:
-        source, stats, most = ListSource(prompts), Call(Facts(total=len(prompts))), 0
-        task = asyncio.create_task(ask(backend, prompts, stats, source))
+        source, call, most = ListSource(prompts), Call(Facts(total=len(prompts))), 0
+        task = asyncio.create_task(ask(backend, prompts, call, source))
         while not task.done():
-            most = max(most, source.taken - stats.counts.done)
+            most = max(most, source.taken - call.counts.done)
             assert len(asyncio.all_tasks()) < 60
             await asyncio.sleep(0.01)
         result = await task
@@ -296,7 +296,7 @@ async def test_a_slow_sink_is_waited_for(upstream):
 
     prompts = [str(i) for i in range(200)]
     async with opened(upstream.url, concurrency=4) as backend:
-        sink, stats = DictSink(delay_s=0.01), Call(Facts(total=len(prompts)))
-        result = await ask(backend, prompts, stats, sink=sink)
+        sink, call = DictSink(delay_s=0.01), Call(Facts(total=len(prompts)))
+        result = await ask(backend, prompts, call, sink=sink)
     assert result.texts == echoes(prompts)
     assert result.seconds > 0.4

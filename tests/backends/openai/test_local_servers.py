@@ -93,7 +93,7 @@ async def test_a_prompt_that_the_server_has_cut_brings_a_warning(
     result = await drive([prompt], **block)
     (outcome,) = result.outcomes
     assert len(outcome.warnings) == is_cut
-    assert list(result.stats.warnings) == list(outcome.warnings)
+    assert list(result.call.warnings) == list(outcome.warnings)
     assert all("OLLAMA_CONTEXT_LENGTH" in warning for warning in outcome.warnings)
 
 

@@ -62,20 +62,20 @@ async def test_it_costs_no_other_item():
 
 
 async def test_a_request_with_an_error_of_its_own_is_not_counted(upstream):
-    stats = Call(Facts(total=2))
+    call = Call(Facts(total=2))
     async with opened(upstream.url) as backend:
-        result = await ask(backend, ["a", "\ud800"], stats)
+        result = await ask(backend, ["a", "\ud800"], call)
     assert [outcome.attempts for outcome in result.outcomes] == [1, 0]
-    assert stats.counts.requests == len(upstream.seen) == 1
+    assert call.counts.requests == len(upstream.seen) == 1
 
 
 async def test_a_request_whose_streaming_is_refused_counts_twice(upstream):
     upstream.reply = choose(lambda seen: status(400) if seen.json.get("stream") else answer("x"))
-    stats = Call(Facts(total=1), preview=lambda _: None)
+    call = Call(Facts(total=1), preview=lambda _: None)
     async with opened(upstream.url) as backend:
-        result = await ask(backend, ["a"], stats)
+        result = await ask(backend, ["a"], call)
     assert result.texts == ["x"]
-    assert stats.counts.requests == len(upstream.seen) == result.outcomes[0].attempts == 2
+    assert call.counts.requests == len(upstream.seen) == result.outcomes[0].attempts == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -83,10 +83,10 @@ async def test_a_required_parameter_that_an_endpoint_refuses_fails_its_item_unse
     source = ListSource(["required", "wanted"], Sampling(top_k=5))
     first, second = source.requests
     source.requests = [replace(first, extra={}, required=frozenset({"top_k"})), second]
-    stats = Call(Facts(total=2))
+    call = Call(Facts(total=2))
     async with opened(upstream.url, provider="openai", num_workers=workers, bulk_threshold=1) as backend:
-        result = await ask(backend, ["required", "wanted"], stats, source)
+        result = await ask(backend, ["required", "wanted"], call, source)
     assert (result.codes, result.texts) == ({"unsupported"}, [None, "echo: wanted"])
     assert result.failures[0].error.message.startswith("top_k: ")
     assert [seen.prompt for seen in upstream.seen] == ["wanted"]
-    assert "takes no `top_k`" in next(iter(stats.warnings))
+    assert "takes no `top_k`" in next(iter(call.warnings))

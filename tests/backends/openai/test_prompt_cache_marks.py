@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from driving import opened
-from fakes import openai_plan
+from fakes import openai_config
 from promptmill.backends import registry
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.request_body import RequestEncoder
@@ -36,8 +36,8 @@ def body(
 ) -> dict[str, Any]:
     """Return the body of a request to a provider."""
     for_an_hour, extra, model = block.pop("for_an_hour", False), block.pop("extra", {}), block.pop("model", "m")
-    plan = openai_plan("http://127.0.0.1:1", provider=provider, model_name=model, **block)
-    encoder = RequestEncoder(endpoints(plan, {})[0], model, enable_thinking=None, stream=False)
+    config = openai_config("http://127.0.0.1:1", provider=provider, model_name=model, **block)
+    encoder = RequestEncoder(endpoints(config, {})[0], model, enable_thinking=None, stream=False)
     request = Request(0, conversation, sampling or Sampling(), extra)
     images = {image.source: b'"data:image/png;base64,QUFBQQ=="' for image in conversation.images}
     written = encoder.encode(encoder.head(request), conversation, images, shared, for_an_hour=for_an_hour)
@@ -125,8 +125,8 @@ def test_openai_gets_a_key_for_each_beginning(dialect):
 
 
 def test_a_key_of_the_caller_comes_first():
-    plan = openai_plan("http://127.0.0.1:1", provider="openai", model_name="m")
-    encoder = RequestEncoder(endpoints(plan, {})[0], "m", enable_thinking=None, stream=False)
+    config = openai_config("http://127.0.0.1:1", provider="openai", model_name="m")
+    encoder = RequestEncoder(endpoints(config, {})[0], "m", enable_thinking=None, stream=False)
     request = Request(0, talk(("user", "hi")), Sampling(), {"prompt_cache_key": "mine"})
     written = encoder.encode(encoder.head(request), request.conversation, {}, Shared(2, "ours"))
     assert orjson.loads(written if isinstance(written, bytes) else b"")["prompt_cache_key"] == "mine"
@@ -228,7 +228,7 @@ def test_models_from_gpt_5_6_on_get_breakpoints(model, has_breakpoints):
     ],
 )
 def test_each_claude_caches_from_a_length_of_its_own(model, tokens):
-    cache = registry.prompt_cache_of(openai_plan("http://127.0.0.1:1", provider="anthropic", model_name=model))
+    cache = registry.prompt_cache_of(openai_config("http://127.0.0.1:1", provider="anthropic", model_name=model))
     assert cache is not None
     assert cache.least == 4 * tokens
     system = "s" * 4 * tokens
@@ -272,8 +272,8 @@ def test_marks_of_the_caller_arrive_or_are_reported(block, kept):
     given = dict(block)
     dialect, model = given.pop("dialect", None), given.pop("model", "m")
     chosen = {"dialect": dialect} if dialect else {}
-    plan = openai_plan("http://127.0.0.1:1", provider=given["provider"] or None, model_name=model, **chosen)
-    encoder = RequestEncoder(endpoints(plan, {})[0], model, enable_thinking=None, stream=False)
+    config = openai_config("http://127.0.0.1:1", provider=given["provider"] or None, model_name=model, **chosen)
+    encoder = RequestEncoder(endpoints(config, {})[0], model, enable_thinking=None, stream=False)
     assert {*encoder.lost_marks(encoder.head(Request(0, OWN, Sampling())), OWN)} == CACHE_MARKS - kept
 
 
@@ -290,8 +290,8 @@ def test_a_mark_stays_at_its_place_in_each_message():
 
 @pytest.mark.parametrize("dialect", ["responses", "gemini"])
 def test_a_mark_at_a_place_that_an_api_lacks_is_reported(dialect):
-    plan = openai_plan("http://127.0.0.1:1", dialect=dialect, model_name="gpt-5.6")
-    encoder = RequestEncoder(endpoints(plan, {})[0], "gpt-5.6", enable_thinking=None, stream=False)
+    config = openai_config("http://127.0.0.1:1", dialect=dialect, model_name="gpt-5.6")
+    encoder = RequestEncoder(endpoints(config, {})[0], "gpt-5.6", enable_thinking=None, stream=False)
     head = encoder.head(Request(0, talk(("user", "hi")), Sampling()))
     reply = Message("assistant", (TextPart("yes", BREAKPOINT),))
     of_message = Message("user", "hi", {"cache_control": MARK})

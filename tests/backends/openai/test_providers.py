@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from driving import ask, opened
-from fakes import openai_plan
+from fakes import openai_config
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
 from promptmill.backends.openai.providers import PROFILES, _codes, profile_named, translate
@@ -14,13 +14,13 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
 
 
-def _plan(**block):
-    return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).plan
+def _config(**block):
+    return Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", **block}}}).config
 
 
 @pytest.mark.parametrize("row", [row for row in PROFILES if row.site.base_url], ids=lambda row: row.name)
 def test_a_provider_has_an_address_and_a_key(row):
-    (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.site.key_env: "the-key"})
+    (endpoint,) = endpoints(_config(provider=row.name), {"LLM_API_KEY": "another", row.site.key_env: "the-key"})
     assert endpoint.dialect == row.dialect
     assert endpoint.base_url == row.site.base_url.removesuffix("/chat/completions").removesuffix("/decisions")
     assert endpoint.profile is row
@@ -40,18 +40,18 @@ def test_large_providers_and_local_servers_have_profiles():
 
 @pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])
 def test_aliases_of_providers_are_accepted(name, row):
-    (endpoint,) = endpoints(_plan(provider=name), {})
+    (endpoint,) = endpoints(_config(provider=name), {})
     assert endpoint.profile.name == row
 
 
 def test_the_error_of_an_unknown_provider_suggests_the_nearest():
     with pytest.raises(PromptmillError, match=r"backend_configs.openai.provider: .*did you mean deepseek"):
-        endpoints(_plan(provider="deepsek"), {})
+        endpoints(_config(provider="deepsek"), {})
 
 
 def test_a_base_url_overrides_the_profiles_and_does_not_get_its_key():
     (endpoint,) = endpoints(
-        _plan(provider="groq", base_url="http://proxy.example/v1"), {"GROQ_API_KEY": "k", "LLM_API_KEY": "mine"}
+        _config(provider="groq", base_url="http://proxy.example/v1"), {"GROQ_API_KEY": "k", "LLM_API_KEY": "mine"}
     )
     assert endpoint.name == "proxy.example"
     assert endpoint.profile.name == "groq"
@@ -63,13 +63,13 @@ def test_the_organization_and_project_of_the_environment_go_to_openai_beside_the
     expected = {"OpenAI-Organization": "org-1", "OpenAI-Project": "proj_1"}
     keys = {"OPENAI_API_KEY": "k"}
 
-    def sent(environ, plan):
-        (endpoint,) = endpoints(plan, environ)
+    def sent(environ, config):
+        (endpoint,) = endpoints(config, environ)
         return {name: value for name, value in endpoint.headers.items() if name.startswith("OpenAI-")}
 
-    openai, other = _plan(base_url="https://api.openai.com/v1"), _plan(base_url="https://proxy.example/v1")
+    openai, other = _config(base_url="https://api.openai.com/v1"), _config(base_url="https://proxy.example/v1")
     assert sent(account | keys, openai) == expected
-    assert sent(account, _plan(provider="openai", api_key="k")) == expected
+    assert sent(account, _config(provider="openai", api_key="k")) == expected
     assert sent(account | keys, other) == sent(account, openai) == sent(keys, openai) == {}
     call = Configuration({"backend": "openai"}).overlaid(
         Overrides("openai", {"openai": {"provider": "openai", "model_name": "m", "api_key": "of the caller"}})
@@ -80,24 +80,24 @@ def test_the_organization_and_project_of_the_environment_go_to_openai_beside_the
 CUSTOM = {"OPENAI_CUSTOM_HEADERS": "X-Team: red\nno header\n X-Gateway :a:b \n", "OPENAI_ORG_ID": "org-1"}
 
 
-def _beside(plan, environ=CUSTOM):
-    (endpoint,) = endpoints(plan, {"OPENAI_API_KEY": "k", **environ})
+def _beside(config, environ=CUSTOM):
+    (endpoint,) = endpoints(config, {"OPENAI_API_KEY": "k", **environ})
     return {name: value for name, value in endpoint.headers.items() if name.startswith(("X-", "OpenAI-"))}
 
 
 def test_custom_headers_of_the_environment_are_read_as_openais_client_does():
     custom = {"X-Team": "red", "X-Gateway": "a:b"}
-    assert _beside(_plan(provider="openai")) == {"OpenAI-Organization": "org-1", **custom}
-    assert _beside(_plan(base_url="https://gateway.example/v1")) == custom
-    assert _beside(_plan(base_url="https://gateway.example/v1", headers={"x-team": "blue"})) == {"X-Gateway": "a:b"}
-    assert _beside(_plan(provider="openai"), {"OPENAI_CUSTOM_HEADERS": "OpenAI-Organization: org-2"}) == {
+    assert _beside(_config(provider="openai")) == {"OpenAI-Organization": "org-1", **custom}
+    assert _beside(_config(base_url="https://gateway.example/v1")) == custom
+    assert _beside(_config(base_url="https://gateway.example/v1", headers={"x-team": "blue"})) == {"X-Gateway": "a:b"}
+    assert _beside(_config(provider="openai"), {"OPENAI_CUSTOM_HEADERS": "OpenAI-Organization: org-2"}) == {
         "OpenAI-Organization": "org-2"
     }
 
 
 def test_custom_headers_stay_away_from_other_providers_and_from_what_only_a_call_named():
     for block in ({"provider": "groq"}, {"provider": "anthropic"}, {"base_url": "https://api.deepseek.com/v1"}):
-        assert _beside(_plan(**block)) == {}
+        assert _beside(_config(**block)) == {}
     configuration = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}})
     for block in (
         {"base_url": "https://evil.example/v1"},
@@ -111,14 +111,14 @@ def test_a_trusted_client_that_brings_the_key_gets_the_account_of_the_environmen
     """As pipelines do, whose file has the key."""
     configuration = Configuration({"backend": "openai"}, trust_client=True, calls_replace=True)
     block = {"base_url": "https://api.openai.com/v1", "model_name": "m", "api_key": "k"}
-    plan = configuration.overlaid(Overrides("openai", {"openai": block}))
-    assert _beside(plan) == {"OpenAI-Organization": "org-1", "X-Team": "red", "X-Gateway": "a:b"}
+    config = configuration.overlaid(Overrides("openai", {"openai": block}))
+    assert _beside(config) == {"OpenAI-Organization": "org-1", "X-Team": "red", "X-Gateway": "a:b"}
 
 
 @pytest.mark.parametrize("line", ["Content-Length: 1", "Ho st: a", "X-A: \u00e9", "X-A: 1\nx-a: 2"])
 def test_a_custom_header_that_cannot_be_sent_is_an_error_that_names_the_variable(line):
     with pytest.raises(PromptmillError, match="OPENAI_CUSTOM_HEADERS") as caught:
-        endpoints(_plan(provider="openai"), {"OPENAI_API_KEY": "k", "OPENAI_CUSTOM_HEADERS": line})
+        endpoints(_config(provider="openai"), {"OPENAI_API_KEY": "k", "OPENAI_CUSTOM_HEADERS": line})
     assert caught.value.code == "invalid_config"
 
 
@@ -126,8 +126,8 @@ def test_a_call_that_names_a_provider_does_not_get_the_configured_key_of_another
     configuration = Configuration(
         {"backend": "openai", "backend_configs": {"openai": {"provider": "openai", "model_name": "m", "api_key": "s"}}}
     )
-    plan = configuration.overlaid(Overrides("openai", {"openai": {"provider": "deepseek"}}))
-    (endpoint,) = endpoints(plan, {})
+    config = configuration.overlaid(Overrides("openai", {"openai": {"provider": "deepseek"}}))
+    (endpoint,) = endpoints(config, {})
     assert "Authorization" not in endpoint.headers
 
 
@@ -188,7 +188,7 @@ async def test_an_endpoint_that_downloads_no_images_gets_no_image_urls(upstream)
     [("https://model.example/v1", "plain"), ("http://localhost:9/v1", "local"), ("http://10.0.0.7:9/v1", "local")],
 )
 def test_plans_without_a_provider_have_the_plain_profile_or_that_of_servers_nearby(url, name):
-    (endpoint,) = endpoints(openai_plan(url), {})
+    (endpoint,) = endpoints(openai_config(url), {})
     assert endpoint.profile.name == name
 
 
@@ -233,10 +233,10 @@ def test_a_model_that_refuses_a_temperature_gets_none(name, model, taken):
 )
 def test_bedrock_is_known_by_its_regions_and_gets_its_key_as_a_bearer_token(base_url, dialect):
     environ = {"LLM_API_KEY": "another", "AWS_BEARER_TOKEN_BEDROCK": "the-key"}
-    (endpoint,) = endpoints(_plan(base_url=base_url, provider="bedrock"), environ)
+    (endpoint,) = endpoints(_config(base_url=base_url, provider="bedrock"), environ)
     assert (endpoint.dialect, endpoint.base_url) == (dialect, base_url)
     assert endpoint.headers["Authorization"] == "Bearer the-key"
-    assert endpoints(_plan(base_url=base_url), {})[0].profile.name == "bedrock"
+    assert endpoints(_config(base_url=base_url), {})[0].profile.name == "bedrock"
 
 
 @pytest.mark.parametrize(
@@ -250,11 +250,11 @@ def test_bedrock_is_known_by_its_regions_and_gets_its_key_as_a_bearer_token(base
 )
 def test_no_other_host_gets_the_key_of_bedrock(host):
     (endpoint,) = endpoints(
-        _plan(base_url=f"https://{host}/v1", provider="bedrock"), {"AWS_BEARER_TOKEN_BEDROCK": "k" * 9}
+        _config(base_url=f"https://{host}/v1", provider="bedrock"), {"AWS_BEARER_TOKEN_BEDROCK": "k" * 9}
     )
     assert "Authorization" not in endpoint.headers
 
 
 def test_a_provider_with_several_addresses_asks_for_one():
     with pytest.raises(PromptmillError, match=r"bedrock-runtime\.us-east-1\.amazonaws\.com/openai/v1"):
-        endpoints(_plan(provider="bedrock"), {})
+        endpoints(_config(provider="bedrock"), {})

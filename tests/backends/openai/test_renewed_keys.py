@@ -14,7 +14,7 @@ import pytest
 
 from dialect_replies import speaks
 from driving import ask, echoes, opened
-from fakes import openai_plan
+from fakes import openai_config
 from processtable import gone
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.renewed_key import KeyCommand, NoKeyError, RenewedKey, key_in
@@ -287,8 +287,8 @@ class _Program:
 
 
 def _renewed(program, clock, **block):
-    plan = openai_plan("http://localhost:1", api_key=None, api_key_command="print-key", **block)
-    settings = plan.settings.backend_configs.openai
+    config = openai_config("http://localhost:1", api_key=None, api_key_command="print-key", **block)
+    settings = config.settings.backend_configs.openai
     command = KeyCommand(settings, run=program, clock=clock, sleep=clock.sleep)
     return RenewedKey(command, settings.max_delay, clock)
 
@@ -442,7 +442,7 @@ async def test_only_a_part_of_a_large_output_is_kept():
     ],
 )
 def test_a_token_of_an_account_is_sent_as_a_bearer_token(url, key, expected):
-    (endpoint,) = endpoints(openai_plan(url, api_key=None, api_key_command="print-key"), {})
+    (endpoint,) = endpoints(openai_config(url, api_key=None, api_key_command="print-key"), {})
     headers = endpoint.with_key(key).headers
     assert {name: value for name, value in headers.items() if key in value} == expected
     assert "api_key_command" not in str(headers)
@@ -450,7 +450,7 @@ def test_a_token_of_an_account_is_sent_as_a_bearer_token(url, key, expected):
 
 def test_a_header_of_the_configuration_replaces_the_key():
     own = {"authorization": "Basic abc"}
-    (endpoint,) = endpoints(openai_plan("https://x.com", api_key=None, api_key_command="print-key", headers=own), {})
+    (endpoint,) = endpoints(openai_config("https://x.com", api_key=None, api_key_command="print-key", headers=own), {})
     assert endpoint.renewed is None
     assert endpoint.headers["authorization"] == "Basic abc"
 

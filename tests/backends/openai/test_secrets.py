@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from driving import ask, opened
-from fakes import KEY, openai_plan
+from fakes import KEY, openai_config
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, raw, redirect, status
 
@@ -46,7 +46,7 @@ async def test_an_endpoint_that_shouts_the_key_is_not_repeated(upstream, drive, 
     assert "Incorrect API key provided" in result.failures[0].error.message
     assert secret not in _shown(result.failures[0].error)
     assert secret not in caplog.text
-    assert not any(secret in warning for warning in result.stats.warnings)
+    assert not any(secret in warning for warning in result.call.warnings)
 
 
 @pytest.mark.parametrize("body", ["text", "html", "list", "string", "nested"])
@@ -142,7 +142,7 @@ async def test_secrets_in_the_address_of_a_redirect_are_not_shown(upstream, driv
 
 
 def test_a_plan_does_not_show_its_key():
-    assert KEY not in repr(openai_plan("http://127.0.0.1:9"))
+    assert KEY not in repr(openai_config("http://127.0.0.1:9"))
 
 
 async def test_cookies_are_not_kept(upstream, drive):

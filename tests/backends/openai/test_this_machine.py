@@ -89,7 +89,7 @@ async def work():
     async with opened(url, concurrency=400) as backend:
         result = await ask(backend, prompts)
         right = result.texts == echoes(prompts)
-        print(json.dumps({"right": right, "codes": sorted(result.codes), "warnings": list(result.stats.warnings)}))
+        print(json.dumps({"right": right, "codes": sorted(result.codes), "warnings": list(result.call.warnings)}))
 run(work())
 """,
     )
@@ -113,7 +113,7 @@ async def work():
     async with opened(url, concurrency=300, adaptive=False) as backend:
         result = await ask(backend, prompts)
         right = result.texts == echoes(prompts)
-        print(json.dumps({"right": right, "warnings": list(result.stats.warnings)}))
+        print(json.dumps({"right": right, "warnings": list(result.call.warnings)}))
 run(work())
 """,
     )

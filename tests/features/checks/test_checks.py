@@ -37,49 +37,49 @@ def ask(upstream, closing):
     async def asked(*prompts: str, top: Any = None, **sampling: Any) -> Any:
         configuration = openai_configuration(upstream.url)
         service = closing(Service(type(configuration)({**configuration._raw, **(top or {})})))
-        stats = Call(Facts(total=len(prompts)))
+        call = Call(Facts(total=len(prompts)))
         items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
-        return await service.generate(items, stats, plan=service.plan.with_sampling(sampling)), stats
+        return await service.generate(items, call, config=service.config.with_sampling(sampling)), call
 
     return asked
 
 
 async def test_a_long_answer_is_asked_for_again_and_fails_alone(ask, upstream):
     upstream.reply = choose(_words)
-    (good, bad), stats = await ask("a", "stubborn", max_words=3)
+    (good, bad), call = await ask("a", "stubborn", max_words=3)
     assert (good.text, good.attempts) == ("one two", 2)
     assert (bad.error.code, bad.text) == ("invalid_answer", LONG)
     assert "it has 4 words, and at most 3 are allowed" in bad.error.message
-    assert (stats.counts.requests, stats.counts.asked_again) == (4, 2)
+    assert (call.counts.requests, call.counts.asked_again) == (4, 2)
     assert not any("max_words" in seen.json for seen in upstream.seen)
 
 
 async def test_each_of_several_answers_is_checked(ask, upstream):
     upstream.reply = choose(_words)
-    (outcome,), stats = await ask("a", max_words=3, n=2)
-    assert (outcome.answers, stats.counts.requests) == (("one two", "one two"), 4)
+    (outcome,), call = await ask("a", max_words=3, n=2)
+    assert (outcome.answers, call.counts.requests) == (("one two", "one two"), 4)
 
 
 async def test_several_checks_share_the_bound(ask, upstream):
     upstream.reply = choose(lambda seen: answer("x y" if _again(seen) else LONG))
-    (outcome,), stats = await ask("a", max_words=3, match="one.*")
-    assert (outcome.error.code, stats.counts.requests) == ("invalid_answer", 2)
+    (outcome,), call = await ask("a", max_words=3, match="one.*")
+    assert (outcome.error.code, call.counts.requests) == ("invalid_answer", 2)
     assert "it does not match the pattern one.*" in outcome.error.message
 
 
 async def test_a_second_request_is_paid_within_the_budget(ask, upstream):
     upstream.reply = choose(_words)
-    (outcome,), stats = await ask("a", top={"price": {"input": 1, "output": 2}}, max_words=3, max_tokens=9)
+    (outcome,), call = await ask("a", top={"price": {"input": 1, "output": 2}}, max_words=3, max_tokens=9)
     assert outcome.text == "one two"
-    assert outcome.cost == stats.counts.cost > 0
+    assert outcome.cost == call.counts.cost > 0
 
 
 async def test_an_answer_is_kept_when_it_passed(ask, upstream, tmp_path):
     upstream.reply = choose(_words)
     top = {"cache": str(tmp_path / "answers"), "sampling_params": {"temperature": 0}}
     for requests, most in ((2, 3), (0, 3), (1, 9)):
-        (outcome,), stats = await ask("a", top=top, max_words=most)
-        assert stats.counts.requests == requests
+        (outcome,), call = await ask("a", top=top, max_words=most)
+        assert call.counts.requests == requests
     assert outcome.text == LONG
 
 
@@ -100,7 +100,7 @@ async def test_no_answer_is_shown_that_may_be_asked_for_again(upstream, closing)
     service, shown = closing(Service(openai_configuration(upstream.url))), []
     call = Call(Facts(total=1), preview=lambda growing: shown.append(growing.text))
     item = conversation_from_prompt("a", "a prompt")
-    (outcome,) = await service.generate([item], call, plan=service.plan.with_sampling({"max_words": 3}))
+    (outcome,) = await service.generate([item], call, config=service.config.with_sampling({"max_words": 3}))
     assert (outcome.text, shown) == ("one two", [])
 
 
@@ -208,8 +208,8 @@ async def test_an_answer_in_another_language_is_asked_for_again(ask, upstream):
 )
 async def test_a_short_answer_may_be_in_any_language_and_keys_are_none(ask, upstream, text):
     upstream.reply = answer(text)
-    (outcome,), stats = await ask("a", language="de")
-    assert (outcome.text, stats.counts.asked_again) == (text, 0)
+    (outcome,), call = await ask("a", language="de")
+    assert (outcome.text, call.counts.asked_again) == (text, 0)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_language_that_cannot_be_checked_is_an_error_before_anything_is_sent(m
     if not installed:
         monkeypatch.setitem(sys.modules, "py3langid", None)
     with pytest.raises(PromptmillError, match=said):
-        Configuration({"sampling_params": {"language": language}}).plan  # noqa: B018
+        Configuration({"sampling_params": {"language": language}}).config  # noqa: B018
 
 
 def test_an_invalid_option_is_named_and_not_the_file_without_it(monkeypatch, tmp_path, capsys):
@@ -244,7 +244,7 @@ def test_an_invalid_option_is_named_and_not_the_file_without_it(monkeypatch, tmp
 def test_a_language_is_known_without_loading_what_tells_languages_apart(monkeypatch):
     assert frozenset(parameters.likelihoods("")) == parameters.LANGUAGES
     monkeypatch.delitem(sys.modules, "py3langid")
-    Configuration({"sampling_params": {"language": "de"}}).plan  # noqa: B018
+    Configuration({"sampling_params": {"language": "de"}}).config  # noqa: B018
     assert "py3langid" not in sys.modules
 
 
@@ -300,8 +300,8 @@ async def test_the_words_of_json_are_those_of_its_texts(ask, upstream, text):
 @pytest.mark.parametrize("text", ["  A1 \n", "A1\n", "\u00a0A1", "\u3000A1\r\n"])
 async def test_an_answer_that_matches_is_delivered_without_blanks_around_it(ask, upstream, text):
     upstream.reply = answer(text)
-    (outcome,), stats = await ask("a", match="[A-Z][0-9]")
-    assert (outcome.text, stats.counts.requests) == ("A1", 1)
+    (outcome,), call = await ask("a", match="[A-Z][0-9]")
+    assert (outcome.text, call.counts.requests) == ("A1", 1)
 
 
 async def test_inline_reasoning_stays_in_front_of_an_answer_that_matches(ask, upstream):

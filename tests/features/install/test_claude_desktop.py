@@ -69,7 +69,7 @@ def test_the_entry_names_a_folder_of_the_users_choice(install, file, tmp_path, m
     assert not (tmp_path / "promptmill").exists()
     arguments = argparse.Namespace(config=None, set=[args[args.index("--set") + 1]], backend=None, model=None)
     monkeypatch.setattr("promptmill.cli.options._overrides", lambda *_: {})
-    assert configuration_of(arguments).plan.operator.allowed_roots == [str(chosen)]
+    assert configuration_of(arguments).config.operator.allowed_roots == [str(chosen)]
 
 
 def test_a_person_at_a_terminal_is_asked_for_the_folder(install, file, tmp_path, monkeypatch):

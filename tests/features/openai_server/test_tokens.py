@@ -97,7 +97,7 @@ def test_further_tokens_open_neither_mcp_nor_the_metrics(tmp_path, upstream):
 
 def test_a_token_that_no_client_can_send_is_a_wrong_configuration():
     for secret in ("short", "with a space in the middle", "mit-Umlaut-ä-0123456789"):
-        limits = Configuration({"client_limits": {"tokens": {"a": {"token": secret}}}}).plan.operator.client_limits
+        limits = Configuration({"client_limits": {"tokens": {"a": {"token": secret}}}}).config.operator.client_limits
         with pytest.raises(PromptmillError, match=r"client_limits\.tokens\.a\.token") as error:
             configured(limits.tokens)
         assert secret not in str(error.value)
@@ -120,7 +120,7 @@ def test_tokens_without_the_server_s_own_are_a_wrong_configuration(tmp_path, ups
 @pytest.mark.parametrize("own", [TEAMS["a"], TOKEN])
 def test_two_equal_tokens_are_a_wrong_configuration(own):
     tokens = {"a": {"token": TEAMS["a"]}, "b": {"token": TEAMS["b"] if own == TEAMS["a"] else TEAMS["a"]}}
-    limits = Configuration({"client_limits": {"tokens": tokens}}).plan.operator.client_limits
+    limits = Configuration({"client_limits": {"tokens": tokens}}).config.operator.client_limits
     with pytest.raises(PromptmillError, match=r"client_limits\.tokens: two tokens are the same"):
         check_tokens(Token(own), tuple(configured(limits.tokens).values()), ())
 

@@ -234,9 +234,9 @@ async def test_a_complaint_is_no_text_of_the_row(upstream, closing):
     service = closing(Service(openai_configuration(upstream.url)))
     schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": ["number", "null"]}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    plan = service.config.with_sampling({"quote": True, "response_format": wanted})
     item = conversation_from_prompt(INVOICE, "a prompt")
-    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    (found,) = await service.generate([item], Call(Facts(total=1)), config=plan)
     assert "the corrected JSON alone" in upstream.seen[1].json["messages"][-1]["content"]
     assert found.sources["number"] == {"quote": "the corrected JSON alone", "is_missing": True}
 
@@ -365,9 +365,9 @@ async def test_a_call_has_the_sources_of_its_answers(upstream, closing):
     service = closing(Service(openai_configuration(upstream.url)))
     schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": "number"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    plan = service.config.with_sampling({"quote": True, "response_format": wanted})
     item = conversation_from_prompt(INVOICE, "a prompt")
-    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    (found,) = await service.generate([item], Call(Facts(total=1)), config=plan)
     assert json.loads(found.text) == {"number": "R-7", "total": 12.5}
     assert {name: its["quote"] for name, its in leaves(found.sources)} == {
         "number": "Invoice R-7",
@@ -378,8 +378,8 @@ async def test_a_call_has_the_sources_of_its_answers(upstream, closing):
 async def test_a_call_without_a_schema_has_no_quotes(upstream, closing):
     service = closing(Service(openai_configuration(upstream.url)))
     item = conversation_from_prompt(INVOICE, "a prompt")
-    plan = service.plan.with_sampling({"quote": True})
-    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    plan = service.config.with_sampling({"quote": True})
+    (found,) = await service.generate([item], Call(Facts(total=1)), config=plan)
     assert "`quote` needs answers with" in found.error.message
     assert not upstream.seen
 
@@ -388,9 +388,9 @@ async def test_a_schema_that_cannot_be_quoted_fails_its_request_alone(upstream, 
     service = closing(Service(openai_configuration(upstream.url)))
     schema = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    plan = service.config.with_sampling({"quote": True, "response_format": wanted})
     item = conversation_from_prompt(INVOICE, "a prompt")
-    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    (found,) = await service.generate([item], Call(Facts(total=1)), config=plan)
     assert "refers to itself as a whole" in found.error.message
     assert not upstream.seen
 
@@ -427,9 +427,9 @@ async def test_quotes_are_not_looked_up_when_the_client_has_left(upstream, closi
     service = closing(Service(openai_configuration(upstream.url)))
     schema = {"type": "object", "properties": {"list": {"type": "array", "items": {"type": "string"}}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    plan = service.config.with_sampling({"quote": True, "response_format": wanted})
     item = conversation_from_prompt(INVOICE * 100, "a prompt")
-    asking = asyncio.ensure_future(service.generate([item], Call(Facts(total=1)), plan=plan))
+    asking = asyncio.ensure_future(service.generate([item], Call(Facts(total=1)), config=plan))
     await until(lambda: bool(looked))
     asking.cancel()
     await asyncio.wait({asking})
@@ -443,10 +443,10 @@ async def test_instructions_of_a_developer_are_no_text(upstream, closing):
     service = closing(Service(openai_configuration(upstream.url)))
     schema = {"type": "object", "properties": {"number": {"type": "string"}, "total": {"type": "number"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-    plan = service.plan.with_sampling({"quote": True, "response_format": wanted})
+    plan = service.config.with_sampling({"quote": True, "response_format": wanted})
     said = [{"role": "developer", "content": INVOICE}, {"role": "user", "content": "EUR 12.50"}]
     item = conversation_from_messages(said, "a prompt")
-    (found,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
+    (found,) = await service.generate([item], Call(Facts(total=1)), config=plan)
     assert {name: its.get("is_missing", False) for name, its in leaves(found.sources)} == {
         "number": True,
         "total": False,

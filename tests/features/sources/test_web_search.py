@@ -11,7 +11,7 @@ from fastmcp.exceptions import ToolError
 
 import promptmill
 from batch_server import BatchServer
-from fakes import openai_configuration, openai_plan
+from fakes import openai_config, openai_configuration
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
@@ -134,13 +134,13 @@ def test_a_batch_has_the_search_and_its_sources(tmp_path, family, provider, text
 
 
 def test_tools_of_the_caller_stay_and_a_search_in_his_own_form_is_not_doubled():
-    plan = openai_plan("http://127.0.0.1:1/v1", provider="anthropic")
+    config = openai_config("http://127.0.0.1:1/v1", provider="anthropic")
     tool = {"name": "look", "input_schema": {"type": "object"}}
     (search,) = FORMS["anthropic", None, "claude-sonnet-4-6"]["tools"]
-    assert sent(plan, {"tools": [tool], "top_k": 4}) == {"tools": [tool, search], "top_k": 4}
+    assert sent(config, {"tools": [tool], "top_k": 4}) == {"tools": [tool, search], "top_k": 4}
     own = {"tools": [{**search, "max_uses": 2}]}
-    assert sent(plan, own) == own
-    assert sent(plan, {"top_k": 4}, web=False) == {"top_k": 4}
+    assert sent(config, own) == own
+    assert sent(config, {"top_k": 4}, web=False) == {"top_k": 4}
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ def test_tools_of_the_caller_stay_and_a_search_in_his_own_form_is_not_doubled():
 )
 def test_another_tool_that_reads_or_searches_is_no_search_of_the_web(provider, tool):
     dialect = {"dialect": "responses"} if provider == "openai" else {}
-    plan = openai_plan("http://127.0.0.1:1/v1", provider=provider, **dialect)
+    config = openai_config("http://127.0.0.1:1/v1", provider=provider, **dialect)
     (search,) = next(form["tools"] for (name, _, _), form in FORMS.items() if name == provider)
-    assert sent(plan, {"tools": [tool]}) == {"tools": [tool, search]}
-    assert sent(plan, {"tools": [tool, search]}) == {"tools": [tool, search]}
+    assert sent(config, {"tools": [tool]}) == {"tools": [tool, search]}
+    assert sent(config, {"tools": [tool, search]}) == {"tools": [tool, search]}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_another_tool_that_reads_or_searches_is_no_search_of_the_web(provider, t
 )
 def test_an_endpoint_without_a_search_is_refused_with_what_has_one(block, words):
     with pytest.raises(PromptmillError, match=words) as caught:
-        sent(openai_plan("http://127.0.0.1:1/v1", **block))
+        sent(openai_config("http://127.0.0.1:1/v1", **block))
     assert caught.value.code is Code.INVALID_CONFIG
     hint = str(caught.value.hint)
     assert "dialect" in hint if "another API" in caught.value.message else "anthropic, google, openai" in hint
@@ -180,15 +180,15 @@ def test_an_endpoint_without_a_search_is_refused_with_what_has_one(block, words)
 
 def test_endpoints_of_several_providers_need_one_form():
     same = ["https://api.x.ai/v1", "https://api.openai.com/v1"]
-    assert sent(openai_plan(same, dialect="responses")) == OF_RESPONSES
+    assert sent(openai_config(same, dialect="responses")) == OF_RESPONSES
     with pytest.raises(PromptmillError, match=r"of the endpoint \(anthropic, google\)"):
-        sent(openai_plan(["https://api.anthropic.com", "https://generativelanguage.googleapis.com"]))
+        sent(openai_config(["https://api.anthropic.com", "https://generativelanguage.googleapis.com"]))
 
 
 def test_an_engine_has_no_search():
-    plan = Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "m"}}}).plan
+    config = Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "m"}}}).config
     with pytest.raises(PromptmillError, match="No web search is known of the backend hf"):
-        sent(plan)
+        sent(config)
 
 
 @pytest.mark.parametrize("dry", [False, True])
@@ -252,9 +252,9 @@ def service(upstream, top=(), **options):
 def test_the_user_is_not_asked_about_a_cost_without_the_searches(upstream):
     raw = openai_configuration(upstream.url, provider="openai", dialect="responses")._raw
     price = {"price": {"input": 1, "output": 10}, "sampling_params": {"max_tokens": 10}}
-    plan = Configuration({**raw, **price}).plan
-    assert None not in tools_of_calls._costs([PROMPT], "", plan)
-    assert tools_of_calls._costs([PROMPT], "", plan.with_sampling({"web": True})) == (None, None)
+    config = Configuration({**raw, **price}).config
+    assert None not in tools_of_calls._costs([PROMPT], "", config)
+    assert tools_of_calls._costs([PROMPT], "", config.with_sampling({"web": True})) == (None, None)
 
 
 async def test_a_client_may_not_search_at_the_expense_of_the_operator(upstream, tools):

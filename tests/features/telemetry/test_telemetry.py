@@ -347,7 +347,7 @@ async def test_a_client_whose_trace_is_not_sampled_gets_no_spans(service, export
 async def test_providers_have_the_names_of_the_conventions(collector, closing, provider, name):
     block = {"provider": provider, "model_name": "m", "api_key": "x"}
     configuration = Configuration({"backend": "openai", "backend_configs": {"openai": block}})
-    labels = ModelLabels().of_plan(configuration.plan)
+    labels = ModelLabels().of_config(configuration.config)
     assert telemetry._model(labels) == {"gen_ai.provider.name": name, "gen_ai.request.model": "m"}
 
 

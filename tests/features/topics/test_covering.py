@@ -74,8 +74,8 @@ def test_half_as_many_rows_as_the_sample_are_chosen_if_there_is_an_encoder(tmp_p
     drawn = Drawn.of(rows, PROMPT, 300, 200)
     assert chosen_rows(drawn) == 0
     monkeypatch.setitem(sys.modules, "numpy", None)  # it comes with an encoder
-    folders, plan = JobFolders(tmp_path), configuration_of({"backend": "openai"}).plan
-    assert Covering(folders, plan, None).of(drawn) is drawn
+    folders, config = JobFolders(tmp_path), configuration_of({"backend": "openai"}).config
+    assert Covering(folders, config, None).of(drawn) is drawn
 
 
 @NEEDS_ENCODER
@@ -87,10 +87,10 @@ def test_without_vectors_all_rows_are_random_and_a_note_says_why(tmp_path, monke
     broken.mkdir()
     (broken / CONVERSION.last).write_text("no model")
     monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path))
-    config = tmp_path / "parameter.yaml"
-    config.write_text("backend_configs: {encoder: {model: e5}}")
-    plan = configuration_of({"config": config, "backend": "encoder"}).plan
-    covering = Covering(JobFolders(tmp_path / "jobs"), plan, config)
+    path = tmp_path / "parameter.yaml"
+    path.write_text("backend_configs: {encoder: {model: e5}}")
+    config = configuration_of({"config": path, "backend": "encoder"}).config
+    covering = Covering(JobFolders(tmp_path / "jobs"), config, path)
     drawn = Drawn.of(table(500), PROMPT, 40, 30)
     assert covering.of(drawn) is drawn
     (note,) = covering.notes

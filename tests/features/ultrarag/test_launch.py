@@ -278,20 +278,20 @@ def test_its_own_parameter_file_goes_before_the_environment(tmp_path, monkeypatc
     monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "nowhere.yaml"))
     (tmp_path / "parameter.yaml").write_text("backend: openai\n")
     found = launch._configuration_in(tmp_path)
-    assert (found.plan.backend, found.plan.trust_client) == ("openai", True)
+    assert (found.config.backend, found.config.trust_client) == ("openai", True)
 
 
 def test_a_key_that_occurs_twice_is_a_warning_and_its_last_value_counts(tmp_path, caplog):
     (tmp_path / "parameter.yaml").write_text("backend: vllm\nbackend: openai\napi_key: a\napi_key: b\n")
-    assert launch._configuration_in(tmp_path).plan.backend == "openai"
+    assert launch._configuration_in(tmp_path).config.backend == "openai"
     assert "line 2: the key backend occurs twice; its last value is used." in caplog.text
     assert "line 4: the key api_key occurs twice" in caplog.text
 
 
 def test_the_file_may_name_a_provider_as_its_backend(tmp_path):
     (tmp_path / "parameter.yaml").write_text("backend: gemini\nbackend_configs: {gemini: {model_name: m}}\n")
-    plan = launch._configuration_in(tmp_path).plan
-    assert (plan.backend, plan.settings.backend_configs.openai.provider) == ("openai", "google")
+    config = launch._configuration_in(tmp_path).config
+    assert (config.backend, config.settings.backend_configs.openai.provider) == ("openai", "google")
 
 
 # build

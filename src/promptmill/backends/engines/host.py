@@ -29,7 +29,7 @@ from promptmill.backends import vectors
 from promptmill.backends.engines import hardware, questions
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.configuration import TRUST_SWITCH
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import BY_CALL
 from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import READS_IMAGES, Code, PromptmillError, config_error, input_error
@@ -45,22 +45,22 @@ _CHILD = "promptmill.backends.engines.child"
 _READ_AT_ONCE = 8  # max items of a call whose images are in memory, between the disk and the pipe
 
 
-def create(plan: ResolvedConfig) -> EngineHost:
-    """Return the backend of `plan`, which is not yet loaded. Raises `PromptmillError` (`invalid_config`)."""
-    block = getattr(plan.settings.backend_configs, plan.backend)
+def create(config: ModelConfig) -> EngineHost:
+    """Return the backend of `config`, which is not yet loaded. Raises `PromptmillError` (`invalid_config`)."""
+    block = getattr(config.settings.backend_configs, config.backend)
     if not block.model_name_or_path:
-        _check_spelling(plan.backend, block.model_extra or {})
-        path = f"backend_configs.{plan.backend}.model_name_or_path"
+        _check_spelling(config.backend, block.model_extra or {})
+        path = f"backend_configs.{config.backend}.model_name_or_path"
         raise config_error(path, "no model is named; name a folder, a model hub name, or smollm2-135m-instruct.")
-    check_arguments(plan)
+    check_arguments(config)
     options = {
         **block.model_dump(mode="json"),
-        "trust_remote_code": trusts_remote_code(plan),
-        "unsupported": plan.settings.unsupported,
+        "trust_remote_code": trusts_remote_code(config),
+        "unsupported": config.settings.unsupported,
     }
-    rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
-    environment = _environment(getattr(block, "gpu_ids", None), plan.replicas)
-    return EngineHost(plan.backend, options, environment, rules)
+    rules = ImageRules.of(config.file_rule, config.settings.max_image_pixels, config.settings.max_image_memory)
+    environment = _environment(getattr(block, "gpu_ids", None), config.replicas)
+    return EngineHost(config.backend, options, environment, rules)
 
 
 def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, str]:
@@ -497,21 +497,21 @@ _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
 }
 
 
-def check_arguments(plan: ResolvedConfig) -> None:
+def check_arguments(config: ModelConfig) -> None:
     """Raise `PromptmillError` (`invalid_config`) if a call sets a setting that is reserved for the operator.
 
     A call may repeat the operator's value.
     """
-    if plan.trust_client:
+    if config.trust_client:
         return
-    block, operator = (_given(side, plan.backend) for side in (plan.settings, plan.operator))
-    ours = type(getattr(plan.settings.backend_configs, plan.backend)).marked(BY_CALL)
+    block, operator = (_given(side, config.backend) for side in (config.settings, config.operator))
+    ours = type(getattr(config.settings.backend_configs, config.backend)).marked(BY_CALL)
     allowed = ENGINE_ARGUMENTS | WHICH_MODEL | ours
-    for name in sorted(plan.from_call - allowed):
+    for name in sorted(config.from_call - allowed):
         if name not in operator or block.get(name) != operator[name]:
             meant = did_you_mean(name, allowed, likeness=_NEARLY_EQUAL)
             switch = f"{meant} Otherwise {TRUST_SWITCH}" if meant else TRUST_SWITCH
-            raise config_error(f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {switch}")
+            raise config_error(f"backend_configs.{config.backend}.{name:.60}", f"a call may not set this; {switch}")
 
 
 def _check_spelling(backend: str, extra: Mapping[str, object]) -> None:
@@ -533,20 +533,20 @@ def _check_spelling(backend: str, extra: Mapping[str, object]) -> None:
         raise config_error(path, " ".join(problems))
 
 
-def trusts_remote_code(plan: ResolvedConfig) -> bool:
+def trusts_remote_code(config: ModelConfig) -> bool:
     """Return whether the model's own code may run: only if the operator allowed it for exactly this model.
 
     It may not run if the call sets other values that may bring code, such as another tokenizer or revision.
     """
-    block = getattr(plan.settings.backend_configs, plan.backend)
-    operator = getattr(plan.operator.backend_configs, plan.backend)
-    if not getattr(block, "trust_remote_code", False) or plan.trust_client:
+    block = getattr(config.settings.backend_configs, config.backend)
+    operator = getattr(config.operator.backend_configs, config.backend)
+    if not getattr(block, "trust_remote_code", False) or config.trust_client:
         return bool(getattr(block, "trust_remote_code", False))
-    if "trust_remote_code" in plan.from_call and not operator.trust_remote_code:
-        path = f"backend_configs.{plan.backend}.trust_remote_code"
+    if "trust_remote_code" in config.from_call and not operator.trust_remote_code:
+        path = f"backend_configs.{config.backend}.trust_remote_code"
         raise config_error(path, f"a call may not switch this on; {TRUST_SWITCH}")
-    ours, theirs = _given(plan.settings, plan.backend), _given(plan.operator, plan.backend)
-    return all(name in _BRINGS_NO_CODE or ours.get(name) == theirs.get(name) for name in plan.from_call)
+    ours, theirs = _given(config.settings, config.backend), _given(config.operator, config.backend)
+    return all(name in _BRINGS_NO_CODE or ours.get(name) == theirs.get(name) for name in config.from_call)
 
 
 def _given(settings: Any, backend: str) -> dict[str, object]:

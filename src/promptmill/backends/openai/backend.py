@@ -45,7 +45,7 @@ from promptmill.backends.openai.route import proxy_of
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.protocol import Call, Completion, Exchange, Failure, KeyHolder, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
 from promptmill.core.request import Request
@@ -71,26 +71,26 @@ _LOG = logging.getLogger(__name__)
 _Result: TypeAlias = Completion | RetryDecision
 
 
-def create(plan: ResolvedConfig) -> OpenAIBackend:
-    """Return the backend of `plan`. Raises `PromptmillError` (`invalid_config`) for settings that cannot work."""
-    return OpenAIBackend(plan)
+def create(config: ModelConfig) -> OpenAIBackend:
+    """Return the backend of `config`. Raises `PromptmillError` (`invalid_config`) for settings that cannot work."""
+    return OpenAIBackend(config)
 
 
 class OpenAIBackend:
     """All calls share one pool and one limiter, so `concurrency` limits all of them together."""
 
-    def __init__(self, plan: ResolvedConfig) -> None:
-        """`plan` chooses endpoints, keys and limits. Nothing is opened yet."""
-        self._plan = plan
-        self._settings = plan.settings.backend_configs.openai
+    def __init__(self, config: ModelConfig) -> None:
+        """`config` chooses endpoints, keys and limits. Nothing is opened yet."""
+        self._config = config
+        self._settings = config.settings.backend_configs.openai
         if not self._settings.model_name:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
-        self._endpoints = endpoints(plan)
+        self._endpoints = endpoints(config)
         for endpoint in self._endpoints:
             proxy_of(endpoint.url, trust_env=self._settings.trust_env)  # checked early: raises if the proxy is unusable
         self._pool: Pool | None = None
         """The pool; None before loading and after closing."""
-        self._fetcher = WebImages() if plan.settings.fetch_images else None
+        self._fetcher = WebImages() if config.settings.fetch_images else None
         self._limiter: Limiter | None = None
         self._calls: dict[Call, Attempts | ExchangedAnswers] = {}
         self._watches: list[asyncio.Task[None]] = []
@@ -99,9 +99,9 @@ class OpenAIBackend:
     @cached_property
     def _rules(self) -> ImageRules:
         """The rules for images, created for the first image. All calls share their memory."""
-        settings = self._plan.settings
+        settings = self._config.settings
         types = image_types_of(self._endpoints)
-        return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
+        return ImageRules.of(self._config.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Create the pool. Nothing is sent."""
@@ -159,7 +159,7 @@ class OpenAIBackend:
             self._pool,
             ImageEncoder(lambda: self._rules, self._fetcher, call.facts.kept_image_bytes),
             call,
-            unsupported_is_error=self._plan.settings.unsupported == "error",
+            unsupported_is_error=self._config.settings.unsupported == "error",
         )
         attempts = self._calls[call] = Attempts(
             call, settings=self._settings, concurrency=self._concurrency, limiter=self._limiter, sender=sender
@@ -190,7 +190,7 @@ class OpenAIBackend:
             endpoint,
             RequestEncoder(endpoint, settings.model_name or "", enable_thinking=settings.enable_thinking, stream=False),
             ImageEncoder(lambda: self._rules, self._fetcher),
-            unsupported_is_error=self._plan.settings.unsupported == "error",
+            unsupported_is_error=self._config.settings.unsupported == "error",
         )
 
     async def aclose(self) -> None:

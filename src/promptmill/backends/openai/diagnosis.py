@@ -24,7 +24,7 @@ from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Step
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.form import Choice, Form, Question
 from promptmill.core.request import Request, Sampling, conversation_from_prompt
@@ -42,16 +42,16 @@ _TRIAL = Form((Question("", "Does the text say yes?", Choice(("yes", "no"))),))
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
-async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s: float = _IN_ALL_S) -> None:
-    """Test each endpoint of `plan`, within `limit_s` in total.
+async def diagnose(config: ModelConfig, report: Callable[[Step], None], limit_s: float = _IN_ALL_S) -> None:
+    """Test each endpoint of `config`, within `limit_s` in total.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
     stage = _Stages(report)
     try:
-        async with asyncio.timeout(limit_s), connected(plan) as pool:
-            for endpoint in endpoints(plan):
-                await _Trial(plan, endpoint, pool, stage).run()
+        async with asyncio.timeout(limit_s), connected(config) as pool:
+            for endpoint in endpoints(config):
+                await _Trial(config, endpoint, pool, stage).run()
     except TimeoutError:
         hint = "It accepts connections but does not answer." if stage.name != "connection" else "Is the address right?"
         if stage.name == "key":
@@ -84,10 +84,10 @@ class _Stages:
 class _Trial:
     """The test of one endpoint, stage by stage, up to the first failing stage."""
 
-    def __init__(self, plan: ResolvedConfig, endpoint: Endpoint, pool: Pool, stage: _Stages) -> None:
-        self._plan, self._endpoint, self._pool, self._stage = plan, endpoint, pool, stage
+    def __init__(self, config: ModelConfig, endpoint: Endpoint, pool: Pool, stage: _Stages) -> None:
+        self._config, self._endpoint, self._pool, self._stage = config, endpoint, pool, stage
         self._url = urlsplit(endpoint.url)
-        self._settings = plan.settings.backend_configs.openai
+        self._settings = config.settings.backend_configs.openai
         self._listed: ModelList | PromptmillError | None = None
         stage.host = endpoint.name
 
@@ -190,9 +190,9 @@ class _Trial:
             return
         fewest = 1 if endpoint.dialect == "openai" else _FEWEST_TOKENS
         without = {"response_format": None} if fewest == 1 else {"response_format": None, **_NO_THINKING}
-        sampling = self._plan.settings.sampling_params.model_copy(update={"max_tokens": fewest, **without})
+        sampling = self._config.settings.sampling_params.model_copy(update={"max_tokens": fewest, **without})
         conversation = conversation_from_prompt("Say yes.", "the trial prompt")
-        request = Request(0, conversation, sampling, self._plan.settings.extra_params)
+        request = Request(0, conversation, sampling, self._config.settings.extra_params)
         thinking = self._settings.enable_thinking if fewest == 1 else None
         encoder = RequestEncoder(endpoint, model, enable_thinking=thinking, stream=False)
         head = encoder.head(request)

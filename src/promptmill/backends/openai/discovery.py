@@ -19,7 +19,7 @@ from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import OF_ANOTHER_ENDPOINT, ResolvedConfig
+from promptmill.config.model_config import OF_ANOTHER_ENDPOINT, ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed
@@ -36,22 +36,22 @@ _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
 
 @contextlib.asynccontextmanager
-async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
-    """Open connections to the plan's endpoints, for a few requests."""
-    pool = Pool(plan.settings.backend_configs.openai, 16)
+async def connected(config: ModelConfig) -> AsyncIterator[Pool]:
+    """Open connections to the configuration's endpoints, for a few requests."""
+    pool = Pool(config.settings.backend_configs.openai, 16)
     try:
         yield pool
     finally:
         await pool.aclose()
 
 
-async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` with the endpoint's model if the plan names no model.
+async def with_model(config: ModelConfig) -> ModelConfig:
+    """Return `config` with the endpoint's model if the configuration names no model.
 
     Raises `PromptmillError` that lists the models if the endpoint has several, or that explains a missing list.
     """
-    first = endpoints(plan)[0]
-    async with connected(plan) as pool:
+    first = endpoints(config)[0]
+    async with connected(config) as pool:
         try:
             models = await read_models(pool, first, _MODEL_S)
         except PromptmillError as error:
@@ -65,14 +65,14 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     model = models.only()
     if model is None:
         raise config_error(f"{_BLOCK}.model_name", "none is named; ", *which_models(first, models))
-    return _naming(plan, model.name, f"model {model.name}: the one that {_where(first, models)} has")
+    return _naming(config, model.name, f"model {model.name}: the one that {_where(first, models)} has")
 
 
-async def models_at(plan: ResolvedConfig) -> list[str]:
+async def models_at(config: ModelConfig) -> list[str]:
     """Return the names of the models at the first endpoint, loaded models first; `[]` without a list."""
-    first = endpoints(plan)[0]
+    first = endpoints(config)[0]
     try:
-        async with connected(plan) as pool:
+        async with connected(config) as pool:
             models = await read_models(pool, first, _PROVIDER_S)
     except PromptmillError:
         return []
@@ -94,9 +94,11 @@ def _where(endpoint: Endpoint, models: ModelList) -> str:
     return f"{models.server} at {endpoint.name}" if models.server else endpoint.name
 
 
-def _naming(plan: ResolvedConfig, model: str, why: str) -> ResolvedConfig:
-    settings, operator = (each.with_block("openai", model_name=model) for each in (plan.settings, plan.operator))
-    return replace(plan, settings=settings, operator=operator, chosen=f"{plan.chosen}; {why}" if plan.chosen else why)
+def _naming(config: ModelConfig, model: str, why: str) -> ModelConfig:
+    settings, operator = (each.with_block("openai", model_name=model) for each in (config.settings, config.operator))
+    return replace(
+        config, settings=settings, operator=operator, chosen=f"{config.chosen}; {why}" if config.chosen else why
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class _Candidate:
 
     name: str
     values: JsonObject
-    plan: ResolvedConfig
+    config: ModelConfig
     is_local: bool
 
 
@@ -119,7 +121,7 @@ async def choose(
     The order: the configuration's endpoint; servers at their usual addresses on this machine; providers whose key is
     set and that have the named model.
     """
-    block = configuration.plan.settings.backend_configs.openai
+    block = configuration.config.settings.backend_configs.openai
     against: list[str] = []
     providers = _providers(configuration, environ, profiles)
     if not block.model_name and providers:
@@ -129,7 +131,7 @@ async def choose(
     groups = [(_local(configuration, environ, profiles), _LOCAL_S), (providers, _PROVIDER_S)]
     if block.base_url or block.provider:
         groups.insert(0, ([_candidate(configuration, "the endpoint of the configuration", {})], _PROVIDER_S))
-    async with connected(configuration.plan) as pool:
+    async with connected(configuration.config) as pool:
         for candidates, limit_s in groups:
             answers = await asyncio.gather(*(_ask(pool, candidate, limit_s, environ) for candidate in candidates))
             for candidate, answer in zip(candidates, answers, strict=True):
@@ -142,7 +144,7 @@ async def choose(
 async def around(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
     """Return the address of an answering server on this machine, and a provider with a key; `""` for a missing one."""
     servers = _local(configuration, environ, PROFILES)
-    async with connected(configuration.plan) as pool:
+    async with connected(configuration.config) as pool:
         answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
     urls = [
         server.values["base_url"][0]
@@ -218,14 +220,14 @@ def _providers(
 
 def _candidate(configuration: Configuration, name: str, values: JsonObject, *, is_local: bool = False) -> _Candidate:
     put = {f"{_BLOCK}.{key}": value for key, value in values.items()} | {"backend": "openai"}
-    return _Candidate(name, values, configuration.with_choice(put, "", keyless=is_local).plan, is_local)
+    return _Candidate(name, values, configuration.with_choice(put, "", keyless=is_local).config, is_local)
 
 
 async def _ask(
     pool: Pool, candidate: _Candidate, limit_s: float, environ: Mapping[str, str]
 ) -> tuple[Endpoint, ModelList] | PromptmillError:
     try:
-        endpoint = endpoints(candidate.plan, environ)[0]
+        endpoint = endpoints(candidate.config, environ)[0]
         return endpoint, await read_models(pool, endpoint, limit_s)
     except PromptmillError as error:
         return error

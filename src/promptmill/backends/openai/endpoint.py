@@ -31,7 +31,7 @@ from promptmill.core.errors import Named, PromptmillError, config_error, looks_l
 from promptmill.core.wording import close_matches, did_you_mean
 
 if TYPE_CHECKING:
-    from promptmill.config.resolved_config import ResolvedConfig  # worker processes do not need YAML
+    from promptmill.config.model_config import ModelConfig  # worker processes do not need YAML
 
 
 _BLOCK = "backend_configs.openai"
@@ -119,15 +119,15 @@ def _base_of(path: str, name: str) -> str:
     return dialect.base(path) if isinstance(dialect, Deciding) else path.removesuffix(dialect.PATH)
 
 
-def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
-    """Return the endpoints of the plan's `base_url`, at least one.
+def endpoints(config: ModelConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
+    """Return the endpoints of the configuration's `base_url`, at least one.
 
     Raises `PromptmillError` (`invalid_config`) for a URL or key that cannot work.
     """
-    settings = plan.settings.backend_configs.openai
-    trusted = set(map(_origin, addresses(plan.operator.backend_configs.openai)))
+    settings = config.settings.backend_configs.openai
+    trusted = set(map(_origin, addresses(config.operator.backend_configs.openai)))
     found = [
-        _endpoint(given, plan, environ, key, trusted) for given in _required_urls(settings) for key in _keys(settings)
+        _endpoint(given, config, environ, key, trusted) for given in _required_urls(settings) for key in _keys(settings)
     ]
     if not any(_needs_renewed(endpoint) for endpoint in found):
         return found
@@ -261,10 +261,10 @@ def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfil
 
 
 def _endpoint(
-    given: str, plan: ResolvedConfig, environ: Mapping[str, str], configured: str, trusted: Collection[str]
+    given: str, config: ModelConfig, environ: Mapping[str, str], configured: str, trusted: Collection[str]
 ) -> Endpoint:
     """Return the endpoint at the URL `given`. `trusted`: the origins that the operator named."""
-    settings = plan.settings.backend_configs.openai
+    settings = config.settings.backend_configs.openai
     url = parsed(given)
     host_profile = profile_at(url)
     profile = _named_profile(settings.provider) if settings.provider else host_profile
@@ -274,21 +274,21 @@ def _endpoint(
     name = _dialect_of(given, settings, profile)
     profile = deciding(profile, name)
     url = _in_dialect(url, given, name, profile)
-    named = _origin(url) in trusted or plan.trust_client
+    named = _origin(url) in trusted or config.trust_client
     for_environment = (
         named or (host_profile.site.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
-    key, source, note = _key_of(plan, environ, configured, host_profile, named=named, for_environment=for_environment)
-    own = settings.headers if named or "headers" in plan.from_call else {}
-    of_call = "headers" in plan.from_call and not plan.trust_client
+    key, source, note = _key_of(config, environ, configured, host_profile, named=named, for_environment=for_environment)
+    own = settings.headers if named or "headers" in config.from_call else {}
+    of_call = "headers" in config.from_call and not config.trust_client
     if key:
         if wrong := key_problem(key.strip()):
             if configured:
-                raise config_error(f"{_block(plan)}.api_key", wrong)
+                raise config_error(f"{_block(config)}.api_key", wrong)
             raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
         key = key.strip()
     of_client = {}
-    if plan.trust_client or "api_key" not in plan.from_call:  # otherwise, the account is the caller's
+    if config.trust_client or "api_key" not in config.from_call:  # otherwise, the account is the caller's
         of_client = _of_openais_client(environ, host_profile, has_key=bool(key), named=named, dialect=name)
     headers = _over(
         _over(_headers(url, key, profile, name), of_client),
@@ -330,7 +330,7 @@ def _of_openais_client(
 
 
 def _key_of(
-    plan: ResolvedConfig,
+    config: ModelConfig,
     environ: Mapping[str, str],
     configured: str,
     host_profile: ProviderProfile,
@@ -342,18 +342,18 @@ def _key_of(
 
     `named`: the operator named the endpoint. `for_environment`: it may get a key of the environment.
     """
-    settings = plan.settings.backend_configs.openai
+    settings = config.settings.backend_configs.openai
     if configured:
-        if "api_key" in plan.from_call or named:
+        if "api_key" in config.from_call or named:
             return configured, "`api_key` of the configuration", ""
         return "", "", f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
     if settings.api_key_command:
         if named:
             return _KEY, "the output of `api_key_command`", ""
         return "", "", f"The key of `api_key_command` is not sent to an endpoint that only the call named: {_SWITCHES}."
-    if not (key_and_source := _from_environment(settings, plan, environ, host_profile)):
+    if not (key_and_source := _from_environment(settings, config, environ, host_profile)):
         return "", "", ""
-    if plan.keyless:
+    if config.keyless:
         return "", "", "No key is sent to a server that `backend: auto` found: name it as `base_url` to send one."
     if for_environment:
         return *key_and_source, ""
@@ -374,17 +374,17 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
 
 
 def _from_environment(
-    settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str], host_profile: ProviderProfile
+    settings: OpenAISettings, config: ModelConfig, environ: Mapping[str, str], host_profile: ProviderProfile
 ) -> tuple[str, str] | None:
     """Return the environment's key for an endpoint on a host of `host_profile`, and the name of its source."""
     named = settings.api_key_env
     if named:
-        if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
+        if "api_key_env" in config.from_call and not config.trust_client and not named.endswith("_API_KEY"):
             # any other name is refused, because a call could read every secret in the environment
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
             raise config_error(
-                f"{_block(plan)}.api_key_env",
+                f"{_block(config)}.api_key_env",
                 f"{_variable(named)} is not set; `export` it in this shell, or name another.",
             )
         return environ[named], f"{named} in the environment"
@@ -395,8 +395,8 @@ def _from_environment(
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
 
 
-def _block(plan: ResolvedConfig) -> str:
-    return f"models.{plan.name}.openai" if plan.name in plan.operator.models else _BLOCK
+def _block(config: ModelConfig) -> str:
+    return f"models.{config.name}.openai" if config.name in config.operator.models else _BLOCK
 
 
 def _variable(name: str) -> str:
@@ -463,23 +463,23 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
     return replace(endpoint, url=urlunsplit(url._replace(path=base + path)), dialect="openai")
 
 
-def endpoints_of_call(plan: ResolvedConfig, environ: Mapping[str, str]) -> list[str]:
-    """Return the plan's endpoints that a call chose and the operator did not name, without their queries.
+def endpoints_of_call(config: ModelConfig, environ: Mapping[str, str]) -> list[str]:
+    """Return the configuration's endpoints that a call chose and the operator did not name, without their queries.
 
     An operator's endpoint with a call's key or headers counts as another account. Endpoints on this machine are no
     exception, because programs of other users, containers and tunnels listen on its loopback interface too.
     """
-    own = plan.file or plan.operator
-    blocks = [plan.operator.backend_configs.openai, own.backend_configs.openai]
+    own = config.file or config.operator
+    blocks = [config.operator.backend_configs.openai, own.backend_configs.openai]
     blocks += [model.openai for model in own.models.values() if model.openai is not None]
     named: set[str] = set()
     for block in blocks:
         with contextlib.suppress(PromptmillError):  # an unusable model in the configuration file
             named.update(map(_origin, addresses(block)))
-    is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & plan.from_call)
+    is_of_call = bool(OpenAISettings.marked(OF_ACCOUNT) & config.from_call)
     return [
         f"{url.scheme}://{url.netloc}{url.path.removesuffix(COMPLETIONS)}"
-        for url in addresses(plan.settings.backend_configs.openai)
+        for url in addresses(config.settings.backend_configs.openai)
         if is_of_call
         or not (_origin(url) in named or _is_listed(url, environ) or _is_allowed(url, own.allowed_endpoints))
     ]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from promptmill.answers import response_format
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.core.values import json_text
@@ -72,7 +72,7 @@ class Ask(Plan):
         del given
         return (template_of(self.levels),)
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for several answers to a request, a tag of images, or labels that a
         model that decides would get in one request, defined in two ways."""
         if registry.decides(config):
@@ -83,7 +83,7 @@ class Ask(Plan):
         if tag and any(tag in text for text in question.templates):
             raise input_error(ASK, f" sends a row's images with each question; leave the tag {tag} out of the prompts.")
 
-    def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterable[Request]]:
+    def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterable[Request]]:
         """Return the function from a row's request to all requests about it, with names in place of answers."""
         made, answers = RowInquiries(config, self.levels), _Names()
 
@@ -98,7 +98,7 @@ class Ask(Plan):
         self,
         store: JobDatabase,
         spec: JobSpec,
-        configs: Mapping[str, ResolvedConfig],
+        configs: Mapping[str, ModelConfig],
         checked: Mapping[str, Any],
         *,
         end: int,

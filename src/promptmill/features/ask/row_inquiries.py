@@ -13,7 +13,7 @@ from typing import NamedTuple
 from promptmill.answers.decision import words_around
 from promptmill.answers.response_format import asking_for
 from promptmill.backends import registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import (
     Conversation,
@@ -61,7 +61,7 @@ class Parted(NamedTuple):
 class RowInquiries:
     """Makes the requests for rows, for one model."""
 
-    def __init__(self, config: ResolvedConfig, levels: Sequence[Sequence[Inquiry]]) -> None:
+    def __init__(self, config: ModelConfig, levels: Sequence[Sequence[Inquiry]]) -> None:
         self._config, self._inquiries = config, levels
         self._decides = registry.decides(config)
         template = template_of(levels)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from promptmill.backends import registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.store.order_part import OrderPart
 from promptmill.jobs.store.stored import Question
@@ -49,7 +49,7 @@ class BatchOrder(OrderPart):
             raise input_error(Named("poll"), f" {poll:g} s is not between 0.1 s and a day.")
         return cls(**given | ({"poll": poll} if "poll" in given else {}))
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError`: `unsupported` for an engine, `invalid_input` for several answers to each prompt."""
         del question
         registry.check_batches(config)

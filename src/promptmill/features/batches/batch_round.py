@@ -40,7 +40,7 @@ from promptmill.backends.batches import (
     Reply,
 )
 from promptmill.backends.protocol import Call, Facts, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.request import Portion, Request
 from promptmill.features.batches import stored_batches
@@ -146,7 +146,7 @@ class BatchRound:
         async with contextlib.AsyncExitStack() as opened:
             planned = self._round.slots if self._plans else ()
             for slot in sorted({*planned, *(batch.slot for batch in self._open())}):
-                opening = registry.batches(self._plan_of(slot), self._path_of(slot))
+                opening = registry.batches(self._config_of(slot), self._path_of(slot))
                 api = self._apis[slot] = await opened.enter_async_context(opening)
                 self._most[slot] = api.limits.requests
                 self._poll_s = max(self._poll_s, api.limits.poll_s)
@@ -200,11 +200,11 @@ class BatchRound:
         """Whether the time `by` has come, at which open rows are sent live."""
         return self._order.by is not None and self._clock.now() >= self._order.by
 
-    def _plan_of(self, slot: int) -> ResolvedConfig:
-        model, plan = self._rows.targets[slot].model, self._job.plan
+    def _config_of(self, slot: int) -> ModelConfig:
+        model, config = self._rows.targets[slot].model, self._job.config
         if not model:
-            return plan
-        return self._service.plan_of(model) if model in self._service.models else plan.with_model(model)
+            return config
+        return self._service.config_of(model) if model in self._service.models else config.with_model(model)
 
     def _path_of(self, slot: int) -> str:
         """Return the path of a slot's requests. A row may set other parameters, and have another path."""
@@ -219,10 +219,10 @@ class BatchRound:
 
     async def _plan_slot(self, slot: int) -> PromptmillError | None:
         call = Call(Facts(of_job=True))
-        call.ledger.budget = self._progress.stats.ledger.budget
+        call.ledger.budget = self._progress.call.ledger.budget
         sink = self._sink_of(PlanSink, call)
         assert isinstance(sink, PlanSink)
-        target, plan = self._rows.targets[slot], self._plan_of(slot)
+        target, config = self._rows.targets[slot], self._config_of(slot)
         of = Batch(id=0, key="", round=self._round.id, slot=slot, settings=target.settings)
         first, others = (
             BatchFiles(
@@ -231,12 +231,12 @@ class BatchRound:
                 of.changed(warms=warms),
                 lambda key: sink.taken[key].asked,
                 most=self._most[slot],
-                names={target.model, plan.model, plan.name},
+                names={target.model, config.model, config.name},
                 path=self._path_of(slot),
             )
             for warms in (True, False)
         )
-        cache = registry.prompt_cache_of(plan)
+        cache = registry.prompt_cache_of(config)
         warms = cache is not None and cache.way == "marks"
 
         async def exchange(request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
@@ -261,14 +261,14 @@ class BatchRound:
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
         try:
-            await answer_rows(self._service, rows, sink, call, self._job.plan, steps=self._steps)
+            await answer_rows(self._service, rows, sink, call, self._job.config, steps=self._steps)
             for files in (first, others):
                 await asyncio.to_thread(files.complete)
                 files.store_planned()
         finally:
             first.close()
             others.close()
-            self._progress.stats.counts.cached += call.counts.cached
+            self._progress.call.counts.cached += call.counts.cached
         return sink.full
 
     async def _drop(self, batch: Batch) -> None:
@@ -281,7 +281,7 @@ class BatchRound:
         self._free(batch.most)
 
     def _free(self, most: float, spent: float = 0.0) -> None:
-        for budget in (self._progress.stats.ledger.budget, self._service.budget):
+        for budget in (self._progress.call.ledger.budget, self._service.budget):
             if budget is not None:
                 budget.free(most, spent)
 
@@ -359,10 +359,10 @@ class BatchRound:
         )
 
     def _planned(self, batch: Batch) -> PlannedBatch:
-        plan = self._plan_of(batch.slot)
+        config = self._config_of(batch.slot)
         return PlannedBatch(
             key=batch.key,
-            model=plan.model,
+            model=config.model,
             requests=batch.requests,
             file=batch.file(self._job.folder.path),
             planned=batch.there.since,
@@ -565,7 +565,7 @@ class BatchRound:
             self._progress.earlier.charge(charged)
             self._free(charged, charged)
         elif uncounted:
-            self._progress.stats.warn(
+            self._progress.call.warn(
                 f"What {math.ceil(uncounted)} requests of batch {batch.there.id} cost is not known."
             )
         await self._clean_up(batch, onward | self._onward.pop(batch.id, set()))
@@ -581,7 +581,7 @@ class BatchRound:
 
         Return the part of the batch's highest cost that they leave, and the keys of rows with further requests.
         """
-        stats, left, each = self._progress.stats, [batch.most], self._each(batch)
+        call, left, each = self._progress.call, [batch.most], self._each(batch)
         customs = await asyncio.to_thread(stored_batches.customs, self._store, batch)
         has_portions = await asyncio.to_thread(stored_batches.has_portions, self._store, batch)
         unread, onward = {*customs}, set[int]()
@@ -611,14 +611,14 @@ class BatchRound:
             among=range(SLOT),  # all rows, because paid answers count even beyond the order's limit
             only=f"{HAS_REPLY} AND {only}".replace("{batch}", str(batch.id)),
         )
-        stats.exchange, stats.portion_of, stats.ledger.deferred = exchange, portion_of, deferred
-        stats.facts = replace(stats.facts, has_portions=has_portions)
+        call.exchange, call.portion_of, call.ledger.deferred = exchange, portion_of, deferred
+        call.facts = replace(call.facts, has_portions=has_portions)
         try:
-            sink = self._sink_of(StoreSink, stats)
-            await answer_rows(self._service, rows, sink, stats, self._job.plan, steps=self._steps)
+            sink = self._sink_of(StoreSink, call)
+            await answer_rows(self._service, rows, sink, call, self._job.config, steps=self._steps)
         finally:
-            stats.exchange = stats.portion_of = stats.ledger.deferred = None
-            stats.facts = replace(stats.facts, has_portions=False)
+            call.exchange = call.portion_of = call.ledger.deferred = None
+            call.facts = replace(call.facts, has_portions=False)
         return left[0], onward
 
     async def _clean_up(self, batch: Batch, onward: Collection[int]) -> None:
@@ -684,7 +684,7 @@ class BatchWay:
         await BatchRound(round_).run()
 
     @staticmethod
-    def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> Mapping[str, object]:
+    def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> Mapping[str, object]:
         """Return the numbers and costs of the answers by batch and of the live answers."""
         ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
         paid = statistics.paid(store, ids)

@@ -161,15 +161,15 @@ def _judgement(
     arguments = argparse.Namespace(**{**vars(arguments), "choices": Labels(judge.VERDICTS), "report": None})
     configuration = configuration_of(arguments)
     try:
-        registry.check_key(configuration.plan)
+        registry.check_key(configuration.config)
         configuration = door.decided(configuration)
-        plan, pairs, code = configuration.plan, Pairs.of(rows, asked.limit), OK
+        config, pairs, code = configuration.config, Pairs.of(rows, asked.limit), OK
         words_ = ["pairs", "verdicts", f"--choices={','.join(judge.VERDICTS)}"]
         command = remembered_step(words_, arguments, configuration)
         if pairs.others:
-            with asked.opened(pairs.rows(asked.settings(plan)), configuration, folders, command=command) as job:
+            with asked.opened(pairs.rows(asked.settings(config)), configuration, folders, command=command) as job:
                 code = job_run.run(arguments, configuration, job, is_step=True)
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
-    folder = folders.loose(pairs.job_id(asked.settings(plan)))
-    return judge.judgement_of(pairs, asked, plan.model, folder), code
+    folder = folders.loose(pairs.job_id(asked.settings(config)))
+    return judge.judgement_of(pairs, asked, config.model, folder), code

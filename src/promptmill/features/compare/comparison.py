@@ -173,12 +173,12 @@ def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], fold
 
     given = {name: value for name, value in options.items() if value is not None}
     configuration = door.decided(bulk_keywords.configuration_of({**given, "choices": [*VERDICTS]}))
-    plan = configuration.plan
+    config = configuration.config
     if pairs.others:
         watch = bulk_call.watch_of(show=given.get("progress"))
-        with asked.opened(pairs.rows(asked.settings(plan)), configuration, folders) as job:
+        with asked.opened(pairs.rows(asked.settings(config)), configuration, folders) as job:
             runtime.run_anywhere(bulk_call.run_job(job, configuration, watch))
-    return judgement_of(pairs, asked, plan.model, folders.loose(pairs.job_id(asked.settings(plan))))
+    return judgement_of(pairs, asked, config.model, folders.loose(pairs.job_id(asked.settings(config))))
 
 
 @contextlib.contextmanager

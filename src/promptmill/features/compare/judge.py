@@ -17,7 +17,7 @@ from typing import Any, Literal
 import orjson
 
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, config_error
 from promptmill.features.compare.compared_rows import ComparedRows
 from promptmill.features.compare.figures import TIE, Judgement, at_random
@@ -87,9 +87,9 @@ class JudgeOrder:
         """The system prompt of the judge."""
         return _SYSTEM.format(criterion=self.criterion)
 
-    def settings(self, plan: ResolvedConfig) -> dict[str, Any]:
-        """Return digests of the judge's settings. `plan`: the plan of the judge's model."""
-        return fingerprint(plan, self.system_prompt, "jsonl")
+    def settings(self, config: ModelConfig) -> dict[str, Any]:
+        """Return digests of the judge's settings. `config`: the plan of the judge's model."""
+        return fingerprint(config, self.system_prompt, "jsonl")
 
     def opened(
         self,

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHOWN
 from promptmill.core.errors import input_error
 from promptmill.core.secret_text import SecretFinder, find_field, may_hold_secrets
@@ -52,7 +52,7 @@ class Judge:
     """The judge of a call: its order, its model, and a function that is called with the cost of its job."""
 
     asked: JudgeOrder
-    plan: ResolvedConfig
+    config: ModelConfig
     approve: Approve | None
 
 
@@ -99,13 +99,13 @@ async def compared(
     if judge is None:
         return await jobs.apart(call, shown, _MODULE)
     with given.temporary_folder(jobs.folders) as place:
-        file, settings = place / f"{NAME}.jsonl", judge.asked.settings(judge.plan)
-        judging = _Judging(judge.asked, judge.plan.model, settings, caller.session, file)
+        file, settings = place / f"{NAME}.jsonl", judge.asked.settings(judge.config)
+        judging = _Judging(judge.asked, judge.config.model, settings, caller.session, file)
         found = await jobs.apart(partial(call.func, **call.keywords, judging=judging), shown, _MODULE)
         job_id, key = found.pop("job")
         if key:
             pairs = Rows(written=InputRows([Part(file)], key, NAME), name=NAME, job_id=job_id)
-            with judge.asked.opened(pairs, CallModels(judge.plan), jobs.folders, caller=caller) as job:
+            with judge.asked.opened(pairs, CallModels(judge.config), jobs.folders, caller=caller) as job:
                 now = await jobs.start(job, caller, judge.approve)
             found["judge"] |= {name: now[name] for name in _PROGRESS if name in now}
     return found

@@ -16,7 +16,7 @@ from promptmill.server.listed_tools import RARE, SKILL
 from promptmill.server.results import INLINE, object_schema, objects_schema, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tool_socket import ToolSocket
-from promptmill.server.tools import plan_of_call
+from promptmill.server.tools import config_of_call
 
 _COMPARISON = object_schema(
     {
@@ -139,11 +139,13 @@ def add(socket: ToolSocket) -> None:
         judging = {"judge": judge, "criterion": criterion, "limit": limit, "max_cost": max_cost, "again": again}
         asked, judged = JudgeOrder.of(judging, compares_several=len(files) > 1 or by is not None), None
         if asked is not None:
-            plan = await plan_of_call(service, await service.job_plan(judge, "judge"), None, sampling_params, VERDICTS)
-            plan = await service.resolved_plan(plan)
-            await questions.check_endpoint(ctx, plan)
-            cost = questions.cost(ctx, plan, max_cost, "This judgement")
-            judged = sandboxed.Judge(asked, plan, None if cost is None else cost.approve)
+            config = await config_of_call(
+                service, await service.job_config(judge, "judge"), None, sampling_params, VERDICTS
+            )
+            config = await service.resolved_config(config)
+            await questions.check_endpoint(ctx, config)
+            cost = questions.cost(ctx, config, max_cost, "This judgement")
+            judged = sandboxed.Judge(asked, config, None if cost is None else cost.approve)
         elif sampling_params is not None:
             raise input_error("`sampling_params` needs `criterion`.")
         options = {"field": field, "by": by, "tolerance": tolerance, "id": id}

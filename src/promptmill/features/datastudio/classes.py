@@ -456,22 +456,22 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         self, conversations: Sequence[Conversation], configuration: Configuration, sink: ListSink
     ) -> list[Outcome]:
         service = Service(configuration)
-        stats = Call(Facts(total=len(conversations)))
+        call = Call(Facts(total=len(conversations)))
         places: Sequence[int] = range(len(conversations))
         try:
-            outcomes = await service.generate(conversations, stats, sink=sink)
+            outcomes = await service.generate(conversations, call, sink=sink)
             for _ in range(self._attempts - 1 if self.return_dict else 0):
                 places = [place for place in places if _lacks_object(outcomes[place])]
                 if not places:
                     break
                 more = Call(Facts(total=len(places)))
                 again = await service.generate([conversations[place] for place in places], more)
-                stats.warnings |= more.warnings
+                call.warnings |= more.warnings
                 for place, outcome in zip(places, again, strict=True):
                     outcomes[place] = outcome
         finally:
             await service.aclose()
-            for warning in stats.warnings:
+            for warning in call.warnings:
                 self._log("warning", warning)
         return outcomes
 

@@ -11,7 +11,7 @@ from promptmill.answering.several import failure_in, sums_of, together
 from promptmill.answering.step import Place, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Made, Request, Sampling, once
 from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
@@ -56,7 +56,7 @@ class BothModels(PlanWork, Step):
         parts = (functools.partial(self.following, part, call) for part in (written, decided))
         return _joined(request, divided, *await together([*parts], call))
 
-    def _part(self, request: Request, config: ResolvedConfig, form: JsonObject) -> Request:
+    def _part(self, request: Request, config: ModelConfig, form: JsonObject) -> Request:
         """Return the request for some of the fields, to the model of `config`."""
         made = adapted(request, self._before, config)
         own = made.sampling.model_copy(update={"response_format": form})
@@ -65,7 +65,7 @@ class BothModels(PlanWork, Step):
         return made.changed(sampling=sampling, shared=request.shared if is_same else None, question=None)
 
 
-def _with_prompt(config: ResolvedConfig, system_prompt: str) -> ResolvedConfig:
+def _with_prompt(config: ModelConfig, system_prompt: str) -> ModelConfig:
     return replace(config, settings=config.settings.model_copy(update={"system_prompt": system_prompt}))
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from promptmill.answers.form import form_of_schema
 from promptmill.answers.response_format import schema_of
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
@@ -72,6 +72,6 @@ def _part(wanted: JsonObject, schema: JsonObject, names: Collection[str]) -> Jso
     return {**wanted, "json_schema": {**wanted["json_schema"], "schema": part}}
 
 
-def with_form(config: ResolvedConfig, response_format: JsonObject) -> ResolvedConfig:
+def with_form(config: ModelConfig, response_format: JsonObject) -> ModelConfig:
     """Return the settings for answers of another form."""
     return config.with_sampling({"response_format": response_format})

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill.answering.decided import check_plan
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.features.decide.fields import Divided, with_form
 from promptmill.jobs.store.database import JobDatabase
@@ -39,7 +39,7 @@ class Decide(Plan):
         """The model that decides."""
         return frozenset({self.model})
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for answers that two models cannot divide."""
         del question
         sampling = config.settings.sampling_params
@@ -63,7 +63,7 @@ class Decide(Plan):
         """Return both models."""
         return [*super().asked(targets), self.model]
 
-    def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
+    def answering(self, model: str, config: ModelConfig) -> ModelConfig:
         """Return the settings of a model in a validation, which asks for its fields alone."""
         divided = Divided.of(config.settings.sampling_params)
         return with_form(config, divided.closed if model == self.model else divided.open)
@@ -72,7 +72,7 @@ class Decide(Plan):
         self,
         store: JobDatabase,
         spec: JobSpec,
-        configs: Mapping[str, ResolvedConfig],
+        configs: Mapping[str, ModelConfig],
         checked: Mapping[str, Any],
         *,
         end: int,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from promptmill.answers.response_format import asking_for
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Totals, Usage
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core import feature
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.form import Asked, Form, Question, YesNo
@@ -57,16 +57,16 @@ class Decided(NamedTuple):
 
 
 async def decided(
-    service: Service, plan: ResolvedConfig, evidence: Evidence, questions: Sequence[ClientQuestion]
+    service: Service, config: ModelConfig, evidence: Evidence, questions: Sequence[ClientQuestion]
 ) -> Decided:
     """Return the probabilities of each question's options. Raises `PromptmillError` if no question has an answer."""
-    compares = plan.record.compares or (is_embedded(plan) and bool(feature.in_place_of_embedded()))
-    if compares or plan.record.decides or registry.decides(plan):
-        decisions, outcomes = await _decided_at_once(service, plan, evidence, questions, compares=compares)
+    compares = config.record.compares or (is_embedded(config) and bool(feature.in_place_of_embedded()))
+    if compares or config.record.decides or registry.decides(config):
+        decisions, outcomes = await _decided_at_once(service, config, evidence, questions, compares=compares)
     else:
         _check_size(evidence, questions)
-        requests = [_request(at, plan, evidence, one.asked) for at, one in enumerate(questions)]
-        outcomes = await _outcomes(service, plan, requests)
+        requests = [_request(at, config, evidence, one.asked) for at, one in enumerate(questions)]
+        outcomes = await _outcomes(service, config, requests)
         decisions = [_decision(*pair) for pair in zip(questions, outcomes, strict=True)]
     if all(isinstance(one, Refusal) for one in decisions):
         raise next((one.error for one in outcomes if isinstance(one, Failure)), None) or _no_answer(decisions)
@@ -82,13 +82,13 @@ def _check_size(evidence: Evidence, questions: Sequence[ClientQuestion]) -> None
         raise PromptmillError(Code.REQUEST_TOO_LARGE, said, "Send fewer questions at a time.")
 
 
-async def _outcomes(service: Service, plan: ResolvedConfig, requests: Sequence[Request]) -> list[Outcome]:
-    return await service.generate(requests, Call(Facts(total=len(requests))), plan=plan)
+async def _outcomes(service: Service, config: ModelConfig, requests: Sequence[Request]) -> list[Outcome]:
+    return await service.generate(requests, Call(Facts(total=len(requests))), config=config)
 
 
 async def _decided_at_once(
     service: Service,
-    plan: ResolvedConfig,
+    config: ModelConfig,
     evidence: Evidence,
     questions: Sequence[ClientQuestion],
     *,
@@ -98,21 +98,21 @@ async def _decided_at_once(
     does before it answers any, each question is a request."""
     named = [_named(str(at), one.question, compares=compares) for at, one in enumerate(questions, 1)]
     forms = [Form(tuple(named))]
-    outcomes = await _outcomes(service, plan, [_request_for(form, plan, evidence) for form in forms])
+    outcomes = await _outcomes(service, config, [_request_for(form, config, evidence) for form in forms])
     refusal = outcomes[0].error if isinstance(outcomes[0], Failure) else None
     if len(named) > 1 and refusal is not None and refusal.code in _REFUSED and not outcomes[0].attempts:
         forms = [Form((question,)) for question in named]
         outcomes = await _outcomes(
-            service, plan, [_request_for(form, plan, evidence, at) for at, form in enumerate(forms)]
+            service, config, [_request_for(form, config, evidence, at) for at, form in enumerate(forms)]
         )
     decisions = [one for form, outcome in zip(forms, outcomes, strict=True) for one in _decisions(form, outcome)]
     return decisions, outcomes
 
 
-def _request_for(form: Form, plan: ResolvedConfig, evidence: Evidence, at: int = 0) -> Request:
-    conversation = _with_system(evidence.conversation, plan)
+def _request_for(form: Form, config: ModelConfig, evidence: Evidence, at: int = 0) -> Request:
+    conversation = _with_system(evidence.conversation, config)
     sampling = Sampling(response_format=asking_for(_schema(form)), temperature=0)
-    return Request(at, conversation, sampling, plan.settings.extra_params, fields=evidence.fields, form=form)
+    return Request(at, conversation, sampling, config.settings.extra_params, fields=evidence.fields, form=form)
 
 
 def _named(name: str, question: Question, *, compares: bool) -> Question:
@@ -138,8 +138,8 @@ def _decisions(form: Form, outcome: Outcome) -> list[Decision]:
     return decisions
 
 
-def _request(at: int, plan: ResolvedConfig, evidence: Evidence, asked: Asked) -> Request:
-    ours, own = plan.settings, plan.settings.sampling_params
+def _request(at: int, config: ModelConfig, evidence: Evidence, asked: Asked) -> Request:
+    ours, own = config.settings, config.settings.sampling_params
     labels = labels_of(asked)
     sampling = Sampling(
         choices=[*labels],
@@ -148,14 +148,14 @@ def _request(at: int, plan: ResolvedConfig, evidence: Evidence, asked: Asked) ->
         reasoning_effort=own.reasoning_effort,
         enable_thinking=own.enable_thinking,
     )
-    conversation = _with_system(with_question(evidence.conversation, question_text(asked, labels)), plan)
+    conversation = _with_system(with_question(evidence.conversation, question_text(asked, labels)), config)
     return Request(at, conversation, sampling, {**ours.extra_params, TOP_CHOICES: len(labels)})
 
 
-def _with_system(conversation: Conversation, plan: ResolvedConfig) -> Conversation:
+def _with_system(conversation: Conversation, config: ModelConfig) -> Conversation:
     """Return a conversation with the configured system prompt, unless the client has one."""
     has_own = conversation.messages[0].role in SYSTEM_ROLES
-    return conversation if has_own else conversation.with_system(plan.settings.system_prompt)
+    return conversation if has_own else conversation.with_system(config.settings.system_prompt)
 
 
 def labels_of(asked: Asked) -> list[str]:

@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.decisions import openai_api, system_one
@@ -54,9 +54,9 @@ class OpenAIDecisions(ApiPaths):
             raise ApiError(400, str(error)) from None
         name = model_of(body)
         evidence, questions = openai_api.read(body)
-        plan = await self._calls.plan_of(name, request)
-        found = await unless_left(request.receive, self._calls.decided(plan, evidence, questions, request))
-        return _json(openai_api.reply(found.model or name or plan.name, questions, *found[:3]))
+        config = await self._calls.config_of(name, request)
+        found = await unless_left(request.receive, self._calls.decided(config, evidence, questions, request))
+        return _json(openai_api.reply(found.model or name or config.name, questions, *found[:3]))
 
 
 class SystemOne(ApiPaths):
@@ -96,14 +96,14 @@ class SystemOne(ApiPaths):
         except UnreadableError as error:
             raise problem(str(error), kind="json_invalid") from None
         name, evidence, questions = system_one.read(body)
-        plan = await self._calls.plan_of(name, request)
+        config = await self._calls.config_of(name, request)
         key = hashlib.sha256(b"%b\0%b" % (owner_of(request).encode(), raw)).digest()
-        work = functools.partial(self._calls.decided, plan, evidence, questions, request)
+        work = functools.partial(self._calls.decided, config, evidence, questions, request)
         try:
             found = await unless_left(request.receive, self._patience.result(key, work, _wait_s(request)))
         except NotYetError:
             raise ApiError(503, _NOT_YET, headers=_AGAIN) from None
-        return _json(system_one.reply(found.model or plan.name, questions, *found[:3]))
+        return _json(system_one.reply(found.model or config.name, questions, *found[:3]))
 
     async def _on_error(self, request: HttpRequest, error: Exception) -> Response:
         if isinstance(error, HTTPException):
@@ -120,21 +120,21 @@ class _Calls:
         self._service, self._path = service, path
         self._endpoints = Endpoints(service)
 
-    async def plan_of(self, name: str, request: HttpRequest) -> ResolvedConfig:
+    async def config_of(self, name: str, request: HttpRequest) -> ModelConfig:
         """Return the plan of the model `name` for the client. Raises `ApiError`."""
         if name in system_one.LATEST and name not in self._service.offered:
             name = ""
-        return self._endpoints.plan_of(name, owner_of(request)).capped
+        return self._endpoints.config_of(name, owner_of(request)).capped
 
     async def decided(
-        self, plan: ResolvedConfig, evidence: Evidence, questions: Sequence[ClientQuestion], request: HttpRequest
+        self, config: ModelConfig, evidence: Evidence, questions: Sequence[ClientQuestion], request: HttpRequest
     ) -> Decided:
         """Return the answers to the questions. Raises `ApiError`."""
         try:
             with logged(self._path, client_of(request)):
-                return await decided(self._service, plan, evidence, questions)
+                return await decided(self._service, config, evidence, questions)
         except PromptmillError as error:
-            as_sent = as_written(error, evidence.conversation, plan.file_rule)
+            as_sent = as_written(error, evidence.conversation, config.file_rule)
             raise api_errors.error_of(as_sent, "/v1/responses") from None
 
 

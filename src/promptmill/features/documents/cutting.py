@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.jobs.store.stored import Stored
 
 Count: TypeAlias = Callable[[str], int]
@@ -108,7 +108,7 @@ def tokens(text: str) -> int:
     return math.ceil(round((plain / _LETTERS + marks / _MARKS + others) * _MARGIN, 6))
 
 
-def count_of(config: ResolvedConfig) -> Count:
+def count_of(config: ModelConfig) -> Count:
     """Return the function that counts the tokens of a text for the model. Blocks.
 
     For a model without a tokenizer file, such as a GGUF file, the function estimates.

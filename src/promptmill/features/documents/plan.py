@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from promptmill.answering.likely import LikelyLengths
 from promptmill.answers.response_format import schema_of
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Named, Words, input_error
 from promptmill.core.request import Conversation, Message, Request
@@ -63,7 +63,7 @@ class Split(Plan):
         merge, prompt = options.get("merge") or "ask", options.get("merge_prompt") or ""
         return cls(how=How(size=None if size == AUTO else size, overlap=overlap, merge=merge, merge_prompt=prompt))
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
         del question
         if (answers := config.settings.sampling_params.n or 1) > 1:
@@ -88,7 +88,7 @@ class Split(Plan):
             ", or name another output.",
         )
 
-    def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterator[Request]]:
+    def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterator[Request]]:
         """Return the function from a row to its requests: one, or for a long row one for each piece and a last one
         about the answers, for which texts of the likely length stand."""
         del config
@@ -123,7 +123,7 @@ class Split(Plan):
         self,
         store: JobDatabase,
         spec: JobSpec,
-        configs: Mapping[str, ResolvedConfig],
+        configs: Mapping[str, ModelConfig],
         checked: Mapping[str, Any],
         *,
         end: int,

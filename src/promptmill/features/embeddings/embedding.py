@@ -12,7 +12,7 @@ import orjson
 from promptmill.answering.gathered import Bounds, Gathering, Part
 from promptmill.answering.step import Loading, Sent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Totals
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import EMBEDDINGS, SYSTEM_ROLES, Conversation, Request, Sampling
 from promptmill.features.embeddings.parameters import Embedded
@@ -47,22 +47,22 @@ class Embedding(Gathering):
     path = EMBEDDINGS
 
     @classmethod
-    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from a row to the request for its vector, and the row's part of a request for many."""
-        step = cls(Loading(plan, None, is_shared=False))
+        step = cls(Loading(config, None, is_shared=False))
         return lambda request: Sent(step.joined([request]), 1.0 if by_batch else 1 / step.bounds(request).items)
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)
-        self._plan = plan = loading.plan
+        self._config = config = loading.config
         self._encoding: dict[str, str] = {_ENCODING: "base64"}
         """Base64 takes a third of the bytes of numbers; `{}` where an endpoint answers only without it."""
         self._doubts = _DOUBTS
         """How often a failed request is still sent again without base64, which may be the cause of its failure."""
         self._extra: tuple[Mapping[str, Any], bytes] = {}, b"{}"
-        provider = plan.settings.backend_configs.openai.provider or ""
+        provider = config.settings.backend_configs.openai.provider or ""
         self._dimensions = _OTHER_NAMES.get(provider, "dimensions")
-        self._bounds = _BOUNDS.get(provider, _AT_ONCE) if plan.record.needs_endpoint else _AT_ONCE
+        self._bounds = _BOUNDS.get(provider, _AT_ONCE) if config.record.needs_endpoint else _AT_ONCE
         self._lengths: WeakKeyDictionary[Call, dict[int | None, int]] = WeakKeyDictionary()
         """The bytes of the first vectors of each call, by the wanted number of dimensions."""
 
@@ -73,9 +73,11 @@ class Embedding(Gathering):
                 Code.UNSUPPORTED, "Vectors are for rows of a job, or requests to /v1/embeddings.", ""
             )
             return Failure(error, request.attempts, concerns_all=True)
-        if EMBEDDINGS not in self._plan.record.other_paths:
+        if EMBEDDINGS not in self._config.record.other_paths:
             remedy = "Choose an endpoint with embeddings, or `backend: encoder`, which runs on this machine."
-            error = PromptmillError(Code.UNSUPPORTED, f"The backend {self._plan.backend} makes no embeddings.", remedy)
+            error = PromptmillError(
+                Code.UNSUPPORTED, f"The backend {self._config.backend} makes no embeddings.", remedy
+            )
             return Failure(error, request.attempts, concerns_all=True)
         outcome = await super().answer(request, call)
         is_live = call.exchange is None

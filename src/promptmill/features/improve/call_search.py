@@ -20,7 +20,7 @@ from typing import NamedTuple
 import orjson
 
 from promptmill.backends import registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import LONGEST_SHOWN, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
@@ -50,7 +50,7 @@ _RESUMES = "The same call resumes the search, and pays for no answer again."
 class CallModel(NamedTuple):
     """A model of the search: its plan, and a function that is called with the cost of each of its jobs."""
 
-    plan: ResolvedConfig
+    config: ModelConfig
     approve: Approve | None
 
 
@@ -70,10 +70,10 @@ class SearchOrder:
     max_cost: float | None = None
 
 
-def strong_plan(plan: ResolvedConfig, model: ResolvedConfig, max_cost: float | None) -> ResolvedConfig:
+def strong_config(config: ModelConfig, model: ModelConfig, max_cost: float | None) -> ModelConfig:
     """Return the plan of the strong model, whose replies are prompts and may exceed the labels of `model`."""
     limit = longest_of(model, max_cost)
-    return (plan if limit is None else plan.with_sampling({"max_tokens": limit})).capped
+    return (config if limit is None else config.with_sampling({"max_tokens": limit})).capped
 
 
 class CallSearch:
@@ -103,7 +103,7 @@ class CallSearch:
         check_encoding(order.encoding)
         path = self._jobs.paths.allowed(order.input_file, "input_file")
         for model in (order.model, order.strong):
-            registry.check_key(model.plan)
+            registry.check_key(model.config)
         call = partial(
             _gold,
             path=path,
@@ -137,8 +137,8 @@ class CallSearch:
         series = JobSeries(self._jobs.folders, "improve", order.max_cost, self._caller)
         steps = JobSteps(
             series,
-            StepModel(CallModels(order.model.plan), partial(self._run, order.model)),
-            StepModel(CallModels(order.strong.plan), partial(self._run, order.strong)),
+            StepModel(CallModels(order.model.config), partial(self._run, order.model)),
+            StepModel(CallModels(order.strong.config), partial(self._run, order.strong)),
             order.system_prompt,
             order.again,
         )

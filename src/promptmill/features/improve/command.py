@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     configuration = decided(configuration)
     strong, of_strong = _strong(arguments, configuration)
     for one in (configuration, strong):
-        registry.check_key(one.plan)
+        registry.check_key(one.config)
 
     def step(its: Configuration, job: OpenJob) -> None:
         target.check_free(job)
@@ -144,7 +144,7 @@ def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
 
 def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tuple[Configuration, argparse.Namespace]:
     """Return the configuration for the strong model, and the command-line options for it."""
-    limit = longest_of(configuration.plan, arguments.max_cost)
+    limit = longest_of(configuration.config, arguments.max_cost)
     other = {"model": arguments.strong, "choices": None, "temperature": None, "max_tokens": limit}
     of_strong = argparse.Namespace(**{**vars(arguments), **other})
     try:

@@ -101,7 +101,7 @@ def improve(
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
         watch, again = watch_of(show=options.get("progress")), given.get("again")
         target = None if output is None else SeriesFile(home_expanded(output), overwrite, sends_again=again is not None)
-        limit = longest_of(configuration.plan, max_cost)
+        limit = longest_of(configuration.config, max_cost)
 
         def asked(its: Configuration) -> StepModel:
             def run(job: OpenJob) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
@@ -19,10 +19,10 @@ _LONGEST_PROMPT = 4096  # max tokens of an improved prompt
 _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 
 
-def longest_of(plan: ResolvedConfig, max_cost: float | None) -> int | None:
+def longest_of(config: ModelConfig, max_cost: float | None) -> int | None:
     """Return the token limit for the strong model's replies: the configured limit is meant for labels, and a budget
     requires a limit. None otherwise, because a small model may not have the room."""
-    limit = plan.settings.sampling_params.max_tokens
+    limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
 
 

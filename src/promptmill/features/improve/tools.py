@@ -10,13 +10,13 @@ from mcp_types import ToolAnnotations
 from pydantic import Field, WithJsonSchema
 
 from promptmill.backends.protocol import Call, Facts
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.server.listed_tools import RARE
 from promptmill.server.results import INLINE, object_schema, objects_schema, wants_copy
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
-from promptmill.server.tools import plan_of_call
+from promptmill.server.tools import config_of_call
 
 _SEARCH = object_schema(
     {
@@ -88,22 +88,22 @@ def add(socket: ToolSocket) -> None:
         `outcome` is `gain`, `cannot tell` or `worse`. Takes minutes and about twelve requests per row; while `state`
         is `running`, make the same call again: no answer is paid for twice.
         """
-        from promptmill.features.improve.call_search import CallModel, CallSearch, SearchOrder, strong_plan
+        from promptmill.features.improve.call_search import CallModel, CallSearch, SearchOrder, strong_config
         from promptmill.jobs.inputs.short_forms import labels_of
 
         running, labels = await socket.jobs(), labels_of(choices)
         if not prompt.strip() or not strong.strip():
             raise input_error("`prompt` and `strong` are texts, not empty ones.")
-        labelling = await plan_of_call(
-            service, await service.job_plan(model), None, {**(sampling_params or {}), **labels.sampling}, labels.texts
+        labelling = await config_of_call(
+            service, await service.job_config(model), None, {**(sampling_params or {}), **labels.sampling}, labels.texts
         )
-        writing = strong_plan(await service.job_plan(strong, "strong"), labelling, max_cost)
+        writing = strong_config(await service.job_config(strong, "strong"), labelling, max_cost)
 
-        async def checked(plan: ResolvedConfig) -> CallModel:
-            plan = await service.resolved_plan(plan)
-            await questions.check_endpoint(ctx, plan)
-            cost = questions.cost(ctx, plan, max_cost, "This step of the search")
-            return CallModel(plan, None if cost is None else cost.approve)
+        async def checked(config: ModelConfig) -> CallModel:
+            config = await service.resolved_config(config)
+            await questions.check_endpoint(ctx, config)
+            cost = questions.cost(ctx, config, max_cost, "This step of the search")
+            return CallModel(config, None if cost is None else cost.approve)
 
         order = SearchOrder(
             input_file,
@@ -118,6 +118,6 @@ def add(socket: ToolSocket) -> None:
             max_cost=max_cost,
         )
         search = CallSearch(running, caller_of(ctx, service), order)
-        work = search.figures(service.plan.settings.max_call_s)
+        work = search.figures(service.config.settings.max_call_s)
         found = await with_progress(ctx, service, Call(Facts()), work, lambda: search.words)
         return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)

@@ -210,7 +210,7 @@ def _client(arguments: argparse.Namespace) -> int:
     there: JsonObject = {}
     with contextlib.suppress(PromptmillError):  # reported below, where the steps raise the error again
         there = client_file.entry_in(file, client.key, arguments.name)
-    if folder is None and not client.has_project and configuration.plan.operator.allowed_roots is None:
+    if folder is None and not client.has_project and configuration.config.operator.allowed_roots is None:
         folder = _folder_of(there) or _asked_folder(client, is_dry=arguments.dry_run)
     added = client_entry(client, named, arguments.env, folder)
     result = client_file.over(there, added)

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.wording import counted
 from promptmill.features.items.item_counts import items_in
 from promptmill.features.items.items import Items
@@ -25,7 +25,7 @@ class ItemStatus(TypedDict):
 
 
 def count(
-    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ResolvedConfig]
+    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
     """Return the figures of the rows below `before`; none for a job of another shape. Blocks."""
     del labels, configs

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from promptmill.answers.response_format import schema_of
 from promptmill.answers.schema_kinds import kind_of, resolved
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.core.wording import listed
@@ -56,7 +56,7 @@ class Items(Shape):
             )
         return cls(rows_from=lists[0]) if lists else None
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for answers without such a list."""
         del question
         wanted = config.settings.sampling_params.response_format

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from promptmill.answers.response_format import schema_of
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling
 
@@ -13,7 +13,7 @@ SURE, SCORE = "sure", "score"
 """Columns for the giver of the label, and for its score (0 to 1)."""
 
 
-def check_comparable(config: ResolvedConfig, option: str, recall: Collection[str] = ()) -> None:
+def check_comparable(config: ModelConfig, option: str, recall: Collection[str] = ()) -> None:
     """Raise `PromptmillError` (`invalid_input`) if answers of different models cannot be compared as labels.
 
     `recall`: labels that the schema or the choices must permit.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from promptmill.answering.step import Place, Step
 from promptmill.backends.protocol import Call, Completion, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import Conversation, Made, Message, Request, Sampling, once
 from promptmill.features.embeddings.local import encoders
 from promptmill.features.labels.row_texts import fields_of, rows_of, texts_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from promptmill.features.embeddings.local.encoder import Encoder
 
 
-def version(config: ResolvedConfig) -> str:
+def version(config: ModelConfig) -> str:
     """Return the version of this machine's encoder. Raises `PromptmillError` (`missing_dependency`)."""
     return encoders.version(encoders.settings_in(config))
 

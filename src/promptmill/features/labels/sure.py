@@ -7,7 +7,7 @@ from typing import Any
 
 from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import TOP_CHOICES, Sampling
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
@@ -44,7 +44,7 @@ class Sure(SureRule):
 
     # ---- admission
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) if answers are not labels, or if a prompt contains right labels."""
         if not self.model and not _has_rows_together(config):
             others = (" or ", Named(TOGETHER, "N")) if TOGETHER in Sampling.model_fields else ()
@@ -55,7 +55,7 @@ class Sure(SureRule):
                 raise input_error(Named("gold"), " needs ", Named("choices"), ", so that each row has one label.")
             check_unasked(question, self.gold)
 
-    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+    def target(self, slot: int, target: Target, config: ModelConfig) -> Target:
         """Return the target of a slot: the strong model for each row alone, the student, or a cheap model with log
         probabilities or repeats."""
         if not slot:
@@ -74,7 +74,7 @@ class Sure(SureRule):
             extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
         return target.model_copy(update={"extra": extra})
 
-    def _fingerprint_of_vectors(self, target: Target, config: ResolvedConfig) -> dict[str, Any]:
+    def _fingerprint_of_vectors(self, target: Target, config: ModelConfig) -> dict[str, Any]:
         if self.embed_model:  # the sampling parameters of the job do not concern vectors
             return {name: target.fingerprint.get(name) for name in ("model", "backend", "endpoint")}
         return {"encoder": digest(version(config)) if self.student == "embeddings" else ""}
@@ -100,7 +100,7 @@ class Sure(SureRule):
         self,
         store: JobDatabase,
         spec: JobSpec,
-        configs: Mapping[str, ResolvedConfig],
+        configs: Mapping[str, ModelConfig],
         checked: Mapping[str, Any],
         *,
         end: int,
@@ -170,7 +170,7 @@ class Sure(SureRule):
                 found[name] = sum(cost * each for cost, each in known)
         return found
 
-    def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
+    def answering(self, model: str, config: ModelConfig) -> ModelConfig:
         """Return the settings of a model in a validation: the strong model answers each row alone, unless it is also
         the cheap model."""
         is_alone = model and model == self.model and _has_rows_together(config)
@@ -247,11 +247,11 @@ class Sure(SureRule):
             raise input_error(f"Job {job_id} has not decided on its sample; take the labels when it has finished.")
 
 
-def _has_rows_together(config: ResolvedConfig) -> bool:
+def _has_rows_together(config: ModelConfig) -> bool:
     return config.settings.sampling_params.sets([TOGETHER])
 
 
-def _alone(target: Target, config: ResolvedConfig) -> Target:
+def _alone(target: Target, config: ModelConfig) -> Target:
     """Return a target whose requests have one row each."""
     if not _has_rows_together(config):
         return target

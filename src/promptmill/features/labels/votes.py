@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from promptmill.backends.protocol import copied
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
@@ -81,12 +81,12 @@ class Votes(Plan):
         """Return whether a round is resumed; a round from before the job had votes is not."""
         return super().resumes(last) and not (last.way == "live" and 0 in last.slots)
 
-    def check(self, config: ResolvedConfig, question: Question) -> None:
+    def check(self, config: ModelConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) if the answers are not labels."""
         del question
         check_comparable(config, "votes")
 
-    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+    def target(self, slot: int, target: Target, config: ModelConfig) -> Target:
         """Return the target of a slot. Its sampling makes answers of the same model differ between slots."""
         if not slot or len(set(self.models)) == len(self.models):
             return target

@@ -139,7 +139,7 @@ class FileCheck:
         if not request.path:
             own |= {**request.sampling.given(), "messages": request.conversation.as_messages()}
         if self._names_model:
-            own["model"] = asked.plan.name
+            own["model"] = asked.config.name
         repeated = {name: value for name, value in body.items() if name not in _TEXTS}
         url = f"/v1{request.path or CHAT}"
         return {"method": "POST", "url": url, "body": own, "metadata": {"model": asked.model, "body": repeated}}

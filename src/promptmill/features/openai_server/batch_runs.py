@@ -260,11 +260,11 @@ class BatchRuns:
 
     async def _resume(self, batch: Batch, owner: str) -> None:
         folder, lines = self._job(batch.id), self._place(batch.id) / INPUT
-        plan = await self._endpoints.resolved_plan(batch.model or "")
+        config = await self._endpoints.resolved_config(batch.model or "")
         jobs, caller = self._jobs(), Caller("", owner)
         source = InputRows([Part(lines)] if lines.exists() else [], batch.id, "batch")
         rows = Rows(written=source, name="batch", job_id=folder.job_id)
-        async with jobs.opened(rows, None, {}, CallModels(plan), caller) as job:
+        async with jobs.opened(rows, None, {}, CallModels(config), caller) as job:
             await jobs.start(job, caller)
         lines.unlink(missing_ok=True)  # the job has read the rows
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
-from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
+from promptmill.config.model_config import DEFAULT, ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import PASSED_ON, SYSTEM_ROLES, Request, required_of
 from promptmill.core.values import JsonDict
@@ -27,7 +27,7 @@ from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES
 from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
 from promptmill.server.tool_calls import owner_of
-from promptmill.server.tools import plan_of_call
+from promptmill.server.tools import config_of_call
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 from promptmill.system.logs import CALLS
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
     model: str
     """The model's name in the body, or the default model's name."""
     request: Request
-    plan: ResolvedConfig
+    config: ModelConfig
     client: str
     """The name of the client program, for the log."""
 
@@ -57,7 +57,7 @@ class Endpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        tokens = service.plan.operator.client_limits.tokens
+        tokens = service.config.operator.client_limits.tokens
         self._allowed = {token.owner: tokens[name].models for name, token in configured(tokens).items()}
 
     async def models(self, request: HttpRequest) -> Response:
@@ -96,9 +96,9 @@ class Endpoints:
 
     def _model(self, name: str, owner: str) -> JsonDict:
         created = int(self._service.calls.started)
-        return {"id": name, "object": "model", "created": created, "owned_by": self.plan_of(name, owner).backend}
+        return {"id": name, "object": "model", "created": created, "owned_by": self.config_of(name, owner).backend}
 
-    def plan_of(self, name: str, owner: str) -> ResolvedConfig:
+    def config_of(self, name: str, owner: str) -> ModelConfig:
         """Return the plan of the model `name` for a token's owner. `name`: the configuration's or the engine's name.
 
         Raises `ApiError` (404 if the token may not use the model).
@@ -106,15 +106,15 @@ class Endpoints:
         allowed = self._allowed.get(owner)
         try:
             if not name or name in {*self._service.offered, DEFAULT}:
-                plan = self._service.plan_of(name)
-                if allowed is None or plan.name in allowed:
-                    return plan
-            for plan in map(self._service.plan_of, self._usable(owner)):
-                if plan.model == name:
-                    return plan
+                config = self._service.config_of(name)
+                if allowed is None or config.name in allowed:
+                    return config
+            for config in map(self._service.config_of, self._usable(owner)):
+                if config.model == name:
+                    return config
         except PromptmillError as error:
             raise error_of(error) from None
-        names = [*self._offered(owner), *(self._service.plan_of(each).model for each in self._usable(owner))]
+        names = [*self._offered(owner), *(self._service.config_of(each).model for each in self._usable(owner))]
         known = ", ".join([*dict.fromkeys(filter(None, names))][:50])
         unknown = f"There is no model {name[:60]!r}; models here: {known}."
         raise ApiError(404, f"{unknown} {_NAMED_IN}", "model", "model_not_found")
@@ -122,53 +122,53 @@ class Endpoints:
     @property
     def files(self) -> FileRule:
         """The rule for files that requests name."""
-        return self._service.plan.file_rule
+        return self._service.config.file_rule
 
     @property
     def has_several(self) -> bool:
         """Whether clients may choose among several models; then each row of a job must name its model."""
         return len(self._usable("")) > 1
 
-    async def resolved_plan(self, name: str) -> ResolvedConfig:
+    async def resolved_config(self, name: str) -> ModelConfig:
         """Return the plan for a job on a model, whose lines have been checked. Raises as `plan_of`, and
         `PromptmillError`."""
-        return await self._service.resolved_plan(self.plan_of(name, ""))
+        return await self._service.resolved_config(self.config_of(name, ""))
 
     async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> Asked:
         """Return the request that `body` describes, with its model. Raises `ApiError`."""
         name = model_of(body)
-        plan = self.plan_of(name, owner)
+        config = self.config_of(name, owner)
         request = request_of(path, body)
-        if request.path and request.path not in plan.record.other_paths:
+        if request.path and request.path not in config.record.other_paths:
             raise ApiError(
-                400, f"The backend {plan.backend} of this model makes no embeddings.", "model", "unsupported"
+                400, f"The backend {config.backend} of this model makes no embeddings.", "model", "unsupported"
             )
         changes = request.sampling.given() | dict(request.extra) if not request.path else {}
         try:
             of_call = {name: value for name, value in changes.items() if name not in PASSED_ON}
-            plan = await plan_of_call(self._service, plan, None, of_call)
+            config = await config_of_call(self._service, config, None, of_call)
         except PromptmillError as error:
             raise error_of(error) from None
-        settings = plan.settings
+        settings = config.settings
         if not request.path:
             conversation = request.conversation
             if conversation.messages[0].role not in SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
-            conversation = conversation.composed("", registry.shown_by(plan))
+            conversation = conversation.composed("", registry.shown_by(config))
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
             extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
             request = Request(0, conversation, settings.sampling_params, extra, required=required_of(changes))
-        return Asked(path, body, name or plan.name, request, plan, client)
+        return Asked(path, body, name or config.name, request, config, client)
 
     async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
         """Answer a request. `show` is called with the answer so far while it grows. Raises `ApiError`."""
         call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
         try:
             with logged(asked.path, asked.client):
-                (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
+                (outcome,) = await self._service.generate([asked.request], call, config=asked.config)
                 return outcome if isinstance(outcome, Completion) else _cut_answer(outcome)
         except PromptmillError as error:
-            raise error_of(as_written(error, asked.request.conversation, asked.plan.file_rule), asked.path) from None
+            raise error_of(as_written(error, asked.request.conversation, asked.config.file_rule), asked.path) from None
 
 
 @contextlib.contextmanager

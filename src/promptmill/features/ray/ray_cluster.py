@@ -15,7 +15,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Backend
 from promptmill.cluster.remote import LostError, Quota, RemoteBackend, Replica, environment_of, part_of
 from promptmill.cluster.replicas import Replicas, create
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.version import __version__
 from promptmill.jobs.store.order_part import Create, OrderPart
@@ -44,17 +44,17 @@ class RayCluster(OrderPart):
         """The function that makes the job's backend."""
         return self.connected
 
-    async def connected(self, plan: ResolvedConfig) -> Backend:
-        """Return the model of `plan` as replicas that are not yet loaded. Raises `PromptmillError`."""
-        registry.check_name(plan.backend)
+    async def connected(self, config: ModelConfig) -> Backend:
+        """Return the model of `config` as replicas that are not yet loaded. Raises `PromptmillError`."""
+        registry.check_name(config.backend)
         if importlib.util.find_spec("ray") is None:
             raise PromptmillError(Code.MISSING_DEPENDENCY, "Ray is not installed.", adding("ray"))
-        count = self._count(plan)
-        one = create if plan.replicas > 1 else registry.create
-        arguments = (one, part_of(plan), environment_of(plan), __version__)
-        quota = Quota(plan.settings.backend_configs.openai.concurrency) if plan.record.needs_endpoint else None
+        count = self._count(config)
+        one = create if config.replicas > 1 else registry.create
+        arguments = (one, part_of(config), environment_of(config), __version__)
+        quota = Quota(config.settings.backend_configs.openai.concurrency) if config.record.needs_endpoint else None
 
-        key = registry.renewed_key(plan)
+        key = registry.renewed_key(config)
 
         async def connect() -> Sequence[Backend]:
             actors = await asyncio.to_thread(self._actors, count)
@@ -89,11 +89,11 @@ class RayCluster(OrderPart):
         )
         return [actor.remote() for _ in range(count)]
 
-    def _count(self, plan: ResolvedConfig) -> int:
+    def _count(self, config: ModelConfig) -> int:
         """Return the number of replicas. For an endpoint, it is at most `concurrency`: each has a request in flight."""
-        if not plan.record.needs_endpoint:
+        if not config.record.needs_endpoint:
             return self.replicas
-        return min(self.replicas, plan.settings.backend_configs.openai.concurrency)
+        return min(self.replicas, config.settings.backend_configs.openai.concurrency)
 
     def _check_address(self) -> None:
         """Raise `PromptmillError` if nothing listens at the address, because Ray would end this process."""

@@ -205,8 +205,8 @@ class Recipe:
             return
         try:
             configuration = configuration_of(arguments)
-            registry.check_key(configuration.plan)
-            if self.max_cost is not None and (error := lacking([decided(configuration).plan], rows_set=True)):
+            registry.check_key(configuration.config)
+            if self.max_cost is not None and (error := lacking([decided(configuration).config], rows_set=True)):
                 raise error
             if "precheck" in arguments and is_whole:
                 files = [Path(_file(name)) for name in step.reads(arguments)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
@@ -23,7 +23,7 @@ Shares: TypeAlias = dict[str, dict[str, LabelShare]]
 
 
 def figures(
-    store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int, configs: Sequence[ResolvedConfig]
+    store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
     """Return `person`, the number of a person's delivered labels, and `shares`, if their rows were drawn at random."""
     del configs

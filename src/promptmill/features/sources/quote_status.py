@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.sources import leaves
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut
@@ -41,7 +41,7 @@ class QuoteStatus(TypedDict):
 
 
 def count(
-    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ResolvedConfig]
+    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
     """Return the counts of the rows below `before`; none without quotes. Blocks."""
     del spec, labels, configs

@@ -14,7 +14,7 @@ from promptmill.answering.checked import as_text
 from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_SEARCHED, PLACE
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Fields, Made, Message, Request, TextPart, once
@@ -34,10 +34,10 @@ class QuotedAnswers(Step):
     place, wanted_by = Place.FORMED, ("quote",)
 
     @classmethod
-    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from an item to the request for an answer with quotes, which raises `PromptmillError`
         (`invalid_input`)."""
-        del plan, by_batch
+        del config, by_batch
         step = cls()
         return lambda request: Sent(_asking(request, step._form(request)))
 

@@ -14,7 +14,7 @@ from promptmill.answering.step import Loading, Place, Sent, Step
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Failure, Outcome
 from promptmill.backends.searches import SEARCHING_MODEL, has_web_search
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.core.request import Made, Request, once
 from promptmill.core.values import JsonDict, JsonObject
@@ -48,19 +48,19 @@ class WebSearch(Step):
     @classmethod
     async def of(cls, loading: Loading) -> Step | None:
         """Return the step."""
-        return cls(loading.plan, is_limited=loading.budget is not None)
+        return cls(loading.config, is_limited=loading.budget is not None)
 
     @classmethod
-    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from an item to the request with the search, which raises `PromptmillError` for an
         endpoint without one."""
         del by_batch
-        step = cls(plan)
+        step = cls(config)
         return lambda request: Sent(step.searching(request))
 
-    def __init__(self, plan: ResolvedConfig, *, is_limited: bool = False) -> None:
+    def __init__(self, config: ModelConfig, *, is_limited: bool = False) -> None:
         """`is_limited`: the process has a spending limit."""
-        self._plan, self._is_limited = plan, is_limited
+        self._config, self._is_limited = config, is_limited
         self._extras: Made[JsonDict] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -84,7 +84,7 @@ class WebSearch(Step):
         return request.changed(extra=once(self._extras, lambda: self._extra(extra), extra))
 
     def _extra(self, extra: JsonObject) -> JsonDict:
-        wanted = _wanted(self._plan, str(extra.get("model") or self._plan.model))
+        wanted = _wanted(self._config, str(extra.get("model") or self._config.model))
         if has_web_search(extra):  # the caller's own form of it
             return {**extra}
         joined: JsonDict = {**extra, **wanted}
@@ -97,9 +97,9 @@ async def _failed(failure: Failure) -> Outcome:
     return failure
 
 
-def _wanted(plan: ResolvedConfig, model: str) -> JsonObject:
+def _wanted(config: ModelConfig, model: str) -> JsonObject:
     """Return what a request for a search has. Raises `PromptmillError` (`invalid_config`)."""
-    apis = sorted(registry.apis_of(plan))
+    apis = sorted(registry.apis_of(config))
     forms = [None if api == _CHAT and not _OF_CHAT.search(model) else _SEARCHES.get(api) for api in apis]
     if forms and forms[0] is not None and all(form == forms[0] for form in forms):
         return forms[0]
@@ -111,7 +111,7 @@ def _wanted(plan: ResolvedConfig, model: str) -> JsonObject:
             ("Choose that API: ", Named("backend_configs.openai.dialect", dialect), "."),
         )
     others = ", ".join(dict.fromkeys(provider for provider, _ in sorted(_SEARCHES)))
-    where = f"the endpoint ({', '.join(providers)})" if apis else f"the backend {plan.backend}"
+    where = f"the endpoint ({', '.join(providers)})" if apis else f"the backend {config.backend}"
     where = where.removesuffix(" (plain)")
     own = Named("extra_params")
     raise PromptmillError(

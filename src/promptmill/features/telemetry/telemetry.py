@@ -30,7 +30,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from promptmill.backends.protocol import Completion, Histogram, Outcome, Sink
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import Code, redact
 from promptmill.core.version import __version__
@@ -290,7 +290,7 @@ class Telemetry:
             finally:
                 if span.is_recording():
                     counts = counted.counts
-                    span.set_attributes(_model(self.labels.of_plan(counted.plan())))
+                    span.set_attributes(_model(self.labels.of_config(counted.config())))
                     for name in ("done", "failed", "requests", "cached", "cost"):
                         if (value := getattr(counts, name)) is not None:
                             span.set_attribute(f"promptmill.{_SPAN_NAMES.get(name, name)}", value)
@@ -337,7 +337,7 @@ class _Observed(Sink):
         self._telemetry, self._counted, self._sink = telemetry, counted, sink
         self._context = set_span_in_context(span)
         self._spans = MOST_ROWS if span.is_recording() else 0
-        self._plan: ResolvedConfig | None = None
+        self._config: ModelConfig | None = None
         self._model: dict[str, str] = {}
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
@@ -349,9 +349,9 @@ class _Observed(Sink):
 
     def _note(self, outcome: Outcome, now_ns: int) -> None:
         usage, telemetry = outcome.usage, self._telemetry
-        if (plan := self._counted.plan()) is not self._plan:  # the model of an open plan is chosen during the call
-            self._plan = plan
-            self._model = {_OPERATION: "chat"} | _model(telemetry.labels.of_plan(plan))
+        if (config := self._counted.config()) is not self._config:  # an open model is chosen during the call
+            self._config = config
+            self._model = {_OPERATION: "chat"} | _model(telemetry.labels.of_config(config))
             kinds = ({**self._model, "gen_ai.token.type": kind} for kind in ("input", "output"))
             self._input, self._output = (telemetry.tokens[tuple(kind.items())] for kind in kinds)
         if usage.prompt_tokens:

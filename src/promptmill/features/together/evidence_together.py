@@ -22,7 +22,7 @@ from promptmill.answers.decision import Evidence, evidence_of, instructions_of, 
 from promptmill.answers.form import form_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.form import Asked, Form, Given, Question
 from promptmill.core.request import Conversation, Fields, Made, Message, Portion, Request, once
 from promptmill.core.values import json_text
@@ -43,18 +43,18 @@ class EvidenceTogether(Gathering):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step if the endpoints decide."""
-        return cls(loading) if registry.decides(loading.plan) else None
+        return cls(loading) if registry.decides(loading.config) else None
 
     @classmethod
-    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from a row to its part of a request."""
         del by_batch  # no API that decides has batches
-        step = cls(Loading(plan, None, is_shared=False)) if registry.decides(plan) else None
+        step = cls(Loading(config, None, is_shared=False)) if registry.decides(config) else None
         return lambda request: Sent(request) if step is None else step.sent_for(request)
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)
-        limits = registry.decisions_of(loading.plan)
+        limits = registry.decisions_of(loading.config)
         self._most_questions = 1 if limits is None else limits.questions
         self._questions: dict[str, Made[Sequence[Question]]] = {}
         """The questions about a row, by its name."""

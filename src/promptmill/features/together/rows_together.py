@@ -11,7 +11,7 @@ from promptmill.answering.gathered import Bounds, Gathering, Part
 from promptmill.answering.step import Loading, Sent, path_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion
-from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, ResolvedConfig, numbers_of
+from promptmill.config.model_config import OTHER_LIMIT, TOKEN_LIMITS, ModelConfig, numbers_of
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.request import SYSTEM_ROLES, TOP_CHOICES, Conversation, Fields, Message, Portion, Request, Sampling
 from promptmill.features.together.parameters import Together
@@ -44,18 +44,18 @@ class RowsTogether(Gathering):
     @classmethod
     async def of(cls, loading: Loading) -> Self | None:
         """Return the step of a model that writes; see `EvidenceTogether` for those that decide."""
-        return None if registry.decides(loading.plan) else cls(loading)
+        return None if registry.decides(loading.config) else cls(loading)
 
     @classmethod
-    def sending(cls, plan: ResolvedConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
+    def sending(cls, config: ModelConfig, *, by_batch: bool) -> Callable[[Request], Sent]:
         """Return the function from a row to its part of a request for as many rows as possible."""
         del by_batch  # a line of a batch is for as many
-        return Sent if registry.decides(plan) else cls(Loading(plan, None, is_shared=False))._sent_for
+        return Sent if registry.decides(config) else cls(Loading(config, None, is_shared=False))._sent_for
 
     def __init__(self, loading: Loading) -> None:
         super().__init__(loading)
-        self._is_object = registry.keeps_schemas(loading.plan)
-        window = getattr(loading.plan.block, "max_model_len", None)
+        self._is_object = registry.keeps_schemas(loading.config)
+        window = getattr(loading.config.block, "max_model_len", None)
         self._size = min(_LONGEST, window // 4 * _CHARACTERS) if window else _LONGEST
         self._forms: dict[bytes, RecordForm | str] = {}
         """By the values of parameters, because rows may set some of their own; a text: why such rows go alone."""

@@ -26,7 +26,7 @@ from promptmill.answers.response_format import schema_of
 from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import Usage
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.money import dollars
 from promptmill.core.request import Fields, Sampling
 from promptmill.core.values import cell_text, json_text, loads
@@ -123,7 +123,7 @@ _NO_FIELDS = Fields(("",), ())
 
 
 def count(
-    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ResolvedConfig]
+    store: JobDatabase, spec: JobSpec, labels: Sequence[str], before: int, configs: Sequence[ModelConfig]
 ) -> Mapping[str, object]:
     """Return the figures of the rows below `before`; none for a job whose rows share no requests, and none after the
     run. Blocks."""
@@ -185,7 +185,7 @@ class _Slot:
     spec: JobSpec
     slot: int
     before: int
-    config: ResolvedConfig
+    config: ModelConfig
 
     def compared(self, requests: int) -> _Compared:
         """Return what the rows of `requests` requests cost together, and alone."""

@@ -113,10 +113,10 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     target.check(sources)
     drawn = _drawn(arguments, TopicRows(sources, prompt, arguments.encoding, target.path))
     configuration = decided(configuration)
-    check_form(configuration.plan)
+    check_form(configuration.config)
     folders = JobFolders.from_environ()
     series = JobSeries(folders.of_series(real_path(target.path.absolute())), "topics", arguments.max_cost)
-    limit = longest_of(configuration.plan, arguments.max_cost, arguments.most)
+    limit = longest_of(configuration.config, arguments.max_cost, arguments.most)
 
     def step(its: Configuration, job: OpenJob) -> None:
         target.check_free(job)
@@ -131,11 +131,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if arguments.dry_run:
         estimates = [TopicEstimate(series, model, questions, fits) for fits in (True, False)]
         return _show_estimate(_estimated(drawn, arguments.most, estimates), configuration, as_json=arguments.json)
-    registry.check_key(configuration.plan)
+    registry.check_key(configuration.config)
     try:
         jobs = TopicJobs(series, model, questions)
         watch = None if arguments.quiet else progress_lines("vectors", sys.stderr)
-        covering = Covering(series.folders, configuration.plan, arguments.config, watch)
+        covering = Covering(series.folders, configuration.config, arguments.config, watch)
         finding = Finding(covering.of(drawn, tell), prompt, arguments.most, jobs, tell, notes=covering.notes)
         found = finding.figures() | series.spent
         found["jobs"] = jobs.labelled_with(found["topics"])
@@ -209,7 +209,7 @@ def _show_estimate(found: JsonObject, configuration: Configuration, *, as_json: 
         return OK
     say("\n".join(_estimate_lines(found, columns(sys.stdout))), wrap=True)
     if found["unpriced"]:
-        say(worded(no_price_known(configuration.plan, found["unpriced"]), option_of), wrap=True)
+        say(worded(no_price_known(configuration.config, found["unpriced"]), option_of), wrap=True)
     return OK
 
 

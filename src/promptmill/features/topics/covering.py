@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.feature import features
 from promptmill.core.wording import counted
@@ -72,9 +72,9 @@ class Covering:
     """The choice of rows by an encoder of this machine."""
 
     folders: JobFolders
-    plan: ResolvedConfig
+    config: ModelConfig
     """The configuration of the search, which may have settings of the encoder."""
-    config: str | Path | None
+    config_path: str | Path | None
     """The path of its file."""
     watch: Watch | None = None
     notes: list[str] = field(default_factory=list)
@@ -108,13 +108,15 @@ class Covering:
         from promptmill.features.embeddings.local import encoders
 
         settings = {
-            "backend_configs.encoder": encoders.settings_in(self.plan).model_dump(),
+            "backend_configs.encoder": encoders.settings_in(self.config).model_dump(),
             "sampling_params": {"embed": True},
             "extra_params": {},
             "price": None,
             "max_cost": None,
         }
-        configuration = decided(configuration_of({"config": self.config, "backend": "encoder", "settings": settings}))
+        configuration = decided(
+            configuration_of({"config": self.config_path, "backend": "encoder", "settings": settings})
+        )
 
         def run(job: OpenJob) -> None:
             runtime.run_anywhere(run_job(job, configuration, self.watch))

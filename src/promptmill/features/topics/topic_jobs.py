@@ -12,7 +12,7 @@ import orjson
 from promptmill.answering.checked import problem_of_form
 from promptmill.answering.prices import cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import config_error
 from promptmill.core.request import APPLIED_NAMES
 from promptmill.core.values import JsonDict, JsonObject
@@ -36,20 +36,20 @@ _NOTHING: JsonObject = MappingProxyType({"requests": 0, **dict.fromkeys(_COSTS, 
 _ALONE = {"n": 1, "together": 1}  # values that change nothing
 
 
-def check_form(plan: ResolvedConfig) -> None:
+def check_form(config: ModelConfig) -> None:
     """Raise `PromptmillError` (`invalid_config`) for a parameter that would give the answers of all steps another
     number or form, such as `n`, `quote`, `web` or `together`."""
     for name in _REFUSED:
-        value = getattr(plan.settings.sampling_params, name, None)
+        value = getattr(config.settings.sampling_params, name, None)
         if value and value != _ALONE.get(name):
-            key = plan.key(f"sampling_params.{name}")
+            key = config.key(f"sampling_params.{name}")
             raise config_error(key, "a search for topics decides itself about the form of answers; set it to null.")
 
 
-def longest_of(plan: ResolvedConfig, max_cost: float | None, most: int) -> int | None:
+def longest_of(config: ModelConfig, max_cost: float | None, most: int) -> int | None:
     """Return the token limit for lists of at most `most` topics: the configured limit is meant for labels, and a budget
     requires a limit. None otherwise, because a small model may not have the room."""
-    limit = plan.settings.sampling_params.max_tokens
+    limit = config.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_LIST + _LONGEST_ENTRY * most
 
 
@@ -148,10 +148,10 @@ class TopicEstimate:
             return _parsed(answers_in(folder, len(asked))[0])
         found = self.series.validate(*job)
         tokens = sum(-(-len(orjson.dumps(each)) // _BYTES_PER_TOKEN) for each in likely)
-        plan = model.models.plan
-        if (price := price_of(plan)) is not None:  # an estimate by the schema assumes lists of three topics
+        config = model.models.config
+        if (price := price_of(config)) is not None:  # an estimate by the schema assumes lists of three topics
             usage = Usage(found["estimated_prompt_tokens"], tokens)
-            tier = tier_of(plan.settings.extra_params)
+            tier = tier_of(config.settings.extra_params)
             found["estimated_cost"] = cost_of_many(price, usage, found["requests"], tier)
         self._add(step, found)
         return [*likely]

@@ -159,12 +159,12 @@ def topics(
             target.check([home_expanded(rows)] if isinstance(rows, str | Path) else [])
         max_cost = given.get("max_cost")
         configuration = decided(configuration_of(given))
-        check_form(configuration.plan)
+        check_form(configuration.config)
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
         if target is not None:
             folders = folders.of_series(real_path(target.path.absolute()))
         watch = watch_of(show=options.get("progress"))
-        limit = longest_of(configuration.plan, max_cost, most)
+        limit = longest_of(configuration.config, max_cost, most)
 
         def model(form: Form) -> StepModel:
             of_form: JsonDict = (
@@ -190,7 +190,7 @@ def topics(
             drawn = read.drawn(sample, held_out)
         for note in read.notes:
             warn(worded(note, argument_name))
-        covering = Covering(folders, configuration.plan, given.get("config"), watch)
+        covering = Covering(folders, configuration.config, given.get("config"), watch)
         drawn = covering.of(drawn)
         jobs = TopicJobs(series, model, questions)
         figures = Finding(drawn, prompt, most, jobs, notes=covering.notes).figures() | series.spent

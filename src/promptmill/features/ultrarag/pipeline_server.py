@@ -89,7 +89,7 @@ class PipelineCalls(Middleware):
         if name not in _ANSWERING:
             self._has_answered = self._has_answered and name not in _CONFIGURING
             result = await call_next(adapted)
-            self._warn(name, self._service.plan.warnings if name in _CONFIGURING else ())
+            self._warn(name, self._service.config.warnings if name in _CONFIGURING else ())
             return result
         async with self._progress_lines(name):
             result = await call_next(adapted)
@@ -106,7 +106,7 @@ class PipelineCalls(Middleware):
             self._has_answered = self._has_answered or len(structured.get("errors", ())) < len(structured["ans_ls"])
             return result
         affects_all = _AFFECTS_ALL if self._has_answered else _AFFECTS_ALL_AT_FIRST
-        if self._service.plan.settings.on_error == "raise" or codes & affects_all:
+        if self._service.config.settings.on_error == "raise" or codes & affects_all:
             return result
         return ToolResult([TextContent(type="text", text=orjson.dumps(structured).decode())], structured, result.meta)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.files import disk
@@ -89,9 +89,9 @@ def root_of(folders: JobFolders) -> Path:
     return (folders.every or folders).root.parent / GIVEN
 
 
-def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:
+def loose_id(given: InputRows, config: ModelConfig, order: JobOrder) -> str:
     """Return the id of a job without an output file. Equal rows, questions and settings give equal ids."""
-    settings = fingerprint(plan, order.system_prompt, "jsonl")
+    settings = fingerprint(config, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
     variants = [variant.model_dump() for variant in order.variants]
     if order.plan.chooses:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from promptmill.answers.response_format import with_schema
-from promptmill.config import resolved_config
+from promptmill.config import model_config
 from promptmill.config.configuration import Configuration
 from promptmill.core.errors import ArgumentError, Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
@@ -216,7 +216,7 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
         model = plan_of(given, [""]).only_model
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        return resolved_config.settings_of(
+        return model_config.settings_of(
             raw,
             backend=backend,
             endpoint=endpoint,

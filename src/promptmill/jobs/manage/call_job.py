@@ -73,17 +73,17 @@ class DeadlineCall:
         limit_s: float,
         task: CallTask | None = None,
     ) -> None:
-        """`limit_s` counts from the start of `work.stats`. `task`: the task that the call may become."""
+        """`limit_s` counts from the start of `work.call`. `task`: the task that the call may become."""
         self._service = service
         self._running_jobs = running_jobs
         self._work = work
         self._task = task
         self._is_task_required = task is not None and task.is_required
         margin_s = max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(work.items) * _ITEM_S
-        self._limit = work.stats.started + limit_s - min(margin_s, limit_s / 2)
+        self._limit = work.call.started + limit_s - min(margin_s, limit_s / 2)
         """The time at which the call must return, even if its job is not finished."""
-        most_s = work.plan.settings.call_timeout
-        self._end = math.inf if most_s is None else work.stats.started + most_s
+        most_s = work.config.settings.call_timeout
+        self._end = math.inf if most_s is None else work.call.started + most_s
         """The time at which all work of the call must end."""
         self._held = contextlib.ExitStack()
         """Leaves the place and removes the job, unless the job is to continue."""
@@ -110,23 +110,23 @@ class DeadlineCall:
         except PromptmillError as error:
             if self._is_task_required:
                 raise
-            work.stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
+            work.call.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
             return await self._answered_here()
         sink = ListSink(len(work.items))
         for index, item in enumerate(work.items):
             if isinstance(item, PromptmillError):
-                record_outcome(index, Failure(item), sink, work.stats)
+                record_outcome(index, Failure(item), sink, work.call)
         unanswered = await self._run_of(job, place) if place.entry.is_set() else await self._put_off(job, place)
         if self._run is not None:
             for record in await asyncio.to_thread(job.folder.store.sound_records):
                 sink.put(record.key, record.outcome())  # not counted here, because the run of the job has counted it
         if unanswered.code is not Code.DEFERRED:
-            self._service.calls.unanswered(work.plan, unanswered.code, len(sink.missing))
+            self._service.calls.unanswered(work.config, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
 
     async def _answered_here(self) -> list[Outcome]:
         work = self._work
-        return await self._service.generate(work.items, work.stats, system_prompt=work.system_prompt, plan=work.plan)
+        return await self._service.generate(work.items, work.call, system_prompt=work.system_prompt, config=work.config)
 
     async def _written(self) -> Job:
         task = None if self._task is None else self._task.note
@@ -140,7 +140,7 @@ class DeadlineCall:
 
     async def _run_of(self, job: Job, place: Place) -> PromptmillError:
         """Run the job until its end or the limit. Return the error of items without an outcome."""
-        run = self._run = asyncio.ensure_future(door.run(job, self._service, stats=self._work.stats))
+        run = self._run = asyncio.ensure_future(door.run(job, self._service, call=self._work.call))
         await asyncio.wait({run}, timeout=self._left_s)
         if run.done() and not self._is_task_required:
             error = None if run.cancelled() or run.exception() else run.result()
@@ -155,13 +155,13 @@ class DeadlineCall:
             _make_durable(job)
             job.close()
 
-        later = partial(self._running_jobs.run_later, job.spec.job_id, self._work.plan, place)
+        later = partial(self._running_jobs.run_later, job.spec.job_id, self._work.config, place)
         return await self._deferred(job, close, later)
 
     async def _deferred(self, job: Job, make_ready: Callable[[], None], go_on: Callable[[], object]) -> PromptmillError:
         """Prepare the job to continue without the call. Return the error for the items without an outcome."""
         if self._end < self._limit:
-            return too_long(self._work.plan.settings.call_timeout)
+            return too_long(self._work.config.settings.call_timeout)
         await asyncio.to_thread(make_ready)
         self._rest = job.spec.job_id, go_on
         return PromptmillError(Code.DEFERRED, f"Continues as job {job.spec.job_id}.", "")
@@ -172,14 +172,14 @@ class DeadlineCall:
 
     def go_on(self) -> tuple[str | None, Call]:
         """Leave the remaining items to the job. Return its id (None if no item remains) and the call's counts."""
-        stats = self._work.stats
+        call = self._work.call
         if self._rest is None:
-            return None, stats
+            return None, call
         job_id, go_on = self._rest
         self._held.pop_all()
         self._run = None
         go_on()
-        return job_id, replace(stats, counts=stats.counts + Counts(), warnings=dict(stats.warnings))
+        return job_id, replace(call, counts=call.counts + Counts(), warnings=dict(call.warnings))
 
     async def abandon(self) -> None:
         """End the work and remove its job, unless `go_on` has left items to the job."""
@@ -205,14 +205,14 @@ def write(
     writing fails, removes the job's files and raises `PromptmillError` (`storage`).
     """
     job_id = f"call-{secrets.token_hex(8)}"  # random: a client with the same token must not guess the id
-    folder, budget, rows = folders.loose(job_id), work.stats.ledger.budget, Rows(name="call", job_id=job_id)
+    folder, budget, rows = folders.loose(job_id), work.call.ledger.budget, Rows(name="call", job_id=job_id)
     options = {"max_cost": None if budget is None else budget.limit}
     failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
     outcomes = failed | {**outcomes}
     job = None
     try:
         prune.make_room(folders)
-        with open_job(rows, None, options, CallModels(work.plan), folders, caller=work.caller) as opened:
+        with open_job(rows, None, options, CallModels(work.config), folders, caller=work.caller) as opened:
             job = opened.admit()
         job.folder.put(status={"state": progress.STARTING}, task=task)
         items = outcomes if all_answered else range(len(work.items))
@@ -260,10 +260,10 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
 
 
 def _lines(work: CallWork, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-    settings, shown = work.plan.settings, registry.shown_by(work.plan)
+    settings, shown = work.config.settings, registry.shown_by(work.config)
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     for row in rows:
-        yield row, _line(work.items[row], work.system_prompt, shown, shared, work.plan.file_rule)
+        yield row, _line(work.items[row], work.system_prompt, shown, shared, work.config.file_rule)
 
 
 def _line(

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.feature import bug
 from promptmill.files import disk
@@ -55,9 +55,9 @@ _STUCK_S = 30  # of processor time between two looks: a call's template may comp
 
 async def validated(wanted: WantedJob) -> dict[str, Any]:
     """Run `validation.check` for a call in another process, and return its findings. Raises as `done_apart`."""
-    plan, order = wanted.plan, wanted.order
-    call = functools.partial(_check, plan=plan, order=order, folders=wanted.folders, given=wanted.source)
-    return await done_apart(call, order.inputs[0].name, environment_of(plan))
+    config, order = wanted.config, wanted.order
+    call = functools.partial(_check, config=config, order=order, folders=wanted.folders, given=wanted.source)
+    return await done_apart(call, order.inputs[0].name, environment_of(config))
 
 
 async def check_columns(order: JobOrder, rule: FileRule) -> None:
@@ -131,14 +131,14 @@ class _Watched(threading.Event):
 
 
 def _check(
-    _: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: InputRows | None
+    _: Work, config: ModelConfig, order: JobOrder, folders: JobFolders, given: InputRows | None
 ) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
-    service = Service(configuration_of(plan), plan=plan)
+    service = Service(configuration_of(config), config=config)
     named = order.named_models & {*service.offered}
-    plans = {name: service.plan_of(name).with_sampling(order.sampling).capped for name in named}
-    wanted = WantedJob(order, CallModels(plan, plans), folders, given, is_of_call=True)
-    return validation.check(wanted, service.row_models(plan))
+    configs = {name: service.config_of(name).with_sampling(order.sampling).capped for name in named}
+    wanted = WantedJob(order, CallModels(config, configs), folders, given, is_of_call=True)
+    return validation.check(wanted, service.row_models(config))
 
 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:

@@ -148,7 +148,7 @@ def has_settings_of(folder: Folder, opened: OpenJob) -> bool:
     spec, order = folder.spec, opened.order
     if spec is None or spec.parts or order.variants or plans_in(order.parts):
         return False
-    settings = fingerprint(opened.plan, order.system_prompt, "jsonl", has_check=order.has_check)
+    settings = fingerprint(opened.config, order.system_prompt, "jsonl", has_check=order.has_check)
     return [target.fingerprint for target in spec.targets] == [settings]
 
 

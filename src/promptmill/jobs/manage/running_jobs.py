@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from promptmill.answering.prices import no_price_known
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
 from promptmill.files import formats
@@ -126,7 +126,7 @@ class RunningJobs:
             if validate:
                 message = "Nothing was sent and no job was made."
                 if names := checked.pop("unpriced"):
-                    price = worded(no_price_known(opened.plan, names), argument_name)
+                    price = worded(no_price_known(opened.config, names), argument_name)
                     message += f" {price[0].upper()}{price[1:]}."
                 return {"job_id": "", "state": "validated", "message": message} | checked
             assert approve is not None
@@ -193,15 +193,15 @@ class RunningJobs:
             estimated, most = (None if cost is None else cost * left for cost in (estimated, most))
             await approve(estimated, most, sample)
 
-    async def resume(self, job_id: str, plan: ResolvedConfig, caller: Caller) -> None:
-        """Resume the job of a call with its last order and the `plan` of its model, or let it wait for a place.
+    async def resume(self, job_id: str, config: ModelConfig, caller: Caller) -> None:
+        """Resume the job of a call with its last order and the `config` of its model, or let it wait for a place.
 
         If the runs of a job die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError`
         like `start`; also if another process runs the job; `rate_limited` if too many jobs are in progress.
         """
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
-            resuming = self.run_later(job_id, plan, place)
+            resuming = self.run_later(job_id, config, place)
             if place.entry.is_set():
                 await asyncio.shield(resuming)
 
@@ -211,13 +211,13 @@ class RunningJobs:
         if not spec.of_call:
             raise input_error(f"Job {job_id} is not the job of a call; call bulk_generate as before to resume it.")
         note = folder.task or {}
-        plan = self._service.offered_plan(note["model"]) if "model" in note else self._service.plan
-        await self.resume(spec.job_id, plan, caller)
+        config = self._service.offered_config(note["model"]) if "model" in note else self._service.config
+        await self.resume(spec.job_id, config, caller)
         return status.read(folder)
 
-    def run_later(self, job_id: str, plan: ResolvedConfig, place: Place) -> asyncio.Task[None]:
+    def run_later(self, job_id: str, config: ModelConfig, place: Place) -> asyncio.Task[None]:
         """Run the job of a call, whose files are closed, when it gets its place. Return the task that waits."""
-        waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, plan))
+        waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, config))
 
         def ended(_: asyncio.Task[None]) -> None:
             del self._waiting[job_id]
@@ -229,7 +229,7 @@ class RunningJobs:
         self._show(job_id)
         return waiting
 
-    async def _run_in(self, place: Place, job_id: str, plan: ResolvedConfig) -> None:
+    async def _run_in(self, place: Place, job_id: str, config: ModelConfig) -> None:
         with contextlib.ExitStack() as held:
             held.callback(place.leave)
             await place.entry.wait()
@@ -238,7 +238,7 @@ class RunningJobs:
             folder = self.folders.find(job_id)
             if folder.order is None:
                 raise input_error(f"Job {job_id} has no order to resume.")
-            models = CallModels(await self._service.resolved_plan(plan))
+            models = CallModels(await self._service.resolved_config(config))
             job = await reopened(folder, models, self.folders, is_of_call=True).admitted()
             held.callback(job.close)
             if not job.finished and not await asyncio.to_thread(_dies_again, job):
@@ -249,7 +249,7 @@ class RunningJobs:
         """Run an admitted job: in a `place` here if it is the job of a call or needs the engine, else in a process."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
-            if place is None and job.plan.record.is_engine:
+            if place is None and job.config.record.is_engine:
                 place = self.places.take("")
             if place is not None:
                 held.callback(place.leave)
@@ -333,7 +333,7 @@ class RunningJobs:
         folder = self.folders.of(order.target)
         if known.database or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
-                await child_step.check_columns(order, opened.plan.file_rule)
+                await child_step.check_columns(order, opened.config.file_rule)
         return True
 
     async def apart(self, call: partial[T], name: str, module: str) -> T:

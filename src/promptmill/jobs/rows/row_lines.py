@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from promptmill.answers.response_format import asking_for
 from promptmill.answers.shown import shown_of
-from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of
+from promptmill.config.model_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import (
     APPLIED_NAMES,

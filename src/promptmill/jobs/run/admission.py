@@ -52,12 +52,12 @@ class CheckedOrder:
 
 def checked(wanted: WantedJob, *, are_columns_checked: bool = False) -> CheckedOrder:
     """Check an order without the lock of its job. Raises as `admit`. Changes nothing."""
-    order, plan = wanted.order, wanted.plan
-    registry.check_name(plan.backend)
+    order, config = wanted.order, wanted.config
+    registry.check_name(config.backend)
     files = OrderFiles.of(wanted)
     folder = files.folder
-    if files.input is not None and wanted.source is None and plan.file_rule.is_guarded:
-        row_secrets.check_beginning(files.input, plan.file_rule)
+    if files.input is not None and wanted.source is None and config.file_rule.is_guarded:
+        row_secrets.check_beginning(files.input, config.file_rule)
     with _usable(folder):
         new = spec_of(wanted.folders.id_of(folder), files, wanted, known=folder.spec)
         is_new = folder.spec is None or not (order.question.templates or new.input.kind.rows != "objects")
@@ -79,7 +79,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
     Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
     sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
     """
-    order, plan, folders, given = wanted.order, wanted.plan, wanted.folders, wanted.source
+    order, config, folders, given = wanted.order, wanted.config, wanted.folders, wanted.source
     wanted_job = checked(wanted, are_columns_checked=are_columns_checked)
     files, new = wanted_job.files, wanted_job.spec
     folder = files.folder
@@ -98,7 +98,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
             order = order.repeated(begun)  # the same command keeps the decisions of its unfinished job
         order = _with_same_answers(order, new, folders, folder)
         spec, change = _opened(folder, order, lambda: _begun(folder, new, order, wanted, is_trial=is_trial))
-        job = Job(folder, spec, order, plan, lock, change)
+        job = Job(folder, spec, order, config, lock, change)
         if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
             job.spec, job.input = spec.with_input(sha256=given.key), files.input
         elif spec.is_read:
@@ -108,11 +108,11 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False, is_trial: boo
             if job.input is not None and (made := folder.result) is not None:
                 folder.put(output=made.model_copy(update={"finished": False}))
             folders.register(folder)
-        if getattr(plan.block, "dedupe", False):
+        if getattr(config.block, "dedupe", False):
             dedupe = not order.plan.chooses  # never, if the plan needs a separate answer for each slot and row
             # the backend's own `dedupe` keeps answers in memory, whereas a job handles duplicates on disk
-            settings = plan.settings.with_block(plan.backend, dedupe=False)
-            job.plan, job.order = replace(plan, settings=settings), order.with_limits(dedupe=dedupe)
+            settings = config.settings.with_block(config.backend, dedupe=False)
+            job.config, job.order = replace(config, settings=settings), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
 
@@ -294,8 +294,8 @@ def asks_more(begun: JobSpec, new: JobSpec, wanted: WantedJob) -> bool:
     """Return whether an order asks what the job has asked before, and more, with the same settings."""
     if (taking := new.plan.taking(begun)) is None or not taking.is_whole:
         return False
-    order, plan = wanted.order, wanted.plan.with_sampling(taking.sampling)
-    known = fingerprint(plan, order.system_prompt, new.input.format, has_check=order.has_check)
+    order, config = wanted.order, wanted.config.with_sampling(taking.sampling)
+    known = fingerprint(config, order.system_prompt, new.input.format, has_check=order.has_check)
     return [target.fingerprint for target in begun.targets] == [known]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from promptmill.answering.costs import lacking
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.money import Budget
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.store import progress as states
@@ -24,14 +24,14 @@ class CostLimit:
         self.awaits_budget = False
         """Whether the round takes no new rows, because it began without a budget. The next round has one."""
 
-    def begin_round(self, configs: Callable[[], Iterable[ResolvedConfig]]) -> None:
+    def begin_round(self, configs: Callable[[], Iterable[ModelConfig]]) -> None:
         """Limit the round's budget to the unspent part of the job's budget.
 
         `configs` returns the configuration of the model of each slot. Blocks. Raises `PromptmillError`
         (`invalid_config`) if a price or a limit of the answers is missing.
         """
         self.awaits_budget = False
-        ledger, folder = self._progress.stats.ledger, self._job.folder
+        ledger, folder = self._progress.call.ledger, self._job.folder
         limit = self._most(folder.control)
         if limit is None or ledger.budget is not None:
             return
@@ -45,9 +45,9 @@ class CostLimit:
         limit, progress = self._most(control), self._progress
         if limit is None:
             return
-        if (budget := progress.stats.ledger.budget) is not None:
+        if (budget := progress.call.ledger.budget) is not None:
             budget.limit = limit
-        elif progress.state == states.RUNNING and progress.stats.in_flight:
+        elif progress.state == states.RUNNING and progress.call.in_flight:
             self._follow_later()
 
     def _follow_later(self) -> None:
@@ -55,7 +55,7 @@ class CostLimit:
         notes = self._progress.notes
         if self.awaits_budget or any(note.startswith(_NO_BUDGET) for note in notes):
             return
-        error = lacking([self._job.plan], rows_set=self._job.spec.question.rows_set)
+        error = lacking([self._job.config], rows_set=self._job.spec.question.rows_set)
         self.awaits_budget = error is None and self._progress.cost is not None
         if not self.awaits_budget:
             why = "what it has cost so far is not known." if error is None else error.message
@@ -63,6 +63,6 @@ class CostLimit:
 
     def _most(self, control: Control) -> float | None:
         job = self._job
-        wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
+        wanted = (control.max_cost, job.order.limits.max_cost, job.config.operator.max_cost)
         limits = [*[most for most in wanted if most is not None][:1], job.most_cost]
         return min((most for most in limits if most is not None), default=None)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from promptmill.config.backends import AUTO, BACKENDS
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.files import disk
 from promptmill.jobs.run.job import Hooks, Job
@@ -56,13 +56,13 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
         _run_job,
         folder=folder.path,
         order=job.order,
-        plan=job.plan,
+        config=job.config,
         change=job.change,
         lock=inherited,
         is_shared=is_shared,
         most_cost=job.most_cost,
     )
-    environment = environment_of(job.plan) | observers.inherited()
+    environment = environment_of(job.config) | observers.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > 1 << 20:
             folder.log.unlink()
@@ -110,7 +110,7 @@ def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, 
 def _run_job(
     folder: Folder,
     order: JobOrder,
-    plan: ResolvedConfig,
+    config: ModelConfig,
     change: Change,
     *,
     lock: int | None,
@@ -118,8 +118,8 @@ def _run_job(
     most_cost: float | None,
 ) -> int:
     """Run an admitted job; `lock` is the inherited descriptor of its lock. Return the exit code."""
-    configuration = configuration_of(plan)
-    if plan.backend in {*BACKENDS, AUTO}:  # the backend of another package may need more
+    configuration = configuration_of(config)
+    if config.backend in {*BACKENDS, AUTO}:  # the backend of another package may need more
         runtime.limit_memory(_MOST_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
     if held is None:
@@ -134,7 +134,7 @@ def _run_job(
         except (PromptmillError, OSError, DamagedError) as error:
             print(f"promptmill: {redact(str(error))}", file=sys.stderr)
             return 2
-        job = Job(folder, spec, order, plan, held, change, most_cost=most_cost)
+        job = Job(folder, spec, order, config, held, change, most_cost=most_cost)
         runtime.run(_run(job, job.service(configuration, is_shared=is_shared)))
     return 0
 

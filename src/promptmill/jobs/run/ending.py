@@ -81,7 +81,7 @@ class Ending:
 
     def leave(self, state: str = states.INTERRUPTED) -> bool:
         """End the run in `state` after its requests in flight. If there are none, do nothing; return False."""
-        if self._progress.state != states.RUNNING or not self._progress.stats.in_flight:
+        if self._progress.state != states.RUNNING or not self._progress.call.in_flight:
             return False
         if self._waiting is None:
             self._end_after_flight(stopped := Stopped(state))
@@ -93,7 +93,7 @@ class Ending:
         if control.cancel and (control.at_once or not self.leave(states.CANCELLED)):
             self._leave_flight(Stopped(states.CANCELLED))
         stopped = self.after_flight
-        if stopped is not None and self._progress.is_paused and not self._progress.stats.in_flight:
+        if stopped is not None and self._progress.is_paused and not self._progress.call.in_flight:
             self.stop(stopped)  # a paused round does not end by itself
 
     @property
@@ -111,7 +111,7 @@ class Ending:
             states.CANCELLED: "; a second cancel ends them at once",
             states.STOPPED: ", as the budget has no more room",
         }[self.after_flight.state]
-        return f"finishing {self._progress.stats.in_flight} in flight{again}"
+        return f"finishing {self._progress.call.in_flight} in flight{again}"
 
     def _end_after_flight(self, stopped: Stopped) -> None:
         self.after_flight = stopped
@@ -119,7 +119,7 @@ class Ending:
 
     def _leave_flight(self, stopped: Stopped) -> None:
         """End the run without its requests in flight."""
-        notes, in_flight = self._progress.notes, self._progress.stats.in_flight
+        notes, in_flight = self._progress.notes, self._progress.call.in_flight
         if in_flight and not any(_DROPPED in note for note in notes):
             notes.append(f"{counted(in_flight, 'request')}{_DROPPED}")
         self.stop(stopped)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import input_error
 from promptmill.files import files as input_files
 from promptmill.files import members
@@ -37,7 +37,7 @@ class Job:
     folder: Folder
     spec: JobSpec
     order: JobOrder
-    plan: ResolvedConfig
+    config: ModelConfig
     """The job's model and settings. Later changes of the configuration do not affect them."""
     lock: Lock
     change: Change
@@ -113,7 +113,7 @@ class Job:
 
     def service(self, configuration: Configuration, *, is_shared: bool = False) -> Service:
         """Return a service for this job only. The caller closes it. `is_shared`: see `Service`."""
-        return Service(configuration, plan=self.plan, create=self.order.create, is_shared=is_shared)
+        return Service(configuration, config=self.config, create=self.order.create, is_shared=is_shared)
 
     def close(self) -> None:
         """Close the database and release the lock."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from promptmill.answering.step import Step
 from promptmill.answers.shown import shown_of
 from promptmill.backends import registry
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.request import NOT_SHOWN, OF_FORM
 from promptmill.files.formats import row_kind
 from promptmill.jobs.inputs.question_columns import questions_of
@@ -50,7 +50,7 @@ class JobRounds:
         end: int = SLOT,
         work: Work | None = None,
         show: Callable[[Mapping[str, object]], object] = dict,
-        config_of: Callable[[str], ResolvedConfig] | None = None,
+        config_of: Callable[[str], ModelConfig] | None = None,
     ) -> None:
         """`end`: the number of the first row beyond the order's limit. `work` follows and halts the plan's long work.
         `show`, `config_of`: see `RunningJob`; without `config_of`, the job's model is the only configured one."""
@@ -59,19 +59,19 @@ class JobRounds:
         self.work: PlanWork = job.spec.plan.work(
             RunningJob(
                 job.folder.store,
-                job.plan,
+                job.config,
                 job.order.limits.limit,
                 end,
                 work or Work(),
                 lambda: job.spec,
                 lambda plan: job.put(job.spec.with_plan(plan)),
                 show,
-                lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
-                config_of or job.plan.with_model,
+                lambda: next(requests_of(job.spec, reader_of(job.config, job.spec, job.order.system_prompt))),
+                config_of or job.config.with_model,
             )
         )
         self._duplicates = (
-            Duplicates(job.folder.store, decides=registry.decides(job.plan)) if job.order.limits.dedupe else None
+            Duplicates(job.folder.store, decides=registry.decides(job.config)) if job.order.limits.dedupe else None
         )
         self._open: dict[tuple[str, str, int, int], Open] = {}
         """The last search results for open rows, by rule, way, `since` and slot."""
@@ -234,31 +234,31 @@ def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()
 
 
 def reader_of(
-    plan: ResolvedConfig,
+    config: ModelConfig,
     spec: JobSpec,
     system_prompt: str,
     *,
     may_name: frozenset[str] | None = None,
     most_values: int | None = None,
 ) -> RowReader:
-    """Return a reader that makes requests for the model of `plan`. `may_name`, `most_values`: see `RowLimits`."""
-    settings = plan.settings
+    """Return a reader that makes requests for the model of `config`. `may_name`, `most_values`: see `RowLimits`."""
+    settings = config.settings
     input_format = spec.input.format
     limits = RowLimits(
         may_name,
-        None if plan.trust_client else plan.operator.client_limits.max_tokens,
+        None if config.trust_client else config.operator.client_limits.max_tokens,
         most_values,
-        "" if plan.record.any_model else plan.model or plan.backend,
-        plan.record.other_paths,
+        "" if config.record.any_model else config.model or config.backend,
+        config.record.other_paths,
     )
     has_form = spec.input.kind.rows != "requests" and settings.sampling_params.sets(OF_FORM)
-    has_form = has_form and not registry.decides(plan) and not spec.plan.has_own_forms
-    shows = not spec.names_form or registry.shows_forms(plan)
+    has_form = has_form and not registry.decides(config) and not spec.plan.has_own_forms
+    shows = not spec.names_form or registry.shows_forms(config)
     return RowReader(
         row_kind(input_format),
         settings.sampling_params,
         settings.extra_params,
-        system_prompt_of(plan, system_prompt, input_format),
+        system_prompt_of(config, system_prompt, input_format),
         shows,
         shown_of(settings.sampling_params, shows=shows) if has_form else NOT_SHOWN,
         images=RowImages(settings.image_tag, settings.image_position, spec.image_folders),

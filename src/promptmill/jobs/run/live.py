@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from promptmill.answering.step import Step
 from promptmill.backends.protocol import Call
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.jobs.run.open_rows import OpenRows
 from promptmill.jobs.run.row_source import RowSource
 from promptmill.jobs.run.store_sink import StoreSink
@@ -19,29 +19,29 @@ async def answer_rows(
     service: Service,
     rows: OpenRows,
     sink: StoreSink,
-    stats: Call,
-    plan: ResolvedConfig,
+    call: Call,
+    config: ModelConfig,
     *,
     steps: Sequence[Step] = (),
 ) -> None:
-    """Answer every open row of a round. The model of `plan` answers rows that name no model. `steps`: see
+    """Answer every open row of a round. The model of `config` answers rows that name no model. `steps`: see
     `PlanWork.steps`.
 
     Raises the `PromptmillError` that ends the run, and `DamagedError`.
     """
     commits = sink.commits
     syncing = asyncio.ensure_future(commits.keep_synced())
-    source = RowSource(rows, sink, stats)
+    source = RowSource(rows, sink, call)
     try:
         has_images = await source.has_images()
-        stats.facts = replace(
-            stats.facts,
+        call.facts = replace(
+            call.facts,
             keep_raw=rows.requests[0].reader.keep_raw,
             has_images=has_images,
             checks=rows.checks,
             vector_bytes=await asyncio.to_thread(rows.vector_bytes),
         )
-        answering = asyncio.ensure_future(service.run(source, sink, stats, plan, steps=steps))
+        answering = asyncio.ensure_future(service.run(source, sink, call, config, steps=steps))
         commits.on_error = answering.cancel
         await answering
     except asyncio.CancelledError:

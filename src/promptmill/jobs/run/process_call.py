@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from promptmill.backends import registry
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store.folder import Folder
@@ -67,30 +67,30 @@ def _revealed(value: object) -> object:
     raise TypeError
 
 
-def environment_of(plan: ResolvedConfig) -> dict[str, str]:
-    """Return the environment variables for a process with this plan, without keys of models that it may not use."""
-    configuration = configuration_of(plan)
-    limits, plans = configuration.plan.operator.client_limits, {}
-    names = list(configuration.names if limits.models is None or plan.trust_client else limits.models)
-    names += [plan.name, configuration.default]
+def environment_of(config: ModelConfig) -> dict[str, str]:
+    """Return the environment variables for a process with this configuration: no keys of models that it may not use."""
+    configuration = configuration_of(config)
+    limits, configs = configuration.config.operator.client_limits, {}
+    names = list(configuration.names if limits.models is None or config.trust_client else limits.models)
+    names += [config.name, configuration.default]
     while names:
         name = names.pop()
-        if name not in plans and name in configuration.names:
-            with contextlib.suppress(PromptmillError):  # skipped: an invalid plan needs no variables
-                plans[name] = configuration.plan_of(name)
-                names += plans[name].fallback
-    plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # with the call's settings
-    if any(each.backend not in {*BACKENDS, AUTO} for each in plans.values()):
+        if name not in configs and name in configuration.names:
+            with contextlib.suppress(PromptmillError):  # skipped: an invalid configuration needs no variables
+                configs[name] = configuration.config_of(name)
+                names += configs[name].fallback
+    configs[config.name] = ModelConfig(config.settings, config.settings, name=config.name)  # with the call's settings
+    if any(each.backend not in {*BACKENDS, AUTO} for each in configs.values()):
         return dict(os.environ)  # all, because another package's backend may read any
-    if any(each.settings.backend_configs.openai.api_key_command for each in plans.values()):
+    if any(each.settings.backend_configs.openai.api_key_command for each in configs.values()):
         return dict(os.environ)  # all, because the operator's program may read any
-    return subprocesses.bare_environment({name for each in plans.values() for name in registry.key_variables(each)})
+    return subprocesses.bare_environment({name for each in configs.values() for name in registry.key_variables(each)})
 
 
-def configuration_of(plan: ResolvedConfig) -> Configuration:
-    settings: Settings = plan.file or plan.operator
-    raw = plain(settings) | ({} if plan.file is None else {"default_model": plan.name})
-    return Configuration(raw, trust_client=plan.trust_client, call_files=plan.call_files)
+def configuration_of(config: ModelConfig) -> Configuration:
+    settings: Settings = config.file or config.operator
+    raw = plain(settings) | ({} if config.file is None else {"default_model": config.name})
+    return Configuration(raw, trust_client=config.trust_client, call_files=config.call_files)
 
 
 def received() -> tuple[dict[str, Any] | None, BinaryIO, BinaryIO]:

@@ -100,9 +100,9 @@ def _note_kept(run: Run, bound: Bound) -> None:
 async def _check_secrets(run: Run) -> None:
     """Look for keys and passwords in a file of rows that a call named. The same content is checked only once."""
     job, content = run.job, {"sha256": run.job.spec.input.sha256}
-    if not job.plan.file_rule.is_guarded or not job.spec.input.is_file:
+    if not job.config.file_rule.is_guarded or not job.spec.input.is_file:
         return
     if await run.in_thread(lambda: run.store.get("secrets_checked")) != content:
         run.status.enter(states.STARTING, "looking for keys and passwords")
-        await run.do(functools.partial(steps.check_secrets, rule=job.plan.file_rule))
+        await run.do(functools.partial(steps.check_secrets, rule=job.config.file_rule))
         job.folder.put(secrets_checked=content)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import counted
@@ -71,18 +71,18 @@ class RoundRunner:
 
     async def _run_round(self, round_: Round) -> None:
         run, job, progress = self._run, self._run.job, self._run.progress
-        store, stats, live = run.store, progress.stats, run.hooks.live
+        store, call, live = run.store, progress.call, run.hooks.live
         targets = await run.in_thread(lambda: self._rounds.targets(round_))
         await run.in_thread(lambda: progress.count(store, self._rounds.condition(round_), run.end))
         progress.round = round_.reason
-        stats.facts = replace(stats.facts, total=sum(opened.rows for opened in self._rounds.open_in(round_)))
+        call.facts = replace(call.facts, total=sum(opened.rows for opened in self._rounds.open_in(round_)))
         progress.begin_rates()
         run.status.enter(states.RUNNING)
         if round_.way == COPY:
-            await self._copy(round_, stats.facts.total or 0)
+            await self._copy(round_, call.facts.total or 0)
             return
         await run.in_thread(lambda: self._cost_limit.begin_round(lambda: configs_of(run)))
-        stats.ledger.journal = store.in_flight
+        call.ledger.journal = store.in_flight
         if live is not None:
             live.begin(job.folder, job.spec, self._rounds.answered_in(round_), run.end, run.ending.give_up)
         round_run = RoundRun(
@@ -116,7 +116,7 @@ class RoundRunner:
     def _open_rows(self, round_: Round, targets: Sequence[Target]) -> OpenRows:
         run = self._run
         opens, soon = self._rounds.open_in(round_), asyncio.get_running_loop().call_soon_threadsafe
-        cache = registry.prompt_cache_of(run.job.plan)
+        cache = registry.prompt_cache_of(run.job.config)
         return OpenRows(
             run.store,
             round_,
@@ -159,59 +159,59 @@ class RoundRunner:
         self._recorded([copy.key for copy in copies])
 
     def _recorded(self, keys: Sequence[int]) -> None:
-        stats = self._run.progress.stats
-        if not self._has_judged and stats.counts.done >= _FIRST_ANSWERS:
+        call = self._run.progress.call
+        if not self._has_judged and call.counts.done >= _FIRST_ANSWERS:
             self._has_judged = True
-            self._warn_of_cut_answers(stats)
+            self._warn_of_cut_answers(call)
         if self._run.hooks.recorded is not None:
             self._run.hooks.recorded(keys)
 
-    def _warn_of_cut_answers(self, stats: Call) -> None:
-        counts = stats.counts
+    def _warn_of_cut_answers(self, call: Call) -> None:
+        counts = call.counts
         wordless = counts.codes[Code.TRUNCATED]
         if (cut := counts.truncated + wordless) > _MANY_CUT * counts.done:
             which = "all" if wordless == cut else f"{wordless:,} of them"
             before = f", {which} before the first word" if wordless else ""
-            stats.warn(
+            call.warn(
                 f"{cut:,} of the first {counts.done:,} answers were cut by `max_tokens` or the model's own "
                 f"limit{before}, and are paid. Stop the job, and send them again with more room: `max_tokens: "
                 '4096` and `again: "truncated"`.'
             )
 
 
-def configs_of(run: Run) -> list[ResolvedConfig]:
+def configs_of(run: Run) -> list[ModelConfig]:
     """Return the configuration of the model of each slot."""
-    return [_config_of(run, target.model) if target.model else run.job.plan for target in run.job.spec.targets]
+    return [_config_of(run, target.model) if target.model else run.job.config for target in run.job.spec.targets]
 
 
-def _config_of(run: Run, name: str) -> ResolvedConfig:
+def _config_of(run: Run, name: str) -> ModelConfig:
     """Return the configuration of a model that the job names."""
-    return _other_models(run).get(name) or run.job.plan.with_model(name)
+    return _other_models(run).get(name) or run.job.config.with_model(name)
 
 
 def _requests(run: Run, targets: Sequence[Target]) -> list[RowRequests]:
     """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""
-    plan = run.job.plan
-    if not plan.is_same_model(run.service.plan_of(plan.name)):
+    config = run.job.config
+    if not config.is_same_model(run.service.config_of(config.name)):
         raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-    reader, others = _reader(run, plan), _other_models(run)
+    reader, others = _reader(run, config), _other_models(run)
     if len(others) > 1:
         reader = replace(reader, models={name: _reader(run, other) for name, other in others.items()})
     return list(requests_of(run.job.spec, reader, targets))
 
 
-def _other_models(run: Run) -> dict[str, ResolvedConfig]:
+def _other_models(run: Run) -> dict[str, ModelConfig]:
     """Return the configurations of the models that the job may name."""
     service, sampling, offered = run.service, run.job.order.sampling, run.service.offered
     names = [name for name in service.usable if name in offered]
-    return {name: service.plan_of(name).with_sampling(sampling).capped for name in names}
+    return {name: service.config_of(name).with_sampling(sampling).capped for name in names}
 
 
-def _reader(run: Run, plan: ResolvedConfig) -> RowReader:
+def _reader(run: Run, config: ModelConfig) -> RowReader:
     return reader_of(
-        plan,
+        config,
         run.job.spec,
         run.job.order.system_prompt,
-        may_name=run.service.row_models(plan),
+        may_name=run.service.row_models(config),
         most_values=None if run.apart is None else MOST_VALUES,
     )

@@ -24,13 +24,13 @@ class Run:
     """One run of an admitted job: its progress, its end, and the threads that work for it."""
 
     def __init__(
-        self, job: Job, service: Service, hooks: Hooks, *, stats: Call | None, apart: Apart | None, leaving_s: float
+        self, job: Job, service: Service, hooks: Hooks, *, call: Call | None, apart: Apart | None, leaving_s: float
     ) -> None:
         """The arguments are those of `Runner`."""
         self.job, self.service, self.hooks, self.apart = job, service, hooks, apart
         self.end = SLOT
         """The number of the first row beyond the order's limit."""
-        self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
+        self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if call is None else call, job.folder.status)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
         self.work = Work(self.progress.pass_row)
         self.status = StatusWriter(self.progress, job.folder, hooks.watch, self._activity)
@@ -67,4 +67,4 @@ class Run:
         """Return the activity of a running job."""
         if words := self.ending.words:
             return words
-        return "" if self.progress.stats.counts.done else self.service.activity
+        return "" if self.progress.call.counts.done else self.service.activity

@@ -59,16 +59,16 @@ class Runner:
         service: Service,
         hooks: Hooks = NO_HOOKS,
         *,
-        stats: Call | None = None,
+        call: Call | None = None,
         apart: Apart | None = None,
         leaving_s: float = _LEAVING_S,
     ) -> None:
-        """`stats` counts the costs of this run. `apart` runs the steps that read the input and write the output in a
+        """`call` counts the costs of this run. `apart` runs the steps that read the input and write the output in a
         child process. `leaving_s`: the longest time that an ended run waits for its requests in flight.
 
         Needs a running event loop.
         """
-        self._run = Run(job, service, hooks, stats=stats, apart=apart, leaving_s=leaving_s)
+        self._run = Run(job, service, hooks, call=call, apart=apart, leaving_s=leaving_s)
         self._cost_limit = CostLimit(job, self._run.progress)
         self._rounds = RoundRunner(self._run, self._cost_limit)
         self._given = None if job.spec.input.is_file else job.input
@@ -147,10 +147,10 @@ class Runner:
 
     async def _with_models(self, error: PromptmillError) -> PromptmillError:
         """Return an error; if the endpoint lacks a model of the job, with the models that it has."""
-        plan = self._run.job.plan
-        asked = [target.model or plan.model for target in self._run.job.spec.targets]
-        named = [model for model in asked if model not in plan.settings.models]
-        if not named or not (meant := await choosing.meant_model(plan, error, "\0", named)):
+        config = self._run.job.config
+        asked = [target.model or config.model for target in self._run.job.spec.targets]
+        named = [model for model in asked if model not in config.settings.models]
+        if not named or not (meant := await choosing.meant_model(config, error, "\0", named)):
             return error
         text = meant.replace("{", "{{").replace("}", "}}").replace("\0", "{}")
         return PromptmillError(error.code, error.message, [Named("model", "NAME", f"{text[0].upper()}{text[1:]}")])
@@ -281,7 +281,7 @@ class Runner:
         """Note that the name of a model that decides has meant several models during the job."""
         if not any(map(registry.decides, configs_of(self._run))):
             return
-        known = {*self._run.job.plan.operator.models, *(plan.name for plan in configs_of(self._run))}
+        known = {*self._run.job.config.operator.models, *(config.name for config in configs_of(self._run))}
         rows = {name: n for name, n in statistics.answering_models(self._run.store).items() if name not in known}
         if len(rows) > 1:
             shares = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in sorted(rows.items()))
@@ -315,9 +315,9 @@ class Runner:
         run = self._run
         run.ending.follow(control)
         if control.concurrency is not None:
-            run.service.widen(run.job.plan, control.concurrency)
+            run.service.widen(run.job.config, control.concurrency)
         self._cost_limit.follow(control)
-        waits = run.progress.stats.waits
+        waits = run.progress.call.waits
         if waits.most != control.most:
             waits.most = control.most
             waits.freed()

@@ -42,7 +42,7 @@ class StoreSink(Sink):
         self,
         store: JobDatabase,
         counts: JobCounts,
-        stats: Call,
+        call: Call,
         no_room: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
@@ -58,7 +58,7 @@ class StoreSink(Sink):
         keys of recorded rows.
         """
         self._store = store
-        self._stats = stats
+        self._call = call
         self.taken: dict[int, OpenRow] = {}
         """The rows in flight, by their keys."""
         self._no_room = no_room
@@ -118,11 +118,11 @@ class StoreSink(Sink):
             like_it = count * outcome.cost / requests
             cost = min(like_it, most or like_it)
         cost += known
-        if self._stats.ledger.budget is not None:
-            self._stats.ledger.budget.free(most + known, cost)
+        if self._call.ledger.budget is not None:
+            self._call.ledger.budget.free(most + known, cost)
         if not cost:
             return outcome
-        self._stats.counts.cost = (self._stats.counts.cost or 0.0) + cost
+        self._call.counts.cost = (self._call.counts.cost or 0.0) + cost
         return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
     def _write(self, batch: Batch) -> None:

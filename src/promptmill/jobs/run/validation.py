@@ -23,7 +23,7 @@ from promptmill.backends import registry
 from promptmill.backends.prompt_cache import ModelCache
 from promptmill.backends.protocol import Usage
 from promptmill.backends.searches import may_search
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import LONGEST_SHOWN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.form import Scale
@@ -92,7 +92,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
     what the prompts of the job's answers so far had. The length of an answer is that of these answers, or else follows
     from the form. `may_name`: see `RowReader`.
     """
-    order, plan, plans = wanted.order, wanted.plan, wanted.plans
+    order, config, configs = wanted.order, wanted.config, wanted.configs
     decided = _check_order(wanted)
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
@@ -102,10 +102,10 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         assert files.input is not None
         spec, bound = _change(files.folder, spec, wanted).read(store, spec, files.input, Work())
         if spec.input.is_file:
-            row_secrets.check(store, spec.input, plan.file_rule, Work())
+            row_secrets.check(store, spec.input, config.file_rule, Work())
         models = spec.plan.asked(spec.targets)
         answering = {
-            name: spec.plan.answering(name, plans.get(name) or (plan.with_model(name) if name else plan))
+            name: spec.plan.answering(name, configs.get(name) or (config.with_model(name) if name else config))
             for name in models
         }
         every = [answering[name] for name in models]
@@ -122,7 +122,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
             check_target([store], spec, files.target)
             form = Form([store], spec, spec.output.kind)
             named = [name for name, is_sure in _OF_MODELS.items() if is_sure(wanted, sums)]
-            result["columns"] = _columns_of(form, plan, named)
+            result["columns"] = _columns_of(form, config, named)
         notes = [*remarks.notes(spec), _repeated_ids(store, spec, order)]
         result |= _different(store, wanted, sums)
         for one in sums:
@@ -136,7 +136,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         cost, result["of_models"] = _costs_of_each(models, sums, may_batch=tier_of_way(order.way) == BATCH)
         result |= _once(sums, cost) | _limited(sums, cost) | _cost_alone(sums, cost)
         end, checked = end_of(store, order.limits.limit), {**result, **cost}
-        of_plan = spec.plan.estimate(store, spec, {**plans, **answering}, checked, end=end)
+        of_plan = spec.plan.estimate(store, spec, {**configs, **answering}, checked, end=end)
         notes += [of_plan.words, _search_words(sums), decided, _batch_words(sums, order)]
         result["notes"] = list(filter(None, notes))
         result |= {} if of_plan.first_cost is None else {"first_cost": of_plan.first_cost}
@@ -145,7 +145,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         result["answers"] *= len(every)
         result["requests"] = sum(one.requests for one in sums)
         unpriced = [
-            one.plan.model or "the model" for one in sums if one.price is None and one.plan.record.needs_endpoint
+            one.config.model or "the model" for one in sums if one.price is None and one.config.record.needs_endpoint
         ]
         result["unpriced"] = list(dict.fromkeys(unpriced))
         of_plans = {"alone", "of_models", "text_tokens"}
@@ -156,9 +156,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
 def _different(store: JobDatabase, wanted: WantedJob, sums: Sequence[_Sums]) -> dict[str, int]:
     """Return `different_prompts`, their number, for a job that `dedupe` would make cheaper: of its rows, at least
     `_MANY_ROWS`, fewer than half have another prompt than the others. `{}` for any other job."""
-    order, plan = wanted.order, wanted.plan
-    takes_it = plan.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
-    if not takes_it or order.limits.dedupe or getattr(plan.block, "dedupe", False):
+    order, config = wanted.order, wanted.config
+    takes_it = config.record.needs_endpoint and not order.parts and not any(one.decides for one in sums)
+    if not takes_it or order.limits.dedupe or getattr(config.block, "dedupe", False):
         return {}
     prompts, end = "FROM row WHERE n < ? AND asked != zeroblob(length(asked))", end_of(store, order.limits.limit)
     ((rows,),) = store.read(f"SELECT count(*) {prompts}", end)
@@ -175,42 +175,42 @@ def _change(folder: Folder, spec: JobSpec, wanted: WantedJob) -> Change:
     if known is not None and admission.asks_more(known, spec, wanted) and known.question != spec.question:
         databases.append(folder.database)
     taken = Earlier(from_jobs=() if earlier.again == "all" else tuple(databases))
-    return Change(None, taken, 0, CALL_DISK_SHARE if wanted.plan.file_rule.is_guarded else 1.0)
+    return Change(None, taken, 0, CALL_DISK_SHARE if wanted.config.file_rule.is_guarded else 1.0)
 
 
 def _check_order(wanted: WantedJob) -> str:
     """Raise the errors of the order before its rows are read. Return the note on a model that decides."""
     if wanted.order.parsed_shard is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
-    if not wanted.plan.is_open:
-        registry.check_name(wanted.plan.backend)
-    decided = check_plan(wanted.plan)
+    if not wanted.config.is_open:
+        registry.check_name(wanted.config.backend)
+    decided = check_plan(wanted.config)
     admission.check(wanted)
     return decided
 
 
-def _check_start(every: Sequence[ResolvedConfig], spec: JobSpec, wanted: WantedJob) -> None:
+def _check_start(every: Sequence[ModelConfig], spec: JobSpec, wanted: WantedJob) -> None:
     """Raise the errors that end a job before its first request: its models (`every`) lack what its budget needs, or, of
     a call, cannot be used. (A user without a key sees the price.)"""
     for one in every if wanted.is_of_call else ():
         if not one.is_open:
             runtime.run_anywhere(_try(one))
-    limits = (wanted.order.limits.max_cost, wanted.plan.operator.max_cost)
+    limits = (wanted.order.limits.max_cost, wanted.config.operator.max_cost)
     error = None if limits == (None, None) else lacking(every, rows_set=spec.question.rows_set)
     if error is not None:
         raise error
 
 
-async def _try(plan: ResolvedConfig) -> None:
+async def _try(config: ModelConfig) -> None:
     """Raise the errors of a backend that cannot be made, and close it."""
-    await (await registry.create(plan)).aclose()
+    await (await registry.create(config)).aclose()
 
 
-def _reported(plan: ResolvedConfig) -> Sequence[str]:
+def _reported(config: ModelConfig) -> Sequence[str]:
     """Return the fields for probabilities that answers have for certain: not those of engines, which depend on it."""
-    sampling = plan.settings.sampling_params
-    weighs_all = registry.decides(plan) or plan.record.compares
-    if not sampling.sets(OF_FORM) or not (weighs_all or TOP_CHOICES in plan.settings.extra_params):
+    sampling = config.settings.sampling_params
+    weighs_all = registry.decides(config) or config.record.compares
+    if not sampling.sets(OF_FORM) or not (weighs_all or TOP_CHOICES in config.settings.extra_params):
         return ()
     if sampling.choices is not None:
         return (column_names.PROBABILITY,)
@@ -240,24 +240,24 @@ class _Answered:
 class _Sums:
     """The likely tokens of all answers of one model, and the highest cost of the rows, live and by batch."""
 
-    def __init__(self, plan: ResolvedConfig, price: Price | None, answered: _Answered, *, has_check: bool) -> None:
-        self.plan, self.price, self._has_check = plan, price, has_check
+    def __init__(self, config: ModelConfig, price: Price | None, answered: _Answered, *, has_check: bool) -> None:
+        self.config, self.price, self._has_check = config, price, has_check
         self._answered = answered
         self._measured, self._estimated = 0, 0.0
         """The tokens of the prompts of the sample, by answer: as the endpoint counted them, and as they are estimated
         here."""
-        self.cache = registry.prompt_cache_of(plan)
-        self.decides = registry.decides(plan)
-        self._thinks = registry.may_think(plan, plan.model, plan.settings.sampling_params)
-        self.size_of = _size_for(plan)
+        self.cache = registry.prompt_cache_of(config)
+        self.decides = registry.decides(config)
+        self._thinks = registry.may_think(config, config.model, config.settings.sampling_params)
+        self.size_of = _size_for(config)
         self.cached_tokens = self.written_tokens = 0.0
         """The tokens of prompts that the provider reads from its cache, and those that it writes to it at a price."""
-        self._prices = None if price is None else Prices(plan, price)
+        self._prices = None if price is None else Prices(config, price)
         self._lengths = LikelyLengths()
         self.live = self.by_batch = 0.0
         self.once = 0.0
         """The highest cost of the rows, live, if no answer is refused."""
-        self.advised = advised_limit(plan)
+        self.advised = advised_limit(config)
         self.limited = 0.0
         """The highest cost of the rows, live, with the `max_tokens` that is `advised`, if their own are not lower."""
         self.prompt_tokens = 0
@@ -302,17 +302,17 @@ class _Sums:
         self.completion_tokens += 0 if self.decides else answers * (likely.tokens + sent.around)
         self.around += answers * sent.around
         self.source = f"{likely.source}{_THOUGHTS if self._thinks else ''}"
-        self.may_search = self.may_search or may_search(sent.request.extra, self.plan.model)
+        self.may_search = self.may_search or may_search(sent.request.extra, self.config.model)
         if self._prices is None or self.price is None:
             return
         for request in filter(None, (sent.request, sent.alone)):
             one = request if self.cache is None else _sharing(request, self.cache)
-            most = most_of(one, self.plan, self._prices, has_check=self._has_check)
+            most = most_of(one, self.config, self._prices, has_check=self._has_check)
             self.live += most
-            self.once += most_of(one, self.plan, self._prices, asks_again=False)
+            self.once += most_of(one, self.config, self._prices, asks_again=False)
             self.limited += self._limited(one, most)
             if self.price.batch is not None:
-                self.by_batch += most_of(one, self.plan, self._prices, by_batch=True, has_check=self._has_check)
+                self.by_batch += most_of(one, self.config, self._prices, by_batch=True, has_check=self._has_check)
 
     def _limited(self, request: Request, most: float) -> float:
         assert self._prices is not None
@@ -320,7 +320,7 @@ class _Sums:
         if self.decides or (most != math.inf and (limit is None or limit <= self.advised)):
             return most
         lower = request.changed(sampling=request.sampling.model_copy(update={"max_tokens": self.advised}))
-        return most_of(lower, self.plan, self._prices, has_check=self._has_check)
+        return most_of(lower, self.config, self._prices, has_check=self._has_check)
 
     def expect_beginnings(self, requested: Mapping[Shared, float]) -> None:
         """Expect beginnings of prompts in as many requests: the first writes each to the provider's cache, the others
@@ -353,17 +353,17 @@ class _Sums:
 _OF_MODELS: Mapping[str, Callable[[WantedJob, Sequence[_Sums]], bool]] = {
     "cost": lambda _, sums: any(one.price is not None for one in sums),
     "answered_by": lambda wanted, sums: (
-        len(wanted.models.names) > 1 or (wanted.order.plan.chooses and len({one.plan.model for one in sums}) > 1)
+        len(wanted.models.names) > 1 or (wanted.order.plan.chooses and len({one.config.model for one in sums}) > 1)
     ),
 }
 """The columns that follow from the models, in their order; each with the function that tells whether a job has it."""
 
 
-def _columns_of(form: Form, plan: ResolvedConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
+def _columns_of(form: Form, config: ModelConfig, of_models: Sequence[str]) -> dict[str, list[str]]:
     """Return the columns of the output that come from the input (of all rows in a table, else of the first rows), and
     those that the job adds. `of_models`: columns of `_OF_MODELS`."""
-    sampling, renamed = plan.settings.sampling_params, form.spec.output.names or {}
-    reported = [*_reported(plan), *of_models]
+    sampling, renamed = config.settings.sampling_params, form.spec.output.names or {}
+    reported = [*_reported(config), *of_models]
     further = [renamed.get(column_names.SOURCES, column_names.SOURCES)] if sampling.sets(SOURCED_NAMES) else []
     if form.format.is_table:
         answers = AnswerValues(form.spec, reported, form.spec.output.form.columns)
@@ -436,23 +436,23 @@ def _check_rows(
     store: JobDatabase, spec: JobSpec, wanted: WantedJob, sums: Sequence[_Sums], may_name: frozenset[str] | None
 ) -> dict[str, Any]:
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
-    plan, order, is_of_call = wanted.plan, wanted.order, wanted.is_of_call
+    config, order, is_of_call = wanted.config, wanted.order, wanted.is_of_call
     shown, longest = list[str](), LONGEST_SHOWN if is_of_call else _LONGEST_PROMPT
     invalid = skipped = pictures = size_of_texts = 0
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
     wanted_answers, sent = 0, 0.0
     problems: list[str] = []
-    rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
+    rules = images.ImageRules.of(config.file_rule, config.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.limit)
     as_sent, *of_others = (
-        sending(one, by_batch=tier_of_way(order.way) == BATCH) for one in (plan, *(most.plan for most in sums))
+        sending(one, by_batch=tier_of_way(order.way) == BATCH) for one in (config, *(most.config for most in sums))
     )
-    parts_of, *parts_of_others = (spec.plan.sending(one) for one in (plan, *(most.plan for most in sums)))
-    size_of_own = _size_for(plan)
+    parts_of, *parts_of_others = (spec.plan.sending(one) for one in (config, *(most.config for most in sums)))
+    size_of_own = _size_for(config)
     local = spec.model_copy(update={"origin": Origin()})
     requests, *others = (
         list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
-        for one in (plan, *(most.plan for most in sums))
+        for one in (config, *(most.config for most in sums))
     )
     ((count,),) = store.read("SELECT count(*) FROM row WHERE n < ?", end)
     for row in (one for one in store.rows(last=end - 1) if one.n not in answered):
@@ -473,7 +473,7 @@ def _check_rows(
                 _check_payload(conversation, rules, where)
             for most, makers, as_theirs, its_parts in zip(sums, others, of_others, parts_of_others, strict=True):
                 its, its_sizes = own, sizes
-                if most.plan is not plan:
+                if most.config is not config:
                     made = [one.request(row.n, row.line, row.cells or b"") for one in makers]
                     theirs = left(row.n, _parts(spec, made, its_parts))
                     its = [as_theirs(part) for part in theirs]
@@ -517,11 +517,11 @@ def _expect_cache(
     if cache is None or cache.way == "automatic" or sums.price is None:
         return
     reader = reader_of(
-        sums.plan, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
+        sums.config, spec.model_copy(update={"origin": Origin()}), wanted.order.system_prompt, may_name=may_name
     )
     answered, left = _answered_rows(store, spec), _left_of(store, spec)
-    last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.plan)
-    parts_of = spec.plan.sending(sums.plan)
+    last, sent_for = end_of(store, wanted.order.limits.limit) - 1, sending(sums.config)
+    parts_of = spec.plan.sending(sums.config)
     for requests, prompt in zip(requests_of(spec, reader), spec.question.templates or ("",), strict=True):
 
         def look(row: Row, requests: RowRequests = requests) -> list[Shared]:
@@ -626,7 +626,7 @@ def _costs_of_each(
 
 def _cost(sums: Sequence[_Sums], *, by_batch: bool = False) -> dict[str, float | None]:
     """Return the cost if each model answers all requests."""
-    tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
+    tiers = [BATCH if by_batch else tier_of(one.config.settings.extra_params) for one in sums]
     estimated = sum(
         cost_of_many(one.price, one.usage(by_batch=by_batch), one.requests, tier)
         for one, tier in zip(sums, tiers, strict=True)
@@ -645,7 +645,7 @@ def _cost_alone(sums: Sequence[_Sums], cost: Mapping[str, float | None]) -> dict
             one.price,
             Usage(one.prompt_tokens_alone, one.completion_tokens - one.around),
             one.answers,
-            tier_of(one.plan.settings.extra_params),
+            tier_of(one.config.settings.extra_params),
         )
         for one in sums
         if one.price is not None
@@ -690,18 +690,18 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 
 
-def _size_for(plan: ResolvedConfig) -> Callable[[Sent, Request], int]:
+def _size_for(config: ModelConfig) -> Callable[[Sent, Request], int]:
     """Return the function that tells about how many tokens the model of a plan gets for a row."""
-    limits = registry.decisions_of(plan) if registry.decides(plan) else None
-    return _Sizes(plan).of if limits is None else lambda sent, _: tokens_of(sent.request, limits.questions)
+    limits = registry.decisions_of(config) if registry.decides(config) else None
+    return _Sizes(config).of if limits is None else lambda sent, _: tokens_of(sent.request, limits.questions)
 
 
 class _Sizes:
     """The size of requests: of the prompt, the form of the answer and the marks of messages. Requests of a job have
     few different `sampling`."""
 
-    def __init__(self, plan: ResolvedConfig) -> None:
-        self._needs_endpoint = plan.record.needs_endpoint
+    def __init__(self, config: ModelConfig) -> None:
+        self._needs_endpoint = config.record.needs_endpoint
         self._last: tuple[Sampling, int] | None = None
 
     def of(self, sent: Sent, part: Request) -> int:

@@ -14,7 +14,7 @@ from promptmill.answering.step import path_of
 from promptmill.answers.response_format import schema_of
 from promptmill.backends import registry
 from promptmill.config.configuration import Configuration
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.files import disk, formats, members
@@ -57,14 +57,14 @@ class WantedJob:
     rows may fill only a part of the disk."""
 
     @property
-    def plan(self) -> ResolvedConfig:
+    def config(self) -> ModelConfig:
         """The plan of the model that answers, unless a variant names another model."""
-        return self.models.plan
+        return self.models.config
 
     @property
-    def plans(self) -> dict[str, ResolvedConfig]:
+    def configs(self) -> dict[str, ModelConfig]:
         """The plans of the models that the variants and the plan name. Raises `PromptmillError`."""
-        return {name: self.models.plan_of(name) for name in self.order.named_models & {*self.models.names}}
+        return {name: self.models.config_of(name) for name in self.order.named_models & {*self.models.names}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def _check_answer_column(name: str) -> None:
 
 def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec | None = None) -> JobSpec:
     """Return the description of a job. `known`: the stored description, if any. Raises `PromptmillError`."""
-    order, plan, source = wanted.order, wanted.plan, files.input
+    order, config, source = wanted.order, wanted.config, files.input
     facts: dict[str, Any] = {"format": "messages"}
     if source is not None:
         facts = {"format": format_of_input(source)}
@@ -272,11 +272,11 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
                 lambda: "text" if source is None else suggested_column(source, input_format),
             )
     for part in order.parts.values():
-        part.check(plan, order.question)
+        part.check(config, order.question)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format).key
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " works only for files; the rows of this call are not in a file.")
-    has_form = not path_of(plan.settings.sampling_params)  # a vector has none
+    has_form = not path_of(config.settings.sampling_params)  # a vector has none
     spec = JobSpec(
         job_id=job_id,
         created=int(time.time()),
@@ -288,17 +288,17 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
             path=files.target,
             format=output_format,
             form=order.form,
-            answer_schema=_schema_of(plan) if has_form and of_input(input_format).rows != "requests" else None,
-            choices=tuple((has_form and plan.settings.sampling_params.choices) or ()),
+            answer_schema=_schema_of(config) if has_form and of_input(input_format).rows != "requests" else None,
+            choices=tuple((has_form and config.settings.sampling_params.choices) or ()),
             shard=order.limits.shard,
         ),
         targets=_targets_of(wanted, input_format),
         parts=plans_in(order.parts),
         shapes=shape_in(order.parts),
         chooses=order.plan.chooses,
-        backend=plan.backend,
-        model=plan.model,
-        provider=registry.provider_of(plan),
+        backend=config.backend,
+        model=config.model,
+        provider=registry.provider_of(config),
         names_form=known is None or known.names_form or order.earlier.again == "all",
         origin=Origin(owner=order.owner, working_folder=Path.cwd()),
     )
@@ -307,31 +307,33 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
 
 def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
     """Return the targets of each row: one for each variant, or a single target without variants."""
-    order, plan, plans = wanted.order, wanted.plan, wanted.plans
+    order, config, configs = wanted.order, wanted.config, wanted.configs
     if not order.variants:
-        digests = fingerprint(plan, order.system_prompt, input_format, has_check=order.has_check)
-        return (Target(fingerprint=digests, sampling=plain_sampling(plan)),)
+        digests = fingerprint(config, order.system_prompt, input_format, has_check=order.has_check)
+        return (Target(fingerprint=digests, sampling=plain_sampling(config)),)
     targets = [
         Target(
             name=variant.name,
             model=variant.model,
             prompt=variant.prompt,
             fingerprint=fingerprint(
-                own := plans.get(variant.model, plan),
+                own := configs.get(variant.model, config),
                 order.system_prompt,
                 input_format,
-                "" if variant.model in plans else variant.model,
+                "" if variant.model in configs else variant.model,
                 has_check=order.has_check,
             ),
             sampling=plain_sampling(own),
         )
         for variant in order.variants
     ]
-    return tuple(order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets))
+    return tuple(
+        order.plan.target(slot, target, configs.get(target.model, config)) for slot, target in enumerate(targets)
+    )
 
 
-def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
-    sampling = plan.settings.sampling_params
+def _schema_of(config: ModelConfig) -> dict[str, Any] | None:
+    sampling = config.settings.sampling_params
     wanted = None if sampling.choices is not None else sampling.response_format
     schema = None if wanted is None else schema_of(wanted)
     return None if schema is None else dict(schema)

@@ -9,7 +9,7 @@ from typing import Protocol
 from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
 from promptmill.answering.step import Step
 from promptmill.backends.protocol import Call, Usage
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import part, ways
 from promptmill.jobs.run.job import Job
@@ -51,7 +51,7 @@ class Way(Protocol):
         ...
 
     @staticmethod
-    def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> Mapping[str, object]:
+    def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> Mapping[str, object]:
         """Return the figures of a job that has rounds of this way. `configs`: of the model of each slot. Blocks.
 
         Raises the errors of `JobDatabase`.
@@ -66,9 +66,9 @@ class Live(Way):
     @staticmethod
     async def run(round_: RoundRun) -> None:
         """Answer every open row."""
-        stats = round_.progress.stats
-        sink = round_.sink_of(StoreSink, stats)
-        await answer_rows(round_.service, round_.rows, sink, stats, round_.job.plan, steps=round_.steps)
+        call = round_.progress.call
+        sink = round_.sink_of(StoreSink, call)
+        await answer_rows(round_.service, round_.rows, sink, call, round_.job.config, steps=round_.steps)
 
 
 def way_named(name: str) -> type[Way]:
@@ -92,7 +92,7 @@ def _places() -> dict[str, str]:
     }
 
 
-def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> dict[str, object]:
+def figures(store: JobDatabase, configs: Sequence[ModelConfig]) -> dict[str, object]:
     """Return the savings by the provider's cache, and the figures of all ways that answered rows of a job. Blocks.
 
     `configs`: the configuration of the model of each slot.
@@ -105,15 +105,15 @@ def figures(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> dict[str, 
     return all_figures
 
 
-def _saved_by_cache(store: JobDatabase, configs: Sequence[ResolvedConfig]) -> float:
+def _saved_by_cache(store: JobDatabase, configs: Sequence[ModelConfig]) -> float:
     """Return the savings by the provider's cache, in US dollars, at the models with a known price. Blocks."""
     batches = [round_.id for round_ in stored_rounds(store) if tier_of_way(round_.way) == BATCH]
     amount = 0.0
     for (is_by_batch, slot), paid in statistics.paid(store, batches).items():
-        plan = configs[slot] if slot < len(configs) else None  # the job may have had more slots
-        usage, price = paid.usage, None if plan is None else price_of(plan)
-        if usage.cached_tokens and plan is not None and price is not None:
-            tier = BATCH if is_by_batch else tier_of(plan.settings.extra_params)
+        config = configs[slot] if slot < len(configs) else None  # the job may have had more slots
+        usage, price = paid.usage, None if config is None else price_of(config)
+        if usage.cached_tokens and config is not None and price is not None:
+            tier = BATCH if is_by_batch else tier_of(config.settings.extra_params)
             without = Usage(usage.prompt_tokens, usage.completion_tokens)
             amount += cost_of_many(price, without, paid.rows, tier) - cost_of_many(price, usage, paid.rows, tier)
     return amount

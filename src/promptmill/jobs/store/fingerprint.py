@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from promptmill.answers.shown import shown_of
-from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
+from promptmill.config.model_config import DEFAULT, TOKEN_LIMITS, ModelConfig
 from promptmill.core.request import with_words
 from promptmill.files.format_table import of_input
 from promptmill.jobs.store.spec import digest
@@ -17,16 +17,16 @@ _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provid
 """The keys of a model's configuration block that affect its answers."""
 
 
-def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str:
+def system_prompt_of(config: ModelConfig, given: str, input_format: str) -> str:
     """Return the system prompt of every row: `given`, or else the configuration's system prompt.
 
     A row of a Batch file or of a call is a whole request, to which the configuration's prompt does not apply.
     """
-    return given or ("" if of_input(input_format).rows == "requests" else plan.settings.system_prompt)
+    return given or ("" if of_input(input_format).rows == "requests" else config.settings.system_prompt)
 
 
 def fingerprint(
-    plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "", *, has_check: bool = False
+    config: ModelConfig, given_prompt: str, input_format: str, model: str = "", *, has_check: bool = False
 ) -> dict[str, object]:
     """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
@@ -34,33 +34,33 @@ def fingerprint(
     reason `length`, and `again: truncated` sends its row again. `models` has the digests of the configuration's other
     models, which rows may name. `has_check`: a function of the program checks the answers; no digest can tell which.
     """
-    settings, system = plan.settings, system_prompt_of(plan, given_prompt, input_format)
+    settings, system = config.settings, system_prompt_of(config, given_prompt, input_format)
     if settings.sampling_params.definitions and of_input(input_format).rows != "requests":
         system = with_words(system, shown_of(settings.sampling_params, shows=True).words)
-    digests: dict[str, object] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
-    digests["backend"] = digest(plan.backend)
-    if plan.record.needs_endpoint:
-        digests["endpoint"] = digest(getattr(plan.block, "base_url", None))
-        digests["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
+    digests: dict[str, object] = {"model": digest(model or config.model), "system_prompt": digest(system)}
+    digests["backend"] = digest(config.backend)
+    if config.record.needs_endpoint:
+        digests["endpoint"] = digest(getattr(config.block, "base_url", None))
+        digests["enable_thinking"] = digest(getattr(config.block, "enable_thinking", None))
     if of_input(input_format).rows != "requests":
-        digests["sampling"] = sampling_digest(plan)
+        digests["sampling"] = sampling_digest(config)
         digests["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
-    return digests | {"check": has_check, "models": _other_models(plan)}
+    return digests | {"check": has_check, "models": _other_models(config)}
 
 
-def sampling_digest(plan: ResolvedConfig) -> str:
+def sampling_digest(config: ModelConfig) -> str:
     """Return the digest of the sampling parameters, without limits of an answer's length."""
-    return digest(*map(without_lengths, _sampling(plan)))
+    return digest(*map(without_lengths, _sampling(config)))
 
 
-def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
+def plain_sampling(config: ModelConfig) -> dict[str, bool | int | float | str]:
     """Return the sampling parameters that are neither lists nor objects, without limits of an answer's length."""
-    given = without_lengths(plan.settings.sampling_params.given())
+    given = without_lengths(config.settings.sampling_params.given())
     return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
 
 
-def _sampling(plan: ResolvedConfig) -> tuple[dict[str, object], dict[str, object]]:
-    settings = plan.settings
+def _sampling(config: ModelConfig) -> tuple[dict[str, object], dict[str, object]]:
+    settings = config.settings
     extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
     return settings.sampling_params.beside_prompt(), extra
 
@@ -70,8 +70,8 @@ def without_lengths(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
 
 
-def _other_models(plan: ResolvedConfig) -> dict[str, str]:
-    file = plan.file or plan.operator
+def _other_models(config: ModelConfig) -> dict[str, str]:
+    file = config.file or config.operator
     blocks: dict[str, tuple[str, object, Any]] = {
         name: (model.backend or "", getattr(model, model.backend or "", None), model)
         for name, model in file.models.items()
@@ -88,5 +88,5 @@ def _other_models(plan: ResolvedConfig) -> dict[str, str]:
             *([own.sampling_params.definitions] if own is not file and own.sampling_params.definitions else []),
         )
         for name, (backend, block, own) in blocks.items()
-        if name != plan.name
+        if name != config.name
     }

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from promptmill.answering.step import Step
 from promptmill.backends.protocol import Outcome
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.feature import doubts
 from promptmill.core.request import Request
@@ -93,7 +93,7 @@ class RunningJob:
     """A run of a job, as the job's plan sees it."""
 
     store: JobDatabase
-    config: ResolvedConfig
+    config: ModelConfig
     """The model and settings of the run."""
     limit: int | None
     """The order's limit of rows."""
@@ -108,7 +108,7 @@ class RunningJob:
     """Puts status fields that follow from the plan's decisions into the status of the running job."""
     requests: Callable[[], RowRequests]
     """Returns the request maker for the model of the first slot."""
-    config_of: Callable[[str], ResolvedConfig]
+    config_of: Callable[[str], ModelConfig]
     """Returns the settings with which a model that the plan names answers."""
 
     @property
@@ -204,7 +204,7 @@ class Plan(OrderPart):
         """Return the templates of the prompts of a row. `given`: those of the order."""
         return given
 
-    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+    def target(self, slot: int, target: Target, config: ModelConfig) -> Target:
         """Return `target` with the plan's changes for a slot."""
         del slot, config
         return target
@@ -236,7 +236,7 @@ class Plan(OrderPart):
         self,
         store: JobDatabase,
         spec: JobSpec,
-        configs: Mapping[str, ResolvedConfig],
+        configs: Mapping[str, ModelConfig],
         checked: Mapping[str, Any],
         *,
         end: int,
@@ -251,12 +251,12 @@ class Plan(OrderPart):
         del store, spec, configs, checked, end
         return Estimate()
 
-    def answering(self, model: str, config: ResolvedConfig) -> ResolvedConfig:
+    def answering(self, model: str, config: ModelConfig) -> ModelConfig:
         """Return the settings with which a model of `asked` answers, for a validation. `config`: its own."""
         del model
         return config
 
-    def sending(self, config: ResolvedConfig) -> Callable[[Request, str], Iterable[Request]]:
+    def sending(self, config: ModelConfig) -> Callable[[Request, str], Iterable[Request]]:
         """Return the function from a row's request, and its template or `""`, to the requests that replace it.
 
         `config`: that of the model. The function raises `PromptmillError` for a row that cannot be sent.

@@ -34,13 +34,13 @@ class Progress:
     def __init__(
         self,
         counts: JobCounts,
-        stats: Call,
+        call: Call,
         earlier: RunStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`earlier`: the status of the previous run."""
         self.counts = counts
-        self.stats = stats
+        self.call = call
         self.state = STARTING
         self.activity = ""
         self.round = ""
@@ -62,7 +62,7 @@ class Progress:
         """Count the records of rows below `before`. Records that meet the condition `is_open` are not done. Blocks.
 
         The first call also counts requests and tokens. Later calls count only rows, because the records then include
-        requests of this run, which `stats` counts. Raises the errors of `JobDatabase`.
+        requests of this run, which `call` counts. Raises the errors of `JobDatabase`.
         """
         self.take(statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty))
         if not self.earlier.is_added:
@@ -77,7 +77,7 @@ class Progress:
             if mark.over == "runs":
                 setattr(counts, name, self.earlier.status.get(name, 0))
             elif mark.over == "requests" and has_ended:
-                setattr(counts, name, getattr(counts, name) - getattr(self.stats.counts, name))
+                setattr(counts, name, getattr(counts, name) - getattr(self.call.counts, name))
             elif mark.over == "requests" and self.earlier.is_added:
                 setattr(counts, name, getattr(self.counts, name))
         self.counts = counts
@@ -85,7 +85,7 @@ class Progress:
     @property
     def cost(self) -> float | None:
         """The cost of all runs; None if the price is unknown."""
-        now, before = self.stats.counts.cost, self.earlier.cost
+        now, before = self.call.counts.cost, self.earlier.cost
         return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
 
     @property
@@ -96,7 +96,7 @@ class Progress:
     @property
     def is_paused(self) -> bool:
         """Whether the user has paused the job."""
-        return self.stats.waits.most == 0
+        return self.call.waits.most == 0
 
     def pass_row(self, rows: int) -> None:
         """Set the number of rows of the output that are written."""
@@ -110,13 +110,13 @@ class Progress:
     def sample(self) -> None:
         """Take a sample of the counts for the rates. Call it about once a second."""
         left = None if self.total is None else self.total - self.counts.done
-        is_last = left is not None and 0 < left <= self.stats.in_flight
-        waits = self.is_paused or bool(self.stats.waiting)
-        self._times.sample(self.counts.done, self.stats.counts.completion_tokens, waits=waits, is_last=is_last)
+        is_last = left is not None and 0 < left <= self.call.in_flight
+        waits = self.is_paused or bool(self.call.waiting)
+        self._times.sample(self.counts.done, self.call.counts.completion_tokens, waits=waits, is_last=is_last)
 
     def rates(self) -> tuple[float, float]:
         """Return rows and completion tokens per second, over about the last 30 seconds."""
-        return self._times.per_second(self.counts.done, self.stats.counts.completion_tokens)
+        return self._times.per_second(self.counts.done, self.call.counts.completion_tokens)
 
     def eta_s(self) -> float | None:
         """Return the estimated remaining seconds at the current rate; None if unknown."""
@@ -131,15 +131,15 @@ class Progress:
         if self.state != RUNNING:
             return ""
         if self.is_paused:
-            remaining = self.stats.in_flight
+            remaining = self.call.in_flight
             return f"paused, after {remaining:,} in flight" if remaining else "paused"
-        return self.stats.waiting or self.awaited() or self._last_rows()
+        return self.call.waiting or self.awaited() or self._last_rows()
 
     def _last_rows(self) -> str:
         """Return a text with the number of the last rows and their wait; `""` until all have been in flight for 2 s."""
-        since_s, flow = self._times.last_s, self.stats.flow
+        since_s, flow = self._times.last_s, self.call.flow
         left = 0 if self.total is None else self.total - self.counts.done
-        if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
+        if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.call.in_flight:
             return ""
         usual_s = quantile(sorted(self.counts.latencies), 95) or 0.0
         how_long = f"{usual_s:.0f} s each" if usual_s >= since_s else f"{since_s:.0f} s so far"
@@ -149,7 +149,7 @@ class Progress:
     def as_dict(self) -> RunStatus:
         """Return the status of the run, to be stored and shown."""
         rate, tokens = self.rates()
-        earlier, run, budget, flow = self.earlier, self.stats.counts, self.stats.ledger.budget, self.stats.flow
+        earlier, run, budget, flow = self.earlier, self.call.counts, self.call.ledger.budget, self.call.flow
         waiting, set_aside, is_running = self.waiting, round(earlier.set_aside, 9), self.state == RUNNING
         eta_s = self.eta_s() if is_running and not waiting else None
         counts = self.counts.as_dict(run)
@@ -171,9 +171,9 @@ class Progress:
             "cost_set_aside": set_aside if set_aside or "cost_set_aside" in earlier.status else None,
             "cost_forgotten": earlier.forgotten or None,
             "written": self.written if self.state == MERGING else None,
-            "in_flight": self.stats.in_flight if is_running else 0,
+            "in_flight": self.call.in_flight if is_running else 0,
             "window": flow.limit if flow is not None and is_running else None,
-            "pace": round(self.stats.pace, 2) or None if is_running else None,
+            "pace": round(self.call.pace, 2) or None if is_running else None,
             "refused": run.refused or None,
             "waiting": waiting or None,
             "rows_per_second": round(rate, 2),
@@ -181,7 +181,7 @@ class Progress:
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "seconds": round(self.seconds, 2),
             "updated": time.time(),
-            "warnings": [*self.notes, *self.stats.warnings],
+            "warnings": [*self.notes, *self.call.warnings],
         }
         if not earlier.is_added:  # the counts of the earlier runs, until the answers are counted
             status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
@@ -347,7 +347,7 @@ class StatusWriter:
             return {}
         if self.is_refused:
             return {"status": progress.earlier.status}
-        in_flight, budget = self._folder.store.in_flight, progress.stats.ledger.budget
+        in_flight, budget = self._folder.store.in_flight, progress.call.ledger.budget
         is_running = progress.state == RUNNING
         if is_running:
             progress.activity = self._activity()

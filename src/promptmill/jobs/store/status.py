@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.feature import figures, part
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -99,9 +99,7 @@ def asked(folder: Folder) -> Status:
     return fields
 
 
-def figures_of(
-    store: JobDatabase, spec: JobSpec, before: int, configs: Sequence[ResolvedConfig] = ()
-) -> dict[str, Any]:
+def figures_of(store: JobDatabase, spec: JobSpec, before: int, configs: Sequence[ModelConfig] = ()) -> dict[str, Any]:
     """Return the figures of the answers to the rows below `before`: `results`, and the figures of the plan and
     features. `configs`: the configuration of the model of each slot, during a run. Blocks.
 

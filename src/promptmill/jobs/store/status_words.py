@@ -215,8 +215,8 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
     def watch(progress: Progress) -> None:
         nonlocal written, state, waited, before
         lines = news(progress, told)
-        lines += [f"note: {warning}" for warning in progress.stats.warnings if warning not in told]
-        told.update(progress.stats.warnings)
+        lines += [f"note: {warning}" for warning in progress.call.warnings if warning not in told]
+        told.update(progress.call.warnings)
         now, waits = time.monotonic(), waited or bool(progress.waiting)
         if progress.state != state or now - written >= _LINE_EVERY_S or waits != waited:
             written, state, waited = now, progress.state, waits

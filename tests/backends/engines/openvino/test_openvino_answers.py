@@ -115,7 +115,7 @@ def test_a_schema_of_long_texts_keeps_nobody_waiting(desk, engine):
     call = desk.call(engine, ["Hi!"], {"ignore_eos": True}, max_tokens=3, response_format=schema(wanted))
     (outcome,) = desk.wait(call.run(), 30)  # a minute for its whole grammar
     assert outcome.finish_reason == "length"
-    assert "checked against them" in " ".join(call.stats.warnings)
+    assert "checked against them" in " ".join(call.call.warnings)
 
 
 def test_an_answer_follows_a_json_schema(desk, engine):
@@ -166,7 +166,7 @@ def test_cancelled_calls_leave_the_engine_to_others(desk, engine):
         endless = {"ignore_eos": True}
         crowd = desk.call(engine, ["Hi!"] * 8, endless, max_tokens=1500)
         task = asyncio.create_task(crowd.run())
-        await until(lambda: crowd.stats.in_flight)
+        await until(lambda: crowd.call.in_flight)
         (answer,) = await desk.call(engine, ["What is the capital of France?"], max_tokens=9).run()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -184,7 +184,7 @@ def test_a_small_call_beside_a_huge_one_gets_its_share(desk, engine):
     async def beside():
         crowd = desk.call(engine, ["Hi!"] * 140, {"ignore_eos": True}, max_tokens=400)
         task = asyncio.create_task(crowd.run())
-        await until(lambda: crowd.stats.in_flight >= 100)  # more than are computed together
+        await until(lambda: crowd.call.in_flight >= 100)  # more than are computed together
         small = await desk.call(engine, ["What is the capital of France?"], max_tokens=9).run()
         done = len(crowd.sink.outcomes)
         task.cancel()

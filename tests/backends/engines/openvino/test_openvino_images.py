@@ -164,7 +164,7 @@ def test_calls_with_images_and_without_run_beside_each_other_and_end_when_cancel
         crowd = desk.call(engine, [])
         crowd.source.requests = request_of(desk, endless, [900] * len(endless), pictures, {"ignore_eos": True})
         task = asyncio.create_task(crowd.run())
-        await until(lambda: crowd.stats.in_flight >= 12)
+        await until(lambda: crowd.call.in_flight >= 12)
         calls = []
         for asked, length in zip(ASKED[:3], LENGTHS, strict=False):
             call = desk.call(engine, [])
@@ -194,7 +194,7 @@ def test_a_template_of_plain_texts_gets_images_where_they_stand(desk, with_templ
 def test_without_a_chat_template_images_stand_in_the_plain_text(desk, with_template, source, pictures):
     (outcome,) = answered(desk, with_template(""), [("one # two", ["tiles"])], [20], pictures)
     assert outcome.text == expected(source, pictures, "one # two", ["tiles"], 20, before="", after="")
-    assert "no chat template" in " ".join(desk.stats.warnings)
+    assert "no chat template" in " ".join(desk.last_call.warnings)
 
 
 def test_a_template_that_leaves_texts_out_is_the_items_error(desk, with_template, pictures):
@@ -206,10 +206,10 @@ def test_a_template_that_leaves_texts_out_is_the_items_error(desk, with_template
 
 
 def test_it_comes_from_the_hub_by_its_name_and_afterwards_from_the_cache(
-    desk, converted, make_plan, pictures, tmp_path
+    desk, converted, make_config, pictures, tmp_path
 ):
     async def loaded(url):
-        host = create(make_plan("we/model", backend="openvino", precision="float32"))
+        host = create(make_config("we/model", backend="openvino", precision="float32"))
         host._environment.update(environment(url, tmp_path))
         try:
             await host.load(lambda text: None)
@@ -241,6 +241,6 @@ def test_a_step_that_fails_lets_prompts_with_images_start_over(desk, engine, sou
 
 def test_a_model_with_images_has_no_probabilities_of_choices_and_says_so(desk, engine):
     (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 2}, max_tokens=30, choices=["ab", "cd"])
-    (said,) = desk.stats.warnings
+    (said,) = desk.last_call.warnings
     assert (outcome.probabilities, "top_choices" in said) == (None, True)
     assert outcome.text in {'{"answer": "ab"}', '{"answer": "cd"}'}

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-def refusal(desk, make_plan):
+def refusal(desk, make_config):
     def load(model: Path) -> PromptmillError:
-        host = create(make_plan(model, backend="openvino"))
+        host = create(make_config(model, backend="openvino"))
         with pytest.raises(PromptmillError) as caught:
             desk.wait(host.load(lambda text: None))
         assert host._process is None or host._process.ended.is_set()

@@ -12,7 +12,7 @@ import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.config.configuration import Configuration, Overrides
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import PromptmillError
 
 HERE = Path(__file__).parent
@@ -28,9 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=_MISSING))
 
 
-def vllm_plan(
+def vllm_config(
     model: str | Path, *, call: dict[str, Any] | None = None, trust_client: bool = False, **keys: Any
-) -> ResolvedConfig:
+) -> ModelConfig:
     raw: dict[str, Any] = {"backend": "vllm", "unsupported": keys.pop("unsupported", "warn")}
     raw["backend_configs"] = {"vllm": {"model_name_or_path": str(model), **keys}}
     overrides = Overrides(backend_configs={"vllm": call} if call else {})
@@ -38,8 +38,8 @@ def vllm_plan(
 
 
 @pytest.fixture(scope="session")
-def make_vllm_plan() -> Callable[..., ResolvedConfig]:
-    return vllm_plan
+def make_vllm_config() -> Callable[..., ModelConfig]:
+    return vllm_config
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def refusal(desk: Any) -> Callable[..., PromptmillError]:
     """Return the error of a model that does not load."""
 
     def load(model: str | Path, environment: dict[str, str] | None = None, **keys: Any) -> PromptmillError:
-        host = create(vllm_plan(model, **keys))
+        host = create(vllm_config(model, **keys))
         host._environment.update(environment or {})
         with pytest.raises(PromptmillError) as caught:
             desk.wait(host.load(lambda text: None), 150)
@@ -65,7 +65,7 @@ def start(desk: Any) -> Iterator[Callable[..., EngineHost]]:
     hosts: list[EngineHost] = []
 
     def load(model: str | Path, **keys: Any) -> EngineHost:
-        host = create(vllm_plan(model, **keys))
+        host = create(vllm_config(model, **keys))
         hosts.append(host)
         desk.wait(host.load(lambda text: None), 170)
         return host

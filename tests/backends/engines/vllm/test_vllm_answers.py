@@ -47,7 +47,7 @@ def test_it_answers_through_the_models_own_template(desk, vllm, tokenizer, promp
     (outcome,) = desk.ask(vllm, ["What is the capital of France?"], {"guided_choice": ["Paris."]}, max_tokens=20)
     assert (outcome.text, outcome.finish_reason) == ("Paris.", "stop")
     assert outcome.latency_s > 0
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     assert outcome.usage.prompt_tokens == prompt_tokens(turns)
     assert outcome.usage.completion_tokens > len(tokenizer.encode(outcome.text))  # the end of the turn, too
@@ -68,7 +68,7 @@ def test_turns_and_roles_reach_the_model(desk, vllm, prompt_tokens):
 
 def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
     call, shown = desk.call(vllm, ["Hi!"], ENDLESS, max_tokens=60), []
-    call.stats.preview = shown.append
+    call.call.preview = shown.append
     (outcome,) = desk.wait(call.run())
     assert shown
     assert all(outcome.text.startswith(growing.text) for growing in shown)
@@ -124,7 +124,7 @@ def test_stop_strings_cut_before_the_text_and_special_tokens_end_the_answer(desk
     cut, empty = desk.texts(vllm, ["Hi!"] * 2, ENDLESS, max_tokens=40, stop=([stop], ["", "\0"]))
     assert cut == whole[: whole.index(stop)]
     assert empty == whole
-    assert "An empty stop string was left out." in desk.stats.warnings
+    assert "An empty stop string was left out." in desk.last_call.warnings
     forced = {**ENDLESS, "guided_choice": ["yes"]}
     (outcome,) = desk.ask(vllm, ["Hi!"], forced, max_tokens=60, stop=["<|im_end|>"])
     assert (outcome.text, outcome.finish_reason) == ("yes", "stop")
@@ -165,7 +165,7 @@ def test_a_schema_is_kept(desk, vllm):
 )
 def test_guided_decoding_goes_through_extra_params(desk, vllm, extra):
     assert desk.texts(vllm, ["What colour has the sky?"], extra, max_tokens=10)[0] in {"blue", "red"}
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}
 
 
 def test_reasoning_is_told_apart(desk, vllm):
@@ -193,7 +193,7 @@ def test_a_line_of_a_batch_file_says_how_long_its_answer_may_be(desk, vllm):
     body = {"max_completion_tokens": 3, "n": 1, "min_tokens": None, "logprobs": None}
     (outcome,) = desk.ask(vllm, ["Hi!"], ENDLESS | body)
     assert (outcome.usage.completion_tokens, outcome.finish_reason) == (3, "length")
-    assert not desk.stats.warnings
+    assert not desk.last_call.warnings
     (outcome,) = desk.ask(vllm, ["Hi!"], {"max_tokens": "12"})
     assert outcome.error.code == "invalid_input"
     assert "max_tokens is a text" in outcome.error.message
@@ -203,7 +203,7 @@ def test_what_cannot_be_taken_is_a_warning(desk, vllm):
     extra = {"n": 3, "nonsense": 1, "chat_template_kwargs": {"chat_template": "x"}}
     (outcome,) = desk.ask(vllm, ["Hi!"], extra, max_tokens=4, enable_thinking=True, reasoning_effort="low")
     assert isinstance(outcome, Completion)
-    said = " ".join(desk.stats.warnings)
+    said = " ".join(desk.last_call.warnings)
     for name in ("take n ", "nonsense", "chat_template_kwargs.chat_template", "enable_thinking", "reasoning_effort"):
         assert name in said
 
@@ -247,7 +247,7 @@ def test_cancelling_aborts_the_requests(desk, vllm):
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert call.stats.in_flight == 0
+        assert call.call.in_flight == 0
         return await desk.call(vllm, ["Hi!"] * 4, max_tokens=4).run()
 
     # four rows that go on for minutes would hold all places

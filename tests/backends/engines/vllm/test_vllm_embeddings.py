@@ -59,7 +59,7 @@ def test_each_line_gets_the_embeddings_of_its_inputs(desk, embedder, small):
     assert np.allclose(second, expected(small, "something else").numpy(), atol=1e-4)
     assert tokens.usage.prompt_tokens == 3
     assert [np.frombuffer(one, "<f4").tolist() for one in several.vectors] == [first.tolist(), second.tolist()]
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ def test_without_a_network_that_is_said(refusal, tmp_path, offline, why):
 
 
 def test_a_gated_model_comes_with_the_token_of_the_configuration_and_later_from_the_cache(
-    desk, make_vllm_plan, small, refusal, tmp_path
+    desk, make_vllm_config, small, refusal, tmp_path
 ):
     async def answered(url, **keys):
-        host = create(make_vllm_plan("we/model", dtype="float32", max_num_seqs=4, **keys))
+        host = create(make_vllm_config("we/model", dtype="float32", max_num_seqs=4, **keys))
         host._environment.update(environment(url, tmp_path))
         try:
             await host.load(lambda text: None)

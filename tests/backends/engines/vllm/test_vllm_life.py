@@ -33,9 +33,9 @@ def ignore(text: str) -> None:
     pass
 
 
-def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, small):
+def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_config, small):
     async def life():
-        host = create(make_vllm_plan(small, dtype="float32"))
+        host = create(make_vllm_config(small, dtype="float32"))
         await host.load(ignore)
         processes = family(sure(host._process).pid)
         scratch = Path(psutil.Process(sure(host._process).pid).environ()[SCRATCH])
@@ -68,9 +68,9 @@ def test_it_looks_up_no_other_machine(tmp_path, small, where):
 
 
 @pytest.mark.parametrize("victim", ["ours", "vLLM's own"])
-def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_plan, small, victim):
+def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, make_vllm_config, small, victim):
     async def killed():
-        host = create(make_vllm_plan(small, max_num_seqs=2, dtype="float32"))
+        host = create(make_vllm_config(small, max_num_seqs=2, dtype="float32"))
         await host.load(ignore)
         processes = family(sure(host._process).pid)
         call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)

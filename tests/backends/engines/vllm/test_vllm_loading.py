@@ -176,23 +176,23 @@ def test_vllm_that_is_not_installed_is_named_with_the_command(refusal, tmp_path,
 class TestTheOperatorsWord:
     """Arguments that name code, files or connections count only from the operator."""
 
-    def test_a_call_may_set_what_is_harmless(self, make_vllm_plan):
-        host = create(make_vllm_plan("model", call={"max_model_len": 512, "tensor_parallel_size": 2}))
+    def test_a_call_may_set_what_is_harmless(self, make_vllm_config):
+        host = create(make_vllm_config("model", call={"max_model_len": 512, "tensor_parallel_size": 2}))
         assert host._options["max_model_len"] == 512
 
     @pytest.mark.parametrize("name", ["worker_cls", "reasoning_parser_plugin", "kv_transfer_config", "download_dir"])
-    def test_a_call_may_not_name_code_or_connections(self, make_vllm_plan, name):
+    def test_a_call_may_not_name_code_or_connections(self, make_vllm_config, name):
         with pytest.raises(PromptmillError, match="--trust-client") as caught:
-            create(make_vllm_plan("model", call={name: "/tmp/evil.py"}))
+            create(make_vllm_config("model", call={name: "/tmp/evil.py"}))
         assert caught.value.code == "invalid_config"
         assert name in caught.value.message
 
-    def test_the_operator_may_and_a_call_may_repeat_it(self, make_vllm_plan):
-        create(make_vllm_plan("model", worker_cls="mine.Worker"))
-        create(make_vllm_plan("model", worker_cls="mine.Worker", call={"worker_cls": "mine.Worker"}))
-        create(make_vllm_plan("model", call={"worker_cls": "mine.Worker"}, trust_client=True))
+    def test_the_operator_may_and_a_call_may_repeat_it(self, make_vllm_config):
+        create(make_vllm_config("model", worker_cls="mine.Worker"))
+        create(make_vllm_config("model", worker_cls="mine.Worker", call={"worker_cls": "mine.Worker"}))
+        create(make_vllm_config("model", call={"worker_cls": "mine.Worker"}, trust_client=True))
 
-    def test_remote_code_is_the_operators_too(self, make_vllm_plan):
+    def test_remote_code_is_the_operators_too(self, make_vllm_config):
         with pytest.raises(PromptmillError, match="--trust-client"):
-            create(make_vllm_plan("model", call={"trust_remote_code": True}))
-        assert create(make_vllm_plan("model", trust_remote_code=True))._options["trust_remote_code"]
+            create(make_vllm_config("model", call={"trust_remote_code": True}))
+        assert create(make_vllm_config("model", trust_remote_code=True))._options["trust_remote_code"]

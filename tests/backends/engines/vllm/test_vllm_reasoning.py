@@ -40,10 +40,10 @@ def thinker(tiny, tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="module", params=[("deepseek_r1", False), ("qwen3", True)], ids=lambda param: param[0])
-def host(request, desk, make_vllm_plan, thinker):
+def host(request, desk, make_vllm_config, thinker):
     """Both kinds of vLLM's parsers: of the text alone, and of the text with its special tokens."""
     parser, special = request.param
-    host = create(make_vllm_plan(thinker(special=special), dtype="float32", max_num_seqs=4, reasoning_parser=parser))
+    host = create(make_vllm_config(thinker(special=special), dtype="float32", max_num_seqs=4, reasoning_parser=parser))
     desk.wait(host.load(lambda text: None), 170)
     yield host
     desk.wait(host.aclose())
@@ -56,12 +56,12 @@ def test_the_parser_takes_the_reasoning_out_of_the_answer(desk, host):
     assert "think>" not in first.reasoning
     assert first.finish_reason == "stop"
     assert first.usage.completion_tokens >= 5 + 1 + len("blue")
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}
 
 
 def test_nothing_is_shown_before_the_parser_is_sure_what_is_the_answer(desk, host):
     call, shown = desk.call(host, ["abc"], DICTATED, max_tokens=40), []
-    call.stats.preview = shown.append
+    call.call.preview = shown.append
     (outcome,) = desk.wait(call.run())
     assert (outcome.text, shown) == ("blue", [])
 

@@ -65,7 +65,7 @@ def _greedy(small: Path, adapter: Path | None, prompt: str, tokens: int) -> str:
 def test_without_a_template_prompts_go_in_as_they_are(desk, adapted, small):
     texts = desk.texts(adapted, PROMPTS, {"ignore_eos": True}, max_tokens=6)
     assert texts == [_greedy(small, None, prompt, 6) for prompt in PROMPTS]
-    assert list(desk.stats.warnings) == [NO_TEMPLATE]
+    assert list(desk.last_call.warnings) == [NO_TEMPLATE]
 
 
 def test_a_lora_adapter_answers_as_if_its_weights_were_added(desk, adapted, small, adapter):
@@ -109,4 +109,4 @@ def test_switches_of_the_template_are_set(desk, start, tiny):
     assert also.reasoning == on.reasoning
     (effort,) = desk.ask(host, ["abc"], max_tokens=2, reasoning_effort="low")
     assert effort.usage.prompt_tokens == 6
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}

@@ -21,7 +21,7 @@ def test_a_model_calls_a_tool_and_goes_on_with_its_result(desk, host, tools):
     assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("weather", {"city": "Rome"})
     assert (both.text, len(both.tool_calls)) == ("Both.", 2)
     assert (none.text, none.finish_reason, none.tool_calls) == ("Hello.", "stop", ())
-    assert desk.stats.warnings == {}
+    assert desk.last_call.warnings == {}
     turns = [
         {"role": "user", "content": "Rome?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},

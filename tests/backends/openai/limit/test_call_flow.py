@@ -41,13 +41,13 @@ class Bench:
         settings = OpenAISettings(base_delay=0)
         self.state = EndpointState(endpoint, encoder, settings, self.clock, random.Random(1))
         self.limiter = Limiter([self.state], 64, self.clock, **limits)
-        self.stats = Call(Facts(total=10))
-        self.share = ConcurrencyShare(self.limiter.shares, self.stats, 64)
-        self.flow = CallFlow(self.limiter, self.stats, self.clock, self.clock())
+        self.call = Call(Facts(total=10))
+        self.share = ConcurrencyShare(self.limiter.shares, self.call, 64)
+        self.flow = CallFlow(self.limiter, self.call, self.clock, self.clock())
 
     def fails(self, decision):
         permit = sure(self.limiter.enter_now(self.share, 0, None))
-        self.stats.counts.refused += decision.kind is FailureKind.LOAD
+        self.call.counts.refused += decision.kind is FailureKind.LOAD
         self.state.failed(permit, decision, None)
         self.limiter.leave(permit, self.share)
 
@@ -89,7 +89,7 @@ async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_wh
     assert bench.flow.waiting() == "", "answers may take as long"
     bench.clock.now += 2
     assert bench.flow.waiting() == ("no answer from api.example.com for 11 s; an attempt fails after 600 s (`timeout`)")
-    bench.stats.counts.done += 1
+    bench.call.counts.done += 1
     assert bench.flow.waiting() == "", "others are answered"
 
 
@@ -154,7 +154,7 @@ async def test_items_that_all_wait_to_be_sent_again_are_told_by_the_first_of_the
 
 
 async def test_the_flow_ends_with_the_run(drive):
-    assert (await drive(["x"])).stats.flow is None
+    assert (await drive(["x"])).call.flow is None
 
 
 async def test_what_has_never_answered_is_told_from_the_first_retry_on():

@@ -96,15 +96,15 @@ async def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_can_go_to_anoth
     clock = Clock()
     failed_there, full = (an_endpoint(clock, concurrency=1, adaptive=False) for _ in range(2))
     limiter = Limiter([failed_there, full], 3, clock)
-    stats = a_share(limiter)
-    taken = limiter.enter_now(stats, 0, failed_there)
+    call = a_share(limiter)
+    taken = limiter.enter_now(call, 0, failed_there)
     assert taken is not None
-    patient = asyncio.ensure_future(limiter.enter(stats, 0, failed_there))
+    patient = asyncio.ensure_future(limiter.enter(call, 0, failed_there))
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        permit = await limiter.enter(stats, 0, None)
+        permit = await limiter.enter(call, 0, None)
     waited = not patient.done()
-    limiter.leave(taken, stats)
+    limiter.leave(taken, call)
     async with asyncio.timeout(5):
         result = permit.endpoint_state is failed_there and waited, (await patient).endpoint_state is full
 
@@ -259,7 +259,7 @@ async def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause(
     clock = Clock()
     ill, well = an_endpoint(clock), an_endpoint(clock)
     limiter = Limiter([ill, well], 8, clock)
-    stats = a_share(limiter)
+    call = a_share(limiter)
     begun, refused = ill.enter(clock()), ill.enter(clock())
     error = PromptmillError(Code.CONNECTION_LOST, "503")
     ill.failed(refused, RetryDecision(FailureKind.LOST, error, wait_s=30.0), None)
@@ -268,12 +268,12 @@ async def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause(
     ill.leave(begun)
 
     assert not ill.is_down
-    permit = limiter.enter_now(stats, 1, avoid=well)
+    permit = limiter.enter_now(call, 1, avoid=well)
     assert permit is not None
     assert permit.endpoint_state is well
     assert not limiter.elsewhere(well)
     clock.now += 30
-    permit = limiter.enter_now(stats, 1, avoid=well)
+    permit = limiter.enter_now(call, 1, avoid=well)
     assert permit is not None
     assert permit.endpoint_state is ill
 

@@ -397,7 +397,7 @@ async def test_an_encoder_that_cannot_be_loaded_is_an_error(error, code):
 
 
 def plan_of(**block):
-    return Configuration({"backend": "encoder", "backend_configs": {"encoder": block}}).plan
+    return Configuration({"backend": "encoder", "backend_configs": {"encoder": block}}).config
 
 
 @pytest.mark.parametrize(

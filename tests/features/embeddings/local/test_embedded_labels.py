@@ -61,9 +61,9 @@ class Engine:
 
 
 def made(sampling=None, engine=None, load=lambda report: Letters()):
-    plan = Configuration({"backend": "openvino", "sampling_params": sampling or {}}).plan
+    config = Configuration({"backend": "openvino", "sampling_params": sampling or {}}).config
     engine = engine or Engine()
-    return EmbeddedLabels(plan, engine, EncoderBackend(load)), engine
+    return EmbeddedLabels(config, engine, EncoderBackend(load)), engine
 
 
 def asking(text, sampling, **changes):
@@ -209,12 +209,12 @@ async def test_a_close_ends_a_running_load():
 )
 async def test_only_the_embedded_model_has_an_encoder(block, is_replaced):
     pytest.importorskip("openvino_genai")
-    plan = Configuration({"backend": "openvino", "backend_configs": {"openvino": block}}).plan
-    assert isinstance(await model._create(plan), EmbeddedLabels) is is_replaced
+    config = Configuration({"backend": "openvino", "backend_configs": {"openvino": block}}).config
+    assert isinstance(await model._create(config), EmbeddedLabels) is is_replaced
 
 
 async def test_without_the_feature_the_engine_answers_alone(monkeypatch):
     monkeypatch.setenv("PROMPTMILL_WITHOUT", "embeddings")
     block = {"openvino": {"model_name_or_path": "smollm2-135m-instruct"}}
-    plan = Configuration({"backend": "openvino", "backend_configs": block}).plan
-    assert not isinstance(await model._create(plan), EmbeddedLabels)
+    config = Configuration({"backend": "openvino", "backend_configs": block}).config
+    assert not isinstance(await model._create(config), EmbeddedLabels)

@@ -20,7 +20,7 @@ from pybase64 import b64encode
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Share, Usage
 from promptmill.backends.vectors import numbers_of
 from promptmill.config.backends import BackendRecord
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, internal_error
 from promptmill.core.request import EMBEDDINGS, TOP_CHOICES, Made, Request, check_left_out, once, top_choices_of
 from promptmill.core.values import JsonDict, JsonObject
@@ -52,9 +52,9 @@ BACKEND = BackendRecord(
 )
 
 
-def create(plan: ResolvedConfig) -> EncoderBackend:
+def create(config: ModelConfig) -> EncoderBackend:
     """Return the backend for the plan's block. Raises `PromptmillError` (`invalid_config`)."""
-    settings = settings_of(plan.block)
+    settings = settings_of(config.block)
     return EncoderBackend(lambda report: load(settings, report))
 
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from promptmill.answers.form import form_of
 from promptmill.backends.protocol import Backend, Call, FixedShare, Outcome, Share
 from promptmill.config.backends import EMBEDDED
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request
 from promptmill.features.embeddings.local import encoders
@@ -30,18 +30,18 @@ BY_ENCODER = (
 _AT_ONCE = 2  # answers in flight of a call that needs no engine: one is computed, and the next one waits
 
 
-def create(plan: ResolvedConfig, engine: Backend) -> Backend:
+def create(config: ModelConfig, engine: Backend) -> Backend:
     """Return the backend in place of the engine of the embedded model."""
-    settings = encoders.settings_in(plan)
-    return EmbeddedLabels(plan, engine, EncoderBackend(lambda report: encoders.load(settings, report)))
+    settings = encoders.settings_in(config)
+    return EmbeddedLabels(config, engine, EncoderBackend(lambda report: encoders.load(settings, report)))
 
 
 class EmbeddedLabels:
     """The encoder and the engine as one backend."""
 
-    def __init__(self, plan: ResolvedConfig, engine: Backend, encoder: EncoderBackend) -> None:
-        """`plan`: that of the engine."""
-        self._sampling = plan.settings.sampling_params
+    def __init__(self, config: ModelConfig, engine: Backend, encoder: EncoderBackend) -> None:
+        """`config`: that of the engine."""
+        self._sampling = config.settings.sampling_params
         self._engine, self._encoder = _Lazy(engine), _Lazy(encoder)
         self._why_no_encoder: PromptmillError | None = None
         self._entered: set[Call] = set()

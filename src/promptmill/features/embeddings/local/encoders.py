@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from promptmill.config.explain import explain
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.model_config import ModelConfig
 from promptmill.config.settings import Block
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.system.installation import adding
@@ -42,7 +42,7 @@ def settings_of(block: Block | None) -> EncoderSettings:
         raise config_error("", explain(error, EncoderSettings, "encoder.")) from None
 
 
-def settings_in(config: ResolvedConfig) -> EncoderSettings:
+def settings_in(config: ModelConfig) -> EncoderSettings:
     """Return the settings of the encoder: the configuration's, or int8 on the best encoder that is installed.
 
     Those of the whole file count: a named model has its own block alone.

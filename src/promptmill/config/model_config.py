@@ -40,7 +40,7 @@ OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
 
 
 @dataclass(frozen=True)
-class ResolvedConfig:
+class ModelConfig:
     """The settings of one model: the backend to load and how to run it.
 
     `from_call`: the keys in the chosen backend's block that a call set. `operator`: the configuration without the call;
@@ -66,7 +66,7 @@ class ResolvedConfig:
 
     @cached_property
     def file_rule(self) -> FileRule:
-        """The rule for files in requests on this plan."""
+        """The rule for files in requests on this configuration."""
         return self.call_files or FileRule(roots_of(self.settings.allowed_roots))
 
     @cached_property
@@ -95,16 +95,16 @@ class ResolvedConfig:
         """The model in the chosen backend's block; `""` if the block names none."""
         return getattr(self.block, self.record.model_key, None) or ""
 
-    def is_same_model(self, other: ResolvedConfig) -> bool:
-        """Return whether both plans have the same backend and model."""
+    def is_same_model(self, other: ModelConfig) -> bool:
+        """Return whether both configurations have the same backend and model."""
         return (self.backend, self.model) == (other.backend, other.model)
 
     def key(self, name: str) -> str:
         """Return the path of a key of which each model has its own, such as `models.fast.price`."""
         return name if self.file is None else f"models.{self.name}.{name}"
 
-    def with_model(self, name: str) -> ResolvedConfig:
-        """Return the plan for another model of the same backend, without the configured price."""
+    def with_model(self, name: str) -> ModelConfig:
+        """Return the configuration for another model of the same backend, without the configured price."""
         if name == self.model or self.block is None:
             return self
         settings = self.settings.with_block(self.backend, **{self.record.model_key: name})
@@ -130,8 +130,8 @@ class ResolvedConfig:
         """The model that the configuration names for the chosen backend."""
         return replace(self, settings=self.operator).model
 
-    def with_sampling(self, changes: JsonObject) -> ResolvedConfig:
-        """Return the plan for a call with `changes` to `sampling_params`. Null removes a parameter.
+    def with_sampling(self, changes: JsonObject) -> ModelConfig:
+        """Return the configuration for a call with `changes` to `sampling_params`. Null removes a parameter.
 
         `changes` may include tools and `logprobs`. Raises `PromptmillError` (`invalid_config`).
         """
@@ -149,12 +149,12 @@ class ResolvedConfig:
         return replace(self, settings=self.settings.model_copy(update=changed))
 
     @cached_property
-    def capped(self) -> ResolvedConfig:
-        """The plan for a call without sampling parameters, within `client_limits`."""
+    def capped(self) -> ModelConfig:
+        """The configuration for a call without sampling parameters, within `client_limits`."""
         return self.within_limits({})
 
-    def within_limits(self, asked: JsonObject) -> ResolvedConfig:
-        """Return the plan for a call with the sampling parameters `asked`, within `client_limits`.
+    def within_limits(self, asked: JsonObject) -> ModelConfig:
+        """Return the configuration for a call with the sampling parameters `asked`, within `client_limits`.
 
         Raises `PromptmillError` (`invalid_config`) if `asked` exceeds the limits, or has a parameter of the operator.
         """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from promptmill.config import resolved_config
+from promptmill.config import model_config
 from promptmill.config.configuration import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 
@@ -20,8 +20,8 @@ LOCAL = {"hf": {"model_name_or_path": "/models/own"}}
 def test_a_file_without_models_is_the_one_model_default():
     configuration = Configuration({"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "a"}}})
     assert configuration.names == ("default",)
-    assert configuration.plan.name == "default"
-    assert configuration.plan.fallback == []
+    assert configuration.config.name == "default"
+    assert configuration.config.fallback == []
 
 
 def test_a_model_has_a_block_of_its_own_and_the_rest_of_the_file():
@@ -38,36 +38,36 @@ def test_a_model_has_a_block_of_its_own_and_the_rest_of_the_file():
             "models": {"fast": {**FAST, "sampling_params": {"temperature": 0, "top_p": None}, "fallback": ["default"]}},
         }
     )
-    plan = configuration.plan_of("fast")
+    config = configuration.config_of("fast")
     assert configuration.names == ("default", "fast")
-    assert (plan.backend, plan.model, plan.fallback) == ("openai", "small", ["default"])
-    assert plan.settings.backend_configs.openai.api_key == SecretStr("k")
-    assert plan.settings.sampling_params.given() == {"temperature": 0, "max_tokens": 10}
-    assert plan.settings.system_prompt == "Be kind."
-    assert (plan.settings.extra_params, plan.settings.price) == ({}, None), "those of another model"
-    assert configuration.plan.model == "big"
+    assert (config.backend, config.model, config.fallback) == ("openai", "small", ["default"])
+    assert config.settings.backend_configs.openai.api_key == SecretStr("k")
+    assert config.settings.sampling_params.given() == {"temperature": 0, "max_tokens": 10}
+    assert config.settings.system_prompt == "Be kind."
+    assert (config.settings.extra_params, config.settings.price) == ({}, None), "those of another model"
+    assert configuration.config.model == "big"
 
 
 def test_where_the_file_names_no_backend_the_first_model_answers():
     configuration = Configuration({"models": {"fast": FAST, "local": LOCAL}})
     assert configuration.names == ("fast", "local")
-    assert configuration.plan.model == "small"
+    assert configuration.config.model == "small"
     overlaid = configuration.overlaid(Overrides("openai", {}, {"temperature": 0}))
     assert (overlaid.name, overlaid.model) == ("fast", "small")
 
 
 def test_default_model_chooses_which_one_answers():
     configuration = Configuration({"models": {"fast": FAST, "local": LOCAL}, "default_model": "local"})
-    assert (configuration.default, configuration.plan.model) == ("local", "/models/own")
+    assert (configuration.default, configuration.config.model) == ("local", "/models/own")
 
 
 @pytest.mark.parametrize("block", [{"base_url": "${NOT_SET_HERE}"}, {"timeout": [5, "${NOT_SET_HERE}"]}])
 def test_a_model_whose_variable_is_not_set_costs_the_others_nothing(block):
     raw = {"models": {"local": LOCAL, "fast": {"openai": {**block, "model_name": "x"}}}}
     configuration = Configuration.load(Path("file"), content=raw)
-    assert configuration.plan.name == "local"
+    assert configuration.config.name == "local"
     with pytest.raises(PromptmillError, match=r"models\.fast: .*NOT_SET_HERE is not set"):
-        configuration.plan_of("fast")
+        configuration.config_of("fast")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_mistakes_are_told_with_their_path(raw, said):
 
 def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() -> None:
     def chosen(raw: Mapping[str, Any], model: str, **endpoint: str) -> dict[tuple[str, ...], Any]:
-        return resolved_config.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
+        return model_config.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
 
     raw = {"models": {"fast": {"hf": {}}, "strong": {"hf": {}}}}
     with pytest.raises(PromptmillError, match=r"`model`: there is no model 'strng'; models here: strong, fast"):
@@ -124,13 +124,13 @@ def test_another_provider_has_its_own_address_and_takes_no_key_of_the_files(own,
     raw = {"backend": "openai", "backend_configs": {"openai": own}}
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        return resolved_config.settings_of(raw, backend=None, endpoint=given, model=None, sampling={})
+        return model_config.settings_of(raw, backend=None, endpoint=given, model=None, sampling={})
 
     if by_a_call:
-        plan = Configuration(raw).overlaid(Overrides(backend_configs={"openai": given}))
+        config = Configuration(raw).overlaid(Overrides(backend_configs={"openai": given}))
     else:
-        plan = Configuration.load(Path("parameter.yaml"), content=raw, values=values).plan
-    block = plan.settings.backend_configs.openai
+        config = Configuration.load(Path("parameter.yaml"), content=raw, values=values).config
+    block = config.settings.backend_configs.openai
     provider, base_url, api_key_env, headers = meant
     assert (block.provider, block.base_url, block.api_key_env) == (provider, base_url, api_key_env)
     assert block.headers.keys() == headers.get("headers", {}).keys()
@@ -141,15 +141,15 @@ def test_an_address_that_is_set_in_full_counts_beside_a_provider():
         Path("parameter.yaml"),
         content={"backend": "openai", "backend_configs": {"openai": CORP}},
         assignments={"backend_configs.openai.base_url": "http://b/v1"},
-        values=lambda raw: resolved_config.settings_of(
+        values=lambda raw: model_config.settings_of(
             raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={}
         ),
     )
-    assert configuration.plan.settings.backend_configs.openai.base_url == ["http://b/v1"]
+    assert configuration.config.settings.backend_configs.openai.base_url == ["http://b/v1"]
 
 
 @pytest.mark.parametrize("blocks", [None, [], {"openai": "localhost:11434"}, {"openai": None}])
 def test_an_endpoint_may_be_chosen_above_a_file_whose_blocks_are_empty_or_wrong(blocks):
     raw = {"backend": "openai", "backend_configs": blocks}
-    chosen = resolved_config.settings_of(raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={})
+    chosen = model_config.settings_of(raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={})
     assert chosen["backend_configs", "openai", "provider"] == "ollama"
